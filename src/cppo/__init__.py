@@ -1,0 +1,23 @@
+"""CPPO: reinforcement learning for vision-language models that also teaches them to look (arXiv 2601.00501)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cppo.training.config import CPPOConfig
+    from cppo.training.trainer import CPPOTrainer
+
+__version__ = "0.1.0"
+__all__ = ["CPPOConfig", "CPPOTrainer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and TRL take seconds to import; the command line must find a mistyped argument before that.
+    if name == "CPPOConfig":
+        from cppo.training.config import CPPOConfig
+
+        return CPPOConfig
+    if name == "CPPOTrainer":
+        from cppo.training.trainer import CPPOTrainer
+
+        return CPPOTrainer
+    raise AttributeError(f"module 'cppo' has no attribute {name!r}")

@@ -1,0 +1,77 @@
+"""The plain scorer: one row a response, the whole vocabulary in memory. Slow, simple, and the oracle for all others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo.perception import entropy_from_logits
+from cppo.policy.vision_inputs import without_empty_images
+
+ROW_COUNTS = ("num_images", "num_tiles")
+"""Bookkeeping of the trainer that is no input of the model."""
+
+
+@dataclass(frozen=True)
+class ResponseScores:
+    """What a policy says of B responses of T tokens (V: vocabulary), at the sampling temperature.
+
+    Attributes:
+        logps: log-probability of each response token, [B, T], nats.
+        entropies: entropy of the next-token distribution that each response token was drawn from, [B, T], nats.
+        logits: that distribution's logits, [B, T, V], or None where the scorer does not keep them.
+        aux_loss: load-balancing loss of a mixture-of-experts model, scalar, or None.
+    """
+
+    logps: Tensor
+    entropies: Tensor
+    logits: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+    def rows(self, start: int, end: int) -> "ResponseScores":
+        """The scores of rows `start` to `end` (exclusive)."""
+        logits = None if self.logits is None else self.logits[start:end]
+        return ResponseScores(self.logps[start:end], self.entropies[start:end], logits, self.aux_loss)
+
+
+def plain_scores(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_response_tokens: int,
+    temperature: float,
+    vision: Mapping[str, Any],
+    compute_aux_loss: bool = False,
+) -> ResponseScores:
+    """Score the last `num_response_tokens` tokens of each row in one ordinary forward pass.
+
+    Args:
+        model: a transformers vision-language model (or a wrapper that forwards to one).
+        input_ids: prompt and response, [B, P + T]; prompts padded on the left, responses on the right.
+        attention_mask: 1 for real tokens, [B, P + T].
+        num_response_tokens: T.
+        temperature: the logits are divided by it before anything is computed.
+        vision: pixel values and what describes them, as the model's processor returns them for these B rows.
+        compute_aux_loss: ask a mixture-of-experts model for its load-balancing loss.
+
+    Returns:
+        Scores in float32, or float64 for a float64 model.
+    """
+    inputs = {key: value for key, value in without_empty_images(vision).items() if key not in ROW_COUNTS}
+    if compute_aux_loss:
+        inputs["output_router_logits"] = True
+    outputs = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        logits_to_keep=num_response_tokens + 1,
+        use_cache=False,
+        **inputs,
+    )
+    logits = outputs.logits[:, -num_response_tokens - 1 : -1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    targets = input_ids[:, -num_response_tokens:].unsqueeze(-1)
+    logps = torch.log_softmax(logits, dim=-1).gather(-1, targets).squeeze(-1)
+    aux_loss = outputs.aux_loss if compute_aux_loss else None
+    return ResponseScores(logps, entropy_from_logits(logits), logits, aux_loss)

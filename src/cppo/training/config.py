@@ -1,0 +1,186 @@
+"""CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import GRPOConfig
+
+from cppo.errors import UserError
+from cppo.views import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewSampler, ViewStrengths
+
+EXACT_DIVERGENCES = ("kl", "js")
+
+
+@dataclass
+class CPPOConfig(GRPOConfig):
+    """Configuration of `CPPOTrainer`.
+
+    Inherited fields keep the defaults of `trl.GRPOConfig`; the fields below default to the published values
+    (arXiv 2601.00501).
+
+    Raises:
+        UserError: a value is out of its range; the message names the field.
+    """
+
+    method: Literal["cppo", "grpo"] = field(
+        default="cppo",
+        metadata={"help": "'cppo' adds the contrastive perception loss to the RL loss; 'grpo' is TRL's GRPO."},
+    )
+    perception_weight: float = field(
+        default=0.01,
+        metadata={"help": "Weight lambda of the perception loss. 0 skips the perturbed passes altogether."},
+    )
+    perception_temperature: float = field(
+        default=0.1, metadata={"help": "Temperature tau of the contrast, in nats of divergence."}
+    )
+    perception_top_fraction: float = field(
+        default=0.5,
+        metadata={"help": "Fraction of a rollout's tokens with a positive dependency score that are selected, (0, 1]."},
+    )
+    perception_divergence: Literal["k3", "kl", "js"] = field(
+        default="k3",
+        metadata={
+            "help": "Divergence of anchor and view: 'k3' on the sampled token (published), or exact 'kl' or 'js' over "
+            "the vocabulary."
+        },
+    )
+    perception_score: Literal["entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift"] = field(
+        default="entropy_shift",
+        metadata={
+            "help": "How a token's dependency on the image is scored: rise of its entropy under I-, relative to that "
+            "entropy (published) or in nats ('entropy_shift_absolute'), exact 'kl' or 'js' of anchor and I-, or fall "
+            "of the sampled token's log-probability ('logp_shift')."
+        },
+    )
+    perception_gate: Literal["advantage", "correct", "none"] = field(
+        default="advantage",
+        metadata={
+            "help": "Rollouts that the perception loss learns from: those with a positive advantage (published), those "
+            "that `perception_gate_reward` calls correct, or all."
+        },
+    )
+    perception_gate_reward: str | None = field(
+        default=None,
+        metadata={"help": "Name of the reward function that decides for perception_gate='correct' (value > 0)."},
+    )
+    perception_normalization: Literal["rollout", "token", "microbatch"] = field(
+        default="rollout",
+        metadata={
+            "help": "'rollout': mean over a rollout's selected tokens, then over the step's gated-in rollouts; 'token': "
+            "mean over the step's selected tokens (one more pass to detect them first); 'microbatch' (published): mean "
+            "over a micro-batch's selected tokens, which depends on how the batch is cut."
+        },
+    )
+    perception_view_gradients: bool = field(
+        default=True,
+        metadata={"help": "Whether the gradient also flows through the policy under the views (published)."},
+    )
+    perception_scorer: Literal["kernel", "plain"] = field(
+        default="kernel",
+        metadata={
+            "help": "'kernel': TRL's chunked LM head, which never holds the logits; 'plain': ordinary logits, in "
+            "float64 for a float64 model. Exact divergences and scores always use 'plain'."
+        },
+    )
+    log_perception_grad_share: bool = field(
+        default=False,
+        metadata={
+            "help": "Log |g_perception| / (|g_perception| + |g_rl|) each step, at the cost of one more backward pass and "
+            "one more copy of the gradients."
+        },
+    )
+    preserving_views: list[str] = field(
+        default_factory=lambda: list(PRESERVING_FAMILIES),
+        metadata={"help": "Families of information-preserving views (I+); one is drawn for each image."},
+    )
+    removing_views: list[str] = field(
+        default_factory=lambda: list(REMOVING_FAMILIES),
+        metadata={"help": "Families of information-removing views (I-); one is drawn for each image."},
+    )
+    view_brightness: list[float] = field(
+        default_factory=lambda: [0.2, 1.3], metadata={"help": "I+ colour jitter: range of the brightness factor."}
+    )
+    view_contrast: list[float] = field(
+        default_factory=lambda: [0.2, 1.8], metadata={"help": "I+ colour jitter: range of the contrast factor."}
+    )
+    view_saturation: list[float] = field(
+        default_factory=lambda: [0.2, 1.8], metadata={"help": "I+ colour jitter: range of the saturation factor."}
+    )
+    view_perspective_distortion: float = field(
+        default=0.2, metadata={"help": "I+ perspective: how far corners move, as a fraction of half the side."}
+    )
+    view_perspective_probability: float = field(
+        default=0.5, metadata={"help": "I+ perspective: probability that it is applied."}
+    )
+    view_rotation_degrees: float = field(default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees."})
+    view_noise_rectangles: int = field(default=50, metadata={"help": "I- noise: number of rectangles."})
+    view_noise_side: list[float] = field(
+        default_factory=lambda: [0.05, 0.15],
+        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's."},
+    )
+    view_crop_side: list[float] = field(
+        default_factory=lambda: [0.6, 0.7],
+        metadata={"help": "I- crop: range of the crop's sides, as fractions of the image's."},
+    )
+    view_threads: int = field(
+        default=2, metadata={"help": "Threads that make the views while the rollouts are being generated."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, annotation in type(self).__annotations__.items():
+            choices = getattr(annotation, "__args__", ()) if "Literal" in str(annotation) else ()
+            if choices and getattr(self, name) not in choices:
+                raise UserError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if not self.perception_weight >= 0:
+            raise UserError(f"perception_weight = {self.perception_weight}: give a number >= 0")
+        if not self.perception_temperature > 0:
+            raise UserError(f"perception_temperature = {self.perception_temperature}: give a number > 0")
+        if not 0 < self.perception_top_fraction <= 1:
+            raise UserError(f"perception_top_fraction = {self.perception_top_fraction}: give a fraction in (0, 1]")
+        if self.perception_gate == "correct" and not self.perception_gate_reward:
+            raise UserError(
+                "perception_gate = 'correct' needs perception_gate_reward, the name of the reward function that decides"
+            )
+        if self.view_threads < 1:
+            raise UserError(f"view_threads = {self.view_threads}: give a whole number >= 1")
+        whole_steps = self.steps_per_generation % self.gradient_accumulation_steps == 0
+        if self.perception_normalization == "token" and not whole_steps:
+            raise UserError(
+                f"perception_normalization = 'token' needs the rollouts of a whole step at once, but "
+                f"steps_per_generation = {self.steps_per_generation} is not a multiple of "
+                f"gradient_accumulation_steps = {self.gradient_accumulation_steps}"
+            )
+        if self.log_perception_grad_share and (self.deepspeed or self.fsdp):
+            raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
+        self.view_sampler()
+
+    @property
+    def uses_perception(self) -> bool:
+        """Whether training adds the perception loss."""
+        return self.method == "cppo" and self.perception_weight > 0
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the scores must come with whole logits, which only the plain scorer keeps."""
+        exact = {self.perception_divergence, self.perception_score} & set(EXACT_DIVERGENCES)
+        return self.perception_scorer == "plain" or bool(exact)
+
+    def view_sampler(self) -> ViewSampler:
+        """The sampler of views that these options describe.
+
+        Raises:
+            UserError: a family or a strength is not valid.
+        """
+        strengths = ViewStrengths(
+            brightness=tuple(self.view_brightness),
+            contrast=tuple(self.view_contrast),
+            saturation=tuple(self.view_saturation),
+            perspective_distortion=self.view_perspective_distortion,
+            perspective_probability=self.view_perspective_probability,
+            rotation_degrees=self.view_rotation_degrees,
+            noise_rectangles=self.view_noise_rectangles,
+            noise_side=tuple(self.view_noise_side),
+            crop_side=tuple(self.view_crop_side),
+        )
+        return ViewSampler(self.seed, self.preserving_views, self.removing_views, strengths)

@@ -1,0 +1,549 @@
+"""CPPOTrainer: TRL's GRPOTrainer plus a contrastive perception loss (arXiv 2601.00501).
+
+How a step differs from GRPO's:
+1. the images of a row become upright RGB once, and the views I+ and I- of each are made while rollouts are generated;
+2. a gate keeps the rollouts worth learning perception from, and their prompts' views go through the same processor;
+3. the anchor's forward pass also carries the gated-in rollouts under I- and I+, as further rows of one batch;
+4. tokens whose score says that they depend on the image are selected, and their contrast is added to the RL loss.
+
+Everything else is TRL's. The methods overridden here, and why, are listed in `OVERRIDES`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from datasets import IterableDataset
+from torch import Tensor
+from trl import GRPOTrainer
+
+from cppo.errors import UserError
+from cppo.perception import gate_rollouts
+from cppo.policy import ResponseScores, concatenate_rows, plain_scores, slice_rows, vision_placeholder_ids
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
+from cppo.training.config import CPPOConfig
+from cppo.training.perception_term import METRICS, PerceptionTerm, ViewScores, perception_term, perception_token_mask
+from cppo.training.rollout_state import RolloutState
+from cppo.training.sampler import ResumableRepeatSampler
+from cppo.training.samples import RolloutSamples
+from cppo.training.view_inputs import (
+    Row,
+    canonical_row,
+    check_same_tokens,
+    process_prompt,
+    prompt_images,
+    prompt_messages,
+    replace_images,
+    same_prompt,
+    sample_id,
+)
+from cppo.views import ViewPrefetcher
+
+OVERRIDES = {
+    "_tokenize_prompts": "a text-only row of a mixed batch must carry an empty list of images, not None",
+    "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
+    "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
+    "_get_per_token_logps_and_entropies": "the views are scored in the anchor's forward pass",
+    "_compute_loss": "adds the perception term to whatever loss TRL computes",
+    "training_step": "closes the step's own counts; on request logs the perception term's share of the gradient",
+    "_get_train_sampler": "a resumed run must see its epoch's order",
+    "_save_checkpoint": "stores step counter and buffered rollouts",
+    "_load_optimizer_and_scheduler": "restores them",
+}
+"""Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
+
+
+class _ViewRequest:
+    """Asks `_get_per_token_logps_and_entropies` to score views along with the anchor, and holds what it found."""
+
+    def __init__(self, rows: list[int], views: list[dict[str, VisionInputs]]) -> None:
+        self.rows, self.views = rows, views
+        self.anchor: ResponseScores | None = None
+        self.removing: ResponseScores | None = None
+        self.preserving: ResponseScores | None = None
+
+
+class CPPOTrainer(GRPOTrainer):
+    """Drop-in for `trl.GRPOTrainer` that adds the contrastive perception loss; same constructor.
+
+    Args:
+        model, reward_funcs, args, train_dataset, ...: as for `trl.GRPOTrainer`; `args` is a `CPPOConfig`. A row may
+            bring a `sample_id` (or `id`), from which, with seed and epoch, its views are drawn; without one an id is
+            made from its prompt and images.
+
+    Attributes:
+        last_samples: a few rollouts of the last logged step with their selected tokens, for reports.
+
+    Raises:
+        UserError: the processor pads on the right, or `perception_gate_reward` names no reward function.
+    """
+
+    _tag_names = ["trl", "cppo"]
+    _name = "CPPO"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: CPPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Any = None,
+        optimizers: Any = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: Any = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = CPPOConfig(f"{name.split('/')[-1]}-CPPO")
+        if not isinstance(args, CPPOConfig):
+            raise UserError(f"args is a {type(args).__name__}: give a CPPOConfig (it takes the same fields)")
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            reward_processing_classes,
+            callbacks,
+            optimizers,
+            quantization_config,
+            peft_config,
+            tools,
+            rollout_func,
+            environment_factory,
+        )
+        self._check_setup()
+        self._ban_vision_placeholders()
+        self._views = ViewPrefetcher(args.view_sampler(), threads=args.view_threads)
+        self._view_request: _ViewRequest | None = None
+        self._local_rewards: Tensor | None = None
+        self._step_tokens: Tensor | None = None
+        self._perception_grads: list[Tensor] | None = None
+        self._samples = RolloutSamples()
+
+    @property
+    def last_samples(self) -> list[dict[str, Any]]:
+        """Rollouts of the last logged step: prompt, images, tokens, which of them were selected, scores, reward."""
+        return self._samples.latest
+
+    def _check_setup(self) -> None:
+        if self._tokenizer.padding_side != "left":
+            raise UserError("the processor pads on the right: load it with padding_side='left'")
+        name = self.args.perception_gate_reward
+        if self.args.perception_gate == "correct" and name not in self.reward_func_names:
+            raise UserError(
+                f"perception_gate_reward = {name!r} is none of the reward functions {', '.join(self.reward_func_names)}"
+            )
+
+    def _ban_vision_placeholders(self) -> None:
+        ids = vision_placeholder_ids(self.processing_class, self.model.config)
+        if not ids:
+            return
+        if self.use_vllm:
+            bias = {**dict.fromkeys(ids, -100.0), **(self.vllm_generation.generation_kwargs.get("logit_bias") or {})}
+            self.vllm_generation.generation_kwargs["logit_bias"] = bias
+            return
+        ids = sorted({*ids, *(self.generation_config.suppress_tokens or [])})
+        self.generation_config.suppress_tokens = ids
+        self.generation_kwargs["suppress_tokens"] = ids
+
+    # Rollouts, gate and views
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
+        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
+        if images is not None:
+            images = [row_images or [] for row_images in images]
+        return prompt_ids, images, multimodal_fields
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        start = self.accelerator.process_index * len(prompts)
+        self._local_rewards = rewards_per_func[start : start + len(prompts)]
+        return rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        rows = self._canonical_rows(inputs)
+        if not (self.args.uses_perception and self.model.training):
+            return super()._generate_and_score_completions(rows)
+        ids: list[str] = []
+        for index, row in enumerate(rows):
+            repeated = index > 0 and row["prompt"] is rows[index - 1]["prompt"]
+            ids.append(ids[-1] if repeated else sample_id(row))
+        epoch = math.floor(self.state.epoch or 0)
+        for row, name in zip(rows, ids, strict=True):
+            for index, image in enumerate(prompt_images(row)):
+                self._views.submit(image, name, epoch, index)
+        output = super()._generate_and_score_completions(rows)
+        self._samples.begin(rows, (self._local_rewards * self.reward_weights.to(self._local_rewards)).nansum(dim=1))
+
+        gate = self._gate(output, rows)
+        output["perception_views"] = self._view_inputs(output, rows, ids, gate, epoch)
+        output["perception_rollout"] = list(range(len(rows)))
+        gated = self.accelerator.gather(gate.sum()).sum()
+        output["perception_num_rollouts"] = gated
+        self._metrics["train"]["perception/gated_fraction"].append(
+            gated.item() / (len(rows) * self.accelerator.num_processes)
+        )
+        return output
+
+    def _canonical_rows(self, inputs: list[Row]) -> list[Row]:
+        # The G copies of a prompt stand side by side: converting and processing one of them serves all.
+        rows: list[Row] = []
+        for index, row in enumerate(inputs):
+            if index > 0 and same_prompt(row, inputs[index - 1]):
+                rows.append({**row, "prompt": rows[-1]["prompt"], "images": rows[-1]["images"]})
+            else:
+                rows.append(canonical_row(row))
+        return rows
+
+    def _gate(self, output: dict[str, Any], rows: list[Row]) -> Tensor:
+        correctness = None
+        if self.args.perception_gate == "correct":
+            correctness = self._local_rewards[:, self.reward_func_names.index(self.args.perception_gate_reward)]
+        gate = gate_rollouts(self.args.perception_gate, output["advantages"], correctness)
+        has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
+        return gate & has_images & _response_mask(output).any(dim=1)
+
+    def _view_inputs(
+        self, output: dict[str, Any], rows: list[Row], ids: list[str], gate: Tensor, epoch: int
+    ) -> list[dict[str, VisionInputs] | None]:
+        """For each gated-in row the model's inputs under I- and I+, made once a prompt; None for the other rows."""
+        made: dict[int, dict[str, VisionInputs]] = {}
+        views: list[dict[str, VisionInputs] | None] = []
+        for index, (row, name) in enumerate(zip(rows, ids, strict=True)):
+            if not gate[index]:
+                views.append(None)
+                continue
+            prompt = id(row["prompt"])
+            if prompt not in made:
+                anchor_ids = output["prompt_ids"][index][output["prompt_mask"][index].bool()].tolist()
+                made[prompt] = self._process_views(row, name, epoch, anchor_ids)
+            views.append(made[prompt])
+        return views
+
+    def _process_views(self, row: Row, name: str, epoch: int, anchor_ids: list[int]) -> dict[str, VisionInputs]:
+        messages = prompt_messages(row)
+        pairs = [self._views.views(image, name, epoch, i) for i, image in enumerate(prompt_images(row))]
+        inputs = {}
+        for kind, images in (("removing", [r for _, r in pairs]), ("preserving", [p for p, _ in pairs])):
+            view = process_prompt(
+                self.processing_class, replace_images(messages, images), self.tools or None, self.chat_template_kwargs
+            )
+            check_same_tokens(name, view, anchor_ids)
+            inputs[kind] = view.vision
+        return inputs
+
+    # Loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **vision: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        request = self._view_request
+        vision = without_empty_images(vision)
+        if request is None:
+            return self._anchor_scores(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, vision
+            )
+        rows, count, anchors = request.rows, len(request.rows), input_ids.shape[0]
+        ids, mask = input_ids[rows], attention_mask[rows]
+        removing = self._stack_view("removing", request, vision, input_ids.device)
+        preserving = self._stack_view("preserving", request, vision, input_ids.device)
+        if not count:
+            anchor = self._score(model, input_ids, attention_mask, logits_to_keep, vision, compute_aux_loss)
+        elif self.args.perception_view_gradients:
+            scores = self._score(
+                model,
+                torch.cat([input_ids, ids, ids]),
+                torch.cat([attention_mask, mask, mask]),
+                logits_to_keep,
+                concatenate_rows([vision, *removing, *preserving]),
+                compute_aux_loss,
+            )
+            anchor = scores.rows(0, anchors)
+            request.removing = scores.rows(anchors, anchors + count)
+            request.preserving = scores.rows(anchors + count, anchors + 2 * count)
+        else:
+            anchor = self._score(model, input_ids, attention_mask, logits_to_keep, vision, compute_aux_loss)
+            with torch.no_grad():
+                scores = self._score(
+                    model,
+                    torch.cat([ids, ids]),
+                    torch.cat([mask, mask]),
+                    logits_to_keep,
+                    concatenate_rows([*removing, *preserving]),
+                )
+            request.removing, request.preserving = scores.rows(0, count), scores.rows(count, 2 * count)
+        request.anchor = anchor
+        return anchor.logps, anchor.entropies, anchor.aux_loss
+
+    def _anchor_scores(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None,
+        compute_entropy: bool,
+        compute_aux_loss: bool,
+        vision: VisionInputs,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's scores without views, cut into chunks here: TRL's own cut fails on a chunk of text-only rows."""
+        batch_size = batch_size or input_ids.shape[0]
+        chunks = []
+        for start in range(0, input_ids.shape[0], batch_size):
+            end = min(start + batch_size, input_ids.shape[0])
+            whole = batch_size >= input_ids.shape[0]
+            chunks.append(
+                super()._get_per_token_logps_and_entropies(
+                    model,
+                    input_ids[start:end],
+                    attention_mask[start:end],
+                    logits_to_keep,
+                    compute_entropy=compute_entropy,
+                    compute_aux_loss=compute_aux_loss,
+                    **(vision if whole else slice_rows(vision, start, end)),
+                )
+            )
+        logps, entropies, aux_losses = zip(*chunks, strict=True)
+        return (
+            torch.cat(logps),
+            torch.cat(entropies) if compute_entropy else None,
+            torch.stack(aux_losses).mean() if compute_aux_loss else None,
+        )
+
+    def _stack_view(
+        self, kind: str, request: _ViewRequest, anchor: VisionInputs, device: torch.device
+    ) -> list[VisionInputs]:
+        """The inputs of the requested rows under one view, with exactly the anchor's keys."""
+        parts = []
+        for row, views in zip(request.rows, request.views, strict=True):
+            view = views[kind]
+            part: VisionInputs = {}
+            for key, value in anchor.items():
+                found = value[row : row + 1] if key in PER_TOKEN_KEYS else view[key]
+                part[key] = found.to(device) if isinstance(found, Tensor) else found
+            parts.append(part)
+        return parts
+
+    def _score(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        vision: VisionInputs,
+        compute_aux_loss: bool = False,
+    ) -> ResponseScores:
+        if self.args.needs_logits:
+            with self.accelerator.autocast():
+                return plain_scores(
+                    model, input_ids, attention_mask, logits_to_keep, self.temperature, vision, compute_aux_loss
+                )
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            compute_entropy=True,
+            compute_aux_loss=compute_aux_loss,
+            **vision,
+        )
+        return ResponseScores(logps, entropies, None, aux_loss)
+
+    def _request(self, inputs: dict[str, Any]) -> _ViewRequest:
+        views = inputs["perception_views"]
+        rows = [row for row, view in enumerate(views) if view is not None]
+        return _ViewRequest(rows, [views[row] for row in rows])
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if "perception_views" not in inputs:
+            return super()._compute_loss(model, inputs)
+        normalizer = self._normalizer(model, inputs)
+        request = self._view_request = self._request(inputs)
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._view_request = None
+        term = None
+        if request.rows:
+            term = perception_term(self.args, self._view_scores(request, inputs), normalizer)
+            loss = loss + self.args.perception_weight * term.loss
+            self._keep_samples(request, inputs, term)
+        self._log_perception(term)
+        if self.args.log_perception_grad_share:
+            self._add_perception_grads(term)
+        return loss
+
+    def _view_scores(self, request: _ViewRequest, inputs: dict[str, Any]) -> ViewScores:
+        rows, anchor = request.rows, request.anchor
+        picked = ResponseScores(
+            anchor.logps[rows], anchor.entropies[rows], None if anchor.logits is None else anchor.logits[rows]
+        )
+        return ViewScores(picked, request.preserving, request.removing, _response_mask(inputs)[rows])
+
+    def _normalizer(self, model: Any, inputs: dict[str, Any]) -> Tensor | float:
+        """What divides a micro-batch's sum, so that the micro-batches and ranks of a step add up to the step's mean."""
+        steps = self.current_gradient_accumulation_steps
+        if self.args.perception_normalization == "microbatch":
+            return float(steps)
+        # DDP averages the ranks' gradients, so each rank's sum counts num_processes times.
+        ranks = self.accelerator.num_processes
+        if self.args.perception_normalization == "rollout":
+            # The rollouts counted are the generation batch's; one optimizer step trains on this share of them.
+            share = steps / self.args.steps_per_generation
+            return inputs["perception_num_rollouts"] * share / ranks
+        if self._step_tokens is None:
+            self._step_tokens = self._count_step_tokens(model, steps)
+        return self._step_tokens / ranks
+
+    @torch.no_grad()
+    def _count_step_tokens(self, model: Any, steps: int) -> Tensor:
+        """Selected tokens of all micro-batches of the optimizer step that begins now, over all ranks."""
+        count = torch.zeros((), device=self.accelerator.device)
+        for offset in range(steps):
+            inputs = self._buffered_inputs[(self._step + offset) % self.args.steps_per_generation]
+            request = self._request(inputs)
+            vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+            if not request.rows:
+                continue
+            anchor_parts = [slice_rows(vision, row, row + 1) for row in request.rows]
+            removing_parts = self._stack_view("removing", request, vision, ids.device)
+            rows, count_rows = request.rows, len(request.rows)
+            scores = self._score(
+                model,
+                torch.cat([ids[rows], ids[rows]]),
+                torch.cat([mask[rows], mask[rows]]),
+                inputs["completion_ids"].shape[1],
+                concatenate_rows([*anchor_parts, *removing_parts]),
+            )
+            anchor, removing = scores.rows(0, count_rows), scores.rows(count_rows, 2 * count_rows)
+            _, selected = perception_token_mask(self.args, anchor, removing, _response_mask(inputs)[rows])
+            count += selected.sum()
+        return self.accelerator.reduce(count, "sum")
+
+    # Metrics
+
+    def _log_perception(self, term: PerceptionTerm | None) -> None:
+        device = self.accelerator.device
+        local = torch.zeros(len(METRICS), 2, device=device) if term is None else term.statistics
+        for name, (total, count) in zip(METRICS, self.accelerator.reduce(local, "sum").tolist(), strict=True):
+            self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
+
+    def _keep_samples(self, request: _ViewRequest, inputs: dict[str, Any], term: PerceptionTerm) -> None:
+        step = self.state.global_step + 1
+        if step == 1 or step % self.state.logging_steps == 0:
+            rollouts = [inputs["perception_rollout"][row] for row in request.rows]
+            self._samples.keep(
+                self._tokenizer, rollouts, inputs["completion_ids"][request.rows], inputs["completion_mask"][request.rows], term
+            )
+
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _add_perception_grads(self, term: PerceptionTerm | None) -> None:
+        parameters = self._trainable()
+        if self._perception_grads is None:
+            self._perception_grads = [torch.zeros_like(parameter) for parameter in parameters]
+        if term is None:
+            return
+        weighted = self.args.perception_weight * term.loss
+        grads = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True)
+        for total, grad in zip(self._perception_grads, grads, strict=True):
+            if grad is not None:
+                total += grad
+
+    def _log_grad_share(self) -> None:
+        parameters = self._trainable()
+        scaler = getattr(self.accelerator, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        perception, reinforcement = [], []
+        for parameter, grad in zip(parameters, self._perception_grads, strict=True):
+            if self.accelerator.distributed_type != DistributedType.NO:
+                grad = self.accelerator.reduce(grad, "mean")
+            whole = torch.zeros_like(grad) if parameter.grad is None else parameter.grad / scale
+            perception.append(grad.float().norm())
+            reinforcement.append((whole - grad).float().norm())
+        perception_norm = torch.stack(perception).norm().item()
+        total = perception_norm + torch.stack(reinforcement).norm().item()
+        self._metrics["train"]["perception/grad_norm_share"].append(perception_norm / total if total else math.nan)
+        self._perception_grads = None
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._step_tokens = None
+            if self._perception_grads is not None:
+                self._log_grad_share()
+        return loss
+
+    # Checkpoints
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        # Same data, same arguments: only the order after a resume differs from TRL's.
+        self._train_sampler = ResumableRepeatSampler(
+            sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
+        return self._train_sampler
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Written before TRL's files: a checkpoint whose trainer_state.json is there is complete.
+        folder = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        pending = self._buffered_inputs if self._step % generate_every else None
+        epoch = math.floor(self.state.epoch or 0)
+        RolloutState(self._step, epoch, pending).save(folder, self.accelerator.process_index)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = RolloutState.load(checkpoint, self.accelerator.process_index, self.accelerator.device)
+        self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
+        if not isinstance(self.train_dataset, IterableDataset):
+            self._train_sampler.epoch = state.epoch
+
+
+VISION_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+"""Inputs of TRL's buffered micro-batches that describe images."""
+
+
+def _response_mask(inputs: dict[str, Any]) -> Tensor:
+    """1 for tokens that the model itself generated: no padding, no tool output; [B, T]."""
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask

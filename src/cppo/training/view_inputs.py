@@ -1,0 +1,132 @@
+"""From a row of the dataset to what the model takes for its perturbed views."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from trl.data_utils import apply_chat_template, prepare_multimodal_messages
+
+from cppo.errors import UserError
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs
+from cppo.views import load_rgb, stable_sample_id
+
+Row = dict[str, Any]
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """What the processor makes of one prompt: its token ids, and its image inputs without what is one entry a token."""
+
+    token_ids: list[int]
+    vision: VisionInputs
+
+
+def canonical_row(row: Mapping[str, Any]) -> Row:
+    """A copy of a dataset row whose images are upright RGB, always in a list `images` (empty for text only).
+
+    The rollouts, the anchor and the views all start from these images, so that they share one conversion.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    if row.get("images") is not None:
+        images = list(row["images"])
+    else:
+        images = [row["image"]] if row.get("image") is not None else []
+    canonical = {**row, "images": [load_rgb(image) for image in images]}
+    if isinstance(row.get("prompt"), list):
+        embedded = [load_rgb(image) for image in embedded_images(row["prompt"])]
+        canonical["prompt"] = replace_images(row["prompt"], embedded)
+    return canonical
+
+
+def same_prompt(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows of the dataset show the same prompt and pixels, and carry the same id."""
+    return all(row.get(key) == other.get(key) for key in ("prompt", "images", "image", "sample_id", "id"))
+
+
+def sample_id(row: Mapping[str, Any]) -> str:
+    """The row's `sample_id` (or `id`), or else an id made from its prompt and images."""
+    for name in ("sample_id", "id"):
+        if row.get(name) is not None:
+            return str(row[name])
+    prompt = row["prompt"]
+    if isinstance(prompt, list):
+        prompt = [_text_of(message) for message in prompt]
+    return stable_sample_id(prompt, prompt_images(row))
+
+
+def prompt_messages(row: Mapping[str, Any]) -> Messages | str:
+    """The row's prompt with its images filled in, as TRL's trainer builds it."""
+    if isinstance(row["prompt"], str):
+        return row["prompt"]
+    return prepare_multimodal_messages(row["prompt"], images=row["images"])
+
+
+def prompt_images(row: Mapping[str, Any]) -> list[Image.Image]:
+    """All images of a canonical row, in the order in which the model sees them."""
+    messages = prompt_messages(row)
+    return [] if isinstance(messages, str) else list(embedded_images(messages))
+
+
+def embedded_images(messages: Messages) -> Iterable[Image.Image]:
+    """The images inside chat messages, in order."""
+    for message in messages:
+        if isinstance(message.get("content"), list):
+            for part in message["content"]:
+                if part.get("type") == "image" and part.get("image") is not None:
+                    yield part["image"]
+
+
+def replace_images(messages: Messages, images: Sequence[Image.Image]) -> Messages:
+    """A copy of chat messages with other images in the places of the embedded ones."""
+    following = iter(images)
+
+    def new_part(part: dict[str, Any]) -> dict[str, Any]:
+        is_image = part.get("type") == "image" and part.get("image") is not None
+        return {**part, "image": next(following)} if is_image else part
+
+    return [
+        {**message, "content": [new_part(part) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def process_prompt(
+    processing_class: Any, messages: Messages, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
+) -> PromptInputs:
+    """Run chat template and processor over one prompt, with the call that TRL makes for the anchor."""
+    text = apply_chat_template({"prompt": messages}, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
+    images = list(embedded_images(messages))
+    inputs = dict(processing_class(images=[images], text=[text], padding=True, return_tensors="pt"))
+    token_ids = inputs.pop("input_ids")[0].tolist()
+    vision = {key: value for key, value in inputs.items() if key not in ("attention_mask", *PER_TOKEN_KEYS)}
+    vision["num_images"] = [len(images)]
+    if "pixel_values" in vision:
+        vision["num_tiles"] = [vision["pixel_values"].shape[0]]
+    return PromptInputs(token_ids, vision)
+
+
+def check_same_tokens(name: str, view: PromptInputs, anchor_ids: list[int]) -> None:
+    """A view must give the very tokens of its anchor; else its scores would belong to other positions.
+
+    Raises:
+        UserError: it does not; the message names the row and both lengths.
+    """
+    if view.token_ids != anchor_ids:
+        raise UserError(
+            f"row {name}: the processor makes {len(view.token_ids)} prompt tokens of a perturbed view but "
+            f"{len(anchor_ids)} of the image itself; use a processor whose number of image tokens depends on the "
+            "image's size alone"
+        )
+
+
+def _text_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = [{key: value for key, value in part.items() if key != "image"} for part in content]
+    return {"role": message.get("role"), "content": content}
