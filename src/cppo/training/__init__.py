@@ -19,8 +19,7 @@ def check_trl_version(installed: str) -> None:
     release = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
     if not tuple(map(int, low.split("."))) <= release < tuple(map(int, high.split("."))):
         raise ImportError(
-            f"cppo works with trl>={low},<{high}, but trl {installed} is installed: "
-            f"pip install 'trl>={low},<{high}'"
+            f"cppo works with trl>={low},<{high}, but trl {installed} is installed: pip install 'trl>={low},<{high}'"
         )
 
 

@@ -66,7 +66,7 @@ class CPPOConfig(GRPOConfig):
     perception_normalization: Literal["rollout", "token", "microbatch"] = field(
         default="rollout",
         metadata={
-            "help": "'rollout': mean over a rollout's selected tokens, then over the step's gated-in rollouts; 'token': "
+            "help": "'rollout': mean over a rollout's selected tokens, then over the step's gated-in ones; 'token': "
             "mean over the step's selected tokens (one more pass to detect them first); 'microbatch' (published): mean "
             "over a micro-batch's selected tokens, which depends on how the batch is cut."
         },
@@ -85,7 +85,7 @@ class CPPOConfig(GRPOConfig):
     log_perception_grad_share: bool = field(
         default=False,
         metadata={
-            "help": "Log |g_perception| / (|g_perception| + |g_rl|) each step, at the cost of one more backward pass and "
+            "help": "Log |g_perception| / (|g_perception| + |g_rl|) each step, for one more backward pass and "
             "one more copy of the gradients."
         },
     )

@@ -31,8 +31,8 @@ METRICS = (
     "entropy_preserving",
     "entropy_removing",
 )
-"""Logged under `perception/`: the first three are means over the selected tokens (nats), `selected_fraction` the share of
-them among the response tokens of gated-in rollouts, the entropies means over those response tokens (nats)."""
+"""Logged under `perception/`: the first three: means over the selected tokens (nats); `selected_fraction`: their share
+among the response tokens of gated-in rollouts, the entropies means over those response tokens (nats)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class RolloutState:
     Attributes:
         micro_step: micro-batches done, TRL's `_step`, which it restarts at 0.
         epoch: passes over the data begun before the current one.
-        buffered_inputs: rollouts with their views that are still to be trained on, one dictionary a micro-batch, or None
+        buffered_inputs: rollouts and views that are still to be trained on, one dictionary a micro-batch, or None
             where the next micro-batch generates anew.
     """
 

@@ -13,31 +13,22 @@ import math
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from datasets import IterableDataset
 from torch import Tensor
 from trl import GRPOTrainer
 
 from cppo.errors import UserError
 from cppo.perception import gate_rollouts
-from cppo.policy import ResponseScores, concatenate_rows, plain_scores, slice_rows, vision_placeholder_ids
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
+from cppo.policy import ResponseScores, plain_scores, slice_rows, vision_placeholder_ids
+from cppo.policy.vision_inputs import VisionInputs, without_empty_images
 from cppo.training.config import CPPOConfig
+from cppo.training.grad_share import GradientShare
 from cppo.training.perception_term import METRICS, PerceptionTerm, ViewScores, perception_term, perception_token_mask
 from cppo.training.rollout_state import RolloutState
 from cppo.training.sampler import ResumableRepeatSampler
 from cppo.training.samples import RolloutSamples
-from cppo.training.view_inputs import (
-    Row,
-    canonical_row,
-    check_same_tokens,
-    process_prompt,
-    prompt_images,
-    prompt_messages,
-    replace_images,
-    same_prompt,
-    sample_id,
-)
+from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_images
+from cppo.training.view_scoring import Score, ViewRequest, detection_scores
 from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
@@ -52,16 +43,6 @@ OVERRIDES = {
     "_load_optimizer_and_scheduler": "restores them",
 }
 """Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
-
-
-class _ViewRequest:
-    """Asks `_get_per_token_logps_and_entropies` to score views along with the anchor, and holds what it found."""
-
-    def __init__(self, rows: list[int], views: list[dict[str, VisionInputs]]) -> None:
-        self.rows, self.views = rows, views
-        self.anchor: ResponseScores | None = None
-        self.removing: ResponseScores | None = None
-        self.preserving: ResponseScores | None = None
 
 
 class CPPOTrainer(GRPOTrainer):
@@ -79,7 +60,7 @@ class CPPOTrainer(GRPOTrainer):
         UserError: the processor pads on the right, or `perception_gate_reward` names no reward function.
     """
 
-    _tag_names = ["trl", "cppo"]
+    _tag_names = ["trl", "cppo"]  # noqa: RUF012 (as in TRL)
     _name = "CPPO"
 
     def __init__(
@@ -122,11 +103,16 @@ class CPPOTrainer(GRPOTrainer):
         )
         self._check_setup()
         self._ban_vision_placeholders()
-        self._views = ViewPrefetcher(args.view_sampler(), threads=args.view_threads)
-        self._view_request: _ViewRequest | None = None
+        self._views = ViewMaker(
+            ViewPrefetcher(args.view_sampler(), threads=args.view_threads),
+            self.processing_class,
+            self.tools,
+            self.chat_template_kwargs,
+        )
+        self._view_request: ViewRequest | None = None
         self._local_rewards: Tensor | None = None
         self._step_tokens: Tensor | None = None
-        self._perception_grads: list[Tensor] | None = None
+        self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples()
 
     @property
@@ -170,22 +156,18 @@ class CPPOTrainer(GRPOTrainer):
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        rows = self._canonical_rows(inputs)
+        rows = canonical_rows(inputs)
         if not (self.args.uses_perception and self.model.training):
             return super()._generate_and_score_completions(rows)
-        ids: list[str] = []
-        for index, row in enumerate(rows):
-            repeated = index > 0 and row["prompt"] is rows[index - 1]["prompt"]
-            ids.append(ids[-1] if repeated else sample_id(row))
-        epoch = math.floor(self.state.epoch or 0)
-        for row, name in zip(rows, ids, strict=True):
-            for index, image in enumerate(prompt_images(row)):
-                self._views.submit(image, name, epoch, index)
+        views = self._views.begin(rows, epoch=math.floor(self.state.epoch or 0))
         output = super()._generate_and_score_completions(rows)
         self._samples.begin(rows, (self._local_rewards * self.reward_weights.to(self._local_rewards)).nansum(dim=1))
 
         gate = self._gate(output, rows)
-        output["perception_views"] = self._view_inputs(output, rows, ids, gate, epoch)
+        prompts = [
+            ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
+        ]
+        output["perception_views"] = views.inputs(gate.tolist(), prompts)
         output["perception_rollout"] = list(range(len(rows)))
         gated = self.accelerator.gather(gate.sum()).sum()
         output["perception_num_rollouts"] = gated
@@ -194,16 +176,6 @@ class CPPOTrainer(GRPOTrainer):
         )
         return output
 
-    def _canonical_rows(self, inputs: list[Row]) -> list[Row]:
-        # The G copies of a prompt stand side by side: converting and processing one of them serves all.
-        rows: list[Row] = []
-        for index, row in enumerate(inputs):
-            if index > 0 and same_prompt(row, inputs[index - 1]):
-                rows.append({**row, "prompt": rows[-1]["prompt"], "images": rows[-1]["images"]})
-            else:
-                rows.append(canonical_row(row))
-        return rows
-
     def _gate(self, output: dict[str, Any], rows: list[Row]) -> Tensor:
         correctness = None
         if self.args.perception_gate == "correct":
@@ -211,35 +183,6 @@ class CPPOTrainer(GRPOTrainer):
         gate = gate_rollouts(self.args.perception_gate, output["advantages"], correctness)
         has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
         return gate & has_images & _response_mask(output).any(dim=1)
-
-    def _view_inputs(
-        self, output: dict[str, Any], rows: list[Row], ids: list[str], gate: Tensor, epoch: int
-    ) -> list[dict[str, VisionInputs] | None]:
-        """For each gated-in row the model's inputs under I- and I+, made once a prompt; None for the other rows."""
-        made: dict[int, dict[str, VisionInputs]] = {}
-        views: list[dict[str, VisionInputs] | None] = []
-        for index, (row, name) in enumerate(zip(rows, ids, strict=True)):
-            if not gate[index]:
-                views.append(None)
-                continue
-            prompt = id(row["prompt"])
-            if prompt not in made:
-                anchor_ids = output["prompt_ids"][index][output["prompt_mask"][index].bool()].tolist()
-                made[prompt] = self._process_views(row, name, epoch, anchor_ids)
-            views.append(made[prompt])
-        return views
-
-    def _process_views(self, row: Row, name: str, epoch: int, anchor_ids: list[int]) -> dict[str, VisionInputs]:
-        messages = prompt_messages(row)
-        pairs = [self._views.views(image, name, epoch, i) for i, image in enumerate(prompt_images(row))]
-        inputs = {}
-        for kind, images in (("removing", [r for _, r in pairs]), ("preserving", [p for p, _ in pairs])):
-            view = process_prompt(
-                self.processing_class, replace_images(messages, images), self.tools or None, self.chat_template_kwargs
-            )
-            check_same_tokens(name, view, anchor_ids)
-            inputs[kind] = view.vision
-        return inputs
 
     # Loss
 
@@ -254,42 +197,13 @@ class CPPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **vision: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        request = self._view_request
         vision = without_empty_images(vision)
-        if request is None:
+        if self._view_request is None:
             return self._anchor_scores(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, vision
             )
-        rows, count, anchors = request.rows, len(request.rows), input_ids.shape[0]
-        ids, mask = input_ids[rows], attention_mask[rows]
-        removing = self._stack_view("removing", request, vision, input_ids.device)
-        preserving = self._stack_view("preserving", request, vision, input_ids.device)
-        if not count:
-            anchor = self._score(model, input_ids, attention_mask, logits_to_keep, vision, compute_aux_loss)
-        elif self.args.perception_view_gradients:
-            scores = self._score(
-                model,
-                torch.cat([input_ids, ids, ids]),
-                torch.cat([attention_mask, mask, mask]),
-                logits_to_keep,
-                concatenate_rows([vision, *removing, *preserving]),
-                compute_aux_loss,
-            )
-            anchor = scores.rows(0, anchors)
-            request.removing = scores.rows(anchors, anchors + count)
-            request.preserving = scores.rows(anchors + count, anchors + 2 * count)
-        else:
-            anchor = self._score(model, input_ids, attention_mask, logits_to_keep, vision, compute_aux_loss)
-            with torch.no_grad():
-                scores = self._score(
-                    model,
-                    torch.cat([ids, ids]),
-                    torch.cat([mask, mask]),
-                    logits_to_keep,
-                    concatenate_rows([*removing, *preserving]),
-                )
-            request.removing, request.preserving = scores.rows(0, count), scores.rows(count, 2 * count)
-        request.anchor = anchor
+        score = self._scorer(model, logits_to_keep, compute_aux_loss)
+        anchor = self._view_request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
         return anchor.logps, anchor.entropies, anchor.aux_loss
 
     def _anchor_scores(
@@ -327,55 +241,36 @@ class CPPOTrainer(GRPOTrainer):
             torch.stack(aux_losses).mean() if compute_aux_loss else None,
         )
 
-    def _stack_view(
-        self, kind: str, request: _ViewRequest, anchor: VisionInputs, device: torch.device
-    ) -> list[VisionInputs]:
-        """The inputs of the requested rows under one view, with exactly the anchor's keys."""
-        parts = []
-        for row, views in zip(request.rows, request.views, strict=True):
-            view = views[kind]
-            part: VisionInputs = {}
-            for key, value in anchor.items():
-                found = value[row : row + 1] if key in PER_TOKEN_KEYS else view[key]
-                part[key] = found.to(device) if isinstance(found, Tensor) else found
-            parts.append(part)
-        return parts
+    def _scorer(self, model: Any, num_response_tokens: int, compute_aux_loss: bool = False) -> Score:
+        """The scorer of a micro-batch: TRL's kernel, or the plain one where logits are needed."""
 
-    def _score(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        vision: VisionInputs,
-        compute_aux_loss: bool = False,
-    ) -> ResponseScores:
-        if self.args.needs_logits:
+        def plain(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
             with self.accelerator.autocast():
                 return plain_scores(
-                    model, input_ids, attention_mask, logits_to_keep, self.temperature, vision, compute_aux_loss
+                    model, input_ids, attention_mask, num_response_tokens, self.temperature, vision, compute_aux_loss
                 )
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
-            model,
-            input_ids,
-            attention_mask,
-            logits_to_keep,
-            compute_entropy=True,
-            compute_aux_loss=compute_aux_loss,
-            **vision,
-        )
-        return ResponseScores(logps, entropies, None, aux_loss)
 
-    def _request(self, inputs: dict[str, Any]) -> _ViewRequest:
-        views = inputs["perception_views"]
-        rows = [row for row, view in enumerate(views) if view is not None]
-        return _ViewRequest(rows, [views[row] for row in rows])
+        trl_scores = super()._get_per_token_logps_and_entropies
+
+        def kernel(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
+            logps, entropies, aux_loss = trl_scores(
+                model,
+                input_ids,
+                attention_mask,
+                num_response_tokens,
+                compute_entropy=True,
+                compute_aux_loss=compute_aux_loss,
+                **vision,
+            )
+            return ResponseScores(logps, entropies, None, aux_loss)
+
+        return plain if self.args.needs_logits else kernel
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if "perception_views" not in inputs:
             return super()._compute_loss(model, inputs)
         normalizer = self._normalizer(model, inputs)
-        request = self._view_request = self._request(inputs)
+        request = self._view_request = ViewRequest.of(inputs)
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
@@ -383,14 +278,15 @@ class CPPOTrainer(GRPOTrainer):
         term = None
         if request.rows:
             term = perception_term(self.args, self._view_scores(request, inputs), normalizer)
-            loss = loss + self.args.perception_weight * term.loss
+            weighted = self.args.perception_weight * term.loss
+            if self._grad_share is not None:
+                self._grad_share.add(weighted)
+            loss = loss + weighted
             self._keep_samples(request, inputs, term)
         self._log_perception(term)
-        if self.args.log_perception_grad_share:
-            self._add_perception_grads(term)
         return loss
 
-    def _view_scores(self, request: _ViewRequest, inputs: dict[str, Any]) -> ViewScores:
+    def _view_scores(self, request: ViewRequest, inputs: dict[str, Any]) -> ViewScores:
         rows, anchor = request.rows, request.anchor
         picked = ResponseScores(
             anchor.logps[rows], anchor.entropies[rows], None if anchor.logits is None else anchor.logits[rows]
@@ -412,31 +308,15 @@ class CPPOTrainer(GRPOTrainer):
             self._step_tokens = self._count_step_tokens(model, steps)
         return self._step_tokens / ranks
 
-    @torch.no_grad()
     def _count_step_tokens(self, model: Any, steps: int) -> Tensor:
         """Selected tokens of all micro-batches of the optimizer step that begins now, over all ranks."""
         count = torch.zeros((), device=self.accelerator.device)
         for offset in range(steps):
             inputs = self._buffered_inputs[(self._step + offset) % self.args.steps_per_generation]
-            request = self._request(inputs)
-            vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
-            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-            mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-            if not request.rows:
-                continue
-            anchor_parts = [slice_rows(vision, row, row + 1) for row in request.rows]
-            removing_parts = self._stack_view("removing", request, vision, ids.device)
-            rows, count_rows = request.rows, len(request.rows)
-            scores = self._score(
-                model,
-                torch.cat([ids[rows], ids[rows]]),
-                torch.cat([mask[rows], mask[rows]]),
-                inputs["completion_ids"].shape[1],
-                concatenate_rows([*anchor_parts, *removing_parts]),
-            )
-            anchor, removing = scores.rows(0, count_rows), scores.rows(count_rows, 2 * count_rows)
-            _, selected = perception_token_mask(self.args, anchor, removing, _response_mask(inputs)[rows])
-            count += selected.sum()
+            scores = detection_scores(self._scorer(model, inputs["completion_ids"].shape[1]), inputs)
+            if scores is not None:
+                mask = _response_mask(inputs)[ViewRequest.of(inputs).rows]
+                count += perception_token_mask(self.args, *scores, mask)[1].sum()
         return self.accelerator.reduce(count, "sum")
 
     # Metrics
@@ -447,51 +327,27 @@ class CPPOTrainer(GRPOTrainer):
         for name, (total, count) in zip(METRICS, self.accelerator.reduce(local, "sum").tolist(), strict=True):
             self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
 
-    def _keep_samples(self, request: _ViewRequest, inputs: dict[str, Any], term: PerceptionTerm) -> None:
+    def _keep_samples(self, request: ViewRequest, inputs: dict[str, Any], term: PerceptionTerm) -> None:
         step = self.state.global_step + 1
         if step == 1 or step % self.state.logging_steps == 0:
             rollouts = [inputs["perception_rollout"][row] for row in request.rows]
             self._samples.keep(
-                self._tokenizer, rollouts, inputs["completion_ids"][request.rows], inputs["completion_mask"][request.rows], term
+                self._tokenizer,
+                rollouts,
+                inputs["completion_ids"][request.rows],
+                inputs["completion_mask"][request.rows],
+                term,
             )
 
-    def _trainable(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-    def _add_perception_grads(self, term: PerceptionTerm | None) -> None:
-        parameters = self._trainable()
-        if self._perception_grads is None:
-            self._perception_grads = [torch.zeros_like(parameter) for parameter in parameters]
-        if term is None:
-            return
-        weighted = self.args.perception_weight * term.loss
-        grads = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True)
-        for total, grad in zip(self._perception_grads, grads, strict=True):
-            if grad is not None:
-                total += grad
-
-    def _log_grad_share(self) -> None:
-        parameters = self._trainable()
-        scaler = getattr(self.accelerator, "scaler", None)
-        scale = scaler.get_scale() if scaler is not None else 1.0
-        perception, reinforcement = [], []
-        for parameter, grad in zip(parameters, self._perception_grads, strict=True):
-            if self.accelerator.distributed_type != DistributedType.NO:
-                grad = self.accelerator.reduce(grad, "mean")
-            whole = torch.zeros_like(grad) if parameter.grad is None else parameter.grad / scale
-            perception.append(grad.float().norm())
-            reinforcement.append((whole - grad).float().norm())
-        perception_norm = torch.stack(perception).norm().item()
-        total = perception_norm + torch.stack(reinforcement).norm().item()
-        self._metrics["train"]["perception/grad_norm_share"].append(perception_norm / total if total else math.nan)
-        self._perception_grads = None
-
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        if self.args.log_perception_grad_share and self._grad_share is None:
+            self._grad_share = GradientShare(self.model)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._step_tokens = None
-            if self._perception_grads is not None:
-                self._log_grad_share()
+            if self._grad_share is not None:
+                self._metrics["train"]["perception/grad_norm_share"].append(self._grad_share.value(self.accelerator))
+                self._grad_share = None
         return loss
 
     # Checkpoints
@@ -526,21 +382,6 @@ class CPPOTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
         if not isinstance(self.train_dataset, IterableDataset):
             self._train_sampler.epoch = state.epoch
-
-
-VISION_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-"""Inputs of TRL's buffered micro-batches that describe images."""
 
 
 def _response_mask(inputs: dict[str, Any]) -> Tensor:

@@ -1,7 +1,8 @@
 """From a row of the dataset to what the model takes for its perturbed views."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -9,7 +10,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from cppo.errors import UserError
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs
-from cppo.views import load_rgb, stable_sample_id
+from cppo.views import ViewPrefetcher, load_rgb, stable_sample_id
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
@@ -39,6 +40,18 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
     if isinstance(row.get("prompt"), list):
         embedded = [load_rgb(image) for image in embedded_images(row["prompt"])]
         canonical["prompt"] = replace_images(row["prompt"], embedded)
+    return canonical
+
+
+def canonical_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows of a generation batch as `canonical_row` makes them; copies of a prompt share its prompt and images."""
+    canonical: list[Row] = []
+    for index, row in enumerate(rows):
+        # The copies of a prompt stand side by side: converting, and later processing, one of them serves all.
+        if index > 0 and same_prompt(row, rows[index - 1]):
+            canonical.append({**row, "prompt": canonical[-1]["prompt"], "images": canonical[-1]["images"]})
+        else:
+            canonical.append(canonical_row(row))
     return canonical
 
 
@@ -111,18 +124,83 @@ def process_prompt(
     return PromptInputs(token_ids, vision)
 
 
-def check_same_tokens(name: str, view: PromptInputs, anchor_ids: list[int]) -> None:
-    """A view must give the very tokens of its anchor; else its scores would belong to other positions.
+class ViewMaker:
+    """Makes the views of a generation batch: pixels on other threads while rollouts are generated, inputs afterwards.
 
-    Raises:
-        UserError: it does not; the message names the row and both lengths.
+    Args:
+        prefetcher: makes the perturbed images.
+        processing_class: the model's processor.
+        tools, chat_template_kwargs: what the trainer renders its prompts with.
     """
-    if view.token_ids != anchor_ids:
-        raise UserError(
-            f"row {name}: the processor makes {len(view.token_ids)} prompt tokens of a perturbed view but "
-            f"{len(anchor_ids)} of the image itself; use a processor whose number of image tokens depends on the "
-            "image's size alone"
+
+    def __init__(
+        self, prefetcher: ViewPrefetcher, processing_class: Any, tools: list[Any], chat_template_kwargs: dict[str, Any]
+    ) -> None:
+        self._prefetcher = prefetcher
+        self._process = partial(
+            process_prompt, processing_class, tools=tools or None, chat_template_kwargs=chat_template_kwargs
         )
+
+    def begin(self, rows: Sequence[Row], epoch: int) -> "BatchViews":
+        """Start on the views of canonical rows; those of the last batch that nobody asked for are dropped."""
+        self._prefetcher.clear()
+        names: list[str] = []
+        for index, row in enumerate(rows):
+            if index > 0 and row["prompt"] is rows[index - 1]["prompt"]:
+                names.append(names[-1])
+                continue
+            names.append(sample_id(row))
+            for image_index, image in enumerate(prompt_images(row)):
+                self._prefetcher.submit(image, names[-1], epoch, image_index)
+        return BatchViews(self._prefetcher, self._process, rows, names, epoch)
+
+
+@dataclass(frozen=True)
+class BatchViews:
+    """The views of one generation batch, being made."""
+
+    prefetcher: ViewPrefetcher
+    process: Callable[[Messages], PromptInputs]
+    rows: Sequence[Row]
+    names: Sequence[str]
+    epoch: int
+
+    def inputs(self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]]) -> list[dict[str, VisionInputs] | None]:
+        """For each gated-in row the model's inputs under "removing" and "preserving"; None for the other rows.
+
+        The processor runs once a prompt; its rollouts share the same tensors.
+
+        Args:
+            gate: which rows are gated in.
+            prompt_tokens: each row's prompt as the anchor has it.
+
+        Raises:
+            UserError: the processor makes other tokens of a view than of its image.
+        """
+        made: dict[int, dict[str, VisionInputs]] = {}
+        inputs: list[dict[str, VisionInputs] | None] = []
+        for row, name, gated_in, tokens in zip(self.rows, self.names, gate, prompt_tokens, strict=True):
+            prompt = id(row["prompt"])
+            if gated_in and prompt not in made:
+                made[prompt] = self._of_prompt(row, name, tokens)
+            inputs.append(made[prompt] if gated_in else None)
+        return inputs
+
+    def _of_prompt(self, row: Row, name: str, tokens: list[int]) -> dict[str, VisionInputs]:
+        messages, images = prompt_messages(row), prompt_images(row)
+        pairs = [self.prefetcher.views(image, name, self.epoch, index) for index, image in enumerate(images)]
+        views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
+        inputs = {}
+        for kind, view_images in views.items():
+            view = self.process(replace_images(messages, view_images))
+            if view.token_ids != tokens:
+                raise UserError(
+                    f"row {name}: the processor makes {len(view.token_ids)} prompt tokens of a perturbed view but "
+                    f"{len(tokens)} of the image itself; use a processor whose number of image tokens depends on the "
+                    "image's size alone"
+                )
+            inputs[kind] = view.vision
+        return inputs
 
 
 def _text_of(message: Mapping[str, Any]) -> dict[str, Any]:

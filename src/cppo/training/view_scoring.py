@@ -1,0 +1,118 @@
+"""Score gated-in rollouts under their views together with the anchor, as further rows of one forward pass.
+
+One forward a backward keeps DDP and FSDP safe (several forwards would mark a parameter ready twice), and ranks with and
+without gated-in rollouts run the same number of passes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo.policy import ResponseScores, concatenate_rows, slice_rows
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
+
+VISION_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+"""Inputs of TRL's buffered micro-batches that describe images."""
+
+Score = Callable[[Tensor, Tensor, VisionInputs], ResponseScores]
+"""(input ids [B, P + T], attention mask [B, P + T], vision inputs) -> scores of the last T tokens of each row."""
+
+
+@dataclass
+class ViewRequest:
+    """The rows of a micro-batch to be scored under their views, and, once scored, the scores.
+
+    Attributes:
+        rows: places of the gated-in rollouts in the micro-batch.
+        views: for each of them the model's image inputs under "removing" and "preserving".
+        anchor: scores of all B rows under the image itself.
+        removing, preserving: scores of the requested rows; None where none was requested.
+    """
+
+    rows: list[int]
+    views: list[dict[str, VisionInputs]]
+    anchor: ResponseScores | None = None
+    removing: ResponseScores | None = None
+    preserving: ResponseScores | None = None
+
+    @classmethod
+    def of(cls, inputs: dict[str, Any]) -> "ViewRequest":
+        """The request of a micro-batch: the rows that carry views."""
+        views = inputs["perception_views"]
+        rows = [row for row, view in enumerate(views) if view is not None]
+        return cls(rows, [views[row] for row in rows])
+
+    def view_inputs(self, kind: str, anchor: VisionInputs, device: torch.device) -> list[VisionInputs]:
+        """Image inputs of the requested rows under one view, one part a row, with exactly the anchor's keys."""
+        parts = []
+        for row, views in zip(self.rows, self.views, strict=True):
+            part: VisionInputs = {}
+            for key, value in anchor.items():
+                found = value[row : row + 1] if key in PER_TOKEN_KEYS else views[kind][key]
+                part[key] = found.to(device) if isinstance(found, Tensor) else found
+            parts.append(part)
+        return parts
+
+    def score(
+        self, score: Score, input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs, view_gradients: bool
+    ) -> ResponseScores:
+        """Score the anchor and, of the requested rows, both views; keep the latter here and return the anchor's.
+
+        Without `view_gradients` the views take a second pass that builds no graph.
+        """
+        n, total = len(self.rows), input_ids.shape[0]
+        if not n:
+            self.anchor = score(input_ids, attention_mask, vision)
+            return self.anchor
+        ids, mask = input_ids[self.rows], attention_mask[self.rows]
+        removing = self.view_inputs("removing", vision, input_ids.device)
+        preserving = self.view_inputs("preserving", vision, input_ids.device)
+        if view_gradients:
+            scores = score(
+                torch.cat([input_ids, ids, ids]),
+                torch.cat([attention_mask, mask, mask]),
+                concatenate_rows([vision, *removing, *preserving]),
+            )
+            self.anchor, views = scores.rows(0, total), scores.rows(total, total + 2 * n)
+        else:
+            self.anchor = score(input_ids, attention_mask, vision)
+            with torch.no_grad():
+                views = score(
+                    torch.cat([ids, ids]), torch.cat([mask, mask]), concatenate_rows([*removing, *preserving])
+                )
+        self.removing, self.preserving = views.rows(0, n), views.rows(n, 2 * n)
+        return self.anchor
+
+
+@torch.no_grad()
+def detection_scores(score: Score, inputs: dict[str, Any]) -> tuple[ResponseScores, ResponseScores] | None:
+    """Scores of a buffered micro-batch's gated-in rollouts under the image and under I-, or None if it has none."""
+    request = ViewRequest.of(inputs)
+    if not request.rows:
+        return None
+    rows, n = request.rows, len(request.rows)
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
+    anchor = [slice_rows(vision, row, row + 1) for row in rows]
+    removing = request.view_inputs("removing", vision, ids.device)
+    scores = score(
+        torch.cat([ids[rows], ids[rows]]),
+        torch.cat([mask[rows], mask[rows]]),
+        concatenate_rows([*anchor, *removing]),
+    )
+    return scores.rows(0, n), scores.rows(n, 2 * n)
