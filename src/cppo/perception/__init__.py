@@ -1,0 +1,25 @@
+"""The method in pure tensors: divergences, dependency scores, selection, gate and contrastive loss.
+
+Imports torch alone. B rollouts, T response tokens, V vocabulary; every divergence, entropy and loss is in
+nats.
+"""
+
+from .contrast import contrastive_perception_loss, contrastive_perception_tokens, rollout_mean_loss
+from .dependency import entropy_from_logits, entropy_shift, logp_shift
+from .divergence import js_divergence, k3_divergence, kl_divergence
+from .selection import GATES, gate_rollouts, select_perception_tokens
+
+__all__ = [
+    "GATES",
+    "contrastive_perception_loss",
+    "contrastive_perception_tokens",
+    "entropy_from_logits",
+    "entropy_shift",
+    "gate_rollouts",
+    "js_divergence",
+    "k3_divergence",
+    "kl_divergence",
+    "logp_shift",
+    "rollout_mean_loss",
+    "select_perception_tokens",
+]

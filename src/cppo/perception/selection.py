@@ -1,0 +1,88 @@
+"""Which rollouts and which of their tokens take part in the contrastive perception loss."""
+
+import math
+
+import torch
+from torch import Tensor
+
+GATES = ("advantage", "correct", "none")
+
+
+def select_perception_tokens(
+    score: Tensor,
+    response_mask: Tensor,
+    top_fraction: float = 0.5,
+    advantages: Tensor | None = None,
+) -> Tensor:
+    """The best-scored `top_fraction` of each rollout's candidate tokens.
+
+    A candidate has `response_mask` non-zero and `score > 0` (so never NaN) and, where advantages are given,
+    an advantage > 0. Of the `count` candidates of a row exactly `max(1, floor(top_fraction * count))` are
+    kept, none if there are none; ties go to the earlier position.
+
+    score: [B, T]. response_mask: [B, T], bool or 0/1. advantages: [B] (a rollout) or [B, T] (a token).
+    Returns bool [B, T]. Source: arXiv 2601.00501, where top_fraction is 0.5. Raises ValueError on a shape
+    that does not fit or a top_fraction outside (0, 1].
+    """
+    if not 0.0 < top_fraction <= 1.0:
+        raise ValueError(f"top_fraction must lie in (0, 1], but is {top_fraction}")
+    if score.ndim != 2:
+        raise ValueError(f"score must have the shape [B, T], but has {tuple(score.shape)}")
+    if response_mask.shape != score.shape:
+        raise ValueError(
+            f"response_mask must have the shape of score, {tuple(score.shape)}, but has {tuple(response_mask.shape)}"
+        )
+    candidate_BT = response_mask.bool() & (score > 0)
+    if advantages is not None:
+        if advantages.shape == score.shape[:1]:
+            advantages = advantages[:, None]
+        elif advantages.shape != score.shape:
+            raise ValueError(
+                f"advantages must have the shape [B] or [B, T] of score, {tuple(score.shape)}, "
+                f"but has {tuple(advantages.shape)}"
+            )
+        candidate_BT &= advantages > 0
+
+    # A table in Python's own float64 keeps the count exact on devices that have no float64.
+    length = score.shape[1]
+    kept_by_count = torch.tensor(
+        [0] + [max(1, math.floor(top_fraction * count)) for count in range(1, length + 1)],
+        device=score.device,
+    )
+    kept_B1 = kept_by_count[candidate_BT.sum(dim=1, keepdim=True)]
+
+    ranked = score if score.is_floating_point() else score.float()
+    order_BT = torch.sort(
+        ranked.detach().masked_fill(~candidate_BT, -math.inf), dim=1, descending=True, stable=True
+    ).indices
+    positions_BT = torch.arange(length, device=score.device).expand_as(order_BT)
+    rank_BT = torch.empty_like(order_BT).scatter_(1, order_BT, positions_BT)
+    return candidate_BT & (rank_BT < kept_B1)
+
+
+def gate_rollouts(gate: str, advantages: Tensor, correctness: Tensor | None = None) -> Tensor:
+    """Which rollouts the perception loss may learn from.
+
+    gate "advantage" (published): advantage > 0. "correct": correctness > 0, the value of the reward that
+    decides (1.0 for a right answer, 0.0 for a wrong one; a partial credit above 0 counts as right, NaN as
+    wrong), which keeps out a well-formatted wrong answer in an all-wrong group. "none": all.
+
+    advantages: [B]. correctness: [B], needed by "correct" alone. Returns bool [B]. Raises ValueError on an
+    unknown gate, a wrong shape or a missing correctness.
+    """
+    if advantages.ndim != 1:
+        raise ValueError(f"advantages must have the shape [B], but has {tuple(advantages.shape)}")
+    if gate == "advantage":
+        return advantages > 0
+    if gate == "none":
+        return torch.ones_like(advantages, dtype=torch.bool)
+    if gate != "correct":
+        raise ValueError(f"gate must be one of {', '.join(GATES)}, but is {gate!r}")
+    if correctness is None:
+        raise ValueError("gate 'correct' needs correctness, the [B] values of the reward that decides")
+    if correctness.shape != advantages.shape:
+        raise ValueError(
+            f"correctness must have the shape of advantages, {tuple(advantages.shape)}, "
+            f"but has {tuple(correctness.shape)}"
+        )
+    return correctness > 0

@@ -1,0 +1,262 @@
+r"""Extraction against a brute-force scan, comparison against a table written by hand, and hostile text."""
+
+import json
+import random
+import subprocess
+import sys
+import threading
+from itertools import product
+
+import pytest
+
+from cppo.errors import UserError
+from cppo.rewards import accuracy_reward, answers_match, extract_answer
+from cppo.rewards.answer import MAX_ANSWER_CHARS, MAX_RESPONSE_CHARS
+from cppo.rewards.worker import shared_worker
+
+# Correct verdicts must not depend on how busy the machine is.
+PATIENT = 60.0
+
+EQUAL = [
+    ("8", " 8 "),
+    ("8", "8."),
+    ("8", "+8"),
+    ("08", "8"),
+    ("-3", "\u22123"),
+    ("3.50", "3.5"),
+    (".5", "0.5"),
+    ("1,234,567", "1234567"),
+    ("1{,}000", "1000"),
+    ("1e3", "1000"),
+    ("2.5E-1", "0.25"),
+    ("1/2", "0.5"),
+    ("6/4", "3/2"),
+    ("-1/2", r"-\frac{1}{2}"),
+    (r"\dfrac{ 10 }{ 4 }", "2.5"),
+    (r"\tfrac{1.5}{3}", "1/2"),
+    ("1 1/2", "1.5"),
+    (r"-2\frac{3}{4}", "-2.75"),
+    ("50%", "0.5"),
+    (r"50\%", "50"),
+    ("12.5 %", "1/8"),
+    ("$7$", "7"),
+    (r"\(7\)", "7"),
+    (r"\boxed{7}", "7"),
+    ("7", r"\boxed{7}"),
+    (r"\text{7}", "7"),
+    (r"\left( 1, 2 \right)", "( 1, 2 )"),
+    ("Red", "red"),
+    ("red.", "red"),
+    ("dark  blue", "dark blue"),
+    (r"\text{dark blue}", "Dark Blue"),
+    ("(B)", "B"),
+    ("B.", "B"),
+    ("B)", "B"),
+    ("b", "B"),
+    (r"\text{B}", "B"),
+    (r"\textbf{(B)}", "B"),
+    ("B", "(B)"),
+]
+DIFFERENT = [
+    ("", ""),
+    ("", "8"),
+    (".", "."),
+    ("8", "9"),
+    ("8", "-8"),
+    ("88", "8"),
+    ("8 8", "88"),
+    ("1 2", "2"),
+    ("0.333", "1/3"),
+    ("1/0", "1"),
+    ("1/0", "0"),
+    ("5%", "5000%"),
+    ("50", "0.5"),
+    ("A", "B"),
+    ("AB", "B"),
+    ("8", "B"),
+    ("B", "8"),
+    ("red", "der"),
+    ("red", "blue"),
+    ("8 9", "8"),
+    ("$8$ and $9$", "8"),
+    ("1e999999999", "1"),
+    ("9" * 61, "9" * 60),
+]
+EQUAL_MATHEMATICS = [
+    (r"\sqrt{8}", r"2\sqrt{2}"),
+    (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}"),
+    (r"\frac12", "0.5"),
+    ("2x+1", "1+2x"),
+    ("x^2+2x+1", "(x+1)^2"),
+    ("x=5", "5"),
+    ("5 cm", "5"),
+    (r"5\,\text{cm}", "5"),
+    (r"30^\circ", "30"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    ("(1,2)", "(1, 2)"),
+    ("2^{10}", "1024"),
+    (r"3\times4", "12"),
+]
+DIFFERENT_MATHEMATICS = [
+    (r"\sqrt{8}", r"2\sqrt{3}"),
+    ("2x+1", "2x-1"),
+    ("(2,1)", "(1,2)"),
+    ("[1,2)", "[1,2]"),
+    ("6 cm", "5"),
+    ("5, 6", "5"),
+    ("5$, 6$", "5"),
+    (r"\(5\) 6", "5"),
+    ("5 or 6", "5"),
+    (r"\frac{", "5"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_worker():
+    yield
+    shared_worker().close()
+
+
+@pytest.mark.parametrize(("given", "expected"), EQUAL)
+def test_equal_answers_need_no_worker(given, expected):
+    shared_worker().close()
+    assert answers_match(given, expected, PATIENT) is True
+    assert answers_match(expected, given, PATIENT) is True
+    assert shared_worker().pid is None
+
+
+@pytest.mark.parametrize(("given", "expected"), DIFFERENT)
+def test_different_answers(given, expected):
+    assert answers_match(given, expected, PATIENT) is False
+
+
+@pytest.mark.parametrize(("given", "expected"), EQUAL_MATHEMATICS)
+def test_equal_mathematics(given, expected):
+    assert answers_match(given, expected, PATIENT) is True
+
+
+@pytest.mark.parametrize(("given", "expected"), DIFFERENT_MATHEMATICS)
+def test_different_mathematics(given, expected):
+    assert answers_match(given, expected, PATIENT) is False
+
+
+def test_every_way_to_write_an_option_letter_is_one_answer():
+    ways = ["C", "c", "(C)", "C.", "C)", "(C).", "C:", r"\text{C}", "$C$", r"\boxed{C}"]
+    assert all(answers_match(a, b) for a, b in product(ways, ways))
+    assert not any(answers_match(a, "D") or answers_match("D", a) for a in ways)
+
+
+def extract_by_brute_force(text: str) -> str | None:
+    """Try every box from the last one back, and count braces to its end."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        body, depth, position = start + len("\\boxed{"), 1, start + len("\\boxed{")
+        while position < len(text):
+            if text[position : position + 2] in ("\\{", "\\}"):
+                position += 2
+                continue
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                return text[body:position].strip()
+            position += 1
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+def test_extraction_equals_brute_force_on_random_brace_soup():
+    source = random.Random(0)
+    pieces = ["\\boxed{", "{", "}", "}", "a", "\\{", "\\}", " ", "<think>"]
+    found = 0
+    for _ in range(4000):
+        text = "".join(source.choice(pieces) for _ in range(source.randrange(14)))
+        expected = extract_by_brute_force(text)
+        found += expected is not None
+        assert extract_answer(text) == expected, text
+    assert 500 < found < 3500
+
+
+def test_extraction_by_hand():
+    assert extract_answer(r"first \boxed{1}, no, \boxed{ 2 }.") == "2"
+    assert extract_answer(r"\boxed{\frac{1}{2}}") == r"\frac{1}{2}"
+    assert extract_answer(r"\boxed{ \boxed{3} }") == "3"
+    assert extract_answer(r"\boxed{4} and cut off \boxed{5") == "4"
+    assert extract_answer(r"\boxed {6}") == "6"
+    assert extract_answer(r"\boxed{}") == ""
+    for text in ("", "7", r"\boxed 7", r"\boxed{7", "boxed{7}"):
+        assert extract_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{" * 1_000_000, "\\boxed{" * 142_857, "\\boxed{" * 100_000 + "}" * 300_000, "\\boxed" * 166_666,
+     "\\boxed" + " " * 999_000, "\\" * 1_000_000, "{}" * 500_000],
+)  # fmt: skip
+def test_a_million_hostile_characters(text):
+    """A scan that is not linear would not come back from these."""
+    assert len(text) <= MAX_RESPONSE_CHARS
+    assert not extract_answer(text)
+    assert accuracy_reward([text], ["5"]) == [0.0]
+    assert not answers_match(text, "5")
+
+
+def test_a_response_over_the_limit_has_no_answer():
+    box = r"\boxed{5}"
+    fits = " " * (MAX_RESPONSE_CHARS - len(box)) + box
+    assert extract_answer(fits) == "5"
+    assert extract_answer(" " + fits) is None
+
+
+def test_a_long_answer_is_compared_as_text_alone():
+    shared_worker().close()
+    long = "x+" * MAX_ANSWER_CHARS + "1"
+    assert answers_match(long, long)
+    assert not answers_match(long, "1+" + "x+" * (MAX_ANSWER_CHARS - 1) + "x")
+    assert shared_worker().pid is None
+
+
+def test_model_text_is_never_evaluated(tmp_path):
+    target = tmp_path / "made"
+    attack = f"__import__('pathlib').Path('{target}').touch()"
+    for given in (attack, f"5 + {attack}", f"open('{target}','w')==5", rf"\text{{{attack}}}+5^2", f"eval({attack!r})"):
+        assert accuracy_reward([rf"\boxed{{{given}}}"], ["5"]) == [0.0]
+        assert accuracy_reward([rf"\boxed{{{given}}}"], ["x^2+5"]) == [0.0]
+    assert not target.exists()
+
+
+def test_works_in_a_thread():
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.append(answers_match(r"\sqrt{8}", r"2\sqrt{2}", PATIENT)))
+    thread.start()
+    thread.join()
+    assert verdicts == [True]
+
+
+def test_accuracy_reward_reads_texts_and_chats_and_ignores_other_columns():
+    completions = [
+        r"<think> a </think> \boxed{8}",
+        [{"role": "assistant", "content": r"\boxed{8}"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": r"\boxed"}, {"type": "text", "text": "{8}"}]}],
+        [{"role": "assistant", "content": r"\boxed{8}"}, {"role": "tool", "content": "9"},
+         {"role": "assistant", "content": r"\boxed{7}"}],
+        [{"role": "assistant", "content": None}],
+        [],
+        "8",
+    ]  # fmt: skip
+    rewards = accuracy_reward(
+        completions=completions, answer=[8, "8", "8", "8", "8", "8", "8"], prompts=["?"] * 7, trainer_state=None
+    )
+    assert rewards == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert accuracy_reward.__name__ == "accuracy_reward"
+
+
+def test_answers_that_do_not_fit_are_named():
+    with pytest.raises(UserError, match="accuracy_reward: 2 completions, but 1 values in column 'answer'"):
+        accuracy_reward(["a", "b"], ["1"])
+    with pytest.raises(UserError, match="accuracy_reward: completion 1 has no answer"):
+        accuracy_reward(["a", "b"], ["1", None])
+
+
+def test_import_needs_neither_torch_nor_math_verify():
+    script = "import json, sys, cppo.rewards; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(subprocess.check_output([sys.executable, "-c", script]))
+    assert not {"torch", "sympy", "math_verify", "transformers"} & set(loaded)

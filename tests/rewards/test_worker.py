@@ -1,0 +1,199 @@
+"""The checker process: late, crashing, missing, used from many threads, from forks and scripts, and closed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cppo.errors import UserError
+from cppo.rewards import answers_match, worker
+from cppo.rewards.checker_process import MEMORY_LIMIT_BYTES
+from cppo.rewards.worker import CHECKER, EquivalenceWorker, shared_worker
+
+PATIENT = 60.0
+
+# Says 1 to everything, but would take ten minutes over "hang" and dies of "crash".
+STUB = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+for line in sys.stdin:
+    given = json.loads(line)["given"]
+    if given == "hang":
+        time.sleep(600)
+    if given == "crash":
+        os._exit(3)
+    print(1, flush=True)
+"""
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    path = tmp_path / "a folder" / "stub.py"
+    path.parent.mkdir()
+    path.write_text(STUB)
+    monkeypatch.setattr(worker, "CHECKER", path)
+    with_stub = EquivalenceWorker(questions_per_process=5)
+    yield with_stub
+    with_stub.close()
+
+
+def is_gone(pid: int) -> bool:
+    """No such process, and none of our children waits to be reaped (a zombie would still take the signal)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("fatal", "timeout"), [("hang", 0.3), ("crash", PATIENT)])
+def test_a_late_or_crashing_checker_means_false_and_is_replaced(stub, fatal, timeout):
+    assert stub.equivalent("fine", "x", PATIENT) is True
+    first = stub.pid
+    assert stub.equivalent(fatal, "x", timeout) is False
+    assert is_gone(first)
+    assert stub.pid is None
+    assert stub.equivalent("fine", "x", PATIENT) is True
+    assert stub.pid != first
+
+
+def test_a_checker_killed_between_two_questions_is_replaced(stub):
+    assert stub.equivalent("fine", "x", PATIENT) is True
+    os.kill(stub.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
+    assert stub.equivalent("fine", "x", PATIENT) is True
+
+
+def test_close_leaves_no_child_and_may_be_followed_by_a_question(stub):
+    stub.close()
+    assert stub.equivalent("fine", "x", PATIENT) is True
+    pid = stub.pid
+    stub.close()
+    stub.close()
+    assert is_gone(pid)
+    assert stub.equivalent("fine", "x", PATIENT) is True
+
+
+def test_a_checker_is_renewed_after_its_share_of_questions(stub):
+    pids = []
+    for _ in range(11):
+        assert stub.equivalent("fine", "x", PATIENT) is True
+        pids.append(stub.pid)
+    assert [pid is None for pid in pids] == [number % 5 == 0 for number in range(1, 12)]
+    assert len({pid for pid in pids if pid is not None}) == 3
+
+
+def test_many_threads_take_turns(stub):
+    questions = ["fine", "crash"] * 8
+    verdicts: dict[int, bool] = {}
+
+    def ask(number: int) -> None:
+        verdicts[number] = stub.equivalent(questions[number], "x", PATIENT)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == {number: question == "fine" for number, question in enumerate(questions)}
+
+
+@pytest.mark.parametrize("script", ["raise SystemExit(1)", "import time; time.sleep(600)", "print('hello')"])
+def test_a_checker_that_cannot_start_is_one_clear_error(tmp_path, monkeypatch, script):
+    path = tmp_path / "broken.py"
+    path.write_text(script)
+    monkeypatch.setattr(worker, "CHECKER", path)
+    monkeypatch.setattr(worker, "START_TIMEOUT_SECONDS", 1.0)
+    broken = EquivalenceWorker()
+    with pytest.raises(UserError, match="rewards: the answer checker does not start; install math-verify"):
+        broken.equivalent("1", "1", PATIENT)
+    assert broken.pid is None
+
+
+def test_real_runaway_answers_are_stopped_and_the_next_answer_is_right():
+    real = EquivalenceWorker()
+    assert real.equivalent("2x+1", "1+2x", PATIENT) is True
+    first = real.pid
+    assert real.equivalent("99999999!", "7", 0.5) is False
+    assert is_gone(first)
+    for text in ("5^5^5^5^5", "(" * 900):
+        assert real.equivalent(text, "5", 0.5) is False
+    assert real.equivalent("2x+1", "1+2x", PATIENT) is True
+    last = real.pid
+    real.close()
+    assert is_gone(last)
+
+
+def test_text_that_is_no_valid_unicode_is_no_error():
+    assert answers_match("5\ud800^2", "25", PATIENT) is False
+    assert answers_match("5\x00^2", "26", PATIENT) is False
+    shared_worker().close()
+
+
+def run_script(script: str) -> list[str]:
+    return subprocess.check_output([sys.executable, "-c", script], text=True, timeout=300).split()
+
+
+def test_works_from_a_command_line_script_and_ends_with_it():
+    verdict, pid = run_script(
+        "from cppo.rewards import answers_match\n"
+        "from cppo.rewards.worker import shared_worker\n"
+        "print(answers_match('2x+1', '1+2x', 60.0), shared_worker().pid)"
+    )
+    assert verdict == "True"
+    assert is_gone(int(pid))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_its_own_checker():
+    lines = run_script(
+        "import os\n"
+        "from cppo.rewards import answers_match\n"
+        "from cppo.rewards.worker import shared_worker\n"
+        "def ask():\n"
+        "    print(answers_match('2x+1', '1+2x', 60.0), shared_worker().pid, flush=True)\n"
+        "ask()\n"
+        "if os.fork() == 0:\n"
+        "    ask()\n"
+        "    shared_worker().close()\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "ask()"
+    )
+    assert lines[0::2] == ["True"] * 3
+    parent, child, parent_again = lines[1::2]
+    assert parent == parent_again != child
+
+
+@pytest.fixture
+def checker():
+    process = subprocess.Popen([sys.executable, "-P", str(CHECKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_the_checker_ends_when_its_parent_is_gone(checker):
+    checker.stdin.close()
+    assert checker.wait(timeout=120) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resource limits are checked on Linux")
+def test_the_checker_limits_its_own_memory_and_processor_time(checker):
+    limits = Path(f"/proc/{checker.pid}/limits").read_text()
+    (address_space,) = [line.split()[3] for line in limits.splitlines() if line.startswith("Max address space")]
+    assert int(address_space) == MEMORY_LIMIT_BYTES
+    # Minus four seconds, plus the checker's own five: about one second of work is left.
+    question = {"given": "99999999!", "expected": "7", "seconds": -4}
+    checker.stdin.write(json.dumps(question).encode() + b"\n")
+    checker.stdin.flush()
+    assert checker.wait(timeout=300) == -signal.SIGXCPU
