@@ -1,0 +1,22 @@
+"""Perturbed views of an image: I+ keeps what the answer needs, I- removes it (CPPO, arXiv 2601.00501).
+
+Every view has the size of the anchor image and mode RGB, and is a pure function of the image and a Generator.
+"""
+
+from cppo.views.ahead import ViewPrefetcher
+from cppo.views.images import load_rgb
+from cppo.views.sampler import ViewSampler, stable_sample_id
+from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths
+from cppo.views.transforms import preserving_view, removing_view
+
+__all__ = [
+    "PRESERVING_FAMILIES",
+    "REMOVING_FAMILIES",
+    "ViewPrefetcher",
+    "ViewSampler",
+    "ViewStrengths",
+    "load_rgb",
+    "preserving_view",
+    "removing_view",
+    "stable_sample_id",
+]

@@ -1,0 +1,102 @@
+"""Views as a pure function of (seed, sample id, epoch, image index): a resumed run sees the same ones."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cppo.errors import UserError
+from cppo.views.images import load_rgb
+from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths, check_families
+from cppo.views.transforms import preserving_view, removing_view
+
+
+@dataclass(frozen=True)
+class ViewSampler:
+    """Draws the two views of an image. It has no state, so threads and processes may share it.
+
+    Attributes:
+        seed: any whole number.
+        preserving_families, removing_families: the families that I+ and I- are drawn from, uniformly.
+        strengths: see `ViewStrengths`.
+
+    Raises:
+        UserError: the seed is not a whole number; a list of families is empty or has an unknown or repeated
+            name.
+    """
+
+    seed: int
+    preserving_families: Sequence[str] = PRESERVING_FAMILIES
+    removing_families: Sequence[str] = REMOVING_FAMILIES
+    strengths: ViewStrengths = field(default_factory=ViewStrengths)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise UserError(f"view seed = {self.seed!r}: give a whole number")
+        for name, known in (
+            ("preserving_families", PRESERVING_FAMILIES),
+            ("removing_families", REMOVING_FAMILIES),
+        ):
+            object.__setattr__(self, name, check_families(name, getattr(self, name), known))
+
+    def views(
+        self, image: Image.Image, sample_id: str, epoch: int, image_index: int
+    ) -> tuple[Image.Image, Image.Image]:
+        """The pair (I+, I-) of one image, each RGB and of the size of `load_rgb(image)`.
+
+        I+ and I- have a random stream each, so the options of one do not change the draws of the other.
+
+        Args:
+            image: any PIL image; not changed.
+            sample_id: the row's stable id.
+            epoch: the pass over the data, a whole number.
+            image_index: the place of the image in its row, from 0.
+
+        Raises:
+            UserError: the image cannot be read.
+        """
+        preserving_rng, removing_rng = view_generators(self.seed, sample_id, epoch, image_index)
+        rgb = load_rgb(image)
+        return (
+            preserving_view(rgb, preserving_rng, families=self.preserving_families, strengths=self.strengths),
+            removing_view(rgb, removing_rng, families=self.removing_families, strengths=self.strengths),
+        )
+
+
+def view_generators(
+    seed: int, sample_id: str, epoch: int, image_index: int
+) -> tuple[np.random.Generator, np.random.Generator]:
+    """The random streams of I+ and I-: PCG64, seeded with the SHA-256 of the arguments as a JSON list."""
+    key = json.dumps([seed, sample_id, epoch, image_index]).encode()
+    root = np.random.SeedSequence(int.from_bytes(hashlib.sha256(key).digest(), "little"))
+    preserving, removing = root.spawn(2)
+    return np.random.Generator(np.random.PCG64(preserving)), np.random.Generator(np.random.PCG64(removing))
+
+
+def stable_sample_id(prompt: str | list[dict[str, Any]], images: Sequence[Image.Image] | None) -> str:
+    """An id for a row that brings none: 32 hexadecimal digits from its prompt and pixels under `load_rgb`.
+
+    The same content gets the same id in every process, order of rows and run. Rows that are equal share it.
+
+    Args:
+        prompt: text, or chat messages made of what JSON can hold.
+        images: the row's images; none or an empty list for text only.
+
+    Raises:
+        UserError: an image cannot be read, or the messages hold something else than text, numbers and lists.
+    """
+    try:
+        text = json.dumps(prompt, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"prompt: {error}; give text, or chat messages of plain text") from error
+    digest = hashlib.sha256(text.encode())
+    for image in images or ():
+        rgb = load_rgb(image)
+        # JSON holds no zero byte, and each size says how many bytes follow: no two rows run together.
+        digest.update(b"\0%dx%d:" % rgb.size)
+        digest.update(rgb.tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,93 @@
+"""How strong the views are and which families of them exist. Defaults: published (CPPO, arXiv 2601.00501)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cppo.errors import UserError
+
+PRESERVING_FAMILIES = ("color_jitter", "perspective", "rotation")
+REMOVING_FAMILIES = ("noise_rectangles", "crop")
+
+
+@dataclass(frozen=True)
+class ViewStrengths:
+    """The strength of every view; a pair is the [low, high] range that a value is drawn from uniformly.
+
+    Attributes:
+        brightness, contrast, saturation: factors of the colour jitter, each at least 0; 1 changes nothing.
+        perspective_distortion: how far each corner may move inwards, as a fraction of half the side; at
+            least 0 and below 2/3, from where on the corners can fold the image over.
+        perspective_probability: chance in [0, 1] that the perspective view moves anything at all.
+        rotation_degrees: largest angle, in degrees, in [0, 180]; both directions.
+        noise_rectangles: number of noise rectangles, at least 1.
+        noise_side: sides of a noise rectangle, as fractions of the image's sides, in (0, 1].
+        crop_side: sides of the crop, as fractions of the image's sides, in (0, 1].
+
+    Raises:
+        UserError: a value is out of its range or not a number. Lists serve as pairs, for YAML has no tuples.
+    """
+
+    brightness: tuple[float, float] = (0.2, 1.3)
+    contrast: tuple[float, float] = (0.2, 1.8)
+    saturation: tuple[float, float] = (0.2, 1.8)
+    perspective_distortion: float = 0.2
+    perspective_probability: float = 0.5
+    rotation_degrees: float = 10.0
+    noise_rectangles: int = 50
+    noise_side: tuple[float, float] = (0.05, 0.15)
+    crop_side: tuple[float, float] = (0.6, 0.7)
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            object.__setattr__(self, name, _pair(name, getattr(self, name), positive=False, top=math.inf))
+        for name in ("noise_side", "crop_side"):
+            object.__setattr__(self, name, _pair(name, getattr(self, name), positive=True, top=1.0))
+        distortion = self.perspective_distortion
+        if not _is_number(distortion) or not 0 <= distortion < 2 / 3:
+            raise _bad("perspective_distortion", distortion, "give a number in [0, 2/3)")
+        if not _is_number(self.perspective_probability) or not 0 <= self.perspective_probability <= 1:
+            raise _bad("perspective_probability", self.perspective_probability, "give a number in [0, 1]")
+        if not _is_number(self.rotation_degrees) or not 0 <= self.rotation_degrees <= 180:
+            raise _bad("rotation_degrees", self.rotation_degrees, "give degrees in [0, 180]")
+        count = self.noise_rectangles
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise _bad("noise_rectangles", count, "give a whole number of at least 1")
+
+
+def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The families as a tuple, in the given order.
+
+    Raises:
+        UserError: `families` is empty, not a list, or has an unknown or repeated name; `field` is named.
+    """
+    choices = ", ".join(known)
+    if isinstance(families, str) or not isinstance(families, Sequence):
+        raise UserError(f"{field}: {families!r} is not a list; give a list of names out of {choices}")
+    if not families:
+        raise UserError(f"{field}: the list is empty; give at least one of {choices}")
+    for name in families:
+        if name not in known:
+            raise UserError(f"{field}: unknown view family {name!r}; choose from {choices}")
+    if len(set(families)) < len(families):
+        raise UserError(f"{field}: a family is listed twice in {list(families)}; name each once")
+    return tuple(families)
+
+
+def _pair(name: str, value: Any, *, positive: bool, top: float) -> tuple[float, float]:
+    bounds = f"{'0 <' if positive else '0 <='} low <= high" + (f" <= {top:g}" if top < math.inf else "")
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_number(part) for part in value):
+        raise _bad(name, value, f"give two numbers [low, high] with {bounds}")
+    low, high = float(value[0]), float(value[1])
+    if low < 0 or (positive and low == 0) or low > high or high > top:
+        raise _bad(name, value, f"give [low, high] with {bounds}")
+    return low, high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _bad(name: str, value: Any, remedy: str) -> UserError:
+    return UserError(f"view strength {name} = {value!r}: {remedy}")
