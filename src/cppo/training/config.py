@@ -1,6 +1,6 @@
 """CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from trl import GRPOConfig
@@ -144,8 +144,8 @@ class CPPOConfig(GRPOConfig):
             )
         if self.view_threads < 1:
             raise UserError(f"view_threads = {self.view_threads}: give a whole number >= 1")
-        whole_steps = self.steps_per_generation % self.gradient_accumulation_steps == 0
-        if self.perception_normalization == "token" and not whole_steps:
+        broken_step = (self.steps_per_generation or 1) % self.gradient_accumulation_steps
+        if self.perception_normalization == "token" and broken_step:
             raise UserError(
                 f"perception_normalization = 'token' needs the rollouts of a whole step at once, but "
                 f"steps_per_generation = {self.steps_per_generation} is not a multiple of "
@@ -172,15 +172,5 @@ class CPPOConfig(GRPOConfig):
         Raises:
             UserError: a family or a strength is not valid.
         """
-        strengths = ViewStrengths(
-            brightness=tuple(self.view_brightness),
-            contrast=tuple(self.view_contrast),
-            saturation=tuple(self.view_saturation),
-            perspective_distortion=self.view_perspective_distortion,
-            perspective_probability=self.view_perspective_probability,
-            rotation_degrees=self.view_rotation_degrees,
-            noise_rectangles=self.view_noise_rectangles,
-            noise_side=tuple(self.view_noise_side),
-            crop_side=tuple(self.view_crop_side),
-        )
+        strengths = ViewStrengths(**{part.name: getattr(self, f"view_{part.name}") for part in fields(ViewStrengths)})
         return ViewSampler(self.seed, self.preserving_views, self.removing_views, strengths)

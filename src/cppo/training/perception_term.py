@@ -108,6 +108,8 @@ def perception_term(args: "CPPOConfig", scores: ViewScores, normalizer: Tensor |
 def _divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
     if name == "k3":
         return k3_divergence(anchor.logps, view.logps)
+    if anchor.logits is None or view.logits is None:
+        raise ValueError(f"the exact divergence {name!r} needs logits: score with the plain scorer")
     exact = kl_divergence if name == "kl" else js_divergence
     return exact(anchor.logits, view.logits)
 

@@ -188,6 +188,7 @@ class BatchViews:
 
     def _of_prompt(self, row: Row, name: str, tokens: list[int]) -> dict[str, VisionInputs]:
         messages, images = prompt_messages(row), prompt_images(row)
+        assert not isinstance(messages, str)  # a row with images has chat messages
         pairs = [self.prefetcher.views(image, name, self.epoch, index) for index, image in enumerate(images)]
         views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
         inputs = {}

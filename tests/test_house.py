@@ -1,0 +1,151 @@
+"""The house itself: imports point down, the wheel is complete, the README tells the truth."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from trl import GRPOConfig
+
+import cppo
+from cppo import CPPOConfig
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "cppo"
+FLOORS = (
+    {"errors"},
+    {"tasks", "views", "perception", "rewards", "recipes"},
+    {"data", "policy", "assets"},
+    {"evaluation"},
+    {"training", "reports"},
+    {"cli"},
+)
+"""A room imports from lower floors and from itself only."""
+
+
+def imported_rooms(file: Path) -> set[str]:
+    """Rooms of cppo that a file imports, anywhere in it."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            modules.add(node.module)
+        elif isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+    return {name.split(".")[1] for name in modules if name.startswith("cppo.")}
+
+
+def test_imports_only_point_down() -> None:
+    floor = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+    rooms = {path.stem if path.is_file() else path.name for path in SOURCE.iterdir() if not path.name.startswith("__")}
+    assert rooms == set(floor)
+    wrong = []
+    for file in SOURCE.rglob("*.py"):
+        room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        wrong += [
+            f"{file.relative_to(SOURCE)} imports {other}"
+            for other in imported_rooms(file) - {room}
+            if floor[other] >= floor[room]
+        ]
+    assert not wrong
+
+
+def test_perception_imports_torch_alone() -> None:
+    for file in (SOURCE / "perception").glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0}
+        modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        outside = {str(name).split(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"torch", "cppo"}
+        assert not outside, f"{file.name} imports {outside}"
+        assert imported_rooms(file) <= {"perception"}
+
+
+@pytest.fixture(scope="module")
+def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel and install it, without its dependencies, into a folder of its own."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)], check=True)
+    (wheel,) = folder.glob("cppo-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
+
+
+def test_the_wheel_holds_assets_and_recipes(installed_wheel: Path, tmp_path: Path) -> None:
+    program = (
+        "import cppo, transformers; from cppo.assets import resolve_model; from cppo.recipes import load_recipe;"
+        "print(cppo.__file__);"
+        "transformers.AutoModelForImageTextToText.from_pretrained(resolve_model('micro'));"
+        "processor = transformers.AutoProcessor.from_pretrained(resolve_model('micro'));"
+        "print(type(processor).__name__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed_wheel)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    where, processor = run.stdout.split()
+    assert Path(where).is_relative_to(installed_wheel)
+    assert processor == "Qwen2_5_VLProcessor"
+    source_files = {path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    installed = {path.relative_to(installed_wheel / "cppo") for path in (installed_wheel / "cppo").rglob("*")}
+    assert source_files <= installed
+
+
+def test_version_is_the_same_everywhere() -> None:
+    assert f'version = "{cppo.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {cppo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_names_every_option_with_its_default() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", readme, flags=re.MULTILINE))
+    inherited = {field.name for field in fields(GRPOConfig)}
+    defaults = CPPOConfig("unused", use_cpu=True, bf16=False)
+    options = [field.name for field in fields(CPPOConfig) if field.name not in inherited]
+    assert list(rows) == options
+    for name in options:
+        value, shown = getattr(defaults, name), rows[name].strip().strip("`")
+        if isinstance(value, bool):
+            assert shown == str(value).lower(), name
+        elif isinstance(value, list) and isinstance(value[0], str):
+            assert shown in ("all three", "both"), name
+        elif isinstance(value, list):
+            assert [float(part) for part in shown.split(",")] == value, name
+        elif isinstance(value, (int, float)):
+            assert float(shown) == value, name
+        else:
+            assert shown == (value or ""), name
+
+
+@pytest.mark.parametrize("document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_commands_in_the_documents_are_understood() -> None:
+    """Every `cppo` command shown in a document parses: its options exist (files and models may not)."""
+    commands = []
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for block in re.findall(r"^```(?:sh|bash|)\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            commands += [shlex.split(line, comments=True) for line in lines if line.startswith("cppo ")]
+    assert commands
+    for command in commands:
+        run = subprocess.run(
+            [sys.executable, "-m", "cppo.cli.main", command[1], *command[2:], "--help"], capture_output=True, text=True
+        )
+        assert run.returncode == 0, (command, run.stderr)
+        shown = subprocess.run(
+            [sys.executable, "-m", "cppo.cli.main", command[1], "--help-all"], capture_output=True, text=True
+        ).stdout or run.stdout
+        for option in (word.split("=")[0] for word in command if word.startswith("--")):
+            assert option in shown, (command, option)
