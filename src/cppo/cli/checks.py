@@ -1,0 +1,60 @@
+"""What can be wrong before torch is imported: model folders, data, output folder."""
+
+import json
+from pathlib import Path
+
+from cppo.assets import resolve_model
+from cppo.data import check_columns, check_spec
+from cppo.errors import UserError
+from cppo.recipes import Recipe, RunDirectory, TrainOptions
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """The files that a recipe names. Raises UserError."""
+    options = recipe.options
+    check_model(options.model)
+    check_data(options.data)
+    check_columns(options.columns)
+    if options.eval_data is not None:
+        check_data(options.eval_data)
+    elif isinstance(options, TrainOptions) and options.final_eval_samples:
+        raise UserError("final_eval_samples needs `eval_data`: give held-out data, or 0 items")
+    elif recipe.config.get("eval_strategy", "no") != "no":
+        raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
+    RunDirectory(recipe.output_dir).check_usable(resume=options.resume_from_checkpoint, overwrite=options.overwrite)
+
+
+def check_data(specs: str | list[str]) -> None:
+    """Every SPEC's syntax, options and file. Raises UserError."""
+    for spec in [specs] if isinstance(specs, str) else specs:
+        check_spec(spec)
+
+
+def check_model(name: str) -> None:
+    """A model on this machine: folder, config.json, a vision tower in it. A Hugging Face name passes.
+
+    Raises:
+        UserError: otherwise.
+    """
+    folder = Path(resolve_model(name))
+    if not folder.exists():
+        if str(folder) == name and _is_hub_name(name):
+            return
+        raise UserError(f"model: there is no folder {folder}")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"model: {name} is not a model folder (it has no config.json)")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model: {file} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or "vision_config" not in config:
+        raise UserError(
+            f"model: {name} has no vision tower (no `vision_config` in config.json); choose a vision-language model"
+        )
+
+
+def _is_hub_name(name: str) -> bool:
+    """`owner/name` or `name`: at most one slash, and nothing that only a path has."""
+    owner, slash, rest = name.partition("/")
+    return bool(owner) and owner[0] not in ".~" and "/" not in rest and bool(rest) == bool(slash)

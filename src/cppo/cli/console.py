@@ -1,0 +1,20 @@
+"""What the commands show on a terminal."""
+
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Silence the libraries' notices and loading bars, which would bury our own lines. Imports transformers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork of a data worker
+    warnings.filterwarnings("ignore")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def percent(fraction: float, interval: tuple[float, float] | None = None) -> str:
+    """A fraction of 1 as text, e.g. "52.1 %  [49.0, 55.2]"."""
+    text = f"{100 * fraction:5.1f} %"
+    return text if interval is None else f"{text}  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

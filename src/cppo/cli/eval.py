@@ -1,0 +1,174 @@
+"""`cppo eval`: accuracy and format rate of a model on data."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cppo.cli.checks import check_data, check_model
+from cppo.cli.console import percent, quiet_libraries
+from cppo.cli.parser import Parser
+from cppo.data import check_columns
+from cppo.errors import UserError
+from cppo.recipes import RunDirectory
+
+
+def run(argv: Sequence[str]) -> None:
+    """Evaluate, print the figures, write them as JSON on request. Raises UserError for a user's mistake."""
+    arguments = _parser().parse_all(argv)
+    check_model(arguments.model)
+    check_data(arguments.data)
+    check_columns(arguments.columns)
+    _check_json_file(arguments.json)
+    system_prompt = arguments.system_prompt
+    if system_prompt is None:
+        system_prompt = trained_system_prompt(arguments.model)
+    quiet_libraries()
+
+    from tqdm import tqdm
+
+    from cppo.data import load_records
+    from cppo.evaluation import evaluate, load_model
+
+    source = load_records(
+        arguments.data,
+        split="test",
+        limit=arguments.limit,
+        columns=arguments.columns,
+        max_bad_fraction=arguments.max_bad_fraction,
+    )
+    model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+
+    def answer_all(label: str, *, blank: bool) -> dict[str, Any]:
+        with tqdm(total=len(source), desc=label, unit="item", leave=False) as bar:
+            return evaluate(
+                model,
+                processor,
+                source,
+                samples=arguments.samples,
+                batch_size=arguments.batch_size,
+                max_new_tokens=arguments.max_new_tokens,
+                seed=arguments.seed,
+                system_prompt=system_prompt,
+                blank=blank,
+                progress=bar.update,
+            ).to_dict()
+
+    report = {"model": arguments.model, "data": arguments.data, **answer_all("eval", blank=False)}
+    if arguments.blank:
+        blind = answer_all("blank image", blank=True)
+        report |= {"blank_accuracy": blind["accuracy"], "blank_accuracy_ci95": blind["accuracy_ci95"]}
+    report |= {
+        "seed": arguments.seed,
+        "max_new_tokens": arguments.max_new_tokens,
+        "system_prompt": system_prompt,
+        "skipped_rows": len(source.skipped),
+    }
+    for line in _lines(report):
+        print(line)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def trained_system_prompt(model: str) -> str | None:
+    """The system prompt that a run directory's recipe trained with: without it another task would be measured."""
+    config = RunDirectory(model).config
+    if not config.is_file():
+        return None
+    try:
+        recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    prompt = recipe.get("system_prompt") if isinstance(recipe, dict) else None
+    return prompt if isinstance(prompt, str) else None
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    how = "greedy" if report["samples"] == 1 else f"mean of {report['samples']} samples at temperature 1"
+    lines = [
+        f"items      {report['n']:,} ({how}, 95 % interval)",
+        f"accuracy   {percent(report['accuracy'], report['accuracy_ci95'])}",
+    ]
+    if "blank_accuracy" in report:
+        lines.append(f"blank      {percent(report['blank_accuracy'], report['blank_accuracy_ci95'])}   (grey image)")
+    lines.append(f"format     {percent(report['format_rate'])}")
+    if report["skipped_rows"]:
+        lines.append(f"skipped    {report['skipped_rows']} rows that cannot be used")
+    return lines
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="cppo eval", description="Accuracy and format rate of a model on data.")
+    parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
+    parser.add_argument(
+        "--data", required=True, nargs="+", metavar="SPEC", help="tasks:NAME[?option=value&...] or a .jsonl file"
+    )
+    parser.add_argument("--columns", type=_mapping, metavar="{..}", help="your column names: {prompt: question, ...}")
+    parser.add_argument(
+        "--samples", type=_at_least(1), default=1, metavar="N", help="1 is greedy (default); more: avg@N"
+    )
+    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N items")
+    parser.add_argument(
+        "--blank", action="store_true", help="also the accuracy with a grey image: what needs no looking"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
+    parser.add_argument("--system_prompt", metavar="TEXT", help="default: the one that a run directory trained with")
+    parser.add_argument(
+        "--batch_size", type=_at_least(1), default=64, metavar="N", help="responses at once (default: 64)"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=_at_least(1), default=512, metavar="N", help="longest response (default: 512)"
+    )
+    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")
+    parser.add_argument(
+        "--max_bad_fraction", type=_fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else as saved"
+    )
+    return parser
+
+
+def _check_json_file(name: str | None) -> None:
+    if name is None:
+        return
+    file = Path(name)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise UserError(f"--json: cannot write {name}: {'it is' if file.is_dir() else 'there is no such'} folder")
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"--json: cannot write {name}: {error.strerror}") from error
+
+
+def _at_least(minimum: int) -> Any:
+    def whole_number(text: str) -> int:
+        if not text.isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+        return int(text)
+
+    return whole_number
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction in [0, 1], got {text!r}")
+    return value
+
+
+def _mapping(text: str) -> dict[str, str]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a mapping such as {{prompt: question}}, got {text!r}")
+    return value

@@ -1,0 +1,126 @@
+"""Command line options made from a configuration's fields, `--any_config_field VALUE`, without importing torch."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cppo.cli.parser import Parser
+from cppo.recipes import Recipe, Schema, load_recipe, schema
+from cppo.recipes.static_fields import UNSET, OptionField
+from cppo.recipes.values import value_from_words
+
+
+def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str | None, description: str) -> Recipe:
+    """The recipe that the arguments of `cppo train` or `cppo sft` describe.
+
+    Args:
+        default_recipe: the recipe without `--config`; None makes `--config` mandatory.
+
+    Raises:
+        UserError: unknown option, wrong value, missing recipe file.
+    """
+    options = schema(command)
+    parser = _parser(options, default_recipe, description, show_inherited="--help-all" in argv)
+    if "--help-all" in argv:
+        parser.print_help()
+        parser.exit()
+    given = vars(parser.parse_all(argv))
+    config = given.pop("config")
+    overrides = {
+        name: value_from_words(options.fields[name], words, where=f"--{name}")
+        for name, words in given.items()
+        if words is not None
+    }
+    return load_recipe(command, config, overrides)
+
+
+def _parser(options: Schema, default_recipe: str | None, description: str, *, show_inherited: bool) -> Parser:
+    parser = Parser(
+        prog=f"cppo {options.command}",
+        description=description,
+        usage=f"cppo {options.command} [--config NAME|FILE.yaml] [--any_field VALUE ...]",
+    )
+    parser.add_argument("--help-all", action="help", help="show the fields inherited from TRL and transformers too")
+    parser.add_argument(
+        "--config",
+        default=default_recipe,
+        required=default_recipe is None,
+        metavar="NAME|FILE",
+        help="a packaged recipe (see `cppo recipes list`) or a YAML file; every option below may stand in it"
+        + (f" (default: {default_recipe})" if default_recipe else ""),
+    )
+    _add_group(parser, "run", [*options.run.values(), _output_dir(options)])
+    if options.own:
+        _add_group(parser, "CPPO", options.own.values())
+    inherited = [field for field in options.inherited.values() if field.name != "output_dir"]
+    if show_inherited:
+        _add_group(parser, "inherited from TRL and transformers", inherited)
+        return parser
+    group = parser.add_argument_group(
+        "inherited from TRL and transformers",
+        f"{len(inherited)} more fields, such as --learning_rate, --max_steps, --num_generations, "
+        f"--per_device_train_batch_size, --beta: `cppo {options.command} --help-all` lists them."
+        if options.command == "train"
+        else f"{len(inherited)} more fields, such as --learning_rate, --max_steps, --per_device_train_batch_size: "
+        "`cppo sft --help-all` lists them.",
+    )
+    for field in inherited:
+        _add_option(group, field, argparse.SUPPRESS)
+    return parser
+
+
+def _output_dir(options: Schema) -> OptionField:
+    field = options.inherited["output_dir"]
+    return OptionField(
+        **{**vars(field), "default": "runs/<recipe>", "help": "The run directory: metrics, checkpoints, model, report."}
+    )
+
+
+def _add_group(parser: Parser, title: str, fields: Iterable[OptionField]) -> None:
+    group = parser.add_argument_group(title)
+    for field in fields:
+        _add_option(group, field, _help_text(field))
+
+
+def _add_option(group: Any, field: OptionField, help_text: str) -> None:
+    arity: dict[str, Any] = {"nargs": 1}
+    if "list" in field.kinds:
+        arity = {"nargs": "+"}
+    elif "bool" in field.kinds:
+        arity = {"nargs": "?", "const": "true"}
+    group.add_argument(
+        f"--{field.name}",
+        dest=field.name,
+        action=_Words,
+        metavar=_metavar(field),
+        help=help_text,
+        default=None,
+        **arity,
+    )
+
+
+class _Words(argparse.Action):
+    """Keeps what was written as a list of words, whatever the number of arguments."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values if isinstance(values, list) else [values])
+
+
+def _metavar(field: OptionField) -> str:
+    if field.choices:
+        return "|".join(map(str, field.choices))
+    for kind, word in (("list", "VALUE"), ("dict", "{..}"), ("str", "TEXT"), ("float", "X"), ("int", "N")):
+        if kind in field.kinds:
+            return word
+    return "true|false"
+
+
+def _help_text(field: OptionField) -> str:
+    default = "" if field.default in (UNSET, None) else f" (default: {_shown(field.default)})"
+    return (field.help + default).strip().replace("%", "%%")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

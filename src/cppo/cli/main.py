@@ -1,0 +1,71 @@
+"""`cppo COMMAND ...`: runs the command's module, and turns a user's mistake into one line and exit status 2."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from cppo.errors import UserError
+
+COMMANDS = {
+    "train": "train a vision-language model with CPPO (or plain GRPO)",
+    "sft": "supervised fine-tuning on reference responses",
+    "eval": "accuracy and format rate of a model on data",
+    "recipes": "list the packaged recipes, or copy one to edit",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except UserError as error:
+        print(f"cppo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cppo: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"cppo {_version()}")
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command `{command}`; {hint}")
+    try:
+        importlib.import_module(f"cppo.cli.{command}").run(rest)
+    except SystemExit as exit_:  # argparse leaves this way after --help
+        return int(exit_.code or 0)
+    return 0
+
+
+def _overview() -> str:
+    lines = [
+        "cppo fine-tunes a vision-language model with reinforcement learning and teaches it to look.",
+        "",
+        "usage: cppo COMMAND [options]",
+        "",
+        *(f"  {name:<10} {summary}" for name, summary in COMMANDS.items()),
+        "",
+        "`cppo COMMAND --help` shows a command's options. `cppo train` alone trains the embedded micro model.",
+    ]
+    return "\n".join(lines)
+
+
+def _version() -> str:
+    try:
+        return version("cppo")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

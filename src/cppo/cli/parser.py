@@ -1,0 +1,49 @@
+"""The argument parser of all commands."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cppo.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are `UserError`s and whose options cannot be abbreviated."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse `argv`; an argument that is left over is an error that names the nearest option.
+
+        `--max-steps` is taken as `--max_steps`.
+        """
+        namespace, rest = self.parse_known_args([self._with_underscores(word) for word in argv])
+        if rest:
+            raise UserError(self._unknown(rest[0]))
+        return namespace
+
+    def _with_underscores(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        spelled = "--" + name[2:].replace("-", "_")
+        known = name.startswith("--") and name not in self._option_string_actions
+        return spelled + equals + value if known and spelled in self._option_string_actions else word
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("--"):
+            return f"unexpected argument `{word}` (see `{self.prog} --help`)"
+        name = "--" + word[2:].partition("=")[0].replace("-", "_")
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.6)
+        hint = f"; did you mean `{near[0]}`?" if near else f" (see `{self.prog} --help`)"
+        return f"unknown option `{word.partition('=')[0]}`{hint}"
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wider than argparse's own: names and help on one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)

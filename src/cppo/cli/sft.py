@@ -1,0 +1,44 @@
+"""`cppo sft`: supervised fine-tuning on the reference responses of the data."""
+
+import json
+import time
+from collections.abc import Sequence
+
+from cppo.cli.checks import check_recipe
+from cppo.cli.console import quiet_libraries
+from cppo.cli.fields import parse_recipe
+from cppo.recipes import RunDirectory, dump_recipe
+
+DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `response` column, with TRL's SFTTrainer."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Fine-tune and save the model in output_dir. Raises UserError for a user's mistake."""
+    recipe = parse_recipe("sft", argv, default_recipe=None, description=DESCRIPTION)
+    check_recipe(recipe)
+    quiet_libraries()
+
+    from cppo.training.recorder import RunRecorder
+    from cppo.training.sft import run_sft
+
+    options = recipe.options
+    files = RunDirectory(recipe.output_dir)
+    checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
+    files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
+    files.config.write_text(dump_recipe(recipe, recipe.config), encoding="utf-8")
+    arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
+    if checkpoint is not None:
+        arguments["resume_from_checkpoint"] = str(checkpoint)
+    started = time.monotonic()
+    folder = run_sft(
+        options.model,
+        options.data,
+        recipe.output_dir,
+        eval_data=options.eval_data,
+        columns=options.columns,
+        sft_args={"disable_tqdm": False, **arguments},
+        callbacks=[RunRecorder(files, samples=tuple)],
+    )
+    summary = {"seconds": round(time.monotonic() - started, 1)}
+    files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
+    print(f"model      {folder}")

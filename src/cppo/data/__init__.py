@@ -1,0 +1,17 @@
+"""Data: one record schema, its readers, and the check that finds bad rows before training starts."""
+
+from cppo.data.mapping import check_columns
+from cppo.data.readers import load_records, load_rows
+from cppo.data.record import Record, RecordSource, chat_messages, to_dataset
+from cppo.data.spec import check_spec
+
+__all__ = [
+    "Record",
+    "RecordSource",
+    "chat_messages",
+    "check_columns",
+    "check_spec",
+    "load_records",
+    "load_rows",
+    "to_dataset",
+]

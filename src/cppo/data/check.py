@@ -1,0 +1,111 @@
+"""The full check before training: every row's fields and images, bad rows counted up to a limit."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cppo.data.images import RowError, image_problem
+from cppo.data.mapping import REQUIRED_COLUMNS, parse_row
+from cppo.data.record import StoredRow
+from cppo.errors import UserError
+
+ROWS_A_CHUNK = 256
+MAX_THREADS = 8
+
+
+class RowChecks:
+    """Checks the rows of one file after the other, since ids must be unique over all of them.
+
+    `skipped` collects the bad rows as (number, "FILE: reason"). Raises UserError unless `max_bad_fraction` is
+    a fraction of 1.
+    """
+
+    def __init__(self, columns: Mapping[str, str], max_bad_fraction: float) -> None:
+        if not 0 <= max_bad_fraction <= 1:
+            raise UserError(f"max_bad_fraction={max_bad_fraction} must lie between 0 and 1")
+        self.skipped: list[tuple[int, str]] = []
+        self._columns = columns
+        self._max_bad_fraction = max_bad_fraction
+        self._place_of_id: dict[str, str] = {}
+        self._problems: dict[Path | bytes, str | None] = {}
+
+    def run(
+        self,
+        numbered: Iterable[tuple[int, Any]],
+        *,
+        name: str,
+        unit: str,
+        folder: Path | None,
+        limit: int | None = None,
+    ) -> tuple[StoredRow, ...]:
+        """The good rows of one file, at most `limit`, from (number, row or RowError) pairs.
+
+        `unit` says what is numbered, "line" or "row". Raises UserError if a column is in no row at all, if
+        too large a fraction of the rows looked at is bad, or if none is good.
+        """
+        good: list[StoredRow] = []
+        bad: list[tuple[int, str]] = []
+        present: dict[str, None] = {}
+        rows = iter(numbered)
+        wanted = sys.maxsize if limit is None else limit
+        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+            while chunk := list(islice(rows, min(ROWS_A_CHUNK, wanted - len(good)))):
+                parsed = []
+                for number, value in chunk:
+                    present.update(dict.fromkeys(value) if isinstance(value, Mapping) else {})
+                    parsed.append((number, self._parse(value, folder, f"{name} {unit} {number}")))
+                fresh = {ref for _, row in parsed for ref in _encoded(row)} - self._problems.keys()
+                self._problems.update(zip(fresh, pool.map(image_problem, fresh), strict=True))
+                for number, row in parsed:
+                    checked = self._finish(row)
+                    if isinstance(checked, RowError):
+                        bad.append((number, str(checked)))
+                    else:
+                        good.append(checked)
+        self._check_columns_present(name, present)
+        if not good and not bad:
+            raise UserError(f"{name}: there are no rows")
+        total = len(good) + len(bad)
+        if not good or len(bad) / total > self._max_bad_fraction:
+            raise UserError(
+                f"{name}: {len(bad)} of {total} rows cannot be used (max_bad_fraction is "
+                f"{self._max_bad_fraction:g}); the first is {unit} {bad[0][0]}: {bad[0][1]}"
+            )
+        self.skipped += [(number, f"{name}: {reason}") for number, reason in bad]
+        return tuple(good)
+
+    def _parse(self, value: Any, folder: Path | None, place: str) -> StoredRow | RowError:
+        if isinstance(value, RowError):
+            return value
+        try:
+            return parse_row(value, columns=self._columns, folder=folder, place=place)
+        except RowError as error:
+            return error
+
+    def _finish(self, row: StoredRow | RowError) -> StoredRow | RowError:
+        for ref in _encoded(row):
+            if (problem := self._problems[ref]) is not None:
+                return RowError(problem)
+        if isinstance(row, StoredRow) and row.id is not None:
+            if row.id in self._place_of_id:
+                return RowError(f"id {row.id!r:.80} is already that of {self._place_of_id[row.id]}")
+            self._place_of_id[row.id] = row.place
+        return row
+
+    def _check_columns_present(self, name: str, present: Mapping[str, None]) -> None:
+        for ours in dict.fromkeys((*REQUIRED_COLUMNS, *self._columns)):
+            theirs = self._columns.get(ours, ours)
+            if present and theirs not in present:
+                found = ", ".join(map(repr, present))
+                raise UserError(
+                    f"{name}: no row has the column {theirs!r}; the rows have {found}: "
+                    f"say which one to read with columns: {{{ours}: THEIR_NAME}}"
+                )
+
+
+def _encoded(row: StoredRow | RowError) -> list[Path | bytes]:
+    return [] if isinstance(row, RowError) else [ref for ref in row.images if isinstance(ref, Path | bytes)]

@@ -1,0 +1,84 @@
+"""Images of a row: where they may lie, how they are decoded, and the cheap check that they decode at all."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from cppo.errors import UserError
+from cppo.views import load_rgb
+
+# A closed list: some of Pillow's other decoders start external programs (EPS) or are rarely exercised.
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+ImageRef = Path | bytes | Image.Image
+
+
+class RowError(Exception):
+    """One row cannot be used; the text is the reason, without the row's place."""
+
+
+def image_ref(value: Any, folder: Path | None) -> ImageRef:
+    """Turn one given image into something that `decode_image` reads later.
+
+    `value` is a path relative to `folder`, encoded bytes, or a PIL image (converted to RGB at once). Raises
+    RowError for another type, for a path that leaves `folder` (absolute, through `..` or a symlink) and for
+    one that is no file.
+    """
+    if isinstance(value, Image.Image):
+        try:
+            return load_rgb(value)
+        except UserError as error:
+            raise RowError(str(error)) from error
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"images must be file paths, found {value!r:.80}")
+    if folder is None:
+        raise RowError(f"image {value!r:.200} is a path, but these rows have no folder to look in")
+    try:
+        path = (folder / value).resolve()
+        inside = not Path(value).is_absolute() and path.is_relative_to(folder)
+        exists = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RowError(f"image {value!r:.200} is not a usable path: {_one_line(error)}") from error
+    if not inside:
+        raise RowError(f"image {value!r:.200} leaves the folder of the data file")
+    if not exists:
+        raise RowError(f"image {value!r:.200} does not exist or is not a file")
+    return path
+
+
+def decode_image(ref: ImageRef, *, draft: bool = False) -> Image.Image:
+    """Decode to RGB, upright, first frame. Raises RowError for anything that Pillow cannot read.
+
+    `draft` lets a JPEG be decoded at an eighth of its size: all of its data is still read, at less cost.
+    """
+    if isinstance(ref, Image.Image):
+        return ref
+    name = repr(ref.name) if isinstance(ref, Path) else f"({len(ref)} bytes)"
+    try:
+        with Image.open(ref if isinstance(ref, Path) else BytesIO(ref), formats=IMAGE_FORMATS) as image:
+            if draft:
+                image.draft(image.mode, (1, 1))
+            image.load()
+            return load_rgb(image)
+    except UnidentifiedImageError as error:
+        raise RowError(f"image {name} is broken or none of {', '.join(IMAGE_FORMATS)}") from error
+    # Decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error, zlib.error ...
+    except Exception as error:
+        raise RowError(f"image {name} cannot be read: {_one_line(error)}") from error
+
+
+def image_problem(ref: ImageRef) -> str | None:
+    """Why the image cannot be decoded, or None. Safe to call from several threads."""
+    try:
+        decode_image(ref, draft=True)
+    except RowError as error:
+        return str(error)
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,146 @@
+"""One given row (a JSON object or a dict) -> one checked `StoredRow`, under a column mapping."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cppo.data.images import ImageRef, RowError, image_ref
+from cppo.data.record import StoredRow
+from cppo.errors import UserError
+
+REQUIRED_COLUMNS = ("prompt", "answer")
+COLUMNS = (*REQUIRED_COLUMNS, "images", "id", "response", "perception_spans")
+ROLES = ("system", "user", "assistant")
+
+
+def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """The mapping {our column: their column} as a dict. Raises UserError for a name that is not ours."""
+    for ours, theirs in (columns or {}).items():
+        if ours not in COLUMNS:
+            raise UserError(f"columns: {ours!r} is not one of {', '.join(COLUMNS)} (write {{ours: theirs}})")
+        if not isinstance(theirs, str) or not theirs:
+            raise UserError(f"columns: {ours} must name a column of the file, not {theirs!r}")
+    return dict(columns or {})
+
+
+def parse_row(row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Path | None, place: str) -> StoredRow:
+    """Check every field of `row` but the pixels of its images. `place` is the row's name in messages.
+
+    Raises RowError with the reason if the row cannot be used.
+    """
+    if not isinstance(row, Mapping):
+        raise RowError(f"a row must be a JSON object {{...}}, found {type(row).__name__}")
+
+    def field(ours: str) -> Any:
+        return row.get(columns.get(ours, ours))
+
+    images = _images(row, columns, folder)
+    response = field("response")
+    return StoredRow(
+        place=place,
+        id=_id(field("id")),
+        prompt=_prompt(_required(field("prompt"), columns.get("prompt", "prompt")), len(images)),
+        images=images,
+        answer=_answer(_required(field("answer"), columns.get("answer", "answer"))),
+        response=None if response is None else _text(response, "response"),
+        perception_spans=_spans(field("perception_spans"), response),
+    )
+
+
+def _required(value: Any, theirs: str) -> Any:
+    if value is None:
+        raise RowError(f"column {theirs!r} is missing or null")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"{name} must be text, found {json.dumps(value, default=repr):.80}")
+    if not value.strip():
+        raise RowError(f"{name} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} holds half of a surrogate pair, which is no character") from error
+    return value
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _answer(value: Any) -> str:
+    return _text(_number_as_text(value), "answer")
+
+
+def _id(value: Any) -> str | None:
+    return None if value is None else _text(_number_as_text(value), "id")
+
+
+def _images(row: Mapping[str, Any], columns: Mapping[str, str], folder: Path | None) -> tuple[ImageRef, ...]:
+    value = row.get(columns.get("images", "images"))
+    if "images" not in columns and row.get("image") is not None:
+        if value is not None:
+            raise RowError("both 'image' and 'images' are given; keep one")
+        value = row["image"]
+    if value is None:
+        return ()
+    return tuple(image_ref(one, folder) for one in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _prompt(value: Any, image_count: int) -> str | list[dict[str, Any]]:
+    if isinstance(value, str):
+        return _text(value, "prompt")
+    if not isinstance(value, list) or not value:
+        raise RowError("prompt must be text or a list of chat messages")
+    messages = [_message(message) for message in value]
+    if messages[-1]["role"] != "user":
+        raise RowError("prompt must end with a user message")
+    if all(isinstance(message["content"], str) for message in messages):
+        return messages
+    # Once one content is a list of parts, all are: the placeholders alone then say where the images stand.
+    messages = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if placeholders != image_count:
+        raise RowError(f"prompt has {placeholders} image placeholders, but the row has {image_count} images")
+    return messages
+
+
+def _message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        raise RowError(f"each chat message needs a role ({', '.join(ROLES)}) and a content")
+    role, content = message["role"], message.get("content")
+    if isinstance(content, list) and content:
+        return {"role": role, "content": [_part(part, role) for part in content]}
+    return {"role": role, "content": _text(content, f"content of the {role} message")}
+
+
+def _part(part: Any, role: str) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text":
+        return {"type": "text", "text": _text(part.get("text"), f"text of the {role} message")}
+    if kind == "image" and set(part) == {"type"}:
+        return {"type": "image"}
+    raise RowError('content parts are {"type": "text", "text": ...} or {"type": "image"}; the files go in images')
+
+
+def _spans(value: Any, response: str | None) -> tuple[tuple[int, int], ...] | None:
+    if value is None:
+        return None
+    if response is None:
+        raise RowError("perception_spans need a response")
+    if not isinstance(value, list | tuple) or not all(_is_span(span, len(response)) for span in value):
+        raise RowError(f"perception_spans must be [start, end] pairs with 0 <= start < end <= {len(response)}")
+    return tuple((start, end) for start, end in value)
+
+
+def _is_span(span: Any, length: int) -> bool:
+    if not isinstance(span, list | tuple) or len(span) != 2 or any(type(edge) is not int for edge in span):
+        return False
+    return 0 <= span[0] < span[1] <= length

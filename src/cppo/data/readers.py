@@ -1,0 +1,134 @@
+"""Readers: generated tasks, `.jsonl` files and rows in memory, all into one `RecordSource`.
+
+Every row is checked before the first is used, images included; bad rows are skipped and counted, to a limit.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cppo.data.check import RowChecks
+from cppo.data.images import RowError
+from cppo.data.mapping import check_columns
+from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
+from cppo.data.spec import FileSpec, parse_spec
+from cppo.errors import UserError
+from cppo.tasks import TaskOptions, make_item
+from cppo.tasks.base import SPLITS
+
+
+def load_records(
+    specs: str | Sequence[str],
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_bad_fraction: float = 0.01,
+) -> RecordSource:
+    """Read one SPEC, or several one after the other.
+
+    Args:
+        specs: see docs/data.md; each is checked before any is read.
+        split: "train" or "test", for generated tasks whose SPEC names none.
+        limit: keep the first so many good records of all sources together, and read no further.
+        columns: {our column: column of the file}.
+        max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
+
+    Raises:
+        UserError: naming file, row and reason; a bad SPEC or option, a column that no row has, too many bad
+            rows, no good row, or the same generated items twice.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    texts = [specs] if isinstance(specs, str) else list(specs)
+    if not texts:
+        raise UserError("data: no source is given; write tasks:NAME or the path of a .jsonl file")
+    if len(set(texts)) < len(texts):
+        raise UserError(f"data: a source is given twice: {', '.join(texts)}")
+    checks = RowChecks(check_columns(columns), max_bad_fraction)
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} must be at least 1")
+    parts: list[TaskRows | StoredRows] = []
+    generated: set[TaskRows] = set()
+    for spec in [parse_spec(text) for text in texts]:
+        left = None if limit is None else limit - sum(map(len, parts))
+        if left == 0:
+            break
+        if isinstance(spec, FileSpec):
+            parts.append(StoredRows(_read_file(spec, checks, left)))
+            continue
+        n = spec.n if left is None else min(spec.n, left)
+        rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n)
+        if replace(rows, n=0) in generated:
+            raise UserError(f"data {spec.text!r}: another source generates the same items; give one another seed")
+        generated.add(replace(rows, n=0))
+        parts.append(rows)
+    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped)
+
+
+def load_rows(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    name: str = "rows",
+    folder: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_bad_fraction: float = 0.01,
+) -> RecordSource:
+    """As `load_records`, from dicts in memory, numbered from 1.
+
+    Images are PIL images, encoded bytes, or paths relative to `folder`; `name` is the file in messages.
+    """
+    checks = RowChecks(check_columns(columns), max_bad_fraction)
+    root = None if folder is None else Path(folder).resolve()
+    stored = checks.run(enumerate(rows, start=1), name=name, unit="row", folder=root)
+    return RecordSource([StoredRows(stored)], name=name, skipped=checks.skipped)
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Items 0 .. n-1 of a generated task; an item is generated each time it is asked for."""
+
+    filled: ClassVar[frozenset[str]] = frozenset(OPTIONAL_COLUMNS)
+    family: str
+    options: TaskOptions
+    seed: int
+    split: str
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Record:
+        item = make_item(self.family, self.options, seed=self.seed, index=index, split=self.split)
+        return Record(item.id, item.prompt, (item.image,), item.answer, item.response, item.perception_spans)
+
+
+def _read_file(spec: FileSpec, checks: RowChecks, limit: int | None) -> tuple[StoredRow, ...]:
+    folder = spec.path.parent.resolve()
+    try:
+        with spec.path.open("rb") as lines:
+            return checks.run(_json_lines(lines), name=spec.text, unit="line", folder=folder, limit=limit)
+    except OSError as error:
+        raise UserError(f"data {spec.text!r}: cannot be read: {error.strerror}") from error
+
+
+def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """(line number, parsed value or RowError) of every line that is not blank."""
+    for number, line in enumerate(lines, start=1):
+        text = line.removeprefix(b"\xef\xbb\xbf").strip()
+        if not text:
+            continue
+        try:
+            yield number, json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+        except UnicodeDecodeError:
+            yield number, RowError("is not UTF-8 text")
+        except json.JSONDecodeError as error:
+            yield number, RowError(f"is not valid JSON: {error.msg} (column {error.colno})")
+        except (ValueError, RecursionError) as error:
+            yield number, RowError(f"is not valid JSON: {error}")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

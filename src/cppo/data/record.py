@@ -1,0 +1,185 @@
+"""The record (a question, its images, its answer) and the lazy sequence of records that training reads."""
+
+import pickle
+from bisect import bisect_right
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+from PIL import Image
+
+from cppo.data.images import ImageRef, RowError, decode_image
+from cppo.errors import UserError
+from cppo.views import stable_sample_id
+
+if TYPE_CHECKING:
+    import datasets
+
+BASE_COLUMNS = ("prompt", "images", "answer", "sample_id")
+OPTIONAL_COLUMNS = ("response", "perception_spans")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training or evaluation item.
+
+    Attributes:
+        id: the row's own, else a hash of prompt and pixels.
+        prompt: text, or chat messages ending with the user's.
+        images: RGB, upright; possibly none.
+        answer: the expected answer.
+        response: a reference response, for supervised fine-tuning.
+        perception_spans: [start, end) character spans of `response` that are read off the images.
+    """
+
+    id: str
+    prompt: str | list[dict[str, Any]]
+    images: tuple[Image.Image, ...]
+    answer: str
+    response: str | None = None
+    perception_spans: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A checked row whose images are not decoded yet. `place` names it in messages: "my.jsonl line 3"."""
+
+    place: str
+    id: str | None
+    prompt: str | list[dict[str, Any]]
+    images: tuple[ImageRef, ...]
+    answer: str
+    response: str | None
+    perception_spans: tuple[tuple[int, int], ...] | None
+
+    def record(self) -> Record:
+        """Decode the images. Raises UserError if one has become unreadable since the check."""
+        try:
+            images = tuple(decode_image(ref) for ref in self.images)
+        except RowError as error:
+            raise UserError(f"{self.place}: {error} (it could be read when the data was checked)") from error
+        sample_id = self.id if self.id is not None else stable_sample_id(self.prompt, images)
+        return Record(sample_id, self.prompt, images, self.answer, self.response, self.perception_spans)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of one file or list; a record is decoded each time it is asked for."""
+
+    rows: tuple[StoredRow, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `datasets` hashes the transform, and so these rows, with a pickler that needs a minute for 100,000.
+        return _unpickle_rows, (pickle.dumps(self.rows),)
+
+    @property
+    def filled(self) -> frozenset[str]:
+        return frozenset(name for name in OPTIONAL_COLUMNS if all(getattr(row, name) is not None for row in self.rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.rows[index].record()
+
+
+def _unpickle_rows(data: bytes) -> StoredRows:
+    return StoredRows(pickle.loads(data))
+
+
+class Rows(Protocol):
+    """What a reader hands over: a sequence of records that knows which optional columns all of them fill."""
+
+    @property
+    def filled(self) -> frozenset[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class RecordSource(Sequence[Record]):
+    """Records of one or more sources in their given order, made on access; holds no decoded pixels of files.
+
+    Attributes:
+        name: the SPECs it was read from.
+        skipped: the bad rows as (line or row number, "FILE: reason").
+        columns: the columns that every record fills, as `to_dataset` names them.
+    """
+
+    def __init__(self, parts: Sequence[Rows], *, name: str, skipped: Sequence[tuple[int, str]]) -> None:
+        self.name = name
+        self.skipped = list(skipped)
+        self.columns = BASE_COLUMNS + tuple(
+            column for column in OPTIONAL_COLUMNS if all(column in part.filled for part in parts)
+        )
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(len(part) for part in self._parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        part = bisect_right(self._ends, position)
+        return self._parts[part][position - (self._ends[part - 1] if part else 0)]
+
+
+def chat_messages(prompt: str | list[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:
+    """The prompt as new chat messages; `system_prompt` goes first unless the prompt brings its own."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else deepcopy(prompt)
+    if system_prompt is None or any(message["role"] == "system" for message in messages):
+        return messages
+    structured = isinstance(messages[-1]["content"], list)
+    content = [{"type": "text", "text": system_prompt}] if structured else system_prompt
+    return [{"role": "system", "content": content}, *messages]
+
+
+@dataclass(frozen=True)
+class _RowBuilder:
+    """The dataset's transform: each stored cell is its row's number, from which the real value is made."""
+
+    source: RecordSource
+    system_prompt: str | None
+
+    def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        # The rollouts of one prompt arrive as repeated numbers; decoded once, they share the image objects.
+        records = {number: self.source[number] for number in set[int]().union(*batch.values())}
+        return {
+            column: [self._value(records[number], column) for number in numbers] for column, numbers in batch.items()
+        }
+
+    def _value(self, record: Record, column: str) -> Any:
+        if column == "prompt":
+            return chat_messages(record.prompt, self.system_prompt)
+        if column == "images":
+            return list(record.images)
+        if column == "perception_spans":
+            return [list(span) for span in record.perception_spans or ()]
+        return record.id if column == "sample_id" else getattr(record, column)
+
+
+def to_dataset(source: RecordSource, *, system_prompt: str | None = None) -> "datasets.Dataset":
+    """A `datasets.Dataset` that makes its rows on access: what TRL's trainers take as train or eval dataset.
+
+    A row is {"prompt": chat messages, "images": RGB PIL images (an empty list for text only), "answer": str,
+    "sample_id": str}; where every record has them also "response": str and "perception_spans":
+    [[start, end], ...].
+    """
+    import datasets
+
+    numbers = list(range(len(source)))
+    table = datasets.Dataset.from_dict(dict.fromkeys(source.columns, numbers))
+    return table.with_transform(_RowBuilder(source, system_prompt))

@@ -1,0 +1,86 @@
+"""SPEC: the one-line name of data, `tasks:NAME[?option=value&...]` or a `.jsonl` file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cppo.errors import UserError
+from cppo.tasks import TASK_NAMES, TaskOptions, parse_task_options
+from cppo.tasks.base import SPLITS
+
+DEFAULT_TASK_ITEMS = 2000
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """`tasks:NAME?...`: generated items. `split` None means: the split that the caller asks for."""
+
+    text: str
+    family: str
+    options: TaskOptions
+    seed: int
+    n: int
+    split: str | None
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """A `.jsonl` file."""
+
+    text: str
+    path: Path
+
+
+def parse_spec(spec: str) -> TaskSpec | FileSpec:
+    """Read a SPEC. Raises UserError for bad syntax, an unknown task, a bad option or a missing file."""
+    if spec.startswith("tasks:"):
+        return _parse_task(spec)
+    if spec.startswith("hub:"):
+        raise UserError(f"data {spec!r}: hub: data is not supported yet; use a .jsonl file or tasks:NAME")
+    path = Path(spec)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet" or (spec and path.is_dir()):
+        raise UserError(f"data {spec!r}: Parquet files and folders are not supported yet; use a .jsonl file")
+    if suffix != ".jsonl":
+        raise UserError(
+            f"data {spec!r}: not a data source; write tasks:NAME (NAME is {', '.join(TASK_NAMES)}) "
+            "or the path of a .jsonl file (one JSON object a line)"
+        )
+    if not path.is_file():
+        raise UserError(f"data {spec!r}: there is no such file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"data {spec!r}: cannot be opened: {error.strerror}") from error
+    return FileSpec(spec, path)
+
+
+def check_spec(spec: str) -> None:
+    """Check a SPEC without reading its rows: syntax, task and options, file. Raises UserError."""
+    parse_spec(spec)
+
+
+def _parse_task(spec: str) -> TaskSpec:
+    family, _, query = spec.removeprefix("tasks:").partition("?")
+    if family not in TASK_NAMES:
+        raise UserError(f"data {spec!r}: unknown task {family!r}; choose one of {', '.join(TASK_NAMES)}")
+    options: dict[str, str] = {}
+    for pair in query.split("&") if query else []:
+        key, equals, value = pair.partition("=")
+        if not key or not equals or not value:
+            raise UserError(f"data {spec!r}: {pair!r} is not option=value")
+        if key in options:
+            raise UserError(f"data {spec!r}: option {key!r} is given twice")
+        options[key] = value
+    seed = _whole_number(spec, "seed", options.pop("seed", "0"), least=0)
+    n = _whole_number(spec, "n", options.pop("n", str(DEFAULT_TASK_ITEMS)), least=1)
+    split = options.pop("split", None)
+    if split is not None and split not in SPLITS:
+        raise UserError(f"data {spec!r}: split={split} is unknown; choose one of {', '.join(SPLITS)}")
+    return TaskSpec(spec, family, parse_task_options(family, options), seed, n, split)
+
+
+def _whole_number(spec: str, key: str, value: str, *, least: int) -> int:
+    # At most 9 digits: a longer seed or count is a typing mistake.
+    if not (value.isascii() and value.isdigit() and len(value) <= 9) or int(value) < least:
+        raise UserError(f"data {spec!r}: {key}={value} must be a whole number of at least {least}")
+    return int(value)

@@ -1,0 +1,53 @@
+"""Loads a vision-language model and its processor for evaluation."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from cppo.assets import resolve_model
+from cppo.errors import UserError
+
+
+def check_vision_model(name: str) -> None:
+    """Whether `name` (a packaged name, a folder, a Hugging Face name) is a model with a vision tower.
+
+    Raises:
+        UserError: its configuration cannot be read, or has no vision part.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: {name} cannot be loaded: {_first_line(error)}") from error
+    if getattr(config, "vision_config", None) is None:
+        raise UserError(f"model: {name} has no vision tower; choose a vision-language model")
+
+
+def load_model(name: str, *, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """The model in evaluation mode and its processor.
+
+    Args:
+        name: a packaged name, a folder or a Hugging Face name.
+        device: e.g. "cpu" or "cuda"; by default CUDA where there is one.
+        dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU and the checkpoint's own elsewhere.
+
+    Raises:
+        UserError: it cannot be loaded, or is no vision-language model.
+    """
+    check_vision_model(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("float32" if device == "cpu" else "auto")
+    path = resolve_model(name)
+    try:
+        processor = AutoProcessor.from_pretrained(path, padding_side="left")
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: {name} cannot be loaded: {_first_line(error)}") from error
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: cannot use {device}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

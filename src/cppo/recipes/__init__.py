@@ -1,0 +1,27 @@
+"""Recipes: flat YAML, one a purpose, checked before torch is imported."""
+
+from cppo.recipes.options import RunOptions, TrainOptions
+from cppo.recipes.recipe import (
+    Recipe,
+    dump_recipe,
+    load_recipe,
+    recipe_file,
+    recipe_names,
+    recipe_summary,
+)
+from cppo.recipes.run_dir import RunDirectory
+from cppo.recipes.schema import Schema, schema
+
+__all__ = [
+    "Recipe",
+    "RunDirectory",
+    "RunOptions",
+    "Schema",
+    "TrainOptions",
+    "dump_recipe",
+    "load_recipe",
+    "recipe_file",
+    "recipe_names",
+    "recipe_summary",
+    "schema",
+]

@@ -1,0 +1,108 @@
+"""A recipe: flat YAML that says what to train, on what, and how. Packaged ones have a name, users' own are files."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cppo.errors import UserError
+from cppo.recipes.options import RunOptions
+from cppo.recipes.run_dir import CONFIG_HEADER
+from cppo.recipes.schema import schema
+
+RECIPES_DIR = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    `options` are the run's own (model, data ...), `config` the fields given for the trainer's configuration class
+    (`CPPOConfig` for the command "train", TRL's `SFTConfig` for "sft"), `output_dir` among them.
+    """
+
+    name: str
+    command: str
+    options: RunOptions
+    config: Mapping[str, Any]
+
+    @property
+    def output_dir(self) -> str:
+        return self.config["output_dir"]
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+
+
+def recipe_file(name_or_file: str) -> Path:
+    """The file of a packaged recipe's name, or of a user's own.
+
+    Raises:
+        UserError: neither a packaged name nor a file.
+    """
+    if name_or_file in recipe_names():
+        return RECIPES_DIR / f"{name_or_file}.yaml"
+    path = Path(name_or_file)
+    if path.is_file():
+        return path
+    raise UserError(
+        f"recipe {name_or_file!r}: no such file, and not one of the packaged recipes ({', '.join(recipe_names())})"
+    )
+
+
+def recipe_summary(file: Path) -> str:
+    """The first comment line of a recipe: what it is for."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read and check a recipe for the command "train" or "sft"; `overrides` (checked values) win over the file's.
+
+    Without an `output_dir` it is `runs/<name of the recipe>`.
+
+    Raises:
+        UserError: unreadable file, unknown option, wrong value, no data. The message names file and option.
+    """
+    file = recipe_file(name_or_file)
+    where = f"recipe {name_or_file}"
+    given = _read_yaml(file, where)
+    options = schema(command)
+    strangers = [name for name in given if name not in options.fields]
+    other = "sft" if command == "train" else "train"
+    if strangers and all(name in schema(other).fields for name in given):
+        raise UserError(f"{where} is for `cppo {other}`: `cppo {command}` has no option `{strangers[0]}`")
+    values = {**options.check(given, where=where), **(overrides or {})}
+    if not values.get("data"):
+        raise UserError(f"{where}: no `data` is given; write e.g. data: tasks:digits or data: my.jsonl")
+    config = {name: value for name, value in values.items() if name not in options.run}
+    config["output_dir"] = config.get("output_dir") or f"runs/{file.stem}"
+    run = options.options_class(**{name: value for name, value in values.items() if name in options.run})
+    return Recipe(name_or_file, command, run, config)
+
+
+def dump_recipe(recipe: Recipe, config: Mapping[str, Any]) -> str:
+    """The recipe as YAML that `load_recipe` reads again, with the trainer's fields from `config`."""
+    run = dataclasses.asdict(recipe.options)
+    for name in ("resume_from_checkpoint", "overwrite"):  # they say how a run was started, not what it is
+        run.pop(name)
+    run = {name: value for name, value in run.items() if value is not None}
+    header = f"{CONFIG_HEADER} (cppo {recipe.command}, from {recipe.name}).\n"
+    return header + yaml.safe_dump({**run, **config}, sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(file: Path, where: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{where}: a recipe is a flat mapping, one `option: value` a line")
+    return content

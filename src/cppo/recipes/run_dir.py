@@ -1,0 +1,124 @@
+"""A run directory: which file holds what, and whether a new run may write there."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from cppo.errors import UserError
+
+CONFIG_HEADER = "# Resolved recipe of a cppo run"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class RunDirectory:
+    """The files of one run.
+
+    `config.yaml` is the resolved recipe, `metrics.jsonl` has one JSON object a logged step, `samples.jsonl` one example
+    response a line, `summary.json` is written last, when the run has finished, `report.html` shows it all.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first: those whose last file, the trainer state, is there."""
+        if not self.path.is_dir():
+            return []
+        found = [
+            (int(match[1]), entry)
+            for entry in self.path.iterdir()
+            if (match := _CHECKPOINT.fullmatch(entry.name)) and (entry / "trainer_state.json").is_file()
+        ]
+        return [entry for _, entry in sorted(found)]
+
+    def find_checkpoint(self, resume: bool | str | None) -> Path | None:
+        """The checkpoint folder that `resume` names: None or False none, True the latest here, else that folder.
+
+        Raises:
+            UserError: no checkpoint here, or the folder is not a complete checkpoint.
+        """
+        if resume is None or resume is False:
+            return None
+        if resume is True:
+            checkpoints = self.checkpoints()
+            if not checkpoints:
+                raise UserError(f"resume_from_checkpoint: {self.path} holds no complete checkpoint to continue from")
+            return checkpoints[-1]
+        folder = Path(resume)
+        if not (folder / "trainer_state.json").is_file():
+            raise UserError(f"resume_from_checkpoint: {folder} is not a checkpoint folder (no trainer_state.json)")
+        return folder
+
+    def check_usable(self, *, resume: bool | str | None, overwrite: bool) -> None:
+        """Whether a run may write here: the folder can be made and written to (it is made now, permissions alone do not
+        tell), and holds no earlier run and no foreign file of the same name.
+
+        Raises:
+            UserError: otherwise.
+        """
+        if self.config.is_file() and not self.config.read_text("utf-8", "replace").startswith(CONFIG_HEADER):
+            raise UserError(f"output_dir: {self.config} was not written by a run; choose another --output_dir")
+        if self.find_checkpoint(resume) is None and not overwrite:
+            self._check_no_earlier_run()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
+
+    def _check_no_earlier_run(self) -> None:
+        if self.summary.is_file():
+            raise UserError(
+                f"output_dir: {self.path} already holds a finished run; give --overwrite to replace it, "
+                "or another --output_dir"
+            )
+        if self.checkpoints():
+            raise UserError(
+                f"output_dir: {self.path} holds an unfinished run; continue it with --resume_from_checkpoint, "
+                "or replace it with --overwrite"
+            )
+
+    def begin(self, *, checkpoint: Path | None, overwrite: bool) -> None:
+        """Make the folder ready: a new run starts without the files of an earlier one (without its checkpoints too, if
+        `overwrite`), a resumed one keeps the steps up to its checkpoint.
+
+        Raises:
+            UserError: the folder cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.summary.unlink(missing_ok=True)
+            if checkpoint is None:
+                for file in (self.config, self.metrics, self.samples, self.report):
+                    file.unlink(missing_ok=True)
+                for entry in self.path.iterdir():
+                    if overwrite and _CHECKPOINT.fullmatch(entry.name) and entry.is_dir():
+                        shutil.rmtree(entry)
+            else:
+                state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+                for file in (self.metrics, self.samples):
+                    _keep_steps(file, last=state["global_step"])
+        except OSError as error:
+            raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
+
+
+def _keep_steps(file: Path, *, last: int) -> None:
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"]
+        except ValueError:
+            continue  # the line that the stop cut off
+        if step <= last:
+            kept.append(line)
+    file.write_text("".join(kept), encoding="utf-8")

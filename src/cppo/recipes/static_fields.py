@@ -1,0 +1,153 @@
+"""Reads the fields of configuration dataclasses from their source, without importing them.
+
+TRL's and transformers' configuration classes import torch. The command line has to find a misspelt option in the blink
+of an eye, so it reads names, annotations, defaults and help texts from the syntax tree instead.
+"""
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCALAR_KINDS = frozenset({"bool", "int", "float", "str"})
+UNSET = "(unset)"
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One option: a field of a configuration dataclass, as its source states it.
+
+    `kinds` holds what a value may be: "none", "bool", "int", "float", "str", "list", "dict". `item_kinds` says the same
+    of a list's items. `choices` are the values of a `Literal` annotation. `interval` is the range in the usual notation
+    (e.g. "(0, 1]"), from the field's metadata. `default` is the default where it is a literal, else UNSET.
+    """
+
+    name: str
+    kinds: frozenset[str]
+    item_kinds: frozenset[str]
+    choices: tuple[Any, ...]
+    default: Any
+    help: str
+    interval: str | None
+    origin: str
+
+
+def dataclass_fields(module: str, class_name: str) -> dict[str, OptionField]:
+    """The fields that `class_name` itself declares in `module` (not the inherited ones), in source order.
+
+    Raises:
+        LookupError: the module's file or the class is not there.
+    """
+    for node in _module_tree(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return {
+                statement.target.id: _option_field(statement, class_name)
+                for statement in node.body
+                if isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and not statement.target.id.startswith("_")
+                and "ClassVar" not in ast.unparse(statement.annotation)
+            }
+    raise LookupError(f"no class {class_name} in {module}")
+
+
+@cache
+def _module_tree(module: str) -> ast.Module:
+    return ast.parse(_module_file(module).read_text(encoding="utf-8"))
+
+
+def _module_file(module: str) -> Path:
+    """The module's source file. Only the top package is looked up: `find_spec` of a submodule imports its parents."""
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise LookupError(f"package {package} is not installed")
+    path = Path(spec.submodule_search_locations[0], *rest)
+    file = path.with_suffix(".py")
+    if not file.is_file():
+        raise LookupError(f"no file {file}")
+    return file
+
+
+def _option_field(statement: ast.AnnAssign, origin: str) -> OptionField:
+    kinds: set[str] = set()
+    items: set[str] = set()
+    choices: list[Any] = []
+    _read_annotation(statement.annotation, kinds, items, choices)
+    default, metadata = _read_default(statement.value)
+    return OptionField(
+        name=statement.target.id,  # type: ignore[union-attr]
+        kinds=frozenset(kinds),
+        item_kinds=frozenset(items),
+        choices=tuple(choices),
+        default=default,
+        help=" ".join(str(metadata.get("help", "")).replace("%%", "%").split()),
+        interval=metadata.get("range"),
+        origin=origin,
+    )
+
+
+def _read_annotation(node: ast.expr, kinds: set[str], items: set[str], choices: list[Any]) -> None:
+    """Adds to `kinds`, `items` and `choices` what the annotation allows."""
+    if isinstance(node, ast.BinOp):
+        _read_annotation(node.left, kinds, items, choices)
+        _read_annotation(node.right, kinds, items, choices)
+    elif isinstance(node, ast.Constant) and node.value is None:
+        kinds.add("none")
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        _read_annotation(ast.parse(node.value, mode="eval").body, kinds, items, choices)
+    elif isinstance(node, ast.Subscript):
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        match ast.unparse(node.value).split(".")[-1]:
+            case "Optional" | "Union" as union:
+                if union == "Optional":
+                    kinds.add("none")
+                for part in parts:
+                    _read_annotation(part, kinds, items, choices)
+            case "Literal":
+                values = [ast.literal_eval(part) for part in parts]
+                choices.extend(value for value in values if value is not None)
+                kinds.update("none" if value is None else type(value).__name__ for value in values)
+            case "list" | "List" | "tuple" | "Tuple" | "Sequence":
+                kinds.add("list")
+                for part in parts:
+                    if not (isinstance(part, ast.Constant) and part.value is Ellipsis):
+                        _read_annotation(part, items, set(), choices)
+            case _:
+                kinds.add("dict")
+    else:
+        name = ast.unparse(node).split(".")[-1]
+        kinds.add(name if name in SCALAR_KINDS or name in {"list", "dict"} else "str")
+
+
+def _read_default(node: ast.expr | None) -> tuple[Any, dict[str, Any]]:
+    """The default and the entries of the metadata, where they are literals (else UNSET)."""
+    if node is None:
+        return UNSET, {}
+    if not (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "field"):
+        return _literal(node), {}
+    default: Any = UNSET
+    metadata: dict[str, Any] = {}
+    for keyword in node.keywords:
+        if keyword.arg == "default":
+            default = _literal(keyword.value)
+        elif keyword.arg == "default_factory":
+            factory = keyword.value
+            if isinstance(factory, ast.Lambda):
+                default = _literal(factory.body)
+            else:
+                default = {"list": [], "dict": {}}.get(ast.unparse(factory), UNSET)
+        elif keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
+            for key, value in zip(keyword.value.keys, keyword.value.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    metadata[key.value] = _literal(value)
+    return default, metadata
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return UNSET

@@ -1,0 +1,186 @@
+"""One training run from a recipe: data, trainer, run directory, accuracy before and after."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import GRPOConfig
+
+from cppo.assets import resolve_model
+from cppo.data import Record, RecordSource, load_records, to_dataset
+from cppo.errors import UserError
+from cppo.evaluation import (
+    EvalResult,
+    ItemResult,
+    PairedDifference,
+    check_vision_model,
+    evaluate,
+    paired_bootstrap,
+)
+from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe
+from cppo.rewards import accuracy_reward, format_reward
+from cppo.training.config import CPPOConfig
+from cppo.training.recorder import RunRecorder
+from cppo.training.trainer import CPPOTrainer
+
+RUN_DEFAULTS: dict[str, Any] = {
+    "logging_steps": 1,
+    "reward_weights": [0.9, 0.1],
+    "report_to": "none",
+    "disable_tqdm": False,  # else it follows the libraries' log level, which the command line turns down
+}
+"""What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
+VERSIONS_OF = ("torch", "transformers", "trl")
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left behind.
+
+    `before`, `after`, `blank` (after, with grey images) and `gain` (paired, after minus before) are None where the
+    recipe asks for no final evaluation. `is_main_process` is False on a distributed run's other ranks, which write
+    nothing.
+    """
+
+    output_dir: Path
+    is_main_process: bool
+    steps: int
+    seconds: float
+    before: EvalResult | None
+    after: EvalResult | None
+    blank: EvalResult | None
+    gain: PairedDifference | None
+
+
+def run_training(recipe: Recipe) -> RunResult:
+    """Train as `recipe` says and fill its run directory (`RunDirectory` names the files), all but the report.
+
+    Raises:
+        UserError: a refused value, bad data, a model that cannot be used, an output directory that cannot be written.
+    """
+    started = time.monotonic()
+    options = recipe.options
+    assert isinstance(options, TrainOptions)
+    files = RunDirectory(recipe.output_dir)
+    checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
+    args = build_config(recipe)
+    check_vision_model(options.model)
+    train_source = _load(options, options.data, split="train")
+    held_out = _held_out(options, options.final_eval_samples) if options.final_eval_samples else None
+    eval_source = _held_out(options, options.eval_limit) if args.eval_strategy != "no" else None
+
+    trainer = CPPOTrainer(
+        model=resolve_model(options.model),
+        reward_funcs=[accuracy_reward, format_reward],
+        args=args,
+        train_dataset=to_dataset(train_source, system_prompt=options.system_prompt),
+        eval_dataset=None if eval_source is None else to_dataset(eval_source, system_prompt=options.system_prompt),
+    )
+    main = trainer.is_world_process_zero()
+    if main:
+        files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
+        files.config.write_text(dump_recipe(recipe, resolved_config(recipe, args)), encoding="utf-8")
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(RunRecorder(files, lambda: trainer.last_samples))
+
+    asked = {"max_new_tokens": args.max_completion_length, "system_prompt": options.system_prompt}
+    before = _answer_all(trainer, held_out, "before", **asked) if held_out else None
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model(recipe.output_dir)
+    after = _answer_all(trainer, held_out, "after", **asked) if held_out else None
+    blank = _answer_all(trainer, held_out, "blank image", blank=True, **asked) if held_out else None
+    result = RunResult(
+        output_dir=files.path,
+        is_main_process=main,
+        steps=trainer.state.global_step,
+        seconds=time.monotonic() - started,
+        before=before,
+        after=after,
+        blank=blank,
+        gain=paired_bootstrap(before.accuracies, after.accuracies, seed=args.seed) if before and after else None,
+    )
+    if main:
+        summary = run_summary(result, skipped_rows=len(train_source.skipped))
+        files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def build_config(recipe: Recipe) -> CPPOConfig:
+    """The trainer's configuration; UserError for a value that TRL or CPPO refuses."""
+    try:
+        return CPPOConfig(**{**RUN_DEFAULTS, **recipe.config})
+    except UserError:
+        raise
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"recipe {recipe.name}: {' '.join(str(error).split())}") from error
+
+
+def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
+    """What the recipe gave, the run's defaults, and every option of CPPO itself: enough to run it again."""
+    inherited = {field.name for field in fields(GRPOConfig)}
+    own = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
+    return {**RUN_DEFAULTS, "seed": args.seed, **own, **recipe.config}
+
+
+def run_summary(result: RunResult, *, skipped_rows: int) -> dict[str, Any]:
+    """The contents of `summary.json`; fractions of 1, seconds."""
+    evaluations = {"before": result.before, "after": result.after, "blank": result.blank}
+    return {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "skipped_rows": skipped_rows,
+        **{name: found.to_dict() for name, found in evaluations.items() if found is not None},
+        **({"gain": asdict(result.gain)} if result.gain else {}),
+        "versions": {package: version(package) for package in VERSIONS_OF},
+    }
+
+
+class _Share(Sequence[Record]):
+    """Every `step`-th record from `start` on, still read one at a time."""
+
+    def __init__(self, source: Sequence[Record], start: int, step: int) -> None:
+        self._source, self._indices = source, range(start, len(source), step)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        return self._source[self._indices[index]]
+
+
+def _load(options: TrainOptions, specs: str | list[str], *, split: str, limit: int | None = None) -> RecordSource:
+    return load_records(
+        specs, split=split, limit=limit, columns=options.columns, max_bad_fraction=options.max_bad_fraction
+    )
+
+
+def _held_out(options: TrainOptions, limit: int | None) -> RecordSource:
+    if options.eval_data is None:
+        raise UserError("evaluation needs `eval_data`: give held-out data")
+    return _load(options, options.eval_data, split="test", limit=limit)
+
+
+def _answer_all(trainer: CPPOTrainer, source: Sequence[Record], label: str, **asked: Any) -> EvalResult:
+    """Greedy evaluation of the model as it is now, each rank answering its share of the records."""
+    accelerator = trainer.accelerator
+    ranks = accelerator.num_processes
+    share = _Share(source, accelerator.process_index, ranks)
+    model, processor = accelerator.unwrap_model(trainer.model), trainer.processing_class
+    hidden = not (accelerator.is_main_process and sys.stderr.isatty()) or trainer.args.disable_tqdm
+    mine: tuple[ItemResult, ...] = ()
+    with tqdm(total=len(share), desc=label, unit="item", leave=False, disable=hidden) as bar:
+        if len(share):
+            mine = evaluate(model, processor, share, batch_size=EVALUATION_BATCH, progress=bar.update, **asked).items
+    by_rank = gather_object([mine])
+    items = [by_rank[index % ranks][index // ranks] for index in range(len(source))]
+    return EvalResult(tuple(items), samples=1)

@@ -1,0 +1,207 @@
+"""Mistakes in arguments and files: one line, exit status 2, before torch is imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cppo.cli import main as cli
+
+# Runs the command line in a fresh interpreter, then says whether torch got imported.
+RUNNER = """
+import sys
+from cppo.cli.main import main
+status = main(sys.argv[1:])
+print("torch" if "torch" in sys.modules else "no torch")
+sys.exit(status)
+"""
+
+
+def run_cli(*argv):
+    return subprocess.run([sys.executable, "-c", RUNNER, *map(str, argv)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that passes the checks made before torch: nothing in it can be loaded."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"vision_config": {}}))
+    return folder
+
+
+def error_of(capsys, *argv):
+    """What `cppo ARGV` prints, in this process; the exit status must be 2 and the output one line."""
+    assert cli.main([str(word) for word in argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("cppo: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err.removeprefix("cppo: error: ").strip()
+
+
+def test_a_mistake_ends_with_status_2_one_line_and_no_torch(tmp_path, model):
+    cases = [
+        ["train", "--lerning_rate", "3"],
+        ["train", "--data", "nope.jsonl", "--model", model],
+        ["train", "--model", tmp_path / "gone"],
+        ["eval", "--model", model, "--data", "tasks:nope"],
+    ]
+    for argv in cases:
+        result = run_cli(*argv)
+        assert result.returncode == 2, argv
+        assert result.stdout == "no torch\n", argv
+        assert result.stderr.startswith("cppo: error: "), argv
+        assert result.stderr.count("\n") == 1, argv
+
+
+def test_help_needs_no_torch():
+    result = run_cli("train", "--help")
+    assert result.returncode == 0
+    assert result.stdout.endswith("no torch\n")
+    for option in ("--config", "--model", "--perception_weight", "--output_dir", "--help-all"):
+        assert option in result.stdout
+    assert "--adam_beta1" not in result.stdout
+
+
+def test_help_all_lists_inherited_fields(capsys):
+    assert cli.main(["train", "--help-all"]) == 0
+    text = capsys.readouterr().out
+    assert "--adam_beta1" in text
+    assert "--num_generations" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], ["trian", "did you mean `train`"]),
+        (["train", "--lerning_rate", "3"], ["--lerning_rate", "did you mean `--learning_rate`"]),
+        (["train", "--lerning-rate=3"], ["--lerning-rate", "did you mean `--learning_rate`"]),
+        (["train", "--zzzzqq", "3"], ["--zzzzqq", "--help"]),
+        (["train", "stray"], ["stray"]),
+        (["train", "--max_steps"], ["--max_steps", "expected"]),
+        (["train", "--learning_rate", "abc"], ["--learning_rate", "a number", "'abc'"]),
+        (["train", "--max_steps", "1.5"], ["--max_steps", "a whole number", "'1.5'"]),
+        (["train", "--bf16", "maybe"], ["--bf16", "true or false", "'maybe'"]),
+        (["train", "--method", "gppo"], ["--method", "'gppo'", "cppo, grpo"]),
+        (["train", "--num_generations", "1"], ["--num_generations", "[2, inf)"]),
+        (["train", "--reward_weights", "a", "b"], ["--reward_weights", "a list", "number"]),
+        (["train", "--columns", "3"], ["--columns", "mapping"]),
+        (["train", "--config", "nope"], ["'nope'", "micro"]),
+        (["train", "--final_eval_samples", "-1"], ["--final_eval_samples", "[0, inf)"]),
+        (["sft"], ["--config"]),
+        (["sft", "--config", "micro"], ["micro", "cppo train"]),
+        (["eval", "--model", "micro"], ["--data"]),
+        (["eval", "--model", "micro", "--data", "tasks:digits", "--samples", "0"], ["--samples", "at least 1"]),
+        (["recipes", "copy", "nope"], ["'nope'", "micro"]),
+    ],
+)
+def test_arguments(capsys, argv, words):
+    message = error_of(capsys, *argv)
+    for word in words:
+        assert word in message
+
+
+def test_missing_data_file(capsys, model):
+    assert "nope.jsonl" in error_of(capsys, "train", "--model", model, "--data", "nope.jsonl")
+
+
+def test_missing_eval_data_file(capsys, model):
+    assert "held.jsonl" in error_of(capsys, "train", "--model", model, "--eval_data", "held.jsonl")
+
+
+def test_unknown_column(capsys, model, tmp_path):
+    message = error_of(
+        capsys, "train", "--model", model, "--columns", "{question: prompt}", "--output_dir", tmp_path / "run"
+    )
+    assert "question" in message
+
+
+def test_model_folder_without_config(capsys, tmp_path):
+    message = error_of(capsys, "train", "--model", tmp_path)
+    assert str(tmp_path) in message
+    assert "config.json" in message
+
+
+def test_model_config_that_is_not_json(capsys, model):
+    (model / "config.json").write_text("{")
+    assert "not valid JSON" in error_of(capsys, "eval", "--model", model, "--data", "tasks:digits")
+
+
+def test_model_without_a_vision_tower(capsys, model):
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert "no vision tower" in error_of(capsys, "train", "--model", model)
+
+
+def test_output_dir_below_a_file(capsys, model, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    message = error_of(capsys, "train", "--model", model, "--output_dir", file / "run")
+    assert "output_dir" in message
+    assert str(file) in message
+
+
+def test_nothing_to_resume(capsys, model, tmp_path):
+    run = tmp_path / "run"
+    message = error_of(capsys, "train", "--model", model, "--output_dir", run, "--resume_from_checkpoint")
+    assert "no complete checkpoint" in message
+    message = error_of(
+        capsys, "train", "--model", model, "--output_dir", run, "--resume_from_checkpoint", tmp_path / "gone"
+    )
+    assert "not a checkpoint folder" in message
+
+
+def test_a_finished_run_is_not_overwritten(capsys, model, tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    message = error_of(capsys, "train", "--model", model, "--output_dir", tmp_path)
+    assert "finished run" in message
+    assert "--overwrite" in message
+
+
+def test_final_evaluation_needs_data(capsys, model, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump({"model": str(model), "data": "tasks:digits", "final_eval_samples": 5}))
+    message = error_of(capsys, "train", "--config", recipe, "--output_dir", tmp_path / "run")
+    assert "eval_data" in message
+    message = error_of(
+        capsys,
+        "train",
+        "--config",
+        recipe,
+        "--output_dir",
+        tmp_path / "run",
+        "--final_eval_samples",
+        0,
+        "--eval_strategy",
+        "steps",
+    )
+    assert "eval_data" in message
+
+
+def test_json_file_that_cannot_be_written(capsys, model, tmp_path):
+    message = error_of(capsys, "eval", "--model", model, "--data", "tasks:digits", "--json", tmp_path / "no" / "x.json")
+    assert "--json" in message
+
+
+def test_overview_and_version(capsys):
+    assert cli.main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(command in overview for command in cli.COMMANDS)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cppo ")
+
+
+def test_recipes_list_and_copy(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["recipes", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "micro" in listed
+    assert "cppo-paper" in listed
+    assert cli.main(["recipes", "copy", "micro"]) == 0
+    assert capsys.readouterr().out.strip() == "micro.yaml"
+    assert yaml.safe_load((tmp_path / "micro.yaml").read_text())["model"] == "micro"
+    assert "exists already" in error_of(capsys, "recipes", "copy", "micro")
+    assert cli.main(["recipes", "copy", "micro", "mine.yaml"]) == 0
+    assert (tmp_path / "mine.yaml").read_text() == (tmp_path / "micro.yaml").read_text()

@@ -1,0 +1,275 @@
+"""Recipes and option values, and the static reading of configuration classes against the imported classes."""
+
+import dataclasses
+import json
+import math
+import typing
+
+import pytest
+import yaml
+
+from cppo.cli.fields import parse_recipe
+from cppo.errors import UserError
+from cppo.recipes import RunDirectory, TrainOptions, dump_recipe, load_recipe, recipe_file, recipe_names, schema
+from cppo.recipes.run_dir import CONFIG_HEADER
+from cppo.recipes.static_fields import UNSET, OptionField
+from cppo.recipes.values import check_value, in_interval, value_from_words
+
+
+def option(*kinds, items=(), choices=(), interval=None, default=UNSET):
+    return OptionField("x", frozenset(kinds), frozenset(items), tuple(choices), default, "", interval, "")
+
+
+def train(*argv):
+    return parse_recipe("train", [str(word) for word in argv], default_recipe="micro", description="")
+
+
+# Static reading
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "name"),
+    [("train", "cppo.training.config", "CPPOConfig"), ("sft", "trl", "SFTConfig")],
+)
+def test_static_fields_are_those_of_the_imported_class(command, module, name):
+    config_class = getattr(__import__(module, fromlist=[name]), name)
+    real = {field.name: field for field in dataclasses.fields(config_class) if field.init}
+    read = {**schema(command).inherited, **schema(command).own}
+    ours = set(schema(command).run)
+    assert set(read) - ours == {field for field in real if not field.startswith("_")} - ours
+    for field_name, field in read.items():
+        default = real[field_name].default
+        if field.default != UNSET and default is not dataclasses.MISSING:
+            assert field.default == default, field_name
+
+
+def test_static_kinds_are_those_of_the_imported_annotations():
+    from cppo.training.config import CPPOConfig
+
+    hints = typing.get_type_hints(CPPOConfig)
+    plain = {int: "int", float: "float", bool: "bool", str: "str", type(None): "none"}
+    checked = 0
+    for name, field in {**schema("train").inherited, **schema("train").own}.items():
+        parts = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is not list else (hints[name],)
+        parts = parts or (hints[name],)
+        if all(part in plain for part in parts):
+            assert field.kinds == {plain[part] for part in parts}, name
+            checked += 1
+    assert checked > 100
+
+
+def test_choices_of_inherited_fields_are_the_real_ones():
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+    fields = schema("train").fields
+    assert set(fields["eval_strategy"].choices) == {member.value for member in IntervalStrategy}
+    assert set(fields["logging_strategy"].choices) == {member.value for member in IntervalStrategy}
+    assert set(fields["save_strategy"].choices) == {member.value for member in SaveStrategy}
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "expected"),
+    [
+        (option("int"), "3", 3),
+        (option("float"), "1e-6", 1e-6),
+        (option("float"), 3, 3),
+        (option("float"), "3", 3),
+        (option("float"), "3.0", 3.0),
+        (option("float"), "inf", math.inf),
+        (option("bool"), "true", True),
+        (option("bool"), "No", False),
+        (option("bool", "str"), "true", True),
+        (option("bool", "str"), "runs/x", "runs/x"),
+        (option("int", "none"), "none", None),
+        (option("int", "none"), None, None),
+        (option("str", "none", default="none"), "none", "none"),
+        (option("str", "none", default=None), "none", None),
+        (option("str"), "3", "3"),
+        (option("str", choices=("no", "steps")), False, "no"),
+        (option("list", items=["float"]), "[0.9, 1]", [0.9, 1.0]),
+        (option("list", items=["str"]), "crop", ["crop"]),
+        (option("list", "str", items=["str"]), "a.jsonl", "a.jsonl"),
+        (option("list", "str", items=["str"]), ["a", "b"], ["a", "b"]),
+        (option("dict", "str"), "{a: 1}", {"a": 1}),
+        (option("dict", "str"), "file.json", "file.json"),
+    ],
+)
+def test_values_that_fit(field, given, expected):
+    value = check_value(field, given, where="x")
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        (option("int"), "1.5"),
+        (option("int"), 1.5),
+        (option("int"), True),
+        (option("float"), "nan"),
+        (option("float"), True),
+        (option("int"), None),
+        (option("bool"), "1.0"),
+        (option("list", items=["float"]), ["a"]),
+        (option("dict"), "text"),
+        (option("str"), ["a"]),
+        (option("str", choices=("a", "b")), "c"),
+        (option("float", interval="(0, 1]"), 0.0),
+        (option("float", interval="(0, 1]"), "1.0001"),
+    ],
+)
+def test_values_that_do_not_fit(field, given):
+    with pytest.raises(UserError, match=r"^x: "):
+        check_value(field, given, where="x")
+
+
+def test_several_words_for_one_value():
+    with pytest.raises(UserError, match="takes one value"):
+        value_from_words(option("int"), ["1", "2"], where="--x")
+    assert value_from_words(option("list", items=["float"]), ["0.9", "0.1"], where="--x") == [0.9, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [("[0, 1)", [0, 0.999], [-0.001, 1]), ("(0, 1]", [0.001, 1], [0, 1.001]), ("[2, inf)", [2, 1e9], [1])],
+)
+def test_intervals(interval, inside, outside):
+    assert all(in_interval(number, interval) for number in inside)
+    assert not any(in_interval(number, interval) for number in outside)
+
+
+# Recipes
+
+
+def test_every_packaged_recipe_is_valid():
+    for name in recipe_names():
+        command = "train" if "method" in yaml.safe_load(recipe_file(name).read_text()) else "sft"
+        recipe = load_recipe(command, name)
+        assert recipe.options.data
+        assert recipe.output_dir
+
+
+def test_the_paper_recipe_states_the_published_values():
+    recipe = load_recipe("train", "cppo-paper")
+    published = {
+        "learning_rate": 1e-6, "num_generations": 5, "beta": 0.01, "epsilon": 0.2, "reward_weights": [0.9, 0.1],
+        "max_completion_length": 4096, "num_train_epochs": 2.0, "temperature": 1.0, "perception_weight": 0.01,
+        "perception_temperature": 0.1, "perception_top_fraction": 0.5,
+    }  # fmt: skip
+    assert {name: recipe.config[name] for name in published} == published
+    gpus, rollouts = 8, recipe.config["num_generations"]
+    a_forward = gpus * recipe.config["per_device_train_batch_size"]
+    assert a_forward * recipe.config["steps_per_generation"] == 512 * rollouts
+    assert a_forward * recipe.config["gradient_accumulation_steps"] == 64 * rollouts
+
+
+def test_no_arguments_mean_the_micro_recipe():
+    recipe = train()
+    assert recipe.options.model == "micro"
+    assert recipe.config["output_dir"] == "runs/micro"
+    assert recipe.config["method"] == "cppo"
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: tasks:digits\nlearning_rate: 1e-5\nmax_steps: 7\n")
+    recipe = train("--config", file, "--max_steps", 3, "--beta=0.5", "--reward-weights", 1, 0, "--bf16")
+    assert recipe.config["max_steps"] == 3
+    assert recipe.config["learning_rate"] == 1e-5  # YAML 1.1 reads `1e-5` as text
+    assert recipe.config["beta"] == 0.5
+    assert recipe.config["reward_weights"] == [1.0, 0.0]
+    assert recipe.config["bf16"] is True
+    assert recipe.output_dir == "runs/mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: tasks:digits\nlerning_rate: 3\n", ["mine.yaml", "lerning_rate", "learning_rate"]),
+        ("data: tasks:digits\nmax_steps: many\n", ["mine.yaml", "max_steps", "many"]),
+        ("learning_rate: 3\n", ["mine.yaml", "no `data`"]),
+        ("- a\n- b\n", ["mine.yaml", "flat mapping"]),
+        ("a: [\n", ["mine.yaml", "not valid YAML"]),
+        ("data: tasks:digits\ndataset_text_field: text\n", ["cppo sft", "dataset_text_field"]),
+    ],
+)
+def test_bad_recipe_files(tmp_path, text, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        train("--config", file)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_dumped_recipe_reads_back_the_same(tmp_path):
+    recipe = train("--system_prompt", "Über: answer", "--columns", "{prompt: question}", "--max_steps", 3)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_recipe(recipe, recipe.config))
+    again = load_recipe("train", str(file))
+    assert again.options == recipe.options
+    assert again.config == recipe.config
+    assert file.read_text().startswith(CONFIG_HEADER)
+
+
+# Run directory
+
+
+def checkpoint(path, step):
+    folder = path / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return folder
+
+
+def test_the_latest_complete_checkpoint_is_found(tmp_path):
+    for step in (9, 10, 100):
+        checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-200").mkdir()
+    files = RunDirectory(tmp_path)
+    assert files.find_checkpoint(True) == tmp_path / "checkpoint-100"
+    assert files.find_checkpoint(str(tmp_path / "checkpoint-9")) == tmp_path / "checkpoint-9"
+    assert files.find_checkpoint(None) is None
+    with pytest.raises(UserError, match="not a checkpoint folder"):
+        files.find_checkpoint(str(tmp_path / "checkpoint-200"))
+
+
+def test_an_unfinished_run_asks_what_to_do(tmp_path):
+    checkpoint(tmp_path, 5)
+    files = RunDirectory(tmp_path)
+    with pytest.raises(UserError, match="unfinished run"):
+        files.check_usable(resume=None, overwrite=False)
+    files.check_usable(resume=True, overwrite=False)
+    files.check_usable(resume=None, overwrite=True)
+
+
+def test_a_foreign_config_file_is_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine: true\n")
+    with pytest.raises(UserError, match="was not written by a run"):
+        RunDirectory(tmp_path).check_usable(resume=None, overwrite=True)
+
+
+def test_a_resumed_run_keeps_the_steps_up_to_its_checkpoint(tmp_path):
+    files = RunDirectory(tmp_path)
+    files.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "rew')
+    files.summary.write_text("{}")
+    files.begin(checkpoint=checkpoint(tmp_path, 5), overwrite=False)
+    assert [json.loads(line)["step"] for line in files.metrics.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert not files.summary.exists()
+
+
+def test_overwriting_removes_the_files_of_the_earlier_run_alone(tmp_path):
+    checkpoint(tmp_path, 5)
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html", "notes.txt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "checkpoint-mine").mkdir()
+    RunDirectory(tmp_path).begin(checkpoint=None, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-mine", "notes.txt"]
+
+
+def test_run_options_have_help_and_defaults():
+    assert set(schema("train").run) == {field.name for field in dataclasses.fields(TrainOptions)}
+    assert all(field.help for field in {**schema("train").run, **schema("train").own}.values())

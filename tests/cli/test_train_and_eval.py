@@ -1,0 +1,160 @@
+"""`cppo train` and `cppo eval` from end to end on a tiny untrained model."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from cppo.assets.build import build_micro
+from cppo.cli.main import main
+from cppo.recipes import load_recipe
+
+SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
+OPTIONS = {
+    "data": "tasks:digits?n=8",
+    "eval_data": "tasks:digits?n=8",
+    "num_generations": 2,
+    "per_device_train_batch_size": 4,
+    "max_completion_length": 8,
+    "perception_gate": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_steps": 2,
+    "max_steps": 3,
+    "final_eval_samples": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a tiny model, a recipe, and the run of `cppo train` on it."""
+    folder = tmp_path_factory.mktemp("work")
+    model = build_micro(folder / "model", **SMALL)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": str(model), **OPTIONS}))
+    assert main(["train", "--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run")]) == 0
+    return folder
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_run_directory(workplace):
+    run = workplace / "run"
+    assert steps(run) == [1, 2, 3]
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    for metric in ("reward", "rewards/accuracy_reward/mean", "perception/cpl", "perception/entropy_removing"):
+        assert isinstance(row[metric], float), metric
+    assert (run / "checkpoint-2" / "trainer_state.json").is_file()
+    assert (run / "model.safetensors").is_file()
+    assert (run / "processor_config.json").is_file()
+    assert "Example responses" in (run / "report.html").read_text()
+
+
+def test_samples_hold_one_flag_and_score_a_token(workplace):
+    samples = [json.loads(line) for line in (workplace / "run" / "samples.jsonl").read_text().splitlines()]
+    assert samples
+    for sample in samples:
+        assert len(sample["completion_tokens"]) == len(sample["perception"]) == len(sample["score"]) > 0
+        assert sample["images"][0].startswith("data:image/png;base64,")
+        assert isinstance(sample["prompt"], str)
+        assert isinstance(sample["answer"], str)
+    assert any(any(sample["perception"]) for sample in samples)
+
+
+def test_the_summary(workplace):
+    summary = json.loads((workplace / "run" / "summary.json").read_text())
+    assert summary["steps"] == 3
+    for name in ("before", "after", "blank"):
+        assert summary[name]["n"] == 4
+        low, high = summary[name]["accuracy_ci95"]
+        assert 0 <= low <= summary[name]["accuracy"] <= high <= 1
+    assert set(summary["gain"]) == {"mean", "low", "high"}
+
+
+def test_the_resolved_recipe_runs_again_as_it_is(workplace):
+    again = load_recipe("train", str(workplace / "run" / "config.yaml"))
+    assert {name: again.config[name] for name in OPTIONS if name in again.config} == {
+        name: value for name, value in OPTIONS.items() if name in again.config
+    }
+    assert again.config["perception_weight"] == 0.01
+    assert again.config["reward_weights"] == [0.9, 0.1]
+
+
+def test_closing_lines(workplace, capsys, tmp_path):
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--max_steps", "1", "--method", "grpo"]
+    assert main([*argv, "--output_dir", str(tmp_path / "run")]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "held-out", "before", "after", "blank", "format", "model", "report",
+    ]  # fmt: skip
+    assert re.fullmatch(r"before +[\d.]+ %  \[[\d.]+, [\d.]+\]", lines[1])
+    assert lines[-1].endswith(str(tmp_path / "run" / "report.html"))
+    assert "step 1/1" in captured.err
+
+
+def test_resuming_continues_the_metrics(workplace, tmp_path):
+    run = workplace / "run"
+    argv = ["train", "--config", str(run / "config.yaml"), "--output_dir", str(run), "--final_eval_samples", "0"]
+    assert main([*argv, "--resume_from_checkpoint", str(run / "checkpoint-2"), "--max_steps", "4"]) == 0
+    assert steps(run) == [1, 2, 3, 4]
+
+
+def test_a_value_that_only_the_trainer_refuses(workplace, capsys, tmp_path):
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main([*argv, "--num_generations", "3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cppo: error: ")
+    assert error.count("\n") == 1
+    assert "num_generations" in error
+
+
+def test_eval_writes_one_json_object(workplace, capsys, tmp_path):
+    file = tmp_path / "figures.json"
+    argv = ["eval", "--model", str(workplace / "model"), "--data", "tasks:digits?n=9", "--limit", "5"]
+    assert main([*argv, "--max_new_tokens", "4", "--blank", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["n"] == 5
+    assert 0 <= figures["accuracy_ci95"][0] <= figures["accuracy"] <= figures["accuracy_ci95"][1] <= 1
+    assert 0 <= figures["format_rate"] <= 1
+    assert 0 <= figures["blank_accuracy"] <= 1
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == ["items", "accuracy", "blank", "format"]
+
+
+def test_eval_takes_the_runs_system_prompt(workplace, tmp_path):
+    recipe = yaml.safe_load((workplace / "tiny.yaml").read_text()) | {
+        "system_prompt": "Think.",
+        "final_eval_samples": 0,
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--max_steps", "1", "--output_dir", str(run)]) == 0
+    file = tmp_path / "figures.json"
+    argv = ["eval", "--model", str(run), "--data", "tasks:digits?n=2", "--max_new_tokens", "2", "--json", str(file)]
+    assert main([*argv, "--samples", "2"]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["system_prompt"] == "Think."
+    assert figures["samples"] == 2
+
+
+def test_sft_fills_a_run_directory(workplace, tmp_path, capsys):
+    recipe = {
+        "model": str(workplace / "model"),
+        "data": "tasks:digits?n=8",
+        "max_steps": 2,
+        "logging_steps": 1,
+        **{name: OPTIONS[name] for name in ("use_cpu", "bf16", "gradient_checkpointing")},
+    }
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(recipe))
+    argv = ["sft", "--config", str(tmp_path / "sft.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main(argv) == 0
+    assert steps(tmp_path / "run") == [1, 2]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert load_recipe("sft", str(tmp_path / "run" / "config.yaml")).config["max_steps"] == 2
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert "finished run" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""Scores and their bookkeeping, with the model's answers scripted."""
+
+import pytest
+from PIL import Image
+
+from cppo.data import Record
+from cppo.evaluation import blank_images, evaluate
+from cppo.evaluation import evaluate as evaluate_function
+from cppo.evaluation.statistics import wilson_interval
+
+GOOD = "<think> seen </think> \\boxed{%s}"
+
+
+def records(count):
+    return [Record(f"r{i}", f"question {i}", (Image.new("RGB", (8, 4), "red"),), str(i)) for i in range(count)]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Replaces generation; `calls` keeps what was asked, `answer` says what record i's s-th sample is."""
+    import sys
+
+    module = sys.modules[evaluate_function.__module__]
+
+    class Script:
+        def __init__(self):
+            self.calls = []
+            self.answer = lambda number, sample: GOOD % number
+
+        def __call__(self, model, processor, prompts, images, **options):
+            self.calls.append((prompts, images, options))
+            seen, responses = {}, []
+            for prompt in prompts:
+                number = prompt[-1]["content"].split()[-1]
+                responses.append(self.answer(number, seen.setdefault(number, 0)))
+                seen[number] += 1
+            return responses
+
+    script = Script()
+    monkeypatch.setattr(module, "generate_responses", script)
+    return script
+
+
+def test_accuracy_format_rate_and_interval(script):
+    answers = {"0": GOOD % 0, "1": "\\boxed{1}", "2": GOOD % 7, "3": "nothing", "4": GOOD % 4}
+    script.answer = lambda number, sample: answers[number]
+    result = evaluate(None, None, records(5), batch_size=2)
+    assert result.accuracies == [1.0, 1.0, 0.0, 0.0, 1.0]
+    assert result.accuracy == 3 / 5
+    assert result.format_rate == 3 / 5
+    assert result.accuracy_ci95 == wilson_interval(3, 5)
+    assert [len(prompts) for prompts, _, _ in script.calls] == [2, 2, 1]
+    assert all(options["temperature"] == 0.0 for _, _, options in script.calls)
+    assert [item.id for item in result.items] == ["r0", "r1", "r2", "r3", "r4"]
+
+
+def test_average_over_samples(script):
+    # record i is right in its first i samples of 4
+    script.answer = lambda number, sample: GOOD % (number if sample < int(number) else "wrong")
+    result = evaluate(None, None, records(4), samples=4, batch_size=8)
+    assert result.accuracies == [0.0, 0.25, 0.5, 0.75]
+    assert result.accuracy == 0.375
+    assert all(len(item.responses) == 4 for item in result.items)
+    assert all(options["temperature"] == 1.0 for _, _, options in script.calls)
+    assert [len(prompts) for prompts, _, _ in script.calls] == [8, 8]
+    seeds = [options["seed"] for _, _, options in script.calls]
+    assert len(set(seeds)) == 2
+
+
+def test_more_samples_than_the_batch_holds(script):
+    result = evaluate(None, None, records(2), samples=5, batch_size=2)
+    assert result.n == 2
+    assert [len(prompts) for prompts, _, _ in script.calls] == [5, 5]
+
+
+def test_blank_images_have_the_same_sizes_and_one_colour(script):
+    evaluate(None, None, records(1), blank=True)
+    (image,) = script.calls[0][1][0]
+    assert image.size == (8, 4)
+    assert len(image.getcolors()) == 1
+    assert blank_images([]) == ()
+
+
+def test_the_system_prompt_comes_first(script):
+    evaluate(None, None, records(1), system_prompt="Think.")
+    assert [message["role"] for message in script.calls[0][0][0]] == ["system", "user"]
+
+
+def test_progress_counts_records(script):
+    counts = []
+    evaluate(None, None, records(5), samples=2, batch_size=4, progress=counts.append)
+    assert counts == [2, 2, 1]
+
+
+def test_json_values(script):
+    figures = evaluate(None, None, records(3)).to_dict()
+    assert figures["accuracy"] == 1.0
+    assert figures["accuracy_ci95"] == list(wilson_interval(3, 3))
+    assert (figures["n"], figures["samples"], figures["format_rate"]) == (3, 1, 1.0)
+
+
+@pytest.mark.parametrize(("count", "samples"), [(0, 1), (1, 0)])
+def test_nothing_to_evaluate(script, count, samples):
+    with pytest.raises(ValueError, match="evaluate needs"):
+        evaluate(None, None, records(count), samples=samples)

@@ -1,0 +1,181 @@
+"""The report: what it shows, that model text cannot break out of it, and the charts' geometry."""
+
+import json
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+
+from cppo.errors import UserError
+from cppo.reports import read_run, render_report, write_report
+from cppo.reports.charts import Series, interval_chart, line_chart, nice_ticks, running_mean, thin
+
+ATTACK = "<script>alert('x')</script><img src=http://evil.example onerror=alert(1)>"
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        f"# Resolved recipe of a cppo run\nmodel: micro\nmethod: cppo\ndata: tasks:digits\n"
+        f"system_prompt: {json.dumps(ATTACK)}\nperception_weight: 0.01\nlist: [0.9, 0.1]\nflag: true\n"
+    )
+    metrics = [
+        {"step": step, "reward": 0.5 + step / 100, "perception/cpl": 0.6, "perception/entropy": None}
+        for step in range(1, 31)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics) + '{"step": 31, "re')
+    sample = {
+        "step": 30,
+        "prompt": ATTACK,
+        "images": [PIXEL, "http://evil.example/x.png"],
+        "answer": ATTACK,
+        "reward": 0.9,
+        "completion_tokens": ["see", " 3", ATTACK],
+        "perception": [False, True, True],
+        "score": [0.0, 0.25, 0.5],
+    }
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    return tmp_path
+
+
+def summary(run):
+    figures = {"accuracy": 0.5, "accuracy_ci95": [0.4, 0.6], "format_rate": 0.98, "n": 1000, "samples": 1}
+    (run / "summary.json").write_text(
+        json.dumps(
+            {
+                "steps": 30,
+                "seconds": 90,
+                "before": figures,
+                "after": {**figures, "accuracy": 0.625},
+                "blank": {**figures, "accuracy": 0.11},
+                "gain": {"mean": 0.125, "low": 0.1, "high": 0.15},
+                "versions": {"torch": "2.0"},
+            }
+        )
+    )
+
+
+def test_nothing_from_the_run_is_markup(run):
+    html = render_report(read_run(run))
+    assert "<script" not in html
+    assert "<img src=http" not in html
+    assert "http://evil.example/x.png" not in html
+    assert html.count("&lt;script&gt;") == 4  # prompt, answer, token, system prompt
+    assert f'src="{PIXEL}"' in html
+
+
+def test_the_report_is_one_static_file(run):
+    html = render_report(read_run(run))
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)
+    assert "default-src 'none'" in html
+
+
+def test_perception_tokens_are_marked_by_their_score(run):
+    html = render_report(read_run(run))
+    marks = re.findall(r'<mark style="--a: ([\d.]+)" title="score ([\d.]+)">(.*?)</mark>', html, re.S)
+    assert [(score, text) for _, score, text in marks][:1] == [("0.250", " 3")]
+    assert [float(alpha) for alpha, _, _ in marks] == [pytest.approx(0.12 + 0.25), pytest.approx(0.12 + 0.5)]
+    assert '<span title="score 0.000">see</span>' in html
+
+
+def test_accuracies_appear_only_when_they_were_measured(run):
+    assert "Held-out accuracy" not in render_report(read_run(run))
+    assert "not finished" in render_report(read_run(run))
+    summary(run)
+    html = render_report(read_run(run))
+    for text in ("50.0 %", "62.5 %", "11.0 %", "+12.5", "+10.0 to +15.0", "98.0 %", "1,000 items", "1.5 minutes"):
+        assert text in html
+    assert "not finished" not in html
+
+
+def test_charts_only_of_what_was_logged(run):
+    html = render_report(read_run(run))
+    assert "Contrastive perception loss" in html
+    assert "KL to the reference" not in html
+    assert "Entropy under the three views" not in html  # logged as null
+
+
+def test_the_configuration_is_shown(run):
+    html = render_report(read_run(run))
+    for name, value in (("perception_weight", "0.01"), ("list", "0.9, 0.1"), ("flag", "true")):
+        assert f"<td>{name}</td><td>{value}</td>" in html
+
+
+def test_a_line_that_was_cut_off_is_left_out(run):
+    data = read_run(run)
+    assert len(data.metrics) == 30
+    assert data.series("reward")[-1] == (30.0, pytest.approx(0.8))
+
+
+def test_write_report(run):
+    assert write_report(run) == run / "report.html"
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_run_without_steps_has_a_report(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: micro\n")
+    assert "Configuration" in render_report(read_run(tmp_path))
+
+
+def test_not_a_run_directory(tmp_path):
+    with pytest.raises(UserError, match="not a run directory"):
+        write_report(tmp_path)
+
+
+# Charts
+
+
+def test_line_chart_maps_values_linearly():
+    points = [(0.0, 0.0), (50.0, 0.5), (100.0, 1.0)]
+    svg = ElementTree.fromstring(line_chart([Series("a", points)], title='<"&'))
+    hits = [element for element in svg if element.get("class", "").startswith("hit")]
+    xs, ys = [float(hit.get("cx")) for hit in hits], [float(hit.get("cy")) for hit in hits]
+    assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.1)
+    assert ys[1] == pytest.approx((ys[0] + ys[2]) / 2, abs=0.1)
+    assert xs[0] < xs[2]
+    assert ys[0] > ys[2]  # up is smaller in SVG
+
+
+@pytest.mark.parametrize("points", [[(1.0, 0.0)], [(1.0, 2.0), (2.0, 2.0)], [(1.0, -1e-9), (2.0, 1e9)]])
+def test_line_chart_of_odd_data_is_well_formed(points):
+    for element in ElementTree.fromstring(line_chart([Series("a", points)], percent=True)):
+        assert "nan" not in " ".join(element.attrib.values())
+
+
+def test_interval_chart_is_well_formed():
+    svg = ElementTree.fromstring(interval_chart([("<a>", 0.5, (0.4, 0.6)), ("b", 1.0, (1.0, 1.0))]))
+    assert sum(element.get("class", "").startswith("dot") for element in svg) == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.43, 0.67), (-3.0, 1234.0), (1e-7, 2e-7), (5.0, 5.0), (0.0, 0.0)]
+)
+def test_ticks_enclose_the_values_and_are_even(low, high):
+    ticks = nice_ticks(low, high, 5)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 8
+    steps = [after - before for before, after in pairwise(ticks)]
+    assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-6)
+
+
+def test_steps_are_whole_numbers():
+    assert nice_ticks(1.0, 3.0, 5, least_step=1.0) == [1.0, 2.0, 3.0]
+
+
+def test_running_mean_by_brute_force():
+    points = [(float(x), float(x * x % 17)) for x in range(60)]
+    found = running_mean(points)
+    for index in range(60):
+        near = [y for x, y in points if abs(x - index) <= 3]  # 60 // 20
+        assert found[index] == (float(index), pytest.approx(sum(near) / len(near)))
+
+
+def test_thinning_keeps_the_ends():
+    points = [(float(x), 0.0) for x in range(1000)]
+    found = thin(points, 100)
+    assert len(found) == 100
+    assert (found[0], found[-1]) == (points[0], points[-1])
+    assert thin(points[:50], 100) == points[:50]
