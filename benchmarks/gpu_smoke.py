@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_smoke.py [--steps 20] [--json FILE] [--device cuda]
 
-1. One set of rollouts, made on the CPU in float32, is scored by the CPU and by the device: loss and gradients must agree.
+1. One set of rollouts, made on the CPU in float32, is scored by CPU and device: loss and gradients must agree.
 2. The embedded micro VLM trains in bfloat16 with gradient checkpointing, with every divergence: losses must be
    finite and the perception term must take part.
 Exit status 0 only if all of it holds; 2 if there is no such device.

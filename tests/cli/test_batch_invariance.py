@@ -16,7 +16,7 @@ def train(output: Path, batch: int, accumulation: int, *options: str) -> dict[st
     command = [sys.executable, "-m", "cppo.cli.main", "train", "--config", "micro", "--output_dir", str(output)]
     command += ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation)]
     command += ["--num_generations", "4", "--max_steps", str(STEPS), "--final_eval_samples", "0"]
-    command += ["--optim", "sgd", "--learning_rate", "0.1", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
+    command += ["--optim", "sgd", "--learning_rate", "0.01", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
     command += ["--save_strategy", "no", "--perception_weight", "1", "--perception_gate", "none", *options]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

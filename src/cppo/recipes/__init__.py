@@ -11,6 +11,7 @@ from cppo.recipes.recipe import (
 )
 from cppo.recipes.run_dir import RunDirectory
 from cppo.recipes.schema import Schema, schema
+from cppo.recipes.values import in_interval
 
 __all__ = [
     "Recipe",
@@ -19,6 +20,7 @@ __all__ = [
     "Schema",
     "TrainOptions",
     "dump_recipe",
+    "in_interval",
     "load_recipe",
     "recipe_file",
     "recipe_names",

@@ -1,12 +1,13 @@
 """CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
 
 from trl import GRPOConfig
 
 from cppo.errors import UserError
-from cppo.views import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewSampler, ViewStrengths
+from cppo.recipes import in_interval
+from cppo.views import ViewSampler, ViewStrengths
 
 EXACT_DIVERGENCES = ("kl", "js")
 
@@ -28,14 +29,21 @@ class CPPOConfig(GRPOConfig):
     )
     perception_weight: float = field(
         default=0.01,
-        metadata={"help": "Weight lambda of the perception loss. 0 skips the perturbed passes altogether."},
+        metadata={
+            "help": "Weight lambda of the perception loss. 0 skips the perturbed passes altogether.",
+            "range": "[0, inf)",
+        },
     )
     perception_temperature: float = field(
-        default=0.1, metadata={"help": "Temperature tau of the contrast, in nats of divergence."}
+        default=0.1,
+        metadata={"help": "Temperature tau of the contrast, in nats of divergence.", "range": "(0, inf)"},
     )
     perception_top_fraction: float = field(
         default=0.5,
-        metadata={"help": "Fraction of a rollout's tokens with a positive dependency score that are selected, (0, 1]."},
+        metadata={
+            "help": "Fraction of a rollout's tokens with a positive dependency score that are selected.",
+            "range": "(0, 1]",
+        },
     )
     perception_divergence: Literal["k3", "kl", "js"] = field(
         default="k3",
@@ -89,61 +97,61 @@ class CPPOConfig(GRPOConfig):
             "one more copy of the gradients."
         },
     )
-    preserving_views: list[str] = field(
-        default_factory=lambda: list(PRESERVING_FAMILIES),
+    preserving_views: list[Literal["color_jitter", "perspective", "rotation"]] = field(
+        default_factory=lambda: ["color_jitter", "perspective", "rotation"],
         metadata={"help": "Families of information-preserving views (I+); one is drawn for each image."},
     )
-    removing_views: list[str] = field(
-        default_factory=lambda: list(REMOVING_FAMILIES),
+    removing_views: list[Literal["noise_rectangles", "crop"]] = field(
+        default_factory=lambda: ["noise_rectangles", "crop"],
         metadata={"help": "Families of information-removing views (I-); one is drawn for each image."},
     )
     view_brightness: list[float] = field(
-        default_factory=lambda: [0.2, 1.3], metadata={"help": "I+ colour jitter: range of the brightness factor."}
+        default_factory=lambda: [0.2, 1.3],
+        metadata={"help": "I+ colour jitter: range of the brightness factor.", "range": "[0, inf)"},
     )
     view_contrast: list[float] = field(
-        default_factory=lambda: [0.2, 1.8], metadata={"help": "I+ colour jitter: range of the contrast factor."}
+        default_factory=lambda: [0.2, 1.8],
+        metadata={"help": "I+ colour jitter: range of the contrast factor.", "range": "[0, inf)"},
     )
     view_saturation: list[float] = field(
-        default_factory=lambda: [0.2, 1.8], metadata={"help": "I+ colour jitter: range of the saturation factor."}
+        default_factory=lambda: [0.2, 1.8],
+        metadata={"help": "I+ colour jitter: range of the saturation factor.", "range": "[0, inf)"},
     )
     view_perspective_distortion: float = field(
-        default=0.2, metadata={"help": "I+ perspective: how far corners move, as a fraction of half the side."}
+        default=0.2,
+        metadata={
+            "help": "I+ perspective: how far corners move, as a fraction of half the side.",
+            "range": "[0, 0.6666)",
+        },
     )
     view_perspective_probability: float = field(
-        default=0.5, metadata={"help": "I+ perspective: probability that it is applied."}
+        default=0.5,
+        metadata={"help": "I+ perspective: probability that it is applied.", "range": "[0, 1]"},
     )
     view_rotation_degrees: float = field(default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees."})
     view_noise_rectangles: int = field(default=50, metadata={"help": "I- noise: number of rectangles."})
     view_noise_side: list[float] = field(
         default_factory=lambda: [0.05, 0.15],
-        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's."},
+        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's.", "range": "[0, 180]"},
     )
     view_crop_side: list[float] = field(
         default_factory=lambda: [0.6, 0.7],
-        metadata={"help": "I- crop: range of the crop's sides, as fractions of the image's."},
+        metadata={"help": "I- crop: range of the crop's sides, as fractions of the image's.", "range": "(0, 1]"},
     )
     view_threads: int = field(
-        default=2, metadata={"help": "Threads that make the views while the rollouts are being generated."}
+        default=2,
+        metadata={"help": "Threads that make the views while the rollouts are being generated.", "range": "[1, inf)"},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, annotation in type(self).__annotations__.items():
-            choices = getattr(annotation, "__args__", ()) if "Literal" in str(annotation) else ()
-            if choices and getattr(self, name) not in choices:
-                raise UserError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
-        if not self.perception_weight >= 0:
-            raise UserError(f"perception_weight = {self.perception_weight}: give a number >= 0")
-        if not self.perception_temperature > 0:
-            raise UserError(f"perception_temperature = {self.perception_temperature}: give a number > 0")
-        if not 0 < self.perception_top_fraction <= 1:
-            raise UserError(f"perception_top_fraction = {self.perception_top_fraction}: give a fraction in (0, 1]")
+        for option in fields(self):
+            if option.name in CPPOConfig.__annotations__:
+                _check_option(option, getattr(self, option.name))
         if self.perception_gate == "correct" and not self.perception_gate_reward:
             raise UserError(
                 "perception_gate = 'correct' needs perception_gate_reward, the name of the reward function that decides"
             )
-        if self.view_threads < 1:
-            raise UserError(f"view_threads = {self.view_threads}: give a whole number >= 1")
         broken_step = (self.steps_per_generation or 1) % self.gradient_accumulation_steps
         if self.perception_normalization == "token" and broken_step:
             raise UserError(
@@ -172,5 +180,20 @@ class CPPOConfig(GRPOConfig):
         Raises:
             UserError: a family or a strength is not valid.
         """
-        strengths = ViewStrengths(**{part.name: getattr(self, f"view_{part.name}") for part in fields(ViewStrengths)})
-        return ViewSampler(self.seed, self.preserving_views, self.removing_views, strengths)
+        try:
+            strengths = ViewStrengths(
+                brightness=self.view_brightness,
+                contrast=self.view_contrast,
+                saturation=self.view_saturation,
+                perspective_distortion=self.view_perspective_distortion,
+                perspective_probability=self.view_perspective_probability,
+                rotation_degrees=self.view_rotation_degrees,
+                noise_rectangles=self.view_noise_rectangles,
+                noise_side=self.view_noise_side,
+                crop_side=self.view_crop_side,
+            )
+            return ViewSampler(self.seed, self.preserving_views, self.removing_views, strengths)
+        except UserError as error:
+            # cppo.views has other names for these options; the message must name the one to change.
+            message = re.sub("^view strength ", "view_", str(error))
+            raise UserError(re.sub("^(preserving|removing)_families", r"\1_views", message)) from None

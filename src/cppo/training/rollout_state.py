@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from cppo.errors import UserError
 
@@ -55,6 +57,20 @@ class RolloutState:
             for batch in state.buffered_inputs
         ]
         return cls(state.micro_step, state.epoch, buffered)
+
+
+def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
+    """Load the weights of a checkpoint that `save_pretrained` wrote; False if the folder holds no such model.
+
+    `save_pretrained` gives the weights of some families (Qwen2.5-VL, LLaVA) other names in the file than in the model,
+    and only `from_pretrained` translates them back. `Trainer` does not: it skips what it cannot match, with a warning,
+    and a resumed run goes on from the weights it was started with (huggingface/transformers issue 43701).
+    """
+    if not os.path.isfile(os.path.join(checkpoint, CONFIG_NAME)):
+        return False
+    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
+    return True
 
 
 def _path(checkpoint: str, process_index: int) -> str:

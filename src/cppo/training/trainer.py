@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
 from trl import GRPOTrainer
@@ -24,7 +25,7 @@ from cppo.policy.vision_inputs import VisionInputs, without_empty_images
 from cppo.training.config import CPPOConfig
 from cppo.training.grad_share import GradientShare
 from cppo.training.perception_term import METRICS, PerceptionTerm, ViewScores, perception_term, perception_token_mask
-from cppo.training.rollout_state import RolloutState
+from cppo.training.rollout_state import RolloutState, load_weights
 from cppo.training.sampler import ResumableRepeatSampler
 from cppo.training.samples import RolloutSamples
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_images
@@ -41,6 +42,8 @@ OVERRIDES = {
     "_get_train_sampler": "a resumed run must see its epoch's order",
     "_save_checkpoint": "stores step counter and buffered rollouts",
     "_load_optimizer_and_scheduler": "restores them",
+    "_load_from_checkpoint": "transformers loads weights by their names in the file, which are not always the model's",
+    "_load_best_model": "the same",
 }
 """Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
 
@@ -161,9 +164,10 @@ class CPPOTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(rows)
         views = self._views.begin(rows, epoch=math.floor(self.state.epoch or 0))
         output = super()._generate_and_score_completions(rows)
-        self._samples.begin(rows, (self._local_rewards * self.reward_weights.to(self._local_rewards)).nansum(dim=1))
+        rewards = (self._local_rewards * self.reward_weights.to(self._local_rewards)).nansum(dim=1)
+        self._samples.begin(rows, rewards)
 
-        gate = self._gate(output, rows)
+        gate = self._gate(output, rows, rewards)
         prompts = [
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
@@ -176,11 +180,15 @@ class CPPOTrainer(GRPOTrainer):
         )
         return output
 
-    def _gate(self, output: dict[str, Any], rows: list[Row]) -> Tensor:
+    def _gate(self, output: dict[str, Any], rows: list[Row], rewards: Tensor) -> Tensor:
+        # Where all rewards of a group are equal, rounding of their mean leaves advantages beside 0: 12 rewards of 0.9
+        # have 6e-4 each, since TRL divides by their standard deviation + 1e-4.
+        rounding = 4 * torch.finfo(rewards.dtype).eps * rewards.abs() / (1.0 if self.scale_rewards == "none" else 1e-4)
+        advantages = output["advantages"].masked_fill(output["advantages"].abs() <= rounding, 0.0)
         correctness = None
         if self.args.perception_gate == "correct":
             correctness = self._local_rewards[:, self.reward_func_names.index(self.args.perception_gate_reward)]
-        gate = gate_rollouts(self.args.perception_gate, output["advantages"], correctness)
+        gate = gate_rollouts(self.args.perception_gate, advantages, correctness)
         has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
         return gate & has_images & _response_mask(output).any(dim=1)
 
@@ -382,6 +390,20 @@ class CPPOTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
         if not isinstance(self.train_dataset, IterableDataset):
             self._train_sampler.epoch = state.epoch
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_weights(self, checkpoint: str) -> bool:
+        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
+        if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        return load_weights(self.model, checkpoint)
 
 
 def _response_mask(inputs: dict[str, Any]) -> Tensor:

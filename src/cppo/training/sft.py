@@ -1,0 +1,99 @@
+"""Supervised fine-tuning of a vision-language model on reference responses, with TRL's `SFTTrainer`.
+
+    run_sft("micro", "tasks:digits?n=2000", "runs/sft", sft_args={"max_steps": 100, "use_cpu": True, "bf16": False})
+
+The loss is taken on the response alone: a record's prompt (images, question) conditions it and is never a target.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTConfig, SFTTrainer
+
+from cppo.assets import resolve_model
+from cppo.data import Record, RecordSource, chat_messages, load_records
+from cppo.errors import UserError
+
+# TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, and write
+# into the saved configuration that generation is to go without a cache.
+DEFAULTS: dict[str, Any] = {"max_length": None, "report_to": "none", "use_cache": True}
+# Rows are made on access, so the stored columns are not the ones that training reads.
+FIXED: dict[str, Any] = {"remove_unused_columns": False, "completion_only_loss": True}
+
+
+def sft_row(record: Record) -> dict[str, Any]:
+    """A record as TRL's conversational prompt-completion row."""
+    return {
+        "prompt": chat_messages(record.prompt),
+        "completion": [{"role": "assistant", "content": record.response}],
+        "images": list(record.images),
+    }
+
+
+def sft_dataset(source: RecordSource) -> Dataset:
+    """The records as a lazy dataset: rows are read (images decoded or drawn) when a batch asks for them.
+
+    Raises UserError if a record has no reference response.
+    """
+    if "response" not in source.columns:
+        raise UserError(f"data {source.name!r}: supervised fine-tuning needs a 'response' in every row")
+
+    def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [sft_row(source[number]) for number in batch["number"]]
+        return {key: [row[key] for row in rows] for key in rows[0]}
+
+    return Dataset.from_dict({"number": list(range(len(source)))}).with_transform(read)
+
+
+def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
+    """TRL's configuration from our defaults and `sft_args`; UserError for a field or value that it refuses."""
+    for name in FIXED:
+        if sft_args.get(name, FIXED[name]) != FIXED[name]:
+            raise UserError(f"{name}: supervised fine-tuning needs {FIXED[name]}; remove the option")
+    try:
+        return SFTConfig(output_dir=output_dir, **{**DEFAULTS, **sft_args, **FIXED})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sft options: {_first_line(error)}") from error
+
+
+def run_sft(
+    model: str,
+    data: str | Sequence[str],
+    output_dir: str,
+    eval_data: str | Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    sft_args: Mapping[str, Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> str:
+    """Train `model` (a folder, hub id or packaged name) on the responses of `data` and save it to `output_dir`.
+
+    `data` and `eval_data` are data SPECs (splits `train` and `test` where they name none), `columns` maps other column
+    names to the record's, `sft_args` are fields of `trl.SFTConfig`. Returns the folder, which then holds model,
+    tokenizer and processor. Raises UserError for a refused option, data without reference responses, or a model that
+    cannot be loaded or has no vision tower. Callbacks given here take the place of the Trainer's own printing.
+    """
+    config = sft_config(output_dir, sft_args or {})
+    train_dataset = sft_dataset(load_records(data, split="train", columns=columns))
+    eval_dataset = None if eval_data is None else sft_dataset(load_records(eval_data, split="test", columns=columns))
+    try:
+        trainer = SFTTrainer(
+            model=resolve_model(model),
+            args=config,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=list(callbacks),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {model!r} cannot be fine-tuned: {_first_line(error)}") from error
+    for callback in (ProgressCallback, PrinterCallback) if callbacks else ():
+        trainer.remove_callback(callback)
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model(output_dir)
+    return output_dir
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
