@@ -1,0 +1,40 @@
+"""Rebuilds the embedded micro VLM from nothing: `python -m cppo.assets.rebuild` (what `make micro` runs).
+
+Writes the untrained model, trains it with `cppo sft` stage by stage, and puts the trained weights, with the untrained
+model's other files, in place of the packaged ones. The stages are the packaged recipes named in STAGES; each starts
+from the folder that the one before it wrote, below the current directory.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cppo.assets import MICRO_DIR
+from cppo.assets.build import build_micro
+from cppo.recipes import load_recipe
+
+STAGES = ("micro-warmup", "micro-sft", "micro-balance")
+WEIGHTS = "model.safetensors"
+
+
+def rebuild(destination: Path, extra_options: Sequence[str] = ()) -> None:
+    """Build, train and install into `destination`; `extra_options` are given to every stage's `cppo sft`.
+
+    Raises subprocess.CalledProcessError at the first stage that fails; `destination` is then as it was.
+    """
+    recipes = [load_recipe("sft", name) for name in STAGES]
+    untrained = build_micro(recipes[0].options.model, seed=0)
+    for name in STAGES:
+        print(f"stage {name}", flush=True)
+        command = [sys.executable, "-m", "cppo.cli.main", "sft", "--config", name, "--overwrite", "true"]
+        subprocess.run([*command, *extra_options], check=True)
+    destination.mkdir(parents=True, exist_ok=True)
+    for file in untrained.iterdir():
+        source = Path(recipes[-1].output_dir) if file.name == WEIGHTS else untrained
+        shutil.copyfile(source / file.name, destination / file.name)
+
+
+if __name__ == "__main__":
+    rebuild(MICRO_DIR)

@@ -1,0 +1,153 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
+
+from cppo.assets.build import build_micro
+from cppo.data import load_records
+from cppo.errors import UserError
+from cppo.training.sft import run_sft, sft_config, sft_dataset
+
+SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
+CPU = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return build_micro(tmp_path_factory.mktemp("tiny"), **SMALL)
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    """Two pictures with answers that differ, and a row of text only."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (96, 64), "blue").save(tmp_path / "blue.png")
+    rows = [
+        {"prompt": "Colour?", "images": ["red.png"], "answer": "red", "response": "\\boxed{red}"},
+        {"prompt": "And which colour is this?", "images": ["blue.png"], "answer": "blue", "response": "\\boxed{blue}"},
+        {"prompt": "1 + 1?", "images": [], "answer": "2", "response": "1 + 1 = 2 so \\boxed{2}"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+class EvalLoss:
+    """Records the trainer's evaluation losses; a callback of transformers."""
+
+    def __new__(cls):
+        from transformers import TrainerCallback
+
+        class Recorder(TrainerCallback):
+            losses: list[float] = []  # noqa: RUF012
+
+            def on_evaluate(self, args, state, control, metrics, **kwargs):
+                self.losses.append(metrics["eval_loss"])
+
+        return Recorder()
+
+
+def response_loss(folder, records):
+    """Mean negative log-likelihood (float64) of the response tokens, row by row, from hand-written chat text."""
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    total, count = 0.0, 0
+    for record in records:
+        image = "<|vision_start|><|image_pad|><|vision_end|>" * len(record.images)
+        start = f"<|im_start|>user\n{image}{record.prompt}<|im_end|>\n<|im_start|>assistant\n"
+        text = f"{start}{record.response}<|im_end|>\n"
+        images = [list(record.images)] if record.images else None
+        whole = processor(text=[text], images=images, return_tensors="pt")
+        prompt_length = processor(text=[start], images=images, return_tensors="pt")["input_ids"].shape[1]
+        with torch.no_grad():
+            logps = model(**whole).logits[0].double().log_softmax(-1)
+        for position in range(prompt_length, whole["input_ids"].shape[1]):
+            total -= float(logps[position - 1, whole["input_ids"][0, position]])
+            count += 1
+    return total / count
+
+
+def test_the_loss_is_that_of_the_response_tokens_alone(tiny, rows_file, tmp_path):
+    recorder = EvalLoss()
+    args = {**CPU, "max_steps": 1, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
+    run_sft(str(tiny), str(rows_file), str(tmp_path / "out"), str(rows_file), sft_args=args, callbacks=[recorder])
+    assert recorder.losses == pytest.approx([response_loss(tiny, load_records(str(rows_file)))], rel=1e-4)
+
+
+def test_training_learns_the_responses_and_saves_a_model_that_loads(tiny, rows_file, tmp_path):
+    out = tmp_path / "out"
+    args = {**CPU, "max_steps": 40, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
+    assert run_sft(str(tiny), str(rows_file), str(out), sft_args=args) == str(out)
+    records = load_records(str(rows_file))
+    assert response_loss(out, records) < 0.2 * response_loss(tiny, records)
+    assert AutoProcessor.from_pretrained(out).chat_template == AutoProcessor.from_pretrained(tiny).chat_template
+
+
+def test_same_seed_same_weights(tiny, tmp_path):
+    args = {**CPU, "max_steps": 2, "per_device_train_batch_size": 4}
+    states = []
+    for name in ("a", "b"):
+        folder = run_sft(str(tiny), "tasks:digits?n=16&noise=25", str(tmp_path / name), sft_args=args)
+        states.append(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_rows_are_prompt_completion_with_images():
+    row = sft_dataset(load_records("tasks:shapes?n=3"))[1]
+    record = load_records("tasks:shapes?n=3")[1]
+    assert row["prompt"] == [{"role": "user", "content": record.prompt}]
+    assert row["completion"] == [{"role": "assistant", "content": record.response}]
+    assert [image.tobytes() for image in row["images"]] == [record.images[0].tobytes()]
+
+
+def test_columns_are_mapped(tiny, tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"question": "1 + 1?", "answer": "2", "solution": "\\boxed{2}"}) + "\n")
+    columns = {"prompt": "question", "response": "solution"}
+    args = {**CPU, "max_steps": 1}
+    folder = run_sft(str(tiny), str(file), str(tmp_path / "out"), columns=columns, sft_args=args)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert folder == str(tmp_path / "out")
+
+
+def test_data_without_responses_is_refused(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
+    with pytest.raises(UserError, match=r"rows\.jsonl.*'response'"):
+        run_sft("micro", str(file), str(tmp_path / "out"), sft_args=CPU)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"learning_rat": 1.0}, "learning_rat"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+        ({"lr_scheduler_type": "sideways"}, "sideways"),
+    ],
+)
+def test_refused_options_are_named(tmp_path, args, message):
+    with pytest.raises(UserError, match=message) as caught:
+        sft_config(str(tmp_path), {**CPU, **args})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_missing_or_blind_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        run_sft(str(tmp_path / "nowhere"), "tasks:digits?n=4", str(tmp_path / "out"), sft_args=CPU)
+    blind = tmp_path / "blind"
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(blind)
+    AutoProcessor.from_pretrained(tiny).tokenizer.save_pretrained(blind)
+    with pytest.raises(UserError, match="blind"):
+        run_sft(str(blind), "tasks:digits?n=4", str(tmp_path / "out"), sft_args=CPU)
