@@ -45,7 +45,7 @@ def make_trainer(folder: str, *, cpu: bool, **options: Any) -> CPPOTrainer:
         disable_tqdm=True,
         **options,
     )
-    data = to_dataset(load_records("tasks:digits?noise=90&n=400"))
+    data = to_dataset(load_records("tasks:digits?noise=150&n=400"))
     return CPPOTrainer(resolve_model("micro"), [accuracy_reward, format_reward], args, data)
 
 

@@ -1,5 +1,6 @@
 """CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
 
+import re
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -180,20 +181,25 @@ class CPPOConfig(GRPOConfig):
         Raises:
             UserError: a family or a strength is not valid.
         """
+        strengths = {part.name: getattr(self, f"view_{part.name}") for part in fields(ViewStrengths)}
         try:
-            strengths = ViewStrengths(
-                brightness=self.view_brightness,
-                contrast=self.view_contrast,
-                saturation=self.view_saturation,
-                perspective_distortion=self.view_perspective_distortion,
-                perspective_probability=self.view_perspective_probability,
-                rotation_degrees=self.view_rotation_degrees,
-                noise_rectangles=self.view_noise_rectangles,
-                noise_side=self.view_noise_side,
-                crop_side=self.view_crop_side,
-            )
-            return ViewSampler(self.seed, self.preserving_views, self.removing_views, strengths)
+            return ViewSampler(self.seed, self.preserving_views, self.removing_views, ViewStrengths(**strengths))
         except UserError as error:
-            # cppo.views has other names for these options; the message must name the one to change.
+            # cppo.views has shorter names for these options; the message must name the one to change.
             message = re.sub("^view strength ", "view_", str(error))
             raise UserError(re.sub("^(preserving|removing)_families", r"\1_views", message)) from None
+
+
+def _check_option(option: Field, value: Any) -> None:
+    """Hold a value against the choices in its field's annotation and the range in its metadata.
+
+    Raises:
+        UserError: it is outside; the message names the field. (The views' own rules are checked by the views.)
+    """
+    choices = get_args(option.type) if get_origin(option.type) is Literal else ()
+    if choices and value not in choices:
+        raise UserError(f"{option.name} = {value!r}: choose one of {', '.join(choices)}")
+    interval = option.metadata.get("range")
+    for number in value if isinstance(value, list) else [value]:
+        if interval and not in_interval(number, interval):
+            raise UserError(f"{option.name} = {value!r}: give numbers in {interval}")
