@@ -65,6 +65,15 @@ class CPPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "cppo"]  # noqa: RUF012 (as in TRL)
     _name = "CPPO"
+    _paper = {  # noqa: RUF012 (as in TRL)
+        "title": "CPPO: Contrastive Perception for Vision Language Policy Optimization",
+        "id": "2601.00501",
+        "citation": "@article{cppo2026,\n"
+        "    title        = {{CPPO: Contrastive Perception for Vision Language Policy Optimization}},\n"
+        "    year         = 2026,\n"
+        "    eprint       = {arXiv:2601.00501},\n"
+        "}",
+    }
 
     def __init__(
         self,

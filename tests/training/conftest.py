@@ -1,0 +1,72 @@
+"""A model small enough to train in a tenth of a second a step."""
+
+import copy
+import gc
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from rollout_stubs import build_trainer
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cppo.assets.build import build_micro
+
+TINY = {
+    "text_hidden": 32,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_intermediate": 48,
+    "vision_hidden": 16,
+    "vision_layers": 1,
+    "vision_heads": 2,
+    "vision_intermediate": 32,
+    "min_pixels": 32 * 32,
+    "max_pixels": 64 * 64,
+    "vocab_size": 270,
+    "max_positions": 256,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _light_process():
+    torch.set_num_threads(1)
+    # Each training begins with a full collection, which would look at every object of the imported libraries.
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folder of a random model whose predictions lean on the image: untrained widths of 0.04 hardly see it."""
+    folder = build_micro(tmp_path_factory.mktemp("tiny"), texts=["What is number 0123456789 see \\boxed{}"], **TINY)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(12.0 if "visual" in name else 7.0)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def processor(tiny):
+    return AutoProcessor.from_pretrained(tiny, padding_side="left")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny):
+    """The model itself, to be copied: loading it takes longer than a step."""
+    return AutoModelForImageTextToText.from_pretrained(tiny)
+
+
+@pytest.fixture
+def make_trainer(tiny_model, processor, tmp_path):
+    """`build_trainer` with a copy of the tiny model, in a folder of the test's own."""
+
+    def make(rows, *classes, model=None, folder="out", **given):
+        model = copy.deepcopy(tiny_model) if model is None else model
+        return build_trainer(model, tmp_path / folder, rows, *classes, **{"processing_class": processor, **given})
+
+    return make

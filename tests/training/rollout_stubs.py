@@ -1,0 +1,115 @@
+"""A row, a dataset, a reward and completions that are made rather than sampled, shared by the trainer's tests."""
+
+import zlib
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from cppo.training.config import CPPOConfig
+from cppo.training.trainer import CPPOTrainer
+
+FIRST_TEXT_ID = 7
+"""The tokens below are the special ones."""
+
+
+def picture(seed, width=32, height=32):
+    """Coloured blocks: their colours, not only their noise, tell images apart."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+
+
+def make_rows(counts, first=0):
+    """One row for each number of images in `counts`; every second image of a row is wider."""
+    rows = []
+    for index, count in enumerate(counts, start=first):
+        images = [picture(100 * index + i, 32 + 16 * (i % 2)) for i in range(count)]
+        message = {"role": "user", "content": f"What is number {index}?"}
+        rows.append({"prompt": [message], "images": images, "answer": str(index), "sample_id": f"row-{index}"})
+    return rows
+
+
+def lazy_dataset(rows):
+    """The rows as `cppo.data` serves them: images stay PIL objects."""
+    index = Dataset.from_dict({"index": list(range(len(rows)))})
+    return index.with_transform(lambda batch: {key: [rows[i][key] for i in batch["index"]] for key in rows[0]})
+
+
+def token_reward(completion_ids, **kwargs):
+    """A reward that differs within a group and is a function of the tokens alone."""
+    return [float(sum(ids) % 11) for ids in completion_ids]
+
+
+def parity_reward(completion_ids, **kwargs):
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
+def drawn_completions(prompt_ids, draw=0, longest=10):
+    """A completion for each prompt, from its tokens and its place among its copies; never an end token."""
+    seen, completions = {}, []
+    for ids in prompt_ids:
+        key = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
+        copy = seen[key] = seen.get(key, -1) + 1
+        rng = np.random.default_rng([key, copy, draw])
+        completions.append(rng.integers(FIRST_TEXT_ID, 250, rng.integers(3, longest + 1)).tolist())
+    return completions
+
+
+def inject(trainer, longest=10, same_each_time=False):
+    """Replace sampling by `drawn_completions`; each call draws others unless told not to."""
+    calls = iter(range(10**6))
+
+    def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        return drawn_completions(prompt_ids, 0 if same_each_time else next(calls), longest), None
+
+    trainer._generate_single_turn = generate
+    return trainer
+
+
+def build_trainer(model, folder, rows, cls=CPPOTrainer, config=CPPOConfig, *, reward_funcs=token_reward, **given):
+    """A trainer on the CPU in float32, with 2 prompts x 4 rollouts a step; keywords go where they belong."""
+    objects = {"callbacks", "eval_dataset", "processing_class", "peft_config", "optimizers"}
+    keywords = {key: given.pop(key) for key in objects & given.keys()}
+    args = {
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_steps": 1,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "seed": 3,
+        **given,
+    }
+    return cls(model, reward_funcs, config(output_dir=str(folder), **args), lazy_dataset(rows), **keywords)
+
+
+def generation_batch(trainer, rows):
+    """Rollouts, views and gate of rows as one micro-batch, as the trainer makes them at the start of a step."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._generate_and_score_completions([row for row in rows for _ in range(trainer.num_generations)])
+
+
+def cut(trainer, batch, parts):
+    """The generation batch in so many micro-batches of one optimizer step, in order."""
+    chunks = split_tensor_dict(split_pixel_values_by_grid(batch), parts)
+    trainer._buffered_inputs = [unsplit_pixel_values_by_grid(chunk) for chunk in chunks]
+    trainer.args.steps_per_generation = trainer.current_gradient_accumulation_steps = parts
+    trainer._step, trainer._step_tokens = 0, None
+    return trainer._buffered_inputs
+
+
+def term_of(trainer, inputs):
+    """The perception term of a micro-batch as the trainer's loss holds it: what changes with its weight."""
+    losses = []
+    for weight in (0.0, 1.0):
+        trainer.args.perception_weight = weight
+        losses.append(trainer._compute_loss(trainer.model, inputs))
+    return losses[1] - losses[0]

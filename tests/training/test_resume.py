@@ -1,0 +1,173 @@
+"""A run resumed at any step repeats the uninterrupted one exactly: rollouts, views, losses and weights."""
+
+import hashlib
+
+import pytest
+import torch
+from rollout_stubs import lazy_dataset, make_rows
+from transformers import TrainerCallback
+
+from cppo.errors import UserError
+from cppo.training.config import CPPOConfig
+from cppo.training.trainer import CPPOTrainer
+
+
+class RecordingTrainer(CPPOTrainer):
+    """Keeps, per optimizer step, what every micro-batch was made of and its loss."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.records = {}
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        if self.model.training:
+            views = [
+                None if view is None else {kind: digest(view[kind]["pixel_values"]) for kind in view}
+                for view in inputs["perception_views"]
+            ]
+            record = (inputs["completion_ids"].tolist(), views, digest(inputs.get("pixel_values")), loss.item())
+            self.records.setdefault(self.state.global_step + 1, []).append(record)
+        return loss
+
+
+class WeightRecorder(TrainerCallback):
+    def __init__(self):
+        self.weights = {}
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.weights[state.global_step] = digest(torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+
+def digest(tensor):
+    return None if tensor is None else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def run(make_trainer, rows, options, resume=None, folder="out"):
+    """Train, from the start or a checkpoint; the records and weights of each step done, and the logs."""
+    weights = WeightRecorder()
+    trainer = make_trainer(
+        rows,
+        RecordingTrainer,
+        CPPOConfig,
+        folder=folder,
+        callbacks=[weights],
+        **{"save_strategy": "steps", "save_steps": 1, "max_steps": -1, "num_train_epochs": 2, "seed": 6, **options},
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    assert trainer.state.global_step == max(weights.weights)
+    return trainer.records, weights.weights, [log for log in trainer.state.log_history if "loss" in log]
+
+
+def comparable(logs):
+    return [{key: value for key, value in log.items() if key not in ("step_time",)} for log in logs]
+
+
+# Rows, options and the number of steps. Two epochs, each of one or two generation batches.
+CASES = {
+    "a step a batch": ([1, 0, 2, 1], {}, 4),
+    "two iterations": ([1, 2], {"num_iterations": 2}, 4),
+    "several steps a batch": (
+        [1, 0, 2, 1],
+        {
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            "steps_per_generation": 4,
+            "perception_normalization": "token",
+        },
+        4,
+    ),
+    "a batch ends within a step": (
+        [1, 0, 2, 1],
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "steps_per_generation": 2},
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_at_any_step(make_trainer, tmp_path, case):
+    counts, options, steps = CASES[case]
+    rows = make_rows(counts)
+    records, weights, logs = run(make_trainer, rows, options)
+    assert sorted(weights) == list(range(1, steps + 1))
+    assert len({str(record) for record in records.values()}) == len(set(weights.values())) == steps
+    assert sum(view is not None for step in records.values() for batch in step for view in batch[1]) > steps
+    for stop in range(1, steps):
+        resumed = run(make_trainer, rows, options, str(tmp_path / "out" / f"checkpoint-{stop}"), f"from-{stop}")
+        rest = range(stop + 1, steps + 1)
+        assert resumed[0] == {step: records[step] for step in rest}, f"rollouts, views or losses from step {stop}"
+        assert resumed[1] == {step: weights[step] for step in rest}, f"weights from step {stop}"
+        assert comparable(resumed[2]) == comparable(logs), f"logs from step {stop}"
+
+
+def test_views_and_order_change_with_the_epoch(make_trainer):
+    """Else a resume that forgot its epoch would pass unseen."""
+    records, _, _ = run(make_trainer, make_rows([1, 1, 1, 1]), {"perception_gate": "none"})
+    epochs = [[records[step][0] for step in steps] for steps in ((1, 2), (3, 4))]
+    views = [{view["preserving"] for batch in epoch for view in batch[1]} for epoch in epochs]
+    assert len(views[0]) == len(views[1]) == 4
+    assert not views[0] & views[1]
+    assert epochs[0][0][2] != epochs[1][0][2]
+
+
+@pytest.mark.parametrize(
+    ("case", "stop", "change"),
+    [
+        ("a step a batch", 2, {"epoch": 0}),
+        ("a step a batch", 3, {"epoch": 0}),
+        ("two iterations", 3, {"buffered_inputs": None}),
+        ("several steps a batch", 1, {"buffered_inputs": None}),
+        ("several steps a batch", 2, {"micro_step": 2}),
+    ],
+)
+def test_each_part_of_the_state_is_needed(make_trainer, tmp_path, case, stop, change):
+    counts, options, _ = CASES[case]
+    rows = make_rows(counts)
+    records, _, _ = run(make_trainer, rows, options)
+    folder = tmp_path / "out" / f"checkpoint-{stop}"
+    state = torch.load(folder / "rollout_state_0.pt", weights_only=True)
+    torch.save({**state, **change}, folder / "rollout_state_0.pt")
+    resumed, _, _ = run(make_trainer, rows, options, str(folder), "resumed")
+    assert resumed[stop + 1] != records[stop + 1]
+
+
+def test_the_weights_of_the_checkpoint_are_loaded(make_trainer, tmp_path):
+    """Qwen2.5-VL's files name its weights otherwise than the model does, and transformers would skip them."""
+    trainer = make_trainer(make_rows([1, 1]), save_strategy="steps", save_steps=1, learning_rate=0.01)
+    trainer.train()
+    resumed = make_trainer(make_rows([1, 1]), folder="resumed", max_steps=1)
+    trained = trainer.model.state_dict()
+    assert any(not torch.equal(weight, trained[name]) for name, weight in resumed.model.state_dict().items())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert all(torch.equal(weight, trained[name]) for name, weight in resumed.model.state_dict().items())
+
+
+def test_a_checkpoint_without_the_state_is_refused(make_trainer, tmp_path):
+    rows = make_rows([1, 1])
+    run(make_trainer, rows, {"max_steps": 1})
+    folder = tmp_path / "out" / "checkpoint-1"
+    state = folder / "rollout_state_0.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"rollout_state_0\.pt cannot be read") as caught:
+        run(make_trainer, rows, {"max_steps": 2}, str(folder))
+    assert "\n" not in str(caught.value)
+    state.unlink()
+    with pytest.raises(UserError, match=r"rollout_state_0\.pt is missing") as caught:
+        run(make_trainer, rows, {"max_steps": 2}, str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluation_between_the_steps_does_not_disturb_a_resume(make_trainer, tmp_path):
+    rows = make_rows([1, 2])
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "per_device_eval_batch_size": 4,
+        "eval_dataset": lazy_dataset(make_rows([1], first=30)),
+        "num_iterations": 2,
+    }
+    records, weights, _ = run(make_trainer, rows, options)
+    resumed = run(make_trainer, rows, options, str(tmp_path / "out" / "checkpoint-1"), "resumed")
+    assert resumed[0] == {step: records[step] for step in (2, 3, 4)}
+    assert resumed[1] == {step: weights[step] for step in (2, 3, 4)}

@@ -1,0 +1,278 @@
+"""How a training runs: cuts of a step, gradients, logs, samples, evaluation, adapters."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from rollout_stubs import (
+    cut,
+    generation_batch,
+    inject,
+    lazy_dataset,
+    make_rows,
+    term_of,
+    token_reward,
+)
+from transformers import TrainerCallback
+
+from cppo.training.config import CPPOConfig
+from cppo.training.perception_term import METRICS
+from cppo.training.trainer import CPPOTrainer
+
+SGD = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+
+
+def weights_of(trainer):
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def step_logs(trainer):
+    return [log for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "normalization"),
+    [(name, "rollout") for name in ("dapo", "grpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo")]
+    + [("dapo", "token"), ("grpo", "token")],
+)
+def test_the_cut_into_micro_batches_does_not_matter(make_trainer, loss_type, normalization):
+    options = {**SGD, "loss_type": loss_type, "perception_normalization": normalization, "perception_weight": 0.5}
+    weights = []
+    for batch, parts in ((8, 1), (1, 8)):
+        cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+        trainer = inject(make_trainer(make_rows([1, 2]), **options, **cut_so))
+        before = weights_of(trainer)
+        trainer.train()
+        weights.append(weights_of(trainer))
+        assert (weights[-1] - before).abs().max() > 1e-3
+    assert (weights[0] - weights[1]).abs().max() <= 1e-6
+
+
+def test_the_published_normalization_depends_on_the_cut(make_trainer):
+    options = {**SGD, "perception_normalization": "microbatch", "perception_weight": 0.5}
+    weights = []
+    for batch, parts in ((8, 1), (1, 8)):
+        cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+        trainer = inject(make_trainer(make_rows([1, 2]), **options, **cut_so))
+        trainer.train()
+        weights.append(weights_of(trainer))
+    assert (weights[0] - weights[1]).abs().max() > 1e-4
+
+
+def test_the_tokens_of_every_step_are_counted_anew(make_trainer):
+    """Where a step is one micro-batch, the mean over the step's tokens is the mean over the micro-batch's."""
+    weights = []
+    for normalization in ("token", "microbatch"):
+        options = {"perception_normalization": normalization, "perception_weight": 0.5, "max_steps": 3}
+        trainer = inject(make_trainer(make_rows([1, 2, 1]), **SGD, **options))
+        trainer.train()
+        weights.append(weights_of(trainer))
+    assert (weights[0] - weights[1]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_logged_share_is_that_of_the_gradient_norms(make_trainer, checkpointing):
+    batches = []
+
+    class Recording(CPPOTrainer):
+        def _compute_loss(self, model, inputs):
+            batches.append(inputs)
+            return super()._compute_loss(model, inputs)
+
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 0.0}
+    options |= {"log_perception_grad_share": True, "perception_weight": 0.3, "gradient_checkpointing": checkpointing}
+    trainer = inject(make_trainer(make_rows([1, 1]), Recording, CPPOConfig, **options))
+    trainer.train()
+    (log,) = step_logs(trainer)
+    assert len(batches) == 2
+    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    term = whole = 0.0
+    for inputs in list(batches):
+        trainer.args.perception_weight = 0.3
+        loss = trainer._compute_loss(trainer.model, inputs)
+        whole = whole + flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
+        weighted = 0.3 * term_of(trainer, inputs)
+        term = term + flat(torch.autograd.grad(weighted, parameters, allow_unused=True), parameters)
+    share = term.norm() / (term.norm() + (whole - term).norm())
+    assert 0.01 < share < 0.99
+    assert log["perception/grad_norm_share"] == pytest.approx(share.item(), rel=1e-4)
+    assert log["grad_norm"] == pytest.approx(whole.norm().item(), rel=1e-4)
+
+
+def flat(grads, parameters):
+    pairs = zip(grads, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if grad is None else grad).flatten() for grad, p in pairs]).double()
+
+
+def test_gradient_checkpointing_changes_nothing(make_trainer):
+    weights = []
+    for checkpointing in (False, True):
+        trainer = inject(make_trainer(make_rows([1, 0]), **SGD, gradient_checkpointing=checkpointing))
+        trainer.train()
+        weights.append(weights_of(trainer))
+    assert (weights[0] - weights[1]).abs().max() <= 1e-6
+
+
+def test_bf16_autocast_trains(make_trainer):
+    trainer = inject(make_trainer(make_rows([1, 2]), bf16=True, perception_divergence="js", perception_score="kl"))
+    trainer.train()
+    (log,) = step_logs(trainer)
+    assert math.isfinite(log["grad_norm"])
+    assert log["perception/cpl"] > 0
+
+
+def test_two_iterations_reuse_rollouts_and_views(make_trainer):
+    seen = []
+
+    class Recording(CPPOTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            seen.append((inputs["completion_ids"], inputs["perception_views"], loss.item()))
+            return loss
+
+    trainer = inject(make_trainer(make_rows([1, 1]), Recording, CPPOConfig, num_iterations=2, max_steps=3))
+    trainer.train()
+    first, second, third = seen
+    assert first[0] is second[0]
+    assert first[1] is second[1]
+    assert first[2] != second[2]
+    assert not torch.equal(first[0], third[0])
+
+
+class LogKeeper(TrainerCallback):
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def test_callbacks_get_the_perception_logs(make_trainer):
+    keeper = LogKeeper()
+    inject(make_trainer(make_rows([1, 1]), callbacks=[keeper], max_steps=2)).train()
+    for log in keeper.logs[:2]:
+        perception = {name.removeprefix("perception/"): log[name] for name in log if name.startswith("perception/")}
+        assert set(perception) == {*METRICS, "gated_fraction"}
+        assert all(math.isfinite(value) and value >= 0 for value in perception.values())
+        assert 0 < perception["selected_fraction"] <= 0.5
+        assert 0 < perception["gated_fraction"] < 1
+
+
+@pytest.mark.parametrize("off", [{"method": "grpo"}, {"perception_weight": 0.0}])
+def test_without_perception_nothing_of_it_is_logged_or_made(make_trainer, off):
+    trainer = inject(make_trainer(make_rows([1, 1]), **off))
+    trainer.train()
+    assert not any(name.startswith("perception/") for name in step_logs(trainer)[0])
+    assert trainer.last_samples == []
+
+
+def test_last_samples_are_rollouts_of_the_batch(make_trainer, processor):
+    rollouts = []
+
+    def reward(prompts, completion_ids, **kwargs):
+        values = token_reward(completion_ids)
+        for prompt, ids, value in zip(prompts, completion_ids, values, strict=True):
+            rollouts.append((prompt[0]["content"][-1]["text"], [processor.decode([i]) for i in ids], value))
+        return values
+
+    rows = make_rows([1, 0, 2])
+    options = {"perception_gate": "none", "per_device_train_batch_size": 12, "reward_funcs": reward}
+    trainer = inject(make_trainer(rows, **options))
+    trainer.train()
+    by_text = {row["prompt"][0]["content"]: row for row in rows}
+    assert len(trainer.last_samples) == 4
+    for sample in trainer.last_samples:
+        text = sample["prompt"][0]["content"]
+        assert (text, sample["completion_tokens"], sample["reward"]) in rollouts
+        assert sample["answer"] == by_text[text]["answer"]
+        images = by_text[text]["images"]
+        assert [image.tobytes() for image in sample["images"]] == [image.tobytes() for image in images] != []
+        assert len(sample["perception"]) == len(sample["score"]) == len(sample["completion_tokens"])
+        candidates = sum(score > 0 for score in sample["score"])
+        assert sum(sample["perception"]) == (max(1, candidates // 2) if candidates else 0)
+        pairs = list(zip(sample["score"], sample["perception"], strict=True))
+        chosen, rest = ([score for score, picked in pairs if picked is kind] for kind in (True, False))
+        assert min(chosen, default=1.0) >= max(rest, default=0.0)
+
+
+def test_evaluation_keeps_the_best_checkpoint(make_trainer, tmp_path):
+    """The evaluation reward is best after step 2 of 3; that step's weights must be the model's in the end."""
+    quality = {0: 0.0, 1: 1.0, 2: 3.0, 3: 2.0}
+
+    def reward(completion_ids, answer, trainer_state, **kwargs):
+        if answer[0] == "77":
+            return [quality[trainer_state.global_step]] * len(answer)
+        return [float(sum(ids) % 11) for ids in completion_ids]
+
+    class WeightKeeper(TrainerCallback):
+        kept = {}  # noqa: RUF012
+
+        def on_step_end(self, args, state, control, model, **kwargs):
+            self.kept[state.global_step] = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    keeper = WeightKeeper()
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward", "save_total_limit": 1}
+    trainer = inject(
+        make_trainer(
+            make_rows([1, 0]),
+            reward_funcs=reward,
+            eval_dataset=lazy_dataset(make_rows([1, 2], first=77)[:1] * 2),
+            per_device_eval_batch_size=4,
+            callbacks=[keeper],
+            **options,
+        )
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-2")
+    assert trainer.state.best_metric == 3.0
+    assert torch.equal(weights_of(trainer), keeper.kept[2])
+    assert not torch.equal(keeper.kept[2], keeper.kept[3])
+    evaluations = [log for log in trainer.state.log_history if "eval_reward" in log]
+    assert [log["eval_reward"] for log in evaluations] == [1.0, 3.0, 2.0]
+    assert not any(name.startswith("eval_perception") for name in evaluations[0])
+    assert len(step_logs(trainer)) == 3
+    assert all(log["perception/cpl"] > 0 for log in step_logs(trainer))
+
+
+def test_the_model_card_cites_the_method(make_trainer, tmp_path):
+    make_trainer(make_rows([1, 1])).create_model_card(model_name="mine")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trained with CPPO, a method introduced in [CPPO: Contrastive Perception" in card
+    assert "huggingface.co/papers/2601.00501" in card
+    assert "DeepSeekMath" not in card
+
+
+def test_adapters_train_alone_and_resume(make_trainer, tmp_path):
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    options = {"peft_config": lora, "save_strategy": "steps", "save_steps": 1, "max_steps": 2, "learning_rate": 0.01}
+    trainer = make_trainer(make_rows([1, 0]), **options)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert {name for name in before if "lora_B" in name} <= changed
+    assert all(log["perception/cpl"] > 0 for log in step_logs(trainer))
+    resumed = make_trainer(make_rows([1, 0]), folder="resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    for name, parameter in resumed.model.named_parameters():
+        assert torch.equal(parameter, after[name]), name
+
+
+def test_cut_is_what_the_trainer_does(make_trainer):
+    """The tests' own cut of a batch is the one that `_prepare_inputs` makes, but for the order."""
+    rows = make_rows([1, 2])
+    trainer = inject(make_trainer(rows, per_device_train_batch_size=4, gradient_accumulation_steps=2))
+    parts = cut(trainer, generation_batch(trainer, rows), 2)
+    torch.manual_seed(0)
+    trainer._step, trainer._buffered_inputs = 0, None
+    inject(trainer)._prepare_inputs([row for row in rows for _ in range(4)])
+    made = trainer._buffered_inputs
+    assert [part.keys() for part in made] == [part.keys() for part in parts]
+    ours, theirs = (
+        {tuple(ids) for part in batch for ids in part["completion_ids"].tolist()} for batch in (parts, made)
+    )
+    assert ours == theirs

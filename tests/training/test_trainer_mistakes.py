@@ -1,0 +1,141 @@
+"""Mistakes in options, data and processors: one clear line each."""
+
+import math
+
+import pytest
+from PIL import Image
+from rollout_stubs import (
+    build_trainer,
+    generation_batch,
+    inject,
+    make_rows,
+)
+from transformers import AutoProcessor, Qwen2_5_VLProcessor
+from trl import GRPOConfig
+
+from cppo.errors import UserError
+from cppo.training.config import CPPOConfig
+from cppo.training.trainer import CPPOTrainer
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_processor_that_pads_on_the_right_is_refused(make_trainer, tiny):
+    wrong = AutoProcessor.from_pretrained(tiny, padding_side="right")
+    with pytest.raises(UserError, match="pads on the right") as caught:
+        make_trainer(make_rows([1, 1]), processing_class=wrong)
+    assert "padding_side='left'" in one_line(caught)
+
+
+def test_a_gate_reward_that_is_not_there_is_refused(make_trainer):
+    with pytest.raises(UserError, match="perception_gate_reward = 'acuracy'") as caught:
+        make_trainer(make_rows([1, 1]), perception_gate="correct", perception_gate_reward="acuracy")
+    assert "token_reward" in one_line(caught)
+
+
+def test_arguments_of_trls_class_are_refused(tiny_model, processor, tmp_path):
+    with pytest.raises(UserError, match="args is a GRPOConfig: give a CPPOConfig"):
+        build_trainer(tiny_model, tmp_path, make_rows([1]), CPPOTrainer, GRPOConfig, processing_class=processor)
+
+
+class DarkensToFewerTokens(Qwen2_5_VLProcessor):
+    """Halves images that are not bright, so that a view has other tokens than its image."""
+
+    def __call__(self, images=None, **kwargs):
+        def fit(image):
+            return image if image.convert("L").getextrema()[1] > 200 else image.resize((32, 32))
+
+        images = [[fit(image) for image in row] for row in images] if images else images
+        return super().__call__(images=images, **kwargs)
+
+
+def test_a_processor_that_counts_a_view_otherwise_is_refused(make_trainer, tiny):
+    white = Image.new("RGB", (64, 64), "white")
+    rows = [{"prompt": [{"role": "user", "content": "What?"}], "images": [white], "sample_id": "the white one"}]
+    fickle = DarkensToFewerTokens.from_pretrained(tiny, padding_side="left")
+    dark = {"preserving_views": ["color_jitter"], "view_brightness": [0.3, 0.3], "perception_gate": "none"}
+    trainer = inject(make_trainer(rows * 2, processing_class=fickle, **dark))
+    with pytest.raises(UserError, match="row the white one: the processor makes") as caught:
+        generation_batch(trainer, rows)
+    assert "number of image tokens depends on the image's size alone" in one_line(caught)
+
+
+def test_an_image_that_cannot_be_read_is_named(make_trainer):
+    rows = make_rows([1, 1])
+    rows[1]["images"] = ["not an image"]
+    trainer = inject(make_trainer(rows))
+    with pytest.raises(UserError, match="expected a PIL image, got str") as caught:
+        generation_batch(trainer, rows)
+    one_line(caught)
+
+
+BAD_VALUES = {
+    "method": "ppo",
+    "perception_weight": -0.1,
+    "perception_temperature": 0.0,
+    "perception_top_fraction": 1.5,
+    "perception_divergence": "l2",
+    "perception_score": "attention",
+    "perception_gate": "reward",
+    "perception_normalization": "mean",
+    "perception_scorer": "fast",
+    "preserving_views": ["blur"],
+    "removing_views": [],
+    "view_brightness": [1.3, 0.2],
+    "view_contrast": [-1.0, 1.0],
+    "view_saturation": [0.5],
+    "view_perspective_distortion": 0.9,
+    "view_perspective_probability": 2.0,
+    "view_rotation_degrees": -1.0,
+    "view_noise_rectangles": 0,
+    "view_noise_side": [0.0, 0.1],
+    "view_crop_side": [0.5, 1.5],
+    "view_threads": 0,
+}
+NOT_PAIRS = ("view_brightness", "view_contrast", "view_saturation", "view_noise_side", "view_crop_side")
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_bad_value_is_refused_with_its_field(tmp_path, name):
+    with pytest.raises(UserError) as caught:
+        CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: BAD_VALUES[name]})
+    message = one_line(caught)
+    assert name in message
+    assert str(BAD_VALUES[name] if not isinstance(BAD_VALUES[name], list) else "") in message
+
+
+@pytest.mark.parametrize("name", NOT_PAIRS)
+def test_one_number_where_two_are_asked_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=f"{name} = 0.5: give two numbers") as caught:
+        CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: 0.5})
+    one_line(caught)
+
+
+@pytest.mark.parametrize("name", ["perception_weight", "perception_temperature", "perception_top_fraction"])
+def test_nan_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=name):
+        CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: math.nan})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"perception_gate": "correct"}, "perception_gate_reward"),
+        (
+            {
+                "perception_normalization": "token",
+                "gradient_accumulation_steps": 2,
+                "steps_per_generation": 3,
+                "per_device_train_batch_size": 8,
+            },
+            "steps_per_generation = 3",
+        ),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(tmp_path, values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **values)
+    one_line(caught)

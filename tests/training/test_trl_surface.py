@@ -1,0 +1,200 @@
+"""What CPPO overrides of TRL 1.16 and inherits from it: names, signatures, calls, fields and defaults."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+
+import pytest
+import transformers
+from rollout_stubs import make_rows
+from trl import GRPOConfig, GRPOTrainer
+
+from cppo.training import check_trl_version
+from cppo.training.config import CPPOConfig
+from cppo.training.trainer import OVERRIDES, CPPOTrainer
+
+TRL_1_16_PARAMETERS = {
+    "_tokenize_prompts": ["prompts"],
+    "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
+    "_generate_and_score_completions": ["inputs"],
+    "_get_per_token_logps_and_entropies": [
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+        "pixel_values",
+        "image_grid_thw",
+        "num_images",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "num_tiles",
+        "image_sizes",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "image_position_ids",
+    ],
+    "_compute_loss": ["model", "inputs"],
+    "training_step": ["model", "inputs", "num_items_in_batch"],
+    "_get_train_sampler": ["dataset"],
+    "_save_checkpoint": ["model", "trial"],
+    "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
+    "_load_best_model": [],
+}
+
+PUBLISHED_DEFAULTS = {
+    "method": "cppo",
+    "perception_weight": 0.01,
+    "perception_temperature": 0.1,
+    "perception_top_fraction": 0.5,
+    "perception_divergence": "k3",
+    "perception_score": "entropy_shift",
+    "perception_gate": "advantage",
+    "perception_gate_reward": None,
+    "perception_normalization": "rollout",
+    "perception_view_gradients": True,
+    "perception_scorer": "kernel",
+    "log_perception_grad_share": False,
+    "preserving_views": ["color_jitter", "perspective", "rotation"],
+    "removing_views": ["noise_rectangles", "crop"],
+    "view_brightness": [0.2, 1.3],
+    "view_contrast": [0.2, 1.8],
+    "view_saturation": [0.2, 1.8],
+    "view_perspective_distortion": 0.2,
+    "view_perspective_probability": 0.5,
+    "view_rotation_degrees": 10.0,
+    "view_noise_rectangles": 50,
+    "view_noise_side": [0.05, 0.15],
+    "view_crop_side": [0.6, 0.7],
+    "view_threads": 2,
+}
+"""arXiv 2601.00501 and its published implementation; the normalisation is the one departure."""
+
+CLASS_MARKS = {
+    "__module__",
+    "__doc__",
+    "__init__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "_tag_names",
+    "_name",
+    "_paper",
+}
+
+
+def parameters_of(method):
+    """Its parameters without `self`."""
+    return list(inspect.signature(method).parameters.values())[1:]
+
+
+def test_the_table_names_every_override():
+    assert set(TRL_1_16_PARAMETERS) == set(OVERRIDES)
+    assert all(reason.strip() for reason in OVERRIDES.values())
+
+
+def test_what_the_class_takes_from_trl_is_listed():
+    inherited = {name for parent in CPPOTrainer.__mro__[1:] for name in vars(parent)}
+    assert (set(vars(CPPOTrainer)) & inherited) - CLASS_MARKS == set(OVERRIDES)
+
+
+@pytest.mark.parametrize("name", TRL_1_16_PARAMETERS)
+def test_trl_has_the_method_with_the_recorded_parameters(name):
+    assert [parameter.name for parameter in parameters_of(getattr(GRPOTrainer, name))] == TRL_1_16_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", TRL_1_16_PARAMETERS)
+def test_ours_takes_the_parameters_of_trls_by_name(name):
+    ours = inspect.signature(getattr(CPPOTrainer, name))
+    theirs = parameters_of(getattr(GRPOTrainer, name))
+    ours.bind(object(), **{parameter.name: object() for parameter in theirs})
+    required = [parameter.name for parameter in theirs if parameter.default is inspect.Parameter.empty]
+    ours.bind(object(), **dict.fromkeys(required))
+    ours.bind(object(), *required)
+    for parameter in theirs:
+        if parameter.default is not inspect.Parameter.empty and parameter.name in ours.parameters:
+            assert ours.parameters[parameter.name].default == parameter.default
+
+
+def calls_in(cls, names):
+    """Every call to a method of one of these names in the source of a class."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
+            yield node
+
+
+@pytest.mark.parametrize("cls", [GRPOTrainer, transformers.Trainer])
+def test_ours_takes_every_call_that_the_parents_make(cls):
+    for call in calls_in(cls, set(OVERRIDES)):
+        keywords = {keyword.arg: object() for keyword in call.keywords if keyword.arg is not None}
+        assert not any(isinstance(argument, ast.Starred) for argument in call.args)
+        inspect.signature(getattr(CPPOTrainer, call.func.attr)).bind(object(), *call.args, **keywords)
+
+
+def test_every_override_is_called_by_a_parent():
+    """`_get_train_sampler` is handed over as a function; `bind` above would pass in silence over a method gone."""
+    called = {call.func.attr for cls in (GRPOTrainer, transformers.Trainer) for call in calls_in(cls, set(OVERRIDES))}
+    assert set(OVERRIDES) - called == {"_get_train_sampler"}
+
+
+def test_the_constructor_is_trls():
+    ours, theirs = parameters_of(CPPOTrainer.__init__), parameters_of(GRPOTrainer.__init__)
+    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
+
+
+def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
+    """Names that CPPO sets on itself must be free in TRL's trainer, or a call of TRL's would reach ours."""
+    theirs, ours = make_trainer(make_rows([1, 1]), GRPOTrainer, GRPOConfig), make_trainer(make_rows([1, 1]))
+    for trainer in (theirs, ours):
+        trainer.get_train_dataloader()
+    own = {"_views", "_view_request", "_local_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
+    assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
+
+
+@pytest.mark.parametrize("installed", ["1.15.3", "1.17.0", "1.17.0.dev0", "2.0", "0.29.1", "1"])
+def test_another_trl_is_refused_in_words(installed):
+    with pytest.raises(ImportError) as caught:
+        check_trl_version(installed)
+    message = str(caught.value)
+    assert f"trl {installed} is installed" in message
+    assert "trl>=1.16,<1.17" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("installed", ["1.16", "1.16.0", "1.16.4", "1.16.0.post1"])
+def test_a_patch_release_is_taken(installed):
+    check_trl_version(installed)
+
+
+def default_of(field):
+    return field.default_factory() if field.default is dataclasses.MISSING else field.default
+
+
+def test_inherited_fields_keep_trls_defaults():
+    ours = {field.name: field for field in dataclasses.fields(CPPOConfig)}
+    for field in dataclasses.fields(GRPOConfig):
+        assert field.name in ours
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            assert ours[field.name].default is dataclasses.MISSING
+        else:
+            assert default_of(ours[field.name]) == default_of(field), field.name
+
+
+def test_new_fields_default_to_the_published_values():
+    inherited = {field.name for field in dataclasses.fields(GRPOConfig)}
+    new = [field for field in dataclasses.fields(CPPOConfig) if field.name not in inherited]
+    assert {field.name: default_of(field) for field in new} == PUBLISHED_DEFAULTS
+    assert all(field.metadata["help"] for field in new)
+    assert all(isinstance(default_of(field), type(PUBLISHED_DEFAULTS[field.name])) for field in new)
+
+
+def test_lists_of_defaults_are_not_shared(tmp_path):
+    one, other = (CPPOConfig(str(tmp_path), use_cpu=True, bf16=False) for _ in range(2))
+    one.removing_views.append("crop")
+    one.view_crop_side[0] = 0.1
+    assert other.removing_views == ["noise_rectangles", "crop"]
+    assert other.view_crop_side == [0.6, 0.7]
