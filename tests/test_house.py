@@ -144,8 +144,11 @@ def test_commands_in_the_documents_are_understood() -> None:
             [sys.executable, "-m", "cppo.cli.main", command[1], *command[2:], "--help"], capture_output=True, text=True
         )
         assert run.returncode == 0, (command, run.stderr)
-        shown = subprocess.run(
-            [sys.executable, "-m", "cppo.cli.main", command[1], "--help-all"], capture_output=True, text=True
-        ).stdout or run.stdout
+        shown = (
+            subprocess.run(
+                [sys.executable, "-m", "cppo.cli.main", command[1], "--help-all"], capture_output=True, text=True
+            ).stdout
+            or run.stdout
+        )
         for option in (word.split("=")[0] for word in command if word.startswith("--")):
             assert option in shown, (command, option)

@@ -42,9 +42,11 @@ def test_weight_zero_and_method_grpo_are_trls_grpo(make_trainer, setting):
     expected = trained_weights(trl)
     assert (expected - start).abs().max() > 1e-3
     for ours in [{"perception_weight": 0.0}] + ([{"method": "grpo"}] if setting == "plain" else []):
-        assert torch.equal(trained_weights(make_trainer(rows, CPPOTrainer, CPPOConfig, **options, **ours)), expected)
-    tiny_weight = make_trainer(rows, CPPOTrainer, CPPOConfig, **options, perception_weight=1e-9)
-    assert (trained_weights(tiny_weight) - expected).abs().max() <= 1e-6
+        unshared = make_trainer(rows, CPPOTrainer, CPPOConfig, **options, **ours, scorer="kernel")
+        assert torch.equal(trained_weights(unshared), expected)
+    for scorer, weight in (("kernel", 1e-9), ("shared", 1e-9), ("shared", 0.0)):
+        trainer = make_trainer(rows, CPPOTrainer, CPPOConfig, **options, perception_weight=weight, scorer=scorer)
+        assert (trained_weights(trainer) - expected).abs().max() <= 1e-6
 
 
 def test_the_published_weight_is_not_trls_grpo(make_trainer):
@@ -58,7 +60,10 @@ def test_rows_without_images_train_as_in_trl(make_trainer):
     """TRL itself takes text-only rows where no row of the dataset has an image."""
     rows = make_rows([0, 0, 0, 0])
     expected = trained_weights(make_trainer(rows, GRPOTrainer, GRPOConfig, **STEPS))
-    assert torch.equal(trained_weights(make_trainer(rows, CPPOTrainer, CPPOConfig, **STEPS)), expected)
+    unshared = make_trainer(rows, CPPOTrainer, CPPOConfig, **STEPS, scorer="kernel")
+    assert torch.equal(trained_weights(unshared), expected)
+    shared = trained_weights(make_trainer(rows, CPPOTrainer, CPPOConfig, **STEPS))
+    assert (shared - expected).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)

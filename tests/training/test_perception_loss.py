@@ -183,18 +183,27 @@ def stub(trainer):
     return trainer
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["unshared", "shared"])
+def sharing(request):
+    """Whether prompts and images are shared over a group; every test here holds for both."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def exact(tiny, tmp_path_factory, rows):
-    """A trainer in float64 with the plain scorer."""
-    trainer = build_trainer(tiny, tmp_path_factory.mktemp("exact"), rows, perception_scorer="plain", **OPTIONS)
+def exact(tiny, tmp_path_factory, rows, sharing):
+    """A trainer in float64, with the plain scorer or with shared prompts."""
+    scorer = "shared" if sharing else "plain"
+    trainer = build_trainer(tiny, tmp_path_factory.mktemp("exact"), rows, scorer=scorer, **OPTIONS)
     trainer.model.double()
+    assert trainer._shares_prompts == sharing
     return stub(trainer)
 
 
 @pytest.fixture(scope="module")
-def quick(tiny, tmp_path_factory, rows):
-    """A trainer in float32 with TRL's kernel."""
-    return stub(build_trainer(tiny, tmp_path_factory.mktemp("quick"), rows, **OPTIONS))
+def quick(tiny, tmp_path_factory, rows, sharing):
+    """A trainer in float32, with TRL's kernel or with shared prompts."""
+    scorer = "shared" if sharing else "kernel"
+    return stub(build_trainer(tiny, tmp_path_factory.mktemp("quick"), rows, scorer=scorer, **OPTIONS))
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +310,9 @@ def test_metrics(exact, reference, rows, view_gradients):
     preserving = [rollout.preserving["k3"][place] for rollout, place in chosen]
     removing = [rollout.removing["k3"][place] for rollout, place in chosen]
     losses = [math.log1p(math.exp((a - b) / TAU)) for a, b in zip(preserving, removing, strict=True)]
-    entropies = [math.fsum(chain(*(rollout.entropies[view] for rollout in gated))) / tokens for view in range(3)]
+    entropies = [
+        math.fsum(rollout.entropies[view][place] for rollout, place in chosen) / len(chosen) for view in range(3)
+    ]
     expected = {
         "gated_fraction": len(gated) / len(reference),
         "selected_fraction": len(chosen) / tokens,

@@ -81,7 +81,7 @@ BAD_VALUES = {
     "perception_score": "attention",
     "perception_gate": "reward",
     "perception_normalization": "mean",
-    "perception_scorer": "fast",
+    "scorer": "fast",
     "preserving_views": ["blur"],
     "removing_views": [],
     "view_brightness": [1.3, 0.2],

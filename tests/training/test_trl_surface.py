@@ -57,7 +57,8 @@ PUBLISHED_DEFAULTS = {
     "perception_gate_reward": None,
     "perception_normalization": "rollout",
     "perception_view_gradients": True,
-    "perception_scorer": "kernel",
+    "perception_memory": "joint",
+    "scorer": "shared",
     "log_perception_grad_share": False,
     "preserving_views": ["color_jitter", "perspective", "rotation"],
     "removing_views": ["noise_rectangles", "crop"],
@@ -152,6 +153,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
     own = {"_views", "_view_request", "_local_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
+    own |= {"_shares_prompts"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 

@@ -29,6 +29,37 @@ PLACEHOLDER_TOKENS = (
 )
 """The same tokens by their text, for families that keep them in the tokenizer alone."""
 
+SHARED_PROMPT_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm", "internvl")
+"""Model types whose packed scores are tested against the plain ones."""
+
+SHARED_PROMPT_TEXT_MODELS = (
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3_vl_text",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)
+"""Their text parts with plain causal attention: no sinks, no soft caps, no attention between image tokens."""
+
+
+def unshared_reason(config: Any) -> str | None:
+    """Why a model cannot score packed rows that share a prompt over its rollouts, in one line; None if it can.
+
+    config: the model's configuration.
+    """
+    text = config.get_text_config()
+    if config.model_type not in SHARED_PROMPT_MODELS:
+        known = ", ".join(SHARED_PROMPT_MODELS)
+        return f"model type {config.model_type!r} is not among those with tested shared-prompt attention ({known})"
+    if text.model_type not in SHARED_PROMPT_TEXT_MODELS:
+        return f"the attention of its text part, {text.model_type!r}, has no shared-prompt form"
+    sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    if sliding is not None or "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        return "its text part attends through a sliding window"
+    return None
+
 
 def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:
     """Token ids that stand for images or videos and therefore must never be sampled as text.

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from cppo.perception import entropy_from_logits
-from cppo.policy.vision_inputs import without_empty_images
-
-ROW_COUNTS = ("num_images", "num_tiles")
-"""Bookkeeping of the trainer that is no input of the model."""
+from cppo.policy.vision_inputs import ROW_COUNTS, without_empty_images
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,12 @@ class ResponseScores:
     entropies: Tensor
     logits: Tensor | None = None
     aux_loss: Tensor | None = None
+
+    def pick(self, rows: list[int]) -> "ResponseScores":
+        """The scores of these rows, without the auxiliary loss."""
+        return ResponseScores(
+            self.logps[rows], self.entropies[rows], None if self.logits is None else self.logits[rows]
+        )
 
     def rows(self, start: int, end: int) -> "ResponseScores":
         """The scores of rows `start` to `end` (exclusive)."""

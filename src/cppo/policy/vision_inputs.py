@@ -17,6 +17,9 @@ VisionInputs = dict[str, Any]
 PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 """Inputs of shape [B, prompt + response], one entry a token."""
 
+ROW_COUNTS = ("num_images", "num_tiles")
+"""Bookkeeping of the trainer that is no input of the model."""
+
 
 def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
     """Drop absent inputs, and the image inputs altogether when a batch of text-only rows holds no image."""

@@ -84,11 +84,19 @@ class CPPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether the gradient also flows through the policy under the views (published)."},
     )
-    perception_scorer: Literal["kernel", "plain"] = field(
-        default="kernel",
+    perception_memory: Literal["joint", "sequential"] = field(
+        default="joint",
         metadata={
-            "help": "'kernel': TRL's chunked LM head, which never holds the logits; 'plain': ordinary logits, in "
-            "float64 for a float64 model. Exact divergences and scores always use 'plain'."
+            "help": "'joint': one pass for the image and both views; 'sequential': a pass each, computed again for the "
+            "backward pass, so that memory peaks near one pass (needs scorer='shared')."
+        },
+    )
+    scorer: Literal["shared", "kernel", "plain"] = field(
+        default="shared",
+        metadata={
+            "help": "'shared': each prompt and image once a group, for policy and reference; 'kernel': "
+            "a row for each rollout, as TRL does, and what 'shared' falls back to where a model cannot share; 'plain': "
+            "a row each with whole logits, in float64 for a float64 model."
         },
     )
     log_perception_grad_share: bool = field(
@@ -153,6 +161,8 @@ class CPPOConfig(GRPOConfig):
             raise UserError(
                 "perception_gate = 'correct' needs perception_gate_reward, the name of the reward function that decides"
             )
+        if self.perception_memory == "sequential" and self.scorer != "shared":
+            raise UserError(f"perception_memory = 'sequential' needs scorer = 'shared', but scorer = {self.scorer!r}")
         broken_step = (self.steps_per_generation or 1) % self.gradient_accumulation_steps
         if self.perception_normalization == "token" and broken_step:
             raise UserError(
@@ -171,9 +181,9 @@ class CPPOConfig(GRPOConfig):
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the scores must come with whole logits, which only the plain scorer keeps."""
+        """Whether rows that are not shared must be scored with whole logits."""
         exact = {self.perception_divergence, self.perception_score} & set(EXACT_DIVERGENCES)
-        return self.perception_scorer == "plain" or bool(exact)
+        return self.scorer == "plain" or bool(exact)
 
     def view_sampler(self) -> ViewSampler:
         """The sampler of views that these options describe.

@@ -31,18 +31,36 @@ METRICS = (
     "entropy_preserving",
     "entropy_removing",
 )
-"""Logged under `perception/`: the first three: means over the selected tokens (nats); `selected_fraction`: their share
-among the response tokens of gated-in rollouts, the entropies means over those response tokens (nats)."""
+"""Logged under `perception/`: means over the selected tokens (nats), but `selected_fraction` is their share among the
+response tokens of gated-in rollouts."""
+
+
+@dataclass(frozen=True)
+class ExactDivergences:
+    """Divergences over the vocabulary where they were taken along with the scores, [n, T] each, else None.
+
+    Attributes:
+        score: of anchor and I-, where that is the dependency score; needed at all response tokens.
+        preserving, removing: of the anchor and each view; needed at the selected tokens.
+    """
+
+    score: Tensor | None = None
+    preserving: Tensor | None = None
+    removing: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ViewScores:
-    """Scores of the n gated-in rollouts of a micro-batch under the image, I+ and I-, and their response mask [n, T]."""
+    """Scores of the n gated-in rollouts of a micro-batch under the image, I+ and I-, and their response mask [n, T].
+
+    The scores under I+ are needed at the selected tokens alone and may be anything elsewhere.
+    """
 
     anchor: ResponseScores
     preserving: ResponseScores
     removing: ResponseScores
     response_mask: Tensor
+    exact: ExactDivergences = ExactDivergences()
 
 
 @dataclass(frozen=True)
@@ -74,10 +92,14 @@ def dependency_score(args: "CPPOConfig", anchor: ResponseScores, removing: Respo
 
 
 def perception_token_mask(
-    args: "CPPOConfig", anchor: ResponseScores, removing: ResponseScores, response_mask: Tensor
+    args: "CPPOConfig",
+    anchor: ResponseScores,
+    removing: ResponseScores,
+    response_mask: Tensor,
+    exact_score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Dependency score and selected tokens of gated-in rollouts, each [n, T]."""
-    score = dependency_score(args, anchor, removing)
+    """Dependency score (taken here unless it is given) and selected tokens of gated-in rollouts, each [n, T]."""
+    score = dependency_score(args, anchor, removing) if exact_score is None else exact_score
     return score, select_perception_tokens(score, response_mask, args.perception_top_fraction)
 
 
@@ -90,9 +112,12 @@ def perception_term(args: "CPPOConfig", scores: ViewScores, normalizer: Tensor |
         normalizer: what the micro-batch's sum is divided by: gated-in rollouts of the step (`rollout`), selected tokens
             of the step (`token`), or a plain factor on the micro-batch's own mean (`microbatch`).
     """
-    score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, scores.response_mask)
-    d_preserving = _divergence(args.perception_divergence, scores.anchor, scores.preserving)
-    d_removing = _divergence(args.perception_divergence, scores.anchor, scores.removing)
+    exact, name = scores.exact, args.perception_divergence
+    score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, scores.response_mask, exact.score)
+    d_preserving = (
+        exact.preserving if exact.preserving is not None else _divergence(name, scores.anchor, scores.preserving)
+    )
+    d_removing = exact.removing if exact.removing is not None else _divergence(name, scores.anchor, scores.removing)
     temperature = args.perception_temperature
     token_loss = contrastive_perception_tokens(d_preserving, d_removing, temperature, token_mask)
     if args.perception_normalization == "rollout":
@@ -119,8 +144,7 @@ def _statistics(
     scores: ViewScores, token_loss: Tensor, d_preserving: Tensor, d_removing: Tensor, token_mask: Tensor
 ) -> Tensor:
     selected = token_mask.sum()
-    response = scores.response_mask.bool()
-    tokens = response.sum()
+    tokens = scores.response_mask.bool().sum()
 
     def total(values: Tensor, mask: Tensor) -> Tensor:
         return values.float().masked_fill(~mask, 0.0).sum()
@@ -128,5 +152,5 @@ def _statistics(
     views = (scores.anchor, scores.preserving, scores.removing)
     pairs = [(total(values, token_mask), selected) for values in (token_loss, d_preserving, d_removing)]
     pairs.append((selected, tokens))
-    pairs += [(total(view.entropies, response), tokens) for view in views]
+    pairs += [(total(view.entropies, token_mask), selected) for view in views]
     return torch.stack([torch.stack([a.float(), b.float()]) for a, b in pairs])

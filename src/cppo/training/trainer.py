@@ -3,12 +3,13 @@
 How a step differs from GRPO's:
 1. the images of a row become upright RGB once, and the views I+ and I- of each are made while rollouts are generated;
 2. a gate keeps the rollouts worth learning perception from, and their prompts' views go through the same processor;
-3. the anchor's forward pass also carries the gated-in rollouts under I- and I+, as further rows of one batch;
+3. one forward pass scores all rollouts and, of the gated-in ones, also I- and I+, each prompt and image once a group;
 4. tokens whose score says that they depend on the image are selected, and their contrast is added to the RL loss.
 
 Everything else is TRL's. The methods overridden here, and why, are listed in `OVERRIDES`.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -20,17 +21,29 @@ from trl import GRPOTrainer
 
 from cppo.errors import UserError
 from cppo.perception import gate_rollouts
-from cppo.policy import ResponseScores, plain_scores, slice_rows, vision_placeholder_ids
+from cppo.policy import (
+    ResponseScores,
+    add_shared_prompt_forward,
+    plain_scores,
+    shared_prompt_scores,
+    slice_rows,
+    unshared_reason,
+    unwrapped,
+    vision_placeholder_ids,
+)
 from cppo.policy.vision_inputs import VisionInputs, without_empty_images
 from cppo.training.config import CPPOConfig
 from cppo.training.grad_share import GradientShare
-from cppo.training.perception_term import METRICS, PerceptionTerm, ViewScores, perception_term, perception_token_mask
+from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
 from cppo.training.rollout_state import RolloutState, load_weights
 from cppo.training.sampler import ResumableRepeatSampler
 from cppo.training.samples import RolloutSamples
+from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_images
-from cppo.training.view_scoring import Score, ViewRequest, detection_scores
+from cppo.training.view_scoring import Score, ViewRequest, detection_scores, model_inputs, response_mask
 from cppo.views import ViewPrefetcher
+
+logger = logging.getLogger(__name__)
 
 OVERRIDES = {
     "_tokenize_prompts": "a text-only row of a mixed batch must carry an empty list of images, not None",
@@ -115,6 +128,7 @@ class CPPOTrainer(GRPOTrainer):
         )
         self._check_setup()
         self._ban_vision_placeholders()
+        self._shares_prompts = self._share_prompts()
         self._views = ViewMaker(
             ViewPrefetcher(args.view_sampler(), threads=args.view_threads),
             self.processing_class,
@@ -140,6 +154,21 @@ class CPPOTrainer(GRPOTrainer):
             raise UserError(
                 f"perception_gate_reward = {name!r} is none of the reward functions {', '.join(self.reward_func_names)}"
             )
+
+    def _share_prompts(self) -> bool:
+        """Let policy and reference score packed rows, if asked for and possible; say why if not."""
+        if self.args.scorer != "shared":
+            return False
+        reason = unshared_reason(self.model.config)
+        if self.aux_loss_enabled:
+            reason = "a mixture-of-experts model balances its experts over whole rows"
+        if reason is not None:
+            logger.warning("Prompts and images are not shared over a group's rollouts: %s.", reason)
+            return False
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                add_shared_prompt_forward(unwrapped(model), self.args.cast_lm_head_to_fp32)
+        return True
 
     def _ban_vision_placeholders(self) -> None:
         ids = vision_placeholder_ids(self.processing_class, self.model.config)
@@ -199,7 +228,7 @@ class CPPOTrainer(GRPOTrainer):
             correctness = self._local_rewards[:, self.reward_func_names.index(self.args.perception_gate_reward)]
         gate = gate_rollouts(self.args.perception_gate, advantages, correctness)
         has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
-        return gate & has_images & _response_mask(output).any(dim=1)
+        return gate & has_images & response_mask(output).any(dim=1)
 
     # Loss
 
@@ -219,9 +248,14 @@ class CPPOTrainer(GRPOTrainer):
             return self._anchor_scores(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, vision
             )
-        score = self._scorer(model, logits_to_keep, compute_aux_loss)
-        anchor = self._view_request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
-        return anchor.logps, anchor.entropies, anchor.aux_loss
+        request = self._view_request
+        if self._shares_prompts:
+            with self.accelerator.autocast():
+                score_shared(model, self.args, request, input_ids, attention_mask, vision)
+        else:
+            score = self._scorer(model, logits_to_keep, compute_aux_loss)
+            request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
+        return request.anchor.logps, request.anchor.entropies, request.anchor.aux_loss
 
     def _anchor_scores(
         self,
@@ -234,23 +268,29 @@ class CPPOTrainer(GRPOTrainer):
         compute_aux_loss: bool,
         vision: VisionInputs,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """TRL's scores without views, cut into chunks here: TRL's own cut fails on a chunk of text-only rows."""
+        """Scores without views, cut into chunks here: TRL's own cut fails on a chunk of text-only rows."""
         batch_size = batch_size or input_ids.shape[0]
         chunks = []
         for start in range(0, input_ids.shape[0], batch_size):
             end = min(start + batch_size, input_ids.shape[0])
-            whole = batch_size >= input_ids.shape[0]
-            chunks.append(
-                super()._get_per_token_logps_and_entropies(
-                    model,
-                    input_ids[start:end],
-                    attention_mask[start:end],
-                    logits_to_keep,
-                    compute_entropy=compute_entropy,
-                    compute_aux_loss=compute_aux_loss,
-                    **(vision if whole else slice_rows(vision, start, end)),
+            ids, mask = input_ids[start:end], attention_mask[start:end]
+            images = vision if batch_size >= input_ids.shape[0] else slice_rows(vision, start, end)
+            if self._shares_prompts:
+                with self.accelerator.autocast():
+                    scores = shared_prompt_scores(model, ids, mask, logits_to_keep, self.temperature, images)
+                chunks.append((scores.logps, scores.entropies, None))
+            else:
+                chunks.append(
+                    super()._get_per_token_logps_and_entropies(
+                        model,
+                        ids,
+                        mask,
+                        logits_to_keep,
+                        compute_entropy=compute_entropy,
+                        compute_aux_loss=compute_aux_loss,
+                        **images,
+                    )
                 )
-            )
         logps, entropies, aux_losses = zip(*chunks, strict=True)
         return (
             torch.cat(logps),
@@ -294,7 +334,7 @@ class CPPOTrainer(GRPOTrainer):
             self._view_request = None
         term = None
         if request.rows:
-            term = perception_term(self.args, self._view_scores(request, inputs), normalizer)
+            term = perception_term(self.args, request.found, normalizer)
             weighted = self.args.perception_weight * term.loss
             if self._grad_share is not None:
                 self._grad_share.add(weighted)
@@ -302,13 +342,6 @@ class CPPOTrainer(GRPOTrainer):
             self._keep_samples(request, inputs, term)
         self._log_perception(term)
         return loss
-
-    def _view_scores(self, request: ViewRequest, inputs: dict[str, Any]) -> ViewScores:
-        rows, anchor = request.rows, request.anchor
-        picked = ResponseScores(
-            anchor.logps[rows], anchor.entropies[rows], None if anchor.logits is None else anchor.logits[rows]
-        )
-        return ViewScores(picked, request.preserving, request.removing, _response_mask(inputs)[rows])
 
     def _normalizer(self, model: Any, inputs: dict[str, Any]) -> Tensor | float:
         """What divides a micro-batch's sum, so that the micro-batches and ranks of a step add up to the step's mean."""
@@ -330,11 +363,21 @@ class CPPOTrainer(GRPOTrainer):
         count = torch.zeros((), device=self.accelerator.device)
         for offset in range(steps):
             inputs = self._buffered_inputs[(self._step + offset) % self.args.steps_per_generation]
-            scores = detection_scores(self._scorer(model, inputs["completion_ids"].shape[1]), inputs)
-            if scores is not None:
-                mask = _response_mask(inputs)[ViewRequest.of(inputs).rows]
-                count += perception_token_mask(self.args, *scores, mask)[1].sum()
+            request = ViewRequest.of(inputs)
+            if request.rows:
+                count += self._detect(model, request, inputs).sum()
         return self.accelerator.reduce(count, "sum")
+
+    @torch.no_grad()
+    def _detect(self, model: Any, request: ViewRequest, inputs: dict[str, Any]) -> Tensor:
+        """The selected tokens of a buffered micro-batch's gated-in rollouts, bool [n, T]."""
+        ids, mask, vision = model_inputs(inputs)
+        if self._shares_prompts:
+            with self.accelerator.autocast():
+                return score_shared(model, self.args, request, ids, mask, vision, detect_only=True)
+        scorer = self._scorer(model, request.response_mask.shape[1])
+        scores = detection_scores(scorer, request, ids, mask, vision)
+        return perception_token_mask(self.args, *scores, request.response_mask)[1]
 
     # Metrics
 
@@ -413,9 +456,3 @@ class CPPOTrainer(GRPOTrainer):
         if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return False
         return load_weights(self.model, checkpoint)
-
-
-def _response_mask(inputs: dict[str, Any]) -> Tensor:
-    """1 for tokens that the model itself generated: no padding, no tool output; [B, T]."""
-    mask = inputs["completion_mask"]
-    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask

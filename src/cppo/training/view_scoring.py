@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cppo.policy import ResponseScores, concatenate_rows, slice_rows
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
+from cppo.training.perception_term import ViewScores
 
 VISION_KEYS = (
     "pixel_values",
@@ -28,8 +29,22 @@ VISION_KEYS = (
 )
 """Inputs of TRL's buffered micro-batches that describe images."""
 
+
+def model_inputs(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, VisionInputs]:
+    """Input ids and attention mask, [B, P + T] each, and the image inputs of a buffered micro-batch."""
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    return ids, mask, without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
+
+
 Score = Callable[[Tensor, Tensor, VisionInputs], ResponseScores]
 """(input ids [B, P + T], attention mask [B, P + T], vision inputs) -> scores of the last T tokens of each row."""
+
+
+def response_mask(inputs: dict[str, Any]) -> Tensor:
+    """1 for tokens that the model itself generated: no padding, no tool output; [B, T]."""
+    mask = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 @dataclass
@@ -37,24 +52,25 @@ class ViewRequest:
     """The rows of a micro-batch to be scored under their views, and, once scored, the scores.
 
     Attributes:
-        rows: places of the gated-in rollouts in the micro-batch.
+        rows: places of the n gated-in rollouts in the micro-batch.
         views: for each of them the model's image inputs under "removing" and "preserving".
+        response_mask: theirs, [n, T].
         anchor: scores of all B rows under the image itself.
-        removing, preserving: scores of the requested rows; None where none was requested.
+        found: scores of the requested rows under all three; None where none was requested.
     """
 
     rows: list[int]
     views: list[dict[str, VisionInputs]]
+    response_mask: Tensor
     anchor: ResponseScores | None = None
-    removing: ResponseScores | None = None
-    preserving: ResponseScores | None = None
+    found: ViewScores | None = None
 
     @classmethod
     def of(cls, inputs: dict[str, Any]) -> "ViewRequest":
         """The request of a micro-batch: the rows that carry views."""
         views = inputs["perception_views"]
         rows = [row for row, view in enumerate(views) if view is not None]
-        return cls(rows, [views[row] for row in rows])
+        return cls(rows, [views[row] for row in rows], response_mask(inputs)[rows])
 
     def view_inputs(self, kind: str, anchor: VisionInputs, device: torch.device) -> list[VisionInputs]:
         """Image inputs of the requested rows under one view, one part a row, with exactly the anchor's keys."""
@@ -94,20 +110,16 @@ class ViewRequest:
                 views = score(
                     torch.cat([ids, ids]), torch.cat([mask, mask]), concatenate_rows([*removing, *preserving])
                 )
-        self.removing, self.preserving = views.rows(0, n), views.rows(n, 2 * n)
+        self.found = ViewScores(self.anchor.pick(self.rows), views.rows(n, 2 * n), views.rows(0, n), self.response_mask)
         return self.anchor
 
 
 @torch.no_grad()
-def detection_scores(score: Score, inputs: dict[str, Any]) -> tuple[ResponseScores, ResponseScores] | None:
-    """Scores of a buffered micro-batch's gated-in rollouts under the image and under I-, or None if it has none."""
-    request = ViewRequest.of(inputs)
-    if not request.rows:
-        return None
+def detection_scores(
+    score: Score, request: ViewRequest, ids: Tensor, mask: Tensor, vision: VisionInputs
+) -> tuple[ResponseScores, ResponseScores]:
+    """Scores of a buffered micro-batch's gated-in rollouts (at least one) under the image and under I-."""
     rows, n = request.rows, len(request.rows)
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-    vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
     anchor = [slice_rows(vision, row, row + 1) for row in rows]
     removing = request.view_inputs("removing", vision, ids.device)
     scores = score(

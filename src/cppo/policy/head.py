@@ -1,0 +1,124 @@
+"""The language-model head over chosen tokens: log-probabilities, entropies and divergences without [B, T, V] logits."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from cppo.perception import entropy_from_logits, js_divergence, kl_divergence
+
+VOCABULARY_TILE = 8192
+CHUNK_LOGITS = 2**24
+"""Logits held at once where a computation needs whole distributions."""
+
+DIVERGENCES = {"kl": kl_divergence, "js": js_divergence}
+
+
+class LanguageHead:
+    """Scores hidden states [n, H] of n tokens with a model's output projection, inside the model's forward.
+
+    Args:
+        model: a transformers model with a language-model head.
+        float32: compute the head in float32, outside autocast (TRL's `cast_lm_head_to_fp32`).
+    """
+
+    def __init__(self, model: PreTrainedModel, float32: bool = False) -> None:
+        self._projection = model.get_output_embeddings()
+        self._float32 = float32
+        config = model.config.get_text_config()
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        scale = getattr(config, "logit_scale", None)
+        self._scale: float = 1.0 if scale is None else scale
+        # An adapter on the head is a module of another class, and its weight alone would leave the adapter out.
+        self._plain = type(self._projection) is torch.nn.Linear
+        parameters = (self._projection.weight, self._projection.bias) if self._plain else ()
+        self._parameters: tuple[Any, ...] = tuple(_whole(parameter) for parameter in parameters)
+
+    def scores(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the targets [n] and entropies, [n] each, nats; both with gradients.
+
+        float32, or float64 for a float64 model.
+        """
+        hidden = self._prepared(hidden)
+        if self._plain and hidden.dtype != torch.float64:
+            with self._precision(hidden), maybe_gather_lm_head_ctx(*self._parameters):
+                logps, entropies, *_ = ChunkedLogProbFunction.apply(
+                    hidden,
+                    *self._parameters,
+                    targets,
+                    temperature,
+                    VOCABULARY_TILE,
+                    self._softcap,
+                    self._scale,
+                    ("entropy",),
+                )
+            return logps, entropies
+
+        # TRL's kernel computes in float32 and knows plain projections only.
+        def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._logits(hidden, temperature)
+            logps = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+            return logps, entropy_from_logits(logits)
+
+        logps, entropies = self._in_chunks(chunk, hidden, targets)
+        return logps, entropies
+
+    def divergence(
+        self,
+        name: str,
+        hidden: Tensor,
+        view_hidden: Tensor,
+        temperature: float = 1.0,
+        view_gradients: bool = True,
+    ) -> Tensor:
+        """Exact divergence ("kl" or "js") of a view's distribution from the anchor's at n tokens, [n], nats.
+
+        Without `view_gradients` the view's distribution is a constant.
+        """
+
+        def chunk(hidden: Tensor, view_hidden: Tensor) -> tuple[Tensor]:
+            with torch.set_grad_enabled(view_gradients and torch.is_grad_enabled()):
+                view_logits = self._logits(view_hidden, temperature)
+            return (DIVERGENCES[name](self._logits(hidden, temperature), view_logits),)
+
+        return self._in_chunks(chunk, self._prepared(hidden), self._prepared(view_hidden))[0]
+
+    def _prepared(self, hidden: Tensor) -> Tensor:
+        return hidden.float() if self._float32 else hidden
+
+    def _precision(self, hidden: Tensor) -> torch.autocast | nullcontext:
+        return torch.autocast(hidden.device.type, enabled=False) if self._float32 else nullcontext()
+
+    def _logits(self, hidden: Tensor, temperature: float) -> Tensor:
+        with self._precision(hidden), maybe_gather_lm_head_ctx(*self._parameters):
+            if self._plain:
+                weight, bias = self._parameters
+                bias = bias if bias is None else bias.to(hidden.dtype)
+                logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias)
+            else:
+                logits = self._projection(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self._scale
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
+        return logits / temperature
+
+    def _in_chunks(
+        self, function: Callable[..., tuple[Tensor, ...]], hidden: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`function` over chunks of tokens, whose logits are computed again for the backward pass."""
+        size = max(1, CHUNK_LOGITS // self._projection.out_features)
+        pieces = zip(*(tensor.split(size) for tensor in (hidden, *others)), strict=True)
+        results = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    """The parameter itself, gathered where FSDP2 shards it."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

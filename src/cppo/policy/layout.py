@@ -1,0 +1,128 @@
+"""Who sees whom in a packed row: a rollout sees its prompt and itself, and the prompt is there once for all of them.
+
+A packed row holds N tokens without padding: first every prompt but its last token, then for every rollout one
+segment, the prompt's last token followed by the response but its last token. Each segment token predicts one response
+token. Attention over the row costs (sum of R x (P + R)) instead of (sum of all tokens) squared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SharedPromptLayout:
+    """Index tensors of a packed row with Q prompts of at most P tokens and S segments of at most T tokens.
+
+    Attributes:
+        prompts: place of each prompt's tokens in the row, [Q, P]; filled up with 0 at the end.
+        segments: place of each segment's tokens in the row, [S, T]; filled up with 0 at the end.
+        prompt_of_segment: [S].
+        visible: whether a segment's query sees a key of `prompt + own tokens`, bool [S, 1, T, P + T], or
+            [1, 1, T, P + T] where all prompts are equally long.
+        unpadded: place of each of the row's tokens in the flattened `prompts` followed by the flattened `segments`,
+            [N]; None where nothing is padded and the order is already the row's.
+        keys: the row's places that each prompt and then each segment sees, one after the other, for kernels of
+            variable length.
+        query_starts, key_starts: where each prompt's and then each segment's queries and keys start, int32 [Q + S + 1].
+        max_queries, max_keys: longest of these.
+        num_prompt_tokens: tokens of all prompts together; the segments start here.
+        biases: `visible` as a float mask, by dtype, made once for all layers.
+    """
+
+    prompts: Tensor
+    segments: Tensor
+    prompt_of_segment: Tensor
+    visible: Tensor
+    unpadded: Tensor | None
+    keys: Tensor
+    query_starts: Tensor
+    key_starts: Tensor
+    max_queries: int
+    max_keys: int
+    num_prompt_tokens: int
+    biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        prompt_lengths: Sequence[int],
+        segment_lengths: Sequence[int],
+        prompt_of_segment: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> "SharedPromptLayout":
+        """The layout of prompts and segments of these lengths (a prompt may be empty, a segment not)."""
+        num_prompt_tokens = sum(prompt_lengths)
+        owners = torch.as_tensor(list(prompt_of_segment), dtype=torch.long)
+        prompts, prompt_valid = _padded_places(prompt_lengths, 0)
+        segments, segment_valid = _padded_places(segment_lengths, num_prompt_tokens)
+        valid = torch.cat([prompt_valid.flatten(), segment_valid.flatten()])
+        visible_prompt = prompt_valid if bool(prompt_valid.all()) else prompt_valid[owners]
+        if visible_prompt is prompt_valid:
+            visible_prompt = prompt_valid[:1]
+        longest = segments.shape[1]
+        own = torch.ones(longest, longest, dtype=torch.bool).tril().expand(visible_prompt.shape[0], -1, -1)
+        visible = torch.cat([visible_prompt[:, None].expand(-1, longest, -1), own], dim=2)[:, None]
+        keys = [prompts[q, :length] for q, length in enumerate(prompt_lengths)]
+        key_lengths = list(prompt_lengths)
+        for s, (q, length) in enumerate(zip(prompt_of_segment, segment_lengths, strict=True)):
+            keys += [prompts[q, : prompt_lengths[q]], segments[s, :length]]
+            key_lengths.append(prompt_lengths[q] + length)
+        query_lengths = [*prompt_lengths, *segment_lengths]
+        return cls(
+            prompts.to(device),
+            segments.to(device),
+            owners.to(device),
+            visible.to(device),
+            None if bool(valid.all()) else valid.nonzero().squeeze(1).to(device),
+            torch.cat(keys).to(device),
+            _starts(query_lengths).to(device),
+            _starts(key_lengths).to(device),
+            max(query_lengths),
+            max(key_lengths),
+            num_prompt_tokens,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens of the packed row."""
+        return self.prompts.numel() + self.segments.numel() if self.unpadded is None else self.unpadded.numel()
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """`visible` as what is added to the attention scores: 0 where visible, -inf elsewhere."""
+        if dtype not in self.biases:
+            zeros = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+            self.biases[dtype] = zeros.masked_fill(~self.visible, float("-inf"))
+        return self.biases[dtype]
+
+    def prompt_rows(self, tokens: Tensor) -> Tensor:
+        """Rearrange the row's tokens [N, ...] to one row a prompt, [Q, P, ...]; padding holds arbitrary tokens."""
+        if self.unpadded is None:
+            return tokens[: self.num_prompt_tokens].unflatten(0, self.prompts.shape)
+        return tokens.index_select(0, self.prompts.flatten()).unflatten(0, self.prompts.shape)
+
+    def segment_rows(self, tokens: Tensor) -> Tensor:
+        """Rearrange the row's tokens [N, ...] to one row a segment, [S, T, ...]; padding holds arbitrary tokens."""
+        if self.unpadded is None:
+            return tokens[self.num_prompt_tokens :].unflatten(0, self.segments.shape)
+        return tokens.index_select(0, self.segments.flatten()).unflatten(0, self.segments.shape)
+
+    def packed(self, prompts: Tensor, segments: Tensor) -> Tensor:
+        """Put rows of prompts [Q, P, ...] and segments [S, T, ...] back into the order of the packed row, [N, ...]."""
+        tokens = torch.cat([prompts.flatten(0, 1), segments.flatten(0, 1)])
+        return tokens if self.unpadded is None else tokens.index_select(0, self.unpadded)
+
+
+def _padded_places(lengths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
+    """Places of consecutive pieces that begin at `start`, one row a piece, and which of them are no padding."""
+    sizes = torch.as_tensor(list(lengths), dtype=torch.long)
+    offsets = torch.arange(int(sizes.max()))
+    valid = offsets < sizes[:, None]
+    places = start + (sizes.cumsum(0) - sizes)[:, None] + offsets
+    return places.masked_fill(~valid, 0), valid
+
+
+def _starts(lengths: Sequence[int]) -> Tensor:
+    return torch.as_tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)

@@ -1,0 +1,114 @@
+"""The fast scorer: one packed row for a whole batch, each prompt and image once a group, no [B, T, V] logits.
+
+`add_shared_prompt_forward(model)` once; then `model(shared_prompt=pack(...), readout=readout)` wherever the model is
+wrapped (DDP, FSDP, PEFT): the head is used inside the forward, and there is one forward a backward.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from cppo.policy.attention import share_prompts
+from cppo.policy.head import LanguageHead
+from cppo.policy.packing import PackedBatch, PackedRow, PromptGroup, pack, prompt_groups
+from cppo.policy.scorer import ResponseScores
+
+Readout = Callable[[Tensor, LanguageHead], dict[str, Tensor]]
+"""(hidden states of the scored tokens [n, H], head) -> whatever the caller needs of them."""
+
+
+def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool = False) -> None:
+    """Let `model(shared_prompt=batch, readout=readout)` run a packed batch and return what `readout` makes of it.
+
+    The backbone runs over the batch's passes; then `readout` gets the hidden states of all scored tokens, in the order
+    of `PackedBatch.tokens`, and the head. One pass for all views is the fast way. Of several, each is computed again
+    in the backward pass, so that the memory in use peaks near that of one. Without `shared_prompt` the model's forward
+    is the former one, TRL's fused head included, which must be added before; PEFT and other wrappers may come before
+    or after.
+
+    Args:
+        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
+        cast_lm_head_to_fp32: as in TRL.
+    """
+    share_prompts(model)
+    original_forward = model.forward
+
+    # The signature stays: `generate` checks its arguments against it.
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        shared_prompt: PackedBatch | None = None,
+        readout: Readout | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if shared_prompt is None:
+            return original_forward(*args, **kwargs)
+        if readout is None:
+            raise ValueError("shared_prompt is given without a readout: pass what to do with its hidden states")
+        run = functools.partial(_hidden_states, self)
+        again = len(shared_prompt.passes) > 1 and torch.is_grad_enabled()
+        hidden = [checkpoint(run, row, use_reentrant=False) if again else run(row) for row in shared_prompt.passes]
+        return readout(torch.cat(hidden), LanguageHead(self, cast_lm_head_to_fp32))
+
+    model.forward = MethodType(forward, model)
+
+
+def shared_prompt_scores(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_response_tokens: int,
+    temperature: float,
+    vision: Mapping[str, Any],
+    groups: Sequence[PromptGroup] | None = None,
+) -> ResponseScores:
+    """Score the last `num_response_tokens` tokens of each row, as `plain_scores` does, in one packed pass.
+
+    Args:
+        model: a model with `add_shared_prompt_forward`, or a wrapper around one.
+        input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
+        num_response_tokens: T.
+        temperature: the logits are divided by it before anything is computed.
+        vision: image inputs of the B rows.
+        groups: rows with the same prompt and images, if known; else they are found.
+
+    Returns:
+        Log-probabilities and entropies, zero where `attention_mask` is; no logits.
+    """
+    if groups is None:
+        groups = prompt_groups(input_ids, attention_mask, num_response_tokens, vision)
+    batch = pack(unwrapped(model), input_ids, attention_mask, num_response_tokens, {"anchor": groups})
+
+    def readout(hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:
+        logps, entropies = head.scores(hidden, batch.targets, temperature)
+        return {"logps": logps, "entropies": entropies}
+
+    scores = model(shared_prompt=batch, readout=readout)
+    return ResponseScores(batch.unpack("anchor", scores["logps"]), batch.unpack("anchor", scores["entropies"]))
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The transformers model inside DDP, FSDP and PEFT wrappers."""
+    while not isinstance(model, PreTrainedModel):
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
+    return model
+
+
+def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
+    # The backbone is looked up on each call, since wrappers replace it. A ready 4-D mask keeps it from building one.
+    outputs = model.base_model(
+        input_ids=row.input_ids,
+        position_ids=row.position_ids,
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=row.input_ids.device),
+        use_cache=False,
+        shared_prompt_layout=row.layout,
+        **row.vision,
+    )
+    return row.scored_tokens(outputs.last_hidden_state)

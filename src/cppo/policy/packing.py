@@ -1,0 +1,244 @@
+"""Build packed rows: the responses of a batch under several views, each prompt and each image once a group and view."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo.errors import UserError
+from cppo.policy.layout import SharedPromptLayout
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, ROW_COUNTS, VisionInputs, concatenate_rows, slice_rows
+from cppo.policy.vision_inputs import without_empty_images as without_empty
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """Rows of a batch that answer one prompt, and the images they are scored under.
+
+    Attributes:
+        rows: places in the batch, at least one.
+        vision: the model's image inputs for one such row, empty for text; `mm_token_type_ids` is [1, P + T].
+    """
+
+    rows: Sequence[int]
+    vision: VisionInputs
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row of N tokens for one backbone pass.
+
+    Attributes:
+        input_ids: [1, N].
+        position_ids: [1, N], or [3, 1, N] for M-RoPE.
+        vision: image inputs in the order of the prompts.
+        layout: who sees whom.
+        scored: which segment tokens predict a response token; None for all of them.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    vision: VisionInputs
+    layout: SharedPromptLayout
+    scored: Tensor | None
+
+    def scored_tokens(self, hidden: Tensor) -> Tensor:
+        """Of hidden states [1, N, H] those that predict response tokens, [n, H]."""
+        segments = hidden[0, self.layout.num_prompt_tokens :]
+        return segments if self.scored is None else segments[self.scored]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows to run and, for their n scored tokens in order, where these belong in a batch of B rows of T responses.
+
+    Attributes:
+        passes: one packed row for all views together, or one a view.
+        tokens: each view's part of the scored tokens.
+        targets: the response tokens, [n].
+        rows, columns: their places in the batch, [n] each.
+        shape: (B, T).
+    """
+
+    passes: tuple[PackedRow, ...]
+    tokens: dict[str, slice]
+    targets: Tensor
+    rows: Tensor
+    columns: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the backbone, over all passes."""
+        return sum(row.layout.num_tokens for row in self.passes)
+
+    def unpack(self, view: str, values: Tensor) -> Tensor:
+        """One value for each of the view's scored tokens, [n_view], as [B, T] with zeros everywhere else."""
+        part = self.tokens[view]
+        return values.new_zeros(self.shape).index_put((self.rows[part], self.columns[part]), values)
+
+    def gather(self, view: str, padded: Tensor) -> Tensor:
+        """The entries of [B, T] at the view's scored tokens, [n_view]."""
+        part = self.tokens[view]
+        return padded[self.rows[part], self.columns[part]]
+
+
+def prompt_groups(
+    input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int, vision: Mapping[str, Any]
+) -> list[PromptGroup]:
+    """Put the rows of a batch that have the same prompt tokens and the same images together, in order of appearance.
+
+    Args:
+        input_ids, attention_mask: [B, P + T]; prompts padded on the left.
+        num_response_tokens: T.
+        vision: image inputs of the B rows.
+    """
+    end = input_ids.shape[1] - num_response_tokens
+    prompts = input_ids[:, :end].masked_fill(attention_mask[:, :end] == 0, -1).tolist()
+    lengths = attention_mask[:, :end].sum(dim=1).tolist()
+    found: dict[tuple[int, ...], list[tuple[list[int], VisionInputs]]] = {}
+    ordered: list[tuple[list[int], VisionInputs]] = []
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        images = slice_rows(vision, row, row + 1)
+        candidates = found.setdefault(tuple(prompt[end - length :]), [])
+        group = next((group for group in candidates if _same_images(group[1], images)), None)
+        if group is None:
+            group = ([], images)
+            candidates.append(group)
+            ordered.append(group)
+        group[0].append(row)
+    return [PromptGroup(rows, images) for rows, images in ordered]
+
+
+def pack(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_response_tokens: int,
+    views: Mapping[str, Sequence[PromptGroup]],
+    sequential: bool = False,
+) -> PackedBatch:
+    """Pack the responses of a batch for scoring under each view.
+
+    Args:
+        model: the transformers model itself, without wrappers (for its M-RoPE positions).
+        input_ids: prompt and response, [B, P + T]; prompts padded on the left, responses on the right.
+        attention_mask: 1 for real tokens, [B, P + T]. A row whose response is masked altogether scores nothing.
+        num_response_tokens: T.
+        views: for each view, by name, the groups to score; a row at most once a view.
+        sequential: one backbone pass a view instead of one for all: less memory, see `add_shared_prompt_forward`.
+
+    Raises:
+        UserError: a prompt has no token.
+    """
+    packer = _Packer(model, input_ids, attention_mask, num_response_tokens)
+    tokens: dict[str, slice] = {}
+    num_scored = 0
+    for name, groups in views.items():
+        count = sum(packer.lengths[row] for group in groups for row in group.rows)
+        tokens[name] = slice(num_scored, num_scored + count)
+        num_scored += count
+    parts = [list(groups) for groups in views.values() if groups]
+    passes = parts if sequential else [[group for groups in parts for group in groups]]
+    rows = [row for groups in passes for group in groups for row in group.rows]
+    lengths = [packer.lengths[row] for row in rows]
+    device = input_ids.device
+    columns = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    places = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths)).to(device)
+    targets = input_ids[places, packer.prompt_end + columns]
+    shape = (input_ids.shape[0], num_response_tokens)
+    return PackedBatch(tuple(packer.row(groups) for groups in passes), tokens, targets, places, columns, shape)
+
+
+class _Packer:
+    """Cuts one batch into packed rows."""
+
+    def __init__(
+        self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int
+    ) -> None:
+        self.prompt_end = input_ids.shape[1] - num_response_tokens
+        self.lengths: list[int] = attention_mask[:, self.prompt_end :].sum(dim=1).tolist()
+        self._ids = input_ids
+        self._starts: list[int] = (self.prompt_end - attention_mask[:, : self.prompt_end].sum(dim=1)).tolist()
+        self._rope_index = getattr(model.base_model, "get_rope_index", None)
+        self._positions: dict[tuple[Any, ...], Tensor] = {}
+
+    def row(self, groups: Sequence[PromptGroup]) -> PackedRow:
+        prompts, prompt_positions, segments, segment_positions, owners = [], [], [], [], []
+        for number, group in enumerate(groups):
+            first = group.rows[0]
+            prompt = self._ids[first, self._starts[first] : self.prompt_end]
+            if not prompt.numel():
+                raise UserError(f"row {first} of the batch has an empty prompt: every prompt needs a token")
+            positions = self._prompt_positions(first, prompt, group.vision)
+            prompts.append(prompt[:-1])
+            prompt_positions.append(positions[..., :-1])
+            last, following = positions[..., -1:], positions.max() + 1
+            for row in group.rows:
+                # A response without a token still takes one: a layout has no empty segments.
+                length = max(self.lengths[row], 1)
+                segments.append(torch.cat([prompt[-1:], self._ids[row, self.prompt_end :][: length - 1]]))
+                steps = torch.arange(length - 1, device=prompt.device) + following
+                segment_positions.append(torch.cat([last, steps.expand(*last.shape[:-1], -1)], dim=-1))
+                owners.append(number)
+        layout = SharedPromptLayout.of(
+            [len(prompt) for prompt in prompts], [len(segment) for segment in segments], owners, self._ids.device
+        )
+        position_ids = torch.cat([*prompt_positions, *segment_positions], dim=-1)
+        return PackedRow(
+            torch.cat([*prompts, *segments])[None],
+            position_ids[None] if position_ids.ndim == 1 else position_ids[:, None],
+            _joined_images([group.vision for group in groups]),
+            layout,
+            self._scored([row for group in groups for row in group.rows]),
+        )
+
+    def _scored(self, rows: Sequence[int]) -> Tensor | None:
+        if all(self.lengths[row] for row in rows):
+            return None
+        flags = [torch.full((max(self.lengths[row], 1),), self.lengths[row] > 0) for row in rows]
+        return torch.cat(flags).nonzero().squeeze(1).to(self._ids.device)
+
+    def _prompt_positions(self, row: int, prompt: Tensor, vision: VisionInputs) -> Tensor:
+        """Position of each prompt token, [length] or [3, length] for M-RoPE, as the model itself would number them."""
+        plain = torch.arange(len(prompt), device=prompt.device)
+        if self._rope_index is None:
+            return plain
+        types, grid = vision.get("mm_token_type_ids"), vision.get("image_grid_thw")
+        # Without either the models number all tokens in a row, also while they generate.
+        if types is None or grid is None or not len(grid):
+            return plain.expand(3, -1)
+        key = (tuple(prompt.tolist()), tuple(grid.flatten().tolist()))
+        if key not in self._positions:
+            positions, _ = self._rope_index(
+                input_ids=prompt[None],
+                mm_token_type_ids=types[:, self._starts[row] : self.prompt_end],
+                image_grid_thw=grid,
+            )
+            self._positions[key] = positions[:, 0]
+        return self._positions[key]
+
+
+def _joined_images(parts: Sequence[VisionInputs]) -> VisionInputs:
+    images = []
+    for part in parts:
+        pixels = without_empty(part).get("pixel_values")
+        # Idefics fills up rows without an image with images of zeros.
+        if pixels is not None and (pixels.ndim < 5 or pixels.any()):
+            kept = {key: value for key, value in part.items() if key not in (*PER_TOKEN_KEYS, *ROW_COUNTS)}
+            images.append({key: value for key, value in kept.items() if value is not None})
+    if not images:
+        return {}
+    joined = concatenate_rows(images)
+    if joined["pixel_values"].ndim == 5:
+        joined = {key: value.flatten(0, 1)[None] for key, value in joined.items()}
+    return joined
+
+
+def _same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    keys = set(one) - set(PER_TOKEN_KEYS)
+    return keys == set(other) - set(PER_TOKEN_KEYS) and all(
+        torch.equal(one[key], other[key]) if isinstance(one[key], Tensor) else one[key] == other[key] for key in keys
+    )

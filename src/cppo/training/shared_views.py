@@ -1,0 +1,171 @@
+"""Score a micro-batch and its views from one packed row: each prompt and image once a group and view.
+
+The order inside the one forward pass: the head on anchor and I- (one gives the entropies that detection needs and the
+negative at once), then the selection, then the head on I+ at the selected tokens alone.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo.policy import LanguageHead, PackedBatch, PromptGroup, ResponseScores, pack, prompt_groups, unwrapped
+from cppo.policy.vision_inputs import VisionInputs
+from cppo.training.config import EXACT_DIVERGENCES, CPPOConfig
+from cppo.training.perception_term import ExactDivergences, ViewScores, perception_token_mask
+from cppo.training.view_scoring import ViewRequest
+
+
+def score_shared(
+    model: Any,
+    args: CPPOConfig,
+    request: ViewRequest,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    vision: VisionInputs,
+    detect_only: bool = False,
+) -> Tensor | None:
+    """Score all rows as they are and the requested ones under their views; keep the scores in the request.
+
+    Args:
+        model: has `cppo.policy.add_shared_prompt_forward`, or wraps such a model.
+        args: the options `perception_*` and the sampling temperature.
+        request: of this micro-batch.
+        input_ids, attention_mask: [B, P + T].
+        vision: image inputs of the B rows.
+        detect_only: leave out I+ and all rows that are not requested, and keep no scores.
+
+    Returns:
+        The selected tokens of the requested rows, bool [n, T]; None if none is requested.
+    """
+    num_tokens = request.response_mask.shape[1]
+    anchors = prompt_groups(input_ids, attention_mask, num_tokens, vision)
+    gated = {
+        kind: _view_groups(request, kind, anchors, vision, input_ids.device) for kind in ("removing", "preserving")
+    }
+    if detect_only:
+        wanted = set(request.rows)
+        kept = [PromptGroup([row for row in group.rows if row in wanted], group.vision) for group in anchors]
+        anchors, gated["preserving"] = [group for group in kept if group.rows], []
+    # Without gradients through the views their passes stand alone, so that no backward pass runs through them.
+    batch = pack(
+        unwrapped(model),
+        input_ids,
+        attention_mask,
+        num_tokens,
+        {"anchor": anchors, **gated},
+        sequential=args.perception_memory == "sequential" or not args.perception_view_gradients,
+    )
+    found = model(shared_prompt=batch, readout=_Readout(args, request, batch))
+    token_mask = found.get("token_mask")
+    if detect_only:
+        return token_mask
+
+    def rows_of(view: str) -> ResponseScores:
+        return ResponseScores(
+            batch.unpack(view, found[f"{view}_logps"]), batch.unpack(view, found[f"{view}_entropies"])
+        )
+
+    def exact(name: str) -> Tensor | None:
+        return batch.unpack("removing", found[name])[request.rows] if name in found else None
+
+    request.anchor = rows_of("anchor")
+    if request.rows:
+        request.found = ViewScores(
+            request.anchor.pick(request.rows),
+            rows_of("preserving").pick(request.rows),
+            rows_of("removing").pick(request.rows),
+            request.response_mask,
+            ExactDivergences(exact("score"), exact("d_preserving"), exact("d_removing")),
+        )
+    return token_mask
+
+
+def _view_groups(
+    request: ViewRequest, kind: str, anchors: list[PromptGroup], vision: VisionInputs, device: torch.device
+) -> list[PromptGroup]:
+    """The requested rows under one view, together where they share prompt and views."""
+    place = {row: index for index, row in enumerate(request.rows)}
+    inputs = request.view_inputs(kind, vision, device)
+    groups = []
+    for anchor in anchors:
+        by_views: dict[int, list[int]] = {}
+        for row in anchor.rows:
+            if row in place:
+                # The rollouts of a prompt share one dictionary; equal prompts of other rows have views of their own.
+                by_views.setdefault(id(request.views[place[row]]), []).append(row)
+        groups += [PromptGroup(rows, inputs[place[rows[0]]]) for rows in by_views.values()]
+    return groups
+
+
+class _Readout:
+    """What is read off the hidden states of a packed batch; runs inside the model's forward."""
+
+    def __init__(self, args: CPPOConfig, request: ViewRequest, batch: PackedBatch) -> None:
+        self.args, self.request, self.batch = args, request, batch
+
+    def __call__(self, hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:
+        args, batch = self.args, self.batch
+        anchor, removing, preserving = (batch.tokens[view] for view in ("anchor", "removing", "preserving"))
+        found: dict[str, Tensor] = {}
+
+        def score(view: str, states: Tensor, targets: Tensor) -> None:
+            found[f"{view}_logps"], found[f"{view}_entropies"] = head.scores(states, targets, args.temperature)
+
+        score("anchor", hidden[anchor], batch.targets[anchor])
+        if not self.request.rows:
+            return found
+        with torch.set_grad_enabled(args.perception_view_gradients and torch.is_grad_enabled()):
+            score("removing", hidden[removing], batch.targets[removing])
+        # Where the requested rows' tokens lie among the anchor's, in the order of the views.
+        anchor_places = batch.gather("removing", self._places("anchor"))
+        if args.perception_score in EXACT_DIVERGENCES:
+            with torch.no_grad():
+                found["score"] = head.divergence(
+                    args.perception_score, hidden[anchor][anchor_places], hidden[removing], args.temperature
+                )
+        found["token_mask"] = self._select(found)
+        if preserving.start == preserving.stop:
+            return found
+
+        selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
+        selected[self.request.rows] = found["token_mask"]
+        picked = batch.gather("preserving", selected).nonzero().squeeze(1)
+        with torch.set_grad_enabled(args.perception_view_gradients and torch.is_grad_enabled()):
+            score("preserving", hidden[preserving][picked], batch.targets[preserving][picked])
+        for name in ("preserving_logps", "preserving_entropies"):
+            found[name] = self._spread(found[name], picked)
+        if args.perception_divergence in EXACT_DIVERGENCES:
+            for name, view in (("d_removing", removing), ("d_preserving", preserving)):
+                values = head.divergence(
+                    args.perception_divergence,
+                    hidden[anchor][anchor_places[picked]],
+                    hidden[view][picked],
+                    args.temperature,
+                    args.perception_view_gradients,
+                )
+                found[name] = self._spread(values, picked)
+        return found
+
+    def _places(self, view: str) -> Tensor:
+        """[B, T]: each scored token's place among the view's."""
+        part = self.batch.tokens[view]
+        places = torch.arange(part.stop - part.start, device=self.batch.targets.device)
+        return self.batch.unpack(view, places)
+
+    def _spread(self, values: Tensor, picked: Tensor) -> Tensor:
+        """Values of the picked tokens among zeros for the view's other tokens."""
+        part = self.batch.tokens["removing"]
+        return values.new_zeros(part.stop - part.start).index_put((picked,), values)
+
+    def _select(self, found: dict[str, Tensor]) -> Tensor:
+        batch, rows = self.batch, self.request.rows
+
+        def scores(view: str) -> ResponseScores:
+            values = (found[f"{view}_{name}"].detach() for name in ("logps", "entropies"))
+            return ResponseScores(*(batch.unpack(view, value)[rows] for value in values))
+
+        exact = batch.unpack("removing", found["score"])[rows] if "score" in found else None
+        return perception_token_mask(
+            self.args, scores("anchor"), scores("removing"), self.request.response_mask, exact
+        )[1]

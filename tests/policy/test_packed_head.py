@@ -1,0 +1,111 @@
+"""The head's chunked results against whole float64 logits."""
+
+import pytest
+import torch
+from conftest import make_model
+from torch import Tensor
+
+from cppo.policy import LanguageHead
+from cppo.policy import head as head_module
+
+
+def make_head(monkeypatch, dtype: torch.dtype, softcap: float | None = None, scale: float | None = None, bias=False):
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 5 * 97)
+    model = make_model("llava", dtype=dtype)
+    text = model.config.get_text_config()
+    text.final_logit_softcapping, text.logit_scale = softcap, scale
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(97, dtype=dtype))
+    return model.lm_head, LanguageHead(model)
+
+
+def reference_logits(linear: torch.nn.Linear, hidden: Tensor, softcap, scale) -> Tensor:
+    logits = hidden.double() @ linear.weight.double().T
+    if linear.bias is not None:
+        logits = logits + linear.bias.double()
+    logits = logits * (1.0 if scale is None else scale)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return logits / 0.7
+
+
+def make_hidden(seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(13, 32, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
+
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5}
+SHAPES = [(None, None, False), (3.0, None, False), (None, 0.5, True), (3.0, 0.5, True)]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize(("softcap", "scale", "bias"), SHAPES)
+def test_scores_and_gradients(monkeypatch, dtype, softcap, scale, bias):
+    linear, head = make_head(monkeypatch, dtype, softcap, scale, bias)
+    hidden, targets = make_hidden(1, dtype), torch.arange(13) * 7
+    inputs = (hidden, *linear.parameters())
+    logps, entropies = head.scores(hidden, targets, 0.7)
+    assert logps.dtype == entropies.dtype == dtype
+    log_p = torch.log_softmax(reference_logits(linear, hidden, softcap, scale), dim=-1)
+    expected = (log_p[torch.arange(13), targets], -(log_p.exp() * log_p).sum(dim=-1))
+    check((logps, entropies), expected, inputs, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("name", ["kl", "js"])
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize(("softcap", "scale", "bias"), SHAPES)
+def test_divergences_and_gradients(monkeypatch, name, dtype, softcap, scale, bias):
+    linear, head = make_head(monkeypatch, dtype, softcap, scale, bias)
+    hidden, view = make_hidden(1, dtype), make_hidden(2, dtype)
+    found = head.divergence(name, hidden, view, 0.7)
+    p, q = (torch.softmax(reference_logits(linear, h, softcap, scale), dim=-1) for h in (hidden, view))
+    mixture = q if name == "kl" else (p + q) / 2
+    expected = (p * (p / mixture).log()).sum(dim=-1)
+    if name == "js":
+        expected = (expected + (q * (q / mixture).log()).sum(dim=-1)) / 2
+    check((found,), (expected,), (hidden, view, *linear.parameters()), TOLERANCES[dtype])
+
+
+def check(found: tuple, expected: tuple, inputs: tuple, tolerance: float) -> None:
+    weights = torch.linspace(-1, 1, 13, dtype=torch.float64)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    gradients = [
+        torch.autograd.grad(sum((values.double() * weights).sum() for values in side), inputs)
+        for side in (found, expected)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= 5 * tolerance * other.norm()
+
+
+def test_no_tokens_have_no_scores(monkeypatch):
+    _, head = make_head(monkeypatch, torch.float32)
+    hidden = torch.zeros(0, 32, requires_grad=True)
+    values = (*head.scores(hidden, torch.zeros(0, dtype=torch.long)), head.divergence("js", hidden, hidden))
+    assert [tuple(value.shape) for value in values] == [(0,)] * 3
+    torch.cat(values).sum().backward()
+    assert hidden.grad.shape == (0, 32)
+
+
+def test_no_tensor_of_all_logits_is_kept(monkeypatch):
+    """Between forward and backward nothing as large as the logits of all tokens is alive."""
+    linear, head = make_head(monkeypatch, torch.float32)
+    kept = []
+    hidden = torch.randn(200, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        head.scores(hidden, torch.zeros(200, dtype=torch.long))
+        head.divergence("kl", hidden, hidden)
+    assert kept
+    assert max(kept) < 200 * 97 / 2
+    assert linear.weight.numel() < 200 * 97 / 2
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_float32_head_of_a_bfloat16_model(cast):
+    model = make_model("llava", dtype=torch.bfloat16)
+    hidden = make_hidden(1, torch.bfloat16)
+    logps, _ = LanguageHead(model, float32=cast).scores(hidden, torch.arange(13), 0.7)
+    exact = torch.log_softmax(reference_logits(model.lm_head, hidden, None, None), dim=-1)[
+        torch.arange(13), torch.arange(13)
+    ]
+    error = (logps.double() - exact).abs().max()
+    assert logps.dtype == torch.float32
+    assert error < 2e-5 if cast else 1e-4 < error < 0.1

@@ -1,0 +1,127 @@
+"""The layout's index tensors against loops over tokens, and both kernels against attention spelled out."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cppo.policy import attention as attention_module
+from cppo.policy.attention import packed_attention, share_prompts
+from cppo.policy.layout import SharedPromptLayout
+
+CASES = {
+    "rectangular": ([4, 4], [3, 3, 3, 3], [0, 0, 1, 1]),
+    "ragged": ([4, 1, 6], [3, 1, 5, 2], [0, 0, 2, 1]),
+    "equal prompts": ([3, 3], [2, 5, 1], [1, 0, 1]),
+    "empty prompt": ([0, 2], [2, 3], [0, 1]),
+    "only empty prompts": ([0], [2, 1], [0, 0]),
+    "prompt without a rollout": ([2, 3], [4], [1]),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request):
+    return CASES[request.param]
+
+
+def sees(prompts: list[int], segments: list[int], owners: list[int]) -> Tensor:
+    """Who sees whom, token by token: bool [N, N]."""
+    owner_of = [("p", q) for q, n in enumerate(prompts) for _ in range(n)]
+    owner_of += [("s", s) for s, n in enumerate(segments) for _ in range(n)]
+    visible = torch.zeros(len(owner_of), len(owner_of), dtype=torch.bool)
+    for i, (kind, number) in enumerate(owner_of):
+        for j, other in enumerate(owner_of):
+            same = other == (kind, number) and j <= i
+            its_prompt = kind == "s" and other == ("p", owners[number])
+            visible[i, j] = same or its_prompt
+    return visible
+
+
+def spelled_out(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~visible, -math.inf)
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2)
+
+
+def make_tensors(layout: SharedPromptLayout, heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, h, layout.num_tokens, 8) for h in (heads, key_heads, key_heads)]
+    return tuple(torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
+
+
+def varlen_reference(query, key, value, query_starts, key_starts, max_q, max_k, *, scale, window_size, enable_gqa):
+    """Variable-length flash attention's contract: causal, aligned to the last key of each sequence."""
+    assert window_size == (-1, 0)
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert query_starts.dtype == key_starts.dtype == torch.int32
+    assert max_q == query_starts.diff().max()
+    assert max_k == key_starts.diff().max()
+    assert key_starts[-1] == len(key)
+    assert query_starts[-1] == len(query)
+    outputs = []
+    for s in range(len(query_starts) - 1):
+        q, k, v = (
+            tensor[starts[s] : starts[s + 1]].transpose(0, 1)[None]
+            for tensor, starts in ((query, query_starts), (key, key_starts), (value, key_starts))
+        )
+        missing = k.shape[2] - q.shape[2]
+        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(missing)
+        outputs.append(spelled_out(q, k, v, visible, scale)[0])
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)], ids=["equal heads", "grouped heads"])
+@pytest.mark.parametrize("kernel", ["padded", "varlen"])
+def test_attention_and_its_gradients(case, heads, kernel, monkeypatch):
+    if kernel == "varlen":
+        monkeypatch.setattr(attention_module, "varlen_attn", varlen_reference)
+        monkeypatch.setattr(attention_module, "_varlen_usable", lambda query: True)
+    layout = SharedPromptLayout.of(*case)
+    tensors = make_tensors(layout, *heads)
+    outputs = packed_attention(*tensors, layout, 0.3)
+    expected = spelled_out(*tensors, sees(*case), 0.3)
+    torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad((outputs * weights).sum(), tensors)
+    wanted = torch.autograd.grad((expected * weights).sum(), tensors)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_padding_makes_the_round_trip(case):
+    prompts, segments, owners = case
+    layout = SharedPromptLayout.of(prompts, segments, owners)
+    tokens = torch.arange(sum(prompts) + sum(segments))
+    assert layout.num_tokens == len(tokens)
+    assert layout.num_prompt_tokens == sum(prompts)
+    assert torch.equal(layout.packed(layout.prompt_rows(tokens), layout.segment_rows(tokens)), tokens)
+
+
+def test_equal_prompts_share_one_small_mask():
+    layout = SharedPromptLayout.of([3, 3], [2, 5, 1], [1, 0, 1])
+    assert layout.visible.shape == (1, 1, 5, 8)
+    assert layout.bias(torch.float64) is layout.bias(torch.float64)
+
+
+def test_the_original_implementation_sees_its_own_name():
+    """Flash attention finds its kernel by the name in the module's config."""
+    from conftest import make_model
+    from transformers import AttentionInterface
+
+    seen = []
+
+    def flash(module, query, key, value, attention_mask, **kwargs):
+        seen.append((module.config._attn_implementation, module.is_causal, module.layer_idx))
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("flash_stand_in", flash)
+    model = make_model("llava")
+    config = model.config.get_text_config()
+    config._attn_implementation_internal = "flash_stand_in"
+    share_prompts(model)
+    share_prompts(model)
+    assert config._attn_implementation == "flash_stand_in_shared_prompt"
+    assert model.config.vision_config._attn_implementation == "sdpa"
+    model(input_ids=torch.tensor([[3, 4, 5]]))
+    assert seen == [("flash_stand_in", True, 0), ("flash_stand_in", True, 1)]

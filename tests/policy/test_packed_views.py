@@ -1,0 +1,104 @@
+"""Several views of part of a batch in one forward: joint or one after another, every token or the selected ones."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_batch, make_model
+from test_packed_parity import assert_same_gradients, gradients, oracle
+
+from cppo.errors import UserError
+from cppo.policy import PromptGroup, add_shared_prompt_forward, pack, prompt_groups, slice_rows
+
+GATED = [0, 3, 4, 8]
+"""Rows of several prompts, none of them whole."""
+
+
+def view_groups(batch: Any, rows: list[int]) -> list[PromptGroup]:
+    groups = prompt_groups(batch.input_ids, batch.attention_mask, batch.num_response_tokens, batch.vision)
+    kept = [([row for row in group.rows if row in rows], group.vision) for group in groups]
+    return [PromptGroup(found, vision) for found, vision in kept if found]
+
+
+def packed_views(model: Any, family: str, sequential: bool) -> tuple[Any, Any, Any]:
+    anchor, removing = make_batch(family), make_batch(family, view=1)
+    views = {"anchor": view_groups(anchor, list(range(10))), "removing": view_groups(removing, GATED)}
+    batch = pack(model, anchor.input_ids, anchor.attention_mask, anchor.num_response_tokens, views, sequential)
+    return anchor, removing, batch
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "idefics3"])
+def test_selected_tokens_of_a_view(family, sequential, checkpointing):
+    """The anchor decides inside the forward which tokens of the view are scored."""
+    model = make_model(family)
+    add_shared_prompt_forward(model)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    anchor, removing, batch = packed_views(model, family, sequential)
+    assert len(batch.passes) == (2 if sequential else 1)
+
+    def readout(hidden, head):
+        first, second = batch.tokens["anchor"], batch.tokens["removing"]
+        logps, _ = head.scores(hidden[first], batch.targets[first], 0.7)
+        logps = batch.unpack("anchor", logps)
+        picked = batch.gather("removing", logps < logps[anchor.response_mask].median())
+        view, _ = head.scores(hidden[second][picked], batch.targets[second][picked], 0.7)
+        return {"logps": logps, "view": view, "at": batch.gather("removing", logps)[picked], "picked": picked}
+
+    found = model(shared_prompt=batch, readout=readout)
+    (found["logps"].sum() + ((found["at"] - found["view"]) ** 2).sum()).backward()
+    found_gradients = gradients(model)
+
+    mask = anchor.response_mask
+    logps = oracle(model, anchor).logps.masked_fill(~mask, 0.0)
+    gated = torch.zeros(10, 1, dtype=torch.bool).index_fill(0, torch.tensor(GATED), True)
+    picked = (logps < logps[mask].median()) & mask & gated
+    view = oracle(model, removing).logps
+    torch.testing.assert_close(found["logps"], logps, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found["view"].sort()[0], view[picked].sort()[0], rtol=1e-9, atol=1e-9)
+    assert 0 < len(found["view"]) < int(mask[GATED].sum())
+    (logps.sum() + ((logps - view)[picked] ** 2).sum()).backward()
+    assert_same_gradients(found_gradients, gradients(model), 1e-6)
+
+
+def test_sequential_passes_keep_less():
+    """Between forward and backward only one pass's inputs are held, no layer's activations."""
+    kept = {}
+    for sequential in (False, True):
+        model = make_model("qwen2_5_vl")
+        add_shared_prompt_forward(model)
+        _, _, batch = packed_views(model, "qwen2_5_vl", sequential)
+        tensors = []
+        keep = functools.partial(remember, tensors)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(shared_prompt=batch, readout=lambda hidden, head: {"sum": hidden.sum()})
+        kept[sequential] = sum(tensors)
+    assert kept[True] < kept[False] / 10
+
+
+def remember(sizes: list[int], tensor: torch.Tensor) -> torch.Tensor:
+    sizes.append(tensor.numel())
+    return tensor
+
+
+def test_groups_are_rows_with_one_prompt_and_the_same_images():
+    batch = make_batch("llava", prompts=(1, 1))
+    groups = view_groups(batch, list(range(len(batch.input_ids))))
+    assert [sorted(group.rows) for group in groups] == [list(range(len(batch.input_ids)))]
+    batch.vision["pixel_values"] = batch.vision["pixel_values"].clone()
+    batch.vision["pixel_values"][2] += 1
+    groups = view_groups(batch, list(range(len(batch.input_ids))))
+    assert [group.rows for group in groups][1] == [2]
+    assert len(groups) == 2
+    torch.testing.assert_close(groups[1].vision, slice_rows(batch.vision, 2, 3))
+
+
+def test_an_empty_prompt_is_an_error():
+    model = make_model("llava")
+    ids, mask = torch.ones(1, 4, dtype=torch.long), torch.tensor([[0, 0, 1, 1]])
+    with pytest.raises(UserError, match="row 0 of the batch has an empty prompt"):
+        pack(model, ids, mask, 2, {"anchor": [PromptGroup([0], {})]})

@@ -1,0 +1,89 @@
+"""Shared prompts in the trainer: what runs, what a model that cannot share does, and the memory switch."""
+
+import logging
+
+import pytest
+import torch
+from rollout_stubs import generation_batch, inject, make_rows
+
+from cppo.policy import unshared_reason
+
+
+def gradient(trainer, batch):
+    trainer.model.train()
+    trainer.model.zero_grad()
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer._compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def tokens_through_the_backbone(trainer, batch):
+    """Tokens that the text model sees in one update, counted by a hook on its first layer."""
+    seen = []
+    layer = trainer.model.model.language_model.layers[0]
+    hook = layer.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[0] * args[0].shape[1]))
+    gradient(trainer, batch)
+    hook.remove()
+    return sum(seen)
+
+
+def images_through_the_tower(trainer, batch):
+    """Image patches that the vision tower sees in one update."""
+    seen = []
+    hook = trainer.model.model.visual.patch_embed.register_forward_hook(
+        lambda module, args, output: seen.append(args[0].shape[0])
+    )
+    gradient(trainer, batch)
+    hook.remove()
+    return sum(seen)
+
+
+def test_each_prompt_and_image_once_a_group_and_view(make_trainer):
+    rows = make_rows([1, 2, 0, 1])
+    trainer = inject(make_trainer(rows, perception_gate="none"))
+    batch = generation_batch(trainer, rows)
+    prompts = batch["prompt_mask"].sum(dim=1).tolist()
+    responses = batch["completion_mask"].sum(dim=1).tolist()
+    copies = len(prompts) // len(rows)
+    has_image = [count > 0 for count in batch["num_images"]]
+    expected = 0
+    for place, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        views = 3 if has_image[place] else 1
+        # A prompt less its last token, which each response begins with.
+        expected += views * (response + (prompt - 1 if place % copies == 0 else 0))
+    assert tokens_through_the_backbone(trainer, batch) == expected
+    patches = batch["image_grid_thw"].prod(dim=1).sum().item() // copies
+    assert images_through_the_tower(trainer, batch) == 3 * patches
+
+    unshared = inject(make_trainer(rows, perception_gate="none", scorer="kernel"))
+    batch = generation_batch(unshared, rows)
+    assert images_through_the_tower(unshared, batch) == 3 * patches * copies
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"perception_divergence": "js", "perception_score": "kl"}], ids=["k3", "exact"]
+)
+def test_one_view_after_another_gives_the_same_gradient(make_trainer, options):
+    rows = make_rows([1, 2, 0, 1])
+    results = []
+    for memory in ("joint", "sequential"):
+        trainer = inject(make_trainer(rows, perception_memory=memory, perception_weight=1.0, **options))
+        trainer.model.double()
+        results.append(gradient(trainer, generation_batch(trainer, rows)))
+    (joint_loss, joint), (loss, sequential) = results
+    assert loss == pytest.approx(joint_loss, abs=1e-6)
+    assert (sequential - joint).norm() <= 1e-5 * joint.norm()
+
+
+def test_a_model_that_cannot_share_says_why_and_trains(make_trainer, caplog, monkeypatch):
+    reason = "its text part attends through a sliding window"
+    monkeypatch.setattr("cppo.training.trainer.unshared_reason", lambda config: reason)
+    with caplog.at_level(logging.WARNING, logger="cppo.training.trainer"):
+        trainer = inject(make_trainer(make_rows([1, 0]), max_steps=1))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Prompts and images are not shared over a group's rollouts: {reason}."
+    ]
+    trainer.train()
+    assert not trainer._shares_prompts
+    assert unshared_reason(trainer.model.config) is None
