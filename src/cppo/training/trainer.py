@@ -26,7 +26,6 @@ from cppo.policy import (
     add_shared_prompt_forward,
     plain_scores,
     shared_prompt_scores,
-    slice_rows,
     unshared_reason,
     unwrapped,
     vision_placeholder_ids,
@@ -40,7 +39,14 @@ from cppo.training.sampler import ResumableRepeatSampler
 from cppo.training.samples import RolloutSamples
 from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_images
-from cppo.training.view_scoring import Score, ViewRequest, detection_scores, model_inputs, response_mask
+from cppo.training.view_scoring import (
+    Score,
+    ViewRequest,
+    detection_scores,
+    model_inputs,
+    response_mask,
+    scores_in_chunks,
+)
 from cppo.views import ViewPrefetcher
 
 logger = logging.getLogger(__name__)
@@ -243,63 +249,26 @@ class CPPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **vision: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        vision = without_empty_images(vision)
-        if self._view_request is None:
-            return self._anchor_scores(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss, vision
-            )
-        request = self._view_request
-        if self._shares_prompts:
+        vision, request = without_empty_images(vision), self._view_request
+        score = self._scorer(model, logits_to_keep, compute_aux_loss)
+        if request is None:
+            scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
+        elif self._shares_prompts:
             with self.accelerator.autocast():
                 score_shared(model, self.args, request, input_ids, attention_mask, vision)
+            scores = request.anchor
         else:
-            score = self._scorer(model, logits_to_keep, compute_aux_loss)
-            request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
-        return request.anchor.logps, request.anchor.entropies, request.anchor.aux_loss
-
-    def _anchor_scores(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None,
-        compute_entropy: bool,
-        compute_aux_loss: bool,
-        vision: VisionInputs,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Scores without views, cut into chunks here: TRL's own cut fails on a chunk of text-only rows."""
-        batch_size = batch_size or input_ids.shape[0]
-        chunks = []
-        for start in range(0, input_ids.shape[0], batch_size):
-            end = min(start + batch_size, input_ids.shape[0])
-            ids, mask = input_ids[start:end], attention_mask[start:end]
-            images = vision if batch_size >= input_ids.shape[0] else slice_rows(vision, start, end)
-            if self._shares_prompts:
-                with self.accelerator.autocast():
-                    scores = shared_prompt_scores(model, ids, mask, logits_to_keep, self.temperature, images)
-                chunks.append((scores.logps, scores.entropies, None))
-            else:
-                chunks.append(
-                    super()._get_per_token_logps_and_entropies(
-                        model,
-                        ids,
-                        mask,
-                        logits_to_keep,
-                        compute_entropy=compute_entropy,
-                        compute_aux_loss=compute_aux_loss,
-                        **images,
-                    )
-                )
-        logps, entropies, aux_losses = zip(*chunks, strict=True)
-        return (
-            torch.cat(logps),
-            torch.cat(entropies) if compute_entropy else None,
-            torch.stack(aux_losses).mean() if compute_aux_loss else None,
-        )
+            scores = request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
+        return scores.logps, scores.entropies if compute_entropy else None, scores.aux_loss
 
     def _scorer(self, model: Any, num_response_tokens: int, compute_aux_loss: bool = False) -> Score:
-        """The scorer of a micro-batch: TRL's kernel, or the plain one where logits are needed."""
+        """The scorer of rows as they are: packed, plain where logits are needed, or else TRL's kernel."""
+
+        def shared(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
+            with self.accelerator.autocast():
+                return shared_prompt_scores(
+                    model, input_ids, attention_mask, num_response_tokens, self.temperature, vision
+                )
 
         def plain(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
             with self.accelerator.autocast():
@@ -321,6 +290,8 @@ class CPPOTrainer(GRPOTrainer):
             )
             return ResponseScores(logps, entropies, None, aux_loss)
 
+        if self._shares_prompts:
+            return shared
         return plain if self.args.needs_logits else kernel
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:

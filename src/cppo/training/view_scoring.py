@@ -114,6 +114,26 @@ class ViewRequest:
         return self.anchor
 
 
+def scores_in_chunks(
+    score: Score, input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs, chunk: int
+) -> ResponseScores:
+    """Score all rows, `chunk` of them at a time (TRL's own cut fails on a chunk of text-only rows); no logits."""
+    if chunk >= input_ids.shape[0]:
+        return score(input_ids, attention_mask, vision)
+    parts = [
+        score(input_ids[start : start + chunk], attention_mask[start : start + chunk], slice_rows(vision, start, end))
+        for start in range(0, input_ids.shape[0], chunk)
+        for end in [min(start + chunk, input_ids.shape[0])]
+    ]
+    losses = [part.aux_loss for part in parts if part.aux_loss is not None]
+    return ResponseScores(
+        torch.cat([part.logps for part in parts]),
+        torch.cat([part.entropies for part in parts]),
+        None,
+        torch.stack(losses).mean() if losses else None,
+    )
+
+
 @torch.no_grad()
 def detection_scores(
     score: Score, request: ViewRequest, ids: Tensor, mask: Tensor, vision: VisionInputs
