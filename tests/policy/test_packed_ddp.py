@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import make_batch, make_model
+from tiny_models import make_batch, make_model
 from torch.nn.parallel import DistributedDataParallel
 
 from cppo.policy import add_shared_prompt_forward, pack, prompt_groups

@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from conftest import CONFIGS, TEXT
+from tiny_models import CONFIGS, TEXT
 
 from cppo.policy import unshared_reason
 

@@ -106,7 +106,7 @@ def test_equal_prompts_share_one_small_mask():
 
 def test_the_original_implementation_sees_its_own_name():
     """Flash attention finds its kernel by the name in the module's config."""
-    from conftest import make_model
+    from tiny_models import make_model
     from transformers import AttentionInterface
 
     seen = []

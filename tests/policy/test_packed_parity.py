@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIGS, IMAGE, Batch, make_batch, make_model
 from peft import LoraConfig, get_peft_model
+from tiny_models import CONFIGS, IMAGE, Batch, make_batch, make_model
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from trl.trainer.utils import add_fused_lm_head

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_batch, make_model
 from test_packed_parity import assert_same_gradients, gradients, oracle
+from tiny_models import make_batch, make_model
 
 from cppo.errors import UserError
 from cppo.policy import PromptGroup, add_shared_prompt_forward, pack, prompt_groups, slice_rows

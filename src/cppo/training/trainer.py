@@ -250,7 +250,7 @@ class CPPOTrainer(GRPOTrainer):
         **vision: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         vision, request = without_empty_images(vision), self._view_request
-        score = self._scorer(model, logits_to_keep, compute_aux_loss)
+        score = self._scorer(model, logits_to_keep, compute_entropy, compute_aux_loss)
         if request is None:
             scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
         elif self._shares_prompts:
@@ -261,7 +261,9 @@ class CPPOTrainer(GRPOTrainer):
             scores = request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
         return scores.logps, scores.entropies if compute_entropy else None, scores.aux_loss
 
-    def _scorer(self, model: Any, num_response_tokens: int, compute_aux_loss: bool = False) -> Score:
+    def _scorer(
+        self, model: Any, num_response_tokens: int, compute_entropy: bool = True, compute_aux_loss: bool = False
+    ) -> Score:
         """The scorer of rows as they are: packed, plain where logits are needed, or else TRL's kernel."""
 
         def shared(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
@@ -284,11 +286,14 @@ class CPPOTrainer(GRPOTrainer):
                 input_ids,
                 attention_mask,
                 num_response_tokens,
-                compute_entropy=True,
+                compute_entropy=compute_entropy,
                 compute_aux_loss=compute_aux_loss,
                 **vision,
             )
-            return ResponseScores(logps, entropies, None, aux_loss)
+            # TRL's head on a reference model knows no entropies.
+            return ResponseScores(
+                logps, entropies if compute_entropy else torch.full_like(logps, math.nan), None, aux_loss
+            )
 
         if self._shares_prompts:
             return shared

@@ -1,0 +1,202 @@
+"""Tiny random models of every family that shares prompts, in float64, and batches of ragged groups for them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+from torch import Tensor
+
+VOCABULARY, IMAGE, PAD, VISION_START, VISION_END = 97, 90, 0, 91, 92
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}}
+QWEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": 93,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
+QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2}
+SQUARE_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+IMAGE_TOKENS = 4
+IMAGES = (0, 1, 2, 0, 1)
+"""Images of each prompt; one prompt has two, two have none."""
+
+PROMPT_LENGTHS = (4, 5, 3, 1, 7)
+"""Text tokens of each prompt."""
+
+RESPONSE_LENGTHS = ((3, 6), (6, 1, 4), (2, 5), (4,), (0, 3))
+"""Response tokens of each row of each prompt; one row has none (a masked truncated rollout)."""
+
+
+def qwen2_vl() -> Any:
+    vision = {**QWEN_VISION, "embed_dim": 16, "hidden_size": 32}
+    return transformers.Qwen2VLConfig(text_config={**TEXT, **MROPE}, vision_config=vision, **QWEN_IDS)
+
+
+def qwen2_5_vl() -> Any:
+    vision = {**QWEN_VISION, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
+    vision |= {"window_size": 8, "fullatt_block_indexes": [1]}
+    return transformers.Qwen2_5_VLConfig(text_config={**TEXT, **MROPE}, vision_config=vision, **QWEN_IDS)
+
+
+def qwen3_vl() -> Any:
+    vision = {**QWEN_VISION, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
+    vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    text = {**TEXT, "head_dim": 8, **MROPE}
+    text["rope_parameters"] = {**MROPE["rope_parameters"], "mrope_interleaved": True}
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
+
+
+def llava() -> Any:
+    return transformers.LlavaConfig(
+        text_config={"model_type": "llama", **TEXT},
+        vision_config={"model_type": "clip_vision_model", **SQUARE_VISION, "image_size": 8, "projection_dim": 16},
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+    )
+
+
+def idefics3() -> Any:
+    text = {"model_type": "llama", **TEXT}
+    return transformers.Idefics3Config(
+        text_config=text, vision_config=SQUARE_VISION, image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD
+    )
+
+
+def smolvlm() -> Any:
+    text = {"model_type": "llama", **TEXT}
+    return transformers.SmolVLMConfig(
+        text_config=text, vision_config=SQUARE_VISION, image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD
+    )
+
+
+def internvl() -> Any:
+    vision = {**SQUARE_VISION, "image_size": [16, 16], "patch_size": [4, 4]}
+    return transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", **TEXT}, vision_config=vision, image_token_id=IMAGE
+    )
+
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    make.__name__: make for make in (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, idefics3, smolvlm, internvl)
+}
+
+
+@dataclass
+class Batch:
+    """What the trainer hands to a scorer."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    num_response_tokens: int
+    vision: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {**vars(self), "temperature": 0.7}
+
+    @property
+    def response_mask(self) -> Tensor:
+        return self.attention_mask[:, -self.num_response_tokens :].bool()
+
+
+def make_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
+    torch.manual_seed(0)
+    config = CONFIGS[family]()
+    model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=attention).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # At the usual initial widths of 0.02 hardly a token would see another.
+            parameter.normal_(std=0.3 if parameter.ndim >= 2 and "norm" not in name else 0.1)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
+    return model.eval()
+
+
+def make_batch(family: str, seed: int = 0, prompts: tuple[int, ...] = (1, 0, 2, 3, 4), view: int = 0) -> Batch:
+    """Rows in an order that mixes the prompts; `view` changes the images and nothing else."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = [torch.randint(3, 90, (length,), generator=generator) for length in PROMPT_LENGTHS]
+    places = [(p, r) for p in prompts for r in range(len(RESPONSE_LENGTHS[p]))]
+    longest = max(max(RESPONSE_LENGTHS[p]) for p in prompts)
+    replies = {place: torch.randint(3, 90, (longest,), generator=generator) for place in places}
+    order = torch.randperm(len(places), generator=generator).tolist()
+    pixels = torch.Generator().manual_seed(1000 * view + seed)
+    # Qwen's images differ in size.
+    grids = [[[1, 4, 4 + 4 * (number % 2)] for number in range(count)] for count in IMAGES]
+    images = [[_image(family, grid, pixels) for grid in grids[p]] for p in range(len(IMAGES))]
+    ids = [_prompt(family, texts[p], grids[p]) for p in range(len(IMAGES))]
+    width = max(len(ids[p]) for p in prompts)
+    rows = [places[i] for i in order]
+    input_ids, mask = [], []
+    for p, r in rows:
+        left, length = width - len(ids[p]), RESPONSE_LENGTHS[p][r]
+        input_ids.append(torch.cat([torch.full((left,), PAD), ids[p], replies[p, r]]))
+        input_ids[-1][width + length :] = PAD
+        mask.append(torch.tensor([0] * left + [1] * (len(ids[p]) + length) + [0] * (longest - length)))
+    numbers = [p for p, _ in rows]
+    stacked, masks = torch.stack(input_ids), torch.stack(mask)
+    vision = _vision(family, [images[p] for p in numbers], [grids[p] for p in numbers])
+    if family.startswith("qwen") and vision:
+        vision["mm_token_type_ids"] = (stacked == IMAGE).long()
+    return Batch(stacked, masks, longest, vision)
+
+
+def _image(family: str, grid: list[int], generator: torch.Generator) -> Tensor:
+    if family.startswith("qwen"):
+        return torch.randn(grid[1] * grid[2], 3 * 2 * 4 * 4, generator=generator, dtype=torch.float64)
+    side = 8 if family == "llava" else 16
+    return torch.randn(3, side, side, generator=generator, dtype=torch.float64)
+
+
+def _prompt(family: str, text: Tensor, grids: list[list[int]]) -> Tensor:
+    parts = [text[:1]]
+    for grid in grids:
+        count = grid[1] * grid[2] // 4 if family.startswith("qwen") else IMAGE_TOKENS
+        parts.append(torch.tensor([VISION_START, *[IMAGE] * count, VISION_END]))
+    return torch.cat([*parts, text[1:]])
+
+
+def _vision(family: str, images: list[list[Tensor]], grids: list[list[list[int]]]) -> dict[str, Any]:
+    """The inputs of these rows, in each processor's layout."""
+    flat = [image for row in images for image in row]
+    if not flat:
+        return {}
+    counts = [len(row) for row in images]
+    if family.startswith("qwen"):
+        grid = torch.tensor([grid for row in grids for grid in row])
+        return {"pixel_values": torch.cat(flat), "image_grid_thw": grid, "num_images": counts}
+    if family in ("idefics3", "smolvlm"):
+        pixels = torch.zeros(len(images), max(counts), 3, 16, 16, dtype=torch.float64)
+        for row, found in enumerate(images):
+            for place, image in enumerate(found):
+                pixels[row, place] = image
+        mask = torch.ones(len(images), max(counts), 16, 16, dtype=torch.long)
+        return {"pixel_values": pixels, "pixel_attention_mask": mask, "num_images": counts}
+    tiles = {"num_tiles": counts} if family == "internvl" else {}
+    return {"pixel_values": torch.stack(flat), "num_images": counts, **tiles}
