@@ -44,7 +44,9 @@ def test_weight_zero_and_method_grpo_are_trls_grpo(make_trainer, setting):
     for ours in [{"perception_weight": 0.0}] + ([{"method": "grpo"}] if setting == "plain" else []):
         unshared = make_trainer(rows, CPPOTrainer, CPPOConfig, **options, **ours, scorer="kernel")
         assert torch.equal(trained_weights(unshared), expected)
-    for scorer, weight in (("kernel", 1e-9), ("shared", 1e-9), ("shared", 0.0)):
+    variants = [("kernel", 1e-9), ("shared", 1e-9), ("shared", 0.0)]
+    # Whole groups are shuffled there, so a step that takes part of the rollouts takes others than TRL's.
+    for scorer, weight in variants[:1] if setting == "minibatches" else variants:
         trainer = make_trainer(rows, CPPOTrainer, CPPOConfig, **options, perception_weight=weight, scorer=scorer)
         assert (trained_weights(trainer) - expected).abs().max() <= 1e-6
 

@@ -7,6 +7,7 @@ import torch
 from rollout_stubs import generation_batch, inject, make_rows
 
 from cppo.policy import unshared_reason
+from cppo.training.group_shuffle import shuffled_micro_batches
 
 
 def gradient(trainer, batch):
@@ -59,6 +60,37 @@ def test_each_prompt_and_image_once_a_group_and_view(make_trainer):
     unshared = inject(make_trainer(rows, perception_gate="none", scorer="kernel"))
     batch = generation_batch(unshared, rows)
     assert images_through_the_tower(unshared, batch) == 3 * patches * copies
+
+
+def test_micro_batches_hold_whole_groups(make_trainer):
+    rows = make_rows([1, 2, 0, 1])
+    trainer = inject(make_trainer(rows, per_device_train_batch_size=4, gradient_accumulation_steps=4))
+    batch = generation_batch(trainer, rows)
+    torch.manual_seed(0)
+    parts = shuffled_micro_batches(batch, 4, 4)
+    prompts = [part["prompt_ids"].tolist() for part in parts]
+    assert all(group.count(group[0]) == 4 for group in prompts)
+    groups = [batch["prompt_ids"][place].tolist() for place in range(0, 16, 4)]
+    order = [groups.index(group[0]) for group in prompts]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert order != [0, 1, 2, 3]
+    for part, place in zip(parts, order, strict=True):
+        assert torch.equal(part["completion_ids"], batch["completion_ids"][4 * place : 4 * place + 4])
+        assert part["perception_rollout"] == batch["perception_rollout"][4 * place : 4 * place + 4]
+        assert part["num_images"] == [len(rows[place]["images"])] * 4
+        patches = part["image_grid_thw"].prod(dim=1).sum().item() if rows[place]["images"] else 0
+        assert part["pixel_values"].shape[0] == patches
+        assert part["perception_num_rollouts"] == batch["perception_num_rollouts"]
+
+
+def test_rows_that_are_no_multiple_of_the_group_are_shuffled_one_by_one():
+    batch = {"prompt_ids": torch.arange(6)[:, None], "label": list("abcdef"), "total": torch.tensor(3), "absent": None}
+    torch.manual_seed(0)
+    parts = shuffled_micro_batches(batch, 4, 2)
+    places = [place for part in parts for place in part["prompt_ids"].flatten().tolist()]
+    assert sorted(places) == list(range(6))
+    assert [label for part in parts for label in part["label"]] == ["abcdef"[place] for place in places]
+    assert all(part["total"] == 3 and part["absent"] is None for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from cppo.policy import (
 from cppo.policy.vision_inputs import VisionInputs, without_empty_images
 from cppo.training.config import CPPOConfig
 from cppo.training.grad_share import GradientShare
+from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
 from cppo.training.rollout_state import RolloutState, load_weights
 from cppo.training.sampler import ResumableRepeatSampler
@@ -55,6 +56,7 @@ OVERRIDES = {
     "_tokenize_prompts": "a text-only row of a mixed batch must carry an empty list of images, not None",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
+    "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share prompt and image",
     "_get_per_token_logps_and_entropies": "the views are scored in the anchor's forward pass",
     "_compute_loss": "adds the perception term to whatever loss TRL computes",
     "training_step": "closes the step's own counts; on request logs the perception term's share of the gradient",
@@ -235,6 +237,16 @@ class CPPOTrainer(GRPOTrainer):
         gate = gate_rollouts(self.args.perception_gate, advantages, correctness)
         has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
         return gate & has_images & response_mask(output).any(dim=1)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        due = self._step % generate_every == 0 or self._buffered_inputs is None
+        if not (due and self._shares_prompts and self.model.training):
+            return super()._prepare_inputs(generation_batch)
+        batch = self._generate_and_score_completions(generation_batch)
+        count = self.args.steps_per_generation
+        self._buffered_inputs = shuffled_micro_batches(batch, self.num_generations, count)
+        return self._buffered_inputs[self._step % count]
 
     # Loss
 
