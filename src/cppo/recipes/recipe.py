@@ -55,6 +55,10 @@ def recipe_file(name_or_file: str) -> Path:
     )
 
 
+DATA_OPTIONS = {"columns", "eval_data"}
+"""Options that describe a recipe's own data."""
+
+
 def recipe_summary(file: Path) -> str:
     """The first comment line of a recipe: what it is for."""
     first = file.read_text(encoding="utf-8").partition("\n")[0]
@@ -64,7 +68,8 @@ def recipe_summary(file: Path) -> str:
 def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read and check a recipe for the command "train" or "sft"; `overrides` (checked values) win over the file's.
 
-    Without an `output_dir` it is `runs/<name of the recipe>`.
+    Without an `output_dir` it is `runs/<name of the recipe>`. If `overrides` names other `data`, the recipe's `columns`
+    and held-out data are dropped with the recipe's own.
 
     Raises:
         UserError: unreadable file, unknown option, wrong value, no data. The message names file and option.
@@ -77,7 +82,14 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
     other = "sft" if command == "train" else "train"
     if strangers and all(name in schema(other).fields for name in given):
         raise UserError(f"{where} is for `cppo {other}`: `cppo {command}` has no option `{strangers[0]}`")
-    values = {**options.check(given, where=where), **(overrides or {})}
+    checked, overrides = options.check(given, where=where), overrides or {}
+    if "data" in overrides:
+        # Other data than the recipe's: its column names and held-out data, and the evaluation on these, do not fit.
+        for name in DATA_OPTIONS - overrides.keys():
+            checked.pop(name, None)
+        if "eval_data" not in overrides:
+            checked.pop("final_eval_samples", None)
+    values = {**checked, **overrides}
     if not values.get("data"):
         raise UserError(f"{where}: no `data` is given; write e.g. data: tasks:digits or data: my.jsonl")
     config = {name: value for name, value in values.items() if name not in options.run}

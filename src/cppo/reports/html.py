@@ -34,7 +34,7 @@ CHARTS: tuple[tuple[str, str, bool, dict[str, str]], ...] = (
     ),
     (
         "Entropy under the three views",
-        "mean over response tokens, nats",
+        "mean over the selected tokens, nats",
         False,
         {
             "perception/entropy": "image",

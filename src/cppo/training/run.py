@@ -40,6 +40,8 @@ RUN_DEFAULTS: dict[str, Any] = {
 """What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
 VERSIONS_OF = ("torch", "transformers", "trl")
 EVALUATION_BATCH = 64
+IMAGE_PROBE = 100
+"""Rows looked at to warn of data without images."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ def run_training(recipe: Recipe) -> RunResult:
     args = build_config(recipe)
     check_vision_model(options.model)
     train_source = _load(options, options.data, split="train")
+    if args.uses_perception and not any(train_source[i].images for i in range(min(len(train_source), IMAGE_PROBE))):
+        print(
+            f"cppo: warning: none of the first rows of {train_source.name} has an image, and the perception loss needs "
+            "images; is the column named `images`, or mapped with --columns?",
+            file=sys.stderr,
+        )
     held_out = _held_out(options, options.final_eval_samples) if options.final_eval_samples else None
     eval_source = _held_out(options, options.eval_limit) if args.eval_strategy != "no" else None
 

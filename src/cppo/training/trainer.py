@@ -206,6 +206,11 @@ class CPPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         rows = canonical_rows(inputs)
+        # TRL gathers the images to log on the ranks that have any, and would wait forever for the others.
+        ranks_with_images = self.accelerator.gather(
+            torch.tensor([any(row["images"] for row in rows)], device=self.accelerator.device)
+        )
+        self.log_multimodal = self.args.log_multimodal and bool(ranks_with_images.all())
         if not (self.args.uses_perception and self.model.training):
             return super()._generate_and_score_completions(rows)
         views = self._views.begin(rows, epoch=math.floor(self.state.epoch or 0))
