@@ -110,6 +110,26 @@ def test_vision_placeholders_are_never_sampled(make_trainer, tiny_model):
     assert {token for ids in completions for token in ids} <= banned
 
 
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointing"])
+def test_sharing_prefills_once_a_group_and_samples_the_same(make_trainer, options):
+    rows = make_rows([1, 2, 0, 1])
+    found = []
+    for scorer in ("shared", "kernel"):
+        trainer = make_trainer(rows, scorer=scorer, num_generations=4, **options)
+        trainer.model.double()
+        seen = []
+        trainer.model.model.language_model.layers[0].register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(args[0].shape[0])
+        )
+        torch.manual_seed(11)
+        batch = generation_batch(trainer, rows)
+        found.append((seen[0], batch["completion_ids"], batch["completion_mask"]))
+    (shared_prompts, *shared), (prompts, *plain) = found
+    assert (shared_prompts, prompts) == (4, 16)
+    assert all(torch.equal(one, other) for one, other in zip(shared, plain, strict=True))
+    assert len({tuple(ids) for ids in plain[0].tolist()}) == 16
+
+
 def test_the_same_image_however_the_row_carries_it(make_trainer):
     """As `images`, as `image`, inside the message, in another mode or not yet upright: the same prompt and pixels."""
     upright = picture(5, 32, 48)

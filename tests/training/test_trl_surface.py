@@ -16,6 +16,7 @@ from cppo.training.trainer import OVERRIDES, CPPOTrainer
 
 TRL_1_16_PARAMETERS = {
     "_tokenize_prompts": ["prompts"],
+    "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["inputs"],
     "_get_per_token_logps_and_entropies": [

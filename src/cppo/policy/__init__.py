@@ -4,6 +4,7 @@ from cppo.policy.families import unshared_reason, vision_placeholder_ids
 from cppo.policy.head import LanguageHead
 from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores, unwrapped
 from cppo.policy.packing import PackedBatch, PromptGroup, pack, prompt_groups
+from cppo.policy.rollout import shared_prefill
 from cppo.policy.scorer import ResponseScores, plain_scores
 from cppo.policy.vision_inputs import concatenate_rows, slice_rows
 
@@ -18,6 +19,7 @@ __all__ = [
     "pack",
     "plain_scores",
     "prompt_groups",
+    "shared_prefill",
     "shared_prompt_scores",
     "slice_rows",
     "unshared_reason",

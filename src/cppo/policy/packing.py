@@ -190,7 +190,7 @@ class _Packer:
         return PackedRow(
             torch.cat([*prompts, *segments])[None],
             position_ids[None] if position_ids.ndim == 1 else position_ids[:, None],
-            _joined_images([group.vision for group in groups]),
+            joined_images([group.vision for group in groups]),
             layout,
             self._scored([row for group in groups for row in group.rows]),
         )
@@ -221,7 +221,8 @@ class _Packer:
         return self._positions[key]
 
 
-def _joined_images(parts: Sequence[VisionInputs]) -> VisionInputs:
+def joined_images(parts: Sequence[VisionInputs]) -> VisionInputs:
+    """The image inputs of several rows in their order, whether or not each has an image; no per-token ones."""
     images = []
     for part in parts:
         pixels = without_empty(part).get("pixel_values")

@@ -25,6 +25,7 @@ from cppo.policy import (
     ResponseScores,
     add_shared_prompt_forward,
     plain_scores,
+    shared_prefill,
     shared_prompt_scores,
     unshared_reason,
     unwrapped,
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 OVERRIDES = {
     "_tokenize_prompts": "a text-only row of a mixed batch must carry an empty list of images, not None",
+    "_generate_single_turn": "each prompt and image is prefilled once a group",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share prompt and image",
@@ -197,6 +199,13 @@ class CPPOTrainer(GRPOTrainer):
         if images is not None:
             images = [row_images or [] for row_images in images]
         return prompt_ids, images, multimodal_fields
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if not self._shares_prompts:
+            return super()._generate_single_turn(*args, **kwargs)
+        # vLLM and continuous batching make no forward call of the kind that this changes.
+        with shared_prefill(unwrapped(self.model), self.generation_config):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -1,0 +1,134 @@
+"""Rollouts whose prefill runs each prompt and image once a group, inside transformers' own `generate`.
+
+`generate` calls the model once on all prompts, then a token at a time. Only that first call is changed: equal rows run
+once, and their last logits and keys and values are copied to every row. Sampling, and every call after, stay as they
+are, so that one seed draws what it draws without sharing, up to the rounding of another batch size. Dropout that is
+active in the prompt is drawn once a group too, as in the packed scorer.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from cppo.policy.packing import joined_images, prompt_groups
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
+
+IMAGE_KEYS = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
+"""Inputs that describe images, for the families of `SHARED_PROMPT_MODELS`."""
+
+ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
+"""Inputs whose second-last dimension counts rows."""
+
+
+@contextmanager
+def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig | None = None) -> Iterator[None]:
+    """Within this context, `model.generate` and wrappers of it prefill equal prompts with equal images once.
+
+    What is not understood runs as it is: beams, several sequences a row, a prefill in chunks, videos, image sizes that
+    vary without a grid, embeddings in place of tokens, a cache of another kind, active gradient checkpointing (which
+    has no cache).
+
+    Args:
+        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
+        generation_config: what `generate` will be given beside the model's own.
+    """
+    if any(config is not None and _needs_encoded(config) for config in (generation_config, model.generation_config)):
+        yield
+        return
+    own = vars(model).get("forward")
+    original_forward = model.forward
+
+    @functools.wraps(original_forward)
+    def forward(*args: Any, **inputs: Any) -> Any:
+        if args or not _is_prefill(inputs) or _checkpoints(model):
+            return original_forward(*args, **inputs)
+        return _prefill(original_forward, model.config, inputs)
+
+    # `generate` goes by the signature. Were encoded images in it, it would encode those of all rows beforehand.
+    signature = inspect.signature(original_forward)
+    taken = [parameter for name, parameter in signature.parameters.items() if name != "mm_encoder_outputs"]
+    forward.__signature__ = signature.replace(parameters=taken)
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
+
+
+def _needs_encoded(config: GenerationConfig) -> bool:
+    """Whether `generate` copies or cuts rows, which it does rightly only with images that it encoded itself."""
+    copies = max(config.num_beams or 1, config.num_return_sequences or 1)
+    return copies > 1 or config.prefill_chunk_size is not None
+
+
+def _checkpoints(model: PreTrainedModel) -> bool:
+    return any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _is_prefill(inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward call fills an empty growing cache from tokens and images alone."""
+    cache, ids = inputs.get("past_key_values"), inputs.get("input_ids")
+    if type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length() or ids is None or len(ids) < 2:
+        return False
+    # Without positions Qwen's models make them, and remember offsets for the rows of this call.
+    if inputs.get("position_ids") is None:
+        return False
+    asked = any(inputs.get(key) for key in ("output_hidden_states", "output_attentions"))
+    others = [value for key, value in inputs.items() if key not in (*ROW_KEYS, *IMAGE_KEYS)]
+    return not asked and not any(isinstance(value, Tensor | Mapping) for value in others)
+
+
+def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -> Any:
+    """One forward pass over the distinct rows of [B, P], its last logits and cache copied to all B rows."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    vision = without_empty_images({key: inputs.get(key) for key in (*IMAGE_KEYS, *PER_TOKEN_KEYS)})
+    counts = _images_by_row(config, ids, vision)
+    if counts is None or (mask is not None and mask.ndim != 2):
+        return forward(**inputs)
+    groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, {**vision, **counts})
+    if len(groups) == len(ids):
+        return forward(**inputs)
+    distinct = {key: value for key, value in inputs.items() if key not in IMAGE_KEYS}
+    first = torch.tensor([group.rows[0] for group in groups], device=ids.device)
+    for key in ROW_KEYS:
+        value = inputs.get(key)
+        # Positions may stand in one row for all.
+        if value is not None and value.shape[-2] > 1:
+            distinct[key] = value.index_select(-2, first)
+    outputs = forward(**distinct, **joined_images([group.vision for group in groups]))
+    group_of = torch.empty_like(ids[:, 0])
+    for number, group in enumerate(groups):
+        group_of[list(group.rows)] = number
+    outputs.past_key_values.batch_select_indices(group_of)
+    outputs.logits = outputs.logits[group_of]
+    return outputs
+
+
+def _images_by_row(config: Any, input_ids: Tensor, vision: VisionInputs) -> dict[str, Sequence[int]] | None:
+    """Images (or tiles) of each row, counted by its placeholder tokens, as `slice_rows` wants it; None if unclear."""
+    pixels = vision.get("pixel_values")
+    if pixels is None or pixels.ndim == 5:
+        return {}
+    tokens = (input_ids == config.image_token_id).sum(dim=1)
+    grid = vision.get("image_grid_thw")
+    if grid is None:
+        each, left_over = divmod(int(tokens.sum()), len(pixels))
+        if left_over:
+            return None
+        sizes = tokens.new_full((len(pixels),), each)
+    else:
+        sizes = grid.prod(dim=1) // config.vision_config.spatial_merge_size**2
+    ends, row_ends = sizes.cumsum(dim=0), tokens.cumsum(dim=0)
+    seen = torch.searchsorted(ends, row_ends, right=True)
+    if not torch.equal(torch.cat([ends.new_zeros(1), ends])[seen], row_ends):
+        return None
+    return {"num_images": seen.diff(prepend=seen.new_zeros(1)).tolist()}

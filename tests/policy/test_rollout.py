@@ -1,0 +1,192 @@
+"""Generation that prefills each prompt and image once a group says what plain generation says, and really shares."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import PAD, make_batch, make_model
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import GenerationConfig
+
+from cppo.policy import PromptGroup, add_shared_prompt_forward, prompt_groups, shared_prefill, unwrapped
+from cppo.policy import rollout as rollout_module
+from cppo.policy.vision_inputs import ROW_COUNTS
+
+GROUPS, ROWS = 5, 10
+"""Of the batch that `make_batch` makes: groups of 1, 2 and 3 rows, in mixed order; prompts with 0, 1 and 2 images."""
+
+
+def generate_inputs(family: str, **options: Any) -> dict[str, Tensor]:
+    """The left-padded prompts of a batch as the trainer hands them to `generate`."""
+    batch = make_batch(family, **options)
+    end = batch.input_ids.shape[1] - batch.num_response_tokens
+    vision = {key: value for key, value in batch.vision.items() if key not in ROW_COUNTS}
+    if "mm_token_type_ids" in vision:
+        vision["mm_token_type_ids"] = vision["mm_token_type_ids"][:, :end]
+    return {"input_ids": batch.input_ids[:, :end], "attention_mask": batch.attention_mask[:, :end], **vision}
+
+
+def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
+    """Six tokens a row with their logits, drawn from one seed."""
+    given = {"do_sample": True, "temperature": 0.9, "max_new_tokens": 6, "pad_token_id": PAD, **options}
+    config = GenerationConfig(output_logits=True, return_dict_in_generate=True, **given)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        return model.generate(**inputs, generation_config=config)
+
+
+def check_equal(model: Any, inputs: dict[str, Tensor], tolerance: float = 1e-9, **options: Any) -> Tensor:
+    """Tokens and logits with shared prefill equal the plain ones; the tokens, [B, T]."""
+    expected = generate(model, inputs, **options)
+    with shared_prefill(unwrapped(model), GenerationConfig(**options)):
+        found = generate(model, inputs, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    return found.sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def sizes_seen(module: torch.nn.Module) -> list[int]:
+    """First dimension of what each call of a module takes, as the calls come."""
+    seen: list[int] = []
+    module.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[0]))
+    return seen
+
+
+def text_rows_seen(model: Any) -> list[int]:
+    """Rows that each call of the text model takes."""
+    return sizes_seen(unwrapped(model).get_decoder().layers[0])
+
+
+def images_seen(model: Any) -> list[int]:
+    """Patches (Qwen) or images that the first convolution of the vision tower takes at each call."""
+    return sizes_seen(next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)))
+
+
+def test_greedy_tokens_of_every_family_are_the_plain_ones(family):
+    completions = check_equal(make_model(family), generate_inputs(family), do_sample=False)
+    assert len({tuple(row) for row in completions.tolist()}) == GROUPS
+
+
+def test_one_seed_draws_the_plain_samples(family):
+    completions = check_equal(make_model(family), generate_inputs(family))
+    assert len({tuple(row) for row in completions.tolist()}) == ROWS
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [(0, 3), (1, 4), (2,), (1, 2, 0)],
+    ids=["text-only", "ragged images", "unpadded pair", "as many images as rows"],
+)
+def test_batches_of_one_kind(family, prompts):
+    check_equal(make_model(family), generate_inputs(family, seed=1, prompts=prompts))
+
+
+def test_each_prompt_and_image_once_a_group(family):
+    model, inputs = make_model(family), generate_inputs(family)
+    rows, images = text_rows_seen(model), images_seen(model)
+    generate(model, inputs)
+    plain_images = sum(images)
+    assert rows == [ROWS] * 6
+    rows.clear()
+    images.clear()
+    with shared_prefill(model):
+        generate(model, inputs)
+    assert rows == [GROUPS] + [ROWS] * 5
+    # Of the prompts with 1, 2 and 1 images there are 3, 2 and 2 rows; an image has 16 patches, a second one 32.
+    assert (sum(images), plain_images) == ((80, 176) if family.startswith("qwen") else (4, 9))
+
+
+def test_equal_words_about_other_images_are_not_shared(family):
+    model = make_model(family)
+    one, other = (generate_inputs(family, prompts=(1,), view=view) for view in (0, 1))
+    inputs = {key: torch.cat([one[key], other[key]]) for key in one}
+    completions = check_equal(model, inputs, do_sample=False)
+    assert len({tuple(row) for row in completions.tolist()}) == 2
+    rows = text_rows_seen(model)
+    with shared_prefill(model):
+        generate(model, inputs)
+    assert rows[0] == 2
+
+
+def test_a_wrong_group_is_noticed(family, monkeypatch):
+    """The comparison above fails where the last group's rows get the prompt before theirs."""
+
+    def merged(*args: Any) -> list[PromptGroup]:
+        *others, one, last = prompt_groups(*args)
+        return [*others, PromptGroup([*one.rows, *last.rows], one.vision)]
+
+    monkeypatch.setattr(rollout_module, "prompt_groups", merged)
+    with pytest.raises(AssertionError):
+        check_equal(make_model(family), generate_inputs(family), do_sample=False)
+
+
+def test_suppressed_tokens_are_never_said(family):
+    model, inputs = make_model(family), generate_inputs(family)
+    said = sorted(set(check_equal(model, inputs).flatten().tolist()))
+    banned = said[::2]
+    assert not set(check_equal(model, inputs, suppress_tokens=banned).flatten().tolist()) & set(banned) - {PAD}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_in_training(family, checkpointing):
+    """Checkpointing keeps transformers from caching; then rollouts are slow, and equal too."""
+    model = make_model(family).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    check_equal(model, generate_inputs(family))
+
+
+def test_beside_the_packed_forward_and_inside_peft(family):
+    model = make_model(family)
+    add_shared_prompt_forward(model)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).double()
+    rows = text_rows_seen(adapted)
+    check_equal(adapted, generate_inputs(family))
+    assert rows == [ROWS] * 6 + [GROUPS] + [ROWS] * 5
+
+
+def test_eager_attention_in_float32(family):
+    inputs = {
+        key: value.float() if value.is_floating_point() else value for key, value in generate_inputs(family).items()
+    }
+    model = make_model(family, attention="eager", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.7)
+    check_equal(model, inputs, tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 2, "do_sample": False},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"prefill_chunk_size": 5},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+    ],
+    ids=str,
+)
+def test_other_ways_to_generate(options):
+    check_equal(make_model("qwen2_5_vl"), generate_inputs("qwen2_5_vl"), **options)
+
+
+def test_after_the_context_the_model_is_as_before(family):
+    model = make_model(family)
+    with pytest.raises(ZeroDivisionError), shared_prefill(model):
+        raise ZeroDivisionError
+    assert "forward" not in vars(model)
+    add_shared_prompt_forward(model)
+    forward = model.forward
+    with shared_prefill(model):
+        assert model.forward is not forward
+    assert model.forward is forward
+
+
+def test_distinct_prompts_run_as_they_are(family):
+    model, inputs = make_model(family), generate_inputs(family, prompts=(0, 3))
+    inputs = {key: value[:2] for key, value in inputs.items()}
+    assert not torch.equal(*inputs["input_ids"])
+    check_equal(model, inputs)

@@ -1,0 +1,75 @@
+"""The benchmarks measure what they say; the step's cost is run on sizes that say nothing about speed."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+CASE = "400/100/400-G5-half"
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch):
+    """Import a file of the folder `benchmarks`."""
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_step_cost_writes_ratios_of_equal_work(benchmark_module, tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    tiny = ["--scale", "50", "--runs", "1", "--vocabulary", "512"]
+    benchmark_module("step_cost").main(["--json", str(file), "--case", CASE, *tiny])
+
+    result = json.loads(file.read_text())
+    assert {"cases", "machine", "versions", "command", "arguments"} <= result.keys()
+    assert CASE in result["command"]
+    (case,) = result["cases"]
+    assert case["name"] == CASE
+    assert case["positive_of_group"] == [3, 5]
+    assert (case["image_tokens"], case["response_tokens"]) == (9, 8)
+    parts = ("shared_grpo", "cppo_to_response_head", "shared_grpo_to_response_head", "cppo_to_unshared")
+    for ratios in (case, *(case[part] for part in parts)):
+        for name in ("time_ratio", "wall_ratio", "flops_ratio", "memory_ratio"):
+            assert math.isfinite(ratios[name])
+            assert ratios[name] > 0
+
+    # Had one of them trained on other rollouts, its gradient would tell.
+    norm = {name: found["gradient_norm"] for name, found in case["variants"].items()}
+    assert norm["trl_grpo_response_head"] == pytest.approx(norm["trl_grpo"], rel=1e-5)
+    assert norm["shared_grpo"] == pytest.approx(norm["trl_grpo"], rel=1e-5)
+    assert norm["cppo"] == pytest.approx(norm["cppo_unshared"], rel=1e-5)
+    assert abs(norm["cppo"] - norm["trl_grpo"]) > 1e-4 * norm["trl_grpo"]
+    flops = {name: found["flops"] for name, found in case["variants"].items()}
+    assert flops["shared_grpo"] < flops["trl_grpo_response_head"] < flops["trl_grpo"]
+
+
+def test_peak_bytes_counts_what_is_alive_at_once(benchmark_module) -> None:
+    outside = torch.ones(1000)
+    with benchmark_module("counting").PeakBytes() as memory:
+        view = outside.view(10, 100)
+        first = view + 1
+        del first
+        second, third = outside * 2, outside[:500] * 3
+        del second
+    assert memory.peak == 4 * 1500
+    assert memory.live == third.nbytes
+
+
+def test_attention_is_counted_by_formula(benchmark_module) -> None:
+    query = torch.randn(2, 4, 6, 8, requires_grad=True)
+    key, value = torch.randn(2, 4, 10, 8), torch.randn(2, 4, 10, 8)
+    one_product = 2 * 2 * 4 * 6 * 10 * 8
+    with FlopCounterMode(display=False, custom_mapping=benchmark_module("counting").ATTENTION_FLOPS) as counter:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+    # Two products forward; backward the scores again and four gradients.
+    assert counter.get_total_flops() == 7 * one_product
