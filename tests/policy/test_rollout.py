@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PAD, make_batch, make_model
 from peft import LoraConfig, get_peft_model
+from tiny_models import PAD, make_batch, make_model
 from torch import Tensor
 from transformers import GenerationConfig
 

@@ -53,7 +53,7 @@ def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig |
     # `generate` goes by the signature. Were encoded images in it, it would encode those of all rows beforehand.
     signature = inspect.signature(original_forward)
     taken = [parameter for name, parameter in signature.parameters.items() if name != "mm_encoder_outputs"]
-    forward.__signature__ = signature.replace(parameters=taken)
+    vars(forward)["__signature__"] = signature.replace(parameters=taken)
     model.forward = forward
     try:
         yield

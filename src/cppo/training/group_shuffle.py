@@ -1,6 +1,6 @@
 """Shuffle a generation batch by whole groups, so that a micro-batch can share prompts and images over its rollouts."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ def shuffled_micro_batches(batch: dict[str, Any], group_size: int, count: int) -
     size = group_size if rows % group_size == 0 else 1
     order = torch.randperm(rows // size).repeat_interleave(size) * size + torch.arange(size).repeat(rows // size)
     shuffled = {key: _reordered(value, order) for key, value in by_row.items()}
-    return [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(shuffled, count)]
+    parts = cast("list[dict[str, Any]]", split_tensor_dict(shuffled, count))
+    return [unsplit_pixel_values_by_grid(part) for part in parts]
 
 
 def _reordered(value: Any, order: Tensor) -> Any:
