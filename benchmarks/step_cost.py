@@ -155,11 +155,17 @@ def make_trainer(variant: Variant, case: Case, scale: int, model: Any, processor
 def buffered_batches(trainer: GRPOTrainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The micro-batches of one step, made, shuffled and cut by the trainer."""
     repeated = [row for row in rows for _ in range(trainer.num_generations)]
-    # The trainer shuffles with the global generator: all variants must cut alike.
+    # The trainer shuffles with the global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         trainer._prepare_inputs(repeated)
     return trainer._buffered_inputs
+
+
+def rollouts(batches: list[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
+    """Prompt and completion of every rollout of a step; each trainer shuffles and cuts them in its own way."""
+    pairs = [zip(part["prompt_ids"].tolist(), part["completion_ids"].tolist(), strict=True) for part in batches]
+    return sorted(pair for part in pairs for pair in part)
 
 
 def update(trainer: GRPOTrainer, batches: list[dict[str, Any]]) -> float:
@@ -199,7 +205,7 @@ def run_case(case: Case, model: Any, processor: Any, args: Any) -> dict[str, Any
     trainers = {name: make_trainer(v, case, args.scale, model, processor, args) for name, v in variants.items()}
     batches = {name: buffered_batches(trainer, rows) for name, trainer in trainers.items()}
     first = batches["trl_grpo"][0]
-    assert all(torch.equal(part[0]["completion_ids"], first["completion_ids"]) for part in batches.values())
+    assert all(rollouts(parts) == rollouts(batches["trl_grpo"]) for parts in batches.values())
     found = {name: measure(variants[name], trainers[name], batches[name]) for name in variants}
     seconds: dict[str, dict[str, list[float]]] = {name: {"cpu_seconds": [], "wall_seconds": []} for name in variants}
     for _ in range(args.runs):

@@ -34,8 +34,9 @@ def result(tiny, folder, processes, options):
         {"scorer": "shared"},
         {"scorer": "shared", "perception_normalization": "token", "perception_memory": "sequential"},
         {"scorer": "kernel"},
+        {"scorer": "kernel", "perception_normalization": "token", "perception_view_gradients": False},
     ],
-    ids=["shared", "sequential tokens", "kernel"],
+    ids=["shared", "sequential tokens", "kernel", "kernel tokens without view gradients"],
 )
 def test_two_processes_equal_one(tiny, tmp_path, options):
     one = result(tiny, tmp_path / "one", 1, options)

@@ -45,6 +45,7 @@ from cppo.training.view_scoring import (
     Score,
     ViewRequest,
     detection_scores,
+    idle_pass,
     model_inputs,
     response_mask,
     scores_in_chunks,
@@ -285,6 +286,8 @@ class CPPOTrainer(GRPOTrainer):
             scores = request.anchor
         else:
             scores = request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
+            if not (request.rows or self.args.perception_view_gradients) and self.accelerator.num_processes > 1:
+                idle_pass(score, input_ids, attention_mask, vision)
         return scores.logps, scores.entropies if compute_entropy else None, scores.aux_loss
 
     def _scorer(
@@ -368,6 +371,8 @@ class CPPOTrainer(GRPOTrainer):
             request = ViewRequest.of(inputs)
             if request.rows:
                 count += self._detect(model, request, inputs).sum()
+            elif self.accelerator.num_processes > 1:
+                idle_pass(self._scorer(model, inputs["completion_ids"].shape[1]), *model_inputs(inputs))
         return self.accelerator.reduce(count, "sum")
 
     @torch.no_grad()

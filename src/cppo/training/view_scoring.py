@@ -135,6 +135,12 @@ def scores_in_chunks(
 
 
 @torch.no_grad()
+def idle_pass(score: Score, input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> None:
+    """Score one row for nothing: wrappers exchange buffers or weights on each pass, and ranks must make as many."""
+    score(input_ids[:1], attention_mask[:1], slice_rows(vision, 0, 1))
+
+
+@torch.no_grad()
 def detection_scores(
     score: Score, request: ViewRequest, ids: Tensor, mask: Tensor, vision: VisionInputs
 ) -> tuple[ResponseScores, ResponseScores]:
