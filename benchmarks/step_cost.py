@@ -9,8 +9,7 @@ micro-batch. Time is the CPU time of the process, since others may use the machi
     python benchmarks/step_cost.py --json headline.json --case 400/100/400-G8-half
 
 A case's name gives image, text and response tokens of a rollout, the rollouts G of a group and the share of them with a
-positive advantage; `--scale` divides the three lengths. The cases with 1 and 2 perturbed rollouts a group are missing:
-there is no option yet that bounds the perturbed rollouts.
+positive advantage; `--scale` divides the three lengths. `perturbed1`: CPPO with `perception_rollouts_per_group: 1`.
 """
 
 import argparse
@@ -47,20 +46,25 @@ FIRST_TEXT_ID = 7
 
 @dataclass(frozen=True)
 class Case:
-    """Tokens of a rollout before scaling, rollouts a group, share with a positive advantage, micro-batches a step."""
+    """Tokens of a rollout before scaling, rollouts a group, share with a positive advantage, micro-batches a step.
+
+    `perturbed` bounds the rollouts of a group that CPPO scores under the views.
+    """
 
     image: int
     response: int
     generations: int = 8
     share: Fraction = Fraction(1, 2)
     accumulation: int = 1
+    perturbed: int | None = None
     text: int = 100
 
     @property
     def name(self) -> str:
         share = "half" if self.share == Fraction(1, 2) else str(self.share)
         steps = f"-accumulation{self.accumulation}" if self.accumulation > 1 else ""
-        return f"{self.image}/{self.text}/{self.response}-G{self.generations}-{share}{steps}"
+        perturbed = f"-perturbed{self.perturbed}" if self.perturbed else ""
+        return f"{self.image}/{self.text}/{self.response}-G{self.generations}-{share}{steps}{perturbed}"
 
     @property
     def positive(self) -> int:
@@ -78,6 +82,8 @@ CASES = (
     Case(400, 400, share=Fraction(1, 8)),
     Case(400, 400, share=Fraction(7, 8)),
     Case(400, 400, accumulation=8),
+    Case(400, 2000, perturbed=1),
+    Case(400, 2000, perturbed=2),
 )
 
 
@@ -129,6 +135,7 @@ def make_trainer(variant: Variant, case: Case, scale: int, model: Any, processor
         return rng.integers(FIRST_TEXT_ID, args.vocabulary, (len(prompt_ids), response)).tolist(), None
 
     config = GRPOConfig if variant.trainer is GRPOTrainer else CPPOConfig
+    bound = {"perception_rollouts_per_group": case.perturbed} if config is CPPOConfig else {}
     options = config(
         output_dir=str(Path(tempfile.gettempdir()) / "step_cost"),
         use_cpu=True,
@@ -140,6 +147,7 @@ def make_trainer(variant: Variant, case: Case, scale: int, model: Any, processor
         num_generations=case.generations,
         max_completion_length=response,
         **variant.options,
+        **bound,
     )
     dataset = Dataset.from_dict({"prompt": ["unused"]})
     trainer = variant.trainer(copy.deepcopy(model), reward, options, dataset, processing_class=processor)

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from cppo.perception import gate_rollouts, select_perception_tokens
+from cppo.perception import draw_rollouts, gate_rollouts, select_perception_tokens
 
 NAN = math.nan
 
@@ -108,6 +108,20 @@ def test_gates():
     assert gate_rollouts("none", advantages).tolist() == [True, True, True, True]
 
 
+def test_draws_estimate_the_sum_over_the_gated_in_without_bias():
+    """Over all equally likely draws, counted in 4,000 seeds, every gated-in rollout weighs 1 on average."""
+    gate = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 1, 0]).bool()
+    total = torch.zeros(16)
+    for seed in range(4000):
+        weights = draw_rollouts(gate, 4, 2, torch.Generator().manual_seed(seed))
+        for group, gated, most in zip(weights.view(4, 4), (3, 0, 4, 2), (1.5, 0.0, 2.0, 1.0), strict=True):
+            assert sorted(group.tolist()) == [0.0] * (4 - min(gated, 2)) + [most] * min(gated, 2)
+        total += weights
+    # Four standard errors of the mean of a weight that is 2 with probability 1/2.
+    assert (total / 4000 - gate.float()).abs().max() < 4 / math.sqrt(4000)
+    assert torch.equal(draw_rollouts(gate, 4, 4, torch.Generator()), gate.float())
+
+
 def test_arguments_that_do_not_fit_are_named():
     score, mask = torch.zeros(2, 3), torch.ones(2, 3)
     for fraction in (0.0, -0.1, 1.1, NAN):
@@ -121,6 +135,10 @@ def test_arguments_that_do_not_fit_are_named():
         select_perception_tokens(score, mask, 0.5, torch.zeros(3))
     with pytest.raises(ValueError, match="gate must be one of advantage, correct, none, but is 'best'"):
         gate_rollouts("best", torch.zeros(2))
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        draw_rollouts(torch.ones(4).bool(), 4, 0, torch.Generator())
+    with pytest.raises(ValueError, match="no multiple of group_size"):
+        draw_rollouts(torch.ones(5).bool(), 4, 1, torch.Generator())
     with pytest.raises(ValueError, match="needs correctness"):
         gate_rollouts("correct", torch.zeros(2))
     with pytest.raises(ValueError, match="correctness must have the shape of advantages"):

@@ -218,7 +218,7 @@ def _published_options(exact, quick):
         for name, value in (("score", "entropy_shift"), ("divergence", "k3"), ("gate", "advantage")):
             setattr(trainer.args, f"perception_{name}", value)
         trainer.args.perception_normalization, trainer.args.perception_temperature = "rollout", TAU
-        trainer.args.perception_view_gradients = True
+        trainer.args.perception_view_gradients, trainer.args.perception_rollouts_per_group = True, None
 
 
 def total_term(trainer, batch, parts=1):
@@ -274,6 +274,30 @@ def test_gates_and_normalizations(exact, reference, rows, gate, normalization, p
     assert term == pytest.approx(reference_term(reference, **options, parts=parts), abs=1e-7)
     if parts == 8 and normalization == "microbatch":
         assert abs(term - reference_term(reference, **options)) > 1e-3
+
+
+@pytest.mark.parametrize("gate", ["advantage", "none"])
+@pytest.mark.parametrize("parts", [1, 8])
+def test_a_bounded_number_of_rollouts_a_group(exact, reference, rows, gate, parts):
+    """The m drawn of a group's k are scored, each in the place of k / m."""
+    exact.args.perception_gate, exact.args.perception_rollouts_per_group = gate, 1
+    term_at = {i: reference_term([r], gate="none") for i, r in enumerate(reference) if r.gates["none"]}
+    groups = [range(start, start + GROUP) for start in range(0, len(reference), GROUP)]
+    gated = [[i for i in group if reference[i].gates[gate]] for group in groups]
+    drawn = set()
+    for step in range(6):
+        exact._step = step * exact.args.steps_per_generation
+        batch = generation_batch(exact, rows)
+        chosen = [i for i, views in enumerate(batch["perception_views"]) if views is not None]
+        expected = 0.0
+        for group in gated:
+            mine = [i for i in group if i in chosen]
+            assert len(mine) == min(1, len(group))
+            expected += sum(term_at[i] for i in mine) * len(group) / max(len(mine), 1)
+        assert total_term(exact, batch, parts) == pytest.approx(expected / sum(map(len, gated)), abs=1e-7)
+        assert exact._metrics["train"]["perception/gated_fraction"][-1] == sum(map(len, gated)) / len(reference)
+        drawn.add(tuple(chosen))
+    assert len(drawn) > 1
 
 
 @pytest.mark.parametrize(

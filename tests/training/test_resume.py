@@ -79,7 +79,12 @@ CASES = {
     ),
     "a batch ends within a step": (
         [1, 0, 2, 1],
-        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "steps_per_generation": 2},
+        {
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 3,
+            "steps_per_generation": 2,
+            "perception_rollouts_per_group": 1,
+        },
         4,
     ),
 }

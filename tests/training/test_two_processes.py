@@ -31,7 +31,7 @@ def result(tiny, folder, processes, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"scorer": "shared"},
+        {"scorer": "shared", "perception_rollouts_per_group": 1},
         {"scorer": "shared", "perception_normalization": "token", "perception_memory": "sequential"},
         {"scorer": "kernel"},
         {"scorer": "kernel", "perception_normalization": "token", "perception_view_gradients": False},

@@ -7,12 +7,13 @@ nats.
 from .contrast import contrastive_perception_loss, contrastive_perception_tokens, rollout_mean_loss
 from .dependency import entropy_from_logits, entropy_shift, logp_shift
 from .divergence import js_divergence, k3_divergence, kl_divergence
-from .selection import GATES, gate_rollouts, select_perception_tokens
+from .selection import GATES, draw_rollouts, gate_rollouts, select_perception_tokens
 
 __all__ = [
     "GATES",
     "contrastive_perception_loss",
     "contrastive_perception_tokens",
+    "draw_rollouts",
     "entropy_from_logits",
     "entropy_shift",
     "gate_rollouts",

@@ -59,15 +59,18 @@ def contrastive_perception_loss(
     return tokens.sum() / _divisor("num_tokens", num_tokens, tokens)
 
 
-def rollout_mean_loss(token_loss: Tensor, token_mask: Tensor, num_rollouts: Tensor | float) -> Tensor:
+def rollout_mean_loss(
+    token_loss: Tensor, token_mask: Tensor, num_rollouts: Tensor | float, weights: Tensor | None = None
+) -> Tensor:
     """Mean over each rollout's selected tokens, summed over the rollouts and divided by `num_rollouts`.
 
     With the gated-in rollouts of the whole step as `num_rollouts`, the parts of a step add up to the same
     number however it is cut into micro-batches and ranks.
 
-    token_loss, token_mask: [B, T]. A rollout without a selected token adds 0. Returns a scalar, float32
-    (float64 kept); a zero that still has a graph if no token is selected. Raises ValueError on unequal shapes
-    or a negative num_rollouts.
+    token_loss, token_mask: [B, T]. weights: of each rollout, [B], 1 if not given; with those of `draw_rollouts` the
+    rollouts drawn estimate the sum over all without bias. A rollout without a selected token adds 0. Returns a
+    scalar, float32 (float64 kept); a zero that still has a graph if no token is selected. Raises ValueError on
+    unequal shapes or a negative num_rollouts.
     """
     (token_loss,) = to_accumulation_dtype(token_loss=token_loss)
     if token_loss.ndim != 2:
@@ -75,6 +78,10 @@ def rollout_mean_loss(token_loss: Tensor, token_mask: Tensor, num_rollouts: Tens
     selected_BT = _as_selection(token_mask, token_loss)
     sum_B = token_loss.masked_fill(~selected_BT, 0.0).sum(dim=1)
     mean_B = sum_B / selected_BT.sum(dim=1).clamp(min=1)
+    if weights is not None:
+        if weights.shape != mean_B.shape:
+            raise ValueError(f"weights must have the shape {tuple(mean_B.shape)}, but has {tuple(weights.shape)}")
+        mean_B = mean_B * weights.to(mean_B)
     return mean_B.sum() / _divisor("num_rollouts", num_rollouts, mean_B)
 
 

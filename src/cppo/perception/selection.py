@@ -86,3 +86,24 @@ def gate_rollouts(gate: str, advantages: Tensor, correctness: Tensor | None = No
             f"but has {tuple(correctness.shape)}"
         )
     return correctness > 0
+
+
+def draw_rollouts(gate: Tensor, group_size: int, limit: int, generator: torch.Generator) -> Tensor:
+    """Draw at most `limit` gated-in rollouts of each group, uniformly, and weight them for those left out.
+
+    gate: bool [B], B a multiple of group_size; the rollouts of a group stand side by side. Returns float32 [B]: k / m
+    for the m rollouts drawn among a group's k, 0 for all others. A sum over rollouts with these weights has the sum
+    over all gated-in ones as its expectation. Raises ValueError if B is no multiple of group_size or limit is below 1.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, but is {limit}")
+    if len(gate) % group_size:
+        raise ValueError(f"gate has {len(gate)} rollouts, which is no multiple of group_size = {group_size}")
+    weights = gate.float().cpu()
+    for group in weights.view(-1, group_size):
+        gated = group.nonzero().squeeze(1)
+        if len(gated) > limit:
+            kept = gated[torch.randperm(len(gated), generator=generator)[:limit]]
+            group.zero_()
+            group[kept] = len(gated) / limit
+    return weights.to(gate.device)

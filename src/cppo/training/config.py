@@ -72,6 +72,15 @@ class CPPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Name of the reward function that decides for perception_gate='correct' (value > 0)."},
     )
+    perception_rollouts_per_group: int | None = field(
+        default=None,
+        metadata={
+            "help": "At most so many gated-in rollouts of a group are scored under the views, drawn by the seed and "
+            "weighted so that the loss keeps its expectation: for long responses (needs "
+            "perception_normalization='rollout'). Without it all are.",
+            "range": "[1, inf)",
+        },
+    )
     perception_normalization: Literal["rollout", "token", "microbatch"] = field(
         default="rollout",
         metadata={
@@ -163,6 +172,11 @@ class CPPOConfig(GRPOConfig):
             )
         if self.perception_memory == "sequential" and self.scorer != "shared":
             raise UserError(f"perception_memory = 'sequential' needs scorer = 'shared', but scorer = {self.scorer!r}")
+        if self.perception_rollouts_per_group is not None and self.perception_normalization != "rollout":
+            raise UserError(
+                f"perception_rollouts_per_group = {self.perception_rollouts_per_group} needs perception_normalization "
+                f"= 'rollout': {self.perception_normalization!r} divides by the selected tokens of all rollouts"
+            )
         broken_step = (self.steps_per_generation or 1) % self.gradient_accumulation_steps
         if self.perception_normalization == "token" and broken_step:
             raise UserError(
@@ -209,6 +223,8 @@ def _check_option(option: Field, value: Any) -> None:
     choices = get_args(option.type) if get_origin(option.type) is Literal else ()
     if choices and value not in choices:
         raise UserError(f"{option.name} = {value!r}: choose one of {', '.join(choices)}")
+    if value is None:
+        return
     interval = option.metadata.get("range")
     for number in value if isinstance(value, list) else [value]:
         if interval and not in_interval(number, interval):

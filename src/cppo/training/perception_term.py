@@ -103,7 +103,9 @@ def perception_token_mask(
     return score, select_perception_tokens(score, response_mask, args.perception_top_fraction)
 
 
-def perception_term(args: "CPPOConfig", scores: ViewScores, normalizer: Tensor | float) -> PerceptionTerm:
+def perception_term(
+    args: "CPPOConfig", scores: ViewScores, normalizer: Tensor | float, weights: Tensor | None = None
+) -> PerceptionTerm:
     """The contrastive perception loss of a micro-batch (arXiv 2601.00501; method.md, section 4).
 
     Args:
@@ -111,6 +113,7 @@ def perception_term(args: "CPPOConfig", scores: ViewScores, normalizer: Tensor |
         scores: of the gated-in rollouts.
         normalizer: what the micro-batch's sum is divided by: gated-in rollouts of the step (`rollout`), selected tokens
             of the step (`token`), or a plain factor on the micro-batch's own mean (`microbatch`).
+        weights: of the gated-in rollouts, [n], where only some were drawn (`rollout` alone).
     """
     exact, name = scores.exact, args.perception_divergence
     score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, scores.response_mask, exact.score)
@@ -121,7 +124,7 @@ def perception_term(args: "CPPOConfig", scores: ViewScores, normalizer: Tensor |
     temperature = args.perception_temperature
     token_loss = contrastive_perception_tokens(d_preserving, d_removing, temperature, token_mask)
     if args.perception_normalization == "rollout":
-        loss = rollout_mean_loss(token_loss, token_mask, normalizer)
+        loss = rollout_mean_loss(token_loss, token_mask, normalizer, weights)
     elif args.perception_normalization == "token":
         loss = contrastive_perception_loss(d_preserving, d_removing, token_mask, temperature, normalizer)
     else:

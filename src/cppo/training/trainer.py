@@ -13,6 +13,7 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
@@ -20,7 +21,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from cppo.errors import UserError
-from cppo.perception import gate_rollouts
+from cppo.perception import draw_rollouts, gate_rollouts
 from cppo.policy import (
     ResponseScores,
     add_shared_prompt_forward,
@@ -232,13 +233,14 @@ class CPPOTrainer(GRPOTrainer):
         prompts = [
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
-        output["perception_views"] = views.inputs(gate.tolist(), prompts)
+        all_gates = self.accelerator.gather(gate)
+        start = self.accelerator.process_index * len(rows)
+        weights = self._rollout_weights(all_gates)[start : start + len(rows)]
+        output["perception_views"] = views.inputs((weights > 0).tolist(), prompts)
+        output["perception_weights"] = weights
         output["perception_rollout"] = list(range(len(rows)))
-        gated = self.accelerator.gather(gate.sum()).sum()
-        output["perception_num_rollouts"] = gated
-        self._metrics["train"]["perception/gated_fraction"].append(
-            gated.item() / (len(rows) * self.accelerator.num_processes)
-        )
+        output["perception_num_rollouts"] = all_gates.sum()
+        self._metrics["train"]["perception/gated_fraction"].append(all_gates.float().mean().item())
         return output
 
     def _gate(self, output: dict[str, Any], rows: list[Row], rewards: Tensor) -> Tensor:
@@ -252,6 +254,16 @@ class CPPOTrainer(GRPOTrainer):
         gate = gate_rollouts(self.args.perception_gate, advantages, correctness)
         has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
         return gate & has_images & response_mask(output).any(dim=1)
+
+    def _rollout_weights(self, gates: Tensor) -> Tensor:
+        """Weights of the whole generation batch's rollouts, 0 for those that are not scored under the views."""
+        limit = self.args.perception_rollouts_per_group
+        if limit is None:
+            return gates.float()
+        # One stream a generation batch, the same for all ranks and after a resume.
+        number = self._step // (self.args.steps_per_generation * self.num_iterations)
+        seed = np.random.SeedSequence([self.args.seed, number]).generate_state(1, np.uint64).item()
+        return draw_rollouts(gates, self.num_generations, limit, torch.Generator().manual_seed(seed))
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         generate_every = self.args.steps_per_generation * self.num_iterations
@@ -339,7 +351,7 @@ class CPPOTrainer(GRPOTrainer):
             self._view_request = None
         term = None
         if request.rows:
-            term = perception_term(self.args, request.found, normalizer)
+            term = perception_term(self.args, request.found, normalizer, request.weights)
             weighted = self.args.perception_weight * term.loss
             if self._grad_share is not None:
                 self._grad_share.add(weighted)

@@ -52,8 +52,9 @@ class ViewRequest:
     """The rows of a micro-batch to be scored under their views, and, once scored, the scores.
 
     Attributes:
-        rows: places of the n gated-in rollouts in the micro-batch.
+        rows: places of the n gated-in rollouts in the micro-batch; where their number is bounded, of those drawn.
         views: for each of them the model's image inputs under "removing" and "preserving".
+        weights: of each in the loss, [n].
         response_mask: theirs, [n, T].
         anchor: scores of all B rows under the image itself.
         found: scores of the requested rows under all three; None where none was requested.
@@ -61,6 +62,7 @@ class ViewRequest:
 
     rows: list[int]
     views: list[dict[str, VisionInputs]]
+    weights: Tensor
     response_mask: Tensor
     anchor: ResponseScores | None = None
     found: ViewScores | None = None
@@ -70,7 +72,7 @@ class ViewRequest:
         """The request of a micro-batch: the rows that carry views."""
         views = inputs["perception_views"]
         rows = [row for row, view in enumerate(views) if view is not None]
-        return cls(rows, [views[row] for row in rows], response_mask(inputs)[rows])
+        return cls(rows, [views[row] for row in rows], inputs["perception_weights"][rows], response_mask(inputs)[rows])
 
     def view_inputs(self, kind: str, anchor: VisionInputs, device: torch.device) -> list[VisionInputs]:
         """Image inputs of the requested rows under one view, one part a row, with exactly the anchor's keys."""
