@@ -105,6 +105,13 @@ def test_slices_are_the_rows(layout, start, end):
     assert_same(slice_rows(stacked(parts), start, end), stacked(parts[start:end]))
 
 
+@pytest.mark.parametrize("counts", [(2, 0), (0, 2, 1), (1, 1)])
+def test_idefics_rows_stay_rows_where_there_are_as_many_images(counts):
+    parts = [idefics_row(row, images) for row, images in enumerate(counts)]
+    for row, part in enumerate(parts):
+        assert_same(slice_rows(stacked(parts), row, row + 1), part)
+
+
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout is not idefics_row])
 def test_a_slice_of_text_only_rows_has_no_images(layout):
     parts = rows_of(layout)

@@ -57,6 +57,7 @@ PUBLISHED_DEFAULTS = {
     "perception_score": "entropy_shift",
     "perception_gate": "advantage",
     "perception_gate_reward": None,
+    "perception_rollouts_per_group": None,
     "perception_normalization": "rollout",
     "perception_view_gradients": True,
     "perception_memory": "joint",

@@ -30,9 +30,20 @@ def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
     return present
 
 
+def split_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch whose image inputs have one entry a row; `unsplit_pixel_values_by_grid` of TRL joins them again.
+
+    TRL's function takes Idefics' rows [B, images, ...] for images where there happen to be as many.
+    """
+    pixel_values = batch.get("pixel_values")
+    if pixel_values is not None and pixel_values.ndim == 5:
+        return dict(batch)
+    return split_pixel_values_by_grid(batch)
+
+
 def slice_rows(vision: Mapping[str, Any], start: int, end: int) -> VisionInputs:
     """The vision inputs of rows `start` to `end` (exclusive) of a batch."""
-    by_row = split_pixel_values_by_grid(without_empty_images(vision))
+    by_row = split_rows(without_empty_images(vision))
     rows = {key: value[start:end] for key, value in by_row.items()}
     if isinstance(rows.get("pixel_values"), list) and not rows["pixel_values"]:
         return {key: value for key, value in rows.items() if key in PER_TOKEN_KEYS}

@@ -4,7 +4,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl.trainer.utils import split_tensor_dict, unsplit_pixel_values_by_grid
+
+from cppo.policy.vision_inputs import split_rows
 
 
 def shuffled_micro_batches(batch: dict[str, Any], group_size: int, count: int) -> list[dict[str, Any]]:
@@ -14,10 +16,11 @@ def shuffled_micro_batches(batch: dict[str, Any], group_size: int, count: int) -
 
     Args:
         batch: what `_generate_and_score_completions` returns; the G rollouts of a prompt stand side by side.
-        group_size: G. If the rows are no multiple of it, no group is whole, and rows are shuffled one by one.
+        group_size: G; 1 shuffles row by row, in TRL's order. If the rows are no multiple of it, no group is whole, and
+            rows are shuffled one by one too.
         count: micro-batches of equal size.
     """
-    by_row = split_pixel_values_by_grid(batch)
+    by_row = split_rows(batch)
     rows = len(by_row["prompt_ids"])
     size = group_size if rows % group_size == 0 else 1
     order = torch.randperm(rows // size).repeat_interleave(size) * size + torch.arange(size).repeat(rows // size)

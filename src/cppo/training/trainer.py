@@ -60,7 +60,7 @@ OVERRIDES = {
     "_generate_single_turn": "each prompt and image is prefilled once a group",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
-    "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share prompt and image",
+    "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
     "_get_per_token_logps_and_entropies": "the views are scored in the anchor's forward pass",
     "_compute_loss": "adds the perception term to whatever loss TRL computes",
     "training_step": "closes the step's own counts; on request logs the perception term's share of the gradient",
@@ -268,11 +268,12 @@ class CPPOTrainer(GRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         generate_every = self.args.steps_per_generation * self.num_iterations
         due = self._step % generate_every == 0 or self._buffered_inputs is None
-        if not (due and self._shares_prompts and self.model.training):
+        if not (due and self.model.training):
             return super()._prepare_inputs(generation_batch)
         batch = self._generate_and_score_completions(generation_batch)
         count = self.args.steps_per_generation
-        self._buffered_inputs = shuffled_micro_batches(batch, self.num_generations, count)
+        group_size = self.num_generations if self._shares_prompts else 1
+        self._buffered_inputs = shuffled_micro_batches(batch, group_size, count)
         return self._buffered_inputs[self._step % count]
 
     # Loss
