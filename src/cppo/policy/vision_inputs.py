@@ -38,7 +38,7 @@ def split_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     pixel_values = batch.get("pixel_values")
     if pixel_values is not None and pixel_values.ndim == 5:
         return dict(batch)
-    return split_pixel_values_by_grid(batch)
+    return split_pixel_values_by_grid(dict(batch))
 
 
 def slice_rows(vision: Mapping[str, Any], start: int, end: int) -> VisionInputs:
