@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 
 from cppo import CPPOConfig, CPPOTrainer
 from cppo.assets import resolve_model
@@ -46,7 +46,9 @@ def make_trainer(folder: str, *, cpu: bool, **options: Any) -> CPPOTrainer:
         **options,
     )
     data = to_dataset(load_records("tasks:digits?noise=150&n=400"))
-    return CPPOTrainer(resolve_model("micro"), [accuracy_reward, format_reward], args, data)
+    trainer = CPPOTrainer(resolve_model("micro"), [accuracy_reward, format_reward], args, data)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -124,6 +124,15 @@ def test_the_readme_names_every_option_with_its_default() -> None:
             assert shown == (value or "none"), name
 
 
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert code.count("max_steps=100") == 1
+    short = code.replace("max_steps=100", "max_steps=1")
+    run = subprocess.run([sys.executable, "-c", short], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "perception/gated_fraction" in run.stdout
+
+
 @pytest.mark.parametrize("document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")

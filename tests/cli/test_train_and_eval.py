@@ -125,20 +125,41 @@ def test_eval_writes_one_json_object(workplace, capsys, tmp_path):
     assert [line.split()[0] for line in out.splitlines()] == ["items", "accuracy", "blank", "format"]
 
 
-def test_eval_takes_the_runs_system_prompt(workplace, tmp_path):
+def test_eval_takes_the_runs_system_prompt_and_length(workplace, tmp_path):
     recipe = yaml.safe_load((workplace / "tiny.yaml").read_text()) | {
         "system_prompt": "Think.",
+        "max_completion_length": 3,
         "final_eval_samples": 0,
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     run = tmp_path / "run"
     assert main(["train", "--config", str(tmp_path / "tiny.yaml"), "--max_steps", "1", "--output_dir", str(run)]) == 0
     file = tmp_path / "figures.json"
-    argv = ["eval", "--model", str(run), "--data", "tasks:digits?n=2", "--max_new_tokens", "2", "--json", str(file)]
+    argv = ["eval", "--model", str(run), "--data", "tasks:digits?n=2", "--json", str(file)]
     assert main([*argv, "--samples", "2"]) == 0
     figures = json.loads(file.read_text())
+    assert figures["max_new_tokens"] == 3
+    assert main([*argv, "--max_new_tokens", "2"]) == 0
+    assert json.loads(file.read_text())["max_new_tokens"] == 2
     assert figures["system_prompt"] == "Think."
     assert figures["samples"] == 2
+
+
+def test_a_stopped_run_names_its_last_checkpoint(workplace, tmp_path, capsys, monkeypatch):
+    def stop(recipe):
+        for step in (4, 12):
+            (tmp_path / "run" / f"checkpoint-{step}").mkdir()
+            (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").touch()
+        (tmp_path / "run" / "checkpoint-16").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cppo.training.run.run_training", stop)
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main(argv) == 130
+    error = capsys.readouterr().err
+    assert str(tmp_path / "run" / "checkpoint-12") in error
+    assert "--resume_from_checkpoint" in error
+    assert error.endswith("cppo: stopped\n")
 
 
 def test_sft_fills_a_run_directory(workplace, tmp_path, capsys):

@@ -15,6 +15,8 @@ from cppo.data import check_columns
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory
 
+DEFAULT_MAX_NEW_TOKENS = 512
+
 
 def run(argv: Sequence[str]) -> None:
     """Evaluate, print the figures, write them as JSON on request. Raises UserError for a user's mistake."""
@@ -23,9 +25,9 @@ def run(argv: Sequence[str]) -> None:
     check_data(arguments.data)
     check_columns(arguments.columns)
     _check_json_file(arguments.json)
-    system_prompt = arguments.system_prompt
-    if system_prompt is None:
-        system_prompt = trained_system_prompt(arguments.model)
+    trained = trained_recipe(arguments.model)
+    system_prompt = trained.get("system_prompt") if arguments.system_prompt is None else arguments.system_prompt
+    max_new_tokens = arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS
     quiet_libraries()
 
     from tqdm import tqdm
@@ -50,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
                 source,
                 samples=arguments.samples,
                 batch_size=arguments.batch_size,
-                max_new_tokens=arguments.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 seed=arguments.seed,
                 system_prompt=system_prompt,
                 blank=blank,
@@ -63,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
         report |= {"blank_accuracy": blind["accuracy"], "blank_accuracy_ci95": blind["accuracy_ci95"]}
     report |= {
         "seed": arguments.seed,
-        "max_new_tokens": arguments.max_new_tokens,
+        "max_new_tokens": max_new_tokens,
         "system_prompt": system_prompt,
         "skipped_rows": len(source.skipped),
     }
@@ -73,17 +75,16 @@ def run(argv: Sequence[str]) -> None:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def trained_system_prompt(model: str) -> str | None:
-    """The system prompt that a run directory's recipe trained with: without it another task would be measured."""
+def trained_recipe(model: str) -> dict[str, Any]:
+    """What of a run directory's recipe an evaluation takes over, so that the task it trained for is measured."""
     config = RunDirectory(model).config
-    if not config.is_file():
-        return None
     try:
-        recipe = yaml.safe_load(config.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
-        return None
-    prompt = recipe.get("system_prompt") if isinstance(recipe, dict) else None
-    return prompt if isinstance(prompt, str) else None
+        recipe = None
+    wanted = {"system_prompt": str, "max_completion_length": int}
+    given = recipe if isinstance(recipe, dict) else {}
+    return {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
@@ -120,7 +121,10 @@ def _parser() -> Parser:
         "--batch_size", type=_at_least(1), default=64, metavar="N", help="responses at once (default: 64)"
     )
     parser.add_argument(
-        "--max_new_tokens", type=_at_least(1), default=512, metavar="N", help="longest response (default: 512)"
+        "--max_new_tokens",
+        type=_at_least(1),
+        metavar="N",
+        help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
     parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")
     parser.add_argument(

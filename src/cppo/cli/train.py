@@ -1,11 +1,13 @@
 """`cppo train`: reinforcement learning from a recipe."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
+from cppo.recipes import RunDirectory
 
 if TYPE_CHECKING:
     from cppo.training.run import RunResult
@@ -25,7 +27,14 @@ def run(argv: Sequence[str]) -> None:
     from cppo.reports import write_report
     from cppo.training.run import run_training
 
-    result = run_training(recipe)
+    try:
+        result = run_training(recipe)
+    except KeyboardInterrupt:
+        checkpoints = RunDirectory(recipe.output_dir).checkpoints()
+        if checkpoints:
+            hint = "the same command with --resume_from_checkpoint true goes on from there"
+            print(f"cppo: {checkpoints[-1]} is complete; {hint}", file=sys.stderr)
+        raise
     if not result.is_main_process:
         return
     report = write_report(result.output_dir)

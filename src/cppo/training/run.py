@@ -130,14 +130,15 @@ def build_config(recipe: Recipe) -> CPPOConfig:
     except UserError:
         raise
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"recipe {recipe.name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"recipe {recipe.name} with the options given: {' '.join(str(error).split())}") from error
 
 
 def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
     """What the recipe gave, the run's defaults, and every option of CPPO itself: enough to run it again."""
     inherited = {field.name for field in fields(GRPOConfig)}
     own = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
-    return {**RUN_DEFAULTS, "seed": args.seed, **own, **recipe.config}
+    used = {name: getattr(args, name) for name in ("seed", "max_completion_length")}
+    return {**RUN_DEFAULTS, **used, **own, **recipe.config}
 
 
 def run_summary(result: RunResult, *, skipped_rows: int) -> dict[str, Any]:
