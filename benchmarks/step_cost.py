@@ -263,10 +263,20 @@ def table(cases: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> dict[str, Any]:
+def provenance(script: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Machine, versions and command."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-    return {"processor": (names or [platform.processor()])[0], "cores": os.cpu_count(), "system": platform.system()}
+    return {
+        "machine": {
+            "processor": (names or [platform.processor()])[0],
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "transformers", "trl")},
+        "command": " ".join(["python", f"benchmarks/{script}.py", *arguments]),
+    }
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -284,10 +294,7 @@ def main(arguments: Sequence[str]) -> None:
     model, processor = build_model(args.vocabulary, seed=0)
     result: dict[str, Any] = {
         "cases": [],
-        "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "transformers", "trl")},
-        "command": " ".join(["python", "benchmarks/step_cost.py", *arguments]),
+        **provenance("step_cost", arguments),
         "arguments": {name: value for name, value in vars(args).items() if name != "json"},
         "dtype": "float32",
     }
