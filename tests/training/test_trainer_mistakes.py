@@ -36,6 +36,23 @@ def test_a_gate_reward_that_is_not_there_is_refused(make_trainer):
     assert "token_reward" in one_line(caught)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"log_perception_grad_share": True}, "log_perception_grad_share"),
+        ({"perception_memory": "sequential"}, "perception_memory"),
+        ({"perception_view_gradients": False}, "perception_view_gradients"),
+    ],
+)
+def test_what_sharded_training_cannot_do_is_refused(make_trainer, options, named):
+    trainer = make_trainer(make_rows([1, 1]), **options)
+    trainer._check_setup()
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(UserError, match=named) as caught:
+        trainer._check_setup()
+    one_line(caught)
+
+
 def test_arguments_of_trls_class_are_refused(tiny_model, processor, tmp_path):
     with pytest.raises(UserError, match="args is a GRPOConfig: give a CPPOConfig"):
         build_trainer(tiny_model, tmp_path, make_rows([1]), CPPOTrainer, GRPOConfig, processing_class=processor)

@@ -184,8 +184,6 @@ class CPPOConfig(GRPOConfig):
                 f"steps_per_generation = {self.steps_per_generation} is not a multiple of "
                 f"gradient_accumulation_steps = {self.gradient_accumulation_steps}"
             )
-        if self.log_perception_grad_share and (self.deepspeed or self.fsdp):
-            raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
         self.view_sampler()
 
     @property

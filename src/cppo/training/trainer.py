@@ -85,7 +85,8 @@ class CPPOTrainer(GRPOTrainer):
         last_samples: a few rollouts of the last logged step with their selected tokens, for reports.
 
     Raises:
-        UserError: the processor pads on the right, or `perception_gate_reward` names no reward function.
+        UserError: the processor pads on the right, `perception_gate_reward` names no reward function, or an option
+            does not work with DeepSpeed or FSDP.
     """
 
     _tag_names = ["trl", "cppo"]  # noqa: RUF012 (as in TRL)
@@ -165,6 +166,16 @@ class CPPOTrainer(GRPOTrainer):
         if self.args.perception_gate == "correct" and name not in self.reward_func_names:
             raise UserError(
                 f"perception_gate_reward = {name!r} is none of the reward functions {', '.join(self.reward_func_names)}"
+            )
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return
+        if self.args.log_perception_grad_share:
+            raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
+        several_passes = self.args.perception_memory == "sequential" or not self.args.perception_view_gradients
+        if self.args.scorer == "shared" and several_passes:
+            raise UserError(
+                "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
+                "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
             )
 
     def _share_prompts(self) -> bool:
