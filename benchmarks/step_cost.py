@@ -283,7 +283,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, help="file for every number")
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="default: all")
-    parser.add_argument("--scale", type=int, default=16, help="the three lengths are divided by it")
+    parser.add_argument("--scale", type=int, default=8, help="the three lengths are divided by it")
     parser.add_argument("--runs", type=int, default=5, help="timed updates of each variant")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vocabulary", type=int, default=32768)
