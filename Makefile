@@ -1,4 +1,4 @@
-# make demo   sets up .venv and runs the main job (about 10 minutes on 2 cores)
+# make demo   sets up .venv and runs the main job (3 to 10 minutes on 2 cores)
 # make test   sets up .venv and passes the tests
 # make help   lists the rest
 SHELL := /bin/bash
