@@ -118,7 +118,13 @@ def test_column_that_no_row_has(tmp_path, columns, message):
         ({"image": b"1", "images": [b"2"]}, "both 'image' and 'images'"),
         ({"images": [3]}, "images must be file paths, found 3"),
         ({"images": [""]}, "images must be file paths"),
-        ({"images": {"path": "a.png"}}, "images must be file paths"),
+        ({"images": {"file": "a.png"}}, "images must be file paths"),
+        ({"images": {"bytes": None, "path": None}}, "images must be file paths"),
+        (
+            {"prompt": "<image> and <image>?", "images": [Image.new("RGB", (2, 2))]},
+            "2 image placeholders, but the row has 1 images",
+        ),
+        ({"prompt": "Which <image>?"}, "1 image placeholders, but the row has 0 images"),
         ({"images": ["a.png"]}, "these rows have no folder"),
     ],
 )

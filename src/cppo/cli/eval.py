@@ -105,9 +105,15 @@ def _parser() -> Parser:
     parser = Parser(prog="cppo eval", description="Accuracy and format rate of a model on data.")
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
     parser.add_argument(
-        "--data", required=True, nargs="+", metavar="SPEC", help="tasks:NAME[?option=value&...] or a .jsonl file"
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="SPEC",
+        help="tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]",
     )
-    parser.add_argument("--columns", type=_mapping, metavar="{..}", help="your column names: {prompt: question, ...}")
+    parser.add_argument(
+        "--columns", type=_columns, metavar="{..}", help="your column names {prompt: question, ...}, or a known layout"
+    )
     parser.add_argument(
         "--samples", type=_at_least(1), default=1, metavar="N", help="1 is greedy (default); more: avg@N"
     )
@@ -168,11 +174,11 @@ def _fraction(text: str) -> float:
     return value
 
 
-def _mapping(text: str) -> dict[str, str]:
+def _columns(text: str) -> dict[str, str] | str:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a mapping such as {{prompt: question}}, got {text!r}")
+    if not isinstance(value, dict | str):
+        raise argparse.ArgumentTypeError(f"expected a layout or a mapping such as {{prompt: question}}, got {text!r}")
     return value

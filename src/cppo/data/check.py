@@ -8,9 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from cppo.data.images import RowError, image_problem
 from cppo.data.mapping import REQUIRED_COLUMNS, parse_row
 from cppo.data.record import StoredRow
+from cppo.data.tables import TableImage
 from cppo.errors import UserError
 
 ROWS_A_CHUNK = 256
@@ -31,7 +34,7 @@ class RowChecks:
         self._columns = columns
         self._max_bad_fraction = max_bad_fraction
         self._place_of_id: dict[str, str] = {}
-        self._problems: dict[Path | bytes, str | None] = {}
+        self._problems: dict[Path | bytes | TableImage, str | None] = {}
 
     def run(
         self,
@@ -99,7 +102,7 @@ class RowChecks:
     def _check_columns_present(self, name: str, present: Mapping[str, None]) -> None:
         for ours in dict.fromkeys((*REQUIRED_COLUMNS, *self._columns)):
             theirs = self._columns.get(ours, ours)
-            if present and theirs not in present:
+            if present and theirs not in present and theirs.partition(".")[0] not in present:
                 found = ", ".join(map(repr, present))
                 raise UserError(
                     f"{name}: no row has the column {theirs!r}; the rows have {found}: "
@@ -107,5 +110,7 @@ class RowChecks:
                 )
 
 
-def _encoded(row: StoredRow | RowError) -> list[Path | bytes]:
-    return [] if isinstance(row, RowError) else [ref for ref in row.images if isinstance(ref, Path | bytes)]
+def _encoded(row: StoredRow | RowError) -> list[Path | bytes | TableImage]:
+    if isinstance(row, RowError):
+        return []
+    return [ref for ref in row.images if not isinstance(ref, Image.Image)]

@@ -1,18 +1,23 @@
 """Images of a row: where they may lie, how they are decoded, and the cheap check that they decode at all."""
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from cppo.data.tables import TableImage
 from cppo.errors import UserError
 from cppo.views import load_rgb
 
 # A closed list: some of Pillow's other decoders start external programs (EPS) or are rarely exercised.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-ImageRef = Path | bytes | Image.Image
+MAX_PIXELS = 100_000_000
+"""An image of more is refused before it is decoded: a small file may unpack to any size."""
+
+ImageRef = Path | bytes | TableImage | Image.Image
 
 
 class RowError(Exception):
@@ -22,16 +27,18 @@ class RowError(Exception):
 def image_ref(value: Any, folder: Path | None) -> ImageRef:
     """Turn one given image into something that `decode_image` reads later.
 
-    `value` is a path relative to `folder`, encoded bytes, or a PIL image (converted to RGB at once). Raises
-    RowError for another type, for a path that leaves `folder` (absolute, through `..` or a symlink) and for
-    one that is no file.
+    `value` is a path relative to `folder`, encoded bytes, {"bytes": ..., "path": ...} as `datasets` writes it, or a PIL
+    image (converted to RGB at once). Raises RowError for another type, for a path that leaves `folder` (absolute,
+    through `..` or a symlink) and for one that is no file.
     """
+    if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, Image.Image):
         try:
             return load_rgb(value)
         except UserError as error:
             raise RowError(str(error)) from error
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | TableImage):
         return value
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"images must be file paths, found {value!r:.80}")
@@ -57,9 +64,12 @@ def decode_image(ref: ImageRef, *, draft: bool = False) -> Image.Image:
     """
     if isinstance(ref, Image.Image):
         return ref
-    name = repr(ref.name) if isinstance(ref, Path) else f"({len(ref)} bytes)"
+    data = ref.read() if isinstance(ref, TableImage) else ref
+    name = repr(data.name) if isinstance(data, Path) else f"({len(data)} bytes)"
     try:
-        with Image.open(ref if isinstance(ref, Path) else BytesIO(ref), formats=IMAGE_FORMATS) as image:
+        with Image.open(data if isinstance(data, Path) else BytesIO(data), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             if draft:
                 image.draft(image.mode, (1, 1))
             image.load()

@@ -11,11 +11,29 @@ from cppo.errors import UserError
 
 REQUIRED_COLUMNS = ("prompt", "answer")
 COLUMNS = (*REQUIRED_COLUMNS, "images", "id", "response", "perception_spans")
+LAYOUTS: dict[str, dict[str, str]] = {
+    "geometry3k": {"prompt": "problem"},
+    "trl": {"answer": "solution"},
+    "verl": {"answer": "reward_model.ground_truth"},
+    "virl39k": {"prompt": "question", "images": "image", "id": "qid"},
+}
+"""Column names of well-known data sets and libraries; columns that have our name are not listed."""
+
+IMAGE_MARK = "<image>"
 ROLES = ("system", "user", "assistant")
 
 
-def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """The mapping {our column: their column} as a dict. Raises UserError for a name that is not ours."""
+def check_columns(columns: Mapping[str, str] | str | None) -> dict[str, str]:
+    """The mapping {our column: their column}, or that of a layout, as a dict.
+
+    Raises UserError for a name that is not ours and for an unknown layout.
+    """
+    if isinstance(columns, str):
+        if columns not in LAYOUTS:
+            raise UserError(
+                f"columns: {columns!r} is no layout ({', '.join(LAYOUTS)}) and no mapping such as {{prompt: question}}"
+            )
+        return LAYOUTS[columns]
     for ours, theirs in (columns or {}).items():
         if ours not in COLUMNS:
             raise UserError(f"columns: {ours!r} is not one of {', '.join(COLUMNS)} (write {{ours: theirs}})")
@@ -33,7 +51,7 @@ def parse_row(row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Pat
         raise RowError(f"a row must be a JSON object {{...}}, found {type(row).__name__}")
 
     def field(ours: str) -> Any:
-        return row.get(columns.get(ours, ours))
+        return _cell(row, columns.get(ours, ours))
 
     images = _images(row, columns, folder)
     response = field("response")
@@ -46,6 +64,15 @@ def parse_row(row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Pat
         response=None if response is None else _text(response, "response"),
         perception_spans=_spans(field("perception_spans"), response),
     )
+
+
+def _cell(row: Mapping[str, Any], name: str) -> Any:
+    """The cell of a column, or where `name` has dots a value inside a cell: `reward_model.ground_truth`."""
+    if name in row or "." not in name:
+        return row.get(name)
+    first, _, rest = name.partition(".")
+    inner = row.get(first)
+    return _cell(inner, rest) if isinstance(inner, Mapping) else None
 
 
 def _required(value: Any, theirs: str) -> Any:
@@ -79,7 +106,7 @@ def _id(value: Any) -> str | None:
 
 
 def _images(row: Mapping[str, Any], columns: Mapping[str, str], folder: Path | None) -> tuple[ImageRef, ...]:
-    value = row.get(columns.get("images", "images"))
+    value = _cell(row, columns.get("images", "images"))
     if "images" not in columns and row.get("image") is not None:
         if value is not None:
             raise RowError("both 'image' and 'images' are given; keep one")
@@ -91,19 +118,20 @@ def _images(row: Mapping[str, Any], columns: Mapping[str, str], folder: Path | N
 
 def _prompt(value: Any, image_count: int) -> str | list[dict[str, Any]]:
     if isinstance(value, str):
-        return _text(value, "prompt")
+        text = _text(value, "prompt")
+        if IMAGE_MARK not in text:
+            return text
+        value = [{"role": "user", "content": text}]
     if not isinstance(value, list) or not value:
         raise RowError("prompt must be text or a list of chat messages")
     messages = [_message(message) for message in value]
     if messages[-1]["role"] != "user":
         raise RowError("prompt must end with a user message")
-    if all(isinstance(message["content"], str) for message in messages):
+    if all(isinstance(message["content"], str) and IMAGE_MARK not in message["content"] for message in messages):
         return messages
     # Once one content is a list of parts, all are: the placeholders alone then say where the images stand.
     messages = [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message["content"], str)
-        else message
+        {**message, "content": _parts_of_text(message["content"])} if isinstance(message["content"], str) else message
         for message in messages
     ]
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
@@ -119,6 +147,17 @@ def _message(message: Any) -> dict[str, Any]:
     if isinstance(content, list) and content:
         return {"role": role, "content": [_part(part, role) for part in content]}
     return {"role": role, "content": _text(content, f"content of the {role} message")}
+
+
+def _parts_of_text(text: str) -> list[dict[str, str]]:
+    """Text with `<image>` marks as parts, the marks as placeholders."""
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE_MARK)):
+        if number:
+            parts.append({"type": "image"})
+        if piece.strip():
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def _part(part: Any, role: str) -> dict[str, str]:

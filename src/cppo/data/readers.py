@@ -1,4 +1,4 @@
-"""Readers: generated tasks, `.jsonl` files and rows in memory, all into one `RecordSource`.
+"""Readers: generated tasks, `.jsonl` files, tables and rows in memory, all into one `RecordSource`.
 
 Every row is checked before the first is used, images included; bad rows are skipped and counted, to a limit.
 """
@@ -13,7 +13,8 @@ from cppo.data.check import RowChecks
 from cppo.data.images import RowError
 from cppo.data.mapping import check_columns
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
-from cppo.data.spec import FileSpec, parse_spec
+from cppo.data.spec import FileSpec, FolderSpec, HubSpec, TaskSpec, parse_spec
+from cppo.data.tables import TableSpec, open_table, table_rows
 from cppo.errors import UserError
 from cppo.tasks import TaskOptions, make_item
 from cppo.tasks.base import SPLITS
@@ -24,16 +25,16 @@ def load_records(
     *,
     split: str = "train",
     limit: int | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | str | None = None,
     max_bad_fraction: float = 0.01,
 ) -> RecordSource:
     """Read one SPEC, or several one after the other.
 
     Args:
         specs: see docs/data.md; each is checked before any is read.
-        split: "train" or "test", for generated tasks whose SPEC names none.
+        split: "train" or "test", where a SPEC has splits and names none.
         limit: keep the first so many good records of all sources together, and read no further.
-        columns: {our column: column of the file}.
+        columns: {our column: column of the file}, or the name of a known layout.
         max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
 
     Raises:
@@ -44,7 +45,7 @@ def load_records(
         raise UserError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
     texts = [specs] if isinstance(specs, str) else list(specs)
     if not texts:
-        raise UserError("data: no source is given; write tasks:NAME or the path of a .jsonl file")
+        raise UserError("data: no source is given; write tasks:NAME or the path of a file")
     if len(set(texts)) < len(texts):
         raise UserError(f"data: a source is given twice: {', '.join(texts)}")
     checks = RowChecks(check_columns(columns), max_bad_fraction)
@@ -58,6 +59,9 @@ def load_records(
             break
         if isinstance(spec, FileSpec):
             parts.append(StoredRows(_read_file(spec, checks, left)))
+            continue
+        if not isinstance(spec, TaskSpec):
+            parts.append(StoredRows(_read_table(spec, checks, left, split)))
             continue
         n = spec.n if left is None else min(spec.n, left)
         rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n)
@@ -73,7 +77,7 @@ def load_rows(
     *,
     name: str = "rows",
     folder: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | str | None = None,
     max_bad_fraction: float = 0.01,
 ) -> RecordSource:
     """As `load_records`, from dicts in memory, numbered from 1.
@@ -112,6 +116,15 @@ def _read_file(spec: FileSpec, checks: RowChecks, limit: int | None) -> tuple[St
             return checks.run(_json_lines(lines), name=spec.text, unit="line", folder=folder, limit=limit)
     except OSError as error:
         raise UserError(f"data {spec.text!r}: cannot be read: {error.strerror}") from error
+
+
+def _read_table(spec: TableSpec, checks: RowChecks, limit: int | None, split: str) -> tuple[StoredRow, ...]:
+    # A table on the hub has no folder in which paths could lie.
+    folder = None if isinstance(spec, HubSpec) else spec.path.parent.resolve()
+    if isinstance(spec, FolderSpec):
+        folder = spec.path.resolve()
+    rows = table_rows(open_table(spec, split))
+    return checks.run(rows, name=spec.text, unit="row", folder=folder, limit=limit)
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:

@@ -1,5 +1,6 @@
-"""SPEC: the one-line name of data, `tasks:NAME[?option=value&...]` or a `.jsonl` file."""
+"""SPEC: the one-line name of data: a generated task, a file, a folder or a name on the hub."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,20 +31,59 @@ class FileSpec:
     path: Path
 
 
-def parse_spec(spec: str) -> TaskSpec | FileSpec:
+@dataclass(frozen=True)
+class ParquetSpec:
+    """A `.parquet` file."""
+
+    text: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class FolderSpec:
+    """A folder that `save_to_disk` of `datasets` wrote; of several splits the one that the caller asks for."""
+
+    text: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class HubSpec:
+    """`hub:ORG/NAME[:SPLIT]`. `split` None means: the split that the caller asks for."""
+
+    text: str
+    name: str
+    split: str | None
+
+
+Spec = TaskSpec | FileSpec | ParquetSpec | FolderSpec | HubSpec
+
+_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", re.ASCII)
+_FOLDER_FILES = ("dataset_info.json", "dataset_dict.json")
+
+
+def parse_spec(spec: str) -> Spec:
     """Read a SPEC. Raises UserError for bad syntax, an unknown task, a bad option or a missing file."""
     if spec.startswith("tasks:"):
         return _parse_task(spec)
     if spec.startswith("hub:"):
-        raise UserError(f"data {spec!r}: hub: data is not supported yet; use a .jsonl file or tasks:NAME")
+        name = _HUB_NAME.fullmatch(spec.removeprefix("hub:"))
+        if name is None:
+            raise UserError(f"data {spec!r}: write hub:ORG/NAME or hub:ORG/NAME:SPLIT")
+        return HubSpec(spec, name[1], name[2])
     path = Path(spec)
+    if spec and path.is_dir():
+        if not any((path / file).is_file() for file in _FOLDER_FILES):
+            raise UserError(
+                f"data {spec!r}: not a folder that `save_to_disk` of `datasets` wrote; "
+                "give it, or the .parquet or .jsonl files in it"
+            )
+        return FolderSpec(spec, path)
     suffix = path.suffix.lower()
-    if suffix == ".parquet" or (spec and path.is_dir()):
-        raise UserError(f"data {spec!r}: Parquet files and folders are not supported yet; use a .jsonl file")
-    if suffix != ".jsonl":
+    if suffix not in (".jsonl", ".parquet"):
         raise UserError(
-            f"data {spec!r}: not a data source; write tasks:NAME (NAME is {', '.join(TASK_NAMES)}) "
-            "or the path of a .jsonl file (one JSON object a line)"
+            f"data {spec!r}: not a data source; write tasks:NAME (NAME is {', '.join(TASK_NAMES)}), hub:ORG/NAME, or "
+            "the path of a .jsonl file (one JSON object a line), a .parquet file or a `datasets` folder"
         )
     if not path.is_file():
         raise UserError(f"data {spec!r}: there is no such file")
@@ -51,7 +91,7 @@ def parse_spec(spec: str) -> TaskSpec | FileSpec:
         path.open("rb").close()
     except OSError as error:
         raise UserError(f"data {spec!r}: cannot be opened: {error.strerror}") from error
-    return FileSpec(spec, path)
+    return FileSpec(spec, path) if suffix == ".jsonl" else ParquetSpec(spec, path)
 
 
 def check_spec(spec: str) -> None:

@@ -8,7 +8,10 @@ class RunOptions:
     """Options that `cppo train` and `cppo sft` share."""
 
     data: str | list[str] = field(
-        metadata={"help": "Training data: tasks:NAME[?option=value&...], a .jsonl file, or a list of them."}
+        metadata={
+            "help": "Training data: tasks:NAME[?option=value&...], hub:ORG/NAME[:SPLIT], a .jsonl or .parquet file, a "
+            "folder that `datasets` saved, or a list of them."
+        }
     )
     model: str = field(
         default="micro",
@@ -17,9 +20,12 @@ class RunOptions:
     eval_data: str | list[str] | None = field(
         default=None, metadata={"help": "Held-out data, written like `data`; the split `test` where a task has splits."}
     )
-    columns: dict[str, str] | None = field(
+    columns: dict[str, str] | str | None = field(
         default=None,
-        metadata={"help": "Your column names, e.g. {prompt: question, images: image, answer: solution}."},
+        metadata={
+            "help": "Your column names, e.g. {prompt: question, images: image, answer: solution}, or a known layout: "
+            "geometry3k, trl, verl, virl39k."
+        },
     )
     resume_from_checkpoint: bool | str | None = field(
         default=None,

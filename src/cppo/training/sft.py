@@ -64,7 +64,7 @@ def run_sft(
     data: str | Sequence[str],
     output_dir: str,
     eval_data: str | Sequence[str] | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | str | None = None,
     sft_args: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> str:
