@@ -1,6 +1,5 @@
 """`cppo eval`: accuracy and format rate of a model on data."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 
 from cppo.cli.checks import check_data, check_model
-from cppo.cli.console import percent, quiet_libraries
+from cppo.cli.console import at_least, columns_option, fraction, percent, quiet_libraries
 from cppo.cli.parser import Parser
 from cppo.data import check_columns
 from cppo.errors import UserError
@@ -112,29 +111,32 @@ def _parser() -> Parser:
         help="tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]",
     )
     parser.add_argument(
-        "--columns", type=_columns, metavar="{..}", help="your column names {prompt: question, ...}, or a known layout"
+        "--columns",
+        type=columns_option,
+        metavar="{..}",
+        help="your column names {prompt: question, ...}, or a known layout",
     )
     parser.add_argument(
-        "--samples", type=_at_least(1), default=1, metavar="N", help="1 is greedy (default); more: avg@N"
+        "--samples", type=at_least(1), default=1, metavar="N", help="1 is greedy (default); more: avg@N"
     )
-    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N items")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N items")
     parser.add_argument(
         "--blank", action="store_true", help="also the accuracy with a grey image: what needs no looking"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
     parser.add_argument("--system_prompt", metavar="TEXT", help="default: the one that a run directory trained with")
     parser.add_argument(
-        "--batch_size", type=_at_least(1), default=64, metavar="N", help="responses at once (default: 64)"
+        "--batch_size", type=at_least(1), default=64, metavar="N", help="responses at once (default: 64)"
     )
     parser.add_argument(
         "--max_new_tokens",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="N",
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
-    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")
     parser.add_argument(
-        "--max_bad_fraction", type=_fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
+        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument(
@@ -153,32 +155,3 @@ def _check_json_file(name: str | None) -> None:
         file.open("a", encoding="utf-8").close()
     except OSError as error:
         raise UserError(f"--json: cannot write {name}: {error.strerror}") from error
-
-
-def _at_least(minimum: int) -> Any:
-    def whole_number(text: str) -> int:
-        if not text.isdigit() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
-        return int(text)
-
-    return whole_number
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a fraction in [0, 1], got {text!r}")
-    return value
-
-
-def _columns(text: str) -> dict[str, str] | str:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
-    if not isinstance(value, dict | str):
-        raise argparse.ArgumentTypeError(f"expected a layout or a mapping such as {{prompt: question}}, got {text!r}")
-    return value

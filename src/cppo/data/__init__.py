@@ -1,11 +1,15 @@
 """Data: one record schema, its readers, and the check that finds bad rows before training starts."""
 
+from cppo.data.check import BadRows
 from cppo.data.mapping import check_columns
 from cppo.data.readers import load_records, load_rows
 from cppo.data.record import Record, RecordSource, chat_messages, to_dataset
 from cppo.data.spec import check_spec
+from cppo.data.summary import DataSummary, summarize
 
 __all__ = [
+    "BadRows",
+    "DataSummary",
     "Record",
     "RecordSource",
     "chat_messages",
@@ -13,5 +17,6 @@ __all__ = [
     "check_spec",
     "load_records",
     "load_rows",
+    "summarize",
     "to_dataset",
 ]

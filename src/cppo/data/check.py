@@ -20,6 +20,19 @@ ROWS_A_CHUNK = 256
 MAX_THREADS = 8
 
 
+class BadRows(UserError):
+    """Too many rows of a file cannot be used.
+
+    Attributes:
+        rows: all of them, as `RowChecks.skipped` has them.
+        total: rows looked at.
+    """
+
+    def __init__(self, message: str, rows: list[tuple[int, str]], total: int) -> None:
+        super().__init__(message)
+        self.rows, self.total = rows, total
+
+
 class RowChecks:
     """Checks the rows of one file after the other, since ids must be unique over all of them.
 
@@ -48,7 +61,7 @@ class RowChecks:
         """The good rows of one file, at most `limit`, from (number, row or RowError) pairs.
 
         `unit` says what is numbered, "line" or "row". Raises UserError if a column is in no row at all, if
-        too large a fraction of the rows looked at is bad, or if none is good.
+        too large a fraction of the rows looked at is bad (BadRows), or if none is good.
         """
         good: list[StoredRow] = []
         bad: list[tuple[int, str]] = []
@@ -73,12 +86,15 @@ class RowChecks:
         if not good and not bad:
             raise UserError(f"{name}: there are no rows")
         total = len(good) + len(bad)
+        skipped = [(number, f"{name}: {reason}") for number, reason in bad]
         if not good or len(bad) / total > self._max_bad_fraction:
-            raise UserError(
+            raise BadRows(
                 f"{name}: {len(bad)} of {total} rows cannot be used (max_bad_fraction is "
-                f"{self._max_bad_fraction:g}); the first is {unit} {bad[0][0]}: {bad[0][1]}"
+                f"{self._max_bad_fraction:g}); the first is {unit} {bad[0][0]}: {bad[0][1]}",
+                skipped,
+                total,
             )
-        self.skipped += [(number, f"{name}: {reason}") for number, reason in bad]
+        self.skipped += skipped
         return tuple(good)
 
     def _parse(self, value: Any, folder: Path | None, place: str) -> StoredRow | RowError:

@@ -1,5 +1,6 @@
 """Images of a row: where they may lie, how they are decoded, and the cheap check that they decode at all."""
 
+import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,8 @@ IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 MAX_PIXELS = 100_000_000
 """An image of more is refused before it is decoded: a small file may unpack to any size."""
+
+_URL = re.compile(r"(?:file|data):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 ImageRef = Path | bytes | TableImage | Image.Image
 
@@ -42,6 +45,8 @@ def image_ref(value: Any, folder: Path | None) -> ImageRef:
         return value
     if not isinstance(value, str) or not value.strip():
         raise RowError(f"images must be file paths, found {value!r:.80}")
+    if _URL.match(value):
+        raise RowError(f"image {value!r:.200} is a URL: images must be files in the folder of the data")
     if folder is None:
         raise RowError(f"image {value!r:.200} is a path, but these rows have no folder to look in")
     try:

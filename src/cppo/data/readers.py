@@ -108,6 +108,9 @@ class TaskRows:
         item = make_item(self.family, self.options, seed=self.seed, index=index, split=self.split)
         return Record(item.id, item.prompt, (item.image,), item.answer, item.response, item.perception_spans)
 
+    def place(self, index: int) -> str:
+        return f"tasks:{self.family} item {index}"
+
 
 def _read_file(spec: FileSpec, checks: RowChecks, limit: int | None) -> tuple[StoredRow, ...]:
     folder = spec.path.parent.resolve()

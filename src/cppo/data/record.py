@@ -84,13 +84,16 @@ class StoredRows:
     def __getitem__(self, index: int) -> Record:
         return self.rows[index].record()
 
+    def place(self, index: int) -> str:
+        return self.rows[index].place
+
 
 def _unpickle_rows(data: bytes) -> StoredRows:
     return StoredRows(pickle.loads(data))
 
 
 class Rows(Protocol):
-    """What a reader hands over: a sequence of records that knows which optional columns all of them fill."""
+    """What a reader hands over: a sequence of records that knows where each comes from and which columns all fill."""
 
     @property
     def filled(self) -> frozenset[str]: ...
@@ -98,6 +101,8 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+    def place(self, index: int) -> str: ...
 
 
 class RecordSource(Sequence[Record]):
@@ -130,11 +135,20 @@ class RecordSource(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
+        part, position = self._find(index)
+        return part[position]
+
+    def place(self, index: int) -> str:
+        """Where a record comes from, for messages: "my.jsonl line 3"."""
+        part, position = self._find(index)
+        return part.place(position)
+
+    def _find(self, index: int) -> tuple[Rows, int]:
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         part = bisect_right(self._ends, position)
-        return self._parts[part][position - (self._ends[part - 1] if part else 0)]
+        return self._parts[part], position - (self._ends[part - 1] if part else 0)
 
 
 def chat_messages(prompt: str | list[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:

@@ -33,16 +33,7 @@ def generate_responses(
         temperature: 0 for greedy decoding; otherwise plain sampling, without top-p or top-k.
         seed: of the sampling; torch's global random state is left as it was.
     """
-    messages = [
-        prepare_multimodal_messages(prompt, list(pictures)) for prompt, pictures in zip(prompts, images, strict=True)
-    ]
-    inputs = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
-    ).to(model.device)
+    inputs = prompt_inputs(processor, prompts, images).to(model.device)
     with _evaluation_mode(model), torch.random.fork_rng(enabled=temperature > 0):
         if temperature > 0:
             torch.manual_seed(seed)
@@ -50,6 +41,20 @@ def generate_responses(
             **inputs, generation_config=_generation_config(model, processor, max_new_tokens, temperature)
         )
     return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], images: Sequence[Sequence[Any]]) -> Any:
+    """What the processor makes of prompts with images, up to where the response begins; padded on the left."""
+    messages = [
+        prepare_multimodal_messages(prompt, list(pictures)) for prompt, pictures in zip(prompts, images, strict=True)
+    ]
+    return processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+    )
 
 
 def _generation_config(model: Any, processor: Any, max_new_tokens: int, temperature: float) -> GenerationConfig:

@@ -37,16 +37,23 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     check_vision_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
-    path = resolve_model(name)
+    processor = load_processor(name)
     try:
-        processor = AutoProcessor.from_pretrained(path, padding_side="left")
-        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(name), dtype=dtype)
     except (OSError, ValueError) as error:
         raise UserError(f"model: {name} cannot be loaded: {_first_line(error)}") from error
     try:
         return model.to(device).eval(), processor
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: cannot use {device}: {_first_line(error)}") from error
+
+
+def load_processor(name: str) -> Any:
+    """The processor of a model, padding on the left. Raises UserError if it cannot be loaded."""
+    try:
+        return AutoProcessor.from_pretrained(resolve_model(name), padding_side="left")
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: {name} cannot be loaded: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

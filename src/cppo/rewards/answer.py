@@ -92,6 +92,17 @@ def answers_match(given: str, expected: str, timeout: float = DEFAULT_TIMEOUT_SE
     return shared_worker().equivalent(given_latex, expected_latex, timeout)
 
 
+def answer_kind(expected: str) -> str:
+    """How `answers_match` will compare with an expected answer: "number", "option letter", "mathematics" or "text"."""
+    plain = _plain_text(_bare_latex(expected))
+    if _option_letter(plain) is not None:
+        return "option letter"
+    if _number(plain) is not None:
+        return "number"
+    mathematical = _LOOKS_MATHEMATICAL.search(plain) and not _SPLIT_DIGITS.search(plain)
+    return "mathematics" if mathematical and len(expected) <= MAX_ANSWER_CHARS else "text"
+
+
 def accuracy_reward(completions: Sequence[Any], answer: Sequence[Any], **kwargs: Any) -> list[float]:
     r"""1.0 for each completion whose last `\boxed{...}` equals its answer (`answers_match`), else 0.0.
 

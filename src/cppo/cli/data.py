@@ -1,0 +1,130 @@
+"""`cppo data check SPEC ...`: what the data holds, and every row that a run could not use."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cppo.cli.checks import check_data, check_model
+from cppo.cli.console import at_least, columns_option, fraction, quiet_libraries
+from cppo.cli.parser import Parser
+from cppo.data import BadRows, check_columns, load_records
+from cppo.errors import UserError
+
+if TYPE_CHECKING:
+    from cppo.data import DataSummary, RecordSource
+
+TOKENS_AT_ONCE = 16
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print the table and the bad rows; exit status 1 if there are too many of them. Raises UserError."""
+    arguments = _parser().parse_all(argv)
+    check_data(arguments.specs)
+    check_columns(arguments.columns)
+    if arguments.against:
+        check_data(arguments.against)
+    if arguments.max_prompt_tokens is not None and not arguments.model:
+        raise UserError("--max_prompt_tokens needs --model: tokens are counted with its processor")
+    if arguments.model:
+        check_model(arguments.model)
+        quiet_libraries()
+    try:
+        source = load_records(arguments.specs, split=arguments.split, columns=arguments.columns, max_bad_fraction=1.0)
+    except BadRows as error:
+        _print_bad(error.rows)
+        print(f"rows        {error.total:,}, none of them usable")
+        raise SystemExit(1) from error
+
+    from tqdm import tqdm
+
+    from cppo.data import summarize
+
+    with tqdm(total=len(source), desc="check", unit="row", leave=False) as bar:
+        summary = summarize(source, bar.update)
+    other = None
+    if arguments.against:
+        other = summarize(
+            load_records(arguments.against, split="test", columns=arguments.columns, max_bad_fraction=1.0)
+        )
+    tokens = _prompt_tokens(source, arguments.model) if arguments.model else None
+    too_long = [
+        (source.place(index), count)
+        for index, count in enumerate(tokens or ())
+        if arguments.max_prompt_tokens is not None and count > arguments.max_prompt_tokens
+    ]
+    _print_bad(source.skipped)
+    for place, count in too_long:
+        print(f"long row  {place}: {count} prompt tokens")
+    bad, total = len(source.skipped), len(source) + len(source.skipped)
+    print(f"rows        {total:,}, {len(source):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
+    print("\n".join(_lines(summary)))
+    if tokens:
+        print(f"prompts     {_spread(sorted(tokens))} tokens with images (model {arguments.model})")
+    if arguments.max_prompt_tokens is not None:
+        print(f"too long    {len(too_long):,} rows of more than {arguments.max_prompt_tokens:,} prompt tokens")
+    if other is not None:
+        shared = len(summary.images & other.images)
+        print(f"overlap     {shared:,} of {len(summary.images):,} distinct images are also in {arguments.against}")
+    if bad > arguments.max_bad_fraction * total:
+        print(f"cppo: more bad rows than max_bad_fraction = {arguments.max_bad_fraction:g} allows", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _print_bad(skipped: Sequence[tuple[int, str]]) -> None:
+    for number, reason in skipped:
+        print(f"bad row {number}  {reason}")
+
+
+def _lines(summary: "DataSummary") -> list[str]:
+    images = ", ".join(f"{count:,} rows with {number}" for number, count in summary.images_a_row.items())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.answer_kinds.items())
+    lines = [f"images      {images}"]
+    if summary.sizes:
+        small, middle, large = (
+            "{} x {}".format(*summary.sizes[place]) for place in (0, len(summary.sizes) // 2, len(summary.sizes) - 1)
+        )
+        lines.append(f"sizes       {small} to {large} pixels, median {middle}")
+    return [
+        *lines,
+        f"answers     {kinds}",
+        f"repeated    {summary.repeated_rows:,} rows have the question and images of an earlier one; "
+        f"{summary.shared_images:,} images stand in several rows",
+    ]
+
+
+def _prompt_tokens(source: "RecordSource", model: str) -> list[int]:
+    from cppo.data import chat_messages
+    from cppo.evaluation import load_processor, prompt_inputs
+
+    processor = load_processor(model)
+    counts: list[int] = []
+    for start in range(0, len(source), TOKENS_AT_ONCE):
+        records: list[Any] = source[start : start + TOKENS_AT_ONCE]
+        prompts = [chat_messages(record.prompt) for record in records]
+        inputs = prompt_inputs(processor, prompts, [record.images for record in records])
+        counts += inputs["attention_mask"].sum(dim=1).tolist()
+    return counts
+
+
+def _spread(values: list[int]) -> str:
+    return f"{values[0]:,} to {values[-1]:,}, median {values[len(values) // 2]:,}"
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="cppo data", description="Look at data before a run.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    check = commands.add_parser("check", help="what is there, and every row that a run could not use")
+    check.add_argument("specs", nargs="+", metavar="SPEC", help="tasks:NAME, a file, a folder or hub:ORG/NAME[:SPLIT]")
+    check.add_argument(
+        "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
+    )
+    check.add_argument("--split", default="train", choices=("train", "test"), help="where a SPEC names none")
+    check.add_argument(
+        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="more bad rows: exit status 1"
+    )
+    check.add_argument("--against", metavar="SPEC", help="held-out data: count the images that both have")
+    check.add_argument("--model", metavar="DIR|NAME", help="count prompt tokens with this model's processor")
+    check.add_argument(
+        "--max_prompt_tokens", type=at_least(1), metavar="N", help="name the rows that are longer (needs --model)"
+    )
+    return parser

@@ -1,0 +1,65 @@
+"""What a data set holds, in numbers: rows, images, answers, repetitions, and what two data sets share."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from cppo.data.record import Record
+from cppo.rewards import answer_kind
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """Counts over the usable rows of a data set.
+
+    Attributes:
+        rows: how many.
+        images_a_row: {number of images: rows}.
+        sizes: (width, height) in pixels of every image, sorted by area.
+        answer_kinds: {kind: rows}, see `cppo.rewards.answer_kind`.
+        repeated_rows: rows with the question and images of an earlier one.
+        shared_images: distinct images that stand in more than one row.
+        images: digests of the distinct images' pixels.
+    """
+
+    rows: int
+    images_a_row: dict[int, int]
+    sizes: list[tuple[int, int]]
+    answer_kinds: dict[str, int]
+    repeated_rows: int
+    shared_images: int
+    images: frozenset[str]
+
+
+def summarize(records: Sequence[Record], progress: Callable[[int], object] = lambda count: None) -> DataSummary:
+    """Look at every record once; its images are decoded. `progress` is called with 1 after each."""
+    images_a_row: Counter[int] = Counter()
+    kinds: Counter[str] = Counter()
+    rows_of_image: Counter[str] = Counter()
+    rows_of_key: Counter[tuple[str, ...]] = Counter()
+    sizes: list[tuple[int, int]] = []
+    for record in records:
+        digests = [_digest(image) for image in record.images]
+        images_a_row[len(digests)] += 1
+        kinds[answer_kind(record.answer)] += 1
+        rows_of_image.update(set(digests))
+        rows_of_key[(json.dumps(record.prompt, sort_keys=True), *digests)] += 1
+        sizes += [image.size for image in record.images]
+        progress(1)
+    return DataSummary(
+        rows=len(records),
+        images_a_row=dict(sorted(images_a_row.items())),
+        sizes=sorted(sizes, key=lambda size: (size[0] * size[1], size)),
+        answer_kinds=dict(kinds.most_common()),
+        repeated_rows=len(records) - len(rows_of_key),
+        shared_images=sum(count > 1 for count in rows_of_image.values()),
+        images=frozenset(rows_of_image),
+    )
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
