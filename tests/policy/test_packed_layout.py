@@ -100,7 +100,7 @@ def test_padding_makes_the_round_trip(case):
 
 def test_equal_prompts_share_one_small_mask():
     layout = SharedPromptLayout.of([3, 3], [2, 5, 1], [1, 0, 1])
-    assert layout.visible.shape == (1, 1, 5, 8)
+    assert layout.bias(torch.float32).shape == (1, 1, 5, 8)
     assert layout.bias(torch.float64) is layout.bias(torch.float64)
 
 

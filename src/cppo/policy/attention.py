@@ -49,10 +49,18 @@ def packed_attention(
 
     query: [1, heads, N, D]; key, value: [1, key heads, N, D]. Returns [1, N, heads, D].
     """
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    query, key, value = (_at_kernel_precision(tensor)[0].transpose(0, 1) for tensor in (query, key, value))
     if not dropout and _varlen_usable(query):
         return _varlen_attention(query, key, value, layout, scaling).unsqueeze(0)
     return _padded_attention(query, key, value, layout, scaling, dropout).unsqueeze(0)
+
+
+def _at_kernel_precision(tensor: Tensor) -> Tensor:
+    """Cast as autocast would inside the kernel: rotary embeddings are float32, which decides kernel and mask before."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
 
 
 def _varlen_usable(query: Tensor) -> bool:

@@ -20,8 +20,7 @@ class SharedPromptLayout:
         prompts: place of each prompt's tokens in the row, [Q, P]; filled up with 0 at the end.
         segments: place of each segment's tokens in the row, [S, T]; filled up with 0 at the end.
         prompt_of_segment: [S].
-        visible: whether a segment's query sees a key of `prompt + own tokens`, bool [S, 1, T, P + T], or
-            [1, 1, T, P + T] where all prompts are equally long.
+        prompt_valid: which keys of its prompt a segment sees, bool [S, P], or [1, P] where prompts are equally long.
         unpadded: place of each of the row's tokens in the flattened `prompts` followed by the flattened `segments`,
             [N]; None where nothing is padded and the order is already the row's.
         keys: the row's places that each prompt and then each segment sees, one after the other, for kernels of
@@ -29,13 +28,13 @@ class SharedPromptLayout:
         query_starts, key_starts: where each prompt's and then each segment's queries and keys start, int32 [Q + S + 1].
         max_queries, max_keys: longest of these.
         num_prompt_tokens: tokens of all prompts together; the segments start here.
-        biases: `visible` as a float mask, by dtype, made once for all layers.
+        biases: float masks, by dtype, made once for all layers.
     """
 
     prompts: Tensor
     segments: Tensor
     prompt_of_segment: Tensor
-    visible: Tensor
+    prompt_valid: Tensor
     unpadded: Tensor | None
     keys: Tensor
     query_starts: Tensor
@@ -59,12 +58,7 @@ class SharedPromptLayout:
         prompts, prompt_valid = _padded_places(prompt_lengths, 0)
         segments, segment_valid = _padded_places(segment_lengths, num_prompt_tokens)
         valid = torch.cat([prompt_valid.flatten(), segment_valid.flatten()])
-        visible_prompt = prompt_valid if bool(prompt_valid.all()) else prompt_valid[owners]
-        if visible_prompt is prompt_valid:
-            visible_prompt = prompt_valid[:1]
-        longest = segments.shape[1]
-        own = torch.ones(longest, longest, dtype=torch.bool).tril().expand(visible_prompt.shape[0], -1, -1)
-        visible = torch.cat([visible_prompt[:, None].expand(-1, longest, -1), own], dim=2)[:, None]
+        visible_prompt = prompt_valid[:1] if bool(prompt_valid.all()) else prompt_valid[owners]
         keys = [prompts[q, :length] for q, length in enumerate(prompt_lengths)]
         key_lengths = list(prompt_lengths)
         for s, (q, length) in enumerate(zip(prompt_of_segment, segment_lengths, strict=True)):
@@ -75,7 +69,7 @@ class SharedPromptLayout:
             prompts.to(device),
             segments.to(device),
             owners.to(device),
-            visible.to(device),
+            visible_prompt.to(device),
             None if bool(valid.all()) else valid.nonzero().squeeze(1).to(device),
             torch.cat(keys).to(device),
             _starts(query_lengths).to(device),
@@ -91,10 +85,17 @@ class SharedPromptLayout:
         return self.prompts.numel() + self.segments.numel() if self.unpadded is None else self.unpadded.numel()
 
     def bias(self, dtype: torch.dtype) -> Tensor:
-        """`visible` as what is added to the attention scores: 0 where visible, -inf elsewhere."""
+        """What is added to a segment's attention scores over `prompt + own tokens`: 0 where visible, else -inf.
+
+        [S, 1, T, P + T], or [1, 1, T, P + T] where all prompts are equally long. Kernels of variable length need none.
+        """
         if dtype not in self.biases:
-            zeros = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
-            self.biases[dtype] = zeros.masked_fill(~self.visible, float("-inf"))
+            length, device = self.segments.shape[1], self.prompt_valid.device
+            own = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+            parts = (self.prompt_valid[:, None].expand(-1, length, -1), own.expand(len(self.prompt_valid), -1, -1))
+            visible = torch.cat(parts, dim=2)[:, None]
+            zeros = torch.zeros(visible.shape, dtype=dtype, device=device)
+            self.biases[dtype] = zeros.masked_fill(~visible, float("-inf"))
         return self.biases[dtype]
 
     def prompt_rows(self, tokens: Tensor) -> Tensor:

@@ -95,9 +95,12 @@ def shared_prompt_scores(
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
-    """The transformers model inside DDP, FSDP and PEFT wrappers."""
+    """The transformers model inside DDP, FSDP, `torch.compile` and PEFT wrappers."""
     while not isinstance(model, PreTrainedModel):
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
     return model
 
 

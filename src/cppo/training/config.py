@@ -84,7 +84,8 @@ class CPPOConfig(GRPOConfig):
     perception_normalization: Literal["rollout", "token", "microbatch"] = field(
         default="rollout",
         metadata={
-            "help": "'rollout': mean over a rollout's selected tokens, then over the step's gated-in ones; 'token': "
+            "help": "'rollout': mean over a rollout's selected tokens, then over the gated-in ones of the step (of the "
+            "generation batch, in equal parts, where it serves several steps); 'token': "
             "mean over the step's selected tokens (one more pass to detect them first); 'microbatch' (published): mean "
             "over a micro-batch's selected tokens, which depends on how the batch is cut."
         },
@@ -218,6 +219,8 @@ def _check_option(option: Field, value: Any) -> None:
     Raises:
         UserError: it is outside; the message names the field. (The views' own rules are checked by the views.)
     """
+    if get_args(option.type)[:1] == (int,) and value is not None and type(value) is not int:
+        raise UserError(f"{option.name} = {value!r}: give a whole number")
     choices = get_args(option.type) if get_origin(option.type) is Literal else ()
     if choices and value not in choices:
         raise UserError(f"{option.name} = {value!r}: choose one of {', '.join(choices)}")

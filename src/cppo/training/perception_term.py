@@ -31,8 +31,8 @@ METRICS = (
     "entropy_preserving",
     "entropy_removing",
 )
-"""Logged under `perception/`: means over the selected tokens (nats), but `selected_fraction` is their share among the
-response tokens of gated-in rollouts."""
+"""Logged under `perception/`: plain means over the selected tokens (nats), but `selected_fraction` is their share among
+the response tokens of the rollouts scored under the views."""
 
 
 @dataclass(frozen=True)

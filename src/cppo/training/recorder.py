@@ -60,7 +60,9 @@ class RunRecorder(TrainerCallback):
             return
         step, last = state.global_step, state.max_steps
         if is_milestone(step, last, SAMPLE_TIMES):
-            append_json_lines(self._files.samples, [sample_record(step, sample) for sample in self._samples()])
+            append_json_lines(
+                self._files.samples, [sample_record(sample) for sample in self._samples() if sample["step"] == step]
+            )
         shown = progress_text(logs)
         if self._bar is not None:
             self._bar.set_postfix(shown)
@@ -86,10 +88,10 @@ def is_milestone(step: int, last: int, times: int) -> bool:
     return step in (1, last) or step % max(1, last // times) == 0
 
 
-def sample_record(step: int, sample: Mapping[str, Any]) -> dict[str, Any]:
+def sample_record(sample: Mapping[str, Any]) -> dict[str, Any]:
     """An example response of `CPPOTrainer.last_samples` as JSON values; images become small PNG data URIs."""
     return {
-        "step": step,
+        "step": sample["step"],
         "prompt": prompt_text(sample["prompt"]),
         "images": [image_data_uri(image) for image in sample["images"] or []],
         "answer": sample["answer"],

@@ -23,7 +23,13 @@ class RolloutSamples:
         self._rows, self._rewards = list(rows), rewards.tolist()
 
     def keep(
-        self, tokenizer: Any, rollouts: Sequence[int], completion_ids: Tensor, mask: Tensor, term: PerceptionTerm
+        self,
+        tokenizer: Any,
+        rollouts: Sequence[int],
+        completion_ids: Tensor,
+        mask: Tensor,
+        term: PerceptionTerm,
+        step: int,
     ) -> None:
         """Replace the latest samples by up to `MAX_SAMPLES` gated-in rollouts of this micro-batch.
 
@@ -31,6 +37,7 @@ class RolloutSamples:
             rollouts: their places in the generation batch. After a resume its rows are unknown, and nothing is kept.
             completion_ids, mask: [n, T].
             term: their scores and selected tokens.
+            step: the optimizer step, from 1.
         """
         if not self._rows:
             return
@@ -41,6 +48,7 @@ class RolloutSamples:
             ids = completion_ids[row, :length].tolist()
             self.latest.append(
                 {
+                    "step": step,
                     "prompt": source["prompt"],
                     "images": source["images"],
                     "answer": source.get("answer"),

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from cppo.errors import UserError
@@ -34,6 +35,7 @@ from cppo.policy import (
 )
 from cppo.policy.vision_inputs import VisionInputs, without_empty_images
 from cppo.training.config import CPPOConfig
+from cppo.training.gate import equal_rewards
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
@@ -57,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 OVERRIDES = {
     "_tokenize_prompts": "a text-only row of a mixed batch must carry an empty list of images, not None",
-    "_generate_single_turn": "each prompt and image is prefilled once a group",
+    "_generate_single_turn": "each prompt and image is prefilled once a group; vLLM wants None for no images",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
@@ -86,7 +88,7 @@ class CPPOTrainer(GRPOTrainer):
 
     Raises:
         UserError: the processor pads on the right, `perception_gate_reward` names no reward function, or an option
-            does not work with DeepSpeed or FSDP.
+            does not work with this model, with an environment, or with DeepSpeed or FSDP.
     """
 
     _tag_names = ["trl", "cppo"]  # noqa: RUF012 (as in TRL)
@@ -123,6 +125,11 @@ class CPPOTrainer(GRPOTrainer):
             args = CPPOConfig(f"{name.split('/')[-1]}-CPPO")
         if not isinstance(args, CPPOConfig):
             raise UserError(f"args is a {type(args).__name__}: give a CPPOConfig (it takes the same fields)")
+        if environment_factory is not None and args.uses_perception:
+            raise UserError(
+                "environment_factory: views are made of the images in the dataset's rows, but an environment brings "
+                "its own; set method = 'grpo'"
+            )
         super().__init__(
             model,
             reward_funcs,
@@ -149,7 +156,7 @@ class CPPOTrainer(GRPOTrainer):
             self.chat_template_kwargs,
         )
         self._view_request: ViewRequest | None = None
-        self._local_rewards: Tensor | None = None
+        self._rewards: Tensor | None = None
         self._step_tokens: Tensor | None = None
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples()
@@ -169,6 +176,8 @@ class CPPOTrainer(GRPOTrainer):
             )
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return
+        if self.args.scorer == "shared" and is_deepspeed_zero3_enabled():
+            raise UserError("scorer = 'shared' does not gather ZeRO-3 weights alike on all ranks: use 'kernel'")
         if self.args.log_perception_grad_share:
             raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
         several_passes = self.args.perception_memory == "sequential" or not self.args.perception_view_gradients
@@ -186,6 +195,8 @@ class CPPOTrainer(GRPOTrainer):
         if self.aux_loss_enabled:
             reason = "a mixture-of-experts model balances its experts over whole rows"
         if reason is not None:
+            if self.args.perception_memory == "sequential" and self.args.uses_perception:
+                raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
             logger.warning("Prompts and images are not shared over a group's rollouts: %s.", reason)
             return False
         for model in (self.model, self.ref_model):
@@ -194,7 +205,7 @@ class CPPOTrainer(GRPOTrainer):
         return True
 
     def _ban_vision_placeholders(self) -> None:
-        ids = vision_placeholder_ids(self.processing_class, self.model.config)
+        ids = self._placeholder_ids = vision_placeholder_ids(self.processing_class, self.model.config)
         if not ids:
             return
         if self.use_vllm:
@@ -205,6 +216,11 @@ class CPPOTrainer(GRPOTrainer):
         self.generation_config.suppress_tokens = ids
         self.generation_kwargs["suppress_tokens"] = ids
 
+    def _has_placeholder(self, completion_ids: Tensor) -> Tensor:
+        """Which responses hold an image, as only a tool can put it there; bool [B]."""
+        placeholders = torch.tensor(self._placeholder_ids, dtype=completion_ids.dtype, device=completion_ids.device)
+        return torch.isin(completion_ids, placeholders).any(dim=1)
+
     # Rollouts, gate and views
 
     def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
@@ -213,17 +229,19 @@ class CPPOTrainer(GRPOTrainer):
             images = [row_images or [] for row_images in images]
         return prompt_ids, images, multimodal_fields
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        if not self._shares_prompts:
-            return super()._generate_single_turn(*args, **kwargs)
-        # vLLM and continuous batching make no forward call of the kind that this changes.
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if self.use_vllm and images is not None:
+            # vLLM's batches know a row without images by None.
+            images = [row_images or None for row_images in images]
+        # vLLM and continuous batching make no forward call of the kind that sharing changes.
+        if self.use_vllm or self.use_transformers_continuous_batching or not self._shares_prompts:
+            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         with shared_prefill(unwrapped(self.model), self.generation_config):
-            return super()._generate_single_turn(*args, **kwargs)
+            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        start = self.accelerator.process_index * len(prompts)
-        self._local_rewards = rewards_per_func[start : start + len(prompts)]
+        self._rewards = rewards_per_func
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
@@ -237,16 +255,16 @@ class CPPOTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(rows)
         views = self._views.begin(rows, epoch=math.floor(self.state.epoch or 0))
         output = super()._generate_and_score_completions(rows)
-        rewards = (self._local_rewards * self.reward_weights.to(self._local_rewards)).nansum(dim=1)
-        self._samples.begin(rows, rewards)
+        mine = slice(self.accelerator.process_index * len(rows), (self.accelerator.process_index + 1) * len(rows))
+        rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
+        self._samples.begin(rows, rewards[mine])
 
-        gate = self._gate(output, rows, rewards)
+        gate = self._gate(output, rows, rewards, mine)
         prompts = [
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
         all_gates = self.accelerator.gather(gate)
-        start = self.accelerator.process_index * len(rows)
-        weights = self._rollout_weights(all_gates)[start : start + len(rows)]
+        weights = self._rollout_weights(all_gates)[mine]
         output["perception_views"] = views.inputs((weights > 0).tolist(), prompts)
         output["perception_weights"] = weights
         output["perception_rollout"] = list(range(len(rows)))
@@ -254,17 +272,20 @@ class CPPOTrainer(GRPOTrainer):
         self._metrics["train"]["perception/gated_fraction"].append(all_gates.float().mean().item())
         return output
 
-    def _gate(self, output: dict[str, Any], rows: list[Row], rewards: Tensor) -> Tensor:
-        # Where all rewards of a group are equal, rounding of their mean leaves advantages beside 0: 12 rewards of 0.9
-        # have 6e-4 each, since TRL divides by their standard deviation + 1e-4.
-        rounding = 4 * torch.finfo(rewards.dtype).eps * rewards.abs() / (1.0 if self.scale_rewards == "none" else 1e-4)
-        advantages = output["advantages"].masked_fill(output["advantages"].abs() <= rounding, 0.0)
+    def _gate(self, output: dict[str, Any], rows: list[Row], rewards: Tensor, mine: slice) -> Tensor:
+        """Which of this process's rollouts are gated in; `mine` is their place among all, `rewards` their sums [B]."""
+        # TRL normalizes the sum of the rewards, or each of them.
+        compared = rewards[:, None] if self.multi_objective_aggregation == "sum_then_normalize" else self._rewards
+        equal = equal_rewards(compared, self.num_generations)[mine]
+        advantages = output["advantages"].masked_fill(equal, 0.0)
         correctness = None
         if self.args.perception_gate == "correct":
-            correctness = self._local_rewards[:, self.reward_func_names.index(self.args.perception_gate_reward)]
+            correctness = self._rewards[mine, self.reward_func_names.index(self.args.perception_gate_reward)]
         gate = gate_rollouts(self.args.perception_gate, advantages, correctness)
         has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
-        return gate & has_images & response_mask(output).any(dim=1)
+        # Views are made of the prompt's images, and would not fit a response with images of a tool.
+        own_images_only = ~self._has_placeholder(output["completion_ids"])
+        return gate & has_images & own_images_only & response_mask(output).any(dim=1)
 
     def _rollout_weights(self, gates: Tensor) -> Tensor:
         """Weights of the whole generation batch's rollouts, 0 for those that are not scored under the views."""
@@ -301,10 +322,13 @@ class CPPOTrainer(GRPOTrainer):
         **vision: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         vision, request = without_empty_images(vision), self._view_request
-        score = self._scorer(model, logits_to_keep, compute_entropy, compute_aux_loss)
+        # A packed row has its images in the prompts alone.
+        tool_images = self.tools and self._has_placeholder(input_ids[:, -logits_to_keep:]).any()
+        shares = self._shares_prompts and not tool_images
+        score = self._scorer(model, logits_to_keep, compute_entropy, compute_aux_loss, shares)
         if request is None:
             scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
-        elif self._shares_prompts:
+        elif shares:
             with self.accelerator.autocast():
                 score_shared(model, self.args, request, input_ids, attention_mask, vision)
             scores = request.anchor
@@ -315,7 +339,12 @@ class CPPOTrainer(GRPOTrainer):
         return scores.logps, scores.entropies if compute_entropy else None, scores.aux_loss
 
     def _scorer(
-        self, model: Any, num_response_tokens: int, compute_entropy: bool = True, compute_aux_loss: bool = False
+        self,
+        model: Any,
+        num_response_tokens: int,
+        compute_entropy: bool = True,
+        compute_aux_loss: bool = False,
+        shares: bool = False,
     ) -> Score:
         """The scorer of rows as they are: packed, plain where logits are needed, or else TRL's kernel."""
 
@@ -348,7 +377,7 @@ class CPPOTrainer(GRPOTrainer):
                 logps, entropies if compute_entropy else torch.full_like(logps, math.nan), None, aux_loss
             )
 
-        if self._shares_prompts:
+        if shares:
             return shared
         return plain if self.args.needs_logits else kernel
 
@@ -396,7 +425,8 @@ class CPPOTrainer(GRPOTrainer):
             if request.rows:
                 count += self._detect(model, request, inputs).sum()
             elif self.accelerator.num_processes > 1:
-                idle_pass(self._scorer(model, inputs["completion_ids"].shape[1]), *model_inputs(inputs))
+                length = inputs["completion_ids"].shape[1]
+                idle_pass(self._scorer(model, length, shares=self._shares_prompts), *model_inputs(inputs))
         return self.accelerator.reduce(count, "sum")
 
     @torch.no_grad()
@@ -420,7 +450,7 @@ class CPPOTrainer(GRPOTrainer):
 
     def _keep_samples(self, request: ViewRequest, inputs: dict[str, Any], term: PerceptionTerm) -> None:
         step = self.state.global_step + 1
-        if step == 1 or step % self.state.logging_steps == 0:
+        if step == 1 or step % max(self.state.logging_steps, 1) == 0:
             rollouts = [inputs["perception_rollout"][row] for row in request.rows]
             self._samples.keep(
                 self._tokenizer,
@@ -428,6 +458,7 @@ class CPPOTrainer(GRPOTrainer):
                 inputs["completion_ids"][request.rows],
                 inputs["completion_mask"][request.rows],
                 term,
+                step,
             )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:

@@ -48,7 +48,9 @@ def canonical_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     canonical: list[Row] = []
     for index, row in enumerate(rows):
         # The copies of a prompt stand side by side: converting, and later processing, one of them serves all.
-        if index > 0 and same_prompt(row, rows[index - 1]):
+        if "prompt" not in row:
+            canonical.append({**row})  # an environment will bring it
+        elif index > 0 and same_prompt(row, rows[index - 1]):
             canonical.append({**row, "prompt": canonical[-1]["prompt"], "images": canonical[-1]["images"]})
         else:
             canonical.append(canonical_row(row))

@@ -138,8 +138,13 @@ def scores_in_chunks(
 
 @torch.no_grad()
 def idle_pass(score: Score, input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> None:
-    """Score one row for nothing: wrappers exchange buffers or weights on each pass, and ranks must make as many."""
-    score(input_ids[:1], attention_mask[:1], slice_rows(vision, 0, 1))
+    """Score one row for nothing: wrappers exchange buffers or weights on each pass, and ranks must make as many.
+
+    A row with images if there is one, since those of the other ranks have some.
+    """
+    images = vision.get("num_images") or [0]
+    row = next((row for row, count in enumerate(images) if count), 0)
+    score(input_ids[row : row + 1], attention_mask[row : row + 1], slice_rows(vision, row, row + 1))
 
 
 @torch.no_grad()
