@@ -179,3 +179,16 @@ def test_sft_fills_a_run_directory(workplace, tmp_path, capsys):
     capsys.readouterr()
     assert main(argv) == 2
     assert "finished run" in capsys.readouterr().err
+
+
+def test_what_would_train_nothing_is_refused(workplace, tmp_path, capsys):
+    few = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "few")]
+    assert main([*few, "--data", "tasks:digits?n=1", "--final_eval_samples", "0"]) == 2
+    assert "1 usable rows are fewer than the" in capsys.readouterr().err
+    done = tmp_path / "run" / "checkpoint-3"
+    done.mkdir(parents=True)
+    (done / "trainer_state.json").write_text('{"global_step": 3}')
+    again = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main([*again, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 2
+    assert "is at step 3 already; raise max_steps" in capsys.readouterr().err
+    assert done.is_dir()

@@ -40,6 +40,8 @@ RUN_DEFAULTS: dict[str, Any] = {
 """What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
 VERSIONS_OF = ("torch", "transformers", "trl")
 EVALUATION_BATCH = 64
+NAMED_ROWS = 10
+"""Skipped rows that a run names; `cppo data check` names all."""
 IMAGE_PROBE = 100
 """Rows looked at to warn of data without images."""
 
@@ -77,6 +79,11 @@ def run_training(recipe: Recipe) -> RunResult:
     args = build_config(recipe)
     check_vision_model(options.model)
     train_source = _load(options, options.data, split="train")
+    _check_enough(train_source, args, checkpoint)
+    for number, reason in train_source.skipped[:NAMED_ROWS]:
+        print(f"cppo: warning: row {number} is skipped: {reason}", file=sys.stderr)
+    if len(train_source.skipped) > NAMED_ROWS:
+        print(f"cppo: warning: {len(train_source.skipped)} rows are skipped in all", file=sys.stderr)
     if args.uses_perception and not any(train_source[i].images for i in range(min(len(train_source), IMAGE_PROBE))):
         print(
             f"cppo: warning: none of the first rows of {train_source.name} has an image, and the perception loss needs "
@@ -171,6 +178,24 @@ def _load(options: TrainOptions, specs: str | list[str], *, split: str, limit: i
     return load_records(
         specs, split=split, limit=limit, columns=options.columns, max_bad_fraction=options.max_bad_fraction
     )
+
+
+def _check_enough(source: RecordSource, args: CPPOConfig, checkpoint: Path | None) -> None:
+    """Whether there is anything to train: a whole generation batch, and steps after the checkpoint.
+
+    Raises:
+        UserError: otherwise.
+    """
+    prompts = (args.generation_batch_size or 0) // (args.num_generations or 1)
+    if len(source) < prompts:
+        raise UserError(
+            f"{source.name}: {len(source)} usable rows are fewer than the {prompts} prompts of a generation batch; "
+            f"lower per_device_train_batch_size (now {args.per_device_train_batch_size}), or give more rows"
+        )
+    if checkpoint is not None and args.max_steps > 0:
+        step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        if step >= args.max_steps:
+            raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
 
 
 def _held_out(options: TrainOptions, limit: int | None) -> RecordSource:
