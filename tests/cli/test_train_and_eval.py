@@ -192,3 +192,19 @@ def test_what_would_train_nothing_is_refused(workplace, tmp_path, capsys):
     assert main([*again, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 2
     assert "is at step 3 already; raise max_steps" in capsys.readouterr().err
     assert done.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        (["--reward_weights", "0.5"], "Number of reward weights (1)"),
+        (["--loss_type", "foo"], "loss_type = 'foo': choose one of grpo, "),
+        (["--report_to", "wandb"], "wandb"),
+    ],
+)
+def test_what_the_libraries_refuse_is_one_line(workplace, tmp_path, capsys, option, part):
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run"), *option]
+    assert main(argv) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cppo: error")]
+    assert len(error) == 1
+    assert part in error[0]

@@ -10,6 +10,9 @@ from cppo.errors import UserError
 from cppo.recipes import in_interval
 from cppo.views import ViewSampler, ViewStrengths
 
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+"""Those of TRL 1.16, which refuses others only after the first rollouts."""
+
 EXACT_DIVERGENCES = ("kl", "js")
 
 
@@ -167,6 +170,8 @@ class CPPOConfig(GRPOConfig):
         for option in fields(self):
             if option.name in CPPOConfig.__annotations__:
                 _check_option(option, getattr(self, option.name))
+        if self.loss_type not in LOSS_TYPES:
+            raise UserError(f"loss_type = {self.loss_type!r}: choose one of {', '.join(LOSS_TYPES)}")
         if self.perception_gate == "correct" and not self.perception_gate_reward:
             raise UserError(
                 "perception_gate = 'correct' needs perception_gate_reward, the name of the reward function that decides"

@@ -93,13 +93,17 @@ def run_training(recipe: Recipe) -> RunResult:
     held_out = _held_out(options, options.final_eval_samples) if options.final_eval_samples else None
     eval_source = _held_out(options, options.eval_limit) if args.eval_strategy != "no" else None
 
-    trainer = CPPOTrainer(
-        model=resolve_model(options.model),
-        reward_funcs=[accuracy_reward, format_reward],
-        args=args,
-        train_dataset=to_dataset(train_source, system_prompt=options.system_prompt),
-        eval_dataset=None if eval_source is None else to_dataset(eval_source, system_prompt=options.system_prompt),
-    )
+    try:
+        trainer = CPPOTrainer(
+            model=resolve_model(options.model),
+            reward_funcs=[accuracy_reward, format_reward],
+            args=args,
+            train_dataset=to_dataset(train_source, system_prompt=options.system_prompt),
+            eval_dataset=None if eval_source is None else to_dataset(eval_source, system_prompt=options.system_prompt),
+        )
+    # How the libraries refuse options that do not go together, and loggers that are not installed.
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
     main = trainer.is_world_process_zero()
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
