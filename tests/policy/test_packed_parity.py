@@ -246,26 +246,35 @@ def test_controls_a_rollout_that_sees_another_prompt_is_noticed(family, monkeypa
         check_parity(model, batch, value=1e-3)
 
 
-@pytest.mark.parametrize("shift", ["segments", "mrope"])
-def test_controls_unshifted_positions_are_noticed(family, shift):
-    """Segments numbered on from the row's end, or counted by tokens where an image takes fewer positions."""
-    if shift == "mrope" and family not in MROPE_FAMILIES:
-        pytest.skip("plain positions count tokens")
+def test_controls_segments_numbered_on_from_the_rows_end_are_noticed(family):
+    model, packed = packed_anchor(family)
+    row = packed.passes[0]
+    check_positions_matter(model, packed, torch.arange(row.layout.num_tokens).expand_as(row.position_ids))
+
+
+@pytest.mark.parametrize("family", MROPE_FAMILIES)
+def test_controls_positions_counted_by_tokens_are_noticed(family):
+    """An image takes fewer positions than it has tokens."""
+    model, packed = packed_anchor(family)
+    row = packed.passes[0]
+    counted = [torch.arange(int(b - a)) for a, b in itertools.pairwise(row.layout.query_starts)]
+    owners = row.layout.prompt_of_segment.tolist()
+    for segment, owner in enumerate(owners, start=len(counted) - len(owners)):
+        counted[segment] += len(counted[owner])
+    check_positions_matter(model, packed, torch.cat(counted).expand_as(row.position_ids))
+
+
+def packed_anchor(family: str) -> tuple[Any, Any]:
     model, batch = packed_model(family), make_batch(family)
     groups = prompt_groups(batch.input_ids, batch.attention_mask, batch.num_response_tokens, batch.vision)
-    packed = pack(model, batch.input_ids, batch.attention_mask, batch.num_response_tokens, {"anchor": groups})
-    row = packed.passes[0]
-    positions = torch.arange(row.layout.num_tokens).expand_as(row.position_ids)
-    if shift == "mrope":
-        starts, layout = row.layout.query_starts, row.layout
-        counted = [torch.arange(int(b - a)) for a, b in itertools.pairwise(starts)]
-        for segment, owner in enumerate(layout.prompt_of_segment.tolist()):
-            counted[len(groups) + segment] += len(counted[owner])
-        positions = torch.cat(counted).expand_as(row.position_ids)
-    right = packed.unpack("anchor", run(model, packed))
-    wrong = packed.unpack(
-        "anchor", run(model, dataclasses.replace(packed, passes=(dataclasses.replace(row, position_ids=positions),)))
-    )
+    ids, mask = batch.input_ids, batch.attention_mask
+    return model, pack(model, ids, mask, batch.num_response_tokens, {"anchor": groups})
+
+
+def check_positions_matter(model: Any, packed: Any, positions: Tensor) -> None:
+    """Other positions than the packed row's give other log-probabilities."""
+    changed = dataclasses.replace(packed, passes=(dataclasses.replace(packed.passes[0], position_ids=positions),))
+    right, wrong = (packed.unpack("anchor", run(model, batch)) for batch in (packed, changed))
     assert (right - wrong).abs().max() > 1e-3
 
 

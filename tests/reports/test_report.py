@@ -132,8 +132,8 @@ def test_line_chart_maps_values_linearly():
     svg = ElementTree.fromstring(line_chart([Series("a", points)], title='<"&'))
     hits = [element for element in svg if element.get("class", "").startswith("hit")]
     xs, ys = [float(hit.get("cx")) for hit in hits], [float(hit.get("cy")) for hit in hits]
-    assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=0.1)
-    assert ys[1] == pytest.approx((ys[0] + ys[2]) / 2, abs=0.1)
+    assert xs[1] == pytest.approx((xs[0] + xs[2]) / 2, abs=1e-3)
+    assert ys[1] == pytest.approx((ys[0] + ys[2]) / 2, abs=1e-3)
     assert xs[0] < xs[2]
     assert ys[0] > ys[2]  # up is smaller in SVG
 

@@ -1,13 +1,23 @@
 """The trainer's perception term against a float64 reference: one rollout and view at a time, no padding, loops."""
 
 import math
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from float64_reference import (
+    DIVERGENCES,
+    GROUP,
+    SCORES,
+    TAU,
+    TEMPERATURE,
+    TOP_FRACTION,
+    chosen_tokens,
+    reference_gradient,
+    reference_rollouts,
+    reference_term,
+)
 from rollout_stubs import (
     build_trainer,
     cut,
@@ -21,147 +31,6 @@ from rollout_stubs import (
 
 from cppo.policy import ResponseScores
 from cppo.training.perception_term import perception_token_mask
-from cppo.views import ViewSampler, load_rgb
-
-TEMPERATURE = 0.9
-TAU = 0.3
-TOP_FRACTION = 0.6
-GROUP = 4
-SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift")
-DIVERGENCES = ("k3", "kl", "js")
-
-
-@dataclass
-class Rollout:
-    """What the reference knows of one rollout: the gates, and a list over tokens for each score and divergence."""
-
-    row: int
-    gates: dict
-    scores: dict
-    preserving: dict
-    removing: dict
-    entropies: tuple
-
-
-def reference_logits(model, processor, row, images, completion):
-    """[T, V]: one row, one forward, the prompt written by hand."""
-    pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(images)
-    text = f"<|im_start|>user\n{pads}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-    inputs = dict(processor(text=[text], images=[images] if images else None, return_tensors="pt"))
-    tail = torch.tensor([completion])
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tail)], dim=1)
-    return model(**inputs).logits[0, -len(completion) - 1 : -1] / TEMPERATURE
-
-
-def view_images(row, seed):
-    """The row's images, their I+ and their I-."""
-    pairs = [ViewSampler(seed).views(load_rgb(image), row["sample_id"], 0, i) for i, image in enumerate(row["images"])]
-    return row["images"], [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def log_softmax(logits):
-    top = logits.max(axis=-1, keepdims=True)
-    return logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
-
-
-def entropy(p):
-    return -math.fsum(math.exp(a) * a for a in p)
-
-
-def kl(p, q):
-    return math.fsum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
-
-
-def js(p, q):
-    middle = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in zip(p, q, strict=True)]
-    return (kl(p, middle) + kl(q, middle)) / 2
-
-
-def k3(logp, view_logp):
-    x = min(max(view_logp - logp, -20.0), 20.0)
-    return min(math.exp(x) - x - 1, 10.0)
-
-
-def divergences(anchor, view, tokens):
-    pairs = list(zip(anchor.tolist(), view.tolist(), tokens, strict=True))
-    return {
-        "k3": [k3(p[token], q[token]) for p, q, token in pairs],
-        "kl": [kl(p, q) for p, q, _ in pairs],
-        "js": [js(p, q) for p, q, _ in pairs],
-    }
-
-
-def reference_rollouts(model, processor, rows, seed):
-    """Every rollout of every row with all that any score, divergence or gate asks for."""
-    rollouts = []
-    for index, row in enumerate(rows):
-        pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(row["images"])
-        text = f"<|im_start|>user\n{pads}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-        images = [row["images"]] if row["images"] else None
-        prompt = processor(text=[text], images=images)["input_ids"][0]
-        completions = drawn_completions([prompt] * GROUP)
-        rewards = [a + b for a, b in zip(*(f(completions) for f in (token_reward, parity_reward)), strict=True)]
-        for completion, reward in zip(completions, rewards, strict=True):
-            gates = {
-                "none": bool(row["images"]),
-                "advantage": bool(row["images"]) and reward > sum(rewards) / GROUP,
-                "correct": bool(row["images"]) and sum(completion) % 2 == 1,
-            }
-            if not row["images"]:
-                rollouts.append(Rollout(index, gates, {}, {}, {}, ()))
-                continue
-            with torch.no_grad():
-                anchor, preserving, removing = (
-                    log_softmax(reference_logits(model, processor, row, images, completion).numpy())
-                    for images in view_images(row, seed)
-                )
-            from_removing = divergences(anchor, removing, completion)
-            entropies = tuple([entropy(p) for p in view.tolist()] for view in (anchor, preserving, removing))
-            shifts = [after - before for after, before in zip(entropies[2], entropies[0], strict=True)]
-            falls = [p[t] - q[t] for p, q, t in zip(anchor.tolist(), removing.tolist(), completion, strict=True)]
-            relative = [max(s, 0) / (h + 1e-6) for s, h in zip(shifts, entropies[2], strict=True)]
-            scores = {"entropy_shift": relative, "entropy_shift_absolute": shifts, "logp_shift": falls}
-            scores |= {"kl": from_removing["kl"], "js": from_removing["js"]}
-            from_preserving = divergences(anchor, preserving, completion)
-            rollouts.append(Rollout(index, gates, scores, from_preserving, from_removing, entropies))
-    return rollouts
-
-
-def chosen_tokens(scores):
-    """Places of the best tokens among those with a positive score."""
-    candidates = [place for place, score in enumerate(scores) if score > 0]
-    ranked = sorted(candidates, key=lambda place: (-scores[place], place))
-    return ranked[: max(1, math.floor(TOP_FRACTION * len(candidates)))] if candidates else []
-
-
-def reference_term(
-    rollouts, score="entropy_shift", divergence="k3", gate="advantage", normalization="rollout", parts=1, tau=TAU
-):
-    """The step's perception term; `parts` says into how many micro-batches it is cut."""
-    step = []
-    for rollout in rollouts:
-        if not rollout.gates[gate]:
-            step.append(None)
-            continue
-        margins = [
-            rollout.preserving[divergence][place] - rollout.removing[divergence][place]
-            for place in chosen_tokens(rollout.scores[score])
-        ]
-        step.append([math.log1p(math.exp(margin / tau)) for margin in margins])
-    losses = [losses for losses in step if losses is not None]
-    if normalization == "rollout":
-        return math.fsum(math.fsum(tokens) / len(tokens) for tokens in losses if tokens) / len(losses)
-    if normalization == "token":
-        return math.fsum(chain(*losses)) / len(list(chain(*losses)))
-    size = len(step) // parts
-    total = 0.0
-    for start in range(0, len(step), size):
-        tokens = list(chain(*(tokens for tokens in step[start : start + size] if tokens)))
-        total += math.fsum(tokens) / len(tokens) / parts if tokens else 0.0
-    return total
-
 
 OPTIONS = {
     "reward_funcs": [token_reward, parity_reward],
@@ -368,40 +237,6 @@ def test_tokens_of_a_tool_are_never_selected(exact, reference, rows):
     term = total_term(exact, batch)
     assert term == pytest.approx(reference_term(own), abs=1e-7)
     assert abs(term - reference_term(reference)) > 1e-3
-
-
-def reference_gradient(model, processor, rows, seed, view_gradients):
-    """Gradient of the published term (k3, relative shift, A > 0), rollout by rollout, by autograd in float64."""
-    terms = []
-    for row in rows:
-        if not row["images"]:
-            continue
-        pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(row["images"])
-        text = f"<|im_start|>user\n{pads}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-        completions = drawn_completions([processor(text=[text], images=[row["images"]])["input_ids"][0]] * GROUP)
-        rewards = [a + b for a, b in zip(*(f(completions) for f in (token_reward, parity_reward)), strict=True)]
-        for completion, reward in zip(completions, rewards, strict=True):
-            if reward <= sum(rewards) / GROUP:
-                continue
-            logps, entropies = [], []
-            for images in view_images(row, seed):
-                all_logps = reference_logits(model, processor, row, images, completion).log_softmax(-1)
-                picked = torch.stack([all_logps[place, token] for place, token in enumerate(completion)])
-                logps.append(picked if view_gradients or not logps else picked.detach())
-                entropies.append(-(all_logps.exp() * all_logps).sum(-1).detach())
-            score = ((entropies[2] - entropies[0]).clamp(min=0) / (entropies[2] + 1e-6)).tolist()
-            tokens = [
-                torch.log1p(torch.exp((_k3(logps[0][i], logps[1][i]) - _k3(logps[0][i], logps[2][i])) / TAU))
-                for i in chosen_tokens(score)
-            ]
-            terms.append(sum(tokens) / max(len(tokens), 1))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    grads = torch.autograd.grad(sum(terms) / len(terms), parameters, allow_unused=True)
-    return torch.cat([g.flatten() for g in grads if g is not None]), [g is not None for g in grads]
-
-
-def _k3(logp, view_logp):
-    return torch.exp(view_logp - logp) - (view_logp - logp) - 1
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("exact", 1e-6), ("quick", 1e-4)])

@@ -15,6 +15,7 @@ from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.training.config import CPPOConfig
+from cppo.training.setup import check_setup
 from cppo.training.trainer import CPPOTrainer
 
 
@@ -46,10 +47,10 @@ def test_a_gate_reward_that_is_not_there_is_refused(make_trainer):
 )
 def test_what_sharded_training_cannot_do_is_refused(make_trainer, options, named):
     trainer = make_trainer(make_rows([1, 1]), **options)
-    trainer._check_setup()
+    check_setup(trainer)
     trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match=named) as caught:
-        trainer._check_setup()
+        check_setup(trainer)
     one_line(caught)
 
 

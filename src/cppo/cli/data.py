@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cppo.cli.checks import check_data, check_model
-from cppo.cli.console import at_least, columns_option, fraction, quiet_libraries
-from cppo.cli.parser import Parser
+from cppo.cli.console import quiet_libraries
+from cppo.cli.parser import Parser, at_least, columns_option, fraction
 from cppo.data import BadRows, check_columns, load_records
 from cppo.errors import UserError
 

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from cppo.cli.checks import check_data, check_model
-from cppo.cli.console import at_least, columns_option, fraction, percent, quiet_libraries
-from cppo.cli.parser import Parser
+from cppo.cli.console import percent, quiet_libraries
+from cppo.cli.parser import Parser, at_least, columns_option, fraction
 from cppo.data import check_columns
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory

@@ -1,9 +1,11 @@
-"""The argument parser of all commands."""
+"""The argument parser of all commands, and the types of its arguments."""
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+import yaml
 
 from cppo.errors import UserError
 
@@ -47,3 +49,36 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=110)
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """The argparse type of whole numbers from `minimum` on."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
+        return int(text)
+
+    return whole_number
+
+
+def fraction(text: str) -> float:
+    """The argparse type of fractions of 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction in [0, 1], got {text!r}")
+    return value
+
+
+def columns_option(text: str) -> dict[str, str] | str:
+    """The argparse type of `--columns`: a mapping in YAML, or the name of a layout."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict | str):
+        raise argparse.ArgumentTypeError(f"expected a layout or a mapping such as {{prompt: question}}, got {text!r}")
+    return value

@@ -13,8 +13,8 @@ from cppo.data.check import RowChecks
 from cppo.data.images import RowError
 from cppo.data.mapping import check_columns
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
-from cppo.data.spec import FileSpec, FolderSpec, HubSpec, TaskSpec, parse_spec
-from cppo.data.tables import TableSpec, open_table, table_rows
+from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
+from cppo.data.tables import open_table, table_rows
 from cppo.errors import UserError
 from cppo.tasks import TaskOptions, make_item
 from cppo.tasks.base import SPLITS
@@ -57,8 +57,8 @@ def load_records(
         left = None if limit is None else limit - sum(map(len, parts))
         if left == 0:
             break
-        if isinstance(spec, FileSpec):
-            parts.append(StoredRows(_read_file(spec, checks, left)))
+        if isinstance(spec, PathSpec) and spec.kind == "jsonl":
+            parts.append(StoredRows(_read_lines(spec, checks, left)))
             continue
         if not isinstance(spec, TaskSpec):
             parts.append(StoredRows(_read_table(spec, checks, left, split)))
@@ -112,20 +112,17 @@ class TaskRows:
         return f"tasks:{self.family} item {index}"
 
 
-def _read_file(spec: FileSpec, checks: RowChecks, limit: int | None) -> tuple[StoredRow, ...]:
-    folder = spec.path.parent.resolve()
+def _read_lines(spec: PathSpec, checks: RowChecks, limit: int | None) -> tuple[StoredRow, ...]:
     try:
         with spec.path.open("rb") as lines:
-            return checks.run(_json_lines(lines), name=spec.text, unit="line", folder=folder, limit=limit)
+            return checks.run(_json_lines(lines), name=spec.text, unit="line", folder=spec.image_folder, limit=limit)
     except OSError as error:
         raise UserError(f"data {spec.text!r}: cannot be read: {error.strerror}") from error
 
 
-def _read_table(spec: TableSpec, checks: RowChecks, limit: int | None, split: str) -> tuple[StoredRow, ...]:
+def _read_table(spec: PathSpec | HubSpec, checks: RowChecks, limit: int | None, split: str) -> tuple[StoredRow, ...]:
     # A table on the hub has no folder in which paths could lie.
-    folder = None if isinstance(spec, HubSpec) else spec.path.parent.resolve()
-    if isinstance(spec, FolderSpec):
-        folder = spec.path.resolve()
+    folder = None if isinstance(spec, HubSpec) else spec.image_folder
     rows = table_rows(open_table(spec, split))
     return checks.run(rows, name=spec.text, unit="row", folder=folder, limit=limit)
 

@@ -1,6 +1,5 @@
 """The record (a question, its images, its answer) and the lazy sequence of records that training reads."""
 
-import pickle
 from bisect import bisect_right
 from collections.abc import Sequence
 from copy import deepcopy
@@ -70,10 +69,6 @@ class StoredRows:
 
     rows: tuple[StoredRow, ...]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # `datasets` hashes the transform, and so these rows, with a pickler that needs a minute for 100,000.
-        return _unpickle_rows, (pickle.dumps(self.rows),)
-
     @property
     def filled(self) -> frozenset[str]:
         return frozenset(name for name in OPTIONAL_COLUMNS if all(getattr(row, name) is not None for row in self.rows))
@@ -86,10 +81,6 @@ class StoredRows:
 
     def place(self, index: int) -> str:
         return self.rows[index].place
-
-
-def _unpickle_rows(data: bytes) -> StoredRows:
-    return StoredRows(pickle.loads(data))
 
 
 class Rows(Protocol):

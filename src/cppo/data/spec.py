@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cppo.errors import UserError
 from cppo.tasks import TASK_NAMES, TaskOptions, parse_task_options
@@ -24,27 +25,20 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
-class FileSpec:
-    """A `.jsonl` file."""
+class PathSpec:
+    """A `.jsonl` or `.parquet` file, or a folder that `save_to_disk` of `datasets` wrote.
+
+    Of a folder's several splits the one that the caller asks for is meant.
+    """
 
     text: str
     path: Path
+    kind: Literal["jsonl", "parquet", "folder"]
 
-
-@dataclass(frozen=True)
-class ParquetSpec:
-    """A `.parquet` file."""
-
-    text: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class FolderSpec:
-    """A folder that `save_to_disk` of `datasets` wrote; of several splits the one that the caller asks for."""
-
-    text: str
-    path: Path
+    @property
+    def image_folder(self) -> Path:
+        """Where the paths of images begin."""
+        return (self.path if self.kind == "folder" else self.path.parent).resolve()
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class HubSpec:
     split: str | None
 
 
-Spec = TaskSpec | FileSpec | ParquetSpec | FolderSpec | HubSpec
+Spec = TaskSpec | PathSpec | HubSpec
 
 _HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", re.ASCII)
 _FOLDER_FILES = ("dataset_info.json", "dataset_dict.json")
@@ -78,7 +72,7 @@ def parse_spec(spec: str) -> Spec:
                 f"data {spec!r}: not a folder that `save_to_disk` of `datasets` wrote; "
                 "give it, or the .parquet or .jsonl files in it"
             )
-        return FolderSpec(spec, path)
+        return PathSpec(spec, path, "folder")
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".parquet"):
         raise UserError(
@@ -91,7 +85,7 @@ def parse_spec(spec: str) -> Spec:
         path.open("rb").close()
     except OSError as error:
         raise UserError(f"data {spec!r}: cannot be opened: {error.strerror}") from error
-    return FileSpec(spec, path) if suffix == ".jsonl" else ParquetSpec(spec, path)
+    return PathSpec(spec, path, "jsonl" if suffix == ".jsonl" else "parquet")
 
 
 def check_spec(spec: str) -> None:

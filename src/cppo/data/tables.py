@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cppo.data.spec import FolderSpec, HubSpec, ParquetSpec
+from cppo.data.spec import HubSpec, PathSpec
 from cppo.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
 ROWS_AT_ONCE = 64
-
-TableSpec = ParquetSpec | FolderSpec | HubSpec
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class TableImage:
         return _encoded_bytes(cell if self.index is None else cell[self.index])
 
 
-def open_table(spec: TableSpec, split: str) -> "datasets.Dataset":
+def open_table(spec: PathSpec | HubSpec, split: str) -> "datasets.Dataset":
     """The table that a SPEC names, memory-mapped; `split` where the SPEC names none.
 
     Raises:
@@ -48,18 +46,17 @@ def open_table(spec: TableSpec, split: str) -> "datasets.Dataset":
     """
     import datasets
 
-    if isinstance(spec, ParquetSpec):
+    if isinstance(spec, HubSpec):
+        return _loaded(spec, lambda: datasets.load_dataset(spec.name, split=spec.split or split))
+    if spec.kind == "parquet":
         files = {"train": str(spec.path)}
-        table = _loaded(spec, lambda: datasets.load_dataset("parquet", data_files=files, split="train"))
-    elif isinstance(spec, HubSpec):
-        table = _loaded(spec, lambda: datasets.load_dataset(spec.name, split=spec.split or split))
-    else:
-        table = _loaded(spec, lambda: datasets.load_from_disk(str(spec.path)))
-        if isinstance(table, datasets.DatasetDict):
-            if split not in table:
-                raise UserError(f"data {spec.text!r}: has no split {split!r}, but {', '.join(table)}")
-            table = table[split]
-    return table
+        return _loaded(spec, lambda: datasets.load_dataset("parquet", data_files=files, split="train"))
+    table = _loaded(spec, lambda: datasets.load_from_disk(str(spec.path)))
+    if not isinstance(table, datasets.DatasetDict):
+        return table
+    if split not in table:
+        raise UserError(f"data {spec.text!r}: has no split {split!r}, but {', '.join(table)}")
+    return table[split]
 
 
 def table_rows(table: "datasets.Dataset") -> Iterator[tuple[int, dict[str, Any]]]:
@@ -88,7 +85,7 @@ def _encoded_bytes(cell: Any) -> Any:
     return cell if isinstance(cell, bytes) else None
 
 
-def _loaded(spec: TableSpec, load: Callable[[], Any]) -> Any:
+def _loaded(spec: PathSpec | HubSpec, load: Callable[[], Any]) -> Any:
     try:
         return load()
     # Broken files, unknown names, missing splits and networks that are away all raise errors of their own kinds.

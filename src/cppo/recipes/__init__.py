@@ -9,7 +9,7 @@ from cppo.recipes.recipe import (
     recipe_names,
     recipe_summary,
 )
-from cppo.recipes.run_dir import RunDirectory
+from cppo.recipes.run_dir import RunDirectory, checkpoint_step
 from cppo.recipes.schema import Schema, schema
 from cppo.recipes.values import in_interval
 
@@ -19,6 +19,7 @@ __all__ = [
     "RunOptions",
     "Schema",
     "TrainOptions",
+    "checkpoint_step",
     "dump_recipe",
     "in_interval",
     "load_recipe",

@@ -103,11 +103,20 @@ class RunDirectory:
                     if overwrite and _CHECKPOINT.fullmatch(entry.name) and entry.is_dir():
                         shutil.rmtree(entry)
             else:
-                state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+                last = checkpoint_step(checkpoint)
                 for file in (self.metrics, self.samples):
-                    _keep_steps(file, last=state["global_step"])
+                    _keep_steps(file, last=last)
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written. Raises UserError if its trainer state is damaged."""
+    file = checkpoint / "trainer_state.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"resume_from_checkpoint: {file} is damaged; resume from another checkpoint") from error
 
 
 def _keep_steps(file: Path, *, last: int) -> None:

@@ -1,7 +1,15 @@
-"""Which groups have nothing to tell their rollouts apart by."""
+"""Which rollouts of a generation batch the perception loss learns from, beside the gate itself."""
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from cppo.perception import draw_rollouts
+
+if TYPE_CHECKING:
+    from cppo.training.config import CPPOConfig
 
 
 def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:
@@ -21,3 +29,20 @@ def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:
     spread = grouped.amax(dim=1) - grouped.amin(dim=1)
     rounding = 4 * torch.finfo(rewards.dtype).eps * grouped.abs().amax(dim=1)
     return (spread <= rounding).all(dim=1).repeat_interleave(group_size)
+
+
+def rollout_weights(args: "CPPOConfig", gates: Tensor, group_size: int, batch_number: int) -> Tensor:
+    """Weight of every rollout in the perception loss, 0 for those that are not scored under the views; [B].
+
+    Args:
+        args: the option `perception_rollouts_per_group` and the seed.
+        gates: which are gated in, bool [B], of all processes.
+        group_size: G.
+        batch_number: generation batches before this one; each has a random stream of its own, which all processes
+            and a resumed run share.
+    """
+    limit = args.perception_rollouts_per_group
+    if limit is None:
+        return gates.float()
+    seed = np.random.SeedSequence([args.seed, batch_number]).generate_state(1, np.uint64).item()
+    return draw_rollouts(gates, group_size, limit, torch.Generator().manual_seed(seed))

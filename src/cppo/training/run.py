@@ -25,7 +25,7 @@ from cppo.evaluation import (
     evaluate,
     paired_bootstrap,
 )
-from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe
+from cppo.recipes import Recipe, RunDirectory, TrainOptions, checkpoint_step, dump_recipe
 from cppo.rewards import accuracy_reward, format_reward
 from cppo.training.config import CPPOConfig
 from cppo.training.recorder import RunRecorder
@@ -197,7 +197,7 @@ def _check_enough(source: RecordSource, args: CPPOConfig, checkpoint: Path | Non
             f"lower per_device_train_batch_size (now {args.per_device_train_batch_size}), or give more rows"
         )
     if checkpoint is not None and args.max_steps > 0:
-        step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        step = checkpoint_step(checkpoint)
         if step >= args.max_steps:
             raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
 

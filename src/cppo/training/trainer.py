@@ -9,39 +9,30 @@ How a step differs from GRPO's:
 Everything else is TRL's. The methods overridden here, and why, are listed in `OVERRIDES`.
 """
 
-import logging
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import is_peft_model
-from datasets import IterableDataset
 from torch import Tensor
-from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOTrainer
 
 from cppo.errors import UserError
-from cppo.perception import draw_rollouts, gate_rollouts
+from cppo.perception import gate_rollouts
 from cppo.policy import (
     ResponseScores,
-    add_shared_prompt_forward,
     plain_scores,
     shared_prefill,
     shared_prompt_scores,
-    unshared_reason,
     unwrapped,
-    vision_placeholder_ids,
 )
 from cppo.policy.vision_inputs import VisionInputs, without_empty_images
 from cppo.training.config import CPPOConfig
-from cppo.training.gate import equal_rewards
+from cppo.training.gate import equal_rewards, rollout_weights
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
-from cppo.training.rollout_state import RolloutState, load_weights
-from cppo.training.sampler import ResumableRepeatSampler
+from cppo.training.resumable import ResumableGRPOTrainer
 from cppo.training.samples import RolloutSamples
+from cppo.training.setup import ban_vision_placeholders, check_setup, share_prompts
 from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_images
 from cppo.training.view_scoring import (
@@ -54,8 +45,6 @@ from cppo.training.view_scoring import (
     scores_in_chunks,
 )
 from cppo.views import ViewPrefetcher
-
-logger = logging.getLogger(__name__)
 
 OVERRIDES = {
     "_tokenize_prompts": "a text-only row of a mixed batch must carry an empty list of images, not None",
@@ -75,7 +64,7 @@ OVERRIDES = {
 """Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
 
 
-class CPPOTrainer(GRPOTrainer):
+class CPPOTrainer(ResumableGRPOTrainer):
     """Drop-in for `trl.GRPOTrainer` that adds the contrastive perception loss; same constructor.
 
     Args:
@@ -146,9 +135,9 @@ class CPPOTrainer(GRPOTrainer):
             rollout_func,
             environment_factory,
         )
-        self._check_setup()
-        self._ban_vision_placeholders()
-        self._shares_prompts = self._share_prompts()
+        check_setup(self)
+        self._placeholder_ids = ban_vision_placeholders(self)
+        self._shares_prompts = share_prompts(self)
         self._views = ViewMaker(
             ViewPrefetcher(args.view_sampler(), threads=args.view_threads),
             self.processing_class,
@@ -165,56 +154,6 @@ class CPPOTrainer(GRPOTrainer):
     def last_samples(self) -> list[dict[str, Any]]:
         """Rollouts of the last logged step: prompt, images, tokens, which of them were selected, scores, reward."""
         return self._samples.latest
-
-    def _check_setup(self) -> None:
-        if self._tokenizer.padding_side != "left":
-            raise UserError("the processor pads on the right: load it with padding_side='left'")
-        name = self.args.perception_gate_reward
-        if self.args.perception_gate == "correct" and name not in self.reward_func_names:
-            raise UserError(
-                f"perception_gate_reward = {name!r} is none of the reward functions {', '.join(self.reward_func_names)}"
-            )
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            return
-        if self.args.scorer == "shared" and is_deepspeed_zero3_enabled():
-            raise UserError("scorer = 'shared' does not gather ZeRO-3 weights alike on all ranks: use 'kernel'")
-        if self.args.log_perception_grad_share:
-            raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
-        several_passes = self.args.perception_memory == "sequential" or not self.args.perception_view_gradients
-        if self.args.scorer == "shared" and several_passes:
-            raise UserError(
-                "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
-                "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
-            )
-
-    def _share_prompts(self) -> bool:
-        """Let policy and reference score packed rows, if asked for and possible; say why if not."""
-        if self.args.scorer != "shared":
-            return False
-        reason = unshared_reason(self.model.config)
-        if self.aux_loss_enabled:
-            reason = "a mixture-of-experts model balances its experts over whole rows"
-        if reason is not None:
-            if self.args.perception_memory == "sequential" and self.args.uses_perception:
-                raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
-            logger.warning("Prompts and images are not shared over a group's rollouts: %s.", reason)
-            return False
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                add_shared_prompt_forward(unwrapped(model), self.args.cast_lm_head_to_fp32)
-        return True
-
-    def _ban_vision_placeholders(self) -> None:
-        ids = self._placeholder_ids = vision_placeholder_ids(self.processing_class, self.model.config)
-        if not ids:
-            return
-        if self.use_vllm:
-            bias = {**dict.fromkeys(ids, -100.0), **(self.vllm_generation.generation_kwargs.get("logit_bias") or {})}
-            self.vllm_generation.generation_kwargs["logit_bias"] = bias
-            return
-        ids = sorted({*ids, *(self.generation_config.suppress_tokens or [])})
-        self.generation_config.suppress_tokens = ids
-        self.generation_kwargs["suppress_tokens"] = ids
 
     def _has_placeholder(self, completion_ids: Tensor) -> Tensor:
         """Which responses hold an image, as only a tool can put it there; bool [B]."""
@@ -240,15 +179,14 @@ class CPPOTrainer(GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._rewards = rewards_per_func
-        return rewards_per_func
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         rows = canonical_rows(inputs)
         # TRL gathers the images to log on the ranks that have any, and would wait forever for the others.
         ranks_with_images = self.accelerator.gather(
-            torch.tensor([any(row["images"] for row in rows)], device=self.accelerator.device)
+            torch.tensor([any(row.get("images") for row in rows)], device=self.accelerator.device)
         )
         self.log_multimodal = self.args.log_multimodal and bool(ranks_with_images.all())
         if not (self.args.uses_perception and self.model.training):
@@ -264,7 +202,8 @@ class CPPOTrainer(GRPOTrainer):
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
         all_gates = self.accelerator.gather(gate)
-        weights = self._rollout_weights(all_gates)[mine]
+        batch_number = self._step // (self.args.steps_per_generation * self.num_iterations)
+        weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
         output["perception_views"] = views.inputs((weights > 0).tolist(), prompts)
         output["perception_weights"] = weights
         output["perception_rollout"] = list(range(len(rows)))
@@ -286,16 +225,6 @@ class CPPOTrainer(GRPOTrainer):
         # Views are made of the prompt's images, and would not fit a response with images of a tool.
         own_images_only = ~self._has_placeholder(output["completion_ids"])
         return gate & has_images & own_images_only & response_mask(output).any(dim=1)
-
-    def _rollout_weights(self, gates: Tensor) -> Tensor:
-        """Weights of the whole generation batch's rollouts, 0 for those that are not scored under the views."""
-        limit = self.args.perception_rollouts_per_group
-        if limit is None:
-            return gates.float()
-        # One stream a generation batch, the same for all ranks and after a resume.
-        number = self._step // (self.args.steps_per_generation * self.num_iterations)
-        seed = np.random.SeedSequence([self.args.seed, number]).generate_state(1, np.uint64).item()
-        return draw_rollouts(gates, self.num_generations, limit, torch.Generator().manual_seed(seed))
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         generate_every = self.args.steps_per_generation * self.num_iterations
@@ -471,50 +400,3 @@ class CPPOTrainer(GRPOTrainer):
                 self._metrics["train"]["perception/grad_norm_share"].append(self._grad_share.value(self.accelerator))
                 self._grad_share = None
         return loss
-
-    # Checkpoints
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(dataset)
-        # Same data, same arguments: only the order after a resume differs from TRL's.
-        self._train_sampler = ResumableRepeatSampler(
-            sampler.data_source,
-            mini_repeat_count=sampler.mini_repeat_count,
-            batch_size=sampler.batch_size,
-            repeat_count=sampler.repeat_count,
-            shuffle=sampler.shuffle,
-            seed=sampler.seed,
-        )
-        return self._train_sampler
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Written before TRL's files: a checkpoint whose trainer_state.json is there is complete.
-        folder = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        pending = self._buffered_inputs if self._step % generate_every else None
-        epoch = math.floor(self.state.epoch or 0)
-        RolloutState(self._step, epoch, pending).save(folder, self.accelerator.process_index)
-        super()._save_checkpoint(model, trial)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        state = RolloutState.load(checkpoint, self.accelerator.process_index, self.accelerator.device)
-        self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
-        if not isinstance(self.train_dataset, IterableDataset):
-            self._train_sampler.epoch = state.epoch
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self._load_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _load_weights(self, checkpoint: str) -> bool:
-        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
-        if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return False
-        return load_weights(self.model, checkpoint)

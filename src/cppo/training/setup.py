@@ -1,0 +1,67 @@
+"""What is settled once, when a trainer is built: do the options fit, are prompts shared, what is never sampled."""
+
+import logging
+from typing import Any
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from cppo.errors import UserError
+from cppo.policy import add_shared_prompt_forward, unshared_reason, unwrapped, vision_placeholder_ids
+
+logger = logging.getLogger(__name__)
+
+
+def check_setup(trainer: Any) -> None:
+    """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
+    if trainer._tokenizer.padding_side != "left":
+        raise UserError("the processor pads on the right: load it with padding_side='left'")
+    name = trainer.args.perception_gate_reward
+    if trainer.args.perception_gate == "correct" and name not in trainer.reward_func_names:
+        raise UserError(
+            f"perception_gate_reward = {name!r} is none of the reward functions {', '.join(trainer.reward_func_names)}"
+        )
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return
+    if trainer.args.scorer == "shared" and is_deepspeed_zero3_enabled():
+        raise UserError("scorer = 'shared' does not gather ZeRO-3 weights alike on all ranks: use 'kernel'")
+    if trainer.args.log_perception_grad_share:
+        raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
+    several_passes = trainer.args.perception_memory == "sequential" or not trainer.args.perception_view_gradients
+    if trainer.args.scorer == "shared" and several_passes:
+        raise UserError(
+            "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
+            "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
+        )
+
+
+def share_prompts(trainer: Any) -> bool:
+    """Let policy and reference score packed rows, if asked for and possible; say why if not."""
+    if trainer.args.scorer != "shared":
+        return False
+    reason = unshared_reason(trainer.model.config)
+    if trainer.aux_loss_enabled:
+        reason = "a mixture-of-experts model balances its experts over whole rows"
+    if reason is not None:
+        if trainer.args.perception_memory == "sequential" and trainer.args.uses_perception:
+            raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
+        logger.warning("Prompts and images are not shared over a group's rollouts: %s.", reason)
+        return False
+    for model in (trainer.model, trainer.ref_model):
+        if model is not None:
+            add_shared_prompt_forward(unwrapped(model), trainer.args.cast_lm_head_to_fp32)
+    return True
+
+
+def ban_vision_placeholders(trainer: Any) -> list[int]:
+    """Never sample a token that stands for an image; the ids of these tokens."""
+    placeholders = vision_placeholder_ids(trainer.processing_class, trainer.model.config)
+    if not placeholders:
+        return placeholders
+    if trainer.use_vllm:
+        options = trainer.vllm_generation.generation_kwargs
+        options["logit_bias"] = {**dict.fromkeys(placeholders, -100.0), **(options.get("logit_bias") or {})}
+        return placeholders
+    ids = sorted({*placeholders, *(trainer.generation_config.suppress_tokens or [])})
+    trainer.generation_config.suppress_tokens = ids
+    trainer.generation_kwargs["suppress_tokens"] = ids
+    return placeholders
