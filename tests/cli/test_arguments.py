@@ -43,7 +43,20 @@ def error_of(capsys, *argv):
 
 
 def test_a_mistake_ends_with_status_2_one_line_and_no_torch(tmp_path, model):
+    contents = {"empty": "", "broken": "{\n", "columns": '{"question": "q", "answer": "a"}\n'}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    data = [["--data", tmp_path / f"{name}.jsonl", "--model", model] for name in contents]
     cases = [
+        *(["train", *words, "--output_dir", tmp_path / "run"] for words in data),
+        *(["eval", *words] for words in data),
+        *(["sft", "--config", "micro-warmup", *words, "--output_dir", tmp_path / "run"] for words in data),
+        ["train", "--perception_gate", "correct"],
+        ["train", "--perception_memory", "sequential", "--scorer", "kernel"],
+        ["train", "--perception_rollouts_per_group", "1", "--perception_normalization", "token"],
+        ["train", "--view_crop_side", "0.9", "0.3"],
+        ["train", "--view_noise_rectangles", "0"],
+        ["train", "--loss_type", "foo"],
         ["train", "--lerning_rate", "3"],
         ["train", "--data", "nope.jsonl", "--model", model],
         ["train", "--model", tmp_path / "gone"],
@@ -92,7 +105,7 @@ def test_help_all_lists_inherited_fields(capsys):
         (["train", "--columns", "{a: b}"], ["'a' is not one of"]),
         (["train", "--config", "nope"], ["'nope'", "micro"]),
         (["train", "--final_eval_samples", "-1"], ["--final_eval_samples", "[0, inf)"]),
-        (["sft"], ["--config"]),
+        (["sft"], ["sft", "no `data` is given"]),
         (["sft", "--config", "micro"], ["micro", "cppo train"]),
         (["eval", "--model", "micro"], ["--data"]),
         (["eval", "--model", "micro", "--data", "tasks:digits", "--samples", "0"], ["--samples", "at least 1"]),

@@ -146,7 +146,7 @@ def test_eval_takes_the_runs_system_prompt_and_length(workplace, tmp_path):
 
 
 def test_a_stopped_run_names_its_last_checkpoint(workplace, tmp_path, capsys, monkeypatch):
-    def stop(recipe):
+    def stop(recipe, sources):
         for step in (4, 12):
             (tmp_path / "run" / f"checkpoint-{step}").mkdir()
             (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").touch()
@@ -198,7 +198,7 @@ def test_what_would_train_nothing_is_refused(workplace, tmp_path, capsys):
     ("option", "part"),
     [
         (["--reward_weights", "0.5"], "Number of reward weights (1)"),
-        (["--loss_type", "foo"], "loss_type = 'foo': choose one of grpo, "),
+        (["--loss_type", "foo"], "--loss_type: 'foo' is not one of grpo, "),
         (["--report_to", "wandb"], "wandb"),
     ],
 )

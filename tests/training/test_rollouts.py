@@ -16,11 +16,17 @@ from rollout_stubs import (
 from transformers import AutoProcessor
 
 from cppo.training.trainer import CPPOTrainer
+from cppo.training.view_inputs import canonical_rows
 from cppo.views import load_rgb
 
 
 def step_logs(trainer):
     return [log for log in trainer.state.log_history if "loss" in log]
+
+
+def test_rows_whose_prompt_an_environment_brings_stay_as_they_are():
+    rows = [{"task": 1}, {"task": 1}]
+    assert canonical_rows(rows) == rows
 
 
 def test_gates_on_groups_that_are_all_wrong_or_half_right(make_trainer):

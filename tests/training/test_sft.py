@@ -79,15 +79,16 @@ def response_loss(folder, records):
 def test_the_loss_is_that_of_the_response_tokens_alone(tiny, rows_file, tmp_path):
     recorder = EvalLoss()
     args = {**CPU, "max_steps": 1, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
-    run_sft(str(tiny), str(rows_file), str(tmp_path / "out"), str(rows_file), sft_args=args, callbacks=[recorder])
-    assert recorder.losses == pytest.approx([response_loss(tiny, load_records(str(rows_file)))], rel=1e-4)
+    records = load_records(str(rows_file))
+    run_sft(str(tiny), records, str(tmp_path / "out"), records, sft_args=args, callbacks=[recorder])
+    assert recorder.losses == pytest.approx([response_loss(tiny, records)], rel=1e-4)
 
 
 def test_training_learns_the_responses_and_saves_a_model_that_loads(tiny, rows_file, tmp_path):
     out = tmp_path / "out"
     args = {**CPU, "max_steps": 40, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
-    assert run_sft(str(tiny), str(rows_file), str(out), sft_args=args) == str(out)
     records = load_records(str(rows_file))
+    assert run_sft(str(tiny), records, str(out), sft_args=args) == str(out)
     assert response_loss(out, records) < 0.2 * response_loss(tiny, records)
     assert AutoProcessor.from_pretrained(out).chat_template == AutoProcessor.from_pretrained(tiny).chat_template
 
@@ -96,7 +97,7 @@ def test_same_seed_same_weights(tiny, tmp_path):
     args = {**CPU, "max_steps": 2, "per_device_train_batch_size": 4}
     states = []
     for name in ("a", "b"):
-        folder = run_sft(str(tiny), "tasks:digits?n=16&noise=25", str(tmp_path / name), sft_args=args)
+        folder = run_sft(str(tiny), load_records("tasks:digits?n=16&noise=25"), str(tmp_path / name), sft_args=args)
         states.append(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -114,7 +115,7 @@ def test_columns_are_mapped(tiny, tmp_path):
     file.write_text(json.dumps({"question": "1 + 1?", "answer": "2", "solution": "\\boxed{2}"}) + "\n")
     columns = {"prompt": "question", "response": "solution"}
     args = {**CPU, "max_steps": 1}
-    folder = run_sft(str(tiny), str(file), str(tmp_path / "out"), columns=columns, sft_args=args)
+    folder = run_sft(str(tiny), load_records(str(file), columns=columns), str(tmp_path / "out"), sft_args=args)
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert folder == str(tmp_path / "out")
 
@@ -123,7 +124,7 @@ def test_data_without_responses_is_refused(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
     with pytest.raises(UserError, match=r"rows\.jsonl.*'response'"):
-        run_sft("micro", str(file), str(tmp_path / "out"), sft_args=CPU)
+        run_sft("micro", load_records(str(file)), str(tmp_path / "out"), sft_args=CPU)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_refused_options_are_named(tmp_path, args, message):
 
 def test_a_model_that_is_missing_or_blind_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        run_sft(str(tmp_path / "nowhere"), "tasks:digits?n=4", str(tmp_path / "out"), sft_args=CPU)
+        run_sft(str(tmp_path / "nowhere"), load_records("tasks:digits?n=4"), str(tmp_path / "out"), sft_args=CPU)
     blind = tmp_path / "blind"
     config = LlamaConfig(
         vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
@@ -150,4 +151,4 @@ def test_a_model_that_is_missing_or_blind_is_refused(tiny, tmp_path):
     LlamaForCausalLM(config).save_pretrained(blind)
     AutoProcessor.from_pretrained(tiny).tokenizer.save_pretrained(blind)
     with pytest.raises(UserError, match="blind"):
-        run_sft(str(blind), "tasks:digits?n=4", str(tmp_path / "out"), sft_args=CPU)
+        run_sft(str(blind), load_records("tasks:digits?n=4"), str(tmp_path / "out"), sft_args=CPU)

@@ -110,8 +110,8 @@ def test_one_view_after_another_gives_the_same_gradient(make_trainer, options):
 
 def test_a_model_that_cannot_share_says_why_and_trains(make_trainer, caplog, monkeypatch):
     reason = "its text part attends through a sliding window"
-    monkeypatch.setattr("cppo.training.trainer.unshared_reason", lambda config: reason)
-    with caplog.at_level(logging.WARNING, logger="cppo.training.trainer"):
+    monkeypatch.setattr("cppo.training.setup.unshared_reason", lambda config: reason)
+    with caplog.at_level(logging.WARNING, logger="cppo.training.setup"):
         trainer = inject(make_trainer(make_rows([1, 0]), max_steps=1))
     assert [record.getMessage() for record in caplog.records] == [
         f"Prompts and images are not shared over a group's rollouts: {reason}."

@@ -10,7 +10,7 @@ import yaml
 from cppo.cli.checks import check_data, check_model
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.data import check_columns
+from cppo.data import check_columns, load_records
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory
 
@@ -27,13 +27,6 @@ def run(argv: Sequence[str]) -> None:
     trained = trained_recipe(arguments.model)
     system_prompt = trained.get("system_prompt") if arguments.system_prompt is None else arguments.system_prompt
     max_new_tokens = arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS
-    quiet_libraries()
-
-    from tqdm import tqdm
-
-    from cppo.data import load_records
-    from cppo.evaluation import evaluate, load_model
-
     source = load_records(
         arguments.data,
         split="test",
@@ -41,6 +34,12 @@ def run(argv: Sequence[str]) -> None:
         columns=arguments.columns,
         max_bad_fraction=arguments.max_bad_fraction,
     )
+    quiet_libraries()
+
+    from tqdm import tqdm
+
+    from cppo.evaluation import evaluate, load_model
+
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
 
     def answer_all(label: str, *, blank: bool) -> dict[str, Any]:

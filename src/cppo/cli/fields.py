@@ -10,11 +10,11 @@ from cppo.recipes.static_fields import UNSET, OptionField
 from cppo.recipes.values import value_from_words
 
 
-def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str | None, description: str) -> Recipe:
+def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str, description: str) -> Recipe:
     """The recipe that the arguments of `cppo train` or `cppo sft` describe.
 
     Args:
-        default_recipe: the recipe without `--config`; None makes `--config` mandatory.
+        default_recipe: the recipe without `--config`.
 
     Raises:
         UserError: unknown option, wrong value, missing recipe file.
@@ -34,7 +34,7 @@ def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str | Non
     return load_recipe(command, config, overrides)
 
 
-def _parser(options: Schema, default_recipe: str | None, description: str, *, show_inherited: bool) -> Parser:
+def _parser(options: Schema, default_recipe: str, description: str, *, show_inherited: bool) -> Parser:
     parser = Parser(
         prog=f"cppo {options.command}",
         description=description,
@@ -44,10 +44,9 @@ def _parser(options: Schema, default_recipe: str | None, description: str, *, sh
     parser.add_argument(
         "--config",
         default=default_recipe,
-        required=default_recipe is None,
         metavar="NAME|FILE",
-        help="a packaged recipe (see `cppo recipes list`) or a YAML file; every option below may stand in it"
-        + (f" (default: {default_recipe})" if default_recipe else ""),
+        help="a packaged recipe (see `cppo recipes list`) or a YAML file; every option below may stand in it "
+        f"(default: {default_recipe})",
     )
     _add_group(parser, "run", [*options.run.values(), _output_dir(options)])
     if options.own:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import quiet_libraries
 from cppo.cli.fields import parse_recipe
+from cppo.data import load_records
 from cppo.recipes import RunDirectory, dump_recipe
 
 DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `response` column, with TRL's SFTTrainer."
@@ -14,14 +15,18 @@ DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `respons
 
 def run(argv: Sequence[str]) -> None:
     """Fine-tune and save the model in output_dir. Raises UserError for a user's mistake."""
-    recipe = parse_recipe("sft", argv, default_recipe=None, description=DESCRIPTION)
+    recipe = parse_recipe("sft", argv, default_recipe="sft", description=DESCRIPTION)
     check_recipe(recipe)
+    options = recipe.options
+    data = load_records(options.data, split="train", columns=options.columns)
+    held_out = None
+    if options.eval_data is not None:
+        held_out = load_records(options.eval_data, split="test", columns=options.columns)
     quiet_libraries()
 
     from cppo.training.recorder import RunRecorder
     from cppo.training.sft import run_sft
 
-    options = recipe.options
     files = RunDirectory(recipe.output_dir)
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
@@ -32,10 +37,9 @@ def run(argv: Sequence[str]) -> None:
     started = time.monotonic()
     folder = run_sft(
         options.model,
-        options.data,
+        data,
         recipe.output_dir,
-        eval_data=options.eval_data,
-        columns=options.columns,
+        eval_data=held_out,
         sft_args={"disable_tqdm": False, **arguments},
         callbacks=[RunRecorder(files, samples=tuple)],
     )

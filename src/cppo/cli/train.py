@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
-from cppo.recipes import RunDirectory
+from cppo.recipes import RunDirectory, schema
+from cppo.training.option_rules import check_combinations
+from cppo.training.sources import load_sources
 
 if TYPE_CHECKING:
     from cppo.training.run import RunResult
@@ -22,13 +24,15 @@ def run(argv: Sequence[str]) -> None:
     """Train, write the report, print what was gained. Raises UserError for a user's mistake."""
     recipe = parse_recipe("train", argv, default_recipe="micro", description=DESCRIPTION)
     check_recipe(recipe)
+    check_combinations({**schema("train").defaults, **recipe.config})
+    sources = load_sources(recipe)
     quiet_libraries()
 
     from cppo.reports import write_report
     from cppo.training.run import run_training
 
     try:
-        result = run_training(recipe)
+        result = run_training(recipe, sources)
     except KeyboardInterrupt:
         checkpoints = RunDirectory(recipe.output_dir).checkpoints()
         if checkpoints:

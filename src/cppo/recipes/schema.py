@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
     "save_strategy": ("no", "steps", "epoch", "best"),
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
@@ -62,6 +63,11 @@ class Schema:
     def fields(self) -> dict[str, OptionField]:
         """Every option by name."""
         return {**self.inherited, **self.own, **self.run}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The default of every option of CPPO's own."""
+        return {name: field.default for name, field in self.own.items()}
 
     def unknown(self, name: str, *, where: str) -> UserError:
         """The error for an option that does not exist, with the nearest existing name."""

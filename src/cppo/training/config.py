@@ -1,6 +1,5 @@
 """CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
 
-import re
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -8,10 +7,8 @@ from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.recipes import in_interval
-from cppo.views import ViewSampler, ViewStrengths
-
-LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
-"""Those of TRL 1.16, which refuses others only after the first rollouts."""
+from cppo.training.option_rules import check_combinations, view_sampler
+from cppo.views import ViewSampler
 
 EXACT_DIVERGENCES = ("kl", "js")
 
@@ -170,27 +167,7 @@ class CPPOConfig(GRPOConfig):
         for option in fields(self):
             if option.name in CPPOConfig.__annotations__:
                 _check_option(option, getattr(self, option.name))
-        if self.loss_type not in LOSS_TYPES:
-            raise UserError(f"loss_type = {self.loss_type!r}: choose one of {', '.join(LOSS_TYPES)}")
-        if self.perception_gate == "correct" and not self.perception_gate_reward:
-            raise UserError(
-                "perception_gate = 'correct' needs perception_gate_reward, the name of the reward function that decides"
-            )
-        if self.perception_memory == "sequential" and self.scorer != "shared":
-            raise UserError(f"perception_memory = 'sequential' needs scorer = 'shared', but scorer = {self.scorer!r}")
-        if self.perception_rollouts_per_group is not None and self.perception_normalization != "rollout":
-            raise UserError(
-                f"perception_rollouts_per_group = {self.perception_rollouts_per_group} needs perception_normalization "
-                f"= 'rollout': {self.perception_normalization!r} divides by the selected tokens of all rollouts"
-            )
-        broken_step = (self.steps_per_generation or 1) % self.gradient_accumulation_steps
-        if self.perception_normalization == "token" and broken_step:
-            raise UserError(
-                f"perception_normalization = 'token' needs the rollouts of a whole step at once, but "
-                f"steps_per_generation = {self.steps_per_generation} is not a multiple of "
-                f"gradient_accumulation_steps = {self.gradient_accumulation_steps}"
-            )
-        self.view_sampler()
+        check_combinations(vars(self))
 
     @property
     def uses_perception(self) -> bool:
@@ -204,18 +181,8 @@ class CPPOConfig(GRPOConfig):
         return self.scorer == "plain" or bool(exact)
 
     def view_sampler(self) -> ViewSampler:
-        """The sampler of views that these options describe.
-
-        Raises:
-            UserError: a family or a strength is not valid.
-        """
-        strengths = {part.name: getattr(self, f"view_{part.name}") for part in fields(ViewStrengths)}
-        try:
-            return ViewSampler(self.seed, self.preserving_views, self.removing_views, ViewStrengths(**strengths))
-        except UserError as error:
-            # cppo.views has shorter names for these options; the message must name the one to change.
-            message = re.sub("^view strength ", "view_", str(error))
-            raise UserError(re.sub("^(preserving|removing)_families", r"\1_views", message)) from None
+        """The sampler of views that these options describe."""
+        return view_sampler(vars(self))
 
 
 def _check_option(option: Field, value: Any) -> None:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from cppo.assets import resolve_model
-from cppo.data import Record, RecordSource, load_records, to_dataset
+from cppo.data import Record, RecordSource, to_dataset
 from cppo.errors import UserError
 from cppo.evaluation import (
     EvalResult,
@@ -29,6 +29,7 @@ from cppo.recipes import Recipe, RunDirectory, TrainOptions, checkpoint_step, du
 from cppo.rewards import accuracy_reward, format_reward
 from cppo.training.config import CPPOConfig
 from cppo.training.recorder import RunRecorder
+from cppo.training.sources import RunSources
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {
@@ -65,11 +66,11 @@ class RunResult:
     gain: PairedDifference | None
 
 
-def run_training(recipe: Recipe) -> RunResult:
-    """Train as `recipe` says and fill its run directory (`RunDirectory` names the files), all but the report.
+def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
+    """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`), all but the report.
 
     Raises:
-        UserError: a refused value, bad data, a model that cannot be used, an output directory that cannot be written.
+        UserError: a refused value, too few rows, a model that cannot be used, a folder that cannot be written.
     """
     started = time.monotonic()
     options = recipe.options
@@ -78,28 +79,18 @@ def run_training(recipe: Recipe) -> RunResult:
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     args = build_config(recipe)
     check_vision_model(options.model)
-    train_source = _load(options, options.data, split="train")
-    _check_enough(train_source, args, checkpoint)
-    for number, reason in train_source.skipped[:NAMED_ROWS]:
-        print(f"cppo: warning: row {number} is skipped: {reason}", file=sys.stderr)
-    if len(train_source.skipped) > NAMED_ROWS:
-        print(f"cppo: warning: {len(train_source.skipped)} rows are skipped in all", file=sys.stderr)
-    if args.uses_perception and not any(train_source[i].images for i in range(min(len(train_source), IMAGE_PROBE))):
-        print(
-            f"cppo: warning: none of the first rows of {train_source.name} has an image, and the perception loss needs "
-            "images; is the column named `images`, or mapped with --columns?",
-            file=sys.stderr,
-        )
-    held_out = _held_out(options, options.final_eval_samples) if options.final_eval_samples else None
-    eval_source = _held_out(options, options.eval_limit) if args.eval_strategy != "no" else None
-
+    _check_enough(sources.train, args, checkpoint)
+    _warn(sources.train, args.uses_perception)
+    datasets = {
+        name: None if source is None else to_dataset(source, system_prompt=options.system_prompt)
+        for name, source in (("train_dataset", sources.train), ("eval_dataset", sources.evaluation))
+    }
     try:
         trainer = CPPOTrainer(
             model=resolve_model(options.model),
             reward_funcs=[accuracy_reward, format_reward],
             args=args,
-            train_dataset=to_dataset(train_source, system_prompt=options.system_prompt),
-            eval_dataset=None if eval_source is None else to_dataset(eval_source, system_prompt=options.system_prompt),
+            **datasets,
         )
     # How the libraries refuse options that do not go together, and loggers that are not installed.
     except (ValueError, RuntimeError, ImportError) as error:
@@ -113,6 +104,7 @@ def run_training(recipe: Recipe) -> RunResult:
     trainer.add_callback(RunRecorder(files, lambda: trainer.last_samples))
 
     asked = {"max_new_tokens": args.max_completion_length, "system_prompt": options.system_prompt}
+    held_out = sources.held_out
     before = _answer_all(trainer, held_out, "before", **asked) if held_out else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(recipe.output_dir)
@@ -129,7 +121,7 @@ def run_training(recipe: Recipe) -> RunResult:
         gain=paired_bootstrap(before.accuracies, after.accuracies, seed=args.seed) if before and after else None,
     )
     if main:
-        summary = run_summary(result, skipped_rows=len(train_source.skipped))
+        summary = run_summary(result, skipped_rows=len(sources.train.skipped))
         files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -178,10 +170,18 @@ class _Share(Sequence[Record]):
         return self._source[self._indices[index]]
 
 
-def _load(options: TrainOptions, specs: str | list[str], *, split: str, limit: int | None = None) -> RecordSource:
-    return load_records(
-        specs, split=split, limit=limit, columns=options.columns, max_bad_fraction=options.max_bad_fraction
-    )
+def _warn(source: RecordSource, uses_perception: bool) -> None:
+    """Name skipped rows, and say where the perception loss would have nothing to do."""
+    for number, reason in source.skipped[:NAMED_ROWS]:
+        print(f"cppo: warning: row {number} is skipped: {reason}", file=sys.stderr)
+    if len(source.skipped) > NAMED_ROWS:
+        print(f"cppo: warning: {len(source.skipped)} rows are skipped in all", file=sys.stderr)
+    if uses_perception and not any(source[i].images for i in range(min(len(source), IMAGE_PROBE))):
+        print(
+            f"cppo: warning: none of the first rows of {source.name} has an image, and the perception loss needs "
+            "images; is the column named `images`, or mapped with --columns?",
+            file=sys.stderr,
+        )
 
 
 def _check_enough(source: RecordSource, args: CPPOConfig, checkpoint: Path | None) -> None:
@@ -200,12 +200,6 @@ def _check_enough(source: RecordSource, args: CPPOConfig, checkpoint: Path | Non
         step = checkpoint_step(checkpoint)
         if step >= args.max_steps:
             raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
-
-
-def _held_out(options: TrainOptions, limit: int | None) -> RecordSource:
-    if options.eval_data is None:
-        raise UserError("evaluation needs `eval_data`: give held-out data")
-    return _load(options, options.eval_data, split="test", limit=limit)
 
 
 def _answer_all(trainer: CPPOTrainer, source: Sequence[Record], label: str, **asked: Any) -> EvalResult:

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from cppo.assets import resolve_model
-from cppo.data import Record, RecordSource, chat_messages, load_records
+from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, and write
@@ -61,23 +61,21 @@ def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
 
 def run_sft(
     model: str,
-    data: str | Sequence[str],
+    data: RecordSource,
     output_dir: str,
-    eval_data: str | Sequence[str] | None = None,
-    columns: Mapping[str, str] | str | None = None,
+    eval_data: RecordSource | None = None,
     sft_args: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> str:
     """Train `model` (a folder, hub id or packaged name) on the responses of `data` and save it to `output_dir`.
 
-    `data` and `eval_data` are data SPECs (splits `train` and `test` where they name none), `columns` maps other column
-    names to the record's, `sft_args` are fields of `trl.SFTConfig`. Returns the folder, which then holds model,
+    `sft_args` are fields of `trl.SFTConfig`. Returns the folder, which then holds model,
     tokenizer and processor. Raises UserError for a refused option, data without reference responses, or a model that
     cannot be loaded or has no vision tower. Callbacks given here take the place of the Trainer's own printing.
     """
     config = sft_config(output_dir, sft_args or {})
-    train_dataset = sft_dataset(load_records(data, split="train", columns=columns))
-    eval_dataset = None if eval_data is None else sft_dataset(load_records(eval_data, split="test", columns=columns))
+    train_dataset = sft_dataset(data)
+    eval_dataset = None if eval_data is None else sft_dataset(eval_data)
     try:
         trainer = SFTTrainer(
             model=resolve_model(model),
