@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from cppo.recipes import RunDirectory
 from cppo.reports.charts import Series, interval_chart, line_chart
+from cppo.reports.page import render_page
 from cppo.reports.run_data import RunData, read_run
 
 # title, what it shows, whether fractions, {metric: label}
@@ -55,7 +55,7 @@ CHARTS: tuple[tuple[str, str, bool, dict[str, str]], ...] = (
     ("Perception's share of the gradient", "of the two norms", True, {"perception/grad_norm_share": "share"}),
 )
 SHOWN_EXAMPLES = 8
-PNG_DATA_URI = "data:image/png;base64,"
+IMAGE_URIS = ("data:image/png;base64,", "data:image/jpeg;base64,")
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,9 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
 
 def render_report(run: RunData) -> str:
     """The report as HTML. Everything that comes from the run is escaped: model text is not to be trusted."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     examples = [_example(sample) for sample in reversed(run.samples)]
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         name=run.name,
         config=run.config,
         summary=run.summary,
@@ -129,7 +123,7 @@ def _example(sample: dict[str, Any]) -> dict[str, Any]:
         Token(text, selected, score, max(0.0, score / best) if selected else 0.0)
         for text, selected, score in zip(sample["completion_tokens"], sample["perception"], scores, strict=True)
     ]
-    images = [uri for uri in sample["images"] if isinstance(uri, str) and uri.startswith(PNG_DATA_URI)]
+    images = [uri for uri in sample["images"] if isinstance(uri, str) and uri.startswith(IMAGE_URIS)]
     return {**sample, "images": images, "tokens": tokens}
 
 

@@ -147,11 +147,13 @@ class CPPOConfig(GRPOConfig):
         default=0.5,
         metadata={"help": "I+ perspective: probability that it is applied.", "range": "[0, 1]"},
     )
-    view_rotation_degrees: float = field(default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees."})
+    view_rotation_degrees: float = field(
+        default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees.", "range": "[0, 180]"}
+    )
     view_noise_rectangles: int = field(default=50, metadata={"help": "I- noise: number of rectangles."})
     view_noise_side: list[float] = field(
         default_factory=lambda: [0.05, 0.15],
-        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's.", "range": "[0, 180]"},
+        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's.", "range": "(0, 1]"},
     )
     view_crop_side: list[float] = field(
         default_factory=lambda: [0.6, 0.7],

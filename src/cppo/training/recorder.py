@@ -1,25 +1,21 @@
 """Writes a run's metrics and example responses while it trains, and shows its progress on one line."""
 
-import base64
 import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cppo.recipes import RunDirectory
+from cppo.views import image_data_uri
 
 SAMPLE_TIMES = 10
 """How often in a run example responses are written."""
 PROGRESS_LINES = 20
 """How many progress lines a run prints where there is no terminal to draw a bar on."""
-IMAGE_SIDE = 320
-"""Longest side in pixels of an example's image in the report."""
 RL_SHOWN = {"reward": "reward", "rewards/accuracy_reward/mean": "accuracy", "perception/cpl": "cpl"}
 SFT_SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
 
@@ -89,7 +85,7 @@ def is_milestone(step: int, last: int, times: int) -> bool:
 
 
 def sample_record(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """An example response of `CPPOTrainer.last_samples` as JSON values; images become small PNG data URIs."""
+    """An example response of `CPPOTrainer.last_samples` as JSON values; images become small data URIs."""
     return {
         "step": sample["step"],
         "prompt": prompt_text(sample["prompt"]),
@@ -110,15 +106,6 @@ def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     if isinstance(content, str):
         return content
     return " ".join(part["text"] for part in content if part.get("type") == "text")
-
-
-def image_data_uri(image: Image.Image) -> str:
-    """A PNG data URI, scaled down to `IMAGE_SIDE`."""
-    small = image.convert("RGB")
-    small.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-    buffer = BytesIO()
-    small.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def append_json_lines(file: Any, records: Sequence[Mapping[str, Any]]) -> None:

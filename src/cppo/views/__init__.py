@@ -4,17 +4,22 @@ Every view has the size of the anchor image and mode RGB, and is a pure function
 """
 
 from cppo.views.ahead import ViewPrefetcher
-from cppo.views.images import load_rgb
+from cppo.views.draws import family_draws
+from cppo.views.images import image_data_uri, load_rgb
 from cppo.views.sampler import ViewSampler, stable_sample_id
 from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths
-from cppo.views.transforms import preserving_view, removing_view
+from cppo.views.transforms import View, family_view, preserving_view, removing_view
 
 __all__ = [
     "PRESERVING_FAMILIES",
     "REMOVING_FAMILIES",
+    "View",
     "ViewPrefetcher",
     "ViewSampler",
     "ViewStrengths",
+    "family_draws",
+    "family_view",
+    "image_data_uri",
     "load_rgb",
     "preserving_view",
     "removing_view",

@@ -1,6 +1,8 @@
 """The one way from any PIL image to RGB: anchor and views both take it and so yield the same image tokens."""
 
+import base64
 import contextlib
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms
 
 from cppo.errors import UserError
+
+LOSSLESS_SIDE = 128
 
 # What undoes each EXIF orientation (Exif 2.32, tag 0x0112); 1 is upright.
 _UPRIGHT = {
@@ -110,3 +114,17 @@ def _grey(values: npt.NDArray[Any], low: float, high: float) -> Image.Image:
     scale = 255 / (high - low) if high > low else 0.0
     levels = np.rint((values.astype(np.float64) - low) * scale).astype(np.uint8)
     return Image.fromarray(levels).convert("RGB")
+
+
+def image_data_uri(image: Image.Image, side: int = 320) -> str:
+    """A data URI for pages: scaled down to `side` pixels; PNG up to 128 pixels, where each pixel counts, else JPEG."""
+    small = load_rgb(image)
+    small.thumbnail((side, side))
+    lossless = max(small.size) <= LOSSLESS_SIDE
+    buffer = BytesIO()
+    if lossless:
+        small.save(buffer, format="PNG", optimize=True)
+    else:
+        small.save(buffer, format="JPEG", quality=85)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

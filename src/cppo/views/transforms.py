@@ -5,6 +5,7 @@ that small print stays readable; the crop is resized bicubically.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,18 @@ from cppo.views.images import load_rgb
 from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths, check_families
 
 PUBLISHED = ViewStrengths()
+
+Perturbed = tuple[Image.Image, dict[str, float]]
+"""A perturbed image, and the values that were drawn for it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A view with its family and the values drawn for it (factors, pixels, degrees, or a number of rectangles)."""
+
+    image: Image.Image
+    family: str
+    parameters: dict[str, float]
 
 
 def preserving_view(
@@ -31,7 +44,7 @@ def preserving_view(
         UserError: the image cannot be read; `families` is empty or names another than PRESERVING_FAMILIES.
     """
     names = check_families("preserving_families", families, PRESERVING_FAMILIES)
-    return _one_of(names, image, rng, strengths)
+    return family_view(names[rng.integers(len(names))], image, rng, strengths).image
 
 
 def removing_view(
@@ -51,10 +64,22 @@ def removing_view(
         UserError: the image cannot be read; `families` is empty or names another than REMOVING_FAMILIES.
     """
     names = check_families("removing_families", families, REMOVING_FAMILIES)
-    return _one_of(names, image, rng, strengths)
+    return family_view(names[rng.integers(len(names))], image, rng, strengths).image
 
 
-def color_jitter(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Image.Image:
+def family_view(
+    family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths = PUBLISHED
+) -> View:
+    """One draw of a family, preserving or removing.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    perturbed, parameters = _TRANSFORMS[family](load_rgb(image), rng, strengths)
+    return View(perturbed, family, parameters)
+
+
+def color_jitter(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """Brightness, then contrast, then saturation: in this order always, the factors drawn in it too."""
     from torchvision.transforms.v2 import functional
 
@@ -63,34 +88,36 @@ def color_jitter(image: Image.Image, rng: np.random.Generator, strengths: ViewSt
     )
     image = functional.adjust_brightness(image, brightness)
     image = functional.adjust_contrast(image, contrast)
-    return functional.adjust_saturation(image, saturation)
+    image = functional.adjust_saturation(image, saturation)
+    return image, {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
 
-def perspective(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Image.Image:
+def perspective(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """With `perspective_probability`, each corner moves inwards by up to distortion / 2 of a side; else none.
 
     The whole image stays in sight.
     """
     if rng.random() >= strengths.perspective_probability:
-        return image.copy()
+        return image.copy(), {"largest_move": 0.0}
     from torchvision.transforms.v2 import functional
 
     size = np.array(image.size)
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size
     inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * size / 2
-    moved = corners + inwards * rng.uniform(0, strengths.perspective_distortion, size=(4, 2))
-    return functional.perspective(image, corners.tolist(), moved.tolist(), fill=0)
+    shifts = inwards * rng.uniform(0, strengths.perspective_distortion, size=(4, 2))
+    perturbed = functional.perspective(image, corners.tolist(), (corners + shifts).tolist(), fill=0)
+    return perturbed, {"largest_move": float(np.abs(shifts).max())}
 
 
-def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Image.Image:
+def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """Rotation about the centre by up to `rotation_degrees` either way; what leaves the frame is lost."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     angle = rng.uniform(-strengths.rotation_degrees, strengths.rotation_degrees)
-    return functional.rotate(image, angle, interpolation=InterpolationMode.BILINEAR, fill=0)
+    return functional.rotate(image, angle, interpolation=InterpolationMode.BILINEAR, fill=0), {"degrees": angle}
 
 
-def noise_rectangles(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Image.Image:
+def noise_rectangles(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """`noise_rectangles` rectangles of uniform noise, anywhere inside the image; they may overlap.
 
     Height and width are drawn apart, each a fraction `noise_side` of its own side and at least one pixel.
@@ -101,30 +128,24 @@ def noise_rectangles(image: Image.Image, rng: np.random.Generator, strengths: Vi
         left, right = _interval(pixels.shape[1], strengths.noise_side, rng)
         shape = (bottom - top, right - left, 3)
         pixels[top:bottom, left:right] = rng.integers(0, 256, size=shape, dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(pixels), {"rectangles": strengths.noise_rectangles}
 
 
-def crop(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Image.Image:
+def crop(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """A crop anywhere inside the image, resized back; width and height are drawn apart from `crop_side`."""
     left, right = _interval(image.width, strengths.crop_side, rng)
     top, bottom = _interval(image.height, strengths.crop_side, rng)
-    return image.crop((left, top, right, bottom)).resize(image.size, Image.Resampling.BICUBIC)
+    resized = image.crop((left, top, right, bottom)).resize(image.size, Image.Resampling.BICUBIC)
+    return resized, {"left": left, "top": top, "width": right - left, "height": bottom - top}
 
 
-_TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator, ViewStrengths], Image.Image]] = {
+_TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator, ViewStrengths], Perturbed]] = {
     "color_jitter": color_jitter,
     "perspective": perspective,
     "rotation": rotation,
     "noise_rectangles": noise_rectangles,
     "crop": crop,
 }
-
-
-def _one_of(
-    families: tuple[str, ...], image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths
-) -> Image.Image:
-    family = families[rng.integers(len(families))]
-    return _TRANSFORMS[family](load_rgb(image), rng, strengths)
 
 
 def _interval(side: int, fractions: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
