@@ -54,6 +54,22 @@ def check_model(name: str) -> None:
         )
 
 
+def check_output_file(option: str, name: str | None) -> None:
+    """Whether the file that an option names can be written. Raises UserError."""
+    if name is None:
+        return
+    file = Path(name)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise UserError(f"{option}: cannot write {name}: {'it is' if file.is_dir() else 'there is no such'} folder")
+    existed = file.exists()
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"{option}: cannot write {name}: {error.strerror}") from error
+    if not existed:
+        file.unlink()
+
+
 def _is_hub_name(name: str) -> bool:
     """`owner/name` or `name`: at most one slash, and nothing that only a path has."""
     owner, slash, rest = name.partition("/")

@@ -7,11 +7,10 @@ from typing import Any
 
 import yaml
 
-from cppo.cli.checks import check_data, check_model
+from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.parser import Parser, at_least, columns_option, fraction
 from cppo.data import check_columns, load_records
-from cppo.errors import UserError
 from cppo.recipes import RunDirectory
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -23,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     check_model(arguments.model)
     check_data(arguments.data)
     check_columns(arguments.columns)
-    _check_json_file(arguments.json)
+    check_output_file("--json", arguments.json)
     trained = trained_recipe(arguments.model)
     system_prompt = trained.get("system_prompt") if arguments.system_prompt is None else arguments.system_prompt
     max_new_tokens = arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS
@@ -142,15 +141,3 @@ def _parser() -> Parser:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else as saved"
     )
     return parser
-
-
-def _check_json_file(name: str | None) -> None:
-    if name is None:
-        return
-    file = Path(name)
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(f"--json: cannot write {name}: {'it is' if file.is_dir() else 'there is no such'} folder")
-    try:
-        file.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise UserError(f"--json: cannot write {name}: {error.strerror}") from error

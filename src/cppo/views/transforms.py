@@ -98,7 +98,7 @@ def perspective(image: Image.Image, rng: np.random.Generator, strengths: ViewStr
     The whole image stays in sight.
     """
     if rng.random() >= strengths.perspective_probability:
-        return image.copy(), {"largest_move": 0.0}
+        return image.copy(), {"pixels_moved": 0.0}
     from torchvision.transforms.v2 import functional
 
     size = np.array(image.size)
@@ -106,7 +106,7 @@ def perspective(image: Image.Image, rng: np.random.Generator, strengths: ViewStr
     inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * size / 2
     shifts = inwards * rng.uniform(0, strengths.perspective_distortion, size=(4, 2))
     perturbed = functional.perspective(image, corners.tolist(), (corners + shifts).tolist(), fill=0)
-    return perturbed, {"largest_move": float(np.abs(shifts).max())}
+    return perturbed, {"pixels_moved": float(np.abs(shifts).max())}
 
 
 def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:

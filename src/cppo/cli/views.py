@@ -1,0 +1,132 @@
+"""`cppo views`: what the I+ and I- of every family look like, and what they do to a model's answers."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from cppo.cli.checks import check_data, check_model, check_output_file
+from cppo.cli.console import quiet_libraries
+from cppo.cli.parser import Parser, at_least, columns_option, fraction
+from cppo.data import Record, check_columns, load_records
+from cppo.errors import UserError
+from cppo.recipes import load_recipe, schema
+from cppo.training.option_rules import view_sampler
+from cppo.views import ViewSampler, load_rgb, stable_sample_id
+
+DEFAULT_LIMIT = 20
+DEFAULT_PROMPT = "What does the image show?"
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write a grid or a page of views. Raises UserError for a user's mistake."""
+    arguments = _parser().parse_all(argv)
+    if (arguments.image is None) == (arguments.data is None):
+        raise UserError("give either --image FILE or --data SPEC")
+    suffix = Path(arguments.out).suffix.lower()
+    if suffix not in (".png", ".html"):
+        raise UserError(f"--out: {arguments.out}: write a .png (of --image) or a .html page")
+    if suffix == ".png" and arguments.data is not None:
+        raise UserError(f"--out: {arguments.out}: several items make a page: write a .html file")
+    if arguments.model is None and (arguments.prompt is not None or arguments.answer is not None):
+        raise UserError("--prompt and --answer need --model: without one nobody answers")
+    if arguments.data is not None and (arguments.prompt is not None or arguments.answer is not None):
+        raise UserError("--prompt and --answer go with --image; the rows of --data bring their own")
+    check_output_file("--out", arguments.out)
+    sampler = _sampler(arguments.config, arguments.seed)
+    if arguments.model is not None:
+        check_model(arguments.model)
+    records = _records(arguments)
+    quiet_libraries()
+
+    from cppo.evaluation import evaluate, load_model
+    from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
+
+    model, processor = load_model(arguments.model, device=arguments.device) if arguments.model else (None, None)
+    items = []
+    for record in tqdm(records, desc="views", unit="item", leave=False):
+        copies, views = perturbed_records(record, sampler, arguments.draws)
+        answers = None
+        if model is not None:
+            answers = evaluate(model, processor, copies, max_new_tokens=arguments.max_new_tokens).items
+        items.append(shown_item(record, views, answers))
+    if suffix == ".png":
+        draw_grid(items[0]).save(arguments.out)
+    else:
+        title = arguments.image or " ".join(arguments.data)
+        page = render_views(items, title=title, strengths=_strengths(arguments.config), seed=arguments.seed)
+        Path(arguments.out).write_text(page, encoding="utf-8")
+    for row in summarize_families(items, arguments.seed):
+        change = "" if row.change is None else f"   accuracy {100 * row.change.mean:+.1f} points"
+        print(f"{row.family:<18}{100 * row.unchanged:5.1f} % answered as with the image{change}")
+    print(f"views      {arguments.out}")
+
+
+def _records(arguments: Any) -> list[Record]:
+    if arguments.data is None:
+        try:
+            with Image.open(arguments.image) as file:
+                image = load_rgb(file)
+        except (OSError, UserError, Image.DecompressionBombError) as error:
+            reason = (
+                "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read as an image"
+            )
+            raise UserError(f"--image: {arguments.image}: {reason}") from error
+        prompt = arguments.prompt or DEFAULT_PROMPT
+        return [Record(stable_sample_id(prompt, [image]), prompt, (image,), arguments.answer or "")]
+    check_data(arguments.data)
+    check_columns(arguments.columns)
+    source = load_records(
+        arguments.data,
+        split="test",
+        limit=arguments.limit,
+        columns=arguments.columns,
+        max_bad_fraction=arguments.max_bad_fraction,
+    )
+    with_images = [record for record in source if record.images]
+    if not with_images:
+        raise UserError(f"{source.name}: none of the rows has an image")
+    return with_images
+
+
+def _sampler(config: str | None, seed: int) -> ViewSampler:
+    given = load_recipe("train", config).config if config is not None else {}
+    return dataclasses.replace(view_sampler({**schema("train").defaults, **given, "seed": seed}), seed=seed)
+
+
+def _strengths(config: str | None) -> str:
+    return "Strengths: the published ones." if config is None else f"Strengths: recipe {config}."
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="cppo views", description="Shows the images' views, I+ and I-, of every family.")
+    parser.add_argument("--image", metavar="FILE", help="an image file")
+    parser.add_argument("--data", nargs="+", metavar="SPEC", help="rows of data instead of one image")
+    parser.add_argument("--out", required=True, metavar="FILE", help="a .png grid (of --image), or a .html page")
+    parser.add_argument("--config", metavar="NAME|FILE", help="a recipe whose families and strengths are taken")
+    parser.add_argument("--draws", type=at_least(1), default=4, metavar="N", help="draws of each family (default: 4)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument("--model", metavar="DIR|NAME", help="let this model answer under every view, greedily")
+    parser.add_argument("--prompt", metavar="TEXT", help=f"what to ask of --image (default: {DEFAULT_PROMPT!r})")
+    parser.add_argument("--answer", metavar="TEXT", help="the right answer to --prompt")
+    parser.add_argument(
+        "--limit",
+        type=at_least(1),
+        default=DEFAULT_LIMIT,
+        metavar="N",
+        help=f"rows of --data (default: {DEFAULT_LIMIT})",
+    )
+    parser.add_argument(
+        "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
+    )
+    parser.add_argument(
+        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=at_least(1), default=512, metavar="N", help="longest response (default: 512)"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    return parser

@@ -1,0 +1,200 @@
+"""Pictures of views: a row's images under every family, with the model's answers; as a grid or as a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from cppo.data import Record
+from cppo.evaluation import ItemResult, PairedDifference, paired_bootstrap
+from cppo.reports.page import render_page
+from cppo.rewards import extract_answer
+from cppo.views import PRESERVING_FAMILIES, View, ViewSampler, family_draws, image_data_uri
+
+THUMBNAIL = 320
+"""Longest side in pixels of a picture on the page."""
+CELL = 200
+"""Side in pixels of a picture in the grid; smaller ones are enlarged by whole factors."""
+MARGIN, LINE = 10, 16
+SHOWN_CHARS = 60
+
+
+@dataclass(frozen=True)
+class ShownView:
+    """A row's images under one draw of a family (None: as they are), and what the model answered, if it was asked."""
+
+    family: str | None
+    parameters: str
+    images: tuple[Image.Image, ...]
+    answer: str | None = None
+    correct: bool | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the family is for."""
+        if self.family is None:
+            return "image"
+        return "I+" if self.family in PRESERVING_FAMILIES else "I\u2212"
+
+    @property
+    def uris(self) -> list[str]:
+        """The images as data URIs."""
+        return [image_data_uri(image, THUMBNAIL) for image in self.images]
+
+
+@dataclass(frozen=True)
+class ShownItem:
+    """A row, as it is and under its views."""
+
+    id: str
+    question: str
+    expected: str
+    original: ShownView
+    views: tuple[ShownView, ...]
+
+    @property
+    def families(self) -> dict[str, list[ShownView]]:
+        """The draws of each family."""
+        found: dict[str, list[ShownView]] = {}
+        for view in self.views:
+            found.setdefault(str(view.family), []).append(view)
+        return found
+
+
+@dataclass(frozen=True)
+class FamilySummary:
+    """A family over all items and draws: share of answers that stay the same, accuracy and its paired change."""
+
+    family: str
+    kind: str
+    unchanged: float
+    accuracy: float | None
+    change: PairedDifference | None
+
+
+def perturbed_records(record: Record, sampler: ViewSampler, draws: int) -> tuple[list[Record], list[tuple[View, ...]]]:
+    """The record and copies of it, one under each view, in the order of the views (`family_draws`)."""
+    views = list(family_draws(record.images, sampler, record.id, draws))
+    return [record, *(replace(record, images=tuple(view.image for view in row)) for row in views)], views
+
+
+def shown_item(
+    record: Record, views: Sequence[tuple[View, ...]], answers: Sequence[ItemResult] | None = None
+) -> ShownItem:
+    """Small pictures and texts of a record, its views and the model's answers to `perturbed_records`."""
+    texts = [given_answer(item.responses[0]) for item in answers] if answers else [None] * (len(views) + 1)
+    right = [bool(item.correct[0]) for item in answers] if answers and record.answer else [None] * (len(views) + 1)
+    original = ShownView(None, "", tuple(map(_thumbnail, record.images)), texts[0], right[0])
+    shown = [
+        ShownView(
+            row[0].family,
+            "; ".join(parameter_text(view) for view in row),
+            tuple(_thumbnail(view.image) for view in row),
+            text,
+            correct,
+        )
+        for row, text, correct in zip(views, texts[1:], right[1:], strict=True)
+    ]
+    return ShownItem(record.id, question_text(record.prompt), record.answer, original, tuple(shown))
+
+
+def given_answer(response: str) -> str:
+    r"""The boxed answer of a response, or its end where there is none; at most 60 characters."""
+    answer = extract_answer(response)
+    if answer is None:
+        text = " ".join(response.split())
+        answer = "\u2026" + text[-SHOWN_CHARS:] if len(text) > SHOWN_CHARS else text
+    return answer if len(answer) <= SHOWN_CHARS + 1 else answer[:SHOWN_CHARS] + "\u2026"
+
+
+def question_text(prompt: str | list[dict[str, Any]]) -> str:
+    """The text of a prompt's last message."""
+    content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def parameter_text(view: View) -> str:
+    """The drawn values, e.g. "brightness 0.42, contrast 1.1, saturation 0.3"."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in view.parameters.items())
+
+
+def summarize_families(items: Sequence[ShownItem], seed: int) -> list[FamilySummary]:
+    """Each family over all items; nothing if no model answered. An item counts with the mean of its draws."""
+    if not items or items[0].original.answer is None:
+        return []
+    summaries = []
+    for family, first in items[0].families.items():
+        rows = [(item.original, item.families[family]) for item in items]
+        same = [sum(view.answer == before.answer for view in views) / len(views) for before, views in rows]
+        known = all(before.correct is not None for before, _ in rows)
+        after = [sum(bool(view.correct) for view in views) / len(views) for _, views in rows]
+        change = paired_bootstrap([float(bool(before.correct)) for before, _ in rows], after, seed=seed)
+        summaries.append(
+            FamilySummary(
+                family,
+                first[0].kind,
+                sum(same) / len(same),
+                sum(after) / len(after) if known else None,
+                change if known else None,
+            )
+        )
+    return summaries
+
+
+def render_views(items: Sequence[ShownItem], *, title: str, strengths: str, seed: int) -> str:
+    """One HTML page of all items and, where a model answered, what each family does to its answers."""
+    answered = [item.original.correct for item in items if item.original.correct is not None]
+    return render_page(
+        "views.html.j2",
+        title=title,
+        strengths=strengths,
+        items=items,
+        summaries=summarize_families(items, seed),
+        accuracy=sum(answered) / len(answered) if answered else None,
+    )
+
+
+def draw_grid(item: ShownItem) -> Image.Image:
+    """One picture: the row's images, then a line for each family with its draws, labelled."""
+    font = ImageFont.load_default(size=12)
+    lines = [(("image", ""), [item.original])]
+    lines += [((views[0].kind, family), views) for family, views in item.families.items()]
+    images = max(1, len(item.original.images))
+    text_lines = 3 + (item.original.answer is not None)
+    height, width = CELL + text_lines * LINE + MARGIN, images * (CELL + 4) + MARGIN
+    columns = max(len(views) for _, views in lines)
+    left = 130
+    grid = Image.new("RGB", (left + columns * width + MARGIN, len(lines) * height + 2 * MARGIN), "white")
+    pen = ImageDraw.Draw(grid)
+    for row, ((kind, family), views) in enumerate(lines):
+        y = MARGIN + row * height
+        pen.text((MARGIN, y), f"{kind.replace(chr(0x2212), '-')}\n{family}", fill="black", font=font)
+        for column, view in enumerate(views):
+            x = left + column * width
+            for place, image in enumerate(view.images):
+                grid.paste(_enlarged(image), (x + place * (CELL + 4), y))
+            texts = view.parameters.replace("; ", ", ").split(", ")[:3] if view.parameters else []
+            if view.answer is not None:
+                verdict = {True: ": right", False: ": wrong", None: ""}[view.correct]
+                texts.append(f"answers {view.answer[:18]!r}{verdict}")
+            for number, text in enumerate(texts):
+                pen.text((x, y + CELL + 2 + number * LINE), text, fill="black", font=font)
+    return grid
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = CELL // max(image.size)
+    if factor > 1:
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    small = image.copy()
+    small.thumbnail((CELL, CELL))
+    return small

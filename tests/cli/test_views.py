@@ -1,0 +1,136 @@
+"""`cppo views`: every family is shown as it was drawn, with what the model then answers."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cppo.cli.main import main
+from cppo.data import load_records
+from cppo.reports.views import ShownItem, ShownView, draw_grid, given_answer, render_views, summarize_families
+from cppo.views import ViewSampler, ViewStrengths, family_draws
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_draws_are_the_families_in_order_and_depend_on_nothing_else(picture):
+    images = [Image.open(picture)]
+    sampler = ViewSampler(3)
+    drawn = list(family_draws(images, sampler, "row", 2))
+    assert [row[0].family for row in drawn] == [
+        family for family in ("color_jitter", "perspective", "rotation", "noise_rectangles", "crop") for _ in range(2)
+    ]
+    alone = list(family_draws(images, ViewSampler(3, removing_families=["crop"]), "row", 3))
+    assert alone[-3][0].parameters == drawn[-2][0].parameters
+    assert alone[-3][0].image.tobytes() == drawn[-2][0].image.tobytes()
+    assert drawn[-1][0].parameters != drawn[-2][0].parameters
+
+
+def test_what_was_drawn_is_what_was_done(picture):
+    image = Image.open(picture).convert("RGB")
+    sampler = ViewSampler(0, strengths=ViewStrengths(perspective_probability=0.0))
+    by_family = {row[0].family: row[0] for row in family_draws([image], sampler, "row", 1)}
+    crop = by_family["crop"]
+    left, top, width, height = (int(crop.parameters[name]) for name in ("left", "top", "width", "height"))
+    again = image.crop((left, top, left + width, top + height)).resize(image.size, Image.Resampling.BICUBIC)
+    assert again.tobytes() == crop.image.tobytes()
+    assert by_family["perspective"].parameters == {"pixels_moved": 0.0}
+    turned = image.rotate(by_family["rotation"].parameters["degrees"], Image.Resampling.BILINEAR)
+    difference = np.abs(np.asarray(turned, int) - np.asarray(by_family["rotation"].image, int))
+    assert difference.mean() < 1
+
+
+def test_a_grid_of_one_image(picture, tmp_path, capsys):
+    assert main(["views", "--image", str(picture), "--out", str(tmp_path / "grid.png"), "--draws", "2"]) == 0
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 2 * 180
+        assert grid.height > 6 * 200
+    assert "grid.png" in capsys.readouterr().out
+
+
+def test_a_recipes_strengths_are_taken(picture, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "data: tasks:digits\npreserving_views: [rotation]\nremoving_views: [crop]\nview_crop_side: [0.5, 0.5]\n"
+    )
+    out = tmp_path / "page.html"
+    assert main(["views", "--image", str(picture), "--out", str(out), "--config", str(recipe), "--draws", "1"]) == 0
+    page = out.read_text()
+    assert "width 30, height 20" in page
+    assert "color_jitter" not in page
+
+
+def test_the_model_answers_under_every_view(tmp_path, capsys):
+    out = tmp_path / "page.html"
+    command = ["views", "--data", "tasks:digits?noise=25", "--limit", "3", "--draws", "1", "--model", "micro"]
+    assert main([*command, "--out", str(out)]) == 0
+    page = out.read_text()
+    assert page.count('<article class="card item">') == 3
+    assert page.count("\u2713 right") + page.count("\u2717 wrong") == 3 * 6
+    shares = {
+        name: float(share) for name, share in re.findall(r"^(\w+) +([\d.]+) % ans", capsys.readouterr().out, re.M)
+    }
+    assert set(shares) == {"color_jitter", "perspective", "rotation", "noise_rectangles", "crop"}
+    assert load_records("tasks:digits?noise=25", split="test", limit=1)[0].prompt in page
+
+
+def shown(answers, correct):
+    image = Image.new("RGB", (8, 8))
+    views = tuple(
+        ShownView("crop", "", (image,), answer, right) for answer, right in zip(answers[1:], correct[1:], strict=True)
+    )
+    return ShownItem(
+        "1", "q <script>alert(1)</script>", "5", ShownView(None, "", (image,), answers[0], correct[0]), views
+    )
+
+
+def test_the_summary_by_hand():
+    items = [shown(["5", "5", "4"], [True, True, False]), shown(["3", "3", "3"], [False, False, False])]
+    (row,) = summarize_families(items, seed=0)
+    assert (row.family, row.kind) == ("crop", "I\u2212")
+    assert row.unchanged == pytest.approx(0.75)
+    assert row.accuracy == pytest.approx(0.25)
+    assert row.change.mean == pytest.approx(-0.25)
+
+
+def test_texts_are_escaped_and_long_answers_cut():
+    page = render_views([shown(["<b>x</b>", "<i>y</i>"], [None, None])], title="<t>", strengths="", seed=0)
+    assert not re.search(r"<script>alert|<b>x|<i>y|<t>", page)
+    assert given_answer("word " * 100).startswith("\u2026")
+    assert len(given_answer(r"\boxed{" + "9" * 500 + "}")) == 61
+    assert draw_grid(shown(["a", "b"], [None, None])).width > 200
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "x.png"], "give either --image FILE or --data SPEC"),
+        (["--image", "gone.png", "--out", "x.png"], "--image: gone.png: there is no such file"),
+        (["--image", "broken.png", "--out", "x.png"], "--image: broken.png: it cannot be read as an image"),
+        (["--image", "broken.png", "--out", "x.gif"], "--out: x.gif: write a .png"),
+        (["--data", "tasks:digits", "--out", "x.png"], "several items make a page"),
+        (["--image", "broken.png", "--out", "no/x.png"], "--out: cannot write no/x.png: there is no such folder"),
+        (["--image", "broken.png", "--out", "x.png", "--answer", "5"], "need --model"),
+        (["--data", "tasks:digits", "--out", "x.html", "--config", "gone"], "recipe 'gone'"),
+        (["--image", "broken.png", "--out", "x.png", "--draws", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image")
+    assert main(["views", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_rows_without_images_are_left_out(tmp_path, capsys):
+    (tmp_path / "text.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    assert main(["views", "--data", str(tmp_path / "text.jsonl"), "--out", str(tmp_path / "x.html")]) == 2
+    assert "none of the rows has an image" in capsys.readouterr().err
