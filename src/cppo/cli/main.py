@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a vision-language model with CPPO (or plain GRPO)",
     "sft": "supervised fine-tuning on reference responses",
     "eval": "accuracy and format rate of a model on data",
+    "inspect": "show which response tokens depend on the image",
     "views": "show the views of images: what is kept, what is removed",
     "data": "check data: what it holds, and every row that a run could not use",
     "recipes": "list the packaged recipes, or copy one to edit",

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     if arguments.data is not None and (arguments.prompt is not None or arguments.answer is not None):
         raise UserError("--prompt and --answer go with --image; the rows of --data bring their own")
     check_output_file("--out", arguments.out)
-    sampler = _sampler(arguments.config, arguments.seed)
+    sampler = recipe_sampler(arguments.config, arguments.seed)
     if arguments.model is not None:
         check_model(arguments.model)
     records = _records(arguments)
@@ -92,7 +92,8 @@ def _records(arguments: Any) -> list[Record]:
     return with_images
 
 
-def _sampler(config: str | None, seed: int) -> ViewSampler:
+def recipe_sampler(config: str | None, seed: int) -> ViewSampler:
+    """The sampler of a recipe's views, of the published ones without a recipe, with another seed."""
     given = load_recipe("train", config).config if config is not None else {}
     return dataclasses.replace(view_sampler({**schema("train").defaults, **given, "seed": seed}), seed=seed)
 

@@ -11,7 +11,6 @@ from trl.data_utils import prepare_multimodal_messages
 from cppo.policy import vision_placeholder_ids
 
 
-@torch.no_grad()
 def generate_responses(
     model: Any,
     processor: Any,
@@ -33,14 +32,34 @@ def generate_responses(
         temperature: 0 for greedy decoding; otherwise plain sampling, without top-p or top-k.
         seed: of the sampling; torch's global random state is left as it was.
     """
-    inputs = prompt_inputs(processor, prompts, images).to(model.device)
+    inputs = prompt_inputs(processor, prompts, images)
+    rows = generate_tokens(model, processor, inputs, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    return processor.batch_decode(rows, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def generate_tokens(
+    model: Any, processor: Any, inputs: Any, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> list[list[int]]:
+    """The token ids of one response to each row of `prompt_inputs`, its end-of-sequence token included.
+
+    The other arguments are those of `generate_responses`.
+    """
+    inputs = inputs.to(model.device)
+    config = _generation_config(model, processor, max_new_tokens, temperature)
     with _evaluation_mode(model), torch.random.fork_rng(enabled=temperature > 0):
         if temperature > 0:
             torch.manual_seed(seed)
-        output = model.generate(
-            **inputs, generation_config=_generation_config(model, processor, max_new_tokens, temperature)
-        )
-    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        output = model.generate(**inputs, generation_config=config)
+    return [_until_end(row, set(config.eos_token_id)) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    """The ids up to the first end-of-sequence token, which stays; what follows it is padding."""
+    for place, token in enumerate(ids):
+        if token in ends:
+            return ids[: place + 1]
+    return ids
 
 
 def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], images: Sequence[Sequence[Any]]) -> Any:

@@ -11,8 +11,6 @@ from PIL import ExifTags, Image, ImageCms
 
 from cppo.errors import UserError
 
-LOSSLESS_SIDE = 128
-
 # What undoes each EXIF orientation (Exif 2.32, tag 0x0112); 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,11 +114,11 @@ def _grey(values: npt.NDArray[Any], low: float, high: float) -> Image.Image:
     return Image.fromarray(levels).convert("RGB")
 
 
-def image_data_uri(image: Image.Image, side: int = 320) -> str:
-    """A data URI for pages: scaled down to `side` pixels; PNG up to 128 pixels, where each pixel counts, else JPEG."""
+def image_data_uri(image: Image.Image, side: int = 320, lossless_side: int = 128) -> str:
+    """A data URI for pages: scaled down to `side` pixels; PNG up to `lossless_side`, where each pixel counts, or JPEG."""
     small = load_rgb(image)
     small.thumbnail((side, side))
-    lossless = max(small.size) <= LOSSLESS_SIDE
+    lossless = max(small.size) <= lossless_side
     buffer = BytesIO()
     if lossless:
         small.save(buffer, format="PNG", optimize=True)

@@ -1,0 +1,113 @@
+"""`cppo inspect`: which tokens of a model's responses depend on the image, as a page to look at and as JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cppo.cli.checks import check_data, check_model, check_output_file
+from cppo.cli.console import quiet_libraries
+from cppo.cli.eval import DEFAULT_MAX_NEW_TOKENS, trained_recipe
+from cppo.cli.parser import Parser, at_least, columns_option, fraction
+from cppo.cli.views import recipe_sampler
+from cppo.data import check_columns, load_records
+from cppo.errors import UserError
+from cppo.recipes import load_recipe, schema
+
+DEFAULT_LIMIT = 20
+
+
+def run(argv: Sequence[str]) -> None:
+    """Inspect, write page and JSON, print the detectors' quality. Raises UserError for a user's mistake."""
+    arguments = _parser().parse_all(argv)
+    check_model(arguments.model)
+    check_data(arguments.data)
+    check_columns(arguments.columns)
+    if Path(arguments.out).suffix.lower() != ".html":
+        raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the figures)")
+    check_output_file("--out", arguments.out)
+    check_output_file("--json", arguments.json)
+    sampler = recipe_sampler(arguments.config, arguments.seed)
+    given = load_recipe("train", arguments.config).config if arguments.config is not None else {}
+    options = {**schema("train").defaults, **given}
+    trained = trained_recipe(arguments.model)
+    source = load_records(
+        arguments.data,
+        split="test",
+        limit=arguments.limit,
+        columns=arguments.columns,
+        max_bad_fraction=arguments.max_bad_fraction,
+    )
+    quiet_libraries()
+
+    from cppo.evaluation import load_model
+    from cppo.evaluation.inspection import InspectOptions, inspect_record
+    from cppo.reports.inspection import detector_table, json_item, render_inspection
+
+    model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    asked = InspectOptions(
+        samples=arguments.samples,
+        max_new_tokens=arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS,
+        seed=arguments.seed,
+        system_prompt=trained.get("system_prompt"),
+        top_fraction=options["perception_top_fraction"],
+    )
+    score = options["perception_score"]
+    items = [
+        inspect_record(model, processor, record, sampler, asked)
+        for record in tqdm(source, desc="inspect", unit="item", leave=False)
+    ]
+    if arguments.json:
+        content = json.dumps([json_item(item, score) for item in items], ensure_ascii=False)
+        Path(arguments.json).write_text(content + "\n", encoding="utf-8")
+    page = render_inspection(items, model=arguments.model, data=" ".join(arguments.data), score=score)
+    Path(arguments.out).write_text(page, encoding="utf-8")
+    correct = sum(item.responses[0].correct for item in items)
+    print(f"items      {len(items):,}, {correct:,} with a right first response")
+    for name, quality in detector_table(items).items():
+        rule = "none" if quality.precision is None else f"{quality.precision:.3f}"
+        print(
+            f"{name:<24} AUPRC {quality.auprc:.3f} (chance {quality.base_rate:.3f})   "
+            f"selected: precision {rule}, recall {quality.recall:.3f}"
+        )
+    print(f"report     {arguments.out}")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="cppo inspect", description="Which tokens of a model's responses depend on the image.")
+    parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="SPEC",
+        help="tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="the page, a .html file")
+    parser.add_argument("--json", metavar="FILE", help="write the figures too: a list, one object an item")
+    parser.add_argument("--config", metavar="NAME|FILE", help="a recipe whose views, score and top fraction are taken")
+    parser.add_argument(
+        "--limit", type=at_least(1), default=DEFAULT_LIMIT, metavar="N", help=f"items (default: {DEFAULT_LIMIT})"
+    )
+    parser.add_argument(
+        "--samples", type=at_least(1), default=4, metavar="N", help="responses an item; 1 is greedy (default: 4)"
+    )
+    parser.add_argument(
+        "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
+    )
+    parser.add_argument(
+        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
+    )
+    parser.add_argument(
+        "--max_new_tokens",
+        type=at_least(1),
+        metavar="N",
+        help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of sampling and views (default: 0)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else as saved"
+    )
+    return parser

@@ -1,0 +1,72 @@
+"""How well a dependency score finds the true perception tokens, where the data knows them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from sklearn.metrics import average_precision_score
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class DetectorQuality:
+    """A score against the true perception tokens, pooled over tokens; fractions of 1.
+
+    Attributes:
+        auprc: area under the precision-recall curve (average precision); `base_rate` is what chance has.
+        precision, recall: of the tokens that the selection rule keeps; precision is None if it keeps none.
+        base_rate: share of true perception tokens.
+        tokens: how many were judged.
+    """
+
+    auprc: float
+    precision: float | None
+    recall: float
+    base_rate: float
+    tokens: int
+
+
+def detector_quality(score: Sequence[float], selected: Sequence[bool], truth: Sequence[bool]) -> DetectorQuality | None:
+    """Hold scores and selection of N tokens against the truth; None where no token is a true one (nothing to find)."""
+    true = sum(truth)
+    if not true:
+        return None
+    hits = sum(kept and wanted for kept, wanted in zip(selected, truth, strict=True))
+    return DetectorQuality(
+        auprc=float(average_precision_score(truth, score)),
+        precision=hits / sum(selected) if any(selected) else None,
+        recall=hits / true,
+        base_rate=true / len(truth),
+        tokens=len(truth),
+    )
+
+
+def true_spans(response: str, reference: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where a sampled response reads the image: the words that stand where the reference's marked words stand.
+
+    Both texts are cut into words and marks and aligned; a marked word's place counts whether it was read right or wrong.
+    A marked word without a counterpart (left out, or replaced by another number of words) yields nothing.
+
+    Args:
+        spans: [start, end) characters of `reference` that are read off the images.
+
+    Returns:
+        [start, end) characters of `response`.
+    """
+    words = [match.span() for match in _WORD.finditer(reference)]
+    given = [match.span() for match in _WORD.finditer(response)]
+    marked = {
+        place for place, (start, end) in enumerate(words) if any(start < last and first < end for first, last in spans)
+    }
+    if len(words) == len(given):
+        return [given[place] for place in sorted(marked)]
+    matcher = SequenceMatcher(
+        None, [reference[a:b] for a, b in words], [response[a:b] for a, b in given], autojunk=False
+    )
+    found = []
+    for kind, start, end, other, other_end in matcher.get_opcodes():
+        if kind == "equal" or (kind == "replace" and end - start == other_end - other):
+            found += [given[other + place - start] for place in range(start, end) if place in marked]
+    return found

@@ -1,0 +1,242 @@
+"""What each token of sampled responses owes to the image: its scores under the image, I+ and I-."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cppo.data import Record, chat_messages
+from cppo.evaluation.detectors import true_spans
+from cppo.evaluation.generate import generate_tokens, prompt_inputs
+from cppo.perception import (
+    entropy_shift,
+    js_divergence,
+    k3_divergence,
+    kl_divergence,
+    logp_shift,
+    select_perception_tokens,
+)
+from cppo.policy import ResponseScores, plain_scores
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS
+from cppo.rewards import accuracy_reward, format_reward
+from cppo.views import ViewSampler
+
+VIEWS = ("image", "preserving", "removing")
+SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift")
+DIVERGENCES = ("k3", "kl", "js")
+ALTERNATIVES = 5
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """How responses are drawn and tokens selected.
+
+    Attributes:
+        samples: responses an item; 1 is greedy, more are sampled.
+        temperature: of sampling and of all scores.
+        top_fraction: of the tokens with a positive score, selected in each response.
+        reward_weights: of accuracy and format, for the advantage that the gate looks at.
+    """
+
+    samples: int = 4
+    temperature: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+    system_prompt: str | None = None
+    top_fraction: float = 0.5
+    reward_weights: tuple[float, float] = (0.9, 0.1)
+
+
+@dataclass(frozen=True)
+class InspectedToken:
+    """One response token. Log-probabilities, entropies and divergences in nats.
+
+    Attributes:
+        logps, entropies: under each of `VIEWS`.
+        d_preserving, d_removing: divergence of image and view under each of `DIVERGENCES`.
+        scores: dependency score under each name of `SCORES`.
+        selected: whether the selection rule keeps it, by each score.
+        alternatives: the most probable tokens with their probabilities under each of `VIEWS`.
+        true_perception: whether it is read off the image, None where the data does not know.
+    """
+
+    text: str
+    logps: dict[str, float]
+    entropies: dict[str, float]
+    d_preserving: dict[str, float]
+    d_removing: dict[str, float]
+    scores: dict[str, float]
+    selected: dict[str, bool]
+    alternatives: dict[str, list[tuple[str, float]]]
+    true_perception: bool | None
+
+
+@dataclass(frozen=True)
+class InspectedResponse:
+    """A response; `advantage` is None where a single one leaves nothing to compare with."""
+
+    text: str
+    correct: bool
+    well_formed: bool
+    advantage: float | None
+    tokens: tuple[InspectedToken, ...]
+
+    @property
+    def gated_in(self) -> bool:
+        """Whether the published gate lets it take part in the perception loss."""
+        return self.advantage is not None and self.advantage > 0
+
+
+@dataclass(frozen=True)
+class InspectedItem:
+    """A record's responses, and its images with the views they were scored under."""
+
+    record: Record
+    preserving: tuple[Image.Image, ...]
+    removing: tuple[Image.Image, ...]
+    responses: tuple[InspectedResponse, ...]
+
+
+def inspect_record(
+    model: Any, processor: Any, record: Record, sampler: ViewSampler, options: InspectOptions
+) -> InspectedItem:
+    """Let the model answer a record, and score every response token under the image, I+ and I-.
+
+    A record without images is scored once: nothing depends on an image there, and all shifts are 0.
+    """
+    pairs = [sampler.views(image, record.id, 0, place) for place, image in enumerate(record.images)]
+    shown = {
+        "image": record.images,
+        "preserving": tuple(pair[0] for pair in pairs),
+        "removing": tuple(pair[1] for pair in pairs),
+    }
+    prompts = [chat_messages(record.prompt, options.system_prompt)] * options.samples
+
+    def inputs(view: str) -> Any:
+        return prompt_inputs(processor, prompts, [shown[view]] * options.samples)
+
+    rows = generate_tokens(
+        model,
+        processor,
+        inputs("image"),
+        max_new_tokens=options.max_new_tokens,
+        temperature=0.0 if options.samples == 1 else options.temperature,
+        seed=options.seed,
+    )
+    scored = {
+        view: score_responses(model, inputs(view), rows, options.temperature)
+        for view in (VIEWS if record.images else ("image",))
+    }
+    for view in VIEWS:
+        scored.setdefault(view, scored["image"])
+    mask = response_mask(rows).to(scored["image"].logps.device)
+    texts = processor.batch_decode(rows, skip_special_tokens=True)
+    columns = token_columns(scored, mask, options.top_fraction)
+    correct = accuracy_reward(texts, answer=[record.answer] * len(texts))
+    well_formed = format_reward(texts)
+    rewards = [
+        options.reward_weights[0] * right + options.reward_weights[1] * formed
+        for right, formed in zip(correct, well_formed, strict=True)
+    ]
+    responses = []
+    for row, ids in enumerate(rows):
+        truth = token_truth(processor, ids, record)
+        tokens = tuple(_token(processor, ids[place], columns, row, place, truth[place]) for place in range(len(ids)))
+        advantage = None if len(rows) == 1 else rewards[row] - sum(rewards) / len(rewards)
+        responses.append(InspectedResponse(texts[row], correct[row] > 0, well_formed[row] > 0, advantage, tokens))
+    return InspectedItem(record, shown["preserving"], shown["removing"], tuple(responses))
+
+
+@torch.no_grad()
+def score_responses(model: Any, prompt: Any, rows: Sequence[list[int]], temperature: float) -> ResponseScores:
+    """Scores [B, T] and logits [B, T, V] of responses to `prompt_inputs`; what follows a response is padding."""
+    inputs = dict(prompt.to(model.device).items())
+    length = max(map(len, rows))
+    padded = torch.tensor([row + [row[-1]] * (length - len(row)) for row in rows], device=model.device)
+    ids = torch.cat([inputs.pop("input_ids"), padded], dim=1)
+    mask = torch.cat([inputs.pop("attention_mask"), response_mask(rows).to(model.device).long()], dim=1)
+    for key in PER_TOKEN_KEYS:
+        if key in inputs:
+            inputs[key] = torch.cat([inputs[key], torch.zeros_like(padded)], dim=1)
+    return plain_scores(model, ids, mask, length, temperature, inputs)
+
+
+def response_mask(rows: Sequence[list[int]]) -> Tensor:
+    """True for the tokens of responses, False for padding on the right, [B, T]."""
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def token_columns(scored: dict[str, ResponseScores], mask: Tensor, top_fraction: float) -> dict[str, dict[str, Any]]:
+    """Every figure of every token, by group and name, each [B, T] (alternatives: ids and probabilities [B, T, 5])."""
+    anchor, removing = scored["image"], scored["removing"]
+    divergences = {view: _divergences(anchor, scored[view]) for view in ("preserving", "removing")}
+    scores = {
+        "entropy_shift": entropy_shift(anchor.entropies, removing.entropies),
+        "entropy_shift_absolute": entropy_shift(anchor.entropies, removing.entropies, relative=False),
+        "kl": divergences["removing"]["kl"],
+        "js": divergences["removing"]["js"],
+        "logp_shift": logp_shift(anchor.logps, removing.logps),
+    }
+    return {
+        "logps": {view: scored[view].logps.tolist() for view in VIEWS},
+        "entropies": {view: scored[view].entropies.tolist() for view in VIEWS},
+        "d_preserving": {name: value.tolist() for name, value in divergences["preserving"].items()},
+        "d_removing": {name: value.tolist() for name, value in divergences["removing"].items()},
+        "scores": {name: value.tolist() for name, value in scores.items()},
+        "selected": {
+            name: select_perception_tokens(value, mask, top_fraction).tolist() for name, value in scores.items()
+        },
+        "alternatives": {view: _most_probable(scored[view].logits) for view in VIEWS},
+    }
+
+
+def token_truth(processor: Any, ids: Sequence[int], record: Record) -> list[bool | None]:
+    """Which tokens are read off the image; None each where the record has no marked reference response."""
+    if record.response is None or record.perception_spans is None:
+        return [None] * len(ids)
+    ends = [len(processor.tokenizer.decode(ids[: place + 1])) for place in range(len(ids))]
+    text = processor.tokenizer.decode(ids)
+    spans = true_spans(text, record.response, record.perception_spans)
+    starts = [0, *ends[:-1]]
+    return [
+        any(start < last and first < end and text[max(start, first) : min(end, last)].strip() for first, last in spans)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _divergences(anchor: ResponseScores, view: ResponseScores) -> dict[str, Tensor]:
+    assert anchor.logits is not None  # the plain scorer keeps them
+    assert view.logits is not None
+    return {
+        "k3": k3_divergence(anchor.logps, view.logps),
+        "kl": kl_divergence(anchor.logits, view.logits),
+        "js": js_divergence(anchor.logits, view.logits),
+    }
+
+
+def _most_probable(logits: Tensor | None) -> tuple[list[Any], list[Any]]:
+    assert logits is not None
+    top = torch.softmax(logits, dim=-1).topk(min(ALTERNATIVES, logits.shape[-1]), dim=-1)
+    return top.indices.tolist(), top.values.tolist()
+
+
+def _token(
+    processor: Any, token: int, columns: dict[str, dict[str, Any]], row: int, place: int, truth: bool | None
+) -> InspectedToken:
+    decode = processor.tokenizer.decode
+    figures = {
+        group: {name: value[row][place] for name, value in columns[group].items()}
+        for group in ("logps", "entropies", "d_preserving", "d_removing", "scores", "selected")
+    }
+    alternatives = {
+        view: [
+            (decode([other]), probability)
+            for other, probability in zip(ids[row][place], probabilities[row][place], strict=True)
+        ]
+        for view, (ids, probabilities) in columns["alternatives"].items()
+    }
+    return InspectedToken(decode([token]), alternatives=alternatives, true_perception=truth, **figures)
