@@ -86,8 +86,8 @@ def test_vision_placeholders_are_never_generated(tiny):
             generate_responses(model, processor, PROMPTS[:1], IMAGES[:1], max_new_tokens=4)
         finally:
             del processor.batch_decode
-        assert shown["ids"].shape[1] >= 1
-        assert not torch.isin(shown["ids"], torch.tensor(vision_placeholder_ids(processor, model.config))).any()
+        assert len(shown["ids"][0]) >= 1
+        assert not set(shown["ids"][0]) & set(vision_placeholder_ids(processor, model.config))
     finally:
         hook.remove()
 

@@ -46,7 +46,7 @@ def detector_quality(score: Sequence[float], selected: Sequence[bool], truth: Se
 def true_spans(response: str, reference: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Where a sampled response reads the image: the words that stand where the reference's marked words stand.
 
-    Both texts are cut into words and marks and aligned; a marked word's place counts whether it was read right or wrong.
+    Both texts are cut into words and marks and aligned; a marked word's place counts, read right or wrong.
     A marked word without a counterpart (left out, or replaced by another number of words) yields nothing.
 
     Args:

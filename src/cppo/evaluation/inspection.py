@@ -105,7 +105,7 @@ def inspect_record(
 ) -> InspectedItem:
     """Let the model answer a record, and score every response token under the image, I+ and I-.
 
-    A record without images is scored once: nothing depends on an image there, and all shifts are 0.
+    A record without images is scored once: nothing depends on an image there, and no token is selected.
     """
     pairs = [sampler.views(image, record.id, 0, place) for place, image in enumerate(record.images)]
     shown = {
@@ -134,7 +134,7 @@ def inspect_record(
         scored.setdefault(view, scored["image"])
     mask = response_mask(rows).to(scored["image"].logps.device)
     texts = processor.batch_decode(rows, skip_special_tokens=True)
-    columns = token_columns(scored, mask, options.top_fraction)
+    columns = token_columns(scored, mask & bool(record.images), options.top_fraction)
     correct = accuracy_reward(texts, answer=[record.answer] * len(texts))
     well_formed = format_reward(texts)
     rewards = [

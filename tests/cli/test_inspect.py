@@ -1,0 +1,168 @@
+"""`cppo inspect` through the command line, and its page in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from cppo.cli.main import main
+from cppo.data import Record
+from cppo.evaluation.inspection import (
+    DIVERGENCES,
+    SCORES,
+    VIEWS,
+    InspectedItem,
+    InspectedResponse,
+    InspectedToken,
+)
+from cppo.reports.inspection import json_item, render_inspection
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ATTACK = "</script><script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
+
+
+def token(text, score, *, selected=False, truth=None):
+    return InspectedToken(
+        text,
+        dict.fromkeys(VIEWS, -0.5),
+        dict.fromkeys(VIEWS, 0.25),
+        dict.fromkeys(DIVERGENCES, 0.125),
+        dict.fromkeys(DIVERGENCES, 2.0),
+        {name: score * (place + 1) for place, name in enumerate(SCORES)},
+        dict.fromkeys(SCORES, selected),
+        {view: [(text, 0.75), ("other", 0.25)] for view in VIEWS},
+        truth,
+    )
+
+
+def inspected(name, *, correct, advantage):
+    tokens = (
+        token("see", 0.0, truth=False),
+        token(ATTACK, 1.0, selected=True, truth=True),
+        token("3", 0.4, truth=True),
+    )
+    picture = (Image.new("RGB", (64, 64), "red"),)
+    record = Record(name, f"question {name} {ATTACK}", picture, "3")
+    return InspectedItem(record, picture, picture, (InspectedResponse("text", correct, True, advantage, tokens),))
+
+
+ITEMS = [inspected("a", correct=True, advantage=0.5), inspected("b", correct=False, advantage=-0.5)]
+
+PROBE = """
+<script>
+const found = {errors: window.failures, title: document.title};
+const click = (name) => document.querySelector(`[data-shown=${name}]`).click();
+const shown = () => document.querySelectorAll("article:not([hidden])").length;
+const painted = () => [...document.querySelectorAll(".token")].filter(
+  (one) => one.closest("article") && Number(one.style.getPropertyValue("--a")) > 0).length;
+setTimeout(() => {
+  found.cards = shown();
+  found.tokens = document.querySelectorAll("article .token").length;
+  found.selected = document.querySelectorAll("article .token.selected").length;
+  found.true = document.querySelectorAll("article .token.true").length;
+  found.painted = painted();
+  const slider = document.getElementById("threshold");
+  slider.value = 0.6;
+  slider.dispatchEvent(new Event("input"));
+  found.above = painted();
+  click("wrong"); found.wrong = shown();
+  click("gated"); found.gated = shown();
+  click("all");
+  document.querySelector("article .token").dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
+  found.tip = document.getElementById("tip").textContent;
+  found.images = document.images.length;
+  found.wide = document.documentElement.scrollWidth > window.innerWidth;
+  document.body.dataset.found = JSON.stringify(found);
+}, 300);
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_the_page_in_a_browser(width, tmp_path):
+    page = render_inspection(ITEMS, model="micro", data="mine", score="kl")
+    errors = "<script>window.failures = []; window.onerror = (text) => { window.failures.push(text); };</script>"
+    page = page.replace("<title>", errors + "<title>", 1).replace("</body>", PROBE + "</body>", 1)
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=3000"]
+    command = [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path}/page.html"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(re.search(r'data-found="([^"]*)"', dom)[1].replace("&quot;", '"'))
+    assert found["errors"] == []
+    assert found["title"] == "micro on mine"
+    assert (found["cards"], found["tokens"], found["selected"], found["true"]) == (2, 6, 2, 4)
+    assert (found["painted"], found["above"]) == (4, 2)
+    assert (found["wrong"], found["gated"]) == (1, 1)
+    assert "log-prob" in found["tip"]
+    assert found["images"] == 6
+    assert not found["wide"]
+
+
+def test_texts_cannot_end_the_data(tmp_path):
+    page = render_inspection(ITEMS, model=ATTACK, data="mine", score="kl")
+    assert page.count("</script>") == 2
+    assert "<img src=x" not in page
+    content = re.search(r'<script type="application/json" id="content">(.*?)</script>', page, re.S)[1]
+    assert ATTACK in json.loads(content)["texts"]
+    assert not re.search(r"""(?:src|href)=["']?https?:""", page)
+
+
+def test_json_of_an_item():
+    first = json_item(ITEMS[0], "js")
+    assert [entry["text"] for entry in first["tokens"]] == ["see", ATTACK, "3"]
+    entry = first["tokens"][1]
+    assert entry["score"] == pytest.approx(4.0)
+    assert (entry["selected"], entry["true_perception"]) == (True, True)
+    assert (entry["logp"], entry["entropy"], entry["entropy_preserving"], entry["entropy_removing"]) == (
+        -0.5,
+        0.25,
+        0.25,
+        0.25,
+    )
+    assert first["gated"] is True
+    assert first["responses"] == []
+
+
+def test_the_command(tmp_path, capsys):
+    page, figures = tmp_path / "report.html", tmp_path / "tokens.json"
+    command = ["inspect", "--model", "micro", "--data", "tasks:chart", "--limit", "2", "--samples", "2"]
+    assert main([*command, "--out", str(page), "--json", str(figures)]) == 0
+    items = json.loads(figures.read_text())
+    assert len(items) == 2
+    assert [len(item["responses"]) for item in items] == [1, 1]
+    needed = {
+        "text",
+        "logp",
+        "entropy",
+        "entropy_preserving",
+        "entropy_removing",
+        "score",
+        "selected",
+        "true_perception",
+    }
+    assert needed <= items[0]["tokens"][0].keys()
+    assert "AUPRC" in capsys.readouterr().out
+    assert page.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "micro", "--data", "tasks:digits", "--out", "x.pdf"], "write a .html file"),
+        (["--model", "gone/at/all", "--data", "tasks:digits", "--out", "x.html"], "there is no folder"),
+        (["--model", "micro", "--data", "gone.jsonl", "--out", "x.html"], "gone.jsonl"),
+        (["--model", "micro", "--data", "tasks:digits", "--out", "no/x.html"], "--out: cannot write no/x.html"),
+        (["--model", "micro", "--data", "tasks:digits", "--out", "x.html", "--samples", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
