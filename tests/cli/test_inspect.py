@@ -2,10 +2,9 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import BROWSER, evaluate_in_page
 from PIL import Image
 
 from cppo.cli.main import main
@@ -20,7 +19,6 @@ from cppo.evaluation.inspection import (
 )
 from cppo.reports.inspection import json_item, render_inspection
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACK = "</script><script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
 
 
@@ -52,18 +50,15 @@ def inspected(name, *, correct, advantage):
 ITEMS = [inspected("a", correct=True, advantage=0.5), inspected("b", correct=False, advantage=-0.5)]
 
 PROBE = """
-<script>
-const found = {errors: window.failures, title: document.title};
-const click = (name) => document.querySelector(`[data-shown=${name}]`).click();
-const shown = () => document.querySelectorAll("article:not([hidden])").length;
-const painted = () => [...document.querySelectorAll(".token")].filter(
-  (one) => one.closest("article") && Number(one.style.getPropertyValue("--a")) > 0).length;
-setTimeout(() => {
-  found.cards = shown();
-  found.tokens = document.querySelectorAll("article .token").length;
+(async () => {
+  const click = (name) => document.querySelector(`[data-shown=${name}]`).click();
+  const shown = () => document.querySelectorAll("article:not([hidden])").length;
+  const painted = () => [...document.querySelectorAll("article .token")].filter(
+    (one) => Number(one.style.getPropertyValue("--a")) > 0).length;
+  while (document.querySelectorAll("article .token").length < 6) await new Promise((done) => setTimeout(done, 20));
+  const found = {title: document.title, cards: shown(), painted: painted(), images: document.images.length};
   found.selected = document.querySelectorAll("article .token.selected").length;
   found.true = document.querySelectorAll("article .token.true").length;
-  found.painted = painted();
   const slider = document.getElementById("threshold");
   slider.value = 0.6;
   slider.dispatchEvent(new Event("input"));
@@ -73,32 +68,23 @@ setTimeout(() => {
   click("all");
   document.querySelector("article .token").dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
   found.tip = document.getElementById("tip").textContent;
-  found.images = document.images.length;
   found.wide = document.documentElement.scrollWidth > window.innerWidth;
-  document.body.dataset.found = JSON.stringify(found);
-}, 300);
-</script>
+  return found;
+})()
 """
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [1200, 500])
+@pytest.mark.parametrize("width", [1200, 390])
 def test_the_page_in_a_browser(width, tmp_path):
-    page = render_inspection(ITEMS, model="micro", data="mine", score="kl")
-    errors = "<script>window.failures = []; window.onerror = (text) => { window.failures.push(text); };</script>"
-    page = page.replace("<title>", errors + "<title>", 1).replace("</body>", PROBE + "</body>", 1)
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--virtual-time-budget=3000"]
-    command = [BROWSER, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path}/page.html"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = json.loads(re.search(r'data-found="([^"]*)"', dom)[1].replace("&quot;", '"'))
-    assert found["errors"] == []
+    file = tmp_path / "page.html"
+    file.write_text(render_inspection(ITEMS, model="micro", data="mine", score="kl"), encoding="utf-8")
+    found = evaluate_in_page(file, PROBE, width=width, profile=tmp_path / "profile")
     assert found["title"] == "micro on mine"
-    assert (found["cards"], found["tokens"], found["selected"], found["true"]) == (2, 6, 2, 4)
+    assert (found["cards"], found["selected"], found["true"], found["images"]) == (2, 2, 4, 6)
     assert (found["painted"], found["above"]) == (4, 2)
     assert (found["wrong"], found["gated"]) == (1, 1)
     assert "log-prob" in found["tip"]
-    assert found["images"] == 6
     assert not found["wide"]
 
 
