@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from cppo.assets import resolve_model
-from cppo.data import check_columns, check_spec
+from cppo.data import PixelBounds, check_columns, check_spec
 from cppo.errors import UserError
 from cppo.recipes import Recipe, RunDirectory, TrainOptions
 
@@ -21,7 +21,12 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError("final_eval_samples needs `eval_data`: give held-out data, or 0 items")
     elif recipe.config.get("eval_strategy", "no") != "no":
         raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
-    RunDirectory(recipe.output_dir).check_usable(resume=options.resume_from_checkpoint, overwrite=options.overwrite)
+    PixelBounds(options.min_pixels, options.max_pixels)
+    RunDirectory(recipe.output_dir).check_usable(
+        resume=options.resume_from_checkpoint,
+        overwrite=options.overwrite,
+        write=not (isinstance(options, TrainOptions) and options.dry_run),
+    )
 
 
 def check_data(specs: str | list[str]) -> None:

@@ -2,18 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cppo.cli.checks import check_data, check_model
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.data import BadRows, check_columns, load_records
+from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction
+from cppo.data import BadRows, PixelBounds, check_columns, load_records
 from cppo.errors import UserError
 
 if TYPE_CHECKING:
     from cppo.data import DataSummary, RecordSource
-
-TOKENS_AT_ONCE = 16
 
 
 def run(argv: Sequence[str]) -> None:
@@ -23,6 +21,7 @@ def run(argv: Sequence[str]) -> None:
     check_columns(arguments.columns)
     if arguments.against:
         check_data(arguments.against)
+    pixels = PixelBounds(arguments.min_pixels, arguments.max_pixels)
     if arguments.max_prompt_tokens is not None and not arguments.model:
         raise UserError("--max_prompt_tokens needs --model: tokens are counted with its processor")
     if arguments.model:
@@ -46,15 +45,16 @@ def run(argv: Sequence[str]) -> None:
         other = summarize(
             load_records(arguments.against, split="test", columns=arguments.columns, max_bad_fraction=1.0)
         )
-    tokens = _prompt_tokens(source, arguments.model) if arguments.model else None
-    too_long = [
-        (source.place(index), count)
-        for index, count in enumerate(tokens or ())
-        if arguments.max_prompt_tokens is not None and count > arguments.max_prompt_tokens
-    ]
+    # What is repeated shows in the files' own pixels; what is long, in those that the model is shown.
+    source.pixels = pixels
+    tokens = _prompt_tokens(source, arguments.model, arguments.system_prompt) if arguments.model else []
     _print_bad(source.skipped)
-    for place, count in too_long:
-        print(f"long row  {place}: {count} prompt tokens")
+    if arguments.max_prompt_tokens is not None:
+        from cppo.evaluation import long_rows
+
+        too_long = long_rows(source, tokens, arguments.max_prompt_tokens)
+        for row in too_long:
+            print(f"long row  {row.place}: {row.tokens} prompt tokens")
     bad, total = len(source.skipped), len(source) + len(source.skipped)
     print(f"rows        {total:,}, {len(source):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
     print("\n".join(_lines(summary)))
@@ -92,18 +92,13 @@ def _lines(summary: "DataSummary") -> list[str]:
     ]
 
 
-def _prompt_tokens(source: "RecordSource", model: str) -> list[int]:
-    from cppo.data import chat_messages
-    from cppo.evaluation import load_processor, prompt_inputs
+def _prompt_tokens(source: "RecordSource", model: str, system_prompt: str | None) -> list[int]:
+    from tqdm import tqdm
 
-    processor = load_processor(model)
-    counts: list[int] = []
-    for start in range(0, len(source), TOKENS_AT_ONCE):
-        records: list[Any] = source[start : start + TOKENS_AT_ONCE]
-        prompts = [chat_messages(record.prompt) for record in records]
-        inputs = prompt_inputs(processor, prompts, [record.images for record in records])
-        counts += inputs["attention_mask"].sum(dim=1).tolist()
-    return counts
+    from cppo.evaluation import load_processor, prompt_lengths
+
+    with tqdm(total=len(source), desc="tokens", unit="row", leave=False) as bar:
+        return prompt_lengths(load_processor(model), source, system_prompt=system_prompt, progress=bar.update)
 
 
 def _spread(values: list[int]) -> str:
@@ -124,6 +119,8 @@ def _parser() -> Parser:
     )
     check.add_argument("--against", metavar="SPEC", help="held-out data: count the images that both have")
     check.add_argument("--model", metavar="DIR|NAME", help="count prompt tokens with this model's processor")
+    check.add_argument("--system_prompt", metavar="TEXT", help="count it too, before every prompt that brings none")
+    add_pixel_bounds(check)
     check.add_argument(
         "--max_prompt_tokens", type=at_least(1), metavar="N", help="name the rows that are longer (needs --model)"
     )

@@ -9,8 +9,8 @@ import yaml
 
 from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import percent, quiet_libraries
-from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.data import check_columns, load_records
+from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction
+from cppo.data import PixelBounds, check_columns, load_records
 from cppo.recipes import RunDirectory
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -26,12 +26,17 @@ def run(argv: Sequence[str]) -> None:
     trained = trained_recipe(arguments.model)
     system_prompt = trained.get("system_prompt") if arguments.system_prompt is None else arguments.system_prompt
     max_new_tokens = arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS
+    pixels = {
+        name: trained.get(name) if getattr(arguments, name) is None else getattr(arguments, name)
+        for name in ("min_pixels", "max_pixels")
+    }
     source = load_records(
         arguments.data,
         split="test",
         limit=arguments.limit,
         columns=arguments.columns,
         max_bad_fraction=arguments.max_bad_fraction,
+        pixels=PixelBounds(pixels["min_pixels"], pixels["max_pixels"]),
     )
     quiet_libraries()
 
@@ -64,6 +69,7 @@ def run(argv: Sequence[str]) -> None:
         "seed": arguments.seed,
         "max_new_tokens": max_new_tokens,
         "system_prompt": system_prompt,
+        **pixels,
         "skipped_rows": len(source.skipped),
     }
     for line in _lines(report):
@@ -79,7 +85,7 @@ def trained_recipe(model: str) -> dict[str, Any]:
         recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
         recipe = None
-    wanted = {"system_prompt": str, "max_completion_length": int}
+    wanted = {"system_prompt": str, "max_completion_length": int, "min_pixels": int, "max_pixels": int}
     given = recipe if isinstance(recipe, dict) else {}
     return {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
 
@@ -132,6 +138,7 @@ def _parser() -> Parser:
         metavar="N",
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
+    add_pixel_bounds(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")
     parser.add_argument(
         "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"

@@ -73,6 +73,12 @@ def fraction(text: str) -> float:
     return value
 
 
+def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
+    """The options --min_pixels and --max_pixels, for `cppo.data.PixelBounds`."""
+    for name, what in (("min", "scale images of fewer pixels up to N"), ("max", "scale images of more down to N")):
+        parser.add_argument(f"--{name}_pixels", type=at_least(1), metavar="N", help=f"{what}, as a training run does")
+
+
 def columns_option(text: str) -> dict[str, str] | str:
     """The argparse type of `--columns`: a mapping in YAML, or the name of a layout."""
     try:

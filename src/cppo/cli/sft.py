@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import quiet_libraries
 from cppo.cli.fields import parse_recipe
-from cppo.data import load_records
+from cppo.data import PixelBounds, load_records
 from cppo.recipes import RunDirectory, dump_recipe
 
 DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `response` column, with TRL's SFTTrainer."
@@ -18,16 +18,20 @@ def run(argv: Sequence[str]) -> None:
     recipe = parse_recipe("sft", argv, default_recipe="sft", description=DESCRIPTION)
     check_recipe(recipe)
     options = recipe.options
-    data = load_records(options.data, split="train", columns=options.columns)
+    pixels = PixelBounds(options.min_pixels, options.max_pixels)
+    data = load_records(options.data, split="train", columns=options.columns, pixels=pixels)
     held_out = None
     if options.eval_data is not None:
-        held_out = load_records(options.eval_data, split="test", columns=options.columns)
+        held_out = load_records(options.eval_data, split="test", columns=options.columns, pixels=pixels)
     quiet_libraries()
 
     from cppo.training.recorder import RunRecorder
+    from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
     from cppo.training.sft import run_sft
 
     files = RunDirectory(recipe.output_dir)
+    data, long = drop_long_rows(data, options)
+    warn_of_left_out(data, long, options)
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
     files.config.write_text(dump_recipe(recipe, recipe.config), encoding="utf-8")
@@ -43,6 +47,6 @@ def run(argv: Sequence[str]) -> None:
         sft_args={"disable_tqdm": False, **arguments},
         callbacks=[RunRecorder(files, samples=tuple)],
     )
-    summary = {"seconds": round(time.monotonic() - started, 1)}
+    summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
     files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(f"model      {folder}")

@@ -2,6 +2,7 @@
 
 from cppo.data.check import BadRows
 from cppo.data.mapping import check_columns
+from cppo.data.pixels import PixelBounds
 from cppo.data.readers import load_records, load_rows
 from cppo.data.record import Record, RecordSource, chat_messages, to_dataset
 from cppo.data.spec import check_spec
@@ -10,6 +11,7 @@ from cppo.data.summary import DataSummary, summarize
 __all__ = [
     "BadRows",
     "DataSummary",
+    "PixelBounds",
     "Record",
     "RecordSource",
     "chat_messages",

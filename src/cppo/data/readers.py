@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from cppo.data.check import RowChecks
 from cppo.data.images import RowError
 from cppo.data.mapping import check_columns
+from cppo.data.pixels import PixelBounds
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
 from cppo.data.tables import open_table, table_rows
@@ -27,6 +28,7 @@ def load_records(
     limit: int | None = None,
     columns: Mapping[str, str] | str | None = None,
     max_bad_fraction: float = 0.01,
+    pixels: PixelBounds = PixelBounds(),
 ) -> RecordSource:
     """Read one SPEC, or several one after the other.
 
@@ -36,6 +38,7 @@ def load_records(
         limit: keep the first so many good records of all sources together, and read no further.
         columns: {our column: column of the file}, or the name of a known layout.
         max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
+        pixels: bounds within which each image is scaled.
 
     Raises:
         UserError: naming file, row and reason; a bad SPEC or option, a column that no row has, too many bad
@@ -69,7 +72,7 @@ def load_records(
             raise UserError(f"data {spec.text!r}: another source generates the same items; give one another seed")
         generated.add(replace(rows, n=0))
         parts.append(rows)
-    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped)
+    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped, pixels=pixels)
 
 
 def load_rows(

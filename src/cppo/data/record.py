@@ -2,14 +2,15 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from PIL import Image
 
 from cppo.data.images import ImageRef, RowError, decode_image
+from cppo.data.pixels import PixelBounds
 from cppo.errors import UserError
 from cppo.views import stable_sample_id
 
@@ -102,20 +103,36 @@ class RecordSource(Sequence[Record]):
     Attributes:
         name: the SPECs it was read from.
         skipped: the bad rows as (line or row number, "FILE: reason").
+        pixels: bounds within which each image is scaled as its record is made. They change no `id`.
         columns: the columns that every record fills, as `to_dataset` names them.
     """
 
-    def __init__(self, parts: Sequence[Rows], *, name: str, skipped: Sequence[tuple[int, str]]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Rows],
+        *,
+        name: str,
+        skipped: Sequence[tuple[int, str]],
+        pixels: PixelBounds = PixelBounds(),
+    ) -> None:
         self.name = name
         self.skipped = list(skipped)
+        self.pixels = pixels
         self.columns = BASE_COLUMNS + tuple(
             column for column in OPTIONAL_COLUMNS if all(column in part.filled for part in parts)
         )
         self._parts = tuple(parts)
         self._ends = list(accumulate(len(part) for part in self._parts))
+        self._kept: Sequence[int] = range(self._ends[-1])
+
+    def keep(self, indices: Sequence[int]) -> "RecordSource":
+        """The records at `indices` alone, in that order."""
+        chosen = copy(self)
+        chosen._kept = [self._kept[index] for index in indices]
+        return chosen
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._kept)
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -127,7 +144,8 @@ class RecordSource(Sequence[Record]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         part, position = self._find(index)
-        return part[position]
+        record = part[position]
+        return replace(record, images=tuple(map(self.pixels.apply, record.images)))
 
     def place(self, index: int) -> str:
         """Where a record comes from, for messages: "my.jsonl line 3"."""
@@ -135,9 +153,10 @@ class RecordSource(Sequence[Record]):
         return part.place(position)
 
     def _find(self, index: int) -> tuple[Rows, int]:
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
             raise IndexError(f"record {index} of {len(self)}")
+        position = self._kept[place]
         part = bisect_right(self._ends, position)
         return self._parts[part], position - (self._ends[part - 1] if part else 0)
 

@@ -27,6 +27,28 @@ class RunOptions:
             "geometry3k, trl, verl, virl39k."
         },
     )
+    min_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images of fewer pixels are scaled up to so many, before views and the model's own processor.",
+            "range": "[1, 100000000]",
+        },
+    )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images of more pixels are scaled down to so many: fewer image tokens, less memory.",
+            "range": "[1, 100000000]",
+        },
+    )
+    max_prompt_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows whose prompt is longer, image tokens included, are named and left out of training. Without "
+            "it none is left out, nor shortened.",
+            "range": "[1, inf)",
+        },
+    )
     resume_from_checkpoint: bool | str | None = field(
         default=None,
         metadata={"help": "Continue from a checkpoint folder, or with `true` from the latest one of output_dir."},
@@ -55,5 +77,12 @@ class TrainOptions(RunOptions):
             "help": "Items of eval_data answered greedily before and after training, and after it with a blank image "
             "(0 = off).",
             "range": "[0, inf)",
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Check options, data and model, make one real step, print the plan with steps, tokens, memory and "
+            "time, and write nothing."
         },
     )

@@ -101,8 +101,8 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
 def dump_recipe(recipe: Recipe, config: Mapping[str, Any]) -> str:
     """The recipe as YAML that `load_recipe` reads again, with the trainer's fields from `config`."""
     run = dataclasses.asdict(recipe.options)
-    for name in ("resume_from_checkpoint", "overwrite"):  # they say how a run was started, not what it is
-        run.pop(name)
+    for name in ("resume_from_checkpoint", "overwrite", "dry_run"):  # they say how a run was started, not what it is
+        run.pop(name, None)
     run = {name: value for name, value in run.items() if value is not None}
     header = f"{CONFIG_HEADER} (cppo {recipe.command}, from {recipe.name}).\n"
     return header + yaml.safe_dump({**run, **config}, sort_keys=False, allow_unicode=True)

@@ -57,9 +57,10 @@ class RunDirectory:
             raise UserError(f"resume_from_checkpoint: {folder} is not a checkpoint folder (no trainer_state.json)")
         return folder
 
-    def check_usable(self, *, resume: bool | str | None, overwrite: bool) -> None:
+    def check_usable(self, *, resume: bool | str | None, overwrite: bool, write: bool = True) -> None:
         """Whether a run may write here: the folder can be made and written to (it is made now, permissions alone do not
-        tell), and holds no earlier run and no foreign file of the same name.
+        tell), and holds no earlier run and no foreign file of the same name. Without `write` nothing is made, and
+        permissions must do.
 
         Raises:
             UserError: otherwise.
@@ -68,6 +69,11 @@ class RunDirectory:
             raise UserError(f"output_dir: {self.config} was not written by a run; choose another --output_dir")
         if self.find_checkpoint(resume) is None and not overwrite:
             self._check_no_earlier_run()
+        if not write:
+            existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+            if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+                raise UserError(f"output_dir: cannot write to {self.path}: {existing} is no folder to write in")
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()

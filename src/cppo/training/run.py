@@ -29,6 +29,7 @@ from cppo.recipes import Recipe, RunDirectory, TrainOptions, checkpoint_step, du
 from cppo.rewards import accuracy_reward, format_reward
 from cppo.training.config import CPPOConfig
 from cppo.training.recorder import RunRecorder
+from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.training.sources import RunSources
 from cppo.training.trainer import CPPOTrainer
 
@@ -41,8 +42,6 @@ RUN_DEFAULTS: dict[str, Any] = {
 """What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
 VERSIONS_OF = ("torch", "transformers", "trl")
 EVALUATION_BATCH = 64
-NAMED_ROWS = 10
-"""Skipped rows that a run names; `cppo data check` names all."""
 IMAGE_PROBE = 100
 """Rows looked at to warn of data without images."""
 
@@ -79,11 +78,13 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     args = build_config(recipe)
     check_vision_model(options.model)
-    _check_enough(sources.train, args, checkpoint)
-    _warn(sources.train, args.uses_perception)
+    train, long = drop_long_rows(sources.train, options, options.system_prompt)
+    warn_of_left_out(train, long, options)
+    _check_enough(train, args, checkpoint)
+    _warn(train, args.uses_perception)
     datasets = {
         name: None if source is None else to_dataset(source, system_prompt=options.system_prompt)
-        for name, source in (("train_dataset", sources.train), ("eval_dataset", sources.evaluation))
+        for name, source in (("train_dataset", train), ("eval_dataset", sources.evaluation))
     }
     try:
         trainer = CPPOTrainer(
@@ -121,7 +122,7 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
         gain=paired_bootstrap(before.accuracies, after.accuracies, seed=args.seed) if before and after else None,
     )
     if main:
-        summary = run_summary(result, skipped_rows=len(sources.train.skipped))
+        summary = run_summary(result, left_out_summary(train, long))
         files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -144,13 +145,13 @@ def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
     return {**RUN_DEFAULTS, **used, **own, **recipe.config}
 
 
-def run_summary(result: RunResult, *, skipped_rows: int) -> dict[str, Any]:
-    """The contents of `summary.json`; fractions of 1, seconds."""
+def run_summary(result: RunResult, left_out: dict[str, Any]) -> dict[str, Any]:
+    """The contents of `summary.json`; fractions of 1, seconds. `left_out`: the rows not trained on."""
     evaluations = {"before": result.before, "after": result.after, "blank": result.blank}
     return {
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
-        "skipped_rows": skipped_rows,
+        **left_out,
         **{name: found.to_dict() for name, found in evaluations.items() if found is not None},
         **({"gain": asdict(result.gain)} if result.gain else {}),
         "versions": {package: version(package) for package in VERSIONS_OF},
@@ -171,11 +172,7 @@ class _Share(Sequence[Record]):
 
 
 def _warn(source: RecordSource, uses_perception: bool) -> None:
-    """Name skipped rows, and say where the perception loss would have nothing to do."""
-    for number, reason in source.skipped[:NAMED_ROWS]:
-        print(f"cppo: warning: row {number} is skipped: {reason}", file=sys.stderr)
-    if len(source.skipped) > NAMED_ROWS:
-        print(f"cppo: warning: {len(source.skipped)} rows are skipped in all", file=sys.stderr)
+    """Say where the perception loss would have nothing to do."""
     if uses_perception and not any(source[i].images for i in range(min(len(source), IMAGE_PROBE))):
         print(
             f"cppo: warning: none of the first rows of {source.name} has an image, and the perception loss needs "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cppo.data import RecordSource, load_records
+from cppo.data import PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
 from cppo.recipes import Recipe, TrainOptions
 
@@ -40,5 +40,10 @@ def _held_out(options: TrainOptions, limit: int | None) -> RecordSource:
 
 def _load(options: TrainOptions, specs: str | list[str], split: str, limit: int | None = None) -> RecordSource:
     return load_records(
-        specs, split=split, limit=limit, columns=options.columns, max_bad_fraction=options.max_bad_fraction
+        specs,
+        split=split,
+        limit=limit,
+        columns=options.columns,
+        max_bad_fraction=options.max_bad_fraction,
+        pixels=PixelBounds(options.min_pixels, options.max_pixels),
     )

@@ -1,0 +1,86 @@
+"""Bounds on an image's pixels: sizes worked out by hand, and by trying every size."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cppo.data import PixelBounds, load_rows
+from cppo.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "largest", "expected"),
+    [
+        ((400, 300), None, 30_000, (200, 150)),  # half of each side
+        ((400, 300), 480_000, None, (800, 600)),  # twice each side
+        ((400, 300), 120_000, 120_000, (400, 300)),  # on both bounds
+        ((400, 300), 1, 119_999, (399, 299)),  # rounded down: 400 · sqrt(0.99999) = 399.998
+        ((400, 300), 120_001, None, (401, 301)),  # rounded up: 400.002
+        ((7, 3), 100, 100, (15, 6)),  # 15.3 x 6.5: no whole sides keep both bounds, the upper one holds
+        ((1_000_000, 1), None, 100, (100, 1)),  # a side never gets lost
+        ((1, 1), 50, None, (8, 8)),
+    ],
+)
+def test_sizes_by_hand(size, least, largest, expected):
+    assert PixelBounds(least, largest).size(*size) == expected
+
+
+def test_sizes_against_trying_every_one():
+    """Scaled down: the largest whole sides not above the exact ones; up: the least not below. Exact fractions."""
+    for width, height in ((5, 5), (13, 4), (3, 17), (31, 30), (1, 9)):
+        for bound in range(1, 260, 7):
+            shrink = Fraction(bound, width * height)  # the square of the factor
+
+            def below(side, shrink=shrink):
+                return max(n for n in range(side + 1) if n * n <= side * side * shrink)
+
+            def above(side, shrink=shrink):
+                return next(n for n in range(400) if n * n >= side * side * shrink)
+
+            down, up = PixelBounds(None, bound).size(width, height), PixelBounds(bound, None).size(width, height)
+            if shrink >= 1:
+                assert down == (width, height)
+                assert up == (above(width), above(height))
+                assert up[0] * up[1] >= bound
+            else:
+                assert up == (width, height)
+                assert down[0] * down[1] <= bound
+                if below(width) and below(height):
+                    assert down == (below(width), below(height))
+
+
+def test_an_image_within_the_bounds_is_itself():
+    image = Image.new("RGB", (20, 10))
+    assert PixelBounds(200, 200).apply(image) is image
+    assert PixelBounds().apply(image) is image
+    assert PixelBounds(None, 50).apply(image).size == (10, 5)
+
+
+@pytest.mark.parametrize(("least", "largest"), [(0, None), (None, -3), (None, 10**9), (10, 9)])
+def test_bounds_that_make_no_sense(least, largest):
+    with pytest.raises(UserError, match="pixels"):
+        PixelBounds(least, largest)
+
+
+def test_records_are_scaled_and_keep_their_ids():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    rows = [{"prompt": "q", "answer": "a", "images": [noise, Image.new("RGB", (4, 4))]}, {"prompt": "p", "answer": "b"}]
+    plain, bounded = load_rows(rows), load_rows(rows)
+    bounded.pixels = PixelBounds(64, 300)
+    assert [image.size for image in bounded[0].images] == [(20, 15), (8, 8)]
+    assert bounded[0].images[0].tobytes() == noise.resize((20, 15), Image.Resampling.BICUBIC).tobytes()
+    assert [record.id for record in bounded] == [record.id for record in plain]
+    assert bounded[1].images == ()
+
+
+def test_kept_records_keep_order_and_place():
+    source = load_rows([{"prompt": f"q{i}", "answer": "a"} for i in range(6)])
+    kept = source.keep([1, 2, 5]).keep([0, 2])
+    assert [record.prompt for record in kept] == ["q1", "q5"]
+    assert kept.place(1) == source.place(5)
+    assert kept[-1].prompt == "q5"
+    assert len(source) == 6
+    with pytest.raises(IndexError):
+        kept[2]
