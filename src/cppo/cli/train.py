@@ -2,18 +2,21 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
-from cppo.recipes import RunDirectory, schema
+from cppo.recipes import Recipe, RunDirectory, TrainOptions, schema
 from cppo.training.option_rules import check_combinations
 from cppo.training.sources import load_sources
 
 if TYPE_CHECKING:
+    from cppo.training.dry_run import BatchNeeds, Plan
     from cppo.training.run import RunResult
 
+MIB = 2**20
 DESCRIPTION = (
     "Trains a vision-language model with CPPO: GRPO plus a contrastive loss on the response tokens that depend on the "
     "image. Without arguments it trains the embedded micro model (recipe `micro`)."
@@ -25,8 +28,18 @@ def run(argv: Sequence[str]) -> None:
     recipe = parse_recipe("train", argv, default_recipe="micro", description=DESCRIPTION)
     check_recipe(recipe)
     check_combinations({**schema("train").defaults, **recipe.config})
+    options = recipe.options
+    assert isinstance(options, TrainOptions)
     sources = load_sources(recipe)
     quiet_libraries()
+
+    if options.dry_run:
+        from cppo.training.dry_run import rehearse
+
+        plan = rehearse(recipe, sources)
+        if plan is not None:
+            print("\n".join(plan_lines(plan, recipe)))
+        return
 
     from cppo.reports import write_report
     from cppo.training.run import run_training
@@ -60,3 +73,42 @@ def closing_lines(result: "RunResult") -> list[str]:
         lines.append(f"blank      {percent(result.blank.accuracy, result.blank.accuracy_ci95)}   (after, grey image)")
     lines.append(f"format     {before.format_rate:.1%} before, {after.format_rate:.1%} after".replace("%", " %"))
     return lines
+
+
+def plan_lines(plan: "Plan", recipe: Recipe) -> list[str]:
+    """What a run would do, as text lines; "as now" is with the model's present answers, "at worst" with full length."""
+    config = {**schema("train").defaults, **recipe.config}
+    mean, longest = plan.prompt_tokens
+    rewards = ", ".join(f"{name} x {weight:g}" for name, weight in plan.rewards.items())
+    loss = f"{plan.loss_type}, perception_weight {config['perception_weight']:g}"
+    return [
+        f"model      {recipe.options.model}: {plan.trained_weights:,} of {plan.all_weights:,} weights trained, "
+        f"{plan.dtype} on {plan.device}, {plan.processes} process(es)",
+        f"rows       {plan.rows:,} to train on, {plan.skipped_rows:,} bad, {plan.long_rows:,} too long; "
+        f"{plan.held_out_rows:,} held out",
+        f"steps      {plan.steps:,}, {plan.epochs:.2f} epochs; every {plan.generation_steps} share {plan.prompts} "
+        f"prompts x {plan.generations} responses",
+        f"tokens     prompts {mean:.0f} on average, {longest:,} at most in {plan.probed_rows:,} rows, images included; "
+        f"responses up to {plan.response_tokens:,}",
+        f"loss       {loss}, scorer {config['scorer']}, views {config['perception_memory']}",
+        f"rewards    {rewards}",
+        "memory     "
+        + ", ".join(f"{part.name} {_mib(getattr(plan.memory, part.name))}" for part in fields(plan.memory)),
+        *(
+            _needs_line(label, needs, plan)
+            for label, needs in (("as now", plan.as_answered), ("at worst", plan.at_worst))
+        ),
+        f"written    nothing; without --dry_run it goes to {recipe.output_dir}",
+    ]
+
+
+def _needs_line(label: str, needs: "BatchNeeds", plan: "Plan") -> str:
+    minutes = plan.steps * needs.step_seconds / 60
+    return (
+        f"{label:<10} rollout {_mib(needs.rollout)}, update {_mib(needs.update)}, {_mib(needs.peak(plan.memory))} "
+        f"at the peak; {needs.step_seconds:.2f} s a step, {minutes:,.1f} minutes for all steps"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"

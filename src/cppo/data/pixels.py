@@ -46,3 +46,7 @@ class PixelBounds:
         """The image itself if it lies within the bounds, else a copy scaled by bicubic interpolation."""
         size = self.size(*image.size)
         return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+ANY_SIZE = PixelBounds()
+"""No bounds."""

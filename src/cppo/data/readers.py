@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from cppo.data.check import RowChecks
 from cppo.data.images import RowError
 from cppo.data.mapping import check_columns
-from cppo.data.pixels import PixelBounds
+from cppo.data.pixels import ANY_SIZE, PixelBounds
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
 from cppo.data.tables import open_table, table_rows
@@ -28,7 +28,7 @@ def load_records(
     limit: int | None = None,
     columns: Mapping[str, str] | str | None = None,
     max_bad_fraction: float = 0.01,
-    pixels: PixelBounds = PixelBounds(),
+    pixels: PixelBounds = ANY_SIZE,
 ) -> RecordSource:
     """Read one SPEC, or several one after the other.
 

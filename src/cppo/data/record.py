@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from PIL import Image
 
 from cppo.data.images import ImageRef, RowError, decode_image
-from cppo.data.pixels import PixelBounds
+from cppo.data.pixels import ANY_SIZE, PixelBounds
 from cppo.errors import UserError
 from cppo.views import stable_sample_id
 
@@ -113,7 +113,7 @@ class RecordSource(Sequence[Record]):
         *,
         name: str,
         skipped: Sequence[tuple[int, str]],
-        pixels: PixelBounds = PixelBounds(),
+        pixels: PixelBounds = ANY_SIZE,
     ) -> None:
         self.name = name
         self.skipped = list(skipped)

@@ -20,6 +20,7 @@ from cppo.errors import UserError
 from cppo.evaluation import (
     EvalResult,
     ItemResult,
+    LongRow,
     PairedDifference,
     check_vision_model,
     evaluate,
@@ -72,36 +73,17 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
         UserError: a refused value, too few rows, a model that cannot be used, a folder that cannot be written.
     """
     started = time.monotonic()
-    options = recipe.options
-    assert isinstance(options, TrainOptions)
     files = RunDirectory(recipe.output_dir)
+    prepared = prepare_run(recipe, sources)
+    options, args, train, long = prepared.options, prepared.args, prepared.train, prepared.long
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
-    args = build_config(recipe)
-    check_vision_model(options.model)
-    train, long = drop_long_rows(sources.train, options, options.system_prompt)
-    warn_of_left_out(train, long, options)
-    _check_enough(train, args, checkpoint)
-    _warn(train, args.uses_perception)
-    datasets = {
-        name: None if source is None else to_dataset(source, system_prompt=options.system_prompt)
-        for name, source in (("train_dataset", train), ("eval_dataset", sources.evaluation))
-    }
-    try:
-        trainer = CPPOTrainer(
-            model=resolve_model(options.model),
-            reward_funcs=[accuracy_reward, format_reward],
-            args=args,
-            **datasets,
-        )
-    # How the libraries refuse options that do not go together, and loggers that are not installed.
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
+    if checkpoint is not None:
+        _check_steps_left(checkpoint, args)
+    trainer = build_trainer(prepared, sources)
     main = trainer.is_world_process_zero()
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
         files.config.write_text(dump_recipe(recipe, resolved_config(recipe, args)), encoding="utf-8")
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
     trainer.add_callback(RunRecorder(files, lambda: trainer.last_samples))
 
     asked = {"max_new_tokens": args.max_completion_length, "system_prompt": options.system_prompt}
@@ -125,6 +107,61 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
         summary = run_summary(result, left_out_summary(train, long))
         files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose options and rows were checked: `train` without the rows in `long`, which have too many tokens."""
+
+    options: TrainOptions
+    args: CPPOConfig
+    train: RecordSource
+    long: list[LongRow]
+
+
+def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
+    """Check configuration, kind of model and rows; warn of what is left out.
+
+    Raises:
+        UserError: a refused value, too few rows, a model that sees no images.
+    """
+    options = recipe.options
+    assert isinstance(options, TrainOptions)
+    args = build_config(recipe)
+    check_vision_model(options.model)
+    train, long = drop_long_rows(sources.train, options, options.system_prompt)
+    warn_of_left_out(train, long, options)
+    _check_enough(train, args)
+    _warn(train, args.uses_perception)
+    return PreparedRun(options, args, train, long)
+
+
+def build_trainer(
+    prepared: PreparedRun, sources: RunSources, trainer_class: type[CPPOTrainer] = CPPOTrainer
+) -> CPPOTrainer:
+    """The trainer of a run, its model loaded.
+
+    Raises:
+        UserError: options that do not go together, loggers that are not installed.
+    """
+    options = prepared.options
+    datasets = {
+        name: None if source is None else to_dataset(source, system_prompt=options.system_prompt)
+        for name, source in (("train_dataset", prepared.train), ("eval_dataset", sources.evaluation))
+    }
+    try:
+        trainer = trainer_class(
+            model=resolve_model(options.model),
+            reward_funcs=[accuracy_reward, format_reward],
+            args=prepared.args,
+            **datasets,
+        )
+    # How the libraries refuse them.
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    return trainer
 
 
 def build_config(recipe: Recipe) -> CPPOConfig:
@@ -181,8 +218,8 @@ def _warn(source: RecordSource, uses_perception: bool) -> None:
         )
 
 
-def _check_enough(source: RecordSource, args: CPPOConfig, checkpoint: Path | None) -> None:
-    """Whether there is anything to train: a whole generation batch, and steps after the checkpoint.
+def _check_enough(source: RecordSource, args: CPPOConfig) -> None:
+    """Whether there is a whole generation batch.
 
     Raises:
         UserError: otherwise.
@@ -193,10 +230,17 @@ def _check_enough(source: RecordSource, args: CPPOConfig, checkpoint: Path | Non
             f"{source.name}: {len(source)} usable rows are fewer than the {prompts} prompts of a generation batch; "
             f"lower per_device_train_batch_size (now {args.per_device_train_batch_size}), or give more rows"
         )
-    if checkpoint is not None and args.max_steps > 0:
-        step = checkpoint_step(checkpoint)
-        if step >= args.max_steps:
-            raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
+
+
+def _check_steps_left(checkpoint: Path, args: CPPOConfig) -> None:
+    """Whether there are steps after the checkpoint.
+
+    Raises:
+        UserError: otherwise.
+    """
+    step = checkpoint_step(checkpoint)
+    if 0 < args.max_steps <= step:
+        raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
 
 
 def _answer_all(trainer: CPPOTrainer, source: Sequence[Record], label: str, **asked: Any) -> EvalResult:

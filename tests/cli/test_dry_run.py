@@ -1,0 +1,134 @@
+"""`cppo train --dry_run`, and rows that a run leaves out: what is said is counted by hand, nothing is written."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cppo.assets.build import build_micro
+from cppo.cli.main import main
+from cppo.data import load_records
+from cppo.evaluation import load_processor
+from cppo.recipes import load_recipe
+from cppo.training.dry_run import BatchNeeds, MemoryParts, rehearse
+from cppo.training.peak_memory import PeakMemory
+from cppo.training.sources import load_sources
+
+SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
+DATA = ["tasks:digits?n=14", "tasks:chart?n=6"]
+OPTIONS = {
+    "data": DATA,
+    "num_generations": 2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_completion_length": 8,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "num_train_epochs": 2,
+    "final_eval_samples": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dry")
+    model = build_micro(folder / "model", **SMALL)
+    (folder / "tiny.yaml").write_text(
+        yaml.safe_dump({"model": str(model), "output_dir": str(folder / "run"), **OPTIONS})
+    )
+    return folder
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def prompt_tokens(folder):
+    """Tokens of each prompt, counted one at a time with the processor alone."""
+    processor = load_processor(folder / "model")
+    counts = []
+    for record in load_records(DATA, split="train"):
+        content = [*({"type": "image"} for _ in record.images), {"type": "text", "text": record.prompt}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        counts.append(len(processor(text=[text], images=list(record.images))["input_ids"][0]))
+    return counts
+
+
+def test_the_plan(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(folder)
+    assert main(["train", "--config", str(folder / "tiny.yaml"), "--dry_run"]) == 0
+    lines = dict(re.split(r" {2,}| (?=rollout)", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    counts = prompt_tokens(folder)
+    assert lines["rows"] == "20 to train on, 0 bad, 0 too long; 0 held out"
+    # 20 rows in batches of 4 prompts, one step each, twice.
+    assert lines["steps"] == "10, 2.00 epochs; every 1 share 4 prompts x 2 responses"
+    assert lines["tokens"].startswith(f"prompts {sum(counts) / 20:.0f} on average, {max(counts)} at most in 20 rows")
+    assert lines["rewards"] == "accuracy_reward x 0.9, format_reward x 0.1"
+    assert lines["loss"] == "dapo, perception_weight 0.01, scorer shared, views joint"
+    assert snapshot(folder) == before
+    assert not any(tmp_path.iterdir())
+
+
+def test_memory_that_stays_and_the_worst_batch(folder):
+    recipe = load_recipe("train", str(folder / "tiny.yaml"), {"max_steps": 7})
+    plan = rehearse(recipe, load_sources(recipe))
+    weights = load_file(folder / "model" / "model.safetensors")
+    numbers = sum(weight.numel() for weight in weights.values())
+    assert (plan.steps, plan.trained_weights, plan.all_weights) == (7, numbers, numbers)
+    assert plan.memory.weights == plan.memory.gradients == 4 * numbers
+    # AdamW: two moments a weight and a step count a tensor, all float32.
+    assert plan.memory.optimizer == 8 * numbers + 4 * len(weights)
+    assert plan.memory.libraries > 2**26
+    assert plan.at_worst.peak(plan.memory) >= plan.memory.libraries
+
+
+def test_the_peak_is_the_larger_phase():
+    memory = MemoryParts(libraries=1000, weights=100, gradients=10, optimizer=1)
+    assert BatchNeeds(rollout=50, update=30, step_seconds=1.0).peak(memory) == 1151
+    assert BatchNeeds(rollout=50, update=45, step_seconds=1.0).peak(memory) == 1156
+
+
+def test_peak_memory_sees_what_was_freed():
+    with PeakMemory(torch.device("cpu")) as memory:
+        start = memory.read()
+        torch.ones(2**26).sum()  # 256 MiB
+        assert memory.read() - start >= 0.9 * 2**28
+        memory.reset()
+        assert memory.read() - start <= 0.5 * 2**28
+
+
+def test_a_logger_that_is_not_there(folder, capsys):
+    assert main(["train", "--config", str(folder / "tiny.yaml"), "--dry_run", "--report_to", "wandb"]) == 2
+    assert "report_to: " in capsys.readouterr().err
+
+
+def test_long_rows_are_named_and_left_out(folder, capsys, tmp_path):
+    counts = prompt_tokens(folder)
+    limit = max(counts) - 1
+    long = [index for index, count in enumerate(counts) if count > limit]
+    argv = ["train", "--config", str(folder / "tiny.yaml"), "--max_steps", "1", "--max_prompt_tokens", str(limit)]
+    assert main([*argv, "--output_dir", str(tmp_path / "run")]) == 0
+    error = capsys.readouterr().err
+    left_out = json.loads((tmp_path / "run" / "summary.json").read_text())["long_rows"]
+    assert [row["tokens"] for row in left_out] == [counts[index] for index in long]
+    assert 0 < len(long) < 20
+    for row in left_out[:10]:
+        assert f"{row['place']} is left out: {row['tokens']} prompt tokens" in error
+
+
+def test_no_row_is_short_enough(folder, capsys, tmp_path):
+    argv = ["train", "--config", str(folder / "tiny.yaml"), "--max_prompt_tokens", "5"]
+    assert main([*argv, "--output_dir", str(tmp_path / "run")]) == 2
+    assert f"the shortest prompt has {min(prompt_tokens(folder))} tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_pixel_bounds_that_make_no_sense(command, capsys, tmp_path):
+    argv = [command, "--data", *DATA, "--output_dir", str(tmp_path / "run"), "--min_pixels", "9", "--max_pixels", "4"]
+    assert main(argv) == 2
+    assert "min_pixels = 9 is more than max_pixels = 4" in capsys.readouterr().err
