@@ -1,4 +1,7 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and how the user is told of one."""
+
+import os
+import sys
 
 
 class UserError(ValueError):
@@ -7,3 +10,9 @@ class UserError(ValueError):
     The message is one clear line that names the file, row or field and says what to do. The command line prints it
     without a traceback and exits with status 2.
     """
+
+
+def tell(message: str) -> None:
+    """Print a line for the user on stderr; of several processes of a launcher on one machine only the first does."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"cppo: {message}", file=sys.stderr, flush=True)

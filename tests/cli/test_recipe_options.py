@@ -146,7 +146,8 @@ def test_intervals(interval, inside, outside):
 
 def test_every_packaged_recipe_is_valid():
     for name in recipe_names():
-        command = "train" if "method" in yaml.safe_load(recipe_file(name).read_text()) else "sft"
+        given = yaml.safe_load(recipe_file(name).read_text())
+        command = "train" if {"method", "extends"} & given.keys() else "sft"
         # `sft` is for the user's own data, and brings none.
         recipe = load_recipe(command, name, {"data": "my.jsonl"} if name == "sft" else None)
         assert recipe.options.data

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 
 COMMANDS = {
     "train": "train a vision-language model with CPPO (or plain GRPO)",
@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except UserError as error:
-        print(f"cppo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        tell(f"error: {' '.join(str(error).split())}")
         return 2
     except KeyboardInterrupt:
-        print("cppo: stopped", file=sys.stderr)
+        tell("stopped")
         return 130
 
 

@@ -1,16 +1,18 @@
-"""`cppo recipes list` and `cppo recipes copy NAME [DEST]`."""
+"""`cppo recipes list` and `cppo recipes copy NAME [DEST]`, of recipes and of configurations of `accelerate launch`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from cppo.cli.parser import Parser
 from cppo.errors import UserError
-from cppo.recipes import recipe_file, recipe_names, recipe_summary
+from cppo.recipes import accelerate_files, recipe_file, recipe_names, recipe_summary
 
 
 def run(argv: Sequence[str]) -> None:
     """List the packaged recipes, or copy one. Raises UserError for an unknown name or a file in the way."""
-    parser = Parser(prog="cppo recipes", description="Recipes that come with the package.")
+    parser = Parser(
+        prog="cppo recipes", description="Recipes and accelerate configurations that come with the package."
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     commands.add_parser("list", help="names, and what each is for")
     copy = commands.add_parser("copy", help="copy one, to edit it and train with `--config FILE.yaml`")
@@ -18,23 +20,30 @@ def run(argv: Sequence[str]) -> None:
     copy.add_argument("dest", metavar="DEST", nargs="?", help="file or folder (default: ./NAME.yaml)")
     arguments = parser.parse_all(argv)
     if arguments.command == "list":
-        width = max(map(len, recipe_names()))
-        for name in recipe_names():
-            print(f"{name:<{width}}  {recipe_summary(recipe_file(name))}")
+        files = packaged_files()
+        width = max(map(len, files))
+        for name, file in files.items():
+            print(f"{name:<{width}}  {recipe_summary(file)}")
     else:
         print(copy_recipe(arguments.name, arguments.dest))
 
 
+def packaged_files() -> dict[str, Path]:
+    """Recipes, then configurations of `accelerate launch`, by name."""
+    return {name: recipe_file(name) for name in recipe_names()} | accelerate_files()
+
+
 def copy_recipe(name: str, dest: str | None) -> Path:
-    """Copy the packaged recipe `name` to the file or folder `dest`; never over an existing file. Returns the copy."""
-    if name not in recipe_names():
-        raise UserError(f"no packaged recipe {name!r}; choose one of {', '.join(recipe_names())}")
+    """Copy the packaged `name` to the file or folder `dest`; never over an existing file. Returns the copy."""
+    files = packaged_files()
+    if name not in files:
+        raise UserError(f"no packaged recipe {name!r}; choose one of {', '.join(files)}")
     target = Path(dest) if dest else Path(f"{name}.yaml")
     if target.is_dir():
         target = target / f"{name}.yaml"
     try:
         with target.open("x", encoding="utf-8") as file:
-            file.write(recipe_file(name).read_text(encoding="utf-8"))
+            file.write(files[name].read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise UserError(f"{target} exists already; give another DEST") from error
     except OSError as error:

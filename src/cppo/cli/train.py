@@ -1,6 +1,5 @@
 """`cppo train`: reinforcement learning from a recipe."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
+from cppo.errors import tell
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, schema
 from cppo.training.option_rules import check_combinations
 from cppo.training.sources import load_sources
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> None:
         checkpoints = RunDirectory(recipe.output_dir).checkpoints()
         if checkpoints:
             hint = "the same command with --resume_from_checkpoint true goes on from there"
-            print(f"cppo: {checkpoints[-1]} is complete; {hint}", file=sys.stderr)
+            tell(f"{checkpoints[-1]} is complete; {hint}")
         raise
     if not result.is_main_process:
         return

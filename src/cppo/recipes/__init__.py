@@ -3,6 +3,7 @@
 from cppo.recipes.options import RunOptions, TrainOptions
 from cppo.recipes.recipe import (
     Recipe,
+    accelerate_files,
     dump_recipe,
     load_recipe,
     recipe_file,
@@ -19,6 +20,7 @@ __all__ = [
     "RunOptions",
     "Schema",
     "TrainOptions",
+    "accelerate_files",
     "checkpoint_step",
     "dump_recipe",
     "in_interval",

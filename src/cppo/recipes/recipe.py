@@ -14,6 +14,9 @@ from cppo.recipes.run_dir import CONFIG_HEADER
 from cppo.recipes.schema import schema
 
 RECIPES_DIR = Path(__file__).parent
+ACCELERATE_DIR = RECIPES_DIR / "accelerate"
+EXTENDS = "extends"
+"""The entry of a recipe that names another, whose options it takes where it gives none of its own."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ def recipe_file(name_or_file: str) -> Path:
     )
 
 
-DATA_OPTIONS = {"columns", "eval_data"}
-"""Options that describe a recipe's own data."""
+def accelerate_files() -> dict[str, Path]:
+    """The packaged configurations of `accelerate launch` by name."""
+    return {path.stem: path for path in sorted(ACCELERATE_DIR.glob("*.yaml"))}
 
 
 def recipe_summary(file: Path) -> str:
@@ -69,27 +73,22 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
     """Read and check a recipe for the command "train" or "sft"; `overrides` (checked values) win over the file's.
 
     Without an `output_dir` it is `runs/<name of the recipe>`. If `overrides` names other `data`, the recipe's `columns`
-    and held-out data are dropped with the recipe's own.
+    and held-out data are dropped with the recipe's own. So it is with a recipe that `extends` another.
 
     Raises:
-        UserError: unreadable file, unknown option, wrong value, no data. The message names file and option.
+        UserError: unreadable file, unknown option, wrong value, no data, recipes that extend one another. The message
+            names file and option.
     """
     file = recipe_file(name_or_file)
     where = f"recipe {name_or_file}"
-    given = _read_yaml(file, where)
+    given = _read_recipe(name_or_file)
     options = schema(command)
     strangers = [name for name in given if name not in options.fields]
     other = "sft" if command == "train" else "train"
     if strangers and all(name in schema(other).fields for name in given):
         raise UserError(f"{where} is for `cppo {other}`: `cppo {command}` has no option `{strangers[0]}`")
     checked, overrides = options.check(given, where=where), overrides or {}
-    if "data" in overrides:
-        # Other data than the recipe's: its column names and held-out data, and the evaluation on these, do not fit.
-        for name in DATA_OPTIONS - overrides.keys():
-            checked.pop(name, None)
-        if "eval_data" not in overrides:
-            checked.pop("final_eval_samples", None)
-    values = {**checked, **overrides}
+    values = _override(checked, overrides)
     if not values.get("data"):
         raise UserError(f"{where}: no `data` is given; write e.g. data: tasks:digits or data: my.jsonl")
     config = {name: value for name, value in values.items() if name not in options.run}
@@ -106,6 +105,30 @@ def dump_recipe(recipe: Recipe, config: Mapping[str, Any]) -> str:
     run = {name: value for name, value in run.items() if value is not None}
     header = f"{CONFIG_HEADER} (cppo {recipe.command}, from {recipe.name}).\n"
     return header + yaml.safe_dump({**run, **config}, sort_keys=False, allow_unicode=True)
+
+
+def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's options with those of the recipe it extends, unchecked."""
+    if name_or_file in extended_by:
+        raise UserError(f"recipe {name_or_file!r} extends itself, by way of {', '.join(extended_by)}")
+    given = _read_yaml(recipe_file(name_or_file), f"recipe {name_or_file}")
+    if EXTENDS not in given:
+        return given
+    base = given.pop(EXTENDS)
+    if not isinstance(base, str):
+        raise UserError(f"recipe {name_or_file}: {EXTENDS}: {base!r} is neither the name of a recipe nor a file")
+    return _override(_read_recipe(base, (*extended_by, name_or_file)), given)
+
+
+def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `overrides`. Column names, held-out data and its evaluation belong to the data they came with."""
+    kept = dict(values)
+    if "data" in overrides:
+        kept.pop("columns", None)
+        kept.pop("eval_data", None)
+        if "eval_data" not in overrides:
+            kept.pop("final_eval_samples", None)
+    return {**kept, **overrides}
 
 
 def _read_yaml(file: Path, where: str) -> dict[str, Any]:

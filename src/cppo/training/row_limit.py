@@ -1,11 +1,11 @@
 """Rows left out of training: over-long prompts are counted and named, never shortened or dropped in silence."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from cppo.data import RecordSource
+from cppo.errors import tell
 from cppo.evaluation import LongRow, load_processor, without_long_rows
 from cppo.recipes import RunOptions
 
@@ -31,9 +31,9 @@ def drop_long_rows(
 def warn_of_rows(reasons: Sequence[str], what: str) -> None:
     """Name the first rows left out on stderr, and say how many they are in all."""
     for reason in reasons[:NAMED_ROWS]:
-        print(f"cppo: warning: {reason}", file=sys.stderr)
+        tell(f"warning: {reason}")
     if len(reasons) > NAMED_ROWS:
-        print(f"cppo: warning: {len(reasons)} {what} in all", file=sys.stderr)
+        tell(f"warning: {len(reasons)} {what} in all")
 
 
 def warn_of_left_out(source: RecordSource, long: Sequence[LongRow], options: RunOptions) -> None:

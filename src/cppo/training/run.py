@@ -16,7 +16,7 @@ from trl import GRPOConfig
 
 from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, to_dataset
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.evaluation import (
     EvalResult,
     ItemResult,
@@ -211,10 +211,9 @@ class _Share(Sequence[Record]):
 def _warn(source: RecordSource, uses_perception: bool) -> None:
     """Say where the perception loss would have nothing to do."""
     if uses_perception and not any(source[i].images for i in range(min(len(source), IMAGE_PROBE))):
-        print(
-            f"cppo: warning: none of the first rows of {source.name} has an image, and the perception loss needs "
-            "images; is the column named `images`, or mapped with --columns?",
-            file=sys.stderr,
+        tell(
+            f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
+            "images; is the column named `images`, or mapped with --columns?"
         )
 
 
