@@ -197,7 +197,7 @@ def test_what_would_train_nothing_is_refused(workplace, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "part"),
     [
-        (["--reward_weights", "0.5"], "Number of reward weights (1)"),
+        (["--reward_weights", "0.5"], "reward_weights: 1 weights for 2 rewards (accuracy, format)"),
         (["--loss_type", "foo"], "--loss_type: 'foo' is not one of grpo, "),
         (["--report_to", "wandb"], "wandb"),
     ],
@@ -208,3 +208,42 @@ def test_what_the_libraries_refuse_is_one_line(workplace, tmp_path, capsys, opti
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cppo: error")]
     assert len(error) == 1
     assert part in error[0]
+
+
+def test_rewards_of_ones_own(workplace, tmp_path, capsys, monkeypatch):
+    """A file's function, an async one and TRL's are logged by name; the saved recipe names them, and trains again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "def brevity(completions, **kwargs):\n    return [0.25 for _ in completions]\n\n"
+        "async def later(completions, **kwargs):\n    return [0.5 for _ in completions]\n"
+    )
+    rewards = ["accuracy?tolerance=0.1", "own.py:brevity", "own.py:later", "repetition?ngram_size=2"]
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--max_steps", "1", "--final_eval_samples", "0"]
+    assert main([*argv, "--output_dir", "run", "--rewards", *rewards, "--reward_weights", "1", "2", "4", "0"]) == 0
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["rewards/brevity/mean"] == 0.25
+    assert row["rewards/later/mean"] == 0.5
+    assert -1 <= row["rewards/repetition_penalty_reward/mean"] <= 0
+    assert row["reward"] == pytest.approx(row["rewards/accuracy_reward/mean"] + 2 * 0.25 + 4 * 0.5)
+    assert load_recipe("train", "run/config.yaml").options.rewards == rewards
+    capsys.readouterr()
+    figures = tmp_path / "figures.json"
+    assert main(["eval", "--model", "run", "--data", "tasks:digits?n=2", "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["tolerance"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rewards", "acuracy"], "'acuracy' is none of accuracy, format, length, repetition"),
+        (["--rewards", "accuracy", "--reward_weights", "1", "2"], "2 weights for 1 rewards (accuracy)"),
+        (["--rewards", "gone.py:f"], "there is no file gone.py"),
+        (["--rewards", "json:dumps"], "'json:dumps' failed"),
+    ],
+)
+def test_mistakes_in_rewards(workplace, tmp_path, capsys, options, words):
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run"), *options]
+    assert main([*argv, "--final_eval_samples", "0"]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cppo: error")]
+    assert len(error) == 1
+    assert words in error[0]

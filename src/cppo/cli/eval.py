@@ -1,5 +1,6 @@
 """`cppo eval`: accuracy and format rate of a model on data."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction
 from cppo.data import PixelBounds, check_columns, load_records
+from cppo.errors import UserError
 from cppo.recipes import RunDirectory
+from cppo.rewards import check_rewards, number_tolerance
 
 DEFAULT_MAX_NEW_TOKENS = 512
 
@@ -30,6 +33,7 @@ def run(argv: Sequence[str]) -> None:
         name: trained.get(name) if getattr(arguments, name) is None else getattr(arguments, name)
         for name in ("min_pixels", "max_pixels")
     }
+    tolerance = trained.get("tolerance", 0.0) if arguments.tolerance is None else arguments.tolerance
     source = load_records(
         arguments.data,
         split="test",
@@ -58,6 +62,7 @@ def run(argv: Sequence[str]) -> None:
                 seed=arguments.seed,
                 system_prompt=system_prompt,
                 blank=blank,
+                tolerance=tolerance,
                 progress=bar.update,
             ).to_dict()
 
@@ -69,6 +74,7 @@ def run(argv: Sequence[str]) -> None:
         "seed": arguments.seed,
         "max_new_tokens": max_new_tokens,
         "system_prompt": system_prompt,
+        "tolerance": tolerance,
         **pixels,
         "skipped_rows": len(source.skipped),
     }
@@ -87,7 +93,12 @@ def trained_recipe(model: str) -> dict[str, Any]:
         recipe = None
     wanted = {"system_prompt": str, "max_completion_length": int, "min_pixels": int, "max_pixels": int}
     given = recipe if isinstance(recipe, dict) else {}
-    return {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
+    taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
+    rewards = given.get("rewards")
+    if isinstance(rewards, list) and all(isinstance(reward, str) for reward in rewards):
+        with contextlib.suppress(UserError):  # a reward of files that are no longer there does not matter here
+            taken["tolerance"] = number_tolerance(check_rewards(rewards, None))
+    return taken
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
@@ -137,6 +148,12 @@ def _parser() -> Parser:
         type=at_least(1),
         metavar="N",
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=fraction,
+        metavar="X",
+        help="how far a number may lie from the expected one, as a fraction of it (default: as trained, else 0)",
     )
     add_pixel_bounds(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")

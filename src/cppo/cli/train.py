@@ -9,6 +9,7 @@ from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, schema
+from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
 from cppo.training.sources import load_sources
 
@@ -30,6 +31,7 @@ def run(argv: Sequence[str]) -> None:
     check_combinations({**schema("train").defaults, **recipe.config})
     options = recipe.options
     assert isinstance(options, TrainOptions)
+    check_rewards(options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
     sources = load_sources(recipe)
     quiet_libraries()
 

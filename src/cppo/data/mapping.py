@@ -1,6 +1,7 @@
 """One given row (a JSON object or a dict) -> one checked `StoredRow`, under a column mapping."""
 
 import json
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from cppo.data.record import StoredRow
 from cppo.errors import UserError
 
 REQUIRED_COLUMNS = ("prompt", "answer")
-COLUMNS = (*REQUIRED_COLUMNS, "images", "id", "response", "perception_spans")
+COLUMNS = (*REQUIRED_COLUMNS, "images", "id", "response", "perception_spans", "choices")
 LAYOUTS: dict[str, dict[str, str]] = {
     "geometry3k": {"prompt": "problem"},
     "trl": {"answer": "solution"},
@@ -63,6 +64,7 @@ def parse_row(row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Pat
         answer=_answer(_required(field("answer"), columns.get("answer", "answer"))),
         response=None if response is None else _text(response, "response"),
         perception_spans=_spans(field("perception_spans"), response),
+        choices=_choices(field("choices")),
     )
 
 
@@ -177,6 +179,14 @@ def _spans(value: Any, response: str | None) -> tuple[tuple[int, int], ...] | No
     if not isinstance(value, list | tuple) or not all(_is_span(span, len(response)) for span in value):
         raise RowError(f"perception_spans must be [start, end] pairs with 0 <= start < end <= {len(response)}")
     return tuple((start, end) for start, end in value)
+
+
+def _choices(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) > len(string.ascii_uppercase):
+        raise RowError("choices must be a list of at most 26 texts, those of the options A, B, ...")
+    return tuple(_text(_number_as_text(choice), "choices") for choice in value) or None
 
 
 def _is_span(span: Any, length: int) -> bool:

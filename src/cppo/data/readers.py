@@ -98,6 +98,7 @@ class TaskRows:
     """Items 0 .. n-1 of a generated task; an item is generated each time it is asked for."""
 
     filled: ClassVar[frozenset[str]] = frozenset(OPTIONAL_COLUMNS)
+    has_choices: ClassVar[bool] = False
     family: str
     options: TaskOptions
     seed: int

@@ -32,6 +32,7 @@ class Record:
         answer: the expected answer.
         response: a reference response, for supervised fine-tuning.
         perception_spans: [start, end) character spans of `response` that are read off the images.
+        choices: texts of a multiple-choice question's options, in the order A, B, ...
     """
 
     id: str
@@ -40,6 +41,7 @@ class Record:
     answer: str
     response: str | None = None
     perception_spans: tuple[tuple[int, int], ...] | None = None
+    choices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class StoredRow:
     answer: str
     response: str | None
     perception_spans: tuple[tuple[int, int], ...] | None
+    choices: tuple[str, ...] | None = None
 
     def record(self) -> Record:
         """Decode the images. Raises UserError if one has become unreadable since the check."""
@@ -61,7 +64,7 @@ class StoredRow:
         except RowError as error:
             raise UserError(f"{self.place}: {error} (it could be read when the data was checked)") from error
         sample_id = self.id if self.id is not None else stable_sample_id(self.prompt, images)
-        return Record(sample_id, self.prompt, images, self.answer, self.response, self.perception_spans)
+        return Record(sample_id, self.prompt, images, self.answer, self.response, self.perception_spans, self.choices)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class StoredRows:
     """Rows of one file or list; a record is decoded each time it is asked for."""
 
     rows: tuple[StoredRow, ...]
+
+    @property
+    def has_choices(self) -> bool:
+        return any(row.choices for row in self.rows)
 
     @property
     def filled(self) -> frozenset[str]:
@@ -89,6 +96,9 @@ class Rows(Protocol):
 
     @property
     def filled(self) -> frozenset[str]: ...
+
+    @property
+    def has_choices(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -121,6 +131,8 @@ class RecordSource(Sequence[Record]):
         self.columns = BASE_COLUMNS + tuple(
             column for column in OPTIONAL_COLUMNS if all(column in part.filled for part in parts)
         )
+        if any(part.has_choices for part in parts):
+            self.columns += ("choices",)
         self._parts = tuple(parts)
         self._ends = list(accumulate(len(part) for part in self._parts))
         self._kept: Sequence[int] = range(self._ends[-1])
@@ -192,6 +204,8 @@ class _RowBuilder:
             return list(record.images)
         if column == "perception_spans":
             return [list(span) for span in record.perception_spans or ()]
+        if column == "choices":
+            return list(record.choices or ())
         return record.id if column == "sample_id" else getattr(record, column)
 
 
@@ -200,7 +214,7 @@ def to_dataset(source: RecordSource, *, system_prompt: str | None = None) -> "da
 
     A row is {"prompt": chat messages, "images": RGB PIL images (an empty list for text only), "answer": str,
     "sample_id": str}; where every record has them also "response": str and "perception_spans":
-    [[start, end], ...].
+    [[start, end], ...], and where some record has them "choices": list of str, empty for the others.
     """
     import datasets
 

@@ -9,7 +9,7 @@ from PIL import Image
 from cppo.data import Record, chat_messages
 from cppo.evaluation.generate import generate_responses
 from cppo.evaluation.statistics import wilson_interval
-from cppo.rewards import accuracy_reward, format_reward
+from cppo.rewards import format_reward, get_accuracy_reward
 
 GREY = (127, 127, 127)
 
@@ -83,6 +83,7 @@ def evaluate(
     seed: int = 0,
     system_prompt: str | None = None,
     blank: bool = False,
+    tolerance: float = 0.0,
     progress: Callable[[int], Any] | None = None,
 ) -> EvalResult:
     """Let `model` answer every record and score the answers.
@@ -93,6 +94,7 @@ def evaluate(
         seed: of the sampling. Response s of the record at position i depends on seed, batch size and position.
         system_prompt: put before every prompt that brings no system message.
         blank: show a grey image of the same size instead of each image: what the model scores without looking.
+        tolerance: how far a number may lie from the expected one, as a fraction of it.
         progress: called with the number of records just answered.
 
     Raises:
@@ -114,7 +116,11 @@ def evaluate(
             temperature=0.0 if samples == 1 else 1.0,
             seed=seed + start,
         )
-        correct = accuracy_reward(responses, answer=[record.answer for record in repeated])
+        correct = get_accuracy_reward(tolerance)(
+            responses,
+            answer=[record.answer for record in repeated],
+            choices=[record.choices for record in repeated],
+        )
         well_formed = format_reward(responses)
         for index, record in enumerate(records):
             span = slice(index * samples, (index + 1) * samples)

@@ -135,7 +135,7 @@ def inspect_record(
     mask = response_mask(rows).to(scored["image"].logps.device)
     texts = processor.batch_decode(rows, skip_special_tokens=True)
     columns = token_columns(scored, mask & bool(record.images), options.top_fraction)
-    correct = accuracy_reward(texts, answer=[record.answer] * len(texts))
+    correct = accuracy_reward(texts, answer=[record.answer] * len(texts), choices=[record.choices] * len(texts))
     well_formed = format_reward(texts)
     rewards = [
         options.reward_weights[0] * right + options.reward_weights[1] * formed

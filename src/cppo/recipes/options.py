@@ -79,6 +79,14 @@ class TrainOptions(RunOptions):
             "range": "[0, inf)",
         },
     )
+    rewards: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions, weighted by reward_weights (default 1 each): accuracy, format, length, "
+            "repetition, or your own as module:function or file.py:function, options after `?`. Without it accuracy "
+            "and format, weighted 0.9 and 0.1."
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={

@@ -27,7 +27,7 @@ from cppo.evaluation import (
     paired_bootstrap,
 )
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, checkpoint_step, dump_recipe
-from cppo.rewards import accuracy_reward, format_reward
+from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
 from cppo.training.config import CPPOConfig
 from cppo.training.recorder import RunRecorder
 from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
@@ -36,7 +36,6 @@ from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
-    "reward_weights": [0.9, 0.1],
     "report_to": "none",
     "disable_tqdm": False,  # else it follows the libraries' log level, which the command line turns down
 }
@@ -86,7 +85,11 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
         files.config.write_text(dump_recipe(recipe, resolved_config(recipe, args)), encoding="utf-8")
     trainer.add_callback(RunRecorder(files, lambda: trainer.last_samples))
 
-    asked = {"max_new_tokens": args.max_completion_length, "system_prompt": options.system_prompt}
+    asked = {
+        "max_new_tokens": args.max_completion_length,
+        "system_prompt": options.system_prompt,
+        "tolerance": number_tolerance(prepared.rewards),
+    }
     held_out = sources.held_out
     before = _answer_all(trainer, held_out, "before", **asked) if held_out else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -115,6 +118,7 @@ class PreparedRun:
 
     options: TrainOptions
     args: CPPOConfig
+    rewards: list[RewardSpec]
     train: RecordSource
     long: list[LongRow]
 
@@ -133,7 +137,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     warn_of_left_out(train, long, options)
     _check_enough(train, args)
     _warn(train, args.uses_perception)
-    return PreparedRun(options, args, train, long)
+    return PreparedRun(options, args, reward_specs(recipe), train, long)
 
 
 def build_trainer(
@@ -152,7 +156,7 @@ def build_trainer(
     try:
         trainer = trainer_class(
             model=resolve_model(options.model),
-            reward_funcs=[accuracy_reward, format_reward],
+            reward_funcs=[load_reward(spec) for spec in prepared.rewards],
             args=prepared.args,
             **datasets,
         )
@@ -167,11 +171,23 @@ def build_trainer(
 def build_config(recipe: Recipe) -> CPPOConfig:
     """The trainer's configuration; UserError for a value that TRL or CPPO refuses."""
     try:
-        return CPPOConfig(**{**RUN_DEFAULTS, **recipe.config})
+        return CPPOConfig(**{**_run_defaults(recipe), **recipe.config})
     except UserError:
         raise
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"recipe {recipe.name} with the options given: {' '.join(str(error).split())}") from error
+
+
+def reward_specs(recipe: Recipe) -> list[RewardSpec]:
+    """The rewards that a recipe names, or the default ones. Raises UserError as `check_rewards`."""
+    assert isinstance(recipe.options, TrainOptions)
+    return check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
+
+
+def _run_defaults(recipe: Recipe) -> dict[str, Any]:
+    assert isinstance(recipe.options, TrainOptions)
+    weights = {} if recipe.options.rewards else {"reward_weights": list(DEFAULT_WEIGHTS)}
+    return {**RUN_DEFAULTS, **weights}
 
 
 def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
@@ -179,7 +195,7 @@ def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
     inherited = {field.name for field in fields(GRPOConfig)}
     own = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
     used = {name: getattr(args, name) for name in ("seed", "max_completion_length")}
-    return {**RUN_DEFAULTS, **used, **own, **recipe.config}
+    return {**_run_defaults(recipe), **used, **own, **recipe.config}
 
 
 def run_summary(result: RunResult, left_out: dict[str, Any]) -> dict[str, Any]:

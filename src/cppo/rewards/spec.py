@@ -1,0 +1,194 @@
+"""A reward named in one line: a built-in with its options, or a function of a module or file.
+
+`accuracy?tolerance=0.01`, `length?max_completion_len=4096&soft_punish_cache=512`, `my_package.rewards:brevity`,
+`rewards.py:brevity`, `trl.rewards:get_cosine_scaled_reward?max_len=1000`. With options, the function named is called
+with them and returns the reward function.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cppo.errors import UserError
+
+RewardFunction = Callable[..., Any]
+
+BUILT_IN = {
+    "accuracy": "cppo.rewards:get_accuracy_reward",
+    "format": "cppo.rewards:format_reward",
+    "length": "trl.rewards:get_soft_overlong_punishment",
+    "repetition": "trl.rewards:get_repetition_penalty_reward",
+}
+"""Names of the rewards that need no import path; those whose function is named `get_...` may have options."""
+DEFAULT_REWARDS = ("accuracy", "format")
+DEFAULT_WEIGHTS = (0.9, 0.1)
+_IMPORT_PATH = re.compile(r"(?P<module>[^:?]+):(?P<name>[A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """`path` is `module:function` or `file.py:function`; with `options` None the function itself is the reward."""
+
+    text: str
+    path: str
+    options: dict[str, Any] | None = field(default_factory=dict)
+
+
+def parse_reward(text: str) -> RewardSpec:
+    """Read one reward's name. Imports nothing of it.
+
+    Raises:
+        UserError: neither a built-in nor an import path, a file or module that does not exist, an option that is not
+            name=value.
+    """
+    name, mark, query = text.partition("?")
+    options = _options(text, query) if mark else None
+    if name in BUILT_IN:
+        path = BUILT_IN[name]
+        if not path.partition(":")[2].startswith("get_"):
+            if options is not None:
+                raise UserError(f"rewards: {text!r}: {name} has no options")
+            return RewardSpec(text, path, None)
+        return RewardSpec(text, path, options or {})
+    match = _IMPORT_PATH.fullmatch(name)
+    if match is None:
+        raise UserError(
+            f"rewards: {text!r} is none of {', '.join(BUILT_IN)}, and no module:function or file.py:function"
+        )
+    if match["module"].endswith(".py"):
+        if not Path(match["module"]).is_file():
+            raise UserError(f"rewards: {text!r}: there is no file {match['module']}")
+    elif not _module_exists(match["module"]):
+        raise UserError(
+            f"rewards: {text!r}: there is no module {match['module']}; install it, or give file.py:function"
+        )
+    return RewardSpec(text, name, options)
+
+
+def check_rewards(rewards: Sequence[str], weights: Sequence[float] | None) -> list[RewardSpec]:
+    """Read every reward's name, and hold their weights against them.
+
+    Raises:
+        UserError: as `parse_reward`; no reward, one given twice, or another number of weights.
+    """
+    if not rewards:
+        raise UserError(f"rewards: give at least one, e.g. {' '.join(DEFAULT_REWARDS)}")
+    specs = [parse_reward(text) for text in rewards]
+    doubles = [text for text in rewards if list(rewards).count(text) > 1]
+    if doubles:
+        raise UserError(f"rewards: {doubles[0]!r} is given twice")
+    if weights is not None and len(weights) != len(specs):
+        raise UserError(f"reward_weights: {len(weights)} weights for {len(specs)} rewards ({', '.join(rewards)})")
+    return specs
+
+
+def number_tolerance(specs: Sequence[RewardSpec]) -> float:
+    """The tolerance of the accuracy reward among `specs`; 0 without one."""
+    found = [spec.options or {} for spec in specs if spec.path == BUILT_IN["accuracy"]]
+    return found[0].get("tolerance", 0.0) if found else 0.0
+
+
+def load_reward(spec: RewardSpec) -> RewardFunction:
+    """The function itself; of a file or module of the user's, this runs its code.
+
+    Raises:
+        UserError: it cannot be imported, is no function, or refuses its options. The function itself raises it, with
+            file and line, where the user's code raises anything.
+    """
+    module_name, _, name = spec.path.rpartition(":")
+    try:
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+        function = getattr(module, name)
+    except AttributeError as error:
+        raise UserError(f"rewards: {spec.text!r}: {module_name} has no {name}") from error
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"rewards: {spec.text!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if spec.options is not None:
+        try:
+            inspect.signature(function).bind(**spec.options)
+            function = function(**spec.options)
+        except Exception as error:  # unknown or missing options, or what the user's code raises
+            raise UserError(f"rewards: {spec.text!r}: {error}") from error
+    if not callable(function) or isinstance(function, type):
+        raise UserError(f"rewards: {spec.text!r} is of type {type(function).__name__}, not a function")
+    if not _takes_all_columns(function):
+        raise UserError(
+            f"rewards: {spec.text!r} must take **kwargs, as every column is passed by name; a function that makes a "
+            "reward function is called with the options after `?`"
+        )
+    return _with_clear_errors(function, spec.text) if spec.path not in BUILT_IN.values() else function
+
+
+def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
+    """The function, whose exceptions become a UserError that names the line they come from."""
+
+    def failure(error: Exception) -> UserError:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name} line {frame.lineno}"
+        return UserError(f"rewards: {text!r} failed in {where}: {type(error).__name__}: {error}")
+
+    async def awaited(**columns: Any) -> Any:
+        try:
+            return await function(**columns)
+        except Exception as error:
+            raise failure(error) from error
+
+    def called(**columns: Any) -> Any:
+        try:
+            return function(**columns)
+        except Exception as error:
+            raise failure(error) from error
+
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    reward: RewardFunction = awaited if is_async else called
+    reward.__name__ = getattr(function, "__name__", type(function).__name__)
+    return reward
+
+
+def _options(text: str, query: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in query.split("&") if query else []:
+        name, equals, value = pair.partition("=")
+        if not (name.isidentifier() and equals and value) or name in options:
+            raise UserError(f"rewards: {text!r}: {pair!r} is not option=value, each option once")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"rewards: {text!r}: {value!r} is not a value") from error
+    return options
+
+
+def _module_exists(name: str) -> bool:
+    """Whether the module can be found; only the outermost package is looked for, as finding more imports it."""
+    outermost = name.partition(".")[0]
+    return outermost.isidentifier() and importlib.util.find_spec(outermost) is not None
+
+
+def _load_file(path: Path) -> Any:
+    # Registered under a name of its own, so that dataclasses and pickles in it work, and no installed module is hidden.
+    name = f"cppo_rewards_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _takes_all_columns(function: Any) -> bool:
+    """Whether a function can be called as TRL calls a reward: with completions and every other column by name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of built-in functions some have none
+        return True
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)

@@ -1,0 +1,125 @@
+"""Rewards by name, import path or file: what is loaded gives the values worked out by hand; mistakes are one line."""
+
+import asyncio
+import sys
+
+import pytest
+
+from cppo.errors import UserError
+from cppo.rewards import accuracy_reward, check_rewards, format_reward, load_reward, number_tolerance
+
+OWN = """
+import dataclasses
+
+LIMIT = 3
+
+@dataclasses.dataclass
+class Shorter:
+    limit: int
+    def __call__(self, completions, **kwargs):
+        return [float(len(text) < self.limit) for text in completions]
+
+def get_shorter(limit=2):
+    return Shorter(limit)
+
+def brevity(completions, **kwargs):
+    return [1.0 / len(text) for text in completions]
+
+async def later(completions, **kwargs):
+    return [0.5 for _ in completions]
+
+def narrow(completions):
+    return [0.0 for _ in completions]
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("import nothing_like_this")
+
+
+def load(text):
+    (spec,) = check_rewards([text], None)
+    return load_reward(spec)
+
+
+def test_built_in_rewards():
+    accuracy, formatted = (load(name) for name in ("accuracy", "format"))
+    assert accuracy.__name__ == accuracy_reward.__name__ == "accuracy_reward"
+    assert formatted is format_reward
+    assert load("accuracy?tolerance=0.1")([r"\\boxed{95}"], answer=["100"]) == [1.0]
+    assert accuracy([r"\\boxed{95}"], answer=["100"]) == [0.0]
+
+
+def test_length_penalty():
+    """0 up to max - cache tokens, then linear down to -1 at max (DAPO, section 3.4)."""
+    penalty = load("length?max_completion_len=100&soft_punish_cache=20")
+    lengths = [10, 80, 85, 100, 130]
+    values = penalty(completion_ids=[[1] * length for length in lengths], completions=[""] * 5)
+    assert values == pytest.approx([0.0, 0.0, -0.25, -1.0, -1.0])
+
+
+def test_repetition_penalty():
+    """-(1 - distinct n-grams / n-grams)."""
+    penalty = load("repetition?ngram_size=2")
+    ids = [[1, 2, 3, 4], [5, 5, 5, 5, 5], [1, 2, 1, 2, 1]]
+    assert penalty(completion_ids=ids) == pytest.approx([0.0, -(1 - 1 / 4), -(1 - 2 / 4)])
+
+
+def test_ones_own(own):
+    assert load("own.py:brevity")(completions=["abcd"]) == [0.25]
+    assert load("own.py:get_shorter?limit=5")(completions=["abcd", "abcde"]) == [1.0, 0.0]
+    assert load("own.py:get_shorter?")(completions=["a", "ab"]) == [1.0, 0.0]
+    assert asyncio.run(load("own.py:later")(completions=["x"])) == [0.5]
+    assert "own" not in sys.modules
+    assert load("trl.rewards:think_format_reward").__name__ == "think_format_reward"
+
+
+def test_what_ones_own_code_raises_names_file_and_line(own):
+    with pytest.raises(UserError, match=r"'own.py:brevity' failed in own.py line 16: ZeroDivisionError"):
+        load("own.py:brevity")(completions=[""])
+    with pytest.raises(UserError, match=r"'own.py:later' failed in own.py line 19: TypeError"):
+        asyncio.run(load("own.py:later")(completions=None))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("acuracy", "'acuracy' is none of accuracy, format, length, repetition, and no module:function"),
+        ("format?x=1", "format has no options"),
+        ("accuracy?tolerance", "'tolerance' is not option=value"),
+        ("accuracy?tolerance=2", "tolerance = 2 must be in"),
+        ("accuracy?tol=2", "'tol'"),
+        ("length", "max_completion_len"),
+        ("gone.py:f", "there is no file gone.py"),
+        ("nothing_like_this.rewards:f", "there is no module nothing_like_this.rewards"),
+        ("trl.nothing:f", "cannot be imported"),
+        ("own.py:gone", "own.py has no gone"),
+        ("own.py:LIMIT", "is of type int, not a function"),
+        ("own.py:Shorter", "is of type type, not a function"),
+        ("own.py:get_shorter", "must take **kwargs"),
+        ("own.py:narrow", "must take **kwargs"),
+        ("own.py:get_shorter?size=2", "'size'"),
+        ("broken.py:f", "cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_mistakes(own, text, words):
+    with pytest.raises(UserError) as error:
+        load(text)
+    assert words in str(error.value)
+    assert text in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_and_tolerance():
+    assert len(check_rewards(["accuracy", "format"], [1.0, 2.0])) == 2
+    with pytest.raises(UserError, match="1 weights for 2 rewards"):
+        check_rewards(["accuracy", "format"], [1.0])
+    with pytest.raises(UserError, match="given twice"):
+        check_rewards(["format", "format"], None)
+    with pytest.raises(UserError, match="at least one"):
+        check_rewards([], None)
+    assert number_tolerance(check_rewards(["format", "accuracy?tolerance=0.05"], None)) == 0.05
+    assert number_tolerance(check_rewards(["accuracy"], None)) == 0.0
