@@ -25,7 +25,7 @@ test: $(STAMP) ## lint, type check and tests
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 micro: $(STAMP) ## rebuild the embedded micro VLM from nothing (at most 45 minutes on 2 cores)
 	$(BIN)/python -m cppo.assets.rebuild
