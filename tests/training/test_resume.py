@@ -60,7 +60,8 @@ def run(make_trainer, rows, options, resume=None, folder="out"):
 
 
 def comparable(logs):
-    return [{key: value for key, value in log.items() if key not in ("step_time",)} for log in logs]
+    costs = ("step_time", "time/", "memory/")
+    return [{key: value for key, value in log.items() if not key.startswith(costs)} for log in logs]
 
 
 # Rows, options and the number of steps. Two epochs, each of one or two generation batches.

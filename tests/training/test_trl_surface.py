@@ -159,7 +159,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
     own = {"_views", "_view_request", "_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
-    own |= {"_shares_prompts", "_placeholder_ids"}
+    own |= {"_shares_prompts", "_placeholder_ids", "_phases"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 

@@ -30,6 +30,7 @@ from cppo.training.gate import equal_rewards, rollout_weights
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
+from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.resumable import ResumableGRPOTrainer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import ban_vision_placeholders, check_setup, share_prompts
@@ -54,7 +55,7 @@ OVERRIDES = {
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
     "_get_per_token_logps_and_entropies": "the views are scored in the anchor's forward pass",
     "_compute_loss": "adds the perception term to whatever loss TRL computes",
-    "training_step": "closes the step's own counts; on request logs the perception term's share of the gradient",
+    "training_step": "begins and ends the step's counts; on request logs the perception term's share of the gradient",
     "_get_train_sampler": "a resumed run must see its epoch's order",
     "_save_checkpoint": "stores step counter and buffered rollouts",
     "_load_optimizer_and_scheduler": "restores them",
@@ -149,6 +150,8 @@ class CPPOTrainer(ResumableGRPOTrainer):
         self._step_tokens: Tensor | None = None
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples()
+        self._phases = PhaseClock(self.accelerator.device)
+        self.add_callback(StepCosts(self._phases, self.accelerator.device, self._metrics["train"]))
 
     @property
     def last_samples(self) -> list[dict[str, Any]]:
@@ -178,10 +181,12 @@ class CPPOTrainer(ResumableGRPOTrainer):
         with shared_prefill(unwrapped(self.model), self.generation_config):
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
+    @timed("reward")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards
 
+    @timed("rollout")
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         rows = canonical_rows(inputs)
         # TRL gathers the images to log on the ranks that have any, and would wait forever for the others.
@@ -191,7 +196,8 @@ class CPPOTrainer(ResumableGRPOTrainer):
         self.log_multimodal = self.args.log_multimodal and bool(ranks_with_images.all())
         if not (self.args.uses_perception and self.model.training):
             return super()._generate_and_score_completions(rows)
-        views = self._views.begin(rows, epoch=math.floor(self.state.epoch or 0))
+        with self._phases.phase("views"):
+            views = self._views.begin(rows, epoch=math.floor(self.state.epoch or 0))
         output = super()._generate_and_score_completions(rows)
         mine = slice(self.accelerator.process_index * len(rows), (self.accelerator.process_index + 1) * len(rows))
         rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
@@ -204,7 +210,8 @@ class CPPOTrainer(ResumableGRPOTrainer):
         all_gates = self.accelerator.gather(gate)
         batch_number = self._step // (self.args.steps_per_generation * self.num_iterations)
         weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
-        output["perception_views"] = views.inputs((weights > 0).tolist(), prompts)
+        with self._phases.phase("views"):
+            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts)
         output["perception_weights"] = weights
         output["perception_rollout"] = list(range(len(rows)))
         output["perception_num_rollouts"] = all_gates.sum()
@@ -239,6 +246,7 @@ class CPPOTrainer(ResumableGRPOTrainer):
 
     # Loss
 
+    @timed("scoring")
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -391,6 +399,7 @@ class CPPOTrainer(ResumableGRPOTrainer):
             )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        self._phases.begin_step()
         if self.args.log_perception_grad_share and self._grad_share is None:
             self._grad_share = GradientShare(self.model)
         loss = super().training_step(model, inputs, num_items_in_batch)
