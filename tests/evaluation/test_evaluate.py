@@ -4,9 +4,10 @@ import pytest
 from PIL import Image
 
 from cppo.data import Record
-from cppo.evaluation import blank_images, evaluate
+from cppo.evaluation import BLANK, blank_images, evaluate, get_condition
 from cppo.evaluation import evaluate as evaluate_function
-from cppo.evaluation.statistics import wilson_interval
+from cppo.evaluation.generate import response_stream
+from cppo.evaluation.statistics import bootstrap_interval, wilson_interval
 
 GOOD = "<think> seen </think> \\boxed{%s}"
 
@@ -63,8 +64,41 @@ def test_average_over_samples(script):
     assert all(len(item.responses) == 4 for item in result.items)
     assert all(options["temperature"] == 1.0 for _, _, options in script.calls)
     assert [len(prompts) for prompts, _, _ in script.calls] == [8, 8]
-    seeds = [options["seed"] for _, _, options in script.calls]
-    assert len(set(seeds)) == 2
+    assert result.accuracy_ci95 == bootstrap_interval([0.0, 0.25, 0.5, 0.75])
+    drawn = [stream.random() for _, _, options in script.calls for stream in options["streams"]]
+    assert drawn == [response_stream(0, f"r{i}", s).random() for i in range(4) for s in range(4)]
+    # choosing 2 of an item's 4 samples misses its i right ones in C(4 - i, 2) of C(4, 2) = 6 cases
+    assert result.pass_at(2).mean == pytest.approx((0 + 3 / 6 + 5 / 6 + 6 / 6) / 4, abs=1e-12)
+    assert result.pass_at(1).mean == pytest.approx(result.accuracy, abs=1e-12)
+    passed = result.to_dict([4])["pass_at_k"]
+    assert passed == {"4": {"mean": 0.75, "ci95": list(wilson_interval(3, 4))}}
+
+
+def test_what_was_answered_is_not_asked_again(script):
+    whole, kept = evaluate(None, None, records(5), batch_size=2), []
+    script.calls.clear()
+    rest = evaluate(None, None, records(5), batch_size=2, known=whole.items[:3], keep=kept.append)
+    assert rest == whole
+    assert [prompt[-1]["content"] for prompts, _, _ in script.calls for prompt in prompts] == [
+        "question 3",
+        "question 4",
+    ]
+    assert tuple(kept) == whole.items[3:]
+
+
+def test_temperature_and_top_p_reach_the_generation(script):
+    evaluate(None, None, records(1), temperature=0.5, top_p=0.9)
+    options = script.calls[0][2]
+    assert (options["temperature"], options["top_p"]) == (0.5, 0.9)
+    with pytest.raises(ValueError, match="greedy"):
+        evaluate(None, None, records(1), samples=2, temperature=0.0)
+
+
+def test_images_are_shown_under_the_condition(script):
+    record = records(1)[0]
+    result = evaluate(None, None, [record], condition=get_condition("shift"), seed=3)
+    assert result.condition == "shift"
+    assert script.calls[0][1][0] == get_condition("shift").show(record, 3)
 
 
 def test_more_samples_than_the_batch_holds(script):
@@ -74,7 +108,7 @@ def test_more_samples_than_the_batch_holds(script):
 
 
 def test_blank_images_have_the_same_sizes_and_one_colour(script):
-    evaluate(None, None, records(1), blank=True)
+    evaluate(None, None, records(1), condition=BLANK)
     (image,) = script.calls[0][1][0]
     assert image.size == (8, 4)
     assert len(image.getcolors()) == 1

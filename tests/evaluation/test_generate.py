@@ -8,6 +8,7 @@ from PIL import Image
 from cppo.assets.build import build_micro
 from cppo.errors import UserError
 from cppo.evaluation import generate_responses, load_model
+from cppo.evaluation.generate import inverse_cumulative, nucleus, response_stream
 from cppo.policy import vision_placeholder_ids
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
@@ -92,9 +93,13 @@ def test_vision_placeholders_are_never_generated(tiny):
         hook.remove()
 
 
+def streams(seed):
+    return [response_stream(seed, "row", sample) for sample in range(len(PROMPTS))]
+
+
 def test_samples_depend_on_the_seed_and_leave_torch_alone(tiny):
     def sample(seed):
-        return generate_responses(*tiny, PROMPTS, IMAGES, max_new_tokens=12, temperature=2.0, seed=seed)
+        return generate_responses(*tiny, PROMPTS, IMAGES, max_new_tokens=12, temperature=2.0, streams=streams(seed))
 
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -103,6 +108,41 @@ def test_samples_depend_on_the_seed_and_leave_torch_alone(tiny):
     torch.manual_seed(5)
     assert sample(1) == first
     assert sample(2) != first
+
+
+def test_a_sample_is_the_same_alone_and_in_a_batch(tiny):
+    options = {"max_new_tokens": 12, "temperature": 1.5, "top_p": 0.95}
+    together = generate_responses(*tiny, PROMPTS, IMAGES, streams=streams(3), **options)
+    alone = [
+        generate_responses(*tiny, [prompt], [images], streams=[stream], **options)[0]
+        for prompt, images, stream in zip(PROMPTS, IMAGES, streams(3), strict=True)
+    ]
+    assert alone == together
+    assert len(set(together)) == 3
+
+
+def test_streams_differ_by_each_argument():
+    first = {response_stream(*key).random() for key in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]}
+    assert len(first) == 4
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_drawn_tokens_have_the_tempered_nucleus_shares(top_p):
+    """One uniform number a row on a fine grid: the share of each token is its probability to within the grid."""
+    logits, temperature, rows = np.array([0.3, 2.0, -np.inf, 1.1, 0.9]), 0.7, 20_000
+    shares = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    kept, mass = np.zeros(5), 0.0
+    for token in np.argsort(-shares):
+        if mass < top_p:
+            kept[token] = shares[token]
+            mass += shares[token]
+    grid = torch.arange(rows, dtype=torch.float64)[:, None] / rows
+    probabilities = torch.softmax(torch.tensor(logits) / temperature, dim=-1).expand(rows, -1)
+    weights = nucleus(probabilities, top_p) if top_p < 1 else probabilities
+    found = np.bincount(inverse_cumulative(weights, grid)[:, 0].numpy(), minlength=5) / rows
+    assert np.abs(found - kept / mass).max() <= 1 / rows + 1e-12
+    assert found[2] == 0
+    assert (found > 0).sum() == (4 if top_p == 1 else 1 + (shares.max() < top_p))
 
 
 def test_the_checkpoints_own_sampling_defaults_play_no_part(tiny):

@@ -2,11 +2,18 @@
 
 import math
 import random
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from cppo.evaluation.statistics import paired_bootstrap, wilson_interval
+from cppo.evaluation.statistics import (
+    bootstrap_interval,
+    mean_interval,
+    paired_bootstrap,
+    pass_at_k,
+    wilson_interval,
+)
 
 Z = 1.959963984540054
 
@@ -76,3 +83,33 @@ def test_bootstrap_of_equal_scores_is_zero():
 def test_bootstrap_refuses(before, after):
     with pytest.raises(ValueError, match="paired_bootstrap"):
         paired_bootstrap(before, after, seed=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 7])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n):
+    for correct in range(n + 1):
+        right = [place < correct for place in range(n)]
+        for k in range(1, n + 1):
+            subsets = list(combinations(right, k))
+            assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(3, 1, 0), (3, 1, 4), (3, 4, 1), (3, -1, 1)])
+def test_pass_at_k_refuses(n, correct, k):
+    with pytest.raises(ValueError, match="pass_at_k"):
+        pass_at_k(n, correct, k)
+
+
+def test_a_mean_of_fractions_gets_a_bootstrap_and_a_proportion_wilsons():
+    rng = random.Random(2)
+    values = [rng.choice([0.0, 0.25, 0.5, 1.0]) for _ in range(300)]
+    low, high = mean_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    # the normal approximation, from which a bootstrap of 300 items with 10,000 resamples is not far
+    half = Z * np.std(values) / math.sqrt(300)
+    assert low == pytest.approx(np.mean(values) - half, abs=0.002)
+    assert high == pytest.approx(np.mean(values) + half, abs=0.002)
+    assert mean_interval([1.0, 0.0, 1.0]) == wilson_interval(2, 3)
+    assert mean_interval([0.0] * 10) == wilson_interval(0, 10)
+    with pytest.raises(ValueError, match="wilson_interval"):
+        mean_interval([])

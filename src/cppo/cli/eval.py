@@ -46,11 +46,11 @@ def run(argv: Sequence[str]) -> None:
 
     from tqdm import tqdm
 
-    from cppo.evaluation import evaluate, load_model
+    from cppo.evaluation import BLANK, CLEAN, Condition, evaluate, load_model
 
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
 
-    def answer_all(label: str, *, blank: bool) -> dict[str, Any]:
+    def answer_all(label: str, condition: Condition) -> dict[str, Any]:
         with tqdm(total=len(source), desc=label, unit="item", leave=False) as bar:
             return evaluate(
                 model,
@@ -61,14 +61,14 @@ def run(argv: Sequence[str]) -> None:
                 max_new_tokens=max_new_tokens,
                 seed=arguments.seed,
                 system_prompt=system_prompt,
-                blank=blank,
+                condition=condition,
                 tolerance=tolerance,
                 progress=bar.update,
             ).to_dict()
 
-    report = {"model": arguments.model, "data": arguments.data, **answer_all("eval", blank=False)}
+    report = {"model": arguments.model, "data": arguments.data, **answer_all("eval", CLEAN)}
     if arguments.blank:
-        blind = answer_all("blank image", blank=True)
+        blind = answer_all("blank image", BLANK)
         report |= {"blank_accuracy": blind["accuracy"], "blank_accuracy_ci95": blind["accuracy_ci95"]}
     report |= {
         "seed": arguments.seed,

@@ -1,26 +1,58 @@
 """Evaluation: greedy or sampled accuracy of a model on records, with honest intervals."""
 
-from cppo.evaluation.evaluate import EvalResult, ItemResult, blank_images, evaluate
+from cppo.evaluation.card import CardRow, evaluate_conditions, perception_card, same_answers
+from cppo.evaluation.conditions import (
+    BLANK,
+    CARD_CONDITIONS,
+    CLEAN,
+    CONDITION_NAMES,
+    Condition,
+    blank_images,
+    get_condition,
+)
+from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.generate import generate_responses, prompt_inputs
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor
 from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths, without_long_rows
-from cppo.evaluation.statistics import PairedDifference, paired_bootstrap, wilson_interval
+from cppo.evaluation.results import EvalResult, ItemResult, Rate
+from cppo.evaluation.statistics import (
+    PairedDifference,
+    bootstrap_interval,
+    mean_interval,
+    paired_bootstrap,
+    pass_at_k,
+    wilson_interval,
+)
 
 __all__ = [
+    "BLANK",
+    "CARD_CONDITIONS",
+    "CLEAN",
+    "CONDITION_NAMES",
+    "CardRow",
+    "Condition",
     "EvalResult",
     "ItemResult",
     "LongRow",
     "PairedDifference",
+    "Rate",
     "blank_images",
+    "bootstrap_interval",
     "check_vision_model",
     "evaluate",
+    "evaluate_conditions",
     "generate_responses",
+    "get_condition",
     "load_model",
     "load_processor",
     "long_rows",
+    "mean_interval",
     "paired_bootstrap",
+    "pass_at_k",
+    "perception_card",
     "prompt_inputs",
     "prompt_lengths",
+    "same_answers",
     "wilson_interval",
     "without_long_rows",
 ]

@@ -1,75 +1,13 @@
-"""Accuracy and format rate of a model on records."""
+"""Lets a model answer records, and scores the answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from cppo.data import Record, chat_messages
-from cppo.evaluation.generate import generate_responses
-from cppo.evaluation.statistics import wilson_interval
+from cppo.evaluation.conditions import CLEAN, Condition
+from cppo.evaluation.generate import generate_responses, response_stream
+from cppo.evaluation.results import EvalResult, ItemResult
 from cppo.rewards import format_reward, get_accuracy_reward
-
-GREY = (127, 127, 127)
-
-
-@dataclass(frozen=True)
-class ItemResult:
-    """The responses to one record; `correct` and `well_formed` hold one 0.0 or 1.0 a response."""
-
-    id: str
-    answer: str
-    responses: tuple[str, ...]
-    correct: tuple[float, ...]
-    well_formed: tuple[float, ...]
-
-    @property
-    def accuracy(self) -> float:
-        return sum(self.correct) / len(self.correct)
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """What `evaluate` found; rates are fractions of 1.
-
-    `accuracy` is the mean over items of the mean over an item's samples (avg@N), `accuracy_ci95` its Wilson interval
-    over the items.
-    """
-
-    items: tuple[ItemResult, ...]
-    samples: int
-
-    @property
-    def n(self) -> int:
-        return len(self.items)
-
-    @property
-    def accuracies(self) -> list[float]:
-        """Accuracy of each item."""
-        return [item.accuracy for item in self.items]
-
-    @property
-    def accuracy(self) -> float:
-        return sum(self.accuracies) / self.n
-
-    @property
-    def accuracy_ci95(self) -> tuple[float, float]:
-        return wilson_interval(min(sum(self.accuracies), self.n), self.n)
-
-    @property
-    def format_rate(self) -> float:
-        return sum(sum(item.well_formed) for item in self.items) / (self.n * self.samples)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON values, without the items."""
-        return {
-            "accuracy": self.accuracy,
-            "accuracy_ci95": list(self.accuracy_ci95),
-            "format_rate": self.format_rate,
-            "n": self.n,
-            "samples": self.samples,
-        }
 
 
 def evaluate(
@@ -77,67 +15,78 @@ def evaluate(
     processor: Any,
     source: Sequence[Record],
     *,
+    condition: Condition = CLEAN,
     samples: int = 1,
+    temperature: float | None = None,
+    top_p: float = 1.0,
     batch_size: int = 32,
     max_new_tokens: int = 512,
     seed: int = 0,
     system_prompt: str | None = None,
-    blank: bool = False,
     tolerance: float = 0.0,
+    known: Sequence[ItemResult] = (),
+    keep: Callable[[ItemResult], Any] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> EvalResult:
     """Let `model` answer every record and score the answers.
 
     Args:
-        samples: responses a record: 1 is greedy decoding, more are sampled at temperature 1.
+        condition: how the images are shown (`get_condition`); `BLANK` tells what the model scores without looking.
+        samples: responses a record.
+        temperature: 0 is greedy decoding; by default that for one sample, 1 for more.
+        top_p: of the sampling: the smallest set of most probable tokens that holds it is drawn from.
         batch_size: responses generated together.
-        seed: of the sampling. Response s of the record at position i depends on seed, batch size and position.
+        seed: of sampling and perturbations. Sample s of a record draws random numbers that depend on (seed, record id,
+            s) alone, so that neither batch size nor the other records change a response but through rounding.
         system_prompt: put before every prompt that brings no system message.
-        blank: show a grey image of the same size instead of each image: what the model scores without looking.
         tolerance: how far a number may lie from the expected one, as a fraction of it.
+        known: results of the first records, from an earlier call with the same arguments; these are not asked again.
+        keep: called with each new result as soon as it is there.
         progress: called with the number of records just answered.
 
     Raises:
-        ValueError: no records, or samples < 1.
+        ValueError: no records, samples < 1, or several greedy samples, which would all be the same.
     """
     if not len(source) or samples < 1:
         raise ValueError(f"evaluate needs records and samples >= 1, got {len(source)} records, samples {samples}")
+    temperature = (0.0 if samples == 1 else 1.0) if temperature is None else temperature
+    if samples > 1 and not temperature:
+        raise ValueError(f"{samples} greedy samples are all the same; evaluate needs temperature > 0 for them")
     records_a_batch = max(1, batch_size // samples)
-    items: list[ItemResult] = []
-    for start in range(0, len(source), records_a_batch):
+    items = list(known)
+    for start in range(len(items), len(source), records_a_batch):
         records = [source[index] for index in range(start, min(start + records_a_batch, len(source)))]
-        repeated = [record for record in records for _ in range(samples)]
+        shown = [condition.show(record, seed) for record in records]
         responses = generate_responses(
             model,
             processor,
-            [chat_messages(record.prompt, system_prompt) for record in repeated],
-            [blank_images(record.images) if blank else record.images for record in repeated],
+            [chat_messages(record.prompt, system_prompt) for record in records for _ in range(samples)],
+            [images for images in shown for _ in range(samples)],
             max_new_tokens=max_new_tokens,
-            temperature=0.0 if samples == 1 else 1.0,
-            seed=seed + start,
+            temperature=temperature,
+            top_p=top_p,
+            streams=[response_stream(seed, record.id, sample) for record in records for sample in range(samples)],
         )
-        correct = get_accuracy_reward(tolerance)(
-            responses,
-            answer=[record.answer for record in repeated],
-            choices=[record.choices for record in repeated],
-        )
-        well_formed = format_reward(responses)
         for index, record in enumerate(records):
-            span = slice(index * samples, (index + 1) * samples)
-            items.append(
-                ItemResult(
-                    record.id,
-                    record.answer,
-                    tuple(responses[span]),
-                    tuple(correct[span]),
-                    tuple(well_formed[span]),
-                )
-            )
+            items.append(score_item(record, responses[index * samples : (index + 1) * samples], tolerance))
+            if keep is not None:
+                keep(items[-1])
         if progress is not None:
             progress(len(records))
-    return EvalResult(tuple(items), samples)
+    return EvalResult(tuple(items), samples, condition.name)
 
 
-def blank_images(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
-    """Uniform grey images of the same sizes: every image token stays, what it could tell is gone."""
-    return tuple(Image.new("RGB", image.size, GREY) for image in images)
+def score_item(record: Record, responses: Sequence[str], tolerance: float) -> ItemResult:
+    """A record's responses with the accuracy and the format reward of each."""
+    correct = get_accuracy_reward(tolerance)(
+        responses, answer=[record.answer] * len(responses), choices=[record.choices] * len(responses)
+    )
+    return ItemResult(
+        record.id,
+        record.answer,
+        tuple(responses),
+        tuple(correct),
+        tuple(format_reward(responses)),
+        images=len(record.images),
+        choices=record.choices or (),
+    )

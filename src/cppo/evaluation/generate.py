@@ -1,11 +1,15 @@
 """Batched generation of responses to prompts with images."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.data_utils import prepare_multimodal_messages
 
 from cppo.policy import vision_placeholder_ids
@@ -19,7 +23,8 @@ def generate_responses(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
-    seed: int = 0,
+    top_p: float = 1.0,
+    streams: Sequence[np.random.Generator] = (),
 ) -> list[str]:
     """One response to each prompt, as text without special tokens.
 
@@ -29,29 +34,87 @@ def generate_responses(
     Args:
         prompts: B conversations (chat messages).
         images: the B prompts' PIL images, possibly none.
-        temperature: 0 for greedy decoding; otherwise plain sampling, without top-p or top-k.
-        seed: of the sampling; torch's global random state is left as it was.
+        temperature: 0 for greedy decoding; otherwise sampling, without top-k.
+        top_p: the smallest set of most probable tokens that holds it is drawn from.
+        streams: of the sampling, one a prompt (`response_stream`): a response depends on its prompt and its stream,
+            not on the others. Greedy decoding needs none.
     """
-    inputs = prompt_inputs(processor, prompts, images)
-    rows = generate_tokens(model, processor, inputs, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    rows = generate_tokens(
+        model,
+        processor,
+        prompt_inputs(processor, prompts, images),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        streams=streams,
+    )
     return processor.batch_decode(rows, skip_special_tokens=True)
 
 
 @torch.no_grad()
 def generate_tokens(
-    model: Any, processor: Any, inputs: Any, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    model: Any,
+    processor: Any,
+    inputs: Any,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    streams: Sequence[np.random.Generator] = (),
 ) -> list[list[int]]:
     """The token ids of one response to each row of `prompt_inputs`, its end-of-sequence token included.
 
     The other arguments are those of `generate_responses`.
     """
     inputs = inputs.to(model.device)
-    config = _generation_config(model, processor, max_new_tokens, temperature)
-    with _evaluation_mode(model), torch.random.fork_rng(enabled=temperature > 0):
-        if temperature > 0:
-            torch.manual_seed(seed)
-        output = model.generate(**inputs, generation_config=config)
+    config = _generation_config(model, processor, max_new_tokens)
+    draw = LogitsProcessorList([_DrawnToken(streams, max_new_tokens, temperature, top_p)] if temperature > 0 else [])
+    with _evaluation_mode(model):
+        output = model.generate(**inputs, generation_config=config, logits_processor=draw)
     return [_until_end(row, set(config.eos_token_id)) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+
+def response_stream(seed: int, record_id: str, sample: int) -> np.random.Generator:
+    """The random numbers of one response: PCG64, seeded with the SHA-256 of the arguments as a JSON list."""
+    key = json.dumps([seed, record_id, sample]).encode()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(key).digest(), "little")))
+
+
+class _DrawnToken(LogitsProcessor):
+    """Leaves each row the one token that its stream draws, one uniform number a token, for greedy search to take.
+
+    generate's own sampling draws all rows from one global stream: a response would change with its batch.
+    """
+
+    def __init__(
+        self, streams: Sequence[np.random.Generator], max_new_tokens: int, temperature: float, top_p: float
+    ) -> None:
+        self._uniforms = torch.tensor(np.stack([stream.random(max_new_tokens) for stream in streams]))
+        self._temperature, self._top_p = temperature, top_p
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        probabilities = torch.softmax(scores.double() / self._temperature, dim=-1)
+        if self._top_p < 1:
+            probabilities = nucleus(probabilities, self._top_p)
+        uniforms = self._uniforms[:, self._step, None].to(scores.device)
+        self._step += 1
+        token = inverse_cumulative(probabilities, uniforms)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Probabilities [B, V] with 0 outside the smallest set of most probable tokens that holds `top_p`; not scaled."""
+    ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    outside = ordered.cumsum(dim=-1) - ordered >= top_p
+    return probabilities.scatter(-1, tokens, ordered.masked_fill(outside, 0.0))
+
+
+def inverse_cumulative(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The first tokens [B, 1] whose cumulative share of the weights [B, V] exceeds `uniforms` [B, 1] in [0, 1)."""
+    cumulative = weights.cumsum(dim=-1)
+    passed = (cumulative <= uniforms * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    return passed.clamp(max=weights.shape[-1] - 1)
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
@@ -76,17 +139,17 @@ def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], image
     )
 
 
-def _generation_config(model: Any, processor: Any, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    """Every sampling field is stated: checkpoints ship their own top-p and repetition penalty."""
+def _generation_config(model: Any, processor: Any, max_new_tokens: int) -> GenerationConfig:
+    """Greedy search, every sampling field stated: checkpoints ship their own top-p and repetition penalty."""
     tokenizer = processor.tokenizer
     eos = model.generation_config.eos_token_id
     eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else 1.0,
+        do_sample=False,
+        temperature=1.0,
         top_p=1.0,
-        top_k=0 if temperature > 0 else 50,
+        top_k=50,
         repetition_penalty=1.0,
         suppress_tokens=vision_placeholder_ids(processor, model.config) or None,
         eos_token_id=sorted(eos_ids),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cppo.data import Record, chat_messages
 from cppo.evaluation.detectors import true_spans
-from cppo.evaluation.generate import generate_tokens, prompt_inputs
+from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_stream
 from cppo.perception import (
     entropy_shift,
     js_divergence,
@@ -124,7 +124,7 @@ def inspect_record(
         inputs("image"),
         max_new_tokens=options.max_new_tokens,
         temperature=0.0 if options.samples == 1 else options.temperature,
-        seed=options.seed,
+        streams=[response_stream(options.seed, record.id, sample) for sample in range(options.samples)],
     )
     scored = {
         view: score_responses(model, inputs(view), rows, options.temperature)

@@ -37,6 +37,48 @@ def wilson_interval(successes: float, n: int, z: float = Z_95) -> tuple[float, f
     return low, high
 
 
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap of the mean over items, 95 % (Efron 1979); each resample draws whole items.
+
+    Args:
+        values: one a item, not empty. Where all are equal the interval has no width.
+        seed: of the resampling; nothing else is random.
+
+    Returns:
+        (low, high).
+    """
+    rng = np.random.default_rng(seed)
+    # Only how many items take which value matters, and right-or-wrong values are few: few bins, fast draws.
+    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    draws = rng.multinomial(len(values), counts / counts.sum(), size=resamples)
+    low, high = np.quantile(draws @ distinct / len(values), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of scores in [0, 1]: Wilson's where every item scores 0 or 1, else the bootstrap's.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if set(values) <= {0.0, 1.0}:
+        return wilson_interval(sum(values), len(values))
+    return bootstrap_interval(values)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that k of n responses, drawn without replacement, hold a correct one: 1 - C(n - c, k) / C(n, k).
+
+    The unbiased estimate of solving an item in k attempts (Chen et al. 2021, arXiv 2107.03374).
+
+    Raises:
+        ValueError: not 1 <= k <= n and 0 <= correct <= n.
+    """
+    if not 1 <= k <= n or not 0 <= correct <= n:
+        raise ValueError(f"pass_at_k needs 1 <= k <= n and 0 <= correct <= n, got k {k}, {correct} of {n}")
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Mean of `after - before` over the same items, with its 95 % interval (fractions of 1)."""
@@ -49,7 +91,7 @@ class PairedDifference:
 def paired_bootstrap(
     before: Sequence[float], after: Sequence[float], *, seed: int, resamples: int = 10_000
 ) -> PairedDifference:
-    """Percentile bootstrap of the mean difference over items (Efron 1979); each resample draws whole items.
+    """The mean difference over items with its `bootstrap_interval`.
 
     Args:
         before, after: scores of the same items in the same order, e.g. 1.0 for right and 0.0 for wrong.
@@ -63,9 +105,5 @@ def paired_bootstrap(
             f"paired_bootstrap needs two equally long, non-empty lists, got {len(before)} and {len(after)}"
         )
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    # Only how many items take which value matters, and right-or-wrong differences take three: few bins, fast draws.
-    values, counts = np.unique(differences, return_counts=True)
-    draws = rng.multinomial(len(differences), counts / counts.sum(), size=resamples)
-    low, high = np.quantile(draws @ values / len(differences), [0.025, 0.975])
-    return PairedDifference(mean=float(differences.mean()), low=float(low), high=float(high))
+    low, high = bootstrap_interval(differences.tolist(), seed=seed, resamples=resamples)
+    return PairedDifference(mean=float(differences.mean()), low=low, high=high)

@@ -18,6 +18,7 @@ from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, to_dataset
 from cppo.errors import UserError, tell
 from cppo.evaluation import (
+    BLANK,
     EvalResult,
     ItemResult,
     LongRow,
@@ -95,7 +96,7 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model(recipe.output_dir)
     after = _answer_all(trainer, held_out, "after", **asked) if held_out else None
-    blank = _answer_all(trainer, held_out, "blank image", blank=True, **asked) if held_out else None
+    blank = _answer_all(trainer, held_out, "blank image", condition=BLANK, **asked) if held_out else None
     result = RunResult(
         output_dir=files.path,
         is_main_process=main,

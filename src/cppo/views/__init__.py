@@ -1,16 +1,20 @@
 """Perturbed views of an image: I+ keeps what the answer needs, I- removes it (CPPO, arXiv 2601.00501).
 
-Every view has the size of the anchor image and mode RGB, and is a pure function of the image and a Generator.
+Every view has the size of the anchor image and mode RGB, and is a pure function of the image and a Generator. The
+held-out families are for evaluation alone.
 """
 
 from cppo.views.ahead import ViewPrefetcher
 from cppo.views.draws import family_draws
+from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
-from cppo.views.sampler import ViewSampler, stable_sample_id
+from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators
 from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths
 from cppo.views.transforms import View, family_view, preserving_view, removing_view
 
 __all__ = [
+    "HELD_OUT_PRESERVING",
+    "HELD_OUT_REMOVING",
     "PRESERVING_FAMILIES",
     "REMOVING_FAMILIES",
     "View",
@@ -19,9 +23,11 @@ __all__ = [
     "ViewStrengths",
     "family_draws",
     "family_view",
+    "held_out_view",
     "image_data_uri",
     "load_rgb",
     "preserving_view",
     "removing_view",
     "stable_sample_id",
+    "view_generators",
 ]

@@ -1,0 +1,114 @@
+"""The perception card: what a model's answers owe to the image, read off its answers under several conditions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cppo.data import Record
+from cppo.evaluation.conditions import CARD_CONDITIONS, Condition, get_condition
+from cppo.evaluation.evaluate import evaluate
+from cppo.evaluation.results import EvalResult, ItemResult, Rate
+from cppo.evaluation.statistics import PairedDifference, paired_bootstrap
+from cppo.rewards import answers_match, extract_answer
+from cppo.views import ViewSampler
+
+
+@dataclass(frozen=True)
+class CardRow:
+    """One condition over the items that have an image.
+
+    Attributes:
+        condition: its name.
+        n: items.
+        accuracy: avg@N under it.
+        change: accuracy under it minus accuracy under `clean`, paired by item.
+        consistency: how often the final answer is that under `clean` (`same_answers`).
+    """
+
+    condition: str
+    n: int
+    accuracy: Rate
+    change: PairedDifference
+    consistency: Rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return asdict(self)
+
+
+def evaluate_conditions(
+    model: Any,
+    processor: Any,
+    source: Sequence[Record],
+    conditions: Sequence[Condition] | None = None,
+    *,
+    trained: ViewSampler | None = None,
+    **options: Any,
+) -> dict[str, EvalResult]:
+    """`evaluate` the same records under each condition; results by the conditions' names.
+
+    Args:
+        conditions: those of the card by default.
+        trained: what the card's `trained_preserving` draws from (see `get_condition`); used by the default alone.
+        options: those of `evaluate`, but `condition`.
+    """
+    if conditions is None:
+        conditions = [get_condition(name, trained) for name in CARD_CONDITIONS]
+    return {
+        condition.name: evaluate(model, processor, source, condition=condition, **options) for condition in conditions
+    }
+
+
+def perception_card(results: Mapping[str, EvalResult], *, tolerance: float = 0.0, seed: int = 0) -> tuple[CardRow, ...]:
+    """A row a condition, `clean` included, from results over the same records; items without an image are left out.
+
+    Args:
+        results: by condition; `clean` must be among them.
+        tolerance: for numbers, as in `evaluate`.
+        seed: of the paired bootstrap.
+
+    Raises:
+        ValueError: `clean` is missing, results are of different records or samples, or no item has an image.
+    """
+    if "clean" not in results:
+        raise ValueError(f"a perception card needs the condition 'clean', got {', '.join(results)}")
+    clean = results["clean"]
+    shown = [place for place, item in enumerate(clean.items) if item.images]
+    if not shown:
+        raise ValueError("a perception card needs items with images")
+    anchors = [clean.items[place] for place in shown]
+    rows = []
+    for name, result in results.items():
+        if result.samples != clean.samples or [i.id for i in result.items] != [i.id for i in clean.items]:
+            raise ValueError(f"condition {name!r} and 'clean' are over different records or samples")
+        items = [result.items[place] for place in shown]
+        accuracies = [item.accuracy for item in items]
+        rows.append(
+            CardRow(
+                condition=name,
+                n=len(items),
+                accuracy=Rate.of(accuracies),
+                change=paired_bootstrap([item.accuracy for item in anchors], accuracies, seed=seed),
+                consistency=Rate.of(
+                    [same_answers(item, anchor, tolerance) for item, anchor in zip(items, anchors, strict=True)]
+                ),
+            )
+        )
+    return tuple(rows)
+
+
+def same_answers(item: ItemResult, anchor: ItemResult, tolerance: float = 0.0) -> float:
+    r"""Share of an item's samples whose final answer is that of the same sample of `anchor`, as the rewards compare.
+
+    The final answer is the last `\boxed{...}`; a response without one agrees with none, right or wrong plays no part.
+    Sample s draws the same random numbers under every condition.
+    """
+    pairs = [
+        (extract_answer(given), extract_answer(expected))
+        for given, expected in zip(item.responses, anchor.responses, strict=True)
+    ]
+    same = [
+        bool(given and expected) and answers_match(str(given), str(expected), tolerance=tolerance, choices=item.choices)
+        for given, expected in pairs
+    ]
+    return sum(same) / len(same)

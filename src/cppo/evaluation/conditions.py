@@ -1,0 +1,104 @@
+"""The named conditions that a model is asked under: its images clean, blank, or perturbed in a known way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from cppo.data import Record
+from cppo.errors import UserError
+from cppo.views import (
+    HELD_OUT_PRESERVING,
+    HELD_OUT_REMOVING,
+    PRESERVING_FAMILIES,
+    REMOVING_FAMILIES,
+    ViewSampler,
+    ViewStrengths,
+    family_view,
+    held_out_view,
+    view_generators,
+)
+
+GREY = (127, 127, 127)
+CARD_CONDITIONS = ("clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing")
+"""What the perception card shows; `clean` is what the others are compared with."""
+CONDITION_NAMES = tuple(
+    dict.fromkeys(
+        (
+            *CARD_CONDITIONS,
+            "trained_removing",
+            *HELD_OUT_PRESERVING,
+            *HELD_OUT_REMOVING,
+            *PRESERVING_FAMILIES,
+            *REMOVING_FAMILIES,
+        )
+    )
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a record's images are shown: as they are, as grey images, or under a view family drawn for each image.
+
+    Attributes:
+        name: one of CONDITION_NAMES.
+        families: drawn from uniformly for each image; none for `clean` and `blank`.
+        strengths: of the training families; held-out families have one strength only.
+    """
+
+    name: str
+    families: tuple[str, ...] = ()
+    strengths: ViewStrengths = field(default_factory=ViewStrengths)
+
+    def show(self, record: Record, seed: int) -> tuple[Image.Image, ...]:
+        """The record's images under this condition, each of its own size.
+
+        What is drawn depends on (seed, record id, place of the image, name of the condition) alone.
+        """
+        if self.name == "blank":
+            return blank_images(record.images)
+        if not self.families:
+            return record.images
+        return tuple(self._perturbed(image, record.id, seed, place) for place, image in enumerate(record.images))
+
+    def _perturbed(self, image: Image.Image, record_id: str, seed: int, place: int) -> Image.Image:
+        rng, _ = view_generators(seed, f"{record_id}/{self.name}", 0, place)
+        family = self.families[int(rng.integers(len(self.families)))]
+        if family in HELD_OUT_PRESERVING or family in HELD_OUT_REMOVING:
+            return held_out_view(family, image, rng).image
+        return family_view(family, image, rng, self.strengths).image
+
+
+CLEAN = Condition("clean")
+BLANK = Condition("blank")
+
+
+def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
+    """The condition of that name.
+
+    - `clean`: the images as they are; `blank`: grey ones of the same size;
+    - `trained_preserving`, `trained_removing`: I+ and I- as in training, by the families and strengths of `trained`
+      (its seed plays no part), the published ones without it;
+    - `held_out_preserving`, `held_out_removing`: kinds never used in training (`cppo.views.held_out`);
+    - the name of a single family: that one alone.
+
+    Raises:
+        UserError: there is no condition of that name.
+    """
+    trained = ViewSampler(0) if trained is None else trained
+    groups: dict[str, Sequence[str]] = {
+        "clean": (),
+        "blank": (),
+        "trained_preserving": trained.preserving_families,
+        "trained_removing": trained.removing_families,
+        "held_out_preserving": HELD_OUT_PRESERVING,
+        "held_out_removing": HELD_OUT_REMOVING,
+    }
+    if name not in CONDITION_NAMES:
+        raise UserError(f"condition {name!r} is unknown; choose from {', '.join(CONDITION_NAMES)}")
+    return Condition(name, tuple(groups.get(name, (name,))), trained.strengths)
+
+
+def blank_images(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
+    """Uniform grey images of the same sizes: every image token stays, what it could tell is gone."""
+    return tuple(Image.new("RGB", image.size, GREY) for image in images)
