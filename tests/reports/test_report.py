@@ -1,16 +1,20 @@
 """The report: what it shows, that model text cannot break out of it, and the charts' geometry."""
 
 import json
+import math
 import re
 from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+import cppo
 from cppo.errors import UserError
 from cppo.reports import read_run, render_report, write_report
-from cppo.reports.charts import Series, interval_chart, line_chart, nice_ticks, running_mean, thin
+from cppo.reports.charts import STYLES, Series, figure, interval_chart, line_chart, nice_ticks, running_mean, thin
 
+SOURCE = Path(cppo.__file__).parent
 ATTACK = "<script>alert('x')</script><img src=http://evil.example onerror=alert(1)>"
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
@@ -144,9 +148,62 @@ def test_line_chart_of_odd_data_is_well_formed(points):
         assert "nan" not in " ".join(element.attrib.values())
 
 
+def test_series_differ_without_their_colours():
+    """In black and white dash and marker tell them apart."""
+    svg = ElementTree.fromstring(line_chart([Series(str(n), [(1.0, n), (2.0, n)]) for n in range(STYLES)]))
+    markers = {mark.get("d") for mark in svg if mark.get("class", "").startswith("mark")}
+    assert len(markers) == STYLES
+    style = (SOURCE / "reports" / "page.html.j2").read_text()
+    dashes = re.findall(r"\.s(\d) { --c: var\(--s\1\); --d: ([^;]+); }", style)
+    assert [int(number) for number, _ in dashes] == list(range(STYLES))
+    assert len({dash for _, dash in dashes}) == STYLES
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_stand_out_from_the_page(scheme):
+    """WCAG asks 3:1 of graphics: ratio of relative luminances."""
+    style = (SOURCE / "reports" / "page.html.j2").read_text()
+    rule = re.findall(r":root {(.*?)}", style, re.S)[0 if scheme == "light" else 1]
+    colours = dict(re.findall(r"--(card|s\d): (#[0-9a-f]+)", rule))
+
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    card = luminance(colours.pop("card"))
+    assert len(colours) == STYLES
+    for name, colour in colours.items():
+        light, dark = sorted([card, luminance(colour)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3, name
+
+
+def test_a_band_lies_around_its_line():
+    points, band = [(0.0, 0.5), (10.0, 0.6)], [(0.0, 0.4, 0.7), (10.0, 0.5, 0.9)]
+    svg = ElementTree.fromstring(line_chart([Series("a", points, band)], smooth=False))
+    places = [tuple(map(float, place.split(","))) for place in svg.find("polygon").get("points").split()]
+    line = [tuple(map(float, place.split(","))) for place in svg.find("polyline").get("points").split()]
+    assert [x for x, _ in places] == [line[0][0], line[1][0], line[1][0], line[0][0]]
+    heights = [y for _, y in places]  # high, high, low, low; up is smaller
+    assert heights[0] < line[0][1] < heights[3]
+    assert heights[1] < line[1][1] < heights[2]
+    assert (heights[3] - line[0][1]) / (line[0][1] - heights[0]) == pytest.approx(0.1 / 0.2, abs=0.01)
+
+
+def test_axes_have_titles_and_texts_are_escaped():
+    drawn = figure("<t>", [Series("<a>", [(1.0, 2.0)]), Series("b", [(1.0, math.nan)])], y_title="<nats>", note="<n>")
+    texts = [text.text for text in ElementTree.fromstring(str(drawn)).iter("text")]
+    assert {"optimizer step", "<nats>"} <= set(texts)
+    assert "<t>" not in drawn
+    assert "&lt;a&gt;</span>" in drawn
+    assert "nan" not in drawn
+
+
 def test_interval_chart_is_well_formed():
     svg = ElementTree.fromstring(interval_chart([("<a>", 0.5, (0.4, 0.6)), ("b", 1.0, (1.0, 1.0))]))
-    assert sum(element.get("class", "").startswith("dot") for element in svg) == 2
+    assert sum(element.get("class", "").startswith("bar") for element in svg) == 2
+    assert len(svg.findall(".//g/path")) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ class RunDirectory:
     """The files of one run.
 
     `config.yaml` is the resolved recipe, `metrics.jsonl` has one JSON object a logged step, `samples.jsonl` one example
-    response a line, `summary.json` is written last, when the run has finished, `report.html` shows it all.
+    response a line, `probes.jsonl` one look at the held-out items a line, `summary.json` is written last, when the run
+    has finished, `report.html` shows it all.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -25,6 +26,7 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.probes = self.path / "probes.jsonl"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
 
@@ -103,14 +105,14 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.summary.unlink(missing_ok=True)
             if checkpoint is None:
-                for file in (self.config, self.metrics, self.samples, self.report):
+                for file in (self.config, self.metrics, self.samples, self.probes, self.report):
                     file.unlink(missing_ok=True)
                 for entry in self.path.iterdir():
                     if overwrite and _CHECKPOINT.fullmatch(entry.name) and entry.is_dir():
                         shutil.rmtree(entry)
             else:
                 last = checkpoint_step(checkpoint)
-                for file in (self.metrics, self.samples):
+                for file in (self.metrics, self.samples, self.probes):
                     _keep_steps(file, last=last)
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error

@@ -1,4 +1,5 @@
-"""Small line charts as inline SVG: no script, no external file, colours from the page's style sheet."""
+"""Charts as inline SVG: no script, no external file. Colours, dashes and markers come from the page's style sheet and
+from here; each series differs from the others in all three, so that a chart is readable in black and white too."""
 
 import math
 from collections.abc import Sequence
@@ -6,79 +7,168 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 30
-MAX_POINTS = 400
+WIDTH, HEIGHT = 420, 250
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 28, 44
+MAX_POINTS, MAX_HITS = 400, 100
+STYLES = 6
+"""Line styles; a seventh series would look like the first."""
+MARKS = 5
+"""Markers along a line."""
+RAW_SERIES = 3
+"""Up to so many series also show the logged values beneath their running mean; more would hide each other."""
+MARKERS = (
+    "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0 -6.8 0Z",  # disc
+    "M-3 -3H3V3H-3Z",  # square
+    "M0 -4L4 3.2H-4Z",  # triangle
+    "M0 -4.4L4.4 0L0 4.4L-4.4 0Z",  # diamond
+    "M-3.2 -3.2L3.2 3.2M-3.2 3.2L3.2 -3.2",  # cross
+    "M0 -4V4M-4 0H4",  # plus
+)
 Point = tuple[float, float]
+Band = tuple[float, float, float]  # x, low, high
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line; x is the step."""
+    """A named line, with a band such as a 95 % interval around it if it has one; values that are not finite are left
+    out."""
 
     label: str
     points: Sequence[Point]
+    band: Sequence[Band] = ()
 
 
-def line_chart(series: Sequence[Series], *, percent: bool = False, title: str = "") -> Markup:
-    """An SVG of the series: the logged values pale, their running mean on top, one colour class a series.
+def figure(
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    x_title: str = "optimizer step",
+    y_title: str = "",
+    percent: bool = False,
+    smooth: bool = True,
+) -> Markup:
+    """A titled card with the series' `line_chart` and its legend; arguments as there.
 
     Args:
-        series: at least one, each with at least one point.
-        percent: label the vertical axis in per cent; values are fractions of 1.
-        title: for screen readers.
+        note: what is shown, in small print under the title.
     """
-    shown = [Series(one.label, thin(one.points, MAX_POINTS)) for one in series]
-    xs = [x for one in shown for x, _ in one.points]
-    ys = [y for one in shown for _, y in one.points]
+    svg = line_chart(series, title=title, x_title=x_title, y_title=y_title, percent=percent, smooth=smooth)
+    return Markup('<figure class="card"><h3>{}</h3><div class="note">{}</div>{}{}</figure>').format(
+        title, note, svg, legend([one.label for one in series])
+    )
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str = "",
+    x_title: str = "optimizer step",
+    y_title: str = "",
+    percent: bool = False,
+    smooth: bool = True,
+) -> Markup:
+    """An SVG of the series, each with a colour, dash and marker of its own.
+
+    Args:
+        series: at least one of them with a finite point.
+        title: for screen readers.
+        x_title, y_title: the axes' titles, with units.
+        percent: label the vertical axis in per cent; values are fractions of 1.
+        smooth: draw the running mean, and the values as they are pale beneath it; else the values.
+    """
+    shown = [Series(one.label, thin(_finite(one.points), MAX_POINTS), _finite(one.band)) for one in series]
+    xs = [x for one in shown for x, _ in one.points] + [row[0] for one in shown for row in one.band]
+    ys = [y for one in shown for _, y in one.points] + [y for one in shown for row in one.band for y in row[1:]]
     x_axis = _Axis(nice_ticks(min(xs), max(xs), 5, least_step=1.0), LEFT, WIDTH - RIGHT)
     y_axis = _Axis(nice_ticks(min(ys), max(ys), 4), HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *_grid(x_axis, y_axis, percent),
+        *_frame(x_axis, y_axis, percent, x_title, y_title),
     ]
     for number, one in enumerate(shown):
-        if len(one.points) == 1:
-            x, y = one.points[0]
-            parts.append(f'<circle class="dot s{number}" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="3"/>')
-            continue
-        parts.append(_path(one.points, x_axis, y_axis, f"raw s{number}"))
-        parts.append(_path(running_mean(one.points), x_axis, y_axis, f"mean s{number}"))
+        if one.band:
+            outline = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in reversed(one.band)]
+            parts.append(f'<polygon class="band {_style(number)}" points="{_places(outline, x_axis, y_axis)}"/>')
     for number, one in enumerate(shown):
-        for x, y in one.points:
+        if smooth and len(one.points) > 1 and len(shown) <= RAW_SERIES:
+            places = _places(one.points, x_axis, y_axis)
+            parts.append(f'<polyline class="raw {_style(number)}" points="{places}"/>')
+    for number, one in enumerate(shown):
+        line = running_mean(one.points) if smooth else one.points
+        if len(line) > 1:
+            places = _places(line, x_axis, y_axis)
+            parts.append(f'<polyline class="line {_style(number)}" points="{places}"/>')
+        parts += [_marker(number, x_axis.at(x), y_axis.at(y)) for x, y in _marked(line, number, len(shown))]
+    for one in shown:
+        for x, y in thin(one.points, MAX_HITS):
             value = f"{100 * y:.1f} %" if percent else f"{y:.4g}"
             parts.append(
-                f'<circle class="hit s{number}" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="4">'
-                f"<title>{escape(one.label)}, step {x:g}: {value}</title></circle>"
+                f'<circle class="hit" cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="4">'
+                f"<title>{escape(one.label)}, {escape(x_title)} {x:g}: {value}</title></circle>"
             )
     parts.append("</svg>")
     return Markup("".join(parts))
 
 
-def interval_chart(rows: Sequence[tuple[str, float, tuple[float, float]]]) -> Markup:
-    """An SVG of labelled fractions of 1 with their intervals, one row each, on one axis."""
-    height = 30 * len(rows) + 28
+def interval_chart(
+    rows: Sequence[tuple[str, float, tuple[float, float]]],
+    *,
+    title: str = "accuracies",
+    x_title: str = "accuracy, 95 % interval",
+    percent: bool = True,
+) -> Markup:
+    """An SVG of labelled values with their intervals, one row each, on one axis.
+
+    Args:
+        rows: label, value, (low, high); fractions of 1 if `percent`.
+        title: for screen readers.
+        x_title: the axis' title, with its unit.
+        percent: label the axis in per cent.
+    """
+    height = 30 * len(rows) + 46
+    left = min(250, 24 + 8 * max(len(label) for label, _, _ in rows))
     low = min(interval[0] for _, _, interval in rows)
     high = max(interval[1] for _, _, interval in rows)
-    axis = _Axis(nice_ticks(low, high, 5), 110, 600)
-    bottom = height - 24
-    parts = [f'<svg class="chart intervals" viewBox="0 0 640 {height}" role="img" aria-label="accuracies">']
+    axis = _Axis(nice_ticks(low, high, 5), left + 10, 610)
+    bottom = height - 42
+    parts = [f'<svg class="chart intervals" viewBox="0 0 640 {height}" role="img" aria-label="{escape(title)}">']
     for tick in axis.ticks:
         x = axis.at(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{100 * tick:g} %</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_label(tick, percent)}</text>'
+        )
+    parts.append(
+        f'<text class="axis" x="{(left + 620) / 2:.1f}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>'
+    )
     for number, (label, value, (start, end)) in enumerate(rows):
         y = 20 + 30 * number
-        parts.append(f'<text class="row" x="100" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<text class="row" x="{left}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
+        ends = " ".join(f"M{axis.at(x):.1f} {y - 5}V{y + 5}" for x in (start, end))
         parts.append(
-            f'<line class="bar s{number}" x1="{axis.at(start):.1f}" x2="{axis.at(end):.1f}" y1="{y}" y2="{y}"/>'
-        )
-        parts.append(
-            f'<circle class="dot s{number}" cx="{axis.at(value):.1f}" cy="{y}" r="5">'
-            f"<title>{escape(label)}: {100 * value:.1f} %</title></circle>"
+            f'<path class="bar {_style(number)}" d="M{axis.at(start):.1f} {y}H{axis.at(end):.1f}{ends}"/>'
+            f"<g>{_marker(number, axis.at(value), y)}<title>{escape(label)}: {_label(round(value, 4), percent)} "
+            f"[{_label(round(start, 4), percent)}, {_label(round(end, 4), percent)}]</title></g>"
         )
     parts.append("</svg>")
     return Markup("".join(parts))
+
+
+def legend(labels: Sequence[str]) -> Markup:
+    """The labels with their line styles; nothing for a single one, which the title names."""
+    if len(labels) < 2:
+        return Markup()
+    entries = [
+        Markup(
+            '<span><svg width="34" height="12" viewBox="0 0 34 12" aria-hidden="true">'
+            f'<polyline class="line {_style(number)}" points="1,6 33,6"/>{_marker(number, 17, 6)}</svg>'
+        )
+        + label
+        + Markup("</span>")
+        for number, label in enumerate(labels)
+    ]
+    return Markup('<div class="legend">') + Markup().join(entries) + Markup("</div>")
 
 
 def nice_ticks(low: float, high: float, count: int, *, least_step: float = 0.0) -> list[float]:
@@ -122,20 +212,51 @@ class _Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, percent: bool) -> list[str]:
+def _finite(rows: Sequence[tuple[float, ...]]) -> list:
+    return [row for row in rows if all(map(math.isfinite, row))]
+
+
+def _style(number: int) -> str:
+    return f"s{number % STYLES}"
+
+
+def _marker(number: int, x: float, y: float) -> str:
+    return (
+        f'<path class="mark {_style(number)}" d="{MARKERS[number % STYLES]}" transform="translate({x:.1f} {y:.1f})"/>'
+    )
+
+
+def _marked(line: Sequence[Point], number: int, count: int) -> list[Point]:
+    """Where a line's markers lie: every point of a short one, else a few, shifted from series to series."""
+    if len(line) <= 2 * MARKS:
+        return list(line)
+    gap = len(line) / MARKS
+    return [line[int(gap * (place + (number + 0.5) / count))] for place in range(MARKS)]
+
+
+def _label(value: float, percent: bool) -> str:
+    return f"{100 * value:.4g} %" if percent else f"{value:.6g}"
+
+
+def _frame(x_axis: _Axis, y_axis: _Axis, percent: bool, x_title: str, y_title: str) -> list[str]:
     parts = []
     for tick in y_axis.ticks:
         y = y_axis.at(tick)
-        label = f"{100 * tick:g} %" if percent else f"{tick:g}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
-    for tick in x_axis.ticks:
         parts.append(
-            f'<text class="tick" x="{x_axis.at(tick):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{tick:g}</text>'
+            f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(tick, percent)}</text>'
         )
+    for tick in x_axis.ticks:
+        x = x_axis.at(tick)
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>'
+        )
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>')
+    parts.append(f'<text class="axis" x="4" y="13">{escape(y_title)}</text>')
     return parts
 
 
-def _path(points: Sequence[Point], x_axis: _Axis, y_axis: _Axis, css: str) -> str:
-    steps = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in points)
-    return f'<polyline class="{css}" points="{steps}"/>'
+def _places(points: Sequence[Point], x_axis: _Axis, y_axis: _Axis) -> str:
+    return " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in points)

@@ -8,52 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from cppo.recipes import RunDirectory
-from cppo.reports.charts import Series, interval_chart, line_chart
+from cppo.reports.charts import interval_chart
+from cppo.reports.curves import run_figures
 from cppo.reports.page import render_page
 from cppo.reports.run_data import RunData, read_run
 
-# title, what it shows, whether fractions, {metric: label}
-CHARTS: tuple[tuple[str, str, bool, dict[str, str]], ...] = (
-    ("Reward", "mean over the step's rollouts", False, {"reward": "training", "eval_reward": "evaluation"}),
-    (
-        "Accuracy and format",
-        "share of the sampled responses",
-        True,
-        {
-            "rewards/accuracy_reward/mean": "right answer",
-            "rewards/format_reward/mean": "right format",
-            "eval_rewards/accuracy_reward/mean": "right answer, evaluation",
-        },
-    ),
-    ("Contrastive perception loss", "mean over perception tokens", False, {"perception/cpl": "CPL"}),
-    (
-        "Divergence from the views",
-        "on perception tokens, nats",
-        False,
-        {"perception/d_preserving": "d+ (information kept)", "perception/d_removing": "d\u2212 (information removed)"},
-    ),
-    (
-        "Entropy under the three views",
-        "mean over the selected tokens, nats",
-        False,
-        {
-            "perception/entropy": "image",
-            "perception/entropy_preserving": "I+ (kept)",
-            "perception/entropy_removing": "I\u2212 (removed)",
-        },
-    ),
-    (
-        "Selection and gate",
-        "shares",
-        True,
-        {"perception/selected_fraction": "tokens selected", "perception/gated_fraction": "rollouts let through"},
-    ),
-    ("Policy entropy", "mean over all response tokens, nats", False, {"entropy": "entropy"}),
-    ("KL to the reference", "nats", False, {"kl": "KL"}),
-    ("Response length", "tokens", False, {"completions/mean_length": "mean"}),
-    ("Gradient norm", "before clipping", False, {"grad_norm": "norm"}),
-    ("Perception's share of the gradient", "of the two norms", True, {"perception/grad_norm_share": "share"}),
-)
 SHOWN_EXAMPLES = 8
 IMAGE_URIS = ("data:image/png;base64,", "data:image/jpeg;base64,")
 
@@ -89,21 +48,11 @@ def render_report(run: RunData) -> str:
         summary=run.summary,
         steps=int(max((row.get("step", 0) for row in run.metrics), default=0)),
         accuracies=_accuracies(run),
-        charts=_charts(run),
+        charts=run_figures(run),
         examples=examples[:SHOWN_EXAMPLES],
         earlier=examples[SHOWN_EXAMPLES:],
         options=[(name, _shown(value)) for name, value in run.config.items()],
     )
-
-
-def _charts(run: RunData) -> list[dict[str, Any]]:
-    charts = []
-    for title, note, percent, metrics in CHARTS:
-        series = [Series(label, points) for metric, label in metrics.items() if (points := run.series(metric))]
-        if series:
-            svg = line_chart(series, percent=percent, title=title)
-            charts.append({"title": title, "note": note, "labels": [one.label for one in series], "svg": svg})
-    return charts
 
 
 def _accuracies(run: RunData) -> Markup | None:

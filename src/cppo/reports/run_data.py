@@ -14,12 +14,14 @@ from cppo.recipes import RunDirectory
 
 @dataclass(frozen=True)
 class RunData:
-    """A run's resolved recipe, metrics and example responses (one mapping a line), and summary ({} while it runs)."""
+    """A run's resolved recipe, metrics, example responses and probes (one mapping a line), and summary ({} while it
+    runs)."""
 
     name: str
     config: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
     summary: Mapping[str, Any]
 
     def series(self, metric: str) -> list[tuple[float, float]]:
@@ -51,6 +53,7 @@ def read_run(path: str | Path) -> RunData:
         config=config if isinstance(config, dict) else {},
         metrics=_json_lines(files.metrics),
         samples=_json_lines(files.samples),
+        probes=_json_lines(files.probes),
         summary=summary,
     )
 
