@@ -23,6 +23,7 @@ FLOORS = (
     {"data", "policy", "assets"},
     {"evaluation"},
     {"training", "reports"},
+    {"comparison"},
     {"cli"},
 )
 """A room imports from lower floors and from itself only."""

@@ -193,7 +193,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("data: tasks:digits\nlerning_rate: 3\n", ["mine.yaml", "lerning_rate", "learning_rate"]),
         ("data: tasks:digits\nmax_steps: many\n", ["mine.yaml", "max_steps", "many"]),
         ("learning_rate: 3\n", ["mine.yaml", "no `data`"]),
-        ("- a\n- b\n", ["mine.yaml", "flat mapping"]),
+        ("- a\n- b\n", ["mine.yaml", "a mapping"]),
         ("a: [\n", ["mine.yaml", "not valid YAML"]),
         ("data: tasks:digits\ndataset_text_field: text\n", ["cppo sft", "dataset_text_field"]),
     ],

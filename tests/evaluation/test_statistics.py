@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from cppo.evaluation.statistics import (
+    MeanInterval,
     bootstrap_interval,
     mean_interval,
     paired_bootstrap,
     pass_at_k,
+    t_interval,
     wilson_interval,
 )
 
@@ -113,3 +115,24 @@ def test_a_mean_of_fractions_gets_a_bootstrap_and_a_proportion_wilsons():
     assert mean_interval([0.0] * 10) == wilson_interval(0, 10)
     with pytest.raises(ValueError, match="wilson_interval"):
         mean_interval([])
+
+
+def test_t_interval_of_known_values():
+    """n = 5, mean 3, s = sqrt(2.5), and t(0.975, 4) = 2.776445 from the table."""
+    found = t_interval([1, 2, 3, 4, 5])
+    half = 2.776445105 * math.sqrt(2.5 / 5)
+    assert (found.mean, found.n) == (3.0, 5)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-9)
+
+
+def test_t_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(0.3, 2.0, size=(4000, 5))
+    intervals = [t_interval(row) for row in draws]
+    covered = np.mean([found.low <= 0.3 <= found.high for found in intervals])
+    assert covered == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors
+
+
+def test_t_interval_of_one_value_has_no_ends():
+    assert t_interval([0.5]) == MeanInterval(0.5, None, None, 1)
+    with pytest.raises(ValueError, match="at least one"):
+        t_interval([])

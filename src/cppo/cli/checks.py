@@ -10,7 +10,18 @@ from cppo.recipes import Recipe, RunDirectory, TrainOptions
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """The files that a recipe names. Raises UserError."""
+    """The files that a recipe names, and whether its output folder is free. Raises UserError."""
+    check_inputs(recipe)
+    options = recipe.options
+    RunDirectory(recipe.output_dir).check_usable(
+        resume=options.resume_from_checkpoint,
+        overwrite=options.overwrite,
+        write=not (isinstance(options, TrainOptions) and options.dry_run),
+    )
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """The model and the data that a recipe names. Raises UserError."""
     options = recipe.options
     check_model(options.model)
     check_data(options.data)
@@ -22,11 +33,6 @@ def check_recipe(recipe: Recipe) -> None:
     elif recipe.config.get("eval_strategy", "no") != "no":
         raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
     PixelBounds(options.min_pixels, options.max_pixels)
-    RunDirectory(recipe.output_dir).check_usable(
-        resume=options.resume_from_checkpoint,
-        overwrite=options.overwrite,
-        write=not (isinstance(options, TrainOptions) and options.dry_run),
-    )
 
 
 def check_data(specs: str | list[str]) -> None:

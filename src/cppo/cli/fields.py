@@ -1,7 +1,7 @@
 """Command line options made from a configuration's fields, `--any_config_field VALUE`, without importing torch."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cppo.cli.parser import Parser
@@ -26,12 +26,16 @@ def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str, desc
         parser.exit()
     given = vars(parser.parse_all(argv))
     config = given.pop("config")
-    overrides = {
+    return load_recipe(command, config, given_values(options, given))
+
+
+def given_values(options: Schema, given: Mapping[str, list[str] | None]) -> dict[str, Any]:
+    """The values of the options that were given as words. Raises UserError for a value that does not fit."""
+    return {
         name: value_from_words(options.fields[name], words, where=f"--{name}")
         for name, words in given.items()
         if words is not None
     }
-    return load_recipe(command, config, overrides)
 
 
 def _parser(options: Schema, default_recipe: str, description: str, *, show_inherited: bool) -> Parser:
@@ -48,12 +52,12 @@ def _parser(options: Schema, default_recipe: str, description: str, *, show_inhe
         help="a packaged recipe (see `cppo recipes list`) or a YAML file; every option below may stand in it "
         f"(default: {default_recipe})",
     )
-    _add_group(parser, "run", [*options.run.values(), _output_dir(options)])
+    add_group(parser, "run", [*options.run.values(), _output_dir(options)])
     if options.own:
-        _add_group(parser, "CPPO", options.own.values())
+        add_group(parser, "CPPO", options.own.values())
     inherited = [field for field in options.inherited.values() if field.name != "output_dir"]
     if show_inherited:
-        _add_group(parser, "inherited from TRL and transformers", inherited)
+        add_group(parser, "inherited from TRL and transformers", inherited)
         return parser
     group = parser.add_argument_group(
         "inherited from TRL and transformers",
@@ -75,7 +79,8 @@ def _output_dir(options: Schema) -> OptionField:
     )
 
 
-def _add_group(parser: Parser, title: str, fields: Iterable[OptionField]) -> None:
+def add_group(parser: Parser, title: str, fields: Iterable[OptionField]) -> None:
+    """An option for each field, under a title in the help."""
     group = parser.add_argument_group(title)
     for field in fields:
         _add_option(group, field, _help_text(field))

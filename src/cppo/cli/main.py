@@ -11,6 +11,7 @@ from cppo.errors import UserError, tell
 COMMANDS = {
     "train": "train a vision-language model with CPPO (or plain GRPO)",
     "sft": "supervised fine-tuning on reference responses",
+    "compare": "compare methods over seeds and tasks from one start checkpoint",
     "eval": "accuracy and format rate of a model on data",
     "inspect": "show which response tokens depend on the image",
     "views": "show the views of images: what is kept, what is removed",

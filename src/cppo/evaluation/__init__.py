@@ -3,9 +3,7 @@
 from cppo.evaluation.card import CardRow, evaluate_conditions, perception_card, same_answers
 from cppo.evaluation.conditions import (
     BLANK,
-    CARD_CONDITIONS,
     CLEAN,
-    CONDITION_NAMES,
     Condition,
     blank_images,
     get_condition,
@@ -16,13 +14,16 @@ from cppo.evaluation.loading import check_vision_model, load_model, load_process
 from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths, without_long_rows
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import (
+    MeanInterval,
     PairedDifference,
     bootstrap_interval,
     mean_interval,
     paired_bootstrap,
     pass_at_k,
+    t_interval,
     wilson_interval,
 )
+from cppo.views import CARD_CONDITIONS, CONDITION_NAMES
 
 __all__ = [
     "BLANK",
@@ -34,6 +35,7 @@ __all__ = [
     "EvalResult",
     "ItemResult",
     "LongRow",
+    "MeanInterval",
     "PairedDifference",
     "Rate",
     "blank_images",
@@ -53,6 +55,7 @@ __all__ = [
     "prompt_inputs",
     "prompt_lengths",
     "same_answers",
+    "t_interval",
     "wilson_interval",
     "without_long_rows",
 ]

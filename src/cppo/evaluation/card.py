@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cppo.data import Record
-from cppo.evaluation.conditions import CARD_CONDITIONS, Condition, get_condition
+from cppo.evaluation.conditions import Condition, get_condition
 from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import PairedDifference, paired_bootstrap
 from cppo.rewards import answers_match, extract_answer
-from cppo.views import ViewSampler
+from cppo.views import CARD_CONDITIONS, ViewSampler
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from PIL import Image
 from cppo.data import Record
 from cppo.errors import UserError
 from cppo.views import (
+    CONDITION_NAMES,
     HELD_OUT_PRESERVING,
     HELD_OUT_REMOVING,
-    PRESERVING_FAMILIES,
-    REMOVING_FAMILIES,
     ViewSampler,
     ViewStrengths,
     family_view,
@@ -20,20 +19,6 @@ from cppo.views import (
 )
 
 GREY = (127, 127, 127)
-CARD_CONDITIONS = ("clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing")
-"""What the perception card shows; `clean` is what the others are compared with."""
-CONDITION_NAMES = tuple(
-    dict.fromkeys(
-        (
-            *CARD_CONDITIONS,
-            "trained_removing",
-            *HELD_OUT_PRESERVING,
-            *HELD_OUT_REMOVING,
-            *PRESERVING_FAMILIES,
-            *REMOVING_FAMILIES,
-        )
-    )
-)
 
 
 @dataclass(frozen=True)

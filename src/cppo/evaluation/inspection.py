@@ -174,13 +174,7 @@ def token_columns(scored: dict[str, ResponseScores], mask: Tensor, top_fraction:
     """Every figure of every token, by group and name, each [B, T] (alternatives: ids and probabilities [B, T, 5])."""
     anchor, removing = scored["image"], scored["removing"]
     divergences = {view: _divergences(anchor, scored[view]) for view in ("preserving", "removing")}
-    scores = {
-        "entropy_shift": entropy_shift(anchor.entropies, removing.entropies),
-        "entropy_shift_absolute": entropy_shift(anchor.entropies, removing.entropies, relative=False),
-        "kl": divergences["removing"]["kl"],
-        "js": divergences["removing"]["js"],
-        "logp_shift": logp_shift(anchor.logps, removing.logps),
-    }
+    scores = dependency_scores(anchor, removing)
     return {
         "logps": {view: scored[view].logps.tolist() for view in VIEWS},
         "entropies": {view: scored[view].entropies.tolist() for view in VIEWS},
@@ -191,6 +185,18 @@ def token_columns(scored: dict[str, ResponseScores], mask: Tensor, top_fraction:
             name: select_perception_tokens(value, mask, top_fraction).tolist() for name, value in scores.items()
         },
         "alternatives": {view: _most_probable(scored[view].logits) for view in VIEWS},
+    }
+
+
+def dependency_scores(anchor: ResponseScores, removing: ResponseScores) -> dict[str, Tensor]:
+    """Every score of `SCORES` of every token, [B, T], from the passes under the image and I-."""
+    divergences = _divergences(anchor, removing)
+    return {
+        "entropy_shift": entropy_shift(anchor.entropies, removing.entropies),
+        "entropy_shift_absolute": entropy_shift(anchor.entropies, removing.entropies, relative=False),
+        "kl": divergences["kl"],
+        "js": divergences["js"],
+        "logp_shift": logp_shift(anchor.logps, removing.logps),
     }
 
 

@@ -1,10 +1,11 @@
-"""Intervals for fractions and for differences of paired fractions."""
+"""Intervals for fractions, for differences of paired fractions, and for means over seeds."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 Z_95 = 1.959963984540054
 """The 97.5 % point of the standard normal distribution."""
@@ -107,3 +108,31 @@ def paired_bootstrap(
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     low, high = bootstrap_interval(differences.tolist(), seed=seed, resamples=resamples)
     return PairedDifference(mean=float(differences.mean()), low=low, high=high)
+
+
+@dataclass(frozen=True)
+class MeanInterval:
+    """A mean over `n` runs with its 95 % interval; the ends are None where a single run leaves nothing to judge by."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def t_interval(values: Sequence[float]) -> MeanInterval:
+    """Student's interval of the mean of independent values, one a seed: mean -+ t s / sqrt(n) with n - 1 degrees.
+
+    Of paired differences (same seed, same data, two methods) it is the paired t interval.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not len(values):
+        raise ValueError("t_interval needs at least one value")
+    numbers = np.asarray(values, dtype=np.float64)
+    n, mean = len(numbers), float(numbers.mean())
+    if n == 1:
+        return MeanInterval(mean, None, None, 1)
+    half = float(student_t.ppf(0.975, n - 1)) * float(numbers.std(ddof=1)) / math.sqrt(n)
+    return MeanInterval(mean, mean - half, mean + half, n)

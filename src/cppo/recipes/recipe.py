@@ -111,7 +111,7 @@ def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[s
     """A recipe's options with those of the recipe it extends, unchecked."""
     if name_or_file in extended_by:
         raise UserError(f"recipe {name_or_file!r} extends itself, by way of {', '.join(extended_by)}")
-    given = _read_yaml(recipe_file(name_or_file), f"recipe {name_or_file}")
+    given = read_mapping(recipe_file(name_or_file), f"recipe {name_or_file}")
     if EXTENDS not in given:
         return given
     base = given.pop(EXTENDS)
@@ -131,7 +131,8 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     return {**kept, **overrides}
 
 
-def _read_yaml(file: Path, where: str) -> dict[str, Any]:
+def read_mapping(file: Path, where: str) -> dict[str, Any]:
+    """The options that a YAML file gives, unchecked. Raises UserError for a file that is no mapping of names."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -139,5 +140,5 @@ def _read_yaml(file: Path, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{where}: a recipe is a flat mapping, one `option: value` a line")
+        raise UserError(f"{where}: expected a mapping, one `option: value` a line")
     return content

@@ -54,7 +54,7 @@ class Schema:
     """The options of one command: `run` ones (of `options_class`), `own` configuration fields, `inherited` ones."""
 
     command: str
-    options_class: type[RunOptions]
+    options_class: type[Any]
     run: Mapping[str, OptionField]
     own: Mapping[str, OptionField]
     inherited: Mapping[str, OptionField]
@@ -72,7 +72,11 @@ class Schema:
     def unknown(self, name: str, *, where: str) -> UserError:
         """The error for an option that does not exist, with the nearest existing name."""
         near = difflib.get_close_matches(name, self.fields, n=1, cutoff=0.6)
-        hint = f"; did you mean `{near[0]}`?" if near else f" (see `cppo {self.command} --help-all`)"
+        hint = (
+            f"; did you mean `{near[0]}`?"
+            if near
+            else f" (see `cppo {self.command} {'--help-all' if self.inherited else '--help'}`)"
+        )
         return UserError(f"{where}: unknown option `{name}`{hint}")
 
     def check(self, values: Mapping[str, Any], *, where: str) -> dict[str, Any]:

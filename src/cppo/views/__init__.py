@@ -5,6 +5,7 @@ held-out families are for evaluation alone.
 """
 
 from cppo.views.ahead import ViewPrefetcher
+from cppo.views.condition_names import CARD_CONDITIONS, CONDITION_NAMES
 from cppo.views.draws import family_draws
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
@@ -13,6 +14,8 @@ from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStr
 from cppo.views.transforms import View, family_view, preserving_view, removing_view
 
 __all__ = [
+    "CARD_CONDITIONS",
+    "CONDITION_NAMES",
     "HELD_OUT_PRESERVING",
     "HELD_OUT_REMOVING",
     "PRESERVING_FAMILIES",

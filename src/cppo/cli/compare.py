@@ -1,0 +1,149 @@
+"""`cppo compare`: methods x seeds x tasks from one start, in processes that are never run twice."""
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from cppo.cli.checks import check_inputs
+from cppo.cli.fields import add_group, given_values
+from cppo.cli.parser import Parser
+from cppo.comparison.jobs import Job, pending, study_jobs, timing_jobs
+from cppo.comparison.pool import last_lines, run_jobs
+from cppo.comparison.results import write_collected
+from cppo.comparison.study import Study, load_study, study_names, study_schema
+from cppo.errors import UserError, tell
+from cppo.recipes import schema
+from cppo.rewards import DEFAULT_REWARDS, check_rewards
+from cppo.training.option_rules import check_combinations
+
+FILES = {"results": "results.json", "table": "summary.md", "report": "report.html"}
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run what has not been run yet, then write the results. Raises UserError for a user's mistake."""
+    arguments = _parser().parse_all(argv)
+    options = study_schema()
+    given = {name: words for name, words in vars(arguments).items() if name in options.fields}
+    study = load_study(arguments.config, given_values(options, given))
+    check_cells(study)
+    jobs = study_jobs(study)
+    command = ["cppo", "compare", *argv]
+    failed: list[str] = []
+    if not arguments.report_only:
+        with only_one(study.output_dir), stopped_by_sigterm():
+            waiting = pending(jobs, rerun=arguments.rerun)
+            failed = _run_all(study, waiting, free_workers(study), command)
+            if not failed:
+                failed = _run_all(study, pending(timing_jobs(study), rerun=arguments.rerun), 1, command)
+    if not any(job.result() for job in jobs if job.kind == "cell"):
+        raise UserError(f"no cell in {study.output_dir} has finished: there is nothing to report")
+
+    from cppo.comparison.comparisons import write_results  # imports torch
+    from cppo.comparison.tables import difference_lines
+
+    results = write_results(study, jobs, timing_jobs(study), command)
+    files = [f"{name:<10} {study.output_dir / file}" for name, file in FILES.items()]
+    print("\n".join([*difference_lines(results), *files]))
+    if failed:
+        tell(f"{len(failed)} failed; the same command tries them again: {', '.join(failed)}")
+        sys.exit(1)
+
+
+def free_workers(study: Study) -> int:
+    """How many cells run at once: as the study says, or as many as there are cores."""
+    return study.options.workers or max(1, len(os.sched_getaffinity(0)) // study.options.threads)
+
+
+def check_cells(study: Study) -> None:
+    """Every method on every task, before the first of them starts. Raises UserError."""
+    for task in study.tasks:
+        for variant in study.variants:
+            recipe = study.cell_recipe(task, variant, study.seeds[variant.label][0])
+            try:
+                check_inputs(recipe)
+                check_combinations({**schema("train").defaults, **recipe.config})
+                check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))  # type: ignore[attr-defined]
+            except UserError as error:
+                raise UserError(f"study {study.name}: {task}, {variant.label}: {error}") from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second `cppo compare` at the same time. Raises UserError if there is one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another `cppo compare` is at work in {folder}") from error
+        yield
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, its processes with it."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_all(study: Study, waiting: list[Job], workers: int, command: list[str]) -> list[str]:
+    """Run what is waiting, tell of each, rewrite `results.json` after each. Returns the names of those that failed."""
+    failed: list[str] = []
+    done, began = 0, time.monotonic()
+
+    def finished(job: Job, status: int) -> None:
+        nonlocal done
+        done += 1
+        if status:
+            failed.append(job.name)
+            tell(f"{job.name} failed with status {status}; {job.log} ends with")
+            print("\n".join(f"  {line}" for line in last_lines(job.log)), file=sys.stderr)
+        else:
+            write_collected(study, study_jobs(study), timing_jobs(study), command)
+        left = (time.monotonic() - began) / done * (len(waiting) - done)
+        tell(f"{done}/{len(waiting)}  {job.name}{'  failed' if status else ''}  {_duration(left)} left")
+
+    if waiting:
+        tell(f"{len(waiting)} to run, {workers} at a time, in {study.output_dir}")
+        run_jobs(waiting, workers=workers, threads=study.options.threads, finished=finished)
+    return failed
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cppo compare",
+        description="Trains methods x seeds x tasks from one start checkpoint, each in a process of its own, evaluates "
+        "them while they train, and compares them with 95 % intervals. What has finished is never run again.",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME|FILE",
+        help=f"a packaged study ({', '.join(study_names())}) or a YAML file; every option of the study may stand in it",
+    )
+    parser.add_argument("--rerun", action="store_true", help="run finished cells again whose options have changed")
+    parser.add_argument("--report_only", action="store_true", help="run nothing, write the results anew")
+    add_group(parser, "study", study_schema().run.values())
+    return parser

@@ -1,0 +1,187 @@
+"""One process of a study: `python -m cppo.comparison.cell FOLDER` does what FOLDER/request.json asks.
+
+The result is the last file that it writes, so a folder with a result is finished.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from cppo.comparison.jobs import MODEL, REQUEST, RESULT, code_digest, write_json
+from cppo.comparison.measure import Measurement
+from cppo.data import PixelBounds, load_records
+from cppo.errors import UserError, tell
+from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
+from cppo.rewards import number_tolerance
+from cppo.training.option_rules import view_sampler
+from cppo.training.phases import peak_memory_mib
+from cppo.training.recorder import RunRecorder
+from cppo.training.run import VERSIONS_OF, build_trainer, prepare_run, resolved_config
+from cppo.training.sources import load_sources
+from cppo.training.trainer import CPPOTrainer
+
+
+class PromptRecorder(CPPOTrainer):
+    """A trainer that knows which prompts it saw, in which order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prompts_seen = hashlib.sha256()
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        for row in inputs:
+            self.prompts_seen.update(f"{row['sample_id']}\n".encode())
+        return super()._generate_and_score_completions(inputs)
+
+
+class StepMeter(TrainerCallback):
+    """Times each step, evaluations left out, and takes the evaluations after the steps that ask for one.
+
+    Attributes:
+        seconds, cpu_seconds: of each step; those of the processor do not count waiting for other processes.
+        evaluations: what `measure` found, by step.
+        evaluation_seconds: what that took.
+        peak_mib: of the steps before the first evaluation, model and libraries included.
+    """
+
+    def __init__(self, steps: list[int], measure: Callable[[], dict[str, Any]]) -> None:
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.evaluation_seconds = 0.0
+        self.peak_mib = 0.0
+        self._steps, self._measure = set(steps), measure
+        self._since = (0.0, 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = _clocks()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = _clocks()
+        self.seconds.append(round(now[0] - self._since[0], 4))
+        self.cpu_seconds.append(round(now[1] - self._since[1], 4))
+        if not self.evaluations:
+            # On a GPU the second one, its own.
+            self.peak_mib = list(peak_memory_mib(args.device).values())[-1]
+        if state.global_step in self._steps:
+            self.evaluate(state.global_step)
+        self._since = _clocks()
+
+    def evaluate(self, step: int) -> None:
+        """Take the evaluation of a step now."""
+        began = time.monotonic()
+        self.evaluations.append({"step": step, **self._measure()})
+        self.evaluation_seconds += time.monotonic() - began
+
+
+def run_folder(folder: Path) -> None:
+    """Do what the folder's request asks and write the result. Raises UserError for what cannot be done."""
+    began = time.monotonic()
+    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    values = request["recipe"]
+    config = {**values["config"], "output_dir": str(folder)}
+    recipe = Recipe(values["name"], "train", TrainOptions(**values["options"]), config)
+    sources = load_sources(recipe)
+    prepared = prepare_run(recipe, sources)
+    trainer = build_trainer(prepared, sources, PromptRecorder)
+    assert isinstance(trainer, PromptRecorder)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    evaluation = request["identity"].get("evaluation")
+    measurement = (
+        measurement_of(evaluation, prepared.options, number_tolerance(prepared.rewards)) if evaluation else None
+    )
+    meter = StepMeter(
+        request["steps"], lambda: measurement.take(model, trainer.processing_class) if measurement else {}
+    )
+    options = resolved_config(recipe, prepared.args)
+    if request["kind"] == "start":
+        meter.evaluate(0)
+    else:
+        files = RunDirectory(folder)
+        files.config.write_text(dump_recipe(recipe, options), encoding="utf-8")
+        trainer.add_callback(RunRecorder(files, samples=tuple))
+        trainer.add_callback(meter)
+        trainer.train()
+    if request.get("keep_model"):
+        trainer.save_model(str(folder / MODEL))
+    result = {
+        **{name: request[name] for name in ("kind", "task", "label", "seed") if name in request},
+        "method": recipe.config["method"],
+        "identity": request["identity"],
+        "options": {**values["options"], **options},
+        "evaluations": meter.evaluations,
+        "prompts": trainer.prompts_seen.hexdigest()[:16],
+        "step_seconds": meter.seconds,
+        "step_cpu_seconds": meter.cpu_seconds,
+        "peak_mib": round(meter.peak_mib, 1),
+        "seconds": round(time.monotonic() - began, 1),
+        "evaluation_seconds": round(meter.evaluation_seconds, 1),
+        "threads": torch.get_num_threads(),
+        "device": str(trainer.accelerator.device),
+        "versions": {package: version(package) for package in VERSIONS_OF},
+        "code": code_digest(),
+    }
+    write_json(folder / RESULT, result)
+
+
+def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions, tolerance: float) -> Measurement:
+    """The evaluation that a request describes."""
+    views = {**schema("train").defaults, **evaluation, "seed": 0}
+    records = load_records(
+        evaluation["eval_data"],
+        split="test",
+        limit=evaluation["eval_items"],
+        columns=evaluation.get("columns"),
+        max_bad_fraction=options.max_bad_fraction,
+        pixels=PixelBounds(evaluation.get("min_pixels"), evaluation.get("max_pixels")),
+    )
+    return Measurement(
+        records=records,
+        conditions=evaluation["conditions"],
+        detector_items=evaluation["detector_items"],
+        sampler=view_sampler(views),
+        top_fraction=views["perception_top_fraction"],
+        max_new_tokens=evaluation["max_completion_length"],
+        system_prompt=evaluation.get("system_prompt"),
+        tolerance=tolerance,
+    )
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it closes its standard input, or is gone."""
+
+    def wait() -> None:
+        while os.read(0, 1):  # not through sys.stdin, whose lock would be held when the interpreter ends
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _clocks() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
+
+
+def main() -> int:
+    """Returns the exit status: 0, or 2 after a user's mistake."""
+    end_with_parent()
+    try:
+        run_folder(Path(sys.argv[1]))
+    except UserError as error:
+        tell(f"error: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What the cells of a study show: means over seeds, paired differences from the control, at equal steps and time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from cppo.comparison.jobs import Job, write_json
+from cppo.comparison.results import RESULTS, collect
+from cppo.comparison.study import Study
+from cppo.comparison.tables import summary
+from cppo.evaluation.statistics import paired_bootstrap, t_interval
+from cppo.reports.comparison import render_comparison
+
+Cells = dict[int, dict[str, Any]]
+"""Cells of one method on one task by seed."""
+
+
+def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
+    """Write `results.json`, `summary.md` and `report.html`; returns the results."""
+    results = collect(study, jobs, timing, command)
+    items = {
+        (job.request["task"], job.request["label"], job.request["seed"]): result["evaluations"][-1]["correct"]
+        for job in jobs
+        if job.kind == "cell" and (result := job.result()) is not None
+    }
+    results["comparison"] = {task: compare_task(results, task, items) for task in study.tasks}
+    write_json(study.output_dir / RESULTS, results)
+    (study.output_dir / "summary.md").write_text(summary(results), encoding="utf-8")
+    (study.output_dir / "report.html").write_text(render_comparison(results), encoding="utf-8")
+    return results
+
+
+def compare_task(
+    results: Mapping[str, Any], task: str, items: Mapping[tuple[str, str, int], Mapping[str, str]]
+) -> dict[str, Any]:
+    """Curves, and differences from the control, of every method of a task that has a finished cell.
+
+    Args:
+        results: what `collect` returns.
+        items: the answers of each cell's last evaluation (task, label, seed), as texts of 0 and 1 by condition.
+
+    Returns:
+        JSON values: `equal_time_seconds` is the training time at which the fastest method ends, taking each method's
+        median step; `methods` has for each label `seeds`, `curves` and, but for the control, `difference`.
+    """
+    by_label: dict[str, Cells] = {}
+    for cell in results["cells"]:
+        if cell["task"] == task:
+            by_label.setdefault(cell["method"], {})[cell["seed"]] = cell
+    cost = {label: results["cost"][task][label]["compared_seconds"] for label in by_label}
+    last = {label: next(iter(cells.values()))["steps"][-1] for label, cells in by_label.items()}
+    seconds = min((last[label] * cost[label] for label in by_label), default=0.0)
+    steps = {label: seconds / cost[label] for label in by_label}
+    control = results["study"]["control"]
+    methods: dict[str, Any] = {}
+    for label, cells in by_label.items():
+        methods[label] = {"seeds": sorted(cells), "curves": _curves(cells), "steps_at_equal_time": steps[label]}
+        shared = sorted({*cells} & {*by_label.get(control, {})})
+        if label != control and shared:
+            pairs = [(by_label[control][seed], cells[seed]) for seed in shared]
+            answers = [(items[task, control, seed], items[task, label, seed]) for seed in shared]
+            methods[label]["difference"] = {
+                name: {
+                    "equal_steps": {
+                        **_paired([(a["accuracy"][name][-1], b["accuracy"][name][-1]) for a, b in pairs]),
+                        "items_ci95": _item_interval([(a[name], b[name]) for a, b in answers]),
+                    },
+                    "equal_time": _paired(
+                        [(_at(a, name, steps[control]), _at(b, name, steps[label])) for a, b in pairs]
+                    ),
+                }
+                for name in cells[shared[0]]["accuracy"]
+            }
+    return {"equal_time_seconds": seconds, "methods": methods}
+
+
+def _curves(cells: Cells) -> dict[str, Any]:
+    """Means over seeds with their t intervals at each evaluation: accuracy by condition, AUPRC by score."""
+    first = next(iter(cells.values()))
+    accuracy = {name: _over_seeds([cell["accuracy"][name] for cell in cells.values()]) for name in first["accuracy"]}
+    auprc = {
+        score: _over_seeds([cell["detectors"][score]["auprc"] for cell in cells.values()])
+        for score in first["detectors"]
+        if all(score in cell["detectors"] for cell in cells.values())
+    }
+    return {"steps": first["steps"], "accuracy": accuracy, "auprc": auprc}
+
+
+def _over_seeds(rows: Sequence[Sequence[float | None]]) -> list[dict[str, Any] | None]:
+    """The interval at each place of several equally long series; None where one has no value."""
+    return [None if None in values else asdict(t_interval(values)) for values in zip(*rows, strict=True)]  # type: ignore[arg-type]
+
+
+def _paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    return asdict(t_interval([after - before for before, after in pairs]))
+
+
+def _item_interval(pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """The bootstrap's 95 % interval of the difference over items, for these seeds: each item's mean over seeds counts
+    once, so it says nothing about other seeds.
+    """
+    sides = [np.mean([[mark == "1" for mark in pair[side]] for pair in pairs], axis=0) for side in (0, 1)]
+    found = paired_bootstrap(sides[0], sides[1], seed=0)
+    return [found.low, found.high]
+
+
+def _at(cell: Mapping[str, Any], condition: str, step: float) -> float:
+    """Accuracy at a step between evaluations, on the straight line between them."""
+    return float(np.interp(step, cell["steps"], cell["accuracy"][condition]))

@@ -1,0 +1,109 @@
+"""What a cell measures of its model as it is now: accuracy under every condition, and how good the detectors are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cppo.data import Record, RecordSource, chat_messages
+from cppo.evaluation import EvalResult, evaluate, get_condition
+from cppo.evaluation.detectors import detector_quality
+from cppo.evaluation.generate import generate_tokens, prompt_inputs
+from cppo.evaluation.inspection import SCORES, dependency_scores, response_mask, score_responses, token_truth
+from cppo.perception import select_perception_tokens
+from cppo.views import ViewSampler
+
+BATCH = 128
+DETECTOR_BATCH = 25
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a study evaluates the models of a task; the same for all methods.
+
+    Attributes:
+        records: the held-out items, answered greedily.
+        conditions: what their images look like.
+        detector_items: so many of the first records judge the dependency scores.
+        sampler: draws their I-, and says what the training views are.
+        top_fraction: of the tokens with a positive score that the published rule selects.
+    """
+
+    records: RecordSource
+    conditions: Sequence[str]
+    detector_items: int
+    sampler: ViewSampler
+    top_fraction: float
+    max_new_tokens: int
+    system_prompt: str | None
+    tolerance: float
+
+    def take(self, model: Any, processor: Any) -> dict[str, Any]:
+        """JSON values: `correct` (a text of 0 and 1, one an item) and `format_rate` by condition; `detectors`.
+
+        Torch's random state is left as it was: training goes on as if nothing had been measured.
+        """
+        with torch.random.fork_rng():
+            found = {condition: self._answer(model, processor, condition) for condition in self.conditions}
+            detectors = self._detectors(model, processor)
+        return {
+            "correct": {
+                name: "".join(str(int(one.correct[0])) for one in result.items) for name, result in found.items()
+            },
+            "format_rate": {name: round(result.format_rate, 4) for name, result in found.items()},
+            "detectors": detectors,
+        }
+
+    def _answer(self, model: Any, processor: Any, condition: str) -> EvalResult:
+        return evaluate(
+            model,
+            processor,
+            self.records,
+            batch_size=BATCH,
+            max_new_tokens=self.max_new_tokens,
+            system_prompt=self.system_prompt,
+            tolerance=self.tolerance,
+            condition=get_condition(condition, self.sampler),
+        )
+
+    def _detectors(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
+        """Quality of every dependency score on greedy responses, by score; {} where no perception token is known."""
+        count = min(self.detector_items, len(self.records))
+        records = [self.records[index] for index in range(count)]
+        records = [record for record in records if record.images and record.perception_spans is not None]
+        scores: dict[str, list[float]] = {name: [] for name in SCORES}
+        selected: dict[str, list[bool]] = {name: [] for name in SCORES}
+        truth: list[bool] = []
+        was_training = model.training
+        model.eval()
+        for start in range(0, len(records), DETECTOR_BATCH):
+            part = records[start : start + DETECTOR_BATCH]
+            rows, columns, mask = self._scored(model, processor, part)
+            for record, ids in zip(part, rows, strict=True):
+                truth += [bool(true) for true in token_truth(processor, ids, record)]
+            for name, values in columns.items():
+                scores[name] += values[mask].tolist()
+                selected[name] += select_perception_tokens(values, mask, self.top_fraction)[mask].tolist()
+        model.train(was_training)
+        found = {name: detector_quality(scores[name], selected[name], truth) for name in SCORES}
+        return {name: _rounded(asdict(quality)) for name, quality in found.items() if quality is not None}
+
+    def _scored(
+        self, model: Any, processor: Any, records: Sequence[Record]
+    ) -> tuple[list[list[int]], dict[str, torch.Tensor], torch.Tensor]:
+        prompts = [chat_messages(record.prompt, self.system_prompt) for record in records]
+        images = [list(record.images) for record in records]
+        removed = [
+            [self.sampler.views(image, record.id, 0, place)[1] for place, image in enumerate(record.images)]
+            for record in records
+        ]
+        inputs = prompt_inputs(processor, prompts, images)
+        rows = generate_tokens(model, processor, inputs, max_new_tokens=self.max_new_tokens)
+        anchor = score_responses(model, inputs, rows, temperature=1.0)
+        removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
+        return rows, dependency_scores(anchor, removing), response_mask(rows).to(anchor.logps.device)
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}

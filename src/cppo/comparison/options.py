@@ -1,0 +1,72 @@
+"""What a study file may say."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The options of `cppo compare`, as they stand in a study file."""
+
+    methods: list[str | dict] = field(
+        metadata={
+            "help": "What is compared: names of methods, or variants {label: NAME, method: NAME, any_option: VALUE}."
+        }
+    )
+    recipe: str = field(
+        default="micro", metadata={"help": "The recipe that every cell starts from: a packaged name or a file."}
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Options of `cppo train` for every cell, over the recipe's."}
+    )
+    tasks: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Tasks by name, each a mapping of options: data, eval_data and what else differs, over `options`. "
+            "`{seed}` in `data` becomes the cell's seed. Without tasks the recipe's own data is the only one."
+        },
+    )
+    control: str | None = field(
+        default=None, metadata={"help": "Label of the method that all others are compared with (default: the first)."}
+    )
+    seeds: int | list[int] = field(
+        default=5, metadata={"help": "How many seeds, from 0 on, or a list of them.", "range": "[0, inf)"}
+    )
+    seeds_of: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Other seeds for some labels: {label: N or a list}."}
+    )
+    evaluate_every: int | None = field(
+        default=None,
+        metadata={"help": "Steps between evaluations; step 0 and the last are always there.", "range": "[1, inf)"},
+    )
+    eval_items: int = field(
+        default=500, metadata={"help": "Items of eval_data that each evaluation answers.", "range": "[1, inf)"}
+    )
+    conditions: list[str] = field(
+        default_factory=lambda: ["clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing"],
+        metadata={
+            "help": "What the images of an evaluation look like: clean, blank (grey), trained_preserving, "
+            "trained_removing, held_out_preserving, held_out_removing, or a single view family."
+        },
+    )
+    detector_items: int = field(
+        default=50,
+        metadata={"help": "Items that dependency scores are judged on; 0 for none.", "range": "[0, inf)"},
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Where cells and results go (default: runs/NAME of the study)."}
+    )
+    workers: int | None = field(
+        default=None, metadata={"help": "Cells that run at once (default: cores / threads).", "range": "[1, inf)"}
+    )
+    threads: int = field(default=1, metadata={"help": "Threads of each cell.", "range": "[1, inf)"})
+    keep_models: bool = field(default=False, metadata={"help": "Keep each cell's trained model."})
+    timing_steps: int = field(
+        default=0,
+        metadata={
+            "help": "After all cells: train each method so many steps alone on the machine, in turn, for the time and "
+            "memory of a step (0: take them from the cells, which share the machine).",
+            "range": "[0, inf)",
+        },
+    )
+    timing_repeats: int = field(default=3, metadata={"help": "Rounds of that.", "range": "[1, inf)"})

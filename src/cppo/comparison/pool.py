@@ -1,0 +1,83 @@
+"""Runs a study's jobs, each a process of its own, a few at a time. No torch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cppo.comparison.jobs import Job
+
+COMMAND = (sys.executable, "-m", "cppo.comparison.cell")
+POLL_SECONDS = 0.1
+PATIENCE_SECONDS = 10.0
+"""How long a stopped process may take to end by itself."""
+
+
+def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, finished: Callable[[Job, int], None]) -> None:
+    """Run all jobs, `workers` at a time, and tell `finished` of each with its exit status (0: it has a result).
+
+    Whatever ends this call, Ctrl-C too, ends the processes with it.
+    """
+    waiting = list(reversed(jobs))
+    running: dict[Job, subprocess.Popen] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop()
+                running[job] = start(job, threads)
+            for job, process in list(running.items()):
+                status = process.poll()
+                if status is not None:
+                    _close(running.pop(job))
+                    finished(job, 0 if job.result() is not None else status or 1)
+            time.sleep(POLL_SECONDS)
+    finally:
+        stop(list(running.values()))
+
+
+def start(job: Job, threads: int) -> subprocess.Popen:
+    """Start a job's process; it ends itself when its standard input closes, so it never outlives this one."""
+    job.begin()
+    count = str(threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+    with job.log.open("wb") as log:
+        return subprocess.Popen(
+            [*COMMAND, str(job.folder)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends its own
+        )
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """End processes and what they started."""
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+        _close(process)
+
+
+def last_lines(log: Path, count: int = 5) -> list[str]:
+    """The end of a log, for a message."""
+    return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
+
+
+def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+
+
+def _close(process: subprocess.Popen) -> None:
+    if process.stdin is not None:
+        process.stdin.close()

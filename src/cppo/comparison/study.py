@@ -1,0 +1,233 @@
+"""A study: the file that names methods, seeds and tasks, checked, and the grid of cells it stands for. No torch."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cppo.comparison.options import StudyOptions
+from cppo.errors import UserError
+from cppo.recipes import Recipe, Schema, load_recipe, read_mapping, schema
+from cppo.recipes.static_fields import dataclass_fields
+from cppo.views import CONDITION_NAMES
+
+STUDIES_DIR = Path(__file__).parent / "studies"
+
+FIXED: dict[str, Any] = {
+    "final_eval_samples": 0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "resume_from_checkpoint": None,
+    "overwrite": False,
+    "dry_run": False,
+}
+"""What every cell has, because the study itself evaluates and starts over."""
+SET_BY_STUDY = frozenset({*FIXED, "seed", "output_dir", "method"})
+SAME_FOR_ALL = frozenset(
+    {
+        "model",
+        "data",
+        "eval_data",
+        "columns",
+        "min_pixels",
+        "max_pixels",
+        "max_prompt_tokens",
+        "system_prompt",
+        "max_steps",
+        "num_train_epochs",
+        "num_generations",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "steps_per_generation",
+        "generation_batch_size",
+        "num_iterations",
+        "max_completion_length",
+        "shuffle_dataset",
+        "data_seed",
+    }
+)
+"""Start, data and rollout budget: a method that changed them would not be compared but favoured."""
+_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is compared: a method and the options in which it differs from that method's defaults."""
+
+    label: str
+    method: str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid; its recipe has everything but the output folder."""
+
+    task: str
+    label: str
+    seed: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study. `tasks` are options by name; `seeds` the seeds of each label."""
+
+    name: str
+    options: StudyOptions
+    variants: tuple[Variant, ...]
+    control: str
+    tasks: Mapping[str, Mapping[str, Any]]
+    seeds: Mapping[str, tuple[int, ...]]
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.options.output_dir or f"runs/{self.name}")
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The grid, seed by seed, so that an unfinished study has as many seeds of each method."""
+        grid = [
+            Cell(task, variant.label, seed, self.cell_recipe(task, variant, seed))
+            for task in self.tasks
+            for variant in self.variants
+            for seed in self.seeds[variant.label]
+        ]
+        return sorted(grid, key=lambda cell: self.seeds[cell.label].index(cell.seed))
+
+    def cell_recipe(self, task: str, variant: Variant, seed: int) -> Recipe:
+        """What `variant` trains with on a task and a seed. Raises UserError for options that do not work."""
+        given = {**self.options.options, **self.tasks[task]}
+        own = {**FIXED, "method": variant.method, "seed": seed, **variant.options}
+        recipe = load_recipe("train", self.options.recipe, {**given, **own})
+        data = recipe.options.data
+        data = [_with_seed(one, seed) for one in data] if isinstance(data, list) else _with_seed(data, seed)
+        config = {name: value for name, value in recipe.config.items() if name != "output_dir"}
+        return replace(recipe, options=replace(recipe.options, data=data), config=config)
+
+    def evaluation_steps(self, recipe: Recipe) -> list[int]:
+        """The steps after which a cell evaluates; step 0 is the start's, and measured once for all."""
+        last = recipe.config["max_steps"]
+        every = self.options.evaluate_every or last
+        return [*range(every, last, every), last]
+
+
+def study_schema() -> Schema:
+    """The options of a study file."""
+    return Schema("compare", StudyOptions, dataclass_fields("cppo.comparison.options", "StudyOptions"), {}, {})
+
+
+def study_names() -> list[str]:
+    """Names of the packaged studies."""
+    return sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
+
+
+def study_file(name_or_file: str) -> Path:
+    """The file of a packaged study's name, or of a user's own. Raises UserError for neither."""
+    if name_or_file in study_names():
+        return STUDIES_DIR / f"{name_or_file}.yaml"
+    if Path(name_or_file).is_file():
+        return Path(name_or_file)
+    raise UserError(
+        f"study {name_or_file!r}: no such file, and not one of the packaged studies ({', '.join(study_names())})"
+    )
+
+
+def load_study(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read and check a study and every cell's options; `overrides` (checked values) win over the file's.
+
+    Raises:
+        UserError: unreadable file, unknown option, wrong value, method or label, in one line that says where.
+    """
+    file, where = study_file(name_or_file), f"study {name_or_file}"
+    given = {**read_mapping(file, where), **(overrides or {})}
+    checked = study_schema().check(given, where=where)
+    if not checked.get("methods"):
+        raise UserError(f"{where}: no `methods` are given; write e.g. methods: [grpo, cppo]")
+    options = StudyOptions(**checked)
+    for place, values in (("options", options.options), *((f"tasks: {k}", v) for k, v in options.tasks.items())):
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: {place}: expected a mapping of options, got {values!r}")
+        _refuse(values, SET_BY_STUDY, f"{where}: {place}", "the study itself sets it")
+    unknown = [name for name in options.conditions if name not in CONDITION_NAMES]
+    if unknown or not options.conditions:
+        raise UserError(
+            f"{where}: conditions: {', '.join(unknown) or 'none'}: choose from {', '.join(CONDITION_NAMES)}"
+        )
+    train = schema("train")
+    base = train.check(options.options, where=f"{where}: options")
+    tasks = {name: train.check(values, where=f"{where}: tasks: {name}") for name, values in options.tasks.items()} or {
+        Path(options.recipe).stem: {}
+    }
+    variants = tuple(_variant(entry, f"{where}: methods") for entry in options.methods)
+    labels = [variant.label for variant in variants]
+    for name in (*labels, *tasks):
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{where}: {name!r} names a folder: use letters, digits and . _ + - only")
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise UserError(f"{where}: methods: {twice[0]} is there twice; give one of them another `label`")
+    control = options.control or labels[0]
+    for label in (control, *options.seeds_of):
+        if label not in labels:
+            raise UserError(f"{where}: there is no method labelled {label!r}; the labels are {', '.join(labels)}")
+    seeds = {
+        label: _seeds(options.seeds_of.get(label, options.seeds), f"{where}: seeds of {label}") for label in labels
+    }
+    options = replace(options, options=base, tasks=tasks)
+    study = Study(file.stem, options, variants, control, tasks, seeds)
+    for task in tasks:
+        _check_task(study.cell_recipe(task, variants[0], 0), f"{where}: tasks: {task}")
+    return study
+
+
+def _variant(entry: str | dict[str, Any], where: str) -> Variant:
+    values = {"method": entry} if isinstance(entry, str) else dict(entry)
+    method = values.pop("method", None)
+    if not isinstance(method, str):
+        raise UserError(f"{where}: {entry!r}: give a method's name, or {{label: NAME, method: NAME, option: VALUE}}")
+    label = values.pop("label", method)
+    place = f"{where}: {label}"
+    if not isinstance(label, str):
+        raise UserError(f"{place}: a label is text")
+    train = schema("train")
+    train.check({"method": method}, where=place)
+    _refuse(values, SET_BY_STUDY, place, "the study itself sets it")
+    _refuse(values, SAME_FOR_ALL, place, "start, data and rollout budget are the same for all methods")
+    return Variant(label, method, train.check(values, where=place))
+
+
+def _refuse(values: Mapping[str, Any], names: frozenset[str], where: str, why: str) -> None:
+    for name in values:
+        if name in names:
+            raise UserError(f"{where}: `{name}` cannot be set here: {why}")
+
+
+def _seeds(given: Any, where: str) -> tuple[int, ...]:
+    seeds = list(range(given)) if type(given) is int else given
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"{where}: {given!r}: give a number of seeds, or a list such as [0, 1, 2]")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: {given!r}: a seed is there twice")
+    return tuple(seeds)
+
+
+def _check_task(recipe: Recipe, where: str) -> None:
+    if recipe.options.eval_data is None:
+        raise UserError(f"{where}: no `eval_data` is given; write e.g. eval_data: tasks:digits?n=1000")
+    if "{seed}" in str(recipe.options.eval_data):
+        raise UserError(f"{where}: eval_data: `{{seed}}` works in `data` alone: all cells answer the same items")
+    if recipe.config.get("max_steps", -1) < 1:
+        raise UserError(f"{where}: max_steps: give a number of steps, which is the same for all methods")
+
+
+def _with_seed(spec: str, seed: int) -> str:
+    return spec.replace("{seed}", str(seed))
+
+
+def settings(study: Study) -> dict[str, Any]:
+    """The study as JSON values, for the record."""
+    return {"name": study.name, **dataclasses.asdict(study.options), "control": study.control}

@@ -1,0 +1,113 @@
+"""What a cell's process does: the same prompts for every method, and evaluations that training does not notice."""
+
+import json
+
+import pytest
+import torch
+
+from cppo.comparison.cell import run_folder
+from cppo.comparison.jobs import RESULT, cell_job, start_job, study_jobs
+from cppo.comparison.measure import Measurement
+from cppo.comparison.pool import run_jobs
+from cppo.comparison.study import load_study
+from cppo.data import load_records
+from cppo.evaluation import evaluate, get_condition, load_model
+from cppo.evaluation.detectors import detector_quality
+from cppo.evaluation.inspection import SCORES, InspectOptions, inspect_record
+from cppo.views import ViewSampler
+
+MEASURED = ("step_time", "time/", "memory/")
+"""How the names of metrics begin that differ from run to run."""
+
+
+def run(job):
+    job.begin()
+    run_folder(job.folder)
+    return json.loads((job.folder / RESULT).read_text())
+
+
+def metrics(job):
+    rows = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith(MEASURED)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, study_writer):
+    """Both methods of seed 0, GRPO of seed 1, and GRPO of seed 0 with fewer evaluations: (job, result) each."""
+    folder = tmp_path_factory.mktemp("cells")
+    study = load_study(study_writer(folder))
+    jobs = {(cell.label, cell.seed): cell_job(study, cell) for cell in study.cells}
+    seldom = load_study(study_writer(folder, "seldom", evaluate_every=None, output_dir=str(folder / "seldom")))
+    jobs["seldom", 0] = cell_job(seldom, seldom.cells[0])
+    del jobs["cppo", 1]
+    return {name: (job, run(job)) for name, job in jobs.items()}
+
+
+def test_methods_see_the_same_prompts_in_the_same_order(runs):
+    assert runs["grpo", 0][1]["prompts"] == runs["cppo", 0][1]["prompts"]
+    assert runs["grpo", 0][1]["prompts"] != runs["grpo", 1][1]["prompts"]
+    steps = [len(found["step_seconds"]) for _, found in runs.values()]
+    assert steps == [2] * len(runs)
+
+
+def test_evaluations_do_not_change_the_training(runs):
+    assert metrics(runs["grpo", 0][0]) == metrics(runs["seldom", 0][0])
+    often, seldom = (runs[name, 0][1]["evaluations"] for name in ("grpo", "seldom"))
+    assert [one["step"] for one in often] == [1, 2]
+    assert [one["step"] for one in seldom] == [2]
+    assert often[-1] == seldom[-1]
+
+
+def test_what_a_cell_writes(runs):
+    job, result = runs["cppo", 0]
+    assert (result["label"], result["seed"], result["task"], result["kind"]) == ("cppo", 0, "digits", "cell")
+    for one in result["evaluations"]:
+        assert set(one["correct"]) == {"clean", "blank"}
+        assert all(len(marks) == 6 and set(marks) <= {"0", "1"} for marks in one["correct"].values())
+    assert result["options"]["perception_weight"] == 0.01
+    assert result["peak_mib"] > 50
+    assert result["evaluation_seconds"] < result["seconds"]
+    assert not list(job.folder.glob("*.safetensors"))
+    assert not list(job.folder.glob("checkpoint-*"))
+    assert job.changed() == []
+
+
+def test_a_real_process(study):
+    job = start_job(study, "digits")
+    done = []
+    run_jobs([job], workers=1, threads=1, finished=lambda job, status: done.append(status))
+    assert done == [0], job.log.read_text()
+    (evaluation,) = job.result()["evaluations"]
+    assert evaluation["step"] == 0
+    assert len(evaluation["correct"]["blank"]) == 6
+    assert study_jobs(study)[0].changed() == []
+
+
+def test_detectors_and_accuracy_against_one_item_at_a_time():
+    """The batch of different prompts says what `cppo inspect` says of each item alone."""
+    model, processor = load_model("micro", device="cpu")
+    records = load_records("tasks:digits?noise=100&n=12", split="test", limit=12)
+    sampler = ViewSampler(0)
+    measurement = Measurement(records, ["clean", "blank"], 12, sampler, 0.5, 40, None, 0.0)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    found = measurement.take(model, processor)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for condition in ("clean", "blank"):
+        shown = get_condition(condition)
+        expected = evaluate(model, processor, records, batch_size=1, max_new_tokens=40, condition=shown)
+        assert found["correct"][condition] == "".join("1" if one else "0" for one in expected.accuracies)
+    options = InspectOptions(samples=1, max_new_tokens=40)
+    tokens = [
+        token
+        for record in records
+        for token in inspect_record(model, processor, record, sampler, options).responses[0].tokens
+    ]
+    for name in SCORES:
+        alone = detector_quality(
+            [token.scores[name] for token in tokens],
+            [token.selected[name] for token in tokens],
+            [bool(token.true_perception) for token in tokens],
+        )
+        for figure in ("auprc", "precision", "recall", "base_rate", "tokens"):
+            assert found["detectors"][name][figure] == pytest.approx(getattr(alone, figure), rel=1e-3, abs=1e-5)

@@ -1,0 +1,158 @@
+"""`cppo compare` from end to end, with a quick process in the place of each cell's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cppo.cli.main import main
+from cppo.comparison import pool
+from cppo.comparison.jobs import RESULT, study_jobs
+from cppo.comparison.study import load_study
+
+
+def ran(file):
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def read(folder, name="results.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_results_table_and_page(write_study, stub_cells, capsys):
+    assert main(["compare", "--config", write_study()]) == 0
+    results = read(stub_cells.parent)
+    assert results["command"].startswith("cppo compare --config")
+    assert [(cell["method"], cell["seed"], cell["task"]) for cell in results["cells"]] == [
+        ("grpo", 0, "digits"), ("cppo", 0, "digits"), ("grpo", 1, "digits"), ("cppo", 1, "digits"),
+    ]  # fmt: skip
+    cell = results["cells"][1]
+    assert cell["steps"] == [0, 1, 2]
+    assert cell["accuracy"]["clean"] == [0.25, 0.75, 0.75]  # the start is evaluated with the first method's recipe
+    assert cell["training"]["reward"] == [0.25, 0.5]
+    assert results["same_prompts"] is True
+    difference = results["comparison"]["digits"]["methods"]["cppo"]["difference"]["clean"]
+    assert difference["equal_steps"]["mean"] == 0.5
+    assert difference["equal_steps"]["n"] == 2
+    # grpo ends after 2 x 1 s, when cppo at 2 s a step has made its first step.
+    assert results["comparison"]["digits"]["equal_time_seconds"] == 2.0
+    assert results["comparison"]["digits"]["methods"]["cppo"]["steps_at_equal_time"] == 1.0
+    assert difference["equal_time"]["mean"] == 0.5
+    output = capsys.readouterr()
+    assert "clean 75.0 (+50.0 [+50.0, +50.0])" in output.out
+    assert "5/5  digits, cppo, seed 1  under 1 min left" in output.err
+    assert "| `cppo` | 2 | +50.0 [+50.0, +50.0] {+0.0, +100.0} |" in (stub_cells.parent / "summary.md").read_text()
+    assert "<svg" in (stub_cells.parent / "report.html").read_text()
+
+
+def test_what_has_finished_is_never_run_again(write_study, stub_cells):
+    file = write_study()
+    assert main(["compare", "--config", file]) == 0
+    assert ran(stub_cells) == 5
+    assert main(["compare", "--config", file]) == 0
+    assert ran(stub_cells) == 5
+    variant = {"label": "half", "method": "cppo", "perception_weight": 0.005}
+    assert main(["compare", "--config", write_study(methods=["grpo", "cppo", variant], seeds=3)]) == 0
+    assert ran(stub_cells) == 5 + 2 + 3
+    (stub_cells.parent / "cells/digits/half/seed-1" / RESULT).unlink()
+    assert main(["compare", "--config", write_study(methods=["grpo", "cppo", variant], seeds=3)]) == 0
+    assert ran(stub_cells) == 11
+
+
+def test_other_options_are_refused_and_named(write_study, stub_cells, capsys):
+    assert main(["compare", "--config", write_study()]) == 0
+    changed = write_study(methods=["grpo", {"method": "cppo", "perception_weight": 0.5}], eval_items=5)
+    assert main(["compare", "--config", changed]) == 2
+    assert "start/digits was run with other options (evaluation); give --rerun" in capsys.readouterr().err
+    changed = write_study(methods=["grpo", {"method": "cppo", "perception_weight": 0.5}])
+    assert main(["compare", "--config", changed]) == 2
+    assert "cppo/seed-0 was run with other options (perception_weight)" in capsys.readouterr().err
+    assert ran(stub_cells) == 5
+    assert main(["compare", "--config", changed, "--rerun"]) == 0
+    assert ran(stub_cells) == 7
+
+
+def test_a_failed_cell_stops_no_other(write_study, stub_cells, capsys):
+    methods = ["grpo", {"label": "wild", "method": "cppo", "learning_rate": 1.0}, "cppo"]
+    assert main(["compare", "--config", write_study(methods=methods, seeds=1)]) == 1
+    output = capsys.readouterr()
+    assert "digits, wild, seed 0 failed with status 1" in output.err
+    assert "  the learning rate is too high" in output.err
+    assert output.err.strip().endswith("the same command tries them again: digits, wild, seed 0")
+    assert ran(stub_cells) == 3
+    assert read(stub_cells.parent)["unfinished"] == ["digits, wild, seed 0"]
+    assert "two" in (stub_cells.parent / "cells/digits/wild/seed-0/log.txt").read_text()
+
+
+def test_report_only_runs_nothing(write_study, stub_cells, capsys):
+    file = write_study()
+    assert main(["compare", "--config", file, "--report_only"]) == 2
+    assert "no cell in" in capsys.readouterr().err
+    assert main(["compare", "--config", file]) == 0
+    before = read(stub_cells.parent)
+    (stub_cells.parent / "results.json").unlink()
+    assert main(["compare", "--config", file, "--report_only"]) == 0
+    after = read(stub_cells.parent)
+    assert after.pop("command") != before.pop("command")
+    assert after == before
+    assert ran(stub_cells) == 5
+
+
+def test_timing_runs_alone_and_in_turn(write_study, stub_cells):
+    assert main(["compare", "--config", write_study(timing_steps=2, timing_repeats=2, seeds=1)]) == 0
+    order = [line.split("/out/")[1] for line in stub_cells.read_text().splitlines()]
+    assert order[3:] == [f"timing/digits/{label}/seed-{n}" for n in (0, 1) for label in ("grpo", "cppo")]
+    assert read(stub_cells.parent)["cost"]["digits"]["cppo"]["alone"] is True
+
+
+def test_sigterm_ends_the_cells_with_the_command(write_study, stub_cells):
+    slow = {"label": "slow", "method": "cppo", "learning_rate": 2.0}
+    file = write_study(methods=["grpo", slow], seeds=1, workers=1)
+    program = "import sys; from cppo.comparison import pool; pool.COMMAND = tuple(sys.argv[1:3]); "
+    program += "from cppo.cli.main import main; sys.exit(main(sys.argv[3:]))"
+    argv = [sys.executable, "-c", program, *pool.COMMAND, "compare", "--config", file]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    log = stub_cells.parent / "cells/digits/slow/seed-0/log.txt"
+    while not (log.is_file() and log.read_text().count("\n")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[1].endswith("cppo: stopped\n")
+    assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text().split()[0]), 0)
+    assert ran(stub_cells) == 2  # the start and the finished cell stay
+
+
+def test_a_second_command_is_refused(write_study, stub_cells, capsys):
+    from cppo.cli.compare import only_one
+
+    study = load_study(write_study())
+    with only_one(study.output_dir):
+        assert main(["compare", "--config", write_study()]) == 2
+    assert "another `cppo compare` is at work" in capsys.readouterr().err
+
+
+def test_stopping_ends_the_processes(write_study, stub_cells):
+    study = load_study(write_study(options={"max_steps": 2, "learning_rate": 2.0}, seeds=1))
+    jobs = study_jobs(study)
+    processes = [pool.start(job, threads=1) for job in jobs[:2]]
+    while any(not job.log.read_text() for job in jobs[:2]):
+        time.sleep(0.05)
+    pool.stop(processes)
+    for process in processes:
+        assert process.returncode == -signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+    assert not any(job.result() for job in jobs)
+
+
+def test_an_unreadable_result_is_named(write_study, stub_cells, capsys):
+    file = write_study()
+    assert main(["compare", "--config", file]) == 0
+    (stub_cells.parent / "cells/digits/grpo/seed-0" / RESULT).write_text("{")
+    assert main(["compare", "--config", file]) == 2
+    assert "remove it to run the cell again" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""Study files: what they mean, and what is refused before anything starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cppo.cli.main import main
+from cppo.comparison.jobs import cell_job, study_jobs
+from cppo.comparison.study import load_study, study_names
+
+
+def test_the_grid_goes_seed_by_seed(write_study):
+    study = load_study(write_study(seeds=[3, 5], seeds_of={"cppo": 3}, evaluate_every=None))
+    grid = [(cell.label, cell.seed) for cell in study.cells]
+    assert grid == [("grpo", 3), ("cppo", 0), ("grpo", 5), ("cppo", 1), ("cppo", 2)]
+    for cell in study.cells:
+        assert cell.recipe.config["method"] == cell.label
+        assert cell.recipe.config["seed"] == cell.seed
+        assert cell.recipe.options.data == f"tasks:digits?n=8&seed={cell.seed}"
+        assert cell.recipe.options.final_eval_samples == 0
+    assert study.control == "grpo"
+    assert study.evaluation_steps(study.cells[0].recipe) == [2]
+
+
+@pytest.mark.parametrize(("every", "last", "steps"), [(25, 100, [25, 50, 75, 100]), (30, 100, [30, 60, 90, 100])])
+def test_evaluations_end_with_the_last_step(write_study, every, last, steps):
+    study = load_study(write_study(evaluate_every=every, options={"max_steps": last}))
+    assert study.evaluation_steps(study.cells[0].recipe) == steps
+
+
+def test_variants_tasks_and_regimes(write_study):
+    task = {
+        "data": ["tasks:shapes?n=8", "tasks:chart?n=8&seed={seed}"],
+        "eval_data": "tasks:shapes?n=4",
+        "max_steps": 7,
+    }
+    variant = {"label": "cppo-kl", "method": "cppo", "perception_score": "kl"}
+    study = load_study(write_study(methods=["grpo", variant], control="cppo-kl", tasks={"both": task}, seeds=1))
+    recipe = study.cells[1].recipe
+    assert recipe.config["perception_score"] == "kl"
+    assert recipe.config["max_steps"] == 7
+    assert recipe.options.data == ["tasks:shapes?n=8", "tasks:chart?n=8&seed=0"]
+    folders = [str(job.folder.relative_to(study.output_dir)) for job in study_jobs(study)]
+    assert folders == ["start/both", "cells/both/grpo/seed-0", "cells/both/cppo-kl/seed-0"]
+
+
+def test_methods_of_a_task_share_the_start_and_its_evaluation(study):
+    jobs = [cell_job(study, cell) for cell in study.cells]
+    assert len({str(job.identity["evaluation"]) for job in jobs}) == 1
+    assert len({job.identity["start_weights"] for job in jobs}) == 1
+    assert len({str(sorted(job.identity.items(), key=str)) for job in jobs}) == len(jobs)
+
+
+REFUSED = [
+    ({"method": ["grpo"]}, "unknown option `method`; did you mean `methods`?"),
+    ({"methods": []}, "no `methods`"),
+    ({"methods": ["grpo", "grop"]}, "grop"),
+    ({"methods": ["grpo", "grpo"]}, "grpo is there twice"),
+    ({"methods": ["grpo", {"label": "x"}]}, "give a method's name"),
+    ({"methods": ["grpo", {"method": "cppo", "perception_wieght": 1}]}, "did you mean `perception_weight`?"),
+    ({"methods": ["grpo", {"method": "cppo", "perception_weight": -1}]}, "cppo: perception_weight: -1 is outside"),
+    ({"methods": ["grpo", {"method": "cppo", "num_generations": 4}]}, "`num_generations` cannot be set here"),
+    ({"methods": ["grpo", {"method": "cppo", "seed": 4}]}, "`seed` cannot be set here"),
+    ({"methods": ["grpo", {"method": "cppo", "label": "../up"}]}, "names a folder"),
+    ({"methods": [{"method": "cppo", "perception_gate": "correct"}]}, "digits, cppo: perception_gate"),
+    ({"control": "dapo"}, "no method labelled 'dapo'"),
+    ({"seeds_of": {"dapo": 3}}, "no method labelled 'dapo'"),
+    ({"seeds": 0}, "give a number of seeds"),
+    ({"seeds": [1, 1]}, "twice"),
+    ({"seeds_of": {"cppo": "many"}}, "seeds of cppo: 'many'"),
+    ({"tasks": {"digits": "tasks:digits"}}, "tasks: digits: expected a mapping"),
+    ({"tasks": {"digits": {"data": "tasks:digits"}}}, "no `eval_data`"),
+    ({"tasks": {"digits": {"data": "tasks:digits", "eval_data": "tasks:digits?seed={seed}"}}}, "works in `data` alone"),
+    ({"tasks": {"digits": {"data": "tasks:nothing", "eval_data": "tasks:digits"}}}, "unknown task 'nothing'"),
+    ({"tasks": {"a b": {"data": "tasks:digits", "eval_data": "tasks:digits"}}}, "names a folder"),
+    ({"options": {"max_steps": -1}}, "max_steps: give a number of steps"),
+    ({"options": {"output_dir": "x"}}, "`output_dir` cannot be set here"),
+    ({"conditions": ["clean", "upside_down"]}, "upside_down"),
+    ({"eval_items": 0}, "eval_items: 0 is outside"),
+    ({"recipe": "nothing"}, "recipe 'nothing'"),
+]
+
+
+@pytest.mark.parametrize(("entries", "message"), REFUSED, ids=lambda value: str(value)[:50])
+def test_refused_in_one_line_before_anything_starts(write_study, stub_cells, capsys, entries, message):
+    assert main(["compare", "--config", write_study(**entries)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not stub_cells.parent.exists()
+
+
+def test_no_torch_before_the_check(write_study):
+    program = "import sys; from cppo.cli.main import main; status = main(sys.argv[1:]); "
+    program += "sys.exit(status + ('torch' in sys.modules))"
+    file = write_study(methods=["grpo", {"method": "cppo", "perception_gate": "correct"}])
+    run = subprocess.run([sys.executable, "-c", program, "compare", "--config", file], capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+
+
+def test_packaged_studies_are_valid():
+    assert study_names() == ["compare-micro"]
+    for name in study_names():
+        assert load_study(name).cells
+
+
+def test_options_on_the_command_line_win(write_study):
+    assert load_study(write_study(), {"seeds": 1, "eval_items": 3}).options.eval_items == 3
