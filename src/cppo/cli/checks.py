@@ -1,5 +1,6 @@
 """What can be wrong before torch is imported: model folders, data, output folder."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,6 +8,11 @@ from cppo.assets import resolve_model
 from cppo.data import PixelBounds, check_columns, check_spec
 from cppo.errors import UserError
 from cppo.recipes import Recipe, RunDirectory, TrainOptions
+
+LOGGERS = ("tensorboard", "trackio", "wandb")
+"""Loggers that are an extra of this package; `cppo.training.loggers` asks the others that transformers knows."""
+HUB_SECONDS = 10.0
+"""How long the hub may take to say whether it has a model."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -33,6 +39,7 @@ def check_inputs(recipe: Recipe) -> None:
     elif recipe.config.get("eval_strategy", "no") != "no":
         raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
     PixelBounds(options.min_pixels, options.max_pixels)
+    check_loggers(recipe.config.get("report_to"))
 
 
 def check_data(specs: str | list[str]) -> None:
@@ -42,7 +49,7 @@ def check_data(specs: str | list[str]) -> None:
 
 
 def check_model(name: str) -> None:
-    """A model on this machine: folder, config.json, a vision tower in it. A Hugging Face name passes.
+    """A model on this machine: folder, config.json, a vision tower in it; or a name that the hub knows.
 
     Raises:
         UserError: otherwise.
@@ -50,7 +57,7 @@ def check_model(name: str) -> None:
     folder = Path(resolve_model(name))
     if not folder.exists():
         if str(folder) == name and _is_hub_name(name):
-            return
+            return _check_hub_model(name)
         raise UserError(f"model: there is no folder {folder}")
     file = folder / "config.json"
     if not file.is_file():
@@ -63,6 +70,39 @@ def check_model(name: str) -> None:
         raise UserError(
             f"model: {name} has no vision tower (no `vision_config` in config.json); choose a vision-language model"
         )
+
+
+def _check_hub_model(name: str) -> None:
+    """Whether a Hugging Face name is on this machine or can be fetched. The libraries would try six times.
+
+    Raises:
+        UserError: the hub cannot be reached, or has no such model for this user.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_SECONDS)
+    except EntryNotFoundError:
+        return  # loading it says what is missing
+    except RepositoryNotFoundError as error:
+        raise UserError(f"model: {name} is no folder here, and the hub has no such model that you may read") from error
+    except (OSError, ValueError, HTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"model: {name} is neither a folder nor in this machine's cache, and the hub did not answer: {reason}"
+        ) from error
+
+
+def check_loggers(report_to: str | list[str] | None) -> None:
+    """Whether the loggers of `report_to` are installed, as far as they are extras of this package. Raises UserError."""
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        # PyTorch's writer takes either package.
+        modules = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if name in LOGGERS and not any(map(importlib.util.find_spec, modules)):
+            raise UserError(f"report_to: {name} is not installed; pip install 'cppo[{name}]'")
 
 
 def check_output_file(option: str, name: str | None) -> None:

@@ -8,7 +8,7 @@ from cppo.cli.checks import check_recipe
 from cppo.cli.console import quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.data import PixelBounds, load_records
-from cppo.recipes import RunDirectory, dump_recipe
+from cppo.recipes import Recipe, RunDirectory, dump_recipe, warn_of_changes
 
 DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `response` column, with TRL's SFTTrainer."
 
@@ -16,6 +16,11 @@ DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `respons
 def run(argv: Sequence[str]) -> None:
     """Fine-tune and save the model in output_dir. Raises UserError for a user's mistake."""
     recipe = parse_recipe("sft", argv, default_recipe="sft", description=DESCRIPTION)
+    with RunDirectory(recipe.output_dir).without_empty_leftovers():
+        _run(recipe)
+
+
+def _run(recipe: Recipe) -> None:
     check_recipe(recipe)
     options = recipe.options
     pixels = PixelBounds(options.min_pixels, options.max_pixels)
@@ -33,6 +38,8 @@ def run(argv: Sequence[str]) -> None:
     data, long = drop_long_rows(data, options)
     warn_of_left_out(data, long, options)
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
+    if checkpoint is not None:
+        warn_of_changes(recipe, recipe.config, checkpoint)
     files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
     files.config.write_text(dump_recipe(recipe, recipe.config), encoding="utf-8")
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}

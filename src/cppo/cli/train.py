@@ -15,7 +15,7 @@ from cppo.training.sources import load_sources
 
 if TYPE_CHECKING:
     from cppo.training.dry_run import BatchNeeds, Plan
-    from cppo.training.run import RunResult
+    from cppo.training.run import BestCheckpoint, RunResult
 
 MIB = 2**20
 DESCRIPTION = (
@@ -27,6 +27,11 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> None:
     """Train, write the report, print what was gained. Raises UserError for a user's mistake."""
     recipe = parse_recipe("train", argv, default_recipe="micro", description=DESCRIPTION)
+    with RunDirectory(recipe.output_dir).without_empty_leftovers():
+        _run(recipe)
+
+
+def _run(recipe: Recipe) -> None:
     check_recipe(recipe)
     check_combinations({**schema("train").defaults, **recipe.config})
     options = recipe.options
@@ -57,7 +62,16 @@ def run(argv: Sequence[str]) -> None:
     if not result.is_main_process:
         return
     report = write_report(result.output_dir)
-    print("\n".join([*closing_lines(result), f"model      {result.output_dir}", f"report     {report}"]))
+    print(
+        "\n".join(
+            [
+                *closing_lines(result),
+                *best_lines(result.best),
+                f"model      {result.output_dir}",
+                f"report     {report}",
+            ]
+        )
+    )
 
 
 def closing_lines(result: "RunResult") -> list[str]:
@@ -75,6 +89,14 @@ def closing_lines(result: "RunResult") -> list[str]:
         lines.append(f"blank      {percent(result.blank.accuracy, result.blank.accuracy_ci95)}   (after, grey image)")
     lines.append(f"format     {before.format_rate:.1%} before, {after.format_rate:.1%} after".replace("%", " %"))
     return lines
+
+
+def best_lines(best: "BestCheckpoint | None") -> list[str]:
+    """Which checkpoint was best, as text lines; none where nothing chose one."""
+    if best is None:
+        return []
+    used = "the model below" if best.is_the_model else "not the model below: --load_best_model_at_end takes it"
+    return [f"best       {best.path}, {best.metric} {best.value:.4g} ({used})"]
 
 
 def plan_lines(plan: "Plan", recipe: Recipe) -> list[str]:

@@ -10,7 +10,9 @@ from cppo.recipes.recipe import (
     recipe_file,
     recipe_names,
     recipe_summary,
+    resolved_options,
 )
+from cppo.recipes.resumed import warn_of_changes
 from cppo.recipes.run_dir import RunDirectory, checkpoint_step
 from cppo.recipes.schema import Schema, schema
 from cppo.recipes.values import in_interval
@@ -30,5 +32,7 @@ __all__ = [
     "recipe_file",
     "recipe_names",
     "recipe_summary",
+    "resolved_options",
     "schema",
+    "warn_of_changes",
 ]

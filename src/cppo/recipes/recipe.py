@@ -97,14 +97,18 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
     return Recipe(name_or_file, command, run, config)
 
 
-def dump_recipe(recipe: Recipe, config: Mapping[str, Any]) -> str:
-    """The recipe as YAML that `load_recipe` reads again, with the trainer's fields from `config`."""
+def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's options of what the run is, with the trainer's fields from `config`."""
     run = dataclasses.asdict(recipe.options)
     for name in ("resume_from_checkpoint", "overwrite", "dry_run"):  # they say how a run was started, not what it is
         run.pop(name, None)
-    run = {name: value for name, value in run.items() if value is not None}
+    return {**{name: value for name, value in run.items() if value is not None}, **config}
+
+
+def dump_recipe(recipe: Recipe, config: Mapping[str, Any]) -> str:
+    """`resolved_options` as YAML that `load_recipe` reads again."""
     header = f"{CONFIG_HEADER} (cppo {recipe.command}, from {recipe.name}).\n"
-    return header + yaml.safe_dump({**run, **config}, sort_keys=False, allow_unicode=True)
+    return header + yaml.safe_dump(resolved_options(recipe, config), sort_keys=False, allow_unicode=True)
 
 
 def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:

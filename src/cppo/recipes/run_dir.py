@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cppo.errors import UserError
@@ -93,6 +95,18 @@ class RunDirectory:
                 f"output_dir: {self.path} holds an unfinished run; continue it with --resume_from_checkpoint, "
                 "or replace it with --overwrite"
             )
+
+    @contextmanager
+    def without_empty_leftovers(self) -> Iterator[None]:
+        """Folders made inside, and left empty by a start that fails, are removed again."""
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            yield
+        except BaseException:
+            for folder in made:
+                with suppress(OSError):  # it holds something by now, or was never made
+                    folder.rmdir()
+            raise
 
     def begin(self, *, checkpoint: Path | None, overwrite: bool) -> None:
         """Make the folder ready: a new run starts without the files of an earlier one (without its checkpoints too, if

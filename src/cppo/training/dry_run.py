@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
-from transformers.integrations import get_reporting_integration_callbacks
 
 from cppo.data import RecordSource, to_dataset
 from cppo.errors import UserError
 from cppo.evaluation import load_processor, prompt_lengths
 from cppo.policy import unwrapped
 from cppo.recipes import Recipe, TrainOptions
+from cppo.training.loggers import check_loggers
 from cppo.training.peak_memory import PeakMemory
 from cppo.training.run import PreparedRun, build_config, build_trainer, prepare_run
 from cppo.training.sources import RunSources
@@ -195,7 +195,7 @@ def rehearse(recipe: Recipe, sources: RunSources) -> Plan | None:
     """
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "eval_strategy": "no"}
-        _check_loggers(recipe)
+        check_loggers(build_config(recipe))
         prepared = prepare_run(replace(recipe, config={**recipe.config, **quiet}), sources)
         return _train_briefly(prepared, sources)
 
@@ -280,15 +280,6 @@ def probe_rows(source: RecordSource, options: TrainOptions) -> tuple[list[int], 
     indices = list(range(0, len(source), step))
     processor = load_processor(options.model)
     return indices, prompt_lengths(processor, source.keep(indices), system_prompt=options.system_prompt)
-
-
-def _check_loggers(recipe: Recipe) -> None:
-    """Raises UserError for a logger of `report_to` that is unknown or not installed."""
-    try:
-        for callback in get_reporting_integration_callbacks(build_config(recipe).report_to):
-            callback()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"report_to: {' '.join(str(error).split())}") from error
 
 
 def _bytes(tensors: Iterable[Any]) -> int:

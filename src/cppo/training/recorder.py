@@ -52,9 +52,12 @@ class RunRecorder(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         append_json_lines(self._files.metrics, [{"step": state.global_step, **_numbers(logs)}])
-        if any(name.startswith("eval_") for name in logs):
-            return
         step, last = state.global_step, state.max_steps
+        if any(name.startswith("eval_") for name in logs):
+            if not args.disable_tqdm:
+                shown = progress_text({name.removeprefix("eval_"): value for name, value in logs.items()})
+                tqdm.write(f"step {step}/{last}  evaluation: {progress_line(shown)}", file=sys.stderr)
+            return
         if is_milestone(step, last, SAMPLE_TIMES):
             append_json_lines(
                 self._files.samples, [sample_record(sample) for sample in self._samples() if sample["step"] == step]
@@ -63,8 +66,7 @@ class RunRecorder(TrainerCallback):
         if self._bar is not None:
             self._bar.set_postfix(shown)
         elif not args.disable_tqdm and is_milestone(step, last, PROGRESS_LINES):
-            text = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"step {step}/{last}  {text}", file=sys.stderr, flush=True)
+            print(f"step {step}/{last}  {progress_line(shown)}", file=sys.stderr, flush=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,6 +79,10 @@ def progress_text(logs: Mapping[str, Any]) -> dict[str, str]:
     """What the progress line shows of a step: an RL step's rewards, else the loss (which says little of an RL step)."""
     names = RL_SHOWN if "reward" in logs else SFT_SHOWN
     return {label: f"{logs[name]:.3f}" for name, label in names.items() if isinstance(logs.get(name), float)}
+
+
+def progress_line(shown: Mapping[str, str]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def is_milestone(step: int, last: int, times: int) -> bool:

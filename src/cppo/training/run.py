@@ -27,9 +27,10 @@ from cppo.evaluation import (
     evaluate,
     paired_bootstrap,
 )
-from cppo.recipes import Recipe, RunDirectory, TrainOptions, checkpoint_step, dump_recipe
+from cppo.recipes import Recipe, RunDirectory, TrainOptions, checkpoint_step, dump_recipe, warn_of_changes
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
 from cppo.training.config import CPPOConfig
+from cppo.training.loggers import check_loggers
 from cppo.training.recorder import RunRecorder
 from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.training.sources import RunSources
@@ -48,12 +49,32 @@ IMAGE_PROBE = 100
 
 
 @dataclass(frozen=True)
+class BestCheckpoint:
+    """The checkpoint whose evaluation was best by `metric`, and whether its weights became the run's model."""
+
+    path: Path
+    metric: str
+    value: float
+    is_the_model: bool
+
+    @classmethod
+    def of(cls, trainer: CPPOTrainer) -> "BestCheckpoint | None":
+        """None where the run did not ask for the best, or saved nothing that it had evaluated."""
+        args, state = trainer.args, trainer.state
+        # A resumed run's state tells of a best checkpoint although the run may no longer ask for one.
+        if not (args.metric_for_best_model and state.best_model_checkpoint) or state.best_metric is None:
+            return None
+        metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        return cls(Path(state.best_model_checkpoint), metric, state.best_metric, args.load_best_model_at_end)
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What a finished run left behind.
 
     `before`, `after`, `blank` (after, with grey images) and `gain` (paired, after minus before) are None where the
-    recipe asks for no final evaluation. `is_main_process` is False on a distributed run's other ranks, which write
-    nothing.
+    recipe asks for no final evaluation, `best` where it asks for no best checkpoint. `is_main_process` is False on a
+    distributed run's other ranks, which write nothing.
     """
 
     output_dir: Path
@@ -64,6 +85,7 @@ class RunResult:
     after: EvalResult | None
     blank: EvalResult | None
     gain: PairedDifference | None
+    best: BestCheckpoint | None
 
 
 def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
@@ -77,13 +99,15 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
     prepared = prepare_run(recipe, sources)
     options, args, train, long = prepared.options, prepared.args, prepared.train, prepared.long
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
+    resolved = resolved_config(recipe, args)
     if checkpoint is not None:
         _check_steps_left(checkpoint, args)
+        warn_of_changes(recipe, resolved, checkpoint)
     trainer = build_trainer(prepared, sources)
     main = trainer.is_world_process_zero()
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
-        files.config.write_text(dump_recipe(recipe, resolved_config(recipe, args)), encoding="utf-8")
+        files.config.write_text(dump_recipe(recipe, resolved), encoding="utf-8")
     trainer.add_callback(RunRecorder(files, lambda: trainer.last_samples))
 
     asked = {
@@ -106,6 +130,7 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
         after=after,
         blank=blank,
         gain=paired_bootstrap(before.accuracies, after.accuracies, seed=args.seed) if before and after else None,
+        best=BestCheckpoint.of(trainer),
     )
     if main:
         summary = run_summary(result, left_out_summary(train, long))
@@ -128,11 +153,12 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     """Check configuration, kind of model and rows; warn of what is left out.
 
     Raises:
-        UserError: a refused value, too few rows, a model that sees no images.
+        UserError: a refused value, a logger that is missing, too few rows, a model that sees no images.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
     args = build_config(recipe)
+    check_loggers(args)
     check_vision_model(options.model)
     train, long = drop_long_rows(sources.train, options, options.system_prompt)
     warn_of_left_out(train, long, options)

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError
+from cppo.training.loggers import check_loggers
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, and write
 # into the saved configuration that generation is to go without a cache.
@@ -74,6 +75,7 @@ def run_sft(
     cannot be loaded or has no vision tower. Callbacks given here take the place of the Trainer's own printing.
     """
     config = sft_config(output_dir, sft_args or {})
+    check_loggers(config)
     train_dataset = sft_dataset(data)
     eval_dataset = None if eval_data is None else sft_dataset(eval_data)
     try:

@@ -1,0 +1,55 @@
+"""What a resumed run changes of the run that it goes on with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cppo.errors import tell
+from cppo.recipes.recipe import Recipe, resolved_options
+from cppo.recipes.schema import schema
+
+_FREE = (
+    *("output_dir", "max_steps", "num_train_epochs", "final_eval_samples", "max_bad_fraction"),
+    *("eval_", "per_device_eval_", "save_", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("logging_", "log_", "report_to", "run_name", "project", "trackio_", "num_completions_to_print", "disable_tqdm"),
+    *("hub_", "push_to_hub", "dataloader_", "view_threads", "scorer", "perception_memory", "gradient_checkpointing"),
+)
+"""Options, by the start of their names, that neither choose what is trained on, in which order, nor the loss."""
+
+
+def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> list[str]:
+    """The options of data, order and method that differ from those of the checkpoint's run, as "name: old -> new".
+
+    Args:
+        recipe, config: the resumed run's, as for `dump_recipe`. What one of the two runs does not give counts as its
+            default.
+    """
+    try:
+        before = yaml.safe_load((checkpoint.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []  # a checkpoint of another trainer
+    if not isinstance(before, dict):
+        return []
+    defaults = {name: field.default for name, field in schema(recipe.command).fields.items()}
+    now = resolved_options(recipe, config)
+    return [
+        f"{name}: {_shown(before.get(name, defaults[name]))} -> {_shown(now.get(name, defaults[name]))}"
+        for name in defaults
+        if not name.startswith(_FREE) and before.get(name, defaults[name]) != now.get(name, defaults[name])
+    ]
+
+
+def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> None:
+    """Say on one line what `changed_options` finds."""
+    changed = changed_options(recipe, config, checkpoint)
+    if changed:
+        tell(
+            f"warning: resumed with other options than the run began with ({'; '.join(changed)}): "
+            "it will not go on as the interrupted run would have"
+        )
+
+
+def _shown(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1_000_000).removesuffix("\n...\n").strip()

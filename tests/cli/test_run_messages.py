@@ -1,0 +1,175 @@
+"""What a run tells: loggers, evaluations, best checkpoint, what a resume changes; and what a failed start leaves."""
+
+import importlib.machinery
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import huggingface_hub
+import pytest
+import yaml
+from huggingface_hub.errors import HTTPError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cppo.assets.build import build_micro
+from cppo.cli.checks import check_model
+from cppo.cli.main import main
+from cppo.errors import UserError
+
+SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
+OPTIONS = {
+    "data": "tasks:digits?n=8",
+    "eval_data": "tasks:digits?n=8",
+    "eval_limit": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "reward",
+    "num_generations": 2,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 2,
+    "max_completion_length": 8,
+    "perception_gate": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_steps": 1,
+    "max_steps": 2,
+}
+
+
+class StandIn(types.ModuleType):
+    """A module found like an installed one; whatever is called on it is recorded."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        self.__version__ = "99.0"
+        self.calls = MagicMock()
+        self.__path__ = []
+        self.Error = self.ConfigError = RuntimeError
+
+    def __getattr__(self, name):
+        return getattr(self.calls, name)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A run with three loggers: its folder, what it printed, what the loggers received."""
+    folder = tmp_path_factory.mktemp("told")
+    model = build_micro(folder / "model", **SMALL)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": str(model), **OPTIONS}))
+    loggers = {name: StandIn(name) for name in ("wandb", "trackio")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*loggers, "wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util"):
+            patch.setitem(sys.modules, name, loggers.get(name) or StandIn(name))
+        for name, module in list(sys.modules.items()):
+            if name.startswith("trl.") and "is_wandb_available" in vars(module):  # these looked when imported
+                patch.setattr(module, "wandb", loggers["wandb"], raising=False)
+        output = patch_output(patch)
+        argv = ["train", "--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run")]
+        assert main([*argv, "--report_to", "[tensorboard, wandb, trackio]"]) == 0, output
+    return folder, "".join(output), loggers
+
+
+def patch_output(patch):
+    """The list that collects what is written to stdout and stderr from now on."""
+    written = []
+    for stream in (sys.stdout, sys.stderr):
+        patch.setattr(stream, "write", written.append)
+    return written
+
+
+def test_tensorboard_receives_the_perception_metrics(told):
+    folder, _, _ = told
+    (events,) = (folder / "run").rglob("*tfevents*")
+    log = EventAccumulator(str(events.parent)).Reload()
+    rows = [yaml.safe_load(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "perception/cpl" in row]
+    for name in ("perception/cpl", "perception/entropy_removing", "reward"):
+        read = [(scalar.step, scalar.value) for scalar in log.Scalars(f"train/{name}")]
+        assert read == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in trained]
+    assert len(log.Scalars("eval/reward")) == 2
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_other_loggers_receive_them_too(told, name):
+    received = [call.args[0] for call in told[2][name].calls.log.call_args_list]
+    assert any("train/perception/cpl" in values for values in received)
+    assert any("eval/reward" in values for values in received)
+
+
+def test_evaluations_and_the_best_checkpoint_are_told(told):
+    folder, text, _ = told
+    for step in (1, 2):
+        assert f"step {step}/2  evaluation: reward 0." in text
+    best = re.escape(f"best       {folder / 'run' / 'checkpoint-'}")
+    assert re.search(best + r"[12], eval_reward [\d.]+ \(the model below\)\n", text)
+
+
+def test_a_resume_names_what_it_changes(told, capsys):
+    folder, _, _ = told
+    again = ["train", "--config", str(folder / "run" / "config.yaml"), "--resume_from_checkpoint", "true"]
+    again += ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--report_to", "none", "--save_steps", "9"]
+    assert main([*again, "--max_steps", "3"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main([*again, "--max_steps", "4", "--per_device_train_batch_size", "8", "--seed", "7"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "seed: 42 -> 7" in line
+    assert "per_device_train_batch_size: 4 -> 8" in line
+    assert line.count("->") == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--report_to", "nonesuch"], ["--num_generations", "3"], ["--data", "nowhere.jsonl"]]
+)
+def test_a_failed_start_leaves_no_empty_folder(told, tmp_path, capsys, wrong):
+    argv = ["train", "--config", str(told[0] / "tiny.yaml"), "--output_dir", str(tmp_path / "new" / "run"), *wrong]
+    assert main(argv) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_there_stays(told, tmp_path):
+    argv = ["train", "--config", str(told[0] / "tiny.yaml"), "--output_dir", str(tmp_path), "--data", "nowhere.jsonl"]
+    assert main(argv) == 2
+    assert tmp_path.is_dir()
+
+
+def test_a_missing_logger_is_found_before_torch_is_loaded(told, tmp_path):
+    program = (
+        "import sys; from cppo.cli.main import main;"
+        f"status = main(['train', '--config', {str(told[0] / 'tiny.yaml')!r}, '--output_dir', 'run',"
+        " '--report_to', 'wandb']);"
+        "sys.exit(status if 'torch' not in sys.modules else 9)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr == "cppo: error: report_to: wandb is not installed; pip install 'cppo[wandb]'\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (HTTPError("no route"), "the hub did not answer: no route"),
+        (ConnectionError("offline mode is enabled"), "the hub did not answer: offline mode"),
+    ],
+)
+def test_a_model_that_the_hub_cannot_give_is_one_line(monkeypatch, answer, part):
+    """One request decides; the libraries would wait through six."""
+    ask = MagicMock(side_effect=answer)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    with pytest.raises(UserError, match="model: nobody/none is neither") as caught:
+        check_model("nobody/none")
+    assert part in str(caught.value)
+    assert ask.call_count == 1
+
+
+def test_a_model_in_the_cache_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(Path("config.json")))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", MagicMock(side_effect=AssertionError))
+    check_model("somebody/something")
