@@ -67,8 +67,9 @@ def told(tmp_path_factory):
         for name in (*loggers, "wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util"):
             patch.setitem(sys.modules, name, loggers.get(name) or StandIn(name))
         for name, module in list(sys.modules.items()):
-            if name.startswith("trl.") and "is_wandb_available" in vars(module):  # these looked when imported
-                patch.setattr(module, "wandb", loggers["wandb"], raising=False)
+            for logger in loggers if name.startswith("trl.") else ():
+                if f"is_{logger}_available" in vars(module):  # it looked once, when it was imported
+                    patch.setattr(module, logger, loggers[logger], raising=False)
         output = patch_output(patch)
         argv = ["train", "--config", str(folder / "tiny.yaml"), "--output_dir", str(folder / "run")]
         assert main([*argv, "--report_to", "[tensorboard, wandb, trackio]"]) == 0, output

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
@@ -72,6 +73,29 @@ def test_the_summary(workplace):
         low, high = summary[name]["accuracy_ci95"]
         assert 0 <= low <= summary[name]["accuracy"] <= high <= 1
     assert set(summary["gain"]) == {"mean", "low", "high"}
+
+
+def test_the_model_card(workplace):
+    card = ModelCard.load(workplace / "run" / "README.md")
+    assert (card.data.pipeline_tag, card.data.library_name) == ("image-text-to-text", "transformers")
+    summary = json.loads((workplace / "run" / "summary.json").read_text())
+    for label, name in (("before training", "before"), ("after training", "after"), ("after, grey image", "blank")):
+        found = summary[name]
+        low, high = (f"{100 * end:.1f}" for end in found["accuracy_ci95"])
+        assert f"| {label} | {100 * found['accuracy']:.1f} % | [{low}, {high}] |" in card.text
+    assert "8 rows to train on; 0 that could not be used were skipped" in card.text
+    assert str(workplace) not in card.text
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", card.text, flags=re.DOTALL)
+    saved = yaml.safe_load((workplace / "run" / "config.yaml").read_text())
+    kept = {name: value for name, value in saved.items() if name not in ("output_dir", "report_to")}
+    assert yaml.safe_load(recipe) == {**kept, "model": "model"}
+
+
+def test_a_readme_of_ones_own_is_not_overwritten(workplace, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# My project")
+    assert main(["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path)]) == 2
+    assert "README.md is not a model card" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "# My project"
 
 
 def test_the_resolved_recipe_runs_again_as_it_is(workplace):

@@ -46,6 +46,8 @@ TRL_1_16_PARAMETERS = {
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_best_model": [],
+    "create_model_card": ["model_name", "dataset_name", "tags"],
+    "save_model": ["output_dir", "_internal_call"],
 }
 
 PUBLISHED_DEFAULTS = {
@@ -80,6 +82,7 @@ PUBLISHED_DEFAULTS = {
 
 CLASS_MARKS = {
     "__module__",
+    "__annotations__",
     "__doc__",
     "__init__",
     "__firstlineno__",

@@ -5,7 +5,7 @@ from cppo.data.mapping import check_columns
 from cppo.data.pixels import PixelBounds
 from cppo.data.readers import load_records, load_rows
 from cppo.data.record import Record, RecordSource, chat_messages, to_dataset
-from cppo.data.spec import check_spec
+from cppo.data.spec import check_spec, hub_dataset
 from cppo.data.summary import DataSummary, summarize
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "chat_messages",
     "check_columns",
     "check_spec",
+    "hub_dataset",
     "load_records",
     "load_rows",
     "summarize",

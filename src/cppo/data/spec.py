@@ -88,6 +88,12 @@ def parse_spec(spec: str) -> Spec:
     return PathSpec(spec, path, "jsonl" if suffix == ".jsonl" else "parquet")
 
 
+def hub_dataset(spec: str) -> str | None:
+    """The name on the hub of a `hub:` SPEC, None for any other; nothing is opened."""
+    found = _HUB_NAME.fullmatch(spec.removeprefix("hub:")) if spec.startswith("hub:") else None
+    return found[1] if found else None
+
+
 def check_spec(spec: str) -> None:
     """Check a SPEC without reading its rows: syntax, task and options, file. Raises UserError."""
     parse_spec(spec)

@@ -20,7 +20,7 @@ class RunDirectory:
 
     `config.yaml` is the resolved recipe, `metrics.jsonl` has one JSON object a logged step, `samples.jsonl` one example
     response a line, `probes.jsonl` one look at the held-out items a line, `summary.json` is written last, when the run
-    has finished, `report.html` shows it all.
+    has finished, `report.html` shows it all, `README.md` is the model card.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -31,6 +31,7 @@ class RunDirectory:
         self.probes = self.path / "probes.jsonl"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
+        self.card = self.path / "README.md"
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first: those whose last file, the trainer state, is there."""
@@ -71,6 +72,8 @@ class RunDirectory:
         """
         if self.config.is_file() and not self.config.read_text("utf-8", "replace").startswith(CONFIG_HEADER):
             raise UserError(f"output_dir: {self.config} was not written by a run; choose another --output_dir")
+        if self.card.is_file() and not self.card.read_text("utf-8", "replace").startswith("---\n"):
+            raise UserError(f"output_dir: {self.card} is not a model card; choose another --output_dir")
         if self.find_checkpoint(resume) is None and not overwrite:
             self._check_no_earlier_run()
         if not write:

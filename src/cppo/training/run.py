@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,19 @@ from cppo.evaluation import (
     evaluate,
     paired_bootstrap,
 )
-from cppo.recipes import Recipe, RunDirectory, TrainOptions, checkpoint_step, dump_recipe, warn_of_changes
+from cppo.recipes import (
+    Recipe,
+    RunDirectory,
+    TrainOptions,
+    checkpoint_step,
+    dump_recipe,
+    resolved_options,
+    warn_of_changes,
+)
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
 from cppo.training.config import CPPOConfig
 from cppo.training.loggers import check_loggers
+from cppo.training.model_card import RunFacts
 from cppo.training.recorder import RunRecorder
 from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.training.sources import RunSources
@@ -108,6 +117,9 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
         files.config.write_text(dump_recipe(recipe, resolved), encoding="utf-8")
+    trainer.run_facts = facts = RunFacts(
+        resolved_options(recipe, resolved), rows=len(train), skipped_rows=len(train.skipped), long_rows=len(long)
+    )
     trainer.add_callback(RunRecorder(files, lambda: trainer.last_samples))
 
     asked = {
@@ -135,6 +147,8 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
     if main:
         summary = run_summary(result, left_out_summary(train, long))
         files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        trainer.run_facts = replace(facts, summary=summary)
+        trainer.create_model_card()
     return result
 
 

@@ -25,13 +25,13 @@ from cppo.policy import (
     unwrapped,
 )
 from cppo.policy.vision_inputs import VisionInputs, without_empty_images
+from cppo.training.carded import CardedTrainer
 from cppo.training.config import CPPOConfig
 from cppo.training.gate import equal_rewards, rollout_weights
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
 from cppo.training.phases import PhaseClock, StepCosts, timed
-from cppo.training.resumable import ResumableGRPOTrainer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import ban_vision_placeholders, check_setup, share_prompts
 from cppo.training.shared_views import score_shared
@@ -61,11 +61,13 @@ OVERRIDES = {
     "_load_optimizer_and_scheduler": "restores them",
     "_load_from_checkpoint": "transformers loads weights by their names in the file, which are not always the model's",
     "_load_best_model": "the same",
+    "create_model_card": "TRL's card tells of a text model, and neither of data, recipe nor metrics",
+    "save_model": "writes the card beside the weights; PEFT would write one of its own",
 }
 """Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
 
 
-class CPPOTrainer(ResumableGRPOTrainer):
+class CPPOTrainer(CardedTrainer):
     """Drop-in for `trl.GRPOTrainer` that adds the contrastive perception loss; same constructor.
 
     Args:

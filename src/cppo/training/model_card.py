@@ -1,0 +1,270 @@
+"""The model card, README.md beside the weights: data, method, recipe, metrics, and how to load and evaluate the model.
+
+Names of models, data and options come from users and land in YAML, Markdown and Python: each is written as that
+language's own literal, and absolute paths shrink to their last part.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate.utils import is_peft_model
+from huggingface_hub import ModelCardData
+
+from cppo.assets import MICRO_DIR
+from cppo.data import hub_dataset
+
+TAGS = ("cppo", "trl", "grpo", "reinforcement-learning", "vision-language")
+VERSIONS_OF = ("cppo", "torch", "transformers", "trl")
+TRAINING_METRICS = ("reward", "rewards/accuracy_reward/mean", "rewards/format_reward/mean", "perception/cpl")
+"""What the card tells of the last logged step."""
+GRPO_CITATION = """@article{shao2024deepseekmath,
+    title        = {{DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models}},
+    author       = {Zhihong Shao and Peiyi Wang and Qihao Zhu and Runxin Xu and Junxiao Song and others},
+    year         = 2024,
+    eprint       = {arXiv:2402.03300},
+}"""
+_MACHINE_OPTIONS = {"output_dir", "logging_dir", "run_name", "report_to", "hub_model_id", "project"}
+_SECRET = re.compile(r"(token|key|password|secret)$")
+_ABSOLUTE = re.compile(r"(/|~|[A-Za-z]:[\\/])")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run from a recipe knows beyond its trainer; without it the card tells what the trainer knows.
+
+    Attributes:
+        recipe: the resolved options (`cppo.recipes.resolved_options`).
+        rows: to train on; `skipped_rows` could not be used, `long_rows` had too many prompt tokens.
+        summary: the contents of `summary.json`, once the run has finished.
+    """
+
+    recipe: Mapping[str, Any]
+    rows: int
+    skipped_rows: int
+    long_rows: int
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def specs(self, option: str) -> list[str]:
+        """The SPECs of `data` or `eval_data`."""
+        given = self.recipe.get(option) or []
+        return [given] if isinstance(given, str) else list(given)
+
+
+def model_card(trainer: Any, facts: RunFacts | None, name: str, datasets: Sequence[str], tags: Sequence[str]) -> str:
+    """The card of the model that a `CPPOTrainer` holds, front matter included.
+
+    Args:
+        name: of the model, for the title.
+        datasets: their names on the hub, for the front matter, beside those among the run's SPECs.
+    """
+    specs = facts.specs("data") if facts else []
+    on_hub = [*datasets, *(found for spec in specs if (found := hub_dataset(spec)))]
+    base = _base_model(trainer)
+    front = ModelCardData(
+        # The micro VLM is part of this package; of other models the licence is not known here.
+        license="apache-2.0" if base == "micro" else None,
+        library_name="peft" if is_peft_model(trainer.model) else "transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=base if "/" in base else None,
+        datasets=list(dict.fromkeys(on_hub)) or None,
+        model_name=name,
+        tags=sorted({*TAGS, *tags}),
+    )
+    sections = [
+        f"# {_plain(name)}",
+        _origin(trainer, base),
+        "## Metrics\n\n" + _metrics(trainer, facts),
+        "## Use\n\n" + _fenced(_snippet(trainer, base, facts), "python") + "\n\n" + _evaluation(facts),
+        "## Data\n\n" + _data(trainer, facts),
+        "## Method\n\n" + _method(trainer),
+        "## Recipe\n\n" + _recipe(trainer, facts),
+        "## Versions\n\n" + ", ".join(f"{package} {version(package)}" for package in VERSIONS_OF),
+    ]
+    return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def portable(value: Any) -> Any:
+    """`value` with absolute paths, which say something about a machine, shortened to their last part."""
+    if isinstance(value, str) and _ABSOLUTE.match(value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    return [portable(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _base_model(trainer: Any) -> str:
+    """`micro`, a name on the hub, or the name of a folder."""
+    source = trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown"
+    if Path(source) == MICRO_DIR:
+        return "micro"
+    return Path(source).name if Path(source).exists() or _ABSOLUTE.match(source) else source
+
+
+def _origin(trainer: Any, base: str) -> str:
+    what = "A LoRA adapter for" if is_peft_model(trainer.model) else "A vision-language model, fine-tuned from"
+    source = f"[{base}](https://huggingface.co/{base})" if "/" in base else _code(base)
+    if base == "micro":
+        source = "`micro`, the small model that the Python package `cppo` contains"
+    return f"{what} {source}, with reinforcement learning by `cppo` ({trainer.state.global_step:,} steps)."
+
+
+def _metrics(trainer: Any, facts: RunFacts | None) -> str:
+    summary = facts.summary if facts else {}
+    labels = {"before": "before training", "after": "after training", "blank": "after, grey image"}
+    measured = [(label, summary[key]) for key, label in labels.items() if key in summary]
+    parts = []
+    if measured and facts:
+        held_out = ", ".join(_code(portable(spec)) for spec in facts.specs("eval_data"))
+        rows = [
+            f"| {label} | {_percent(one['accuracy'])} | {_interval(one['accuracy_ci95'])} "
+            f"| {_percent(one['format_rate'])} |"
+            for label, one in measured
+        ]
+        parts.append(f"{measured[0][1]['n']:,} held-out items of {held_out}, greedy answers, 95 % intervals.")
+        parts.append("\n".join(["| | accuracy | interval | format |", "|---|---|---|---|", *rows]))
+    if "gain" in summary:
+        gain = summary["gain"]
+        low, high = 100 * gain["low"], 100 * gain["high"]
+        parts.append(f"Gain on the same items: {100 * gain['mean']:+.1f} points [{low:+.1f}, {high:+.1f}].")
+    if not measured:
+        parts.append("No held-out accuracy was measured.")
+    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+    if logged:
+        shown = [
+            f"`{name}` {logged[-1][name]:.3f}" for name in TRAINING_METRICS if isinstance(logged[-1].get(name), float)
+        ]
+        parts.append(f"Training, step {logged[-1]['step']:,}: {', '.join(shown)}.")
+    return "\n\n".join(parts)
+
+
+def _snippet(trainer: Any, base: str, facts: RunFacts | None) -> str:
+    """Python that loads the model and asks it about an image."""
+    adapter = is_peft_model(trainer.model)
+    prompt = facts.recipe.get("system_prompt") if facts else None
+    system = [f'    {{"role": "system", "content": [{{"type": "text", "text": {prompt!r}}}]}},'] if prompt else []
+    load = ["model = AutoModelForImageTextToText.from_pretrained(folder)"]
+    if adapter:
+        source = 'resolve_model("micro")' if base == "micro" else repr(base)
+        load = [
+            f"base = AutoModelForImageTextToText.from_pretrained({source})",
+            "model = PeftModel.from_pretrained(base, folder)",
+        ]
+    imports = [
+        *(["from cppo.assets import resolve_model"] if adapter and base == "micro" else []),
+        *(["from peft import PeftModel"] if adapter else []),
+        "from PIL import Image",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+    ]
+    return "\n".join(
+        [
+            *imports,
+            "",
+            'folder = "."  # where this file lies, or the name on the hub',
+            "processor = AutoProcessor.from_pretrained(folder)",
+            *load,
+            'image = Image.open("image.png").convert("RGB")',
+            'question = {"type": "text", "text": "What does the image show?"}',
+            "messages = [",
+            *system,
+            '    {"role": "user", "content": [{"type": "image", "image": image}, question]},',
+            "]",
+            "inputs = processor.apply_chat_template(",
+            '    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"',
+            ")",
+            f"answer = model.generate(**inputs, max_new_tokens={trainer.args.max_completion_length})",
+            'print(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+        ]
+    )
+
+
+def _evaluation(facts: RunFacts | None) -> str:
+    specs = [portable(spec) for spec in facts.specs("eval_data") or facts.specs("data")] if facts else []
+    command = ["cppo", "eval", "--model", ".", "--data", *(specs or ["test.jsonl"]), "--blank"]
+    return "Accuracy with an interval, with and without looking (here, in the folder of this file):\n\n" + _fenced(
+        shlex.join(command), "sh"
+    )
+
+
+def _data(trainer: Any, facts: RunFacts | None) -> str:
+    if facts is None:
+        dataset = trainer.train_dataset
+        rows = f"{len(dataset):,} rows" if hasattr(dataset, "__len__") else "A stream of rows"
+        return f"{rows}; the trainer was not told where they come from."
+    lines = [f"- trained on: {_code(portable(spec))}" for spec in facts.specs("data")]
+    lines += [f"- held out: {_code(portable(spec))}" for spec in facts.specs("eval_data")]
+    counts = f"{facts.rows:,} rows to train on; {facts.skipped_rows:,} that could not be used were skipped"
+    return "\n".join([*lines, f"- {counts}, {facts.long_rows:,} left out as too long"])
+
+
+def _method(trainer: Any) -> str:
+    args, paper = trainer.args, trainer._paper
+    if not args.uses_perception:
+        text = f"GRPO with TRL's loss `{args.loss_type}`, no perception loss."
+        return f"{text}\n\n{_fenced(GRPO_CITATION, 'bibtex')}"
+    title = f"[{paper['title']}](https://arxiv.org/abs/{paper['id']})"
+    text = (
+        f"GRPO with TRL's loss `{args.loss_type}`, plus {args.perception_weight:g} times the contrastive perception "
+        f"loss of {title}: the response tokens that depend on the image are found by `{args.perception_score}`, and on "
+        "them the model is to answer alike under a harmless change of the image and differently without its "
+        "information."
+    )
+    return f"{text}\n\n{_fenced(paper['citation'], 'bibtex')}"
+
+
+def _recipe(trainer: Any, facts: RunFacts | None) -> str:
+    options = facts.recipe if facts else _changed(trainer.args)
+    shown = {
+        name: value if name == "system_prompt" else portable(value)
+        for name, value in options.items()
+        if name not in _MACHINE_OPTIONS and not _SECRET.search(name)
+    }
+    intro = (
+        "`cppo train --config` reads this as a file" if facts else "Fields of `CPPOConfig` that are not the defaults"
+    )
+    return f"{intro}:\n\n{_fenced(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(), 'yaml')}"
+
+
+def _changed(args: Any) -> dict[str, Any]:
+    """The fields of a configuration that differ from their defaults, of those that YAML can hold."""
+    changed = {}
+    for one in fields(args):
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        value = getattr(args, one.name)
+        if value != default and isinstance(value, (bool, int, float, str, list)):
+            changed[one.name] = str(value.value) if hasattr(value, "value") else value
+    return changed
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def _plain(text: str) -> str:
+    """Text as itself in Markdown: no mark-up, no HTML, one line."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()), flags=re.ASCII)
+
+
+def _code(text: str) -> str:
+    """Text as one code span."""
+    fence = "`" * (_longest_run(text) + 1)
+    inner = " ".join(text.split())
+    return f"{fence} {inner} {fence}" if len(fence) > 1 else f"`{inner}`"
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
