@@ -16,6 +16,7 @@ from cppo.policy import ResponseScores, add_shared_prompt_forward, pack, plain_s
 from cppo.policy import attention as attention_module
 from cppo.policy import shared_prompt_scores as packed_scores
 from cppo.policy.layout import SharedPromptLayout
+from cppo.policy.vision_inputs import model_images
 
 MROPE_FAMILIES = [name for name in CONFIGS if name.startswith("qwen")]
 
@@ -160,7 +161,7 @@ def test_without_a_packed_batch_nothing_changes(family):
         before, after = (getattr(plain_scores(m, **batch.arguments), attribute) for m in (model, patched))
         assert torch.equal(before, after)
     end = batch.input_ids.shape[1] - batch.num_response_tokens
-    inputs = {key: value for key, value in batch.vision.items() if key not in ("num_images", "num_tiles")}
+    inputs = model_images(model.config, batch.vision)
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, :end]
     sampled = []

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import PAD, make_batch, make_model
+from tiny_models import CONFIGS, PAD, make_batch, make_model
 from torch import Tensor
 from transformers import GenerationConfig
 
 from cppo.policy import PromptGroup, add_shared_prompt_forward, prompt_groups, shared_prefill, unwrapped
 from cppo.policy import rollout as rollout_module
-from cppo.policy.vision_inputs import ROW_COUNTS
+from cppo.policy.vision_inputs import model_images
 
 GROUPS, ROWS = 5, 10
 """Of the batch that `make_batch` makes: groups of 1, 2 and 3 rows, in mixed order; prompts with 0, 1 and 2 images."""
@@ -21,7 +21,7 @@ def generate_inputs(family: str, **options: Any) -> dict[str, Tensor]:
     """The left-padded prompts of a batch as the trainer hands them to `generate`."""
     batch = make_batch(family, **options)
     end = batch.input_ids.shape[1] - batch.num_response_tokens
-    vision = {key: value for key, value in batch.vision.items() if key not in ROW_COUNTS}
+    vision = model_images(CONFIGS[family](), batch.vision)
     if "mm_token_type_ids" in vision:
         vision["mm_token_type_ids"] = vision["mm_token_type_ids"][:, :end]
     return {"input_ids": batch.input_ids[:, :end], "attention_mask": batch.attention_mask[:, :end], **vision}
@@ -95,7 +95,9 @@ def test_each_prompt_and_image_once_a_group(family):
         generate(model, inputs)
     assert rows == [GROUPS] + [ROWS] * 5
     # Of the prompts with 1, 2 and 1 images there are 3, 2 and 2 rows; an image has 16 patches, a second one 32.
-    assert (sum(images), plain_images) == ((80, 176) if family.startswith("qwen") else (4, 9))
+    # LLaVA-OneVision's image alone in its prompt has a tile too.
+    expected = (80, 176) if family.startswith("qwen") else (6, 14) if family == "llava_onevision" else (4, 9)
+    assert (sum(images), plain_images) == expected
 
 
 def test_equal_words_about_other_images_are_not_shared(family):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from cppo.assets.build import build_micro
 from cppo.policy import ResponseScores, concatenate_rows, plain_scores, slice_rows
@@ -17,11 +17,11 @@ PROMPT = "<|im_start|>user\n{}What?<|im_end|>\n<|im_start|>assistant\n"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-class TableModel(torch.nn.Module):
+class TableModel(PreTrainedModel):
     """Logits of the next token looked up by the last one; remembers what it was asked."""
 
     def __init__(self, dtype, size=9):
-        super().__init__()
+        super().__init__(PreTrainedConfig())
         self.table = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(dtype) * 3
         self.asked = {}
 

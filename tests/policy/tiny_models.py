@@ -81,6 +81,21 @@ def llava() -> Any:
     )
 
 
+def llava_onevision() -> Any:
+    return transformers.LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **TEXT},
+        vision_config={
+            "model_type": "siglip_vision_model",
+            **SQUARE_VISION,
+            "image_size": 8,
+            "vision_use_head": False,
+        },
+        image_token_index=IMAGE,
+        video_token_index=93,
+        image_grid_pinpoints=[[8, 8], [8, 16]],
+    )
+
+
 def idefics3() -> Any:
     text = {"model_type": "llama", **TEXT}
     return transformers.Idefics3Config(
@@ -103,7 +118,8 @@ def internvl() -> Any:
 
 
 CONFIGS: dict[str, Callable[[], Any]] = {
-    make.__name__: make for make in (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, idefics3, smolvlm, internvl)
+    make.__name__: make
+    for make in (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, llava_onevision, idefics3, smolvlm, internvl)
 }
 
 
@@ -170,6 +186,8 @@ def make_batch(family: str, seed: int = 0, prompts: tuple[int, ...] = (1, 0, 2, 
 def _image(family: str, grid: list[int], generator: torch.Generator) -> Tensor:
     if family.startswith("qwen"):
         return torch.randn(grid[1] * grid[2], 3 * 2 * 4 * 4, generator=generator, dtype=torch.float64)
+    if family == "llava_onevision":  # the whole image, and its one tile
+        return torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
     side = 8 if family == "llava" else 16
     return torch.randn(3, side, side, generator=generator, dtype=torch.float64)
 
@@ -178,6 +196,8 @@ def _prompt(family: str, text: Tensor, grids: list[list[int]]) -> Tensor:
     parts = [text[:1]]
     for grid in grids:
         count = grid[1] * grid[2] // 4 if family.startswith("qwen") else IMAGE_TOKENS
+        if family == "llava_onevision":  # one image alone is tiled, and each line of tokens ends with another
+            count = 2 * IMAGE_TOKENS + 2 if len(grids) == 1 else IMAGE_TOKENS + 1
         parts.append(torch.tensor([VISION_START, *[IMAGE] * count, VISION_END]))
     return torch.cat([*parts, text[1:]])
 
@@ -198,5 +218,8 @@ def _vision(family: str, images: list[list[Tensor]], grids: list[list[list[int]]
                 pixels[row, place] = image
         mask = torch.ones(len(images), max(counts), 16, 16, dtype=torch.long)
         return {"pixel_values": pixels, "pixel_attention_mask": mask, "num_images": counts}
+    if family == "llava_onevision":
+        sizes = torch.full((len(flat), 2), 8)
+        return {"pixel_values": torch.stack(flat), "image_sizes": sizes, "num_images": counts}
     tiles = {"num_tiles": counts} if family == "internvl" else {}
     return {"pixel_values": torch.stack(flat), "num_images": counts, **tiles}

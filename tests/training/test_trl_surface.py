@@ -64,6 +64,7 @@ PUBLISHED_DEFAULTS = {
     "perception_view_gradients": True,
     "perception_memory": "joint",
     "scorer": "shared",
+    "freeze_vision_tower": False,
     "log_perception_grad_share": False,
     "preserving_views": ["color_jitter", "perspective", "rotation"],
     "removing_views": ["noise_rectangles", "crop"],

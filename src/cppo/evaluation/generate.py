@@ -135,7 +135,8 @@ def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], image
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+        return_tensors="pt",  # among `processor_kwargs` SmolVLM's processor would undo it
+        processor_kwargs={"padding": True, "padding_side": "left"},
     )
 
 

@@ -1,12 +1,13 @@
 """The vision-language model as a scorer of response tokens."""
 
-from cppo.policy.families import unshared_reason, vision_placeholder_ids
+from cppo.policy.families import takes_images_a_row, unshared_reason, vision_placeholder_ids, vision_tower_parameters
 from cppo.policy.head import LanguageHead
-from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores, unwrapped
+from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores
 from cppo.policy.packing import PackedBatch, PromptGroup, pack, prompt_groups
 from cppo.policy.rollout import shared_prefill
 from cppo.policy.scorer import ResponseScores, plain_scores
 from cppo.policy.vision_inputs import concatenate_rows, slice_rows
+from cppo.policy.wrappers import unwrapped
 
 __all__ = [
     "LanguageHead",
@@ -22,7 +23,9 @@ __all__ = [
     "shared_prefill",
     "shared_prompt_scores",
     "slice_rows",
+    "takes_images_a_row",
     "unshared_reason",
     "unwrapped",
     "vision_placeholder_ids",
+    "vision_tower_parameters",
 ]

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from torch.nn import Parameter
+
+from cppo.errors import UserError
+
 PLACEHOLDER_ATTRIBUTES = (
     "image_token_id",
     "image_token_index",
@@ -29,7 +33,16 @@ PLACEHOLDER_TOKENS = (
 )
 """The same tokens by their text, for families that keep them in the tokenizer alone."""
 
-SHARED_PROMPT_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "smolvlm", "internvl")
+SHARED_PROMPT_MODELS = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava",
+    "llava_onevision",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+)
 """Model types whose packed scores are tested against the plain ones."""
 
 SHARED_PROMPT_TEXT_MODELS = (
@@ -42,6 +55,14 @@ SHARED_PROMPT_TEXT_MODELS = (
     "qwen3",
 )
 """Their text parts with plain causal attention: no sinks, no soft caps, no attention between image tokens."""
+
+IMAGES_A_ROW = "batch_num_images"
+"""LLaVA-OneVision's input with the number of images of each row that has any."""
+
+
+def takes_images_a_row(config: Any) -> bool:
+    """Whether a model must be told how many images each row has: one alone is cut into tiles, several are not."""
+    return config.model_type == "llava_onevision"
 
 
 def unshared_reason(config: Any) -> str | None:
@@ -59,6 +80,24 @@ def unshared_reason(config: Any) -> str | None:
     if sliding is not None or "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "its text part attends through a sliding window"
     return None
+
+
+PROJECTOR_PARTS = {"merger", "deepstack_merger_list"}
+"""Parts of Qwen's vision towers that project into the language model; other families have a module outside for it."""
+
+
+def vision_tower_parameters(model: Any) -> list[Parameter]:
+    """The parameters of a vision-language model's vision tower, without its projector into the language model.
+
+    model: a transformers model without wrappers; adapters in the tower belong to it.
+
+    Raises:
+        UserError: it has no vision tower.
+    """
+    tower = model.get_encoder(modality="image")
+    if tower is model or tower is model.base_model:
+        raise UserError(f"freeze_vision_tower = True, but a model of type {model.config.model_type!r} has none")
+    return [parameter for name, parameter in tower.named_parameters() if PROJECTOR_PARTS.isdisjoint(name.split("."))]
 
 
 def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:

@@ -18,6 +18,7 @@ from cppo.policy.attention import share_prompts
 from cppo.policy.head import LanguageHead
 from cppo.policy.packing import PackedBatch, PackedRow, PromptGroup, pack, prompt_groups
 from cppo.policy.scorer import ResponseScores
+from cppo.policy.wrappers import unwrapped
 
 Readout = Callable[[Tensor, LanguageHead], dict[str, Tensor]]
 """(hidden states of the scored tokens [n, H], head) -> whatever the caller needs of them."""
@@ -92,16 +93,6 @@ def shared_prompt_scores(
 
     scores = model(shared_prompt=batch, readout=readout)
     return ResponseScores(batch.unpack("anchor", scores["logps"]), batch.unpack("anchor", scores["entropies"]))
-
-
-def unwrapped(model: Any) -> PreTrainedModel:
-    """The transformers model inside DDP, FSDP, `torch.compile` and PEFT wrappers."""
-    while not isinstance(model, PreTrainedModel):
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
-            model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
-    return model
 
 
 def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:

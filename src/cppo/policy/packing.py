@@ -9,7 +9,14 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.policy.layout import SharedPromptLayout
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, ROW_COUNTS, VisionInputs, concatenate_rows, slice_rows
+from cppo.policy.vision_inputs import (
+    PER_TOKEN_KEYS,
+    VisionInputs,
+    concatenate_rows,
+    model_images,
+    pads_rows,
+    slice_rows,
+)
 from cppo.policy.vision_inputs import without_empty_images as without_empty
 
 
@@ -162,6 +169,7 @@ class _Packer:
         self.lengths: list[int] = attention_mask[:, self.prompt_end :].sum(dim=1).tolist()
         self._ids = input_ids
         self._starts: list[int] = (self.prompt_end - attention_mask[:, : self.prompt_end].sum(dim=1)).tolist()
+        self._config = model.config
         self._rope_index = getattr(model.base_model, "get_rope_index", None)
         self._positions: dict[tuple[Any, ...], Tensor] = {}
 
@@ -190,7 +198,7 @@ class _Packer:
         return PackedRow(
             torch.cat([*prompts, *segments])[None],
             position_ids[None] if position_ids.ndim == 1 else position_ids[:, None],
-            joined_images([group.vision for group in groups]),
+            joined_images(self._config, [group.vision for group in groups]),
             layout,
             self._scored([row for group in groups for row in group.rows]),
         )
@@ -221,19 +229,21 @@ class _Packer:
         return self._positions[key]
 
 
-def joined_images(parts: Sequence[VisionInputs]) -> VisionInputs:
-    """The image inputs of several rows in their order, whether or not each has an image; no per-token ones."""
+def joined_images(config: Any, parts: Sequence[VisionInputs]) -> VisionInputs:
+    """What the model takes for the images of several rows in their order, whether or not each has one; no per-token
+    inputs.
+    """
     images = []
     for part in parts:
         pixels = without_empty(part).get("pixel_values")
         # Idefics fills up rows without an image with images of zeros.
-        if pixels is not None and (pixels.ndim < 5 or pixels.any()):
-            kept = {key: value for key, value in part.items() if key not in (*PER_TOKEN_KEYS, *ROW_COUNTS)}
+        if pixels is not None and (not pads_rows(part) or pixels.any()):
+            kept = {key: value for key, value in part.items() if key not in PER_TOKEN_KEYS}
             images.append({key: value for key, value in kept.items() if value is not None})
     if not images:
         return {}
-    joined = concatenate_rows(images)
-    if joined["pixel_values"].ndim == 5:
+    joined = model_images(config, concatenate_rows(images))
+    if pads_rows(joined):
         joined = {key: value.flatten(0, 1)[None] for key, value in joined.items()}
     return joined
 

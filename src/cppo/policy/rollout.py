@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
+from cppo.policy.families import IMAGES_A_ROW
 from cppo.policy.packing import joined_images, prompt_groups
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, pads_rows, without_empty_images
 
-IMAGE_KEYS = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
+IMAGE_KEYS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes")
 """Inputs that describe images, for the families of `SHARED_PROMPT_MODELS`."""
 
 ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
@@ -31,8 +32,8 @@ def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig |
     """Within this context, `model.generate` and wrappers of it prefill equal prompts with equal images once.
 
     What is not understood runs as it is: beams, several sequences a row, a prefill in chunks, videos, image sizes that
-    vary without a grid, embeddings in place of tokens, a cache of another kind, active gradient checkpointing (which
-    has no cache).
+    vary without a grid or LLaVA-OneVision's counts, embeddings in place of tokens, a cache of another kind, active
+    gradient checkpointing (which has no cache).
 
     Args:
         model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
@@ -83,7 +84,7 @@ def _is_prefill(inputs: Mapping[str, Any]) -> bool:
     if inputs.get("position_ids") is None:
         return False
     asked = any(inputs.get(key) for key in ("output_hidden_states", "output_attentions"))
-    others = [value for key, value in inputs.items() if key not in (*ROW_KEYS, *IMAGE_KEYS)]
+    others = [value for key, value in inputs.items() if key not in (*ROW_KEYS, *IMAGE_KEYS, IMAGES_A_ROW)]
     return not asked and not any(isinstance(value, Tensor | Mapping) for value in others)
 
 
@@ -91,20 +92,20 @@ def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -
     """One forward pass over the distinct rows of [B, P], its last logits and cache copied to all B rows."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     vision = without_empty_images({key: inputs.get(key) for key in (*IMAGE_KEYS, *PER_TOKEN_KEYS)})
-    counts = _images_by_row(config, ids, vision)
+    counts = _images_by_row(config, ids, vision, inputs.get(IMAGES_A_ROW))
     if counts is None or (mask is not None and mask.ndim != 2):
         return forward(**inputs)
     groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, {**vision, **counts})
     if len(groups) == len(ids):
         return forward(**inputs)
-    distinct = {key: value for key, value in inputs.items() if key not in IMAGE_KEYS}
+    distinct = {key: value for key, value in inputs.items() if key not in (*IMAGE_KEYS, IMAGES_A_ROW)}
     first = torch.tensor([group.rows[0] for group in groups], device=ids.device)
     for key in ROW_KEYS:
         value = inputs.get(key)
         # Positions may stand in one row for all.
         if value is not None and value.shape[-2] > 1:
             distinct[key] = value.index_select(-2, first)
-    outputs = forward(**distinct, **joined_images([group.vision for group in groups]))
+    outputs = forward(**distinct, **joined_images(config, [group.vision for group in groups]))
     group_of = torch.empty_like(ids[:, 0])
     for number, group in enumerate(groups):
         group_of[list(group.rows)] = number
@@ -113,12 +114,20 @@ def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -
     return outputs
 
 
-def _images_by_row(config: Any, input_ids: Tensor, vision: VisionInputs) -> dict[str, Sequence[int]] | None:
-    """Images (or tiles) of each row, counted by its placeholder tokens, as `slice_rows` wants it; None if unclear."""
+def _images_by_row(
+    config: Any, input_ids: Tensor, vision: VisionInputs, given: Tensor | None
+) -> dict[str, Sequence[int]] | None:
+    """Images (or tiles) of each row, as `slice_rows` wants it, counted by its placeholder tokens; None if unclear.
+
+    given: the images of each row that has any, where the model takes that number.
+    """
     pixels = vision.get("pixel_values")
-    if pixels is None or pixels.ndim == 5:
+    if pixels is None or pads_rows(vision):
         return {}
     tokens = (input_ids == config.image_token_id).sum(dim=1)
+    if given is not None:
+        counts = iter(given.tolist())
+        return {"num_images": [next(counts) if count else 0 for count in tokens.tolist()]}
     grid = vision.get("image_grid_thw")
     if grid is None:
         each, left_over = divmod(int(tokens.sum()), len(pixels))

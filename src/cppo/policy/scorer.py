@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cppo.perception import entropy_from_logits
-from cppo.policy.vision_inputs import ROW_COUNTS, without_empty_images
+from cppo.policy.vision_inputs import model_images, without_empty_images
+from cppo.policy.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def plain_scores(
     Returns:
         Scores in float32, or float64 for a float64 model.
     """
-    inputs = {key: value for key, value in without_empty_images(vision).items() if key not in ROW_COUNTS}
+    inputs = model_images(unwrapped(model).config, without_empty_images(vision))
     if compute_aux_loss:
         inputs["output_router_logits"] = True
     outputs = model(

@@ -1,7 +1,7 @@
 """Put together and cut apart the vision inputs of a batch, for every layout that transformers' processors use.
 
-A batch of B rows carries its images in tensors whose first dimension counts patches (Qwen), images (LLaVA), tiles
-(InternVL) or rows (Idefics), and in lists with one number a row (`num_images`, `num_tiles`).
+A batch of B rows carries its images in tensors whose first dimension counts patches (Qwen), images (LLaVA,
+LLaVA-OneVision), tiles (InternVL) or rows (Idefics), and in lists with one number a row (`num_images`, `num_tiles`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+from cppo.policy.families import IMAGES_A_ROW, takes_images_a_row
 
 VisionInputs = dict[str, Any]
 """Keyword inputs of the model that describe images: tensors, or lists with one number a row."""
@@ -21,9 +23,28 @@ ROW_COUNTS = ("num_images", "num_tiles")
 """Bookkeeping of the trainer that is no input of the model."""
 
 
+def model_images(config: Any, vision: Mapping[str, Any]) -> VisionInputs:
+    """Of a batch's vision inputs those that the model's forward takes, the trainer's counts translated into its own.
+
+    config: the model's configuration.
+    """
+    inputs = {key: value for key, value in vision.items() if key not in ROW_COUNTS}
+    if takes_images_a_row(config) and "pixel_values" in inputs and "num_images" in vision:
+        inputs[IMAGES_A_ROW] = torch.tensor([count for count in vision["num_images"] if count])
+    return inputs
+
+
+def pads_rows(vision: Mapping[str, Any]) -> bool:
+    """Whether images stand in rows [B, images, ...] that are filled up to the fullest one, as Idefics' do."""
+    pixel_values = vision.get("pixel_values")
+    return pixel_values is not None and pixel_values.ndim == 5 and "image_sizes" not in vision
+
+
 def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
     """Drop absent inputs, and the image inputs altogether when a batch of text-only rows holds no image."""
     present = {key: value for key, value in vision.items() if value is not None}
+    if "num_images" in present:
+        present.pop(IMAGES_A_ROW, None)  # the same, but for rows of text alone
     pixel_values = present.get("pixel_values")
     if pixel_values is not None and pixel_values.shape[0] == 0:
         return {key: value for key, value in present.items() if key in PER_TOKEN_KEYS}
@@ -35,8 +56,7 @@ def split_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
     TRL's function takes Idefics' rows [B, images, ...] for images where there happen to be as many.
     """
-    pixel_values = batch.get("pixel_values")
-    if pixel_values is not None and pixel_values.ndim == 5:
+    if pads_rows(batch):
         return dict(batch)
     return split_pixel_values_by_grid(dict(batch))
 

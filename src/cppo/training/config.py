@@ -109,6 +109,13 @@ class CPPOConfig(GRPOConfig):
             "a row each with whole logits, in float64 for a float64 model."
         },
     )
+    freeze_vision_tower: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the vision tower's weights as they are; the projector into the language model (Qwen's merger "
+            "too) and the language model are trained."
+        },
+    )
     log_perception_grad_share: bool = field(
         default=False,
         metadata={

@@ -6,7 +6,13 @@ from typing import Any
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from cppo.errors import UserError
-from cppo.policy import add_shared_prompt_forward, unshared_reason, unwrapped, vision_placeholder_ids
+from cppo.policy import (
+    add_shared_prompt_forward,
+    unshared_reason,
+    unwrapped,
+    vision_placeholder_ids,
+    vision_tower_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,12 @@ def share_prompts(trainer: Any) -> bool:
         if model is not None:
             add_shared_prompt_forward(unwrapped(model), trainer.args.cast_lm_head_to_fp32)
     return True
+
+
+def freeze_vision_tower(model: Any) -> None:
+    """Let no gradient reach the weights of a model's vision tower. Raises UserError if it has none."""
+    for parameter in vision_tower_parameters(unwrapped(model)):
+        parameter.requires_grad_(False)
 
 
 def ban_vision_placeholders(trainer: Any) -> list[int]:

@@ -22,6 +22,7 @@ from cppo.policy import (
     plain_scores,
     shared_prefill,
     shared_prompt_scores,
+    takes_images_a_row,
     unwrapped,
 )
 from cppo.policy.vision_inputs import VisionInputs, without_empty_images
@@ -33,7 +34,7 @@ from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.samples import RolloutSamples
-from cppo.training.setup import ban_vision_placeholders, check_setup, share_prompts
+from cppo.training.setup import ban_vision_placeholders, check_setup, freeze_vision_tower, share_prompts
 from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_images
 from cppo.training.view_scoring import (
@@ -139,6 +140,8 @@ class CPPOTrainer(CardedTrainer):
             environment_factory,
         )
         check_setup(self)
+        if args.freeze_vision_tower:
+            freeze_vision_tower(self.model)
         self._placeholder_ids = ban_vision_placeholders(self)
         self._shares_prompts = share_prompts(self)
         self._views = ViewMaker(
@@ -318,7 +321,8 @@ class CPPOTrainer(CardedTrainer):
 
         if shares:
             return shared
-        return plain if self.args.needs_logits else kernel
+        # TRL's function has no argument for LLaVA-OneVision's images a row.
+        return plain if self.args.needs_logits or takes_images_a_row(unwrapped(model).config) else kernel
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if "perception_views" not in inputs:
