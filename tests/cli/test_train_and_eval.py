@@ -54,6 +54,18 @@ def test_the_run_directory(workplace):
     assert "Example responses" in (run / "report.html").read_text()
 
 
+def test_probes_show_the_same_items_each_time(workplace):
+    probes = [json.loads(line) for line in (workplace / "run" / "probes.jsonl").read_text().splitlines()]
+    assert [probe["step"] for probe in probes] == [0, 1, 2, 3]
+    assert {probe["n"] for probe in probes} == {8}
+    assert len({tuple(item["id"] for item in probe["items"]) for probe in probes}) == 1
+    for item in probes[0]["items"]:
+        assert item["images"][0].startswith("data:image/png;base64,")
+        assert len(item["tokens"]) == len(item["score"]) == len(item["selected"]) == len(item["true_perception"]) > 0
+    assert not any(item["images"] for probe in probes[1:] for item in probe["items"])
+    assert "The same items over training" in (workplace / "run" / "report.html").read_text()
+
+
 def test_samples_hold_one_flag_and_score_a_token(workplace):
     samples = [json.loads(line) for line in (workplace / "run" / "samples.jsonl").read_text().splitlines()]
     assert samples
@@ -125,6 +137,9 @@ def test_resuming_continues_the_metrics(workplace, tmp_path):
     argv = ["train", "--config", str(run / "config.yaml"), "--output_dir", str(run), "--final_eval_samples", "0"]
     assert main([*argv, "--resume_from_checkpoint", str(run / "checkpoint-2"), "--max_steps", "4"]) == 0
     assert steps(run) == [1, 2, 3, 4]
+    probes = [json.loads(line)["step"] for line in (run / "probes.jsonl").read_text().splitlines()]
+    assert probes == [0, 1, 2, 3, 4]
+    assert not {"resume_from_checkpoint", "quiet"} & yaml.safe_load((run / "config.yaml").read_text()).keys()
 
 
 def test_a_value_that_only_the_trainer_refuses(workplace, capsys, tmp_path):
@@ -170,7 +185,7 @@ def test_eval_takes_the_runs_system_prompt_and_length(workplace, tmp_path):
 
 
 def test_a_stopped_run_names_its_last_checkpoint(workplace, tmp_path, capsys, monkeypatch):
-    def stop(recipe, sources):
+    def stop(recipe, sources, report):
         for step in (4, 12):
             (tmp_path / "run" / f"checkpoint-{step}").mkdir()
             (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").touch()
@@ -198,6 +213,7 @@ def test_sft_fills_a_run_directory(workplace, tmp_path, capsys):
     argv = ["sft", "--config", str(tmp_path / "sft.yaml"), "--output_dir", str(tmp_path / "run")]
     assert main(argv) == 0
     assert steps(tmp_path / "run") == [1, 2]
+    assert "Token accuracy" in (tmp_path / "run" / "report.html").read_text()
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert load_recipe("sft", str(tmp_path / "run" / "config.yaml")).config["max_steps"] == 2
     capsys.readouterr()

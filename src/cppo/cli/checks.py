@@ -36,6 +36,8 @@ def check_inputs(recipe: Recipe) -> None:
         check_data(options.eval_data)
     elif isinstance(options, TrainOptions) and options.final_eval_samples:
         raise UserError("final_eval_samples needs `eval_data`: give held-out data, or 0 items")
+    elif isinstance(options, TrainOptions) and options.probe_steps:
+        raise UserError("probe_steps needs `eval_data`: give held-out data, or 0")
     elif recipe.config.get("eval_strategy", "no") != "no":
         raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
     PixelBounds(options.min_pixels, options.max_pixels)

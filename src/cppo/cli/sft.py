@@ -30,6 +30,7 @@ def _run(recipe: Recipe) -> None:
         held_out = load_records(options.eval_data, split="test", columns=options.columns, pixels=pixels)
     quiet_libraries()
 
+    from cppo.reports import write_report
     from cppo.training.recorder import RunRecorder
     from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
     from cppo.training.sft import run_sft
@@ -52,8 +53,8 @@ def _run(recipe: Recipe) -> None:
         recipe.output_dir,
         eval_data=held_out,
         sft_args={"disable_tqdm": False, **arguments},
-        callbacks=[RunRecorder(files, samples=tuple)],
+        callbacks=[RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)],
     )
     summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
     files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
-    print(f"model      {folder}")
+    print(f"model      {folder}\nreport     {write_report(files.path)}")

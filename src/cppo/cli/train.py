@@ -52,7 +52,7 @@ def _run(recipe: Recipe) -> None:
     from cppo.training.run import run_training
 
     try:
-        result = run_training(recipe, sources)
+        result = run_training(recipe, sources, write_report)
     except KeyboardInterrupt:
         checkpoints = RunDirectory(recipe.output_dir).checkpoints()
         if checkpoints:

@@ -69,7 +69,7 @@ def generate_tokens(
     inputs = inputs.to(model.device)
     config = _generation_config(model, processor, max_new_tokens)
     draw = LogitsProcessorList([_DrawnToken(streams, max_new_tokens, temperature, top_p)] if temperature > 0 else [])
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         output = model.generate(**inputs, generation_config=config, logits_processor=draw)
     return [_until_end(row, set(config.eos_token_id)) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
 
@@ -160,7 +160,8 @@ def _generation_config(model: Any, processor: Any, max_new_tokens: int) -> Gener
 
 
 @contextmanager
-def _evaluation_mode(model: Any) -> Any:
+def evaluation_mode(model: Any) -> Any:
+    """Evaluation mode inside; afterwards as before."""
     was_training = model.training
     model.eval()
     try:

@@ -54,6 +54,9 @@ class RunOptions:
         metadata={"help": "Continue from a checkpoint folder, or with `true` from the latest one of output_dir."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the files of an earlier run in output_dir."})
+    quiet: bool = field(
+        default=False, metadata={"help": "Plain lines on a terminal too: no progress bar, no table of samples."}
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,17 @@ class TrainOptions(RunOptions):
             "(0 = off).",
             "range": "[0, inf)",
         },
+    )
+    probe_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Every so many steps the report's held-out accuracy and perception tokens are taken on the first "
+            "probe_items of eval_data (default: ten times a run, but not with FSDP or DeepSpeed; 0 = off).",
+            "range": "[0, inf)",
+        },
+    )
+    probe_items: int = field(
+        default=64, metadata={"help": "Items of eval_data answered greedily at each probe.", "range": "[1, inf)"}
     )
     rewards: list[str] | None = field(
         default=None,

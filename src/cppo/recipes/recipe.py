@@ -100,7 +100,12 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
 def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's options of what the run is, with the trainer's fields from `config`."""
     run = dataclasses.asdict(recipe.options)
-    for name in ("resume_from_checkpoint", "overwrite", "dry_run"):  # they say how a run was started, not what it is
+    for name in (
+        "resume_from_checkpoint",
+        "overwrite",
+        "quiet",
+        "dry_run",
+    ):  # they say how a run was started, not what it is
         run.pop(name, None)
     return {**{name: value for name, value in run.items() if value is not None}, **config}
 

@@ -19,8 +19,8 @@ class RunDirectory:
     """The files of one run.
 
     `config.yaml` is the resolved recipe, `metrics.jsonl` has one JSON object a logged step, `samples.jsonl` one example
-    response a line, `probes.jsonl` one look at the held-out items a line, `summary.json` is written last, when the run
-    has finished, `report.html` shows it all, `README.md` is the model card.
+    response a line, `probes.jsonl` one look at the held-out items a line, `progress.json` tells how far the run is,
+    `summary.json` is written last, when it has finished, `report.html` shows it all, `README.md` is the model card.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -29,6 +29,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.probes = self.path / "probes.jsonl"
+        self.progress = self.path / "progress.json"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.card = self.path / "README.md"
@@ -122,7 +123,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.summary.unlink(missing_ok=True)
             if checkpoint is None:
-                for file in (self.config, self.metrics, self.samples, self.probes, self.report):
+                for file in (self.config, self.metrics, self.samples, self.probes, self.progress, self.report):
                     file.unlink(missing_ok=True)
                 for entry in self.path.iterdir():
                     if overwrite and _CHECKPOINT.fullmatch(entry.name) and entry.is_dir():
@@ -133,6 +134,13 @@ class RunDirectory:
                     _keep_steps(file, last=last)
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file anew; who reads it meanwhile finds the old text or the new one."""
+    new = file.with_name(file.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

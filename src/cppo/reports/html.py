@@ -1,57 +1,64 @@
-"""The report: curves, accuracies, example responses with their perception tokens, configuration; one static file."""
+"""The report of one run: curves, warnings, accuracies, responses over time, configuration; one static file."""
 
 import os
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from cppo.recipes import RunDirectory
+from cppo.recipes import RunDirectory, replace_text
 from cppo.reports.charts import interval_chart
 from cppo.reports.curves import run_figures
 from cppo.reports.page import render_page
 from cppo.reports.run_data import RunData, read_run
+from cppo.reports.signs import run_warnings
+from cppo.reports.tokens import example, probed_items
 
 SHOWN_EXAMPLES = 8
-IMAGE_URIS = ("data:image/png;base64,", "data:image/jpeg;base64,")
+PROBE_COLUMNS = 4
 
 
-@dataclass(frozen=True)
-class Token:
-    """One response token: `strength` in [0, 1] is its score relative to the response's best, 0 if not selected."""
-
-    text: str
-    selected: bool
-    score: float
-    strength: float
-
-
-def write_report(run_dir: str | os.PathLike[str]) -> Path:
+def write_report(run_dir: str | os.PathLike[str], *, refresh: int | None = None) -> Path:
     """Write `report.html` into a run directory from its other files. Returns its path.
+
+    Args:
+        refresh: as for `render_report`.
 
     Raises:
         UserError: the folder is not a run directory.
     """
     files = RunDirectory(run_dir)
-    files.report.write_text(render_report(read_run(files.path)), encoding="utf-8")
+    replace_text(files.report, render_report(read_run(files.path), refresh=refresh))
     return files.report
 
 
-def render_report(run: RunData) -> str:
-    """The report as HTML. Everything that comes from the run is escaped: model text is not to be trusted."""
-    examples = [_example(sample) for sample in reversed(run.samples)]
+def render_report(run: RunData, *, refresh: int | None = None) -> str:
+    """The report as HTML. Everything that comes from the run is escaped: model text is not to be trusted.
+
+    Args:
+        refresh: the run goes on, and the page is to load itself again every so many seconds.
+    """
+    examples = [example(sample) for sample in reversed(run.samples)]
     return render_page(
         "report.html.j2",
         name=run.name,
         config=run.config,
         summary=run.summary,
-        steps=int(max((row.get("step", 0) for row in run.metrics), default=0)),
+        refresh=None if run.summary else refresh,
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        steps=run.last_step,
+        last_step=max(run.last_step, int(run.progress.get("last_step", 0))),
+        seconds=run.seconds,
+        seconds_left=run.seconds_left,
+        warnings=run_warnings(run),
         accuracies=_accuracies(run),
         charts=run_figures(run),
+        probed=probed_items(run, PROBE_COLUMNS),
         examples=examples[:SHOWN_EXAMPLES],
         earlier=examples[SHOWN_EXAMPLES:],
-        options=[(name, _shown(value)) for name, value in run.config.items()],
+        options=[(name, shown_option(value)) for name, value in run.config.items()],
+        versions=run.versions,
     )
 
 
@@ -65,20 +72,10 @@ def _accuracies(run: RunData) -> Markup | None:
     return interval_chart(rows) if rows else None
 
 
-def _example(sample: dict[str, Any]) -> dict[str, Any]:
-    scores = [score or 0.0 for score in sample["score"]]
-    best = max(scores, default=0.0) or 1.0
-    tokens = [
-        Token(text, selected, score, max(0.0, score / best) if selected else 0.0)
-        for text, selected, score in zip(sample["completion_tokens"], sample["perception"], scores, strict=True)
-    ]
-    images = [uri for uri in sample["images"] if isinstance(uri, str) and uri.startswith(IMAGE_URIS)]
-    return {**sample, "images": images, "tokens": tokens}
-
-
-def _shown(value: Any) -> str:
+def shown_option(value: Any) -> str:
+    """A configuration value as text."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(shown_option, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

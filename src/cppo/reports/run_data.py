@@ -14,15 +14,39 @@ from cppo.recipes import RunDirectory
 
 @dataclass(frozen=True)
 class RunData:
-    """A run's resolved recipe, metrics, example responses and probes (one mapping a line), and summary ({} while it
-    runs)."""
+    """A run's resolved recipe, metrics, example responses and probes (one mapping a line), how far it is, and its
+    summary ({} while it runs)."""
 
     name: str
     config: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     probes: list[dict[str, Any]]
+    progress: Mapping[str, Any]
     summary: Mapping[str, Any]
+
+    @property
+    def last_step(self) -> int:
+        """The latest step that was logged; 0 if none was."""
+        return int(max((row.get("step", 0) for row in self.metrics), default=0))
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the run took, or has trained so far since it was started or resumed."""
+        return self.summary.get("seconds", self.progress.get("seconds"))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the steps to come will take at the mean pace so far; None where nothing tells, or all is done."""
+        done = self.progress.get("step", 0) - self.progress.get("from_step", 0)
+        if self.summary or done <= 0:
+            return None
+        return self.progress["seconds"] / done * (self.progress["last_step"] - self.progress["step"])
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages that the run's figures depend on."""
+        return self.summary.get("versions") or self.progress.get("versions") or {}
 
     def series(self, metric: str) -> list[tuple[float, float]]:
         """(step, value) wherever the metric was logged as a number; the later line of a step counts."""
@@ -45,7 +69,7 @@ def read_run(path: str | Path) -> RunData:
         raise UserError(f"{path} is not a run directory (it has no config.yaml)")
     try:
         config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
-        summary = json.loads(files.summary.read_text(encoding="utf-8")) if files.summary.is_file() else {}
+        summary, progress = _json_object(files.summary), _json_object(files.progress)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     return RunData(
@@ -54,8 +78,14 @@ def read_run(path: str | Path) -> RunData:
         metrics=_json_lines(files.metrics),
         samples=_json_lines(files.samples),
         probes=_json_lines(files.probes),
+        progress=progress,
         summary=summary,
     )
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:

@@ -1,45 +1,73 @@
-"""Writes a run's metrics and example responses while it trains, and shows its progress on one line."""
+"""Writes a run's metrics, example responses and report while it trains, and shows its progress."""
 
 import json
 import math
-import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cppo.recipes import RunDirectory
+from cppo.recipes import RunDirectory, replace_text
+from cppo.training.progress import Progress, is_milestone
 from cppo.views import image_data_uri
 
 SAMPLE_TIMES = 10
 """How often in a run example responses are written."""
-PROGRESS_LINES = 20
-"""How many progress lines a run prints where there is no terminal to draw a bar on."""
-RL_SHOWN = {"reward": "reward", "rewards/accuracy_reward/mean": "accuracy", "perception/cpl": "cpl"}
-SFT_SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
+REPORT_SECONDS = 10
+"""Between two reports, unless writing one takes more than a fiftieth of it."""
+REPORT_SHARE = 50
+
+
+class WriteReport(Protocol):
+    """Writes a run directory's report; with `refresh` one that loads itself again every so many seconds."""
+
+    def __call__(self, run_dir: Path, /, *, refresh: int | None = None) -> object: ...
 
 
 class RunRecorder(TrainerCallback):
-    """Appends to `metrics.jsonl` one JSON object a logged step, and to `samples.jsonl` examples from `samples()`.
+    """Appends to `metrics.jsonl` one JSON object a logged step, and to `samples.jsonl` examples from `samples()`; keeps
+    `progress.json` and the report up to date.
 
     Only the main process writes. It takes the place of the Trainer's own progress and printing callbacks.
+
+    Args:
+        quiet: no bar and no samples on a terminal.
+        versions: of the packages, for the report of a run that has not finished.
+        report: writes the report.
+        now: seconds of a clock.
     """
 
-    def __init__(self, files: RunDirectory, samples: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+    def __init__(
+        self,
+        files: RunDirectory,
+        samples: Callable[[], Sequence[Mapping[str, Any]]],
+        *,
+        quiet: bool = False,
+        versions: Mapping[str, str] | None = None,
+        report: WriteReport | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._files = files
         self._samples = samples
-        self._bar: tqdm | None = None
+        self._progress = Progress(quiet=quiet)
+        self._versions = dict(versions or {})
+        self._report = report
+        self._now = now
+        self._began, self._from_step, self._report_due = 0.0, 0, 0.0
+        self._writes = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero and not args.disable_tqdm and sys.stderr.isatty():
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=False)
+        self._writes = state.is_world_process_zero
+        self._began, self._from_step = self._now(), state.global_step
+        if self._writes and not args.disable_tqdm:
+            self._progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
+        self._progress.advance(state.global_step)
 
     def on_log(
         self,
@@ -49,45 +77,50 @@ class RunRecorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        if not self._writes or not logs or "train_runtime" in logs:
             return
         append_json_lines(self._files.metrics, [{"step": state.global_step, **_numbers(logs)}])
         step, last = state.global_step, state.max_steps
         if any(name.startswith("eval_") for name in logs):
             if not args.disable_tqdm:
-                shown = progress_text({name.removeprefix("eval_"): value for name, value in logs.items()})
-                tqdm.write(f"step {step}/{last}  evaluation: {progress_line(shown)}", file=sys.stderr)
+                self._progress.show_evaluation(step, last, logs)
             return
+        if not args.disable_tqdm:
+            self._progress.show(step, last, logs)
         if is_milestone(step, last, SAMPLE_TIMES):
-            append_json_lines(
-                self._files.samples, [sample_record(sample) for sample in self._samples() if sample["step"] == step]
-            )
-        shown = progress_text(logs)
-        if self._bar is not None:
-            self._bar.set_postfix(shown)
-        elif not args.disable_tqdm and is_milestone(step, last, PROGRESS_LINES):
-            print(f"step {step}/{last}  {progress_line(shown)}", file=sys.stderr, flush=True)
+            samples = [sample_record(sample) for sample in self._samples() if sample["step"] == step]
+            append_json_lines(self._files.samples, samples)
+            self._progress.samples(samples)
+        if self._now() >= self._report_due:
+            self._write_report(state, refresh=REPORT_SECONDS)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.end()
+        if self._writes:
+            self._write_report(state, refresh=REPORT_SECONDS)
 
+    def stop(self, state: TrainerState) -> None:
+        """Training was broken off: leave a report that does not wait for more."""
+        self._progress.end()
+        if self._writes:
+            self._write_report(state, refresh=None)
 
-def progress_text(logs: Mapping[str, Any]) -> dict[str, str]:
-    """What the progress line shows of a step: an RL step's rewards, else the loss (which says little of an RL step)."""
-    names = RL_SHOWN if "reward" in logs else SFT_SHOWN
-    return {label: f"{logs[name]:.3f}" for name, label in names.items() if isinstance(logs.get(name), float)}
-
-
-def progress_line(shown: Mapping[str, str]) -> str:
-    return "  ".join(f"{name} {value}" for name, value in shown.items())
-
-
-def is_milestone(step: int, last: int, times: int) -> bool:
-    """Whether `step` is the first, the last, or one of about `times` evenly spaced steps up to `last`."""
-    return step in (1, last) or step % max(1, last // times) == 0
+    def _write_report(self, state: TrainerState, *, refresh: int | None) -> None:
+        began = self._now()
+        content = {
+            "step": state.global_step,
+            "last_step": state.max_steps,
+            "from_step": self._from_step,
+            "seconds": round(began - self._began, 1),
+            "versions": self._versions,
+        }
+        replace_text(self._files.progress, json.dumps(content, indent=2) + "\n")
+        if self._report is not None:
+            self._report(self._files.path, refresh=refresh)
+        ended = self._now()
+        self._report_due = ended + max(REPORT_SECONDS, REPORT_SHARE * (ended - began))
 
 
 def sample_record(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,30 +1,25 @@
 """One training run from a recipe: data, trainer, run directory, accuracy before and after."""
 
 import json
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
-from tqdm import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
+from cppo import __version__
 from cppo.assets import resolve_model
-from cppo.data import Record, RecordSource, to_dataset
+from cppo.data import RecordSource, to_dataset
 from cppo.errors import UserError, tell
 from cppo.evaluation import (
     BLANK,
     EvalResult,
-    ItemResult,
     LongRow,
     PairedDifference,
     check_vision_model,
-    evaluate,
     paired_bootstrap,
 )
 from cppo.recipes import (
@@ -37,10 +32,12 @@ from cppo.recipes import (
     warn_of_changes,
 )
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
+from cppo.training.answers import answer_all
 from cppo.training.config import CPPOConfig
 from cppo.training.loggers import check_loggers
 from cppo.training.model_card import RunFacts
-from cppo.training.recorder import RunRecorder
+from cppo.training.probes import HeldOutProbe
+from cppo.training.recorder import RunRecorder, WriteReport
 from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.training.sources import RunSources
 from cppo.training.trainer import CPPOTrainer
@@ -52,7 +49,6 @@ RUN_DEFAULTS: dict[str, Any] = {
 }
 """What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
 VERSIONS_OF = ("torch", "transformers", "trl")
-EVALUATION_BATCH = 64
 IMAGE_PROBE = 100
 """Rows looked at to warn of data without images."""
 
@@ -97,8 +93,11 @@ class RunResult:
     best: BestCheckpoint | None
 
 
-def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
-    """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`), all but the report.
+def run_training(recipe: Recipe, sources: RunSources, report: WriteReport | None = None) -> RunResult:
+    """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`).
+
+    Args:
+        report: writes the report while the run trains; that of the finished run is left to the caller.
 
     Raises:
         UserError: a refused value, too few rows, a model that cannot be used, a folder that cannot be written.
@@ -114,25 +113,40 @@ def run_training(recipe: Recipe, sources: RunSources) -> RunResult:
         warn_of_changes(recipe, resolved, checkpoint)
     trainer = build_trainer(prepared, sources)
     main = trainer.is_world_process_zero()
+    probes = sources.probes if _may_probe(trainer, options) else None
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
         files.config.write_text(dump_recipe(recipe, resolved), encoding="utf-8")
     trainer.run_facts = facts = RunFacts(
         resolved_options(recipe, resolved), rows=len(train), skipped_rows=len(train.skipped), long_rows=len(long)
     )
-    trainer.add_callback(RunRecorder(files, lambda: trainer.last_samples))
-
-    asked = {
+    recorder = RunRecorder(
+        files, lambda: trainer.last_samples, quiet=options.quiet, versions=package_versions(), report=report
+    )
+    asked: dict[str, Any] = {
         "max_new_tokens": args.max_completion_length,
         "system_prompt": options.system_prompt,
         "tolerance": number_tolerance(prepared.rewards),
     }
-    held_out = sources.held_out
-    before = _answer_all(trainer, held_out, "before", **asked) if held_out else None
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if probes is not None:
+        trainer.add_callback(HeldOutProbe(trainer, files, probes, every=options.probe_steps, asked=asked))
+    # After the probe, so that a step's report shows the step's probe.
+    trainer.add_callback(recorder)
+
+    def answer(label: str, **how: Any) -> EvalResult | None:
+        if sources.held_out is None:
+            return None
+        return answer_all(trainer, sources.held_out, label, show_bar=not options.quiet, **asked, **how)
+
+    before = answer("before")
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except BaseException:
+        recorder.stop(trainer.state)
+        raise
     trainer.save_model(recipe.output_dir)
-    after = _answer_all(trainer, held_out, "after", **asked) if held_out else None
-    blank = _answer_all(trainer, held_out, "blank image", condition=BLANK, **asked) if held_out else None
+    after = answer("after")
+    blank = answer("blank image", condition=BLANK)
     result = RunResult(
         output_dir=files.path,
         is_main_process=main,
@@ -248,21 +262,26 @@ def run_summary(result: RunResult, left_out: dict[str, Any]) -> dict[str, Any]:
         **left_out,
         **{name: found.to_dict() for name, found in evaluations.items() if found is not None},
         **({"gain": asdict(result.gain)} if result.gain else {}),
-        "versions": {package: version(package) for package in VERSIONS_OF},
+        "versions": package_versions(),
     }
 
 
-class _Share(Sequence[Record]):
-    """Every `step`-th record from `start` on, still read one at a time."""
+def package_versions() -> dict[str, str]:
+    """Of what a run's figures depend on."""
+    return {"cppo": __version__, **{package: version(package) for package in VERSIONS_OF}}
 
-    def __init__(self, source: Sequence[Record], start: int, step: int) -> None:
-        self._source, self._indices = source, range(start, len(source), step)
 
-    def __len__(self) -> int:
-        return len(self._indices)
+def _may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
+    """Whether one process can run the model alone.
 
-    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        return self._source[self._indices[index]]
+    Raises:
+        UserError: not, although probes were asked for.
+    """
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return True
+    if options.probe_steps:
+        raise UserError("probe_steps: probes run the whole model in one process, not with FSDP or DeepSpeed; set 0")
+    return False
 
 
 def _warn(source: RecordSource, uses_perception: bool) -> None:
@@ -297,19 +316,3 @@ def _check_steps_left(checkpoint: Path, args: CPPOConfig) -> None:
     step = checkpoint_step(checkpoint)
     if 0 < args.max_steps <= step:
         raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
-
-
-def _answer_all(trainer: CPPOTrainer, source: Sequence[Record], label: str, **asked: Any) -> EvalResult:
-    """Greedy evaluation of the model as it is now, each rank answering its share of the records."""
-    accelerator = trainer.accelerator
-    ranks = accelerator.num_processes
-    share = _Share(source, accelerator.process_index, ranks)
-    model, processor = accelerator.unwrap_model(trainer.model), trainer.processing_class
-    hidden = not (accelerator.is_main_process and sys.stderr.isatty()) or trainer.args.disable_tqdm
-    mine: tuple[ItemResult, ...] = ()
-    with tqdm(total=len(share), desc=label, unit="item", leave=False, disable=hidden) as bar:
-        if len(share):
-            mine = evaluate(model, processor, share, batch_size=EVALUATION_BATCH, progress=bar.update, **asked).items
-    by_rank = gather_object([mine])
-    items = [by_rank[index % ranks][index // ranks] for index in range(len(source))]
-    return EvalResult(tuple(items), samples=1)

@@ -9,11 +9,13 @@ from cppo.recipes import Recipe, TrainOptions
 
 @dataclass(frozen=True)
 class RunSources:
-    """Records to train on, those of the final evaluation, and those of evaluations during training (None: none)."""
+    """Records to train on, and those of the final evaluation, of evaluations during training and of probes (None:
+    none)."""
 
     train: RecordSource
     held_out: RecordSource | None
     evaluation: RecordSource | None
+    probes: RecordSource | None
 
 
 def load_sources(recipe: Recipe) -> RunSources:
@@ -25,10 +27,12 @@ def load_sources(recipe: Recipe) -> RunSources:
     options = recipe.options
     assert isinstance(options, TrainOptions)
     evaluates = recipe.config.get("eval_strategy", "no") != "no"
+    probes = options.eval_data is not None if options.probe_steps is None else options.probe_steps > 0
     return RunSources(
         _load(options, options.data, "train"),
         _held_out(options, options.final_eval_samples) if options.final_eval_samples else None,
         _held_out(options, options.eval_limit) if evaluates else None,
+        _held_out(options, options.probe_items) if probes else None,
     )
 
 

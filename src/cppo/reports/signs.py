@@ -1,0 +1,130 @@
+"""What a run's figures warn of. Each warning is a pure function of the run, and says its numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from cppo.reports.charts import Point
+from cppo.reports.run_data import RunData
+
+LEAST_STEPS = 10
+"""Logged steps below which trends say nothing."""
+FALL = 0.3
+"""A reward or accuracy that fell by more of its best running mean has collapsed, if by more than chance explains."""
+CHANCE = 3.0
+"""Standard errors of the difference of two means that count as chance."""
+LOW_ENTROPY = 0.005
+"""Nats of policy entropy below which nearly every rollout of a prompt is the same."""
+EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
+
+
+def run_warnings(run: RunData) -> list[str]:
+    """Everything that the run's figures warn of, one sentence or two each; empty where nothing does."""
+    signs: tuple[Callable[[RunData], str | None], ...] = (
+        not_finite,
+        collapse,
+        low_entropy,
+        equal_groups,
+        nothing_selected,
+        lengths_at_limit,
+    )
+    return [text for sign in signs if (text := sign(run)) is not None]
+
+
+def not_finite(run: RunData) -> str | None:
+    """Steps whose loss or gradient was NaN or infinite, which the metrics hold as null."""
+    steps = [
+        row.get("step") for row in run.metrics if any(row.get(name, 0.0) is None for name in ("loss", "grad_norm"))
+    ]
+    if not steps:
+        return None
+    return (
+        f"Loss or gradient was not finite in {len(steps)} step(s), first in step {steps[0]}: lower learning_rate or "
+        "max_grad_norm, or train in float32 or bfloat16."
+    )
+
+
+def collapse(run: RunData) -> str | None:
+    """Accuracy, or where there is none the reward, lies far below its own best."""
+    for metric, name in (("rewards/accuracy_reward/mean", "accuracy"), ("reward", "reward")):
+        points = run.series(metric)
+        if len(points) < LEAST_STEPS:
+            continue
+        size = max(LEAST_STEPS // 2, len(points) // 10)
+        windows = [points[end - size : end] for end in range(size, len(points) + 1)]
+        best, last = max(windows, key=_mean), windows[-1]
+        fall = _mean(best) - _mean(last)
+        error = math.sqrt((_variance(best) + _variance(last)) / size)
+        if fall > FALL * abs(_mean(best)) and fall > CHANCE * error:
+            return (
+                f"Collapse: the training {name} fell from {_mean(best):.3f} around step {best[size // 2][0]:g} to "
+                f"{_mean(last):.3f} (means of {size} steps). Take an earlier checkpoint, lower learning_rate or "
+                "perception_weight, or raise beta."
+            )
+        return None
+    return None
+
+
+def low_entropy(run: RunData) -> str | None:
+    """The policy hardly samples anything but one response."""
+    points = run.series("entropy")
+    if len(points) < LEAST_STEPS or (value := _mean(_latest(points))) >= LOW_ENTROPY:
+        return None
+    first = _mean(points[: len(_latest(points))])
+    return (
+        f"Collapse: the policy's entropy is {value:.4f} nats ({first:.4f} at the start): the rollouts of a group are "
+        "nearly the same. Raise temperature or beta, or lower learning_rate."
+    )
+
+
+def equal_groups(run: RunData) -> str | None:
+    """Most groups have equal rewards, and with them no advantage."""
+    points = _latest(run.series("frac_reward_zero_std"))
+    if not points or (share := _mean(points)) <= EQUAL_GROUPS:
+        return None
+    return (
+        f"Of the latest {len(points)} logged steps' groups {share:.0%} have equal rewards and teach nothing: the data "
+        "is too easy or too hard for the model. Mix other rows, or raise num_generations or temperature."
+    )
+
+
+def nothing_selected(run: RunData) -> str | None:
+    """Steps in which the perception loss had no token to work on."""
+    gated = run.series("perception/gated_fraction")
+    if not gated:
+        return None
+    selected = dict(run.series("perception/selected_fraction"))
+    idle = [step for step, _ in gated if selected.get(step, 0.0) == 0]
+    if len(idle) <= NOTHING_SELECTED * len(gated):
+        return None
+    closed = sum(share == 0 for _, share in gated)
+    return (
+        f"In {len(idle)} of {len(gated)} logged steps no perception token was selected ({closed} of them let no "
+        "rollout through the gate): the perception loss did nothing there. Look at the views (`cppo views`), "
+        "or choose another perception_gate or perception_score."
+    )
+
+
+def lengths_at_limit(run: RunData) -> str | None:
+    """Responses are cut off by the limit of their length."""
+    points = _latest(run.series("completions/clipped_ratio"))
+    if not points or (share := _mean(points)) <= AT_LIMIT:
+        return None
+    limit = run.config.get("max_completion_length")
+    return (
+        f"Of the latest {len(points)} logged steps' responses {share:.0%} reach the limit of {limit} tokens and are "
+        "cut off before their answer: raise max_completion_length, or reward shorter responses."
+    )
+
+
+def _latest(points: Sequence[Point]) -> Sequence[Point]:
+    """The last tenth, but at least five."""
+    return points[-max(LEAST_STEPS // 2, len(points) // 10) :]
+
+
+def _mean(points: Sequence[Point]) -> float:
+    return math.fsum(value for _, value in points) / len(points)
+
+
+def _variance(points: Sequence[Point]) -> float:
+    mean = _mean(points)
+    return math.fsum((value - mean) ** 2 for _, value in points) / max(1, len(points) - 1)

@@ -1,0 +1,114 @@
+"""Looks at held-out items while a run trains: their accuracy, and the perception tokens of the same few responses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cppo.data import Record
+from cppo.evaluation import EvalResult
+from cppo.evaluation.generate import evaluation_mode
+from cppo.evaluation.inspection import InspectedItem, InspectOptions, inspect_record
+from cppo.recipes import RunDirectory
+from cppo.training.answers import answer_all
+from cppo.training.config import CPPOConfig
+from cppo.training.recorder import append_json_lines, prompt_text
+from cppo.training.trainer import CPPOTrainer
+from cppo.views import image_data_uri
+
+PROBES_A_RUN = 10
+SHOWN_ITEMS = 3
+SHOWN_TOKENS = 256
+"""Tokens of a shown response at most: under each view its logits over the whole vocabulary are held at once."""
+IMAGE_SIDE = 128
+
+
+class HeldOutProbe(TrainerCallback):
+    """Appends to `probes.jsonl`, before the first step, then every so many steps and after the last, one JSON object.
+
+    It holds the greedy accuracy on `items` and, of the first few items, the greedy response's tokens with dependency
+    scores and selection, under the same views each time. No random number is drawn, so that training goes on as it
+    would have without.
+
+    Args:
+        every: optimizer steps between two probes; None for a tenth of the run.
+        asked: arguments of `evaluate`.
+    """
+
+    def __init__(
+        self,
+        trainer: CPPOTrainer,
+        files: RunDirectory,
+        items: Sequence[Record],
+        *,
+        every: int | None,
+        asked: dict[str, Any],
+    ) -> None:
+        self._trainer, self._files, self._items, self._every, self._asked = trainer, files, items, every, asked
+        args = trainer.args
+        assert isinstance(args, CPPOConfig)
+        self._score = args.perception_score
+        self._sampler = args.view_sampler()
+        self._options = InspectOptions(
+            samples=1,
+            temperature=args.temperature,
+            max_new_tokens=min(asked["max_new_tokens"], SHOWN_TOKENS),
+            seed=args.seed,
+            system_prompt=asked["system_prompt"],
+            top_fraction=args.perception_top_fraction,
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._every is None:
+            self._every = max(1, round(state.max_steps / PROBES_A_RUN))
+        if state.global_step == 0:
+            self._take(0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self._every is not None
+        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+            self._take(state.global_step)
+
+    def _take(self, step: int) -> None:
+        found = answer_all(self._trainer, self._items, "held out", show_bar=False, **self._asked)
+        if not self._trainer.is_world_process_zero():
+            return
+        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        with evaluation_mode(model):
+            shown = [
+                inspect_record(model, self._trainer.processing_class, self._items[place], self._sampler, self._options)
+                for place in range(min(SHOWN_ITEMS, len(self._items)))
+            ]
+        # The pictures stay the same: the first line holds them.
+        with_images = not self._files.probes.is_file()
+        append_json_lines(self._files.probes, [probe_record(step, found, shown, self._score, with_images)])
+
+
+def probe_record(
+    step: int, found: EvalResult, shown: Sequence[InspectedItem], score: str, with_images: bool
+) -> dict[str, Any]:
+    """A probe as JSON values; images become small data URIs."""
+    return {
+        "step": step,
+        "accuracy": found.accuracy,
+        "accuracy_ci95": list(found.accuracy_ci95),
+        "n": found.n,
+        "items": [_item_record(item, score, with_images) for item in shown],
+    }
+
+
+def _item_record(item: InspectedItem, score: str, with_images: bool) -> dict[str, Any]:
+    (response,) = item.responses
+    return {
+        "id": item.record.id,
+        "prompt": prompt_text(item.record.prompt),
+        "images": [image_data_uri(image, IMAGE_SIDE) for image in item.record.images] if with_images else [],
+        "answer": item.record.answer,
+        "correct": response.correct,
+        "tokens": [token.text for token in response.tokens],
+        "score": [round(token.scores[score], 5) for token in response.tokens],
+        "selected": [token.selected[score] for token in response.tokens],
+        "true_perception": [token.true_perception for token in response.tokens],
+    }
