@@ -77,13 +77,20 @@ def test_average_over_samples(script):
 def test_what_was_answered_is_not_asked_again(script):
     whole, kept = evaluate(None, None, records(5), batch_size=2), []
     script.calls.clear()
-    rest = evaluate(None, None, records(5), batch_size=2, known=whole.items[:3], keep=kept.append)
+    rest = evaluate(
+        None,
+        None,
+        records(5),
+        batch_size=2,
+        known=whole.items[:3],
+        keep=lambda record, item: kept.append((record.id, item)),
+    )
     assert rest == whole
     assert [prompt[-1]["content"] for prompts, _, _ in script.calls for prompt in prompts] == [
         "question 3",
         "question 4",
     ]
-    assert tuple(kept) == whole.items[3:]
+    assert kept == [(item.id, item) for item in whole.items[3:]]
 
 
 def test_temperature_and_top_p_reach_the_generation(script):

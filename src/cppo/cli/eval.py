@@ -1,20 +1,27 @@
-"""`cppo eval`: accuracy and format rate of a model on data."""
+"""`cppo eval`: accuracy, pass@k and format rate of a model on data, and its perception card."""
 
 import contextlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cppo.assets import resolve_model
 from cppo.cli.checks import check_data, check_model, check_output_file
-from cppo.cli.console import percent, quiet_libraries
-from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction
+from cppo.cli.console import quiet_libraries
+from cppo.cli.eval_report import category_rows, report_lines
+from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction, number_from
+from cppo.cli.response_file import ResponseFile, data_fingerprint, model_fingerprint
+from cppo.cli.views import recipe_sampler
 from cppo.data import PixelBounds, check_columns, load_records
+from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory
 from cppo.rewards import check_rewards, number_tolerance
+from cppo.views import ViewSampler
 
 DEFAULT_MAX_NEW_TOKENS = 512
 
@@ -26,62 +33,142 @@ def run(argv: Sequence[str]) -> None:
     check_data(arguments.data)
     check_columns(arguments.columns)
     check_output_file("--json", arguments.json)
-    trained = trained_recipe(arguments.model)
-    system_prompt = trained.get("system_prompt") if arguments.system_prompt is None else arguments.system_prompt
-    max_new_tokens = arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS
-    pixels = {
-        name: trained.get(name) if getattr(arguments, name) is None else getattr(arguments, name)
-        for name in ("min_pixels", "max_pixels")
-    }
-    tolerance = trained.get("tolerance", 0.0) if arguments.tolerance is None else arguments.tolerance
+    check_output_file("--responses", arguments.responses)
+    if arguments.json and arguments.responses and Path(arguments.json).resolve() == Path(arguments.responses).resolve():
+        raise UserError(f"--json and --responses both name {arguments.json}; give two files")
+    ks = _check_sampling(arguments)
+    settings, trained = _settings(arguments)
     source = load_records(
         arguments.data,
         split="test",
         limit=arguments.limit,
         columns=arguments.columns,
         max_bad_fraction=arguments.max_bad_fraction,
-        pixels=PixelBounds(pixels["min_pixels"], pixels["max_pixels"]),
+        pixels=PixelBounds(settings["min_pixels"], settings["max_pixels"]),
+        extras=arguments.by,
     )
+    if arguments.card is not None and not any(record.images for record in source):
+        raise UserError(f"--card: none of the rows of {source.name} has an image")
+    stored = ResponseFile(arguments.responses, _identity(arguments, settings, trained)) if arguments.responses else None
     quiet_libraries()
 
     from tqdm import tqdm
 
-    from cppo.evaluation import BLANK, CLEAN, Condition, evaluate, load_model
+    from cppo.evaluation import CARD_CONDITIONS, evaluate, get_condition, load_model, perception_card
 
+    on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
+    names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
+    conditions = [get_condition(name, trained) for name in names]
+    known = {name: stored.known(name, source) if stored else () for name in names}
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    results = {}
+    for condition in conditions:
+        place = iter(range(len(known[condition.name]), len(source)))
 
-    def answer_all(label: str, condition: Condition) -> dict[str, Any]:
-        with tqdm(total=len(source), desc=label, unit="item", leave=False) as bar:
-            return evaluate(
+        def keep(record: Any, item: Any, name: str = condition.name, place: Any = place) -> None:
+            if stored:
+                stored.append(name, record, item, source.extras(next(place)))
+
+        answered = len(known[condition.name])
+        with tqdm(total=len(source), initial=answered, desc=condition.name, unit="item", leave=False) as bar:
+            results[condition.name] = evaluate(
                 model,
                 processor,
                 source,
-                samples=arguments.samples,
-                batch_size=arguments.batch_size,
-                max_new_tokens=max_new_tokens,
-                seed=arguments.seed,
-                system_prompt=system_prompt,
                 condition=condition,
-                tolerance=tolerance,
+                batch_size=arguments.batch_size,
+                known=known[condition.name],
+                keep=keep,
                 progress=bar.update,
-            ).to_dict()
+                **{name: settings[name] for name in ASKED},
+            )
 
-    report = {"model": arguments.model, "data": arguments.data, **answer_all("eval", CLEAN)}
+    clean = results["clean"]
+    report = {"model": arguments.model, "data": arguments.data, **clean.to_dict(ks)}
     if arguments.blank:
-        blind = answer_all("blank image", BLANK)
+        blind = results["blank"].to_dict()
         report |= {"blank_accuracy": blind["accuracy"], "blank_accuracy_ci95": blind["accuracy_ci95"]}
-    report |= {
-        "seed": arguments.seed,
-        "max_new_tokens": max_new_tokens,
-        "system_prompt": system_prompt,
-        "tolerance": tolerance,
-        **pixels,
-        "skipped_rows": len(source.skipped),
-    }
-    for line in _lines(report):
+    report |= {**settings, "skipped_rows": len(source.skipped)}
+    rows: Sequence[Any] = ()
+    if on_card:
+        rows = perception_card(
+            {name: results[name] for name in dict.fromkeys(on_card)}, tolerance=settings["tolerance"]
+        )
+        report["card"] = [row.to_dict() for row in rows]
+        report["trained_views"] = _views(trained)
+    if arguments.by:
+        extras = [source.extras(index) for index in range(len(source))]
+        report["by"] = {name: category_rows(clean, [row[name] for row in extras]) for name in arguments.by}
+    for line in report_lines(report, rows):
         print(line)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "tolerance")
+"""The settings that `evaluate` takes."""
+
+
+def _check_sampling(arguments: Any) -> list[int]:
+    """The k of pass@k: those asked for, else powers of two up to the number of samples.
+
+    Raises:
+        UserError: options of sampling that do not go together.
+    """
+    samples, temperature = arguments.samples, arguments.temperature
+    if samples > 1 and temperature == 0:
+        raise UserError(f"--temperature 0 is greedy: {samples} samples would all be the same; give --samples 1")
+    if arguments.top_p is not None and not (samples > 1 or temperature):
+        raise UserError("--top_p needs sampling: give --temperature above 0, or --samples above 1")
+    if arguments.top_p == 0:
+        raise UserError("--top_p must be above 0")
+    for k in arguments.pass_k or ():
+        if k > samples:
+            raise UserError(f"--pass_k {k} needs at least {k} samples an item, but --samples is {samples}")
+    powers = [2**power for power in range(samples.bit_length())] if samples > 1 else []
+    return sorted(set(arguments.pass_k)) if arguments.pass_k else powers
+
+
+def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler]:
+    """What decides the responses and their scores, as given, as trained, or by default; and the trained views."""
+    trained = trained_recipe(arguments.model)
+
+    def given(option: str, default: Any, recipe_field: str | None = None) -> Any:
+        value = getattr(arguments, option)
+        return trained.get(recipe_field or option, default) if value is None else value
+
+    greedy = arguments.samples == 1 and not arguments.temperature
+    settings = {
+        "samples": arguments.samples,
+        "temperature": 0.0 if greedy else (1.0 if arguments.temperature is None else arguments.temperature),
+        "top_p": 1.0 if arguments.top_p is None else arguments.top_p,
+        "seed": arguments.seed,
+        "max_new_tokens": given("max_new_tokens", DEFAULT_MAX_NEW_TOKENS, "max_completion_length"),
+        "system_prompt": given("system_prompt", None),
+        "tolerance": given("tolerance", 0.0),
+        "min_pixels": given("min_pixels", None),
+        "max_pixels": given("max_pixels", None),
+    }
+    return settings, trained.get("views", ViewSampler(0))
+
+
+def _identity(arguments: Any, settings: dict[str, Any], trained: ViewSampler) -> dict[str, Any]:
+    """What must be the same for responses to go into one file."""
+    folder = Path(resolve_model(arguments.model))
+    specs = [(text, parse_spec(text)) for text in arguments.data]
+    return {
+        "model": model_fingerprint(folder) if folder.is_dir() else arguments.model,
+        "data": [data_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
+        "columns": arguments.columns,
+        "dtype": arguments.dtype,
+        **settings,
+        "trained_views": _views(trained),
+    }
+
+
+def _views(sampler: ViewSampler) -> dict[str, Any]:
+    families = {"preserving": list(sampler.preserving_families), "removing": list(sampler.removing_families)}
+    return {**families, "strengths": asdict(sampler.strengths)}
 
 
 def trained_recipe(model: str) -> dict[str, Any]:
@@ -98,25 +185,16 @@ def trained_recipe(model: str) -> dict[str, Any]:
     if isinstance(rewards, list) and all(isinstance(reward, str) for reward in rewards):
         with contextlib.suppress(UserError):  # a reward of files that are no longer there does not matter here
             taken["tolerance"] = number_tolerance(check_rewards(rewards, None))
+    if given:
+        with contextlib.suppress(UserError):  # the configuration of `cppo sft` has no views
+            taken["views"] = recipe_sampler(str(config), 0)
     return taken
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
-    how = "greedy" if report["samples"] == 1 else f"mean of {report['samples']} samples at temperature 1"
-    lines = [
-        f"items      {report['n']:,} ({how}, 95 % interval)",
-        f"accuracy   {percent(report['accuracy'], report['accuracy_ci95'])}",
-    ]
-    if "blank_accuracy" in report:
-        lines.append(f"blank      {percent(report['blank_accuracy'], report['blank_accuracy_ci95'])}   (grey image)")
-    lines.append(f"format     {percent(report['format_rate'])}")
-    if report["skipped_rows"]:
-        lines.append(f"skipped    {report['skipped_rows']} rows that cannot be used")
-    return lines
-
-
 def _parser() -> Parser:
-    parser = Parser(prog="cppo eval", description="Accuracy and format rate of a model on data.")
+    parser = Parser(
+        prog="cppo eval", description="Accuracy, pass@k and format rate of a model on data, and its perception card."
+    )
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
     parser.add_argument(
         "--data",
@@ -132,11 +210,30 @@ def _parser() -> Parser:
         help="your column names {prompt: question, ...}, or a known layout",
     )
     parser.add_argument(
-        "--samples", type=at_least(1), default=1, metavar="N", help="1 is greedy (default); more: avg@N"
+        "--samples", type=at_least(1), default=1, metavar="N", help="1 (default) is greedy; more: avg@N and pass@k"
+    )
+    parser.add_argument(
+        "--temperature", type=number_from(0), metavar="X", help="0 is greedy (default: 1 for several samples, else 0)"
+    )
+    parser.add_argument("--top_p", type=fraction, metavar="X", help="of the sampling (default: 1)")
+    parser.add_argument(
+        "--pass_k", type=at_least(1), nargs="+", metavar="K", help="k of pass@k (default: powers of two up to N)"
     )
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N items")
     parser.add_argument(
         "--blank", action="store_true", help="also the accuracy with a grey image: what needs no looking"
+    )
+    parser.add_argument(
+        "--card",
+        nargs="*",
+        metavar="CONDITION",
+        help="accuracy and consistency under perturbed images (default: blank, trained and held-out kinds)",
+    )
+    parser.add_argument(
+        "--by", nargs="+", default=[], metavar="COLUMN", help="accuracy for each value of these columns of the data"
+    )
+    parser.add_argument(
+        "--responses", metavar="FILE", help="store every response in a .jsonl file; go on from it where it stopped"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
     parser.add_argument("--system_prompt", metavar="TEXT", help="default: the one that a run directory trained with")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -60,6 +61,21 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return whole_number
+
+
+def number_from(minimum: float) -> Callable[[str], float]:
+    """The argparse type of finite numbers from `minimum` on."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not minimum <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {minimum:g}, got {text!r}")
+        return value
+
+    return number
 
 
 def fraction(text: str) -> float:

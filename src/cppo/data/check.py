@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -36,15 +36,17 @@ class BadRows(UserError):
 class RowChecks:
     """Checks the rows of one file after the other, since ids must be unique over all of them.
 
+    `extras` are further columns to keep, by the files' own names.
     `skipped` collects the bad rows as (number, "FILE: reason"). Raises UserError unless `max_bad_fraction` is
     a fraction of 1.
     """
 
-    def __init__(self, columns: Mapping[str, str], max_bad_fraction: float) -> None:
+    def __init__(self, columns: Mapping[str, str], max_bad_fraction: float, extras: Sequence[str] = ()) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction={max_bad_fraction} must lie between 0 and 1")
         self.skipped: list[tuple[int, str]] = []
         self._columns = columns
+        self._extras = tuple(extras)
         self._max_bad_fraction = max_bad_fraction
         self._place_of_id: dict[str, str] = {}
         self._problems: dict[Path | bytes | TableImage, str | None] = {}
@@ -101,7 +103,7 @@ class RowChecks:
         if isinstance(value, RowError):
             return value
         try:
-            return parse_row(value, columns=self._columns, folder=folder, place=place)
+            return parse_row(value, columns=self._columns, folder=folder, place=place, extras=self._extras)
         except RowError as error:
             return error
 
@@ -116,14 +118,20 @@ class RowChecks:
         return row
 
     def _check_columns_present(self, name: str, present: Mapping[str, None]) -> None:
+        found = ", ".join(map(repr, present))
+
+        def absent(theirs: str) -> bool:
+            return bool(present) and theirs not in present and theirs.partition(".")[0] not in present
+
         for ours in dict.fromkeys((*REQUIRED_COLUMNS, *self._columns)):
             theirs = self._columns.get(ours, ours)
-            if present and theirs not in present and theirs.partition(".")[0] not in present:
-                found = ", ".join(map(repr, present))
+            if absent(theirs):
                 raise UserError(
                     f"{name}: no row has the column {theirs!r}; the rows have {found}: "
                     f"say which one to read with columns: {{{ours}: THEIR_NAME}}"
                 )
+        for extra in filter(absent, self._extras):
+            raise UserError(f"{name}: no row has the column {extra!r}; the rows have {found}")
 
 
 def _encoded(row: StoredRow | RowError) -> list[Path | bytes | TableImage]:

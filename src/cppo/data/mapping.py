@@ -2,7 +2,7 @@
 
 import json
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ LAYOUTS: dict[str, dict[str, str]] = {
 """Column names of well-known data sets and libraries; columns that have our name are not listed."""
 
 IMAGE_MARK = "<image>"
+NO_CATEGORY = "(none)"
+MAX_CATEGORY_CHARS = 200
 ROLES = ("system", "user", "assistant")
 
 
@@ -43,8 +45,12 @@ def check_columns(columns: Mapping[str, str] | str | None) -> dict[str, str]:
     return dict(columns or {})
 
 
-def parse_row(row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Path | None, place: str) -> StoredRow:
+def parse_row(
+    row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Path | None, place: str, extras: Sequence[str] = ()
+) -> StoredRow:
     """Check every field of `row` but the pixels of its images. `place` is the row's name in messages.
+
+    `extras` are further columns of the row to keep, by the row's own names.
 
     Raises RowError with the reason if the row cannot be used.
     """
@@ -65,7 +71,15 @@ def parse_row(row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Pat
         response=None if response is None else _text(response, "response"),
         perception_spans=_spans(field("perception_spans"), response),
         choices=_choices(field("choices")),
+        extras={name: category_text(_cell(row, name)) for name in extras},
     )
+
+
+def category_text(value: Any) -> str:
+    """A cell as the name of a category: text as it is, "(none)" for null and absent, all else as JSON, cut short."""
+    if value is None:
+        return NO_CATEGORY
+    return value if isinstance(value, str) else json.dumps(value, default=repr)[:MAX_CATEGORY_CHARS]
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:

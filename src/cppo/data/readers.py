@@ -5,13 +5,13 @@ Every row is checked before the first is used, images included; bad rows are ski
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cppo.data.check import RowChecks
 from cppo.data.images import RowError
-from cppo.data.mapping import check_columns
+from cppo.data.mapping import category_text, check_columns
 from cppo.data.pixels import ANY_SIZE, PixelBounds
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
@@ -29,6 +29,7 @@ def load_records(
     columns: Mapping[str, str] | str | None = None,
     max_bad_fraction: float = 0.01,
     pixels: PixelBounds = ANY_SIZE,
+    extras: Sequence[str] = (),
 ) -> RecordSource:
     """Read one SPEC, or several one after the other.
 
@@ -39,6 +40,8 @@ def load_records(
         columns: {our column: column of the file}, or the name of a known layout.
         max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
         pixels: bounds within which each image is scaled.
+        extras: further columns that `RecordSource.extras` then knows, by the files' own names; of a task its options,
+            `family`, `seed`, `split`, `prompt` and `answer`.
 
     Raises:
         UserError: naming file, row and reason; a bad SPEC or option, a column that no row has, too many bad
@@ -51,7 +54,7 @@ def load_records(
         raise UserError("data: no source is given; write tasks:NAME or the path of a file")
     if len(set(texts)) < len(texts):
         raise UserError(f"data: a source is given twice: {', '.join(texts)}")
-    checks = RowChecks(check_columns(columns), max_bad_fraction)
+    checks = RowChecks(check_columns(columns), max_bad_fraction, extras)
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
     parts: list[TaskRows | StoredRows] = []
@@ -67,7 +70,7 @@ def load_records(
             parts.append(StoredRows(_read_table(spec, checks, left, split)))
             continue
         n = spec.n if left is None else min(spec.n, left)
-        rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n)
+        rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n, tuple(extras))
         if replace(rows, n=0) in generated:
             raise UserError(f"data {spec.text!r}: another source generates the same items; give one another seed")
         generated.add(replace(rows, n=0))
@@ -95,7 +98,10 @@ def load_rows(
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Items 0 .. n-1 of a generated task; an item is generated each time it is asked for."""
+    """Items 0 .. n-1 of a generated task; an item is generated each time it is asked for.
+
+    Raises UserError if one of `extra_names`, the columns of `extras`, does not exist.
+    """
 
     filled: ClassVar[frozenset[str]] = frozenset(OPTIONAL_COLUMNS)
     has_choices: ClassVar[bool] = False
@@ -104,6 +110,15 @@ class TaskRows:
     seed: int
     split: str
     n: int
+    extra_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = (*self._shared_columns, "prompt", "answer")
+        for name in self.extra_names:
+            if name not in known:
+                raise UserError(
+                    f"tasks:{self.family}: no row has the column {name!r}; the rows have {', '.join(known)}"
+                )
 
     def __len__(self) -> int:
         return self.n
@@ -114,6 +129,15 @@ class TaskRows:
 
     def place(self, index: int) -> str:
         return f"tasks:{self.family} item {index}"
+
+    def extras(self, index: int) -> Mapping[str, str]:
+        own = self[index] if {"prompt", "answer"} & set(self.extra_names) else None
+        columns = {**self._shared_columns, **({} if own is None else {"prompt": own.prompt, "answer": own.answer})}
+        return {name: category_text(columns[name]) for name in self.extra_names}
+
+    @property
+    def _shared_columns(self) -> dict[str, Any]:
+        return {"family": self.family, "seed": self.seed, "split": self.split, **asdict(self.options)}
 
 
 def _read_lines(spec: PathSpec, checks: RowChecks, limit: int | None) -> tuple[StoredRow, ...]:

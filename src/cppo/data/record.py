@@ -1,9 +1,9 @@
 """The record (a question, its images, its answer) and the lazy sequence of records that training reads."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -46,7 +46,11 @@ class Record:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A checked row whose images are not decoded yet. `place` names it in messages: "my.jsonl line 3"."""
+    """A checked row whose images are not decoded yet.
+
+    `place` names it in messages: "my.jsonl line 3". `extras` are the columns that were asked for beyond a record's own,
+    as text.
+    """
 
     place: str
     id: str | None
@@ -56,6 +60,7 @@ class StoredRow:
     response: str | None
     perception_spans: tuple[tuple[int, int], ...] | None
     choices: tuple[str, ...] | None = None
+    extras: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> Record:
         """Decode the images. Raises UserError if one has become unreadable since the check."""
@@ -90,6 +95,9 @@ class StoredRows:
     def place(self, index: int) -> str:
         return self.rows[index].place
 
+    def extras(self, index: int) -> Mapping[str, str]:
+        return self.rows[index].extras
+
 
 class Rows(Protocol):
     """What a reader hands over: a sequence of records that knows where each comes from and which columns all fill."""
@@ -105,6 +113,8 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def place(self, index: int) -> str: ...
+
+    def extras(self, index: int) -> Mapping[str, str]: ...
 
 
 class RecordSource(Sequence[Record]):
@@ -163,6 +173,11 @@ class RecordSource(Sequence[Record]):
         """Where a record comes from, for messages: "my.jsonl line 3"."""
         part, position = self._find(index)
         return part.place(position)
+
+    def extras(self, index: int) -> Mapping[str, str]:
+        """The further columns that `load_records` was asked for, as text; no image is decoded."""
+        part, position = self._find(index)
+        return part.extras(position)
 
     def _find(self, index: int) -> tuple[Rows, int]:
         place = index + len(self) if index < 0 else index

@@ -25,7 +25,7 @@ def evaluate(
     system_prompt: str | None = None,
     tolerance: float = 0.0,
     known: Sequence[ItemResult] = (),
-    keep: Callable[[ItemResult], Any] | None = None,
+    keep: Callable[[Record, ItemResult], Any] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> EvalResult:
     """Let `model` answer every record and score the answers.
@@ -41,7 +41,7 @@ def evaluate(
         system_prompt: put before every prompt that brings no system message.
         tolerance: how far a number may lie from the expected one, as a fraction of it.
         known: results of the first records, from an earlier call with the same arguments; these are not asked again.
-        keep: called with each new result as soon as it is there.
+        keep: called with each record just answered and its result.
         progress: called with the number of records just answered.
 
     Raises:
@@ -70,7 +70,7 @@ def evaluate(
         for index, record in enumerate(records):
             items.append(score_item(record, responses[index * samples : (index + 1) * samples], tolerance))
             if keep is not None:
-                keep(items[-1])
+                keep(record, items[-1])
         if progress is not None:
             progress(len(records))
     return EvalResult(tuple(items), samples, condition.name)

@@ -8,7 +8,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from cppo.data import Record
-from cppo.evaluation import EvalResult, ItemResult, evaluate
+from cppo.evaluation import CLEAN, EvalResult, ItemResult, evaluate
 from cppo.training.trainer import CPPOTrainer
 
 EVALUATION_BATCH = 64
@@ -47,4 +47,4 @@ def answer_all(
             mine = evaluate(model, processor, share, batch_size=EVALUATION_BATCH, progress=bar.update, **asked).items
     by_rank = gather_object([mine])
     items = [by_rank[index % ranks][index // ranks] for index in range(len(source))]
-    return EvalResult(tuple(items), samples=1)
+    return EvalResult(tuple(items), samples=1, condition=asked.get("condition", CLEAN).name)

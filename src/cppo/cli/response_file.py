@@ -1,0 +1,176 @@
+"""The response file of `cppo eval`: every response as soon as it is there, for a stopped evaluation to go on from.
+
+Line 1 is a header with the settings; each further line is one record under one condition. Lines of other settings,
+another model or other data never get into the same file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cppo.data import Record
+from cppo.errors import UserError
+
+if TYPE_CHECKING:
+    from cppo.evaluation import ItemResult
+
+MARK = "cppo_eval"
+VERSION = 1
+WHOLE_BYTES = 1 << 26
+BLOCKS, BLOCK_BYTES = 64, 1 << 16
+MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*.json", "chat_template*")
+
+
+class ResponseFile:
+    """Responses on disk, by condition in the order of the records.
+
+    Raises:
+        UserError: the file is of something else or of other settings, is damaged, or cannot be read or written.
+    """
+
+    def __init__(self, path: str, settings: Mapping[str, Any]) -> None:
+        self._path = Path(path)
+        self._lines: dict[str, list[dict[str, Any]]] = {}
+        # What comes back from the file has gone through JSON too.
+        self._settings = json.loads(json.dumps(settings))
+        try:
+            self._open()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UserError(f"--responses: cannot use {path}: {reason}") from error
+
+    def known(self, condition: str, source: Any) -> "tuple[ItemResult, ...]":
+        """Results of the first records of `source` under a condition.
+
+        Raises:
+            UserError: the last of them is of another record.
+        """
+        from cppo.evaluation import ItemResult
+
+        lines = self._lines.get(condition, [])[: len(source)]
+        if lines and (found := source[len(lines) - 1].id) != lines[-1]["id"]:
+            raise UserError(
+                f"--responses: {self._path} has {lines[-1]['id']!r:.60} where the data has {found!r:.60}: "
+                "other data; give another file"
+            )
+        return tuple(
+            ItemResult(
+                line["id"],
+                line["answer"],
+                tuple(line["responses"]),
+                tuple(line["correct"]),
+                tuple(line["well_formed"]),
+                line["images"],
+                tuple(line["choices"]),
+            )
+            for line in lines
+        )
+
+    def append(self, condition: str, record: Record, item: "ItemResult", categories: Mapping[str, str]) -> None:
+        """Write one record's responses, and hand them to the operating system at once."""
+        line = {
+            "condition": condition,
+            "id": item.id,
+            "prompt": record.prompt,
+            "answer": item.answer,
+            "responses": item.responses,
+            "correct": item.correct,
+            "well_formed": item.well_formed,
+            "images": item.images,
+            "choices": item.choices,
+            "categories": dict(categories),
+        }
+        self._write(line)
+
+    def _open(self) -> None:
+        data = self._path.read_bytes() if self._path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            if data and not data.startswith(f'{{"{MARK}"'.encode()):
+                raise self._foreign()
+            self._path.write_bytes(b"")
+            self._write({MARK: VERSION, **self._settings})
+            return
+        lines = whole.decode("utf-8").split("\n")[:-1]
+        header = self._parsed(lines[0], 1)
+        if header.pop(MARK, None) != VERSION:
+            raise self._foreign()
+        self._check_settings(header)
+        for number, text in enumerate(lines[1:], start=2):
+            line = self._parsed(text, number)
+            if not self._is_complete(line):
+                raise self._damaged(number)
+            self._lines.setdefault(line["condition"], []).append(line)
+        if len(whole) < len(data):  # the line that a stop cut off
+            with self._path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def _check_settings(self, stored: Mapping[str, Any]) -> None:
+        for name in dict.fromkeys((*stored, *self._settings)):
+            before, now = stored.get(name), self._settings.get(name)
+            if before != now:
+                raise UserError(
+                    f"--responses: {self._path} holds responses of another evaluation: {name} was "
+                    f"{json.dumps(before):.80}, now {json.dumps(now):.80}; give another file"
+                )
+
+    def _parsed(self, text: str, number: int) -> dict[str, Any]:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            if number == 1:
+                raise self._foreign()
+            raise self._damaged(number)
+        return line
+
+    def _is_complete(self, line: Mapping[str, Any]) -> bool:
+        texts, numbers = line.get("responses"), [line.get("correct"), line.get("well_formed")]
+        return (
+            all(isinstance(line.get(name), str) for name in ("condition", "id", "answer"))
+            and isinstance(line.get("images"), int)
+            and isinstance(line.get("choices"), list)
+            and all(
+                isinstance(values, list) and len(values) == self._settings["samples"] for values in (texts, *numbers)
+            )
+        )
+
+    def _damaged(self, number: int) -> UserError:
+        return UserError(f"--responses: {self._path} line {number} is damaged; give another file")
+
+    def _foreign(self) -> UserError:
+        return UserError(f"--responses: {self._path} was not written by cppo eval; give another file")
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        with self._path.open("ab") as file:
+            file.write((json.dumps(line) + "\n").encode("utf-8"))
+
+
+def model_fingerprint(folder: Path) -> str:
+    """What tells the weights and the processor in a model folder from others, wherever it lies; "" for no folder."""
+    return _fingerprint({file for pattern in MODEL_FILES for file in folder.glob(pattern)}, folder)
+
+
+def data_fingerprint(path: Path) -> str:
+    """What tells the content of a data file or folder from others; images that rows name by path are not looked at."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return _fingerprint(files, path.parent)
+
+
+def _fingerprint(files: Iterable[Path], root: Path) -> str:
+    """A hash of names, sizes and contents: all of a file up to 64 MiB, 64 blocks spread over a larger one."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(json.dumps([str(file.relative_to(root)), size]).encode())
+        with file.open("rb") as content:
+            if size <= WHOLE_BYTES:
+                digest.update(content.read())
+                continue
+            for block in range(BLOCKS):
+                content.seek((size - BLOCK_BYTES) * block // (BLOCKS - 1))
+                digest.update(content.read(BLOCK_BYTES))
+    return digest.hexdigest()[:32]

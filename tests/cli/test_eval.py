@@ -1,0 +1,273 @@
+"""`cppo eval`: sampling, categories, stored responses and the perception card, from end to end on a tiny model."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cppo.assets.build import build_micro
+from cppo.cli import eval as command
+from cppo.cli.eval_report import category_rows, report_lines
+from cppo.cli.main import main
+from cppo.cli.response_file import data_fingerprint, model_fingerprint
+from cppo.evaluation import EvalResult, ItemResult, wilson_interval
+
+SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(build_micro(tmp_path_factory.mktemp("eval") / "model", **SMALL))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Seven rows with a picture each, in categories; one is unlike any text that should reach a terminal."""
+    for number in range(7):
+        pixels = np.random.default_rng(number).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    rows = [
+        {
+            "prompt": f"What is in picture {number}?",
+            "images": [f"{number}.png"],
+            "answer": str(number),
+            "level": [1, 2, 10][number % 3],
+            "meta": {"source": "\u001b[31mred\u001b[0m" if number == 6 else "plain"},
+        }
+        for number in range(7)
+    ]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A model that answers 1 whatever it is asked, in half of its samples; `calls` counts what was asked."""
+    import sys
+
+    module = sys.modules["cppo.evaluation.evaluate"]
+    calls = []
+
+    def generate(model, processor, prompts, images, *, streams, **options):
+        calls.append(len(prompts))
+        return [f"<think> ? </think> \\boxed{{{1 if stream.random() < 0.5 else 'no'}}}" for stream in streams]
+
+    monkeypatch.setattr(module, "generate_responses", generate)
+    monkeypatch.setattr("cppo.evaluation.load_model", lambda *args, **kwargs: (None, None))
+    return calls
+
+
+def evaluate(model, *options):
+    return main(["eval", "--model", model, "--max_new_tokens", "6", *options])
+
+
+def figures(file):
+    return json.loads(file.read_text())
+
+
+def test_every_response_does_not_depend_on_the_batch(model, data, tmp_path):
+    stored = {}
+    for size in ("1", "5", "64"):
+        argv = ["--data", data, "--samples", "3", "--temperature", "1.5", "--batch_size", size]
+        assert evaluate(model, *argv, "--responses", str(tmp_path / f"{size}.jsonl")) == 0
+        stored[size] = (tmp_path / f"{size}.jsonl").read_text()
+    assert stored["1"] == stored["5"] == stored["64"]
+    lines = [json.loads(line) for line in stored["1"].splitlines()]
+    assert lines[0]["cppo_eval"] == 1
+    assert len(lines) == 8
+    assert len({text for line in lines[1:] for text in line["responses"]}) > 3
+    assert lines[1]["prompt"] == "What is in picture 0?"
+
+
+def test_a_stopped_evaluation_goes_on(model, data, tmp_path, monkeypatch, capsys, scripted):
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    argv = ["--data", data, "--samples", "2", "--batch_size", "4", "--card", "blank", "shuffle"]
+    assert evaluate(model, *argv, "--responses", str(whole), "--json", str(tmp_path / "whole.json")) == 0
+    lines = whole.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(lines[:11]) + lines[11][:20])
+    scripted.clear()
+    assert evaluate(model, *argv, "--responses", str(part), "--json", str(tmp_path / "part.json"), "--by", "level") == 0
+    # of 3 x 7 items 10 were there: 7 clean ones and 3 blank ones, so 4 blank ones and 7 shuffled ones are asked twice
+    assert sum(scripted) == 2 * (4 + 7)
+    assert [json.loads(line)["responses"] for line in part.read_bytes().splitlines()[1:]] == [
+        json.loads(line)["responses"] for line in lines[1:]
+    ]
+    ours, theirs = figures(tmp_path / "part.json"), figures(tmp_path / "whole.json")
+    assert {name: ours[name] for name in theirs} == theirs
+    scripted.clear()
+    assert evaluate(model, *argv, "--responses", str(part), "--limit", "5") == 0
+    assert not scripted
+    capsys.readouterr()
+
+
+def test_responses_of_another_evaluation_are_refused(model, data, tmp_path, capsys, scripted):
+    file = tmp_path / "r.jsonl"
+    assert evaluate(model, "--data", data, "--responses", str(file)) == 0
+    before = file.read_bytes()
+    capsys.readouterr()
+
+    def refused(*options, words, path=data):
+        assert evaluate(model, "--data", path, "--responses", str(file), *options) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("cppo: error: --responses: ")
+        assert error.count("\n") == 1
+        assert words in error
+
+    refused("--samples", "2", words="samples was 1, now 2")
+    refused("--tolerance", "0.1", words="tolerance was 0.0, now 0.1")
+    refused("--system_prompt", "Think.", words='system_prompt was null, now "Think."')
+    text = (tmp_path / "data.jsonl").read_text()
+    (tmp_path / "other.jsonl").write_text(text.replace("picture 6", "picture six"))
+    refused(words="data was", path=str(tmp_path / "other.jsonl"))
+    assert file.read_bytes() == before
+    lines = before.decode().splitlines(keepends=True)
+    file.write_text(lines[0] + lines[1] + '{"condition": "clean"}\n' + lines[2])
+    refused(words="line 3 is damaged")
+    swapped = json.loads(lines[2]) | {"id": "other"}
+    file.write_text(lines[0] + lines[1] + json.dumps(swapped) + "\n")
+    refused(words="has 'other' where the data has")
+    for foreign in ("my notes", '{"a": 1}\n', "[1]\n", '{"cppo_eval": 2}\n'):
+        file.write_text(foreign)
+        refused(words="was not written by cppo eval")
+        assert file.read_text() == foreign
+    file.write_bytes(b"\xff\xfe\n")
+    refused(words="not UTF-8")
+
+
+def test_fingerprints_tell_contents_not_places(model, data, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(model, copy)
+    from pathlib import Path
+
+    assert model_fingerprint(copy) == model_fingerprint(Path(model))
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_fingerprint(copy) != model_fingerprint(Path(model))
+    assert data_fingerprint(Path(data)) == data_fingerprint(Path(data))
+
+
+def test_large_files_are_sampled_to_their_ends(tmp_path, monkeypatch):
+    from cppo.cli import response_file
+
+    monkeypatch.setattr(response_file, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(response_file, "BLOCK_BYTES", 10)
+    file = tmp_path / "large.jsonl"
+    content = bytearray(10_000)
+    file.write_bytes(content)
+    first = data_fingerprint(file)
+    for place in (0, 9_999):
+        changed = bytearray(content)
+        changed[place] = 1
+        file.write_bytes(changed)
+        assert data_fingerprint(file) != first
+
+
+def test_avg_pass_at_k_and_categories(model, data, tmp_path, capsys, scripted):
+    file, responses = tmp_path / "f.json", tmp_path / "r.jsonl"
+    argv = ["--data", data, "--samples", "6", "--by", "level", "meta.source", "--json", str(file)]
+    assert evaluate(model, *argv, "--responses", str(responses)) == 0
+    found = figures(file)
+    stored = [json.loads(line) for line in responses.read_text().splitlines()[1:]]
+    right = [sum(line["correct"]) for line in stored]
+    assert right[1] == sum("boxed{1}" in text for text in stored[1]["responses"]) > 0
+    assert sum(right) == right[1]
+    assert found["accuracy"] == pytest.approx(right[1] / 6 / 7, abs=1e-12)
+    assert list(found["pass_at_k"]) == ["1", "2", "4"]
+    assert found["pass_at_k"]["1"]["mean"] == pytest.approx(found["accuracy"], abs=1e-12)
+    assert [(row["value"], row["n"]) for row in found["by"]["level"]] == [("1", 3), ("2", 2), ("10", 2)]
+    assert found["by"]["level"][1]["accuracy"] == pytest.approx(right[1] / 6 / 2, abs=1e-12)
+    assert stored[2]["categories"] == {"level": "10", "meta.source": "plain"}
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[:6]] == [
+        *("items", "avg@6", "pass@1", "pass@2", "pass@4", "format"),
+    ]
+    assert "6 samples each, temperature 1, top_p 1" in out
+    assert "\x1b" not in out
+    assert "\ufffd[31mred" in out
+    assert evaluate(model, *argv, "--pass_k", "3", "6") == 0
+    assert list(figures(file)["pass_at_k"]) == ["3", "6"]
+
+
+def test_the_card(model, data, tmp_path, capsys):
+    file = tmp_path / "f.json"
+    assert evaluate(model, "--data", data, "--card", "--blank", "--json", str(file)) == 0
+    card = {row["condition"]: row for row in figures(file)["card"]}
+    assert list(card) == ["clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing"]
+    assert card["clean"]["n"] == 7
+    assert card["blank"]["accuracy"]["mean"] == figures(file)["blank_accuracy"]
+    assert figures(file)["trained_views"]["preserving"] == ["color_jitter", "perspective", "rotation"]
+    out = capsys.readouterr().out
+    assert "perception card" in out
+    assert "held_out_removing" in out
+
+
+def test_tasks_have_columns(model, capsys, scripted):
+    data = ["--data", "tasks:digits?n=3", "tasks:chart?n=2&level=2"]
+    assert evaluate(model, *data, "--by", "family", "level", "answer") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith(("chart", "digits"))] == [
+        ["chart", "2"],
+        ["digits", "3"],
+    ]
+    assert evaluate(model, *data, "--by", "colour") == 2
+    assert "tasks:digits: no row has the column 'colour'; the rows have family, seed, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--by", "levle"],
+            "no row has the column 'levle'; the rows have 'prompt', 'images', 'answer', 'level', 'meta'",
+        ),
+        (["--samples", "4", "--pass_k", "2", "8"], "--pass_k 8 needs at least 8 samples an item, but --samples is 4"),
+        (["--samples", "4", "--temperature", "0"], "4 samples would all be the same"),
+        (["--top_p", "0.9"], "--top_p needs sampling"),
+        (["--top_p", "0", "--samples", "2"], "--top_p must be above 0"),
+        (["--temperature", "nan"], "expected a number of at least 0, got 'nan'"),
+        (["--card", "blurr"], "condition 'blurr' is unknown; choose from clean, blank"),
+        (["--responses", "/nowhere/r.jsonl"], "--responses: cannot write /nowhere/r.jsonl"),
+        (["--responses", "a.json", "--json", "a.json"], "both name a.json"),
+    ],
+)
+def test_mistakes_are_one_line(model, data, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(model, "--data", data, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cppo: error: ")
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_a_card_needs_images(model, tmp_path, capsys):
+    (tmp_path / "text.jsonl").write_text('{"prompt": "3 + 4?", "answer": "7"}\n')
+    assert evaluate(model, "--data", str(tmp_path / "text.jsonl"), "--card") == 2
+    assert "has an image" in capsys.readouterr().err
+
+
+def test_the_trained_views_are_the_runs_own(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "model: gone\ndata: gone.jsonl\noutput_dir: gone\nremoving_views: [crop]\nview_crop_side: [0.3, 0.4]\n"
+    )
+    views = command.trained_recipe(str(tmp_path))["views"]
+    assert views.removing_families == ("crop",)
+    assert views.strengths.crop_side == (0.3, 0.4)
+    (tmp_path / "config.yaml").write_text("learning_rate: [1]\nnonsense: 3\n")
+    assert "views" not in command.trained_recipe(str(tmp_path))
+
+
+def test_long_tables_are_cut_and_counted():
+    items = tuple(ItemResult(str(n), "1", ("",), (float(n % 2),), (0.0,), 1) for n in range(80))
+    result = EvalResult(items, 1)
+    rows = category_rows(result, [f"c{n // 2}" for n in range(80)])
+    assert len(rows) == 40
+    assert rows[0] == {"value": "c0", "n": 2, "accuracy": 0.5, "accuracy_ci95": list(wilson_interval(1, 2))}
+    report = {**result.to_dict(), "temperature": 0.0, "top_p": 1.0, "skipped_rows": 0, "by": {"c" * 99: rows}}
+    lines = report_lines(report, ())
+    assert lines[-1] == "... and 10 more (all of them with --json)"
+    assert max(map(len, lines)) < 100
