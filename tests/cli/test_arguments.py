@@ -98,7 +98,7 @@ def test_help_all_lists_inherited_fields(capsys):
         (["train", "--learning_rate", "abc"], ["--learning_rate", "a number", "'abc'"]),
         (["train", "--max_steps", "1.5"], ["--max_steps", "a whole number", "'1.5'"]),
         (["train", "--bf16", "maybe"], ["--bf16", "true or false", "'maybe'"]),
-        (["train", "--method", "gppo"], ["--method", "'gppo'", "cppo, grpo"]),
+        (["train", "--method", "gppo"], ["--method", "'gppo'", "cppo", "papo"]),
         (["train", "--num_generations", "1"], ["--num_generations", "[2, inf)"]),
         (["train", "--reward_weights", "a", "b"], ["--reward_weights", "a list", "number"]),
         (["train", "--columns", "3"], ["columns: '3'", "mapping"]),
@@ -109,6 +109,7 @@ def test_help_all_lists_inherited_fields(capsys):
         (["sft", "--config", "micro"], ["micro", "cppo train"]),
         (["eval", "--model", "micro"], ["--data"]),
         (["eval", "--model", "micro", "--data", "tasks:digits", "--samples", "0"], ["--samples", "at least 1"]),
+        (["methods", "gppo"], ["'gppo'", "cppo", "papo"]),
         (["recipes", "copy", "nope"], ["'nope'", "micro"]),
     ],
 )

@@ -52,19 +52,26 @@ TRL_1_16_PARAMETERS = {
 
 PUBLISHED_DEFAULTS = {
     "method": "cppo",
+    "perception_sink": "contrast",
     "perception_weight": 0.01,
+    "perception_preserving_weight": 1.0,
+    "perception_removing_weight": 1.0,
+    "perception_removing_entropy_weight": 0.0,
     "perception_temperature": 0.1,
     "perception_top_fraction": 0.5,
+    "perception_selector": "top_positive",
     "perception_divergence": "k3",
     "perception_score": "entropy_shift",
     "perception_gate": "advantage",
     "perception_gate_reward": None,
+    "perception_advantage_floor": 0.9,
     "perception_rollouts_per_group": None,
     "perception_normalization": "rollout",
     "perception_view_gradients": True,
     "perception_memory": "joint",
     "scorer": "shared",
     "freeze_vision_tower": False,
+    "rl_weight": 1.0,
     "log_perception_grad_share": False,
     "preserving_views": ["color_jitter", "perspective", "rotation"],
     "removing_views": ["noise_rectangles", "crop"],
@@ -74,9 +81,16 @@ PUBLISHED_DEFAULTS = {
     "view_perspective_distortion": 0.2,
     "view_perspective_probability": 0.5,
     "view_rotation_degrees": 10.0,
+    "view_diffusion_steps": 200,
     "view_noise_rectangles": 50,
     "view_noise_side": [0.05, 0.15],
     "view_crop_side": [0.6, 0.7],
+    "view_patch_side": 14,
+    "view_patch_probability": 0.6,
+    "rollout_views": [],
+    "rollout_view_mode": "augment",
+    "rollout_view_fraction": 0.5,
+    "rollout_view_decay": False,
     "view_threads": 2,
 }
 """arXiv 2601.00501 and its published implementation; the normalisation is the one departure."""
@@ -163,7 +177,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
     own = {"_views", "_view_request", "_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
-    own |= {"_shares_prompts", "_placeholder_ids", "_phases"}
+    own |= {"_shares_prompts", "_placeholder_ids", "_phases", "_rollout_views", "_rollout_images"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 

@@ -9,6 +9,9 @@ from cppo.recipes import Recipe, Schema, load_recipe, schema
 from cppo.recipes.static_fields import UNSET, OptionField
 from cppo.recipes.values import value_from_words
 
+MOST_CHOICES_SHOWN = 10
+"""Beyond so many choices the help shows NAME."""
+
 
 def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str, description: str) -> Recipe:
     """The recipe that the arguments of `cppo train` or `cppo sft` describe.
@@ -111,6 +114,8 @@ class _Words(argparse.Action):
 
 
 def _metavar(field: OptionField) -> str:
+    if len(field.choices) > MOST_CHOICES_SHOWN:
+        return "NAME"
     if field.choices:
         return "|".join(map(str, field.choices))
     for kind, word in (("list", "VALUE"), ("dict", "{..}"), ("str", "TEXT"), ("float", "X"), ("int", "N")):

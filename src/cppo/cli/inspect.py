@@ -10,10 +10,9 @@ from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval import DEFAULT_MAX_NEW_TOKENS, trained_recipe
 from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.cli.views import recipe_sampler
+from cppo.cli.views import method_options, recipe_sampler
 from cppo.data import check_columns, load_records
 from cppo.errors import UserError
-from cppo.recipes import load_recipe, schema
 
 DEFAULT_LIMIT = 20
 
@@ -29,8 +28,7 @@ def run(argv: Sequence[str]) -> None:
     check_output_file("--out", arguments.out)
     check_output_file("--json", arguments.json)
     sampler = recipe_sampler(arguments.config, arguments.seed)
-    given = load_recipe("train", arguments.config).config if arguments.config is not None else {}
-    options = {**schema("train").defaults, **given}
+    options = method_options(arguments.config)
     trained = trained_recipe(arguments.model)
     source = load_records(
         arguments.data,

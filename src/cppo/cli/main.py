@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "show which response tokens depend on the image",
     "views": "show the views of images: what is kept, what is removed",
     "data": "check data: what it holds, and every row that a run could not use",
+    "methods": "list the methods, or show what one of them sets",
     "recipes": "list the packaged recipes, or copy one to edit",
 }
 

@@ -8,7 +8,7 @@ from cppo.cli.checks import check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
-from cppo.recipes import Recipe, RunDirectory, TrainOptions, schema
+from cppo.recipes import Recipe, RunDirectory, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
 from cppo.training.sources import load_sources
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _run(recipe: Recipe) -> None:
     check_recipe(recipe)
-    check_combinations({**schema("train").defaults, **recipe.config})
+    check_combinations(recipe.resolved)
     options = recipe.options
     assert isinstance(options, TrainOptions)
     check_rewards(options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
@@ -101,7 +101,7 @@ def best_lines(best: "BestCheckpoint | None") -> list[str]:
 
 def plan_lines(plan: "Plan", recipe: Recipe) -> list[str]:
     """What a run would do, as text lines; "as now" is with the model's present answers, "at worst" with full length."""
-    config = {**schema("train").defaults, **recipe.config}
+    config = recipe.resolved
     mean, longest = plan.prompt_tokens
     rewards = ", ".join(f"{name} x {weight:g}" for name, weight in plan.rewards.items())
     loss = f"{plan.loss_type}, perception_weight {config['perception_weight']:g}"

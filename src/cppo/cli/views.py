@@ -94,8 +94,12 @@ def _records(arguments: Any) -> list[Record]:
 
 def recipe_sampler(config: str | None, seed: int) -> ViewSampler:
     """The sampler of a recipe's views, of the published ones without a recipe, with another seed."""
-    given = load_recipe("train", config).config if config is not None else {}
-    return dataclasses.replace(view_sampler({**schema("train").defaults, **given, "seed": seed}), seed=seed)
+    return dataclasses.replace(view_sampler({**method_options(config), "seed": seed}), seed=seed)
+
+
+def method_options(config: str | None) -> dict[str, Any]:
+    """Every option of a recipe for "train", the published ones without a recipe."""
+    return schema("train").defaults if config is None else load_recipe("train", config).resolved
 
 
 def _strengths(config: str | None) -> str:

@@ -4,13 +4,27 @@ Imports torch alone. B rollouts, T response tokens, V vocabulary; every divergen
 nats.
 """
 
-from .contrast import contrastive_perception_loss, contrastive_perception_tokens, rollout_mean_loss
+from .contrast import (
+    contrastive_perception_loss,
+    contrastive_perception_tokens,
+    rollout_mean_loss,
+    token_mean_loss,
+)
 from .dependency import entropy_from_logits, entropy_shift, logp_shift
 from .divergence import js_divergence, k3_divergence, kl_divergence
-from .selection import GATES, draw_rollouts, gate_rollouts, select_perception_tokens
+from .selection import (
+    GATES,
+    draw_rollouts,
+    gate_rollouts,
+    select_perception_tokens,
+    select_random_tokens,
+    select_top_tokens,
+)
+from .shaping import advantage_scale, rollout_dependency
 
 __all__ = [
     "GATES",
+    "advantage_scale",
     "contrastive_perception_loss",
     "contrastive_perception_tokens",
     "draw_rollouts",
@@ -21,6 +35,10 @@ __all__ = [
     "k3_divergence",
     "kl_divergence",
     "logp_shift",
+    "rollout_dependency",
     "rollout_mean_loss",
     "select_perception_tokens",
+    "select_random_tokens",
+    "select_top_tokens",
+    "token_mean_loss",
 ]

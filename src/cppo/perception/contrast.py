@@ -54,9 +54,21 @@ def contrastive_perception_loss(
     finite, or a negative num_tokens.
     """
     tokens = contrastive_perception_tokens(d_preserving, d_removing, temperature, token_mask)
+    return token_mean_loss(tokens, token_mask, num_tokens)
+
+
+def token_mean_loss(token_loss: Tensor, token_mask: Tensor, num_tokens: Tensor | float | None = None) -> Tensor:
+    """Sum of `token_loss` over the selected tokens, divided by `num_tokens` (default: the number selected here).
+
+    token_loss, token_mask: [B, T]; values outside the mask, NaN too, count for nothing. Returns a scalar, float32
+    (float64 kept); a zero that still has a graph if no token is selected. Raises ValueError on unequal shapes or a
+    negative num_tokens.
+    """
+    (token_loss,) = to_accumulation_dtype(token_loss=token_loss)
+    selected_BT = _as_selection(token_mask, token_loss)
     if num_tokens is None:
-        num_tokens = token_mask.bool().sum()
-    return tokens.sum() / _divisor("num_tokens", num_tokens, tokens)
+        num_tokens = selected_BT.sum()
+    return token_loss.masked_fill(~selected_BT, 0.0).sum() / _divisor("num_tokens", num_tokens, token_loss)
 
 
 def rollout_mean_loss(

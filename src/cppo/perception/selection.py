@@ -24,15 +24,7 @@ def select_perception_tokens(
     Returns bool [B, T]. Source: arXiv 2601.00501, where top_fraction is 0.5. Raises ValueError on a shape
     that does not fit or a top_fraction outside (0, 1].
     """
-    if not 0.0 < top_fraction <= 1.0:
-        raise ValueError(f"top_fraction must lie in (0, 1], but is {top_fraction}")
-    if score.ndim != 2:
-        raise ValueError(f"score must have the shape [B, T], but has {tuple(score.shape)}")
-    if response_mask.shape != score.shape:
-        raise ValueError(
-            f"response_mask must have the shape of score, {tuple(score.shape)}, but has {tuple(response_mask.shape)}"
-        )
-    candidate_BT = response_mask.bool() & (score > 0)
+    candidate_BT = _response_tokens(score, response_mask, top_fraction) & (score > 0)
     if advantages is not None:
         if advantages.shape == score.shape[:1]:
             advantages = advantages[:, None]
@@ -43,19 +35,62 @@ def select_perception_tokens(
             )
         candidate_BT &= advantages > 0
 
-    # A table in Python's own float64 keeps the count exact on devices that have no float64.
-    length = score.shape[1]
-    kept_by_count = torch.tensor(
-        [0] + [max(1, math.floor(top_fraction * count)) for count in range(1, length + 1)],
-        device=score.device,
-    )
-    kept_B1 = kept_by_count[candidate_BT.sum(dim=1, keepdim=True)]
+    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction))
 
+
+def select_top_tokens(score: Tensor, response_mask: Tensor, top_fraction: float) -> Tensor:
+    """The best-scored `max(1, floor(top_fraction * count))` of each rollout's `count` response tokens, whatever their
+    sign.
+
+    As `select_perception_tokens` otherwise, whose top fraction is one of the tokens with a positive score. Source: VPPO
+    (arXiv 2510.09285), where top_fraction is 0.4.
+    """
+    candidate_BT = _response_tokens(score, response_mask, top_fraction)
+    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction))
+
+
+def select_random_tokens(like: Tensor, response_mask: Tensor, draws: Tensor) -> Tensor:
+    """As many of each rollout's response tokens as `like` selects, drawn uniformly: those with the largest `draws`.
+
+    like: bool [B, T]. response_mask: [B, T]. draws: independent uniform numbers, [B, T]. Returns bool [B, T]. Raises
+    ValueError on unequal shapes.
+    """
+    candidate_BT = _response_tokens(draws, response_mask)
+    if like.shape != draws.shape:
+        raise ValueError(f"like must have the shape of draws, {tuple(draws.shape)}, but has {tuple(like.shape)}")
+    return _best(draws, candidate_BT, like.sum(dim=1, keepdim=True))
+
+
+def _response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float = 1.0) -> Tensor:
+    """The response mask as bool [B, T], after a check of shapes and fraction."""
+    if not 0.0 < top_fraction <= 1.0:
+        raise ValueError(f"top_fraction must lie in (0, 1], but is {top_fraction}")
+    if score.ndim != 2:
+        raise ValueError(f"score must have the shape [B, T], but has {tuple(score.shape)}")
+    if response_mask.shape != score.shape:
+        raise ValueError(
+            f"response_mask must have the shape of score, {tuple(score.shape)}, but has {tuple(response_mask.shape)}"
+        )
+    return response_mask.bool()
+
+
+def _kept(candidate_BT: Tensor, top_fraction: float) -> Tensor:
+    """`max(1, floor(top_fraction * count))` for each row's count of candidates, 0 without any; [B, 1]."""
+    # A table in Python's own float64 keeps the count exact on devices that have no float64.
+    kept_by_count = torch.tensor(
+        [0] + [max(1, math.floor(top_fraction * count)) for count in range(1, candidate_BT.shape[1] + 1)],
+        device=candidate_BT.device,
+    )
+    return kept_by_count[candidate_BT.sum(dim=1, keepdim=True)]
+
+
+def _best(score: Tensor, candidate_BT: Tensor, kept_B1: Tensor) -> Tensor:
+    """The `kept_B1` best-scored candidates of each row, ties to the earlier position; bool [B, T]."""
     ranked = score if score.is_floating_point() else score.float()
     order_BT = torch.sort(
         ranked.detach().masked_fill(~candidate_BT, -math.inf), dim=1, descending=True, stable=True
     ).indices
-    positions_BT = torch.arange(length, device=score.device).expand_as(order_BT)
+    positions_BT = torch.arange(score.shape[1], device=score.device).expand_as(order_BT)
     rank_BT = torch.empty_like(order_BT).scatter_(1, order_BT, positions_BT)
     return candidate_BT & (rank_BT < kept_B1)
 

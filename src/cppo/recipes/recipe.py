@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError
+from cppo.methods import DEFAULT_METHOD, with_method, without_method
 from cppo.recipes.options import RunOptions
 from cppo.recipes.run_dir import CONFIG_HEADER
 from cppo.recipes.schema import schema
@@ -35,6 +36,16 @@ class Recipe:
     @property
     def output_dir(self) -> str:
         return self.config["output_dir"]
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every option of CPPO's own, and what method and recipe set of the inherited ones; of a recipe for "train"."""
+        return {**schema(self.command).defaults, **with_method(self.config, self.method)}
+
+    @property
+    def method(self) -> str:
+        """The name of the method."""
+        return self.config.get("method", DEFAULT_METHOD)
 
 
 def recipe_names() -> list[str]:
@@ -73,7 +84,8 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
     """Read and check a recipe for the command "train" or "sft"; `overrides` (checked values) win over the file's.
 
     Without an `output_dir` it is `runs/<name of the recipe>`. If `overrides` names other `data`, the recipe's `columns`
-    and held-out data are dropped with the recipe's own. So it is with a recipe that `extends` another.
+    and held-out data are dropped with the recipe's own; if another `method`, so are the recipe's options of methods. So
+    it is with a recipe that `extends` another.
 
     Raises:
         UserError: unreadable file, unknown option, wrong value, no data, recipes that extend one another. The message
@@ -130,8 +142,12 @@ def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[s
 
 
 def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `overrides`. Column names, held-out data and its evaluation belong to the data they came with."""
+    """`values` with `overrides`. Column names, held-out data and its evaluation belong to the data they came with, and
+    a method's options to the method.
+    """
     kept = dict(values)
+    if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
+        kept = without_method(kept)
     if "data" in overrides:
         kept.pop("columns", None)
         kept.pop("eval_data", None)

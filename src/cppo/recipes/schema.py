@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from cppo.errors import UserError
+from cppo.methods import METHODS
 from cppo.recipes.options import RunOptions, TrainOptions
 from cppo.recipes.static_fields import OptionField, dataclass_fields
 from cppo.recipes.values import check_value
@@ -95,6 +96,7 @@ def schema(command: str) -> Schema:
     if command == "train":
         run = {**dataclass_fields(*_RUN_OPTIONS), **dataclass_fields(_RUN_OPTIONS[0], "TrainOptions")}
         own = dataclass_fields("cppo.training.config", "CPPOConfig")
+        own["method"] = replace(own["method"], choices=tuple(METHODS))
         inherited = _inherited(("trl.trainer.grpo_config", "GRPOConfig"))
         options_class: type[RunOptions] = TrainOptions
     else:

@@ -10,7 +10,7 @@ from cppo.data import Record
 from cppo.evaluation import ItemResult, PairedDifference, paired_bootstrap
 from cppo.reports.page import render_page
 from cppo.rewards import extract_answer
-from cppo.views import PRESERVING_FAMILIES, View, ViewSampler, family_draws, image_data_uri
+from cppo.views import KNOWN_PRESERVING, View, ViewSampler, family_draws, image_data_uri
 
 THUMBNAIL = 320
 """Longest side in pixels of a picture on the page."""
@@ -35,7 +35,7 @@ class ShownView:
         """What the family is for."""
         if self.family is None:
             return "image"
-        return "I+" if self.family in PRESERVING_FAMILIES else "I\u2212"
+        return "I+" if self.family in KNOWN_PRESERVING else "I\u2212"
 
     @property
     def uris(self) -> list[str]:

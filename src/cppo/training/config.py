@@ -1,13 +1,16 @@
 """CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
 
-from dataclasses import Field, dataclass, field, fields
+import copy
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 from trl import GRPOConfig
 
 from cppo.errors import UserError
+from cppo.methods import get_method
 from cppo.recipes import in_interval
 from cppo.training.option_rules import check_combinations, view_sampler
+from cppo.training.rollout_views import RolloutViews
 from cppo.views import ViewSampler
 
 EXACT_DIVERGENCES = ("kl", "js")
@@ -18,20 +21,46 @@ class CPPOConfig(GRPOConfig):
     """Configuration of `CPPOTrainer`.
 
     Inherited fields keep the defaults of `trl.GRPOConfig`; the fields below default to the published values
-    (arXiv 2601.00501).
+    (arXiv 2601.00501). `method` sets options of its own; one that is given wins over it. Where every field is given, as
+    `trl.TrlParser` does, a value that is the field's default does not count as given.
 
     Raises:
         UserError: a value is out of its range; the message names the field.
     """
 
-    method: Literal["cppo", "grpo"] = field(
+    method: str = field(
         default="cppo",
-        metadata={"help": "'cppo' adds the contrastive perception loss to the RL loss; 'grpo' is TRL's GRPO."},
+        metadata={
+            "help": "The method, whose options it sets: `cppo`, `grpo` (TRL's GRPO) or another of docs/methods.md."
+        },
+    )
+    perception_sink: Literal["contrast", "divergence", "advantage", "none"] = field(
+        default="contrast",
+        metadata={
+            "help": "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); "
+            "'divergence', w+ d+ - w- d-; 'advantage', which they alone keep, in rollouts weighted by their score "
+            "(VPPO); 'none' trains on the RL loss alone."
+        },
     )
     perception_weight: float = field(
         default=0.01,
         metadata={
             "help": "Weight lambda of the perception loss. 0 skips the perturbed passes altogether.",
+            "range": "[0, inf)",
+        },
+    )
+    perception_preserving_weight: float = field(
+        default=1.0,
+        metadata={"help": "Factor w+ of the divergence from I+; 0 skips its passes.", "range": "[0, inf)"},
+    )
+    perception_removing_weight: float = field(
+        default=1.0, metadata={"help": "Factor w- of the divergence from I-.", "range": "[0, inf)"}
+    )
+    perception_removing_entropy_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a penalty on the entropy under I-, mean over all response tokens of the rollouts scored "
+            "(PAPO); TRL's entropy_coef, negative, is its like under the image.",
             "range": "[0, inf)",
         },
     )
@@ -42,8 +71,16 @@ class CPPOConfig(GRPOConfig):
     perception_top_fraction: float = field(
         default=0.5,
         metadata={
-            "help": "Fraction of a rollout's tokens with a positive dependency score that are selected.",
+            "help": "Fraction of a rollout's tokens with a positive dependency score ('top_positive'), or of all its "
+            "tokens ('top'), that are selected.",
             "range": "(0, 1]",
+        },
+    )
+    perception_selector: Literal["top_positive", "top", "random", "all"] = field(
+        default="top_positive",
+        metadata={
+            "help": "Tokens selected in a rollout: the best-scored of those with a positive score (published), of all, "
+            "random ones, as many as 'top_positive' selects, or all."
         },
     )
     perception_divergence: Literal["k3", "kl", "js"] = field(
@@ -53,13 +90,16 @@ class CPPOConfig(GRPOConfig):
             "the vocabulary."
         },
     )
-    perception_score: Literal["entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift"] = field(
-        default="entropy_shift",
-        metadata={
-            "help": "How a token's dependency on the image is scored: rise of its entropy under I-, relative to that "
-            "entropy (published) or in nats ('entropy_shift_absolute'), exact 'kl' or 'js' of anchor and I-, or fall "
-            "of the sampled token's log-probability ('logp_shift')."
-        },
+    perception_score: Literal["entropy_shift", "entropy_shift_absolute", "entropy", "k3", "kl", "js", "logp_shift"] = (
+        field(
+            default="entropy_shift",
+            metadata={
+                "help": "How a token's dependency on the image is scored: rise of its entropy under I-, relative to "
+                "that entropy (published) or in nats ('entropy_shift_absolute'), its entropy under the image alone, "
+                "'k3' on the sampled token or exact 'kl' or 'js' of anchor and I-, or fall of the sampled token's "
+                "log-probability ('logp_shift')."
+            },
+        )
     )
     perception_gate: Literal["advantage", "correct", "none"] = field(
         default="advantage",
@@ -71,6 +111,13 @@ class CPPOConfig(GRPOConfig):
     perception_gate_reward: str | None = field(
         default=None,
         metadata={"help": "Name of the reward function that decides for perception_gate='correct' (value > 0)."},
+    )
+    perception_advantage_floor: float = field(
+        default=0.9,
+        metadata={
+            "help": "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike.",
+            "range": "[0, 1]",
+        },
     )
     perception_rollouts_per_group: int | None = field(
         default=None,
@@ -116,6 +163,13 @@ class CPPOConfig(GRPOConfig):
             "too) and the language model are trained."
         },
     )
+    rl_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the RL loss, KL to the reference included; 0 trains on the perception term alone.",
+            "range": "[0, inf)",
+        },
+    )
     log_perception_grad_share: bool = field(
         default=False,
         metadata={
@@ -123,11 +177,11 @@ class CPPOConfig(GRPOConfig):
             "one more copy of the gradients."
         },
     )
-    preserving_views: list[Literal["color_jitter", "perspective", "rotation"]] = field(
+    preserving_views: list[Literal["color_jitter", "perspective", "rotation", "diffusion_noise"]] = field(
         default_factory=lambda: ["color_jitter", "perspective", "rotation"],
         metadata={"help": "Families of information-preserving views (I+); one is drawn for each image."},
     )
-    removing_views: list[Literal["noise_rectangles", "crop"]] = field(
+    removing_views: list[Literal["noise_rectangles", "crop", "black_patches"]] = field(
         default_factory=lambda: ["noise_rectangles", "crop"],
         metadata={"help": "Families of information-removing views (I-); one is drawn for each image."},
     )
@@ -157,6 +211,10 @@ class CPPOConfig(GRPOConfig):
     view_rotation_degrees: float = field(
         default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees.", "range": "[0, 180]"}
     )
+    view_diffusion_steps: int = field(
+        default=200,
+        metadata={"help": "Diffusion noise: how far it goes, of 1,000 steps.", "range": "[0, 1000]"},
+    )
     view_noise_rectangles: int = field(default=50, metadata={"help": "I- noise: number of rectangles."})
     view_noise_side: list[float] = field(
         default_factory=lambda: [0.05, 0.15],
@@ -166,22 +224,72 @@ class CPPOConfig(GRPOConfig):
         default_factory=lambda: [0.6, 0.7],
         metadata={"help": "I- crop: range of the crop's sides, as fractions of the image's.", "range": "(0, 1]"},
     )
+    view_patch_side: int = field(
+        default=14, metadata={"help": "I- black patches: their side, in pixels.", "range": "[1, inf)"}
+    )
+    view_patch_probability: float = field(
+        default=0.6, metadata={"help": "I- black patches: probability that a patch is blacked.", "range": "[0, 1]"}
+    )
+    rollout_views: list[Literal["color_jitter", "perspective", "rotation", "diffusion_noise"]] = field(
+        default_factory=list,
+        metadata={"help": "Families of views that rollouts are made from instead of the image; none by default."},
+    )
+    rollout_view_mode: Literal["augment", "mix"] = field(
+        default="augment",
+        metadata={
+            "help": "'augment': a share of the prompts shows the view in rollouts and update; 'mix': a share of each "
+            "group's rollouts is made from it, and the update sees the image (NoisyRollout)."
+        },
+    )
+    rollout_view_fraction: float = field(
+        default=0.5, metadata={"help": "That share of the prompts, or of a group's rollouts.", "range": "[0, 1]"}
+    )
+    rollout_view_decay: bool = field(
+        default=False,
+        metadata={"help": "Whether diffusion noise of rollouts fades out at two thirds of the run (NoisyRollout)."},
+    )
     view_threads: int = field(
         default=2,
         metadata={"help": "Threads that make the views while the rollouts are being generated.", "range": "[1, inf)"},
     )
 
+    def __new__(cls, *args: Any, **given: Any) -> "CPPOConfig":
+        config = super().__new__(cls)
+        # Only here is it known what was given: the fields hold no trace of it.
+        vars(config)["_given"] = {*given, *(option.name for option, _ in zip(fields(cls), args, strict=False))}
+        return config
+
     def __post_init__(self) -> None:
+        self._take_method_options(vars(self).pop("_given"))
         super().__post_init__()
         for option in fields(self):
             if option.name in CPPOConfig.__annotations__:
                 _check_option(option, getattr(self, option.name))
         check_combinations(vars(self))
 
+    def _take_method_options(self, given: set[str]) -> None:
+        """Set what the method sets and nobody gave."""
+        options = {option.name: option for option in fields(self)}
+        parsed = given >= {name for name, option in options.items() if option.init}
+        for name, value in get_method(self.method).options.items():
+            if name not in given or (parsed and getattr(self, name) == _default(options[name])):
+                setattr(self, name, copy.copy(value))
+
     @property
     def uses_perception(self) -> bool:
-        """Whether training adds the perception loss."""
-        return self.method == "cppo" and self.perception_weight > 0
+        """Whether rollouts are scored under perturbed views."""
+        return self.perception_sink == "advantage" or self.adds_perception_loss
+
+    @property
+    def adds_perception_loss(self) -> bool:
+        """Whether a perception loss is added to the RL loss."""
+        weights = self.perception_weight, self.perception_removing_entropy_weight
+        return self.perception_sink in ("contrast", "divergence") and any(weights)
+
+    @property
+    def loss_views(self) -> tuple[str, ...]:
+        """The views that the loss scores; I- is always among them, for detection and metrics."""
+        return ("removing", "preserving") if self.perception_preserving_weight else ("removing",)
 
     @property
     def needs_logits(self) -> bool:
@@ -192,6 +300,18 @@ class CPPOConfig(GRPOConfig):
     def view_sampler(self) -> ViewSampler:
         """The sampler of views that these options describe."""
         return view_sampler(vars(self))
+
+    def rollout_view_sampler(self) -> RolloutViews | None:
+        """What draws the views that rollouts are made from; None where they are made from the images."""
+        if not self.rollout_views:
+            return None
+        strengths = self.view_sampler().strengths
+        fraction, decay = self.rollout_view_fraction, self.rollout_view_decay
+        return RolloutViews(self.seed, self.rollout_views, strengths, fraction, decay)
+
+
+def _default(option: Field) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def _check_option(option: Field, value: Any) -> None:

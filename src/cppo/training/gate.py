@@ -44,5 +44,19 @@ def rollout_weights(args: "CPPOConfig", gates: Tensor, group_size: int, batch_nu
     limit = args.perception_rollouts_per_group
     if limit is None:
         return gates.float()
-    seed = np.random.SeedSequence([args.seed, batch_number]).generate_state(1, np.uint64).item()
-    return draw_rollouts(gates, group_size, limit, torch.Generator().manual_seed(seed))
+    return draw_rollouts(gates, group_size, limit, _generator(args.seed, batch_number))
+
+
+def token_draws(args: "CPPOConfig", shape: torch.Size, batch_number: int, rank: int) -> Tensor:
+    """Uniform random numbers for this process's response tokens, [B, T], where tokens are selected at random.
+
+    Args:
+        batch_number: as in `rollout_weights`.
+        rank: of the process, each of which draws its own.
+    """
+    return torch.rand(shape, generator=_generator(args.seed, batch_number, rank))
+
+
+def _generator(*key: int) -> torch.Generator:
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64).item()
+    return torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from cppo.errors import UserError
-from cppo.views import ViewSampler, ViewStrengths
+from cppo.views import KNOWN_PRESERVING, ViewSampler, ViewStrengths, check_families
 
 
 def check_combinations(options: Mapping[str, Any]) -> None:
@@ -25,6 +25,7 @@ def check_combinations(options: Mapping[str, Any]) -> None:
         )
     if options["perception_memory"] == "sequential" and scorer != "shared":
         raise UserError(f"perception_memory = 'sequential' needs scorer = 'shared', but scorer = {scorer!r}")
+    _check_method(options)
     bound = options["perception_rollouts_per_group"]
     if bound is not None and normalization != "rollout":
         raise UserError(
@@ -39,6 +40,44 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             f"= {steps} is not a multiple of gradient_accumulation_steps = {accumulation}"
         )
     view_sampler(options)
+
+
+def _check_method(options: Mapping[str, Any]) -> None:
+    """Options of the blocks that exclude each other. Raises UserError."""
+    sink, mode = options["perception_sink"], options["rollout_view_mode"]
+    if sink == "advantage" and options["perception_rollouts_per_group"] is not None:
+        raise UserError(
+            "perception_rollouts_per_group bounds a loss, but perception_sink = 'advantage' weights every rollout"
+        )
+    if sink == "advantage" and options["perception_selector"] in ("random", "all"):
+        raise UserError(
+            f"perception_selector = {options['perception_selector']!r} needs no scores, by which perception_sink = "
+            "'advantage' weights tokens and rollouts: choose 'top' or 'top_positive'"
+        )
+    if (
+        options["perception_removing_entropy_weight"]
+        and options["perception_normalization"] == "token"
+        and options["perception_selector"] != "all"
+    ):
+        raise UserError(
+            "perception_removing_entropy_weight averages over all response tokens: perception_normalization = 'token' "
+            "counts them with perception_selector = 'all' alone"
+        )
+    trains = sink in ("contrast", "divergence") and (
+        options["perception_weight"] or options["perception_removing_entropy_weight"]
+    )
+    if not options["rl_weight"] and not trains:
+        raise UserError("rl_weight = 0 leaves nothing to train on: perception_sink or perception_weight adds no loss")
+    if options["rollout_views"]:
+        check_families("rollout_views", options["rollout_views"], KNOWN_PRESERVING)
+        corrects = options.get("use_vllm") and options.get("vllm_importance_sampling_correction") is not False
+        if mode == "mix" and corrects:
+            raise UserError(
+                "rollout_view_mode = 'mix' scores rollouts under another image than they were sampled from: with vLLM "
+                "set vllm_importance_sampling_correction = false"
+            )
+    if options["rollout_view_decay"] and "diffusion_noise" not in options["rollout_views"]:
+        raise UserError("rollout_view_decay fades out diffusion noise: add diffusion_noise to rollout_views")
 
 
 def view_sampler(options: Mapping[str, Any]) -> ViewSampler:

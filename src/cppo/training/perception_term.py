@@ -1,13 +1,12 @@
 """From the scores under three views to the perception term of the loss and its metrics."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cppo.perception import (
-    contrastive_perception_loss,
     contrastive_perception_tokens,
     entropy_shift,
     js_divergence,
@@ -16,6 +15,9 @@ from cppo.perception import (
     logp_shift,
     rollout_mean_loss,
     select_perception_tokens,
+    select_random_tokens,
+    select_top_tokens,
+    token_mean_loss,
 )
 from cppo.policy import ResponseScores
 
@@ -32,7 +34,7 @@ METRICS = (
     "entropy_removing",
 )
 """Logged under `perception/`: plain means over the selected tokens (nats), but `selected_fraction` is their share among
-the response tokens of the rollouts scored under the views."""
+the response tokens of the rollouts scored under the views. `cpl` is the sink's value a token, weight apart."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,38 @@ class ExactDivergences:
     removing: Tensor | None = None
 
 
+NO_DIVERGENCES = ExactDivergences()
+
+
 @dataclass(frozen=True)
 class ViewScores:
     """Scores of the n gated-in rollouts of a micro-batch under the image, I+ and I-, and their response mask [n, T].
 
-    The scores under I+ are needed at the selected tokens alone and may be anything elsewhere.
+    The scores under I+ are needed at the selected tokens alone and may be anything elsewhere; None where the method
+    does not look at I+. `draws` are uniform random numbers [n, T], for a random selection.
     """
 
     anchor: ResponseScores
-    preserving: ResponseScores
     removing: ResponseScores
+    preserving: ResponseScores | None
     response_mask: Tensor
-    exact: ExactDivergences = ExactDivergences()
+    exact: ExactDivergences = NO_DIVERGENCES
+    draws: Tensor | None = None
+
+
+class Detection(NamedTuple):
+    """Dependency scores and the selected tokens (bool) of gated-in rollouts, [n, T] each; without gradient."""
+
+    score: Tensor
+    token_mask: Tensor
 
 
 @dataclass(frozen=True)
 class PerceptionTerm:
-    """The perception term of one micro-batch, before its weight.
+    """The perception term of one micro-batch.
 
     Attributes:
-        loss: scalar with a graph.
+        loss: scalar with a graph, its weights applied.
         score: dependency score, [n, T].
         token_mask: the selected tokens, bool [n, T].
         statistics: [len(METRICS), 2], numerator and denominator of each metric, to be summed over ranks.
@@ -80,15 +94,18 @@ class PerceptionTerm:
     statistics: Tensor
 
 
+@torch.no_grad()
 def dependency_score(args: "CPPOConfig", anchor: ResponseScores, removing: ResponseScores) -> Tensor:
     """How much each response token depends on the image, [n, T], without gradient (method.md, section 3)."""
-    if args.perception_score in ("entropy_shift", "entropy_shift_absolute"):
-        relative = args.perception_score == "entropy_shift"
-        return entropy_shift(anchor.entropies, removing.entropies, relative=relative)
-    if args.perception_score == "logp_shift":
-        return logp_shift(anchor.logps, removing.logps)
-    with torch.no_grad():
-        return _divergence(args.perception_score, anchor, removing)
+    match args.perception_score:
+        case "entropy_shift" | "entropy_shift_absolute" as name:
+            return entropy_shift(anchor.entropies, removing.entropies, relative=name == "entropy_shift")
+        case "entropy":
+            return anchor.entropies.detach()
+        case "logp_shift":
+            return logp_shift(anchor.logps, removing.logps)
+        case divergence:
+            return _divergence(divergence, anchor, removing)
 
 
 def perception_token_mask(
@@ -97,16 +114,28 @@ def perception_token_mask(
     removing: ResponseScores,
     response_mask: Tensor,
     exact_score: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Dependency score (taken here unless it is given) and selected tokens of gated-in rollouts, each [n, T]."""
+    draws: Tensor | None = None,
+) -> Detection:
+    """The dependency score, taken here unless it is given, and the tokens that the selector keeps."""
     score = dependency_score(args, anchor, removing) if exact_score is None else exact_score
-    return score, select_perception_tokens(score, response_mask, args.perception_top_fraction)
+    fraction = args.perception_top_fraction
+    match args.perception_selector:
+        case "all":
+            token_mask = response_mask.bool()
+        case "top":
+            token_mask = select_top_tokens(score, response_mask, fraction)
+        case _:
+            token_mask = select_perception_tokens(score, response_mask, fraction)
+    if args.perception_selector == "random":
+        assert draws is not None
+        token_mask = select_random_tokens(token_mask, response_mask, draws)
+    return Detection(score, token_mask)
 
 
 def perception_term(
     args: "CPPOConfig", scores: ViewScores, normalizer: Tensor | float, weights: Tensor | None = None
 ) -> PerceptionTerm:
-    """The contrastive perception loss of a micro-batch (arXiv 2601.00501; method.md, section 4).
+    """The perception loss of a micro-batch: contrast (CPPO, arXiv 2601.00501; method.md, section 4) or divergences.
 
     Args:
         args: the options `perception_*`.
@@ -115,20 +144,29 @@ def perception_term(
             of the step (`token`), or a plain factor on the micro-batch's own mean (`microbatch`).
         weights: of the gated-in rollouts, [n], where only some were drawn (`rollout` alone).
     """
-    exact, name = scores.exact, args.perception_divergence
-    score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, scores.response_mask, exact.score)
-    d_preserving = (
-        exact.preserving if exact.preserving is not None else _divergence(name, scores.anchor, scores.preserving)
-    )
+    exact, name, mask = scores.exact, args.perception_divergence, scores.response_mask
+    score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, mask, exact.score, scores.draws)
     d_removing = exact.removing if exact.removing is not None else _divergence(name, scores.anchor, scores.removing)
-    temperature = args.perception_temperature
-    token_loss = contrastive_perception_tokens(d_preserving, d_removing, temperature, token_mask)
-    if args.perception_normalization == "rollout":
-        loss = rollout_mean_loss(token_loss, token_mask, normalizer, weights)
-    elif args.perception_normalization == "token":
-        loss = contrastive_perception_loss(d_preserving, d_removing, token_mask, temperature, normalizer)
+    d_preserving = exact.preserving
+    if d_preserving is None and scores.preserving is not None:
+        d_preserving = _divergence(name, scores.anchor, scores.preserving)
+    pull = torch.zeros_like(d_removing) if d_preserving is None else args.perception_preserving_weight * d_preserving
+    push = args.perception_removing_weight * d_removing
+    if args.perception_sink == "contrast":
+        token_loss = contrastive_perception_tokens(pull, push, args.perception_temperature, token_mask)
     else:
-        loss = contrastive_perception_loss(d_preserving, d_removing, token_mask, temperature) / normalizer
+        token_loss = pull - push
+
+    def mean(values: Tensor, over: Tensor) -> Tensor:
+        if args.perception_normalization == "rollout":
+            return rollout_mean_loss(values, over, normalizer, weights)
+        if args.perception_normalization == "token":
+            return token_mean_loss(values, over, normalizer)
+        return token_mean_loss(values, over) / normalizer
+
+    loss = args.perception_weight * mean(token_loss, token_mask)
+    if args.perception_removing_entropy_weight:
+        loss = loss + args.perception_removing_entropy_weight * mean(scores.removing.entropies, mask)
     statistics = _statistics(scores, token_loss, d_preserving, d_removing, token_mask)
     return PerceptionTerm(loss, score, token_mask, statistics)
 
@@ -144,16 +182,19 @@ def _divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tens
 
 @torch.no_grad()
 def _statistics(
-    scores: ViewScores, token_loss: Tensor, d_preserving: Tensor, d_removing: Tensor, token_mask: Tensor
+    scores: ViewScores, token_loss: Tensor, d_preserving: Tensor | None, d_removing: Tensor, token_mask: Tensor
 ) -> Tensor:
     selected = token_mask.sum()
-    tokens = scores.response_mask.bool().sum()
 
-    def total(values: Tensor, mask: Tensor) -> Tensor:
-        return values.float().masked_fill(~mask, 0.0).sum()
+    def total(values: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum over the selected tokens and their number; of nothing, 0 and 0."""
+        if values is None:
+            return selected.new_zeros(()), selected.new_zeros(())
+        return values.float().masked_fill(~token_mask, 0.0).sum(), selected
 
-    views = (scores.anchor, scores.preserving, scores.removing)
-    pairs = [(total(values, token_mask), selected) for values in (token_loss, d_preserving, d_removing)]
-    pairs.append((selected, tokens))
-    pairs += [(total(view.entropies, token_mask), selected) for view in views]
+    pairs = [total(values) for values in (token_loss, d_preserving, d_removing)]
+    pairs.append((selected, scores.response_mask.bool().sum()))
+    pairs += [
+        total(None if view is None else view.entropies) for view in (scores.anchor, scores.preserving, scores.removing)
+    ]
     return torch.stack([torch.stack([a.float(), b.float()]) for a, b in pairs])

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cppo.training.perception_term import PerceptionTerm
+from cppo.training.perception_term import Detection, PerceptionTerm
 
 MAX_SAMPLES = 4
 
@@ -28,7 +28,7 @@ class RolloutSamples:
         rollouts: Sequence[int],
         completion_ids: Tensor,
         mask: Tensor,
-        term: PerceptionTerm,
+        found: PerceptionTerm | Detection,
         step: int,
     ) -> None:
         """Replace the latest samples by up to `MAX_SAMPLES` gated-in rollouts of this micro-batch.
@@ -36,7 +36,7 @@ class RolloutSamples:
         Args:
             rollouts: their places in the generation batch. After a resume its rows are unknown, and nothing is kept.
             completion_ids, mask: [n, T].
-            term: their scores and selected tokens.
+            found: their scores and selected tokens.
             step: the optimizer step, from 1.
         """
         if not self._rows:
@@ -54,7 +54,7 @@ class RolloutSamples:
                     "answer": source.get("answer"),
                     "reward": self._rewards[rollouts[row]],
                     "completion_tokens": [tokenizer.decode([token]) for token in ids],
-                    "perception": term.token_mask[row, :length].tolist(),
-                    "score": term.score[row, :length].tolist(),
+                    "perception": found.token_mask[row, :length].tolist(),
+                    "score": found.score[row, :length].tolist(),
                 }
             )

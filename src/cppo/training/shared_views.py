@@ -12,7 +12,7 @@ from torch import Tensor
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, ResponseScores, pack, prompt_groups, unwrapped
 from cppo.policy.vision_inputs import VisionInputs
 from cppo.training.config import EXACT_DIVERGENCES, CPPOConfig
-from cppo.training.perception_term import ExactDivergences, ViewScores, perception_token_mask
+from cppo.training.perception_term import Detection, ExactDivergences, perception_token_mask
 from cppo.training.view_scoring import ViewRequest
 
 
@@ -24,7 +24,7 @@ def score_shared(
     attention_mask: Tensor,
     vision: VisionInputs,
     detect_only: bool = False,
-) -> Tensor | None:
+) -> Detection | None:
     """Score all rows as they are and the requested ones under their views; keep the scores in the request.
 
     Args:
@@ -36,30 +36,26 @@ def score_shared(
         detect_only: leave out I+ and all rows that are not requested, and keep no scores.
 
     Returns:
-        The selected tokens of the requested rows, bool [n, T]; None if none is requested.
+        Dependency scores and selected tokens of the requested rows, [n, T] each; None if none is requested.
     """
     num_tokens = request.response_mask.shape[1]
     anchors = prompt_groups(input_ids, attention_mask, num_tokens, vision)
-    gated = {
-        kind: _view_groups(request, kind, anchors, vision, input_ids.device) for kind in ("removing", "preserving")
-    }
+    kinds = ("removing",) if detect_only else request.kinds
+    views = {kind: _view_groups(request, kind, anchors, vision, input_ids.device) for kind in kinds}
     if detect_only:
         wanted = set(request.rows)
         kept = [PromptGroup([row for row in group.rows if row in wanted], group.vision) for group in anchors]
-        anchors, gated["preserving"] = [group for group in kept if group.rows], []
+        anchors = [group for group in kept if group.rows]
     # Without gradients through the views their passes stand alone, so that no backward pass runs through them.
     batch = pack(
         unwrapped(model),
         input_ids,
         attention_mask,
         num_tokens,
-        {"anchor": anchors, **gated},
+        {"anchor": anchors, **views},
         sequential=args.perception_memory == "sequential" or not args.perception_view_gradients,
     )
-    found = model(shared_prompt=batch, readout=_Readout(args, request, batch))
-    token_mask = found.get("token_mask")
-    if detect_only:
-        return token_mask
+    found = model(shared_prompt=batch, readout=_Readout(args, request, batch, detect_only))
 
     def rows_of(view: str) -> ResponseScores:
         return ResponseScores(
@@ -69,16 +65,14 @@ def score_shared(
     def exact(name: str) -> Tensor | None:
         return batch.unpack("removing", found[name])[request.rows] if name in found else None
 
-    request.anchor = rows_of("anchor")
-    if request.rows:
-        request.found = ViewScores(
-            request.anchor.pick(request.rows),
-            rows_of("preserving").pick(request.rows),
-            rows_of("removing").pick(request.rows),
-            request.response_mask,
-            ExactDivergences(exact("score"), exact("d_preserving"), exact("d_removing")),
-        )
-    return token_mask
+    if not detect_only:
+        request.anchor = rows_of("anchor")
+    if not request.rows:
+        return None
+    if not detect_only:
+        divergences = ExactDivergences(exact("score"), exact("d_preserving"), exact("d_removing"))
+        request.keep({kind: rows_of(kind).pick(request.rows) for kind in kinds}, divergences)
+    return Detection(found["score_BT"], found["token_mask"])
 
 
 def _view_groups(
@@ -101,12 +95,13 @@ def _view_groups(
 class _Readout:
     """What is read off the hidden states of a packed batch; runs inside the model's forward."""
 
-    def __init__(self, args: CPPOConfig, request: ViewRequest, batch: PackedBatch) -> None:
-        self.args, self.request, self.batch = args, request, batch
+    def __init__(self, args: CPPOConfig, request: ViewRequest, batch: PackedBatch, detect_only: bool) -> None:
+        self.args, self.request, self.batch, self.detect_only = args, request, batch, detect_only
 
     def __call__(self, hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:
         args, batch = self.args, self.batch
-        anchor, removing, preserving = (batch.tokens[view] for view in ("anchor", "removing", "preserving"))
+        anchor, removing = batch.tokens["anchor"], batch.tokens["removing"]
+        preserving = batch.tokens.get("preserving")
         found: dict[str, Tensor] = {}
 
         def score(view: str, states: Tensor, targets: Tensor) -> None:
@@ -124,19 +119,22 @@ class _Readout:
                 found["score"] = head.divergence(
                     args.perception_score, hidden[anchor][anchor_places], hidden[removing], args.temperature
                 )
-        found["token_mask"] = self._select(found)
-        if preserving.start == preserving.stop:
+        found["score_BT"], found["token_mask"] = self._detect(found)
+        if self.detect_only:
             return found
 
         selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
         selected[self.request.rows] = found["token_mask"]
-        picked = batch.gather("preserving", selected).nonzero().squeeze(1)
-        with torch.set_grad_enabled(args.perception_view_gradients and torch.is_grad_enabled()):
-            score("preserving", hidden[preserving][picked], batch.targets[preserving][picked])
-        for name in ("preserving_logps", "preserving_entropies"):
-            found[name] = self._spread(found[name], picked)
+        picked = batch.gather("removing", selected).nonzero().squeeze(1)
+        compared = {"d_removing": removing}
+        if preserving is not None:
+            compared["d_preserving"] = preserving
+            with torch.set_grad_enabled(args.perception_view_gradients and torch.is_grad_enabled()):
+                score("preserving", hidden[preserving][picked], batch.targets[preserving][picked])
+            for name in ("preserving_logps", "preserving_entropies"):
+                found[name] = self._spread(found[name], picked)
         if args.perception_divergence in EXACT_DIVERGENCES:
-            for name, view in (("d_removing", removing), ("d_preserving", preserving)):
+            for name, view in compared.items():
                 values = head.divergence(
                     args.perception_divergence,
                     hidden[anchor][anchor_places[picked]],
@@ -158,14 +156,15 @@ class _Readout:
         part = self.batch.tokens["removing"]
         return values.new_zeros(part.stop - part.start).index_put((picked,), values)
 
-    def _select(self, found: dict[str, Tensor]) -> Tensor:
-        batch, rows = self.batch, self.request.rows
+    def _detect(self, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Dependency scores and selected tokens of the requested rows, [n, T] each."""
+        batch, request = self.batch, self.request
 
         def scores(view: str) -> ResponseScores:
             values = (found[f"{view}_{name}"].detach() for name in ("logps", "entropies"))
-            return ResponseScores(*(batch.unpack(view, value)[rows] for value in values))
+            return ResponseScores(*(batch.unpack(view, value)[request.rows] for value in values))
 
-        exact = batch.unpack("removing", found["score"])[rows] if "score" in found else None
+        exact = batch.unpack("removing", found["score"])[request.rows] if "score" in found else None
         return perception_token_mask(
-            self.args, scores("anchor"), scores("removing"), self.request.response_mask, exact
-        )[1]
+            self.args, scores("anchor"), scores("removing"), request.response_mask, exact, request.draws
+        )

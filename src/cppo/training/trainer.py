@@ -1,10 +1,12 @@
-"""CPPOTrainer: TRL's GRPOTrainer plus a contrastive perception loss (arXiv 2601.00501).
+"""CPPOTrainer: TRL's GRPOTrainer plus a contrastive perception loss (arXiv 2601.00501), or a method of its family.
 
 How a step differs from GRPO's:
 1. the images of a row become upright RGB once, and the views I+ and I- of each are made while rollouts are generated;
 2. a gate keeps the rollouts worth learning perception from, and their prompts' views go through the same processor;
 3. one forward pass scores all rollouts and, of the gated-in ones, also I- and I+, each prompt and image once a group;
 4. tokens whose score says that they depend on the image are selected, and their contrast is added to the RL loss.
+
+Which views, score, selection, gate and sink: the options that `method` sets (`cppo.methods`).
 
 Everything else is TRL's. The methods overridden here, and why, are listed in `OVERRIDES`.
 """
@@ -28,10 +30,16 @@ from cppo.policy import (
 from cppo.policy.vision_inputs import VisionInputs, without_empty_images
 from cppo.training.carded import CardedTrainer
 from cppo.training.config import CPPOConfig
-from cppo.training.gate import equal_rewards, rollout_weights
+from cppo.training.detection import count_step_tokens, detect_and_shape
+from cppo.training.gate import equal_rewards, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
-from cppo.training.perception_term import METRICS, PerceptionTerm, perception_term, perception_token_mask
+from cppo.training.perception_term import (
+    METRICS,
+    Detection,
+    PerceptionTerm,
+    perception_term,
+)
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import ban_vision_placeholders, check_setup, freeze_vision_tower, share_prompts
@@ -40,9 +48,7 @@ from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_ima
 from cppo.training.view_scoring import (
     Score,
     ViewRequest,
-    detection_scores,
     idle_pass,
-    model_inputs,
     response_mask,
     scores_in_chunks,
 )
@@ -118,7 +124,7 @@ class CPPOTrainer(CardedTrainer):
             args = CPPOConfig(f"{name.split('/')[-1]}-CPPO")
         if not isinstance(args, CPPOConfig):
             raise UserError(f"args is a {type(args).__name__}: give a CPPOConfig (it takes the same fields)")
-        if environment_factory is not None and args.uses_perception:
+        if environment_factory is not None and (args.uses_perception or args.rollout_views):
             raise UserError(
                 "environment_factory: views are made of the images in the dataset's rows, but an environment brings "
                 "its own; set method = 'grpo'"
@@ -150,6 +156,8 @@ class CPPOTrainer(CardedTrainer):
             self.tools,
             self.chat_template_kwargs,
         )
+        self._rollout_views = args.rollout_view_sampler()
+        self._rollout_images: list[list[Any]] | None = None
         self._view_request: ViewRequest | None = None
         self._rewards: Tensor | None = None
         self._step_tokens: Tensor | None = None
@@ -177,6 +185,8 @@ class CPPOTrainer(CardedTrainer):
         return prompt_ids, images, multimodal_fields
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if self._rollout_images is not None:
+            images, self._rollout_images = self._rollout_images, None
         if self.use_vllm and images is not None:
             # vLLM's batches know a row without images by None.
             images = [row_images or None for row_images in images]
@@ -199,12 +209,21 @@ class CPPOTrainer(CardedTrainer):
             torch.tensor([any(row.get("images") for row in rows)], device=self.accelerator.device)
         )
         self.log_multimodal = self.args.log_multimodal and bool(ranks_with_images.all())
-        if not (self.args.uses_perception and self.model.training):
+        if not self.model.training:
+            return super()._generate_and_score_completions(rows)
+        epoch, first = math.floor(self.state.epoch or 0), self.accelerator.process_index * len(rows)
+        if self._rollout_views is not None:
+            progress = self.state.global_step / max(self.state.max_steps, 1)
+            if self.args.rollout_view_mode == "augment":
+                rows = self._rollout_views.augmented(rows, epoch, progress)
+            else:
+                self._rollout_images = self._rollout_views.mixed(rows, first, self.num_generations, epoch, progress)
+        if not self.args.uses_perception:
             return super()._generate_and_score_completions(rows)
         with self._phases.phase("views"):
-            views = self._views.begin(rows, epoch=math.floor(self.state.epoch or 0))
+            views = self._views.begin(rows, epoch)
         output = super()._generate_and_score_completions(rows)
-        mine = slice(self.accelerator.process_index * len(rows), (self.accelerator.process_index + 1) * len(rows))
+        mine = slice(first, first + len(rows))
         rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
         self._samples.begin(rows, rewards[mine])
 
@@ -216,8 +235,11 @@ class CPPOTrainer(CardedTrainer):
         batch_number = self._step // (self.args.steps_per_generation * self.num_iterations)
         weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
         with self._phases.phase("views"):
-            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts)
+            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.loss_views)
         output["perception_weights"] = weights
+        if self.args.perception_selector == "random":
+            draws = token_draws(self.args, output["completion_ids"].shape, batch_number, self.accelerator.process_index)
+            output["perception_draws"] = draws.to(weights.device)
         output["perception_rollout"] = list(range(len(rows)))
         output["perception_num_rollouts"] = all_gates.sum()
         self._metrics["train"]["perception/gated_fraction"].append(all_gates.float().mean().item())
@@ -247,6 +269,8 @@ class CPPOTrainer(CardedTrainer):
         count = self.args.steps_per_generation
         group_size = self.num_generations if self._shares_prompts else 1
         self._buffered_inputs = shuffled_micro_batches(batch, group_size, count)
+        if self.args.perception_sink == "advantage":
+            detect_and_shape(self, self._buffered_inputs)
         return self._buffered_inputs[self._step % count]
 
     # Loss
@@ -325,21 +349,21 @@ class CPPOTrainer(CardedTrainer):
         return plain if self.args.needs_logits or takes_images_a_row(unwrapped(model).config) else kernel
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        rl_weight = self.args.rl_weight if self.model.training else 1.0
         if "perception_views" not in inputs:
-            return super()._compute_loss(model, inputs)
+            return rl_weight * super()._compute_loss(model, inputs)
         normalizer = self._normalizer(model, inputs)
-        request = self._view_request = ViewRequest.of(inputs)
+        request = self._view_request = ViewRequest.of(inputs, self.args.loss_views)
         try:
-            loss = super()._compute_loss(model, inputs)
+            loss = rl_weight * super()._compute_loss(model, inputs)
         finally:
             self._view_request = None
         term = None
         if request.rows:
             term = perception_term(self.args, request.found, normalizer, request.weights)
-            weighted = self.args.perception_weight * term.loss
             if self._grad_share is not None:
-                self._grad_share.add(weighted)
-            loss = loss + weighted
+                self._grad_share.add(term.loss)
+            loss = loss + term.loss
             self._keep_samples(request, inputs, term)
         self._log_perception(term)
         return loss
@@ -356,32 +380,8 @@ class CPPOTrainer(CardedTrainer):
             share = steps / self.args.steps_per_generation
             return inputs["perception_num_rollouts"] * share / ranks
         if self._step_tokens is None:
-            self._step_tokens = self._count_step_tokens(model, steps)
+            self._step_tokens = count_step_tokens(self, model, steps)
         return self._step_tokens / ranks
-
-    def _count_step_tokens(self, model: Any, steps: int) -> Tensor:
-        """Selected tokens of all micro-batches of the optimizer step that begins now, over all ranks."""
-        count = torch.zeros((), device=self.accelerator.device)
-        for offset in range(steps):
-            inputs = self._buffered_inputs[(self._step + offset) % self.args.steps_per_generation]
-            request = ViewRequest.of(inputs)
-            if request.rows:
-                count += self._detect(model, request, inputs).sum()
-            elif self.accelerator.num_processes > 1:
-                length = inputs["completion_ids"].shape[1]
-                idle_pass(self._scorer(model, length, shares=self._shares_prompts), *model_inputs(inputs))
-        return self.accelerator.reduce(count, "sum")
-
-    @torch.no_grad()
-    def _detect(self, model: Any, request: ViewRequest, inputs: dict[str, Any]) -> Tensor:
-        """The selected tokens of a buffered micro-batch's gated-in rollouts, bool [n, T]."""
-        ids, mask, vision = model_inputs(inputs)
-        if self._shares_prompts:
-            with self.accelerator.autocast():
-                return score_shared(model, self.args, request, ids, mask, vision, detect_only=True)
-        scorer = self._scorer(model, request.response_mask.shape[1])
-        scores = detection_scores(scorer, request, ids, mask, vision)
-        return perception_token_mask(self.args, *scores, request.response_mask)[1]
 
     # Metrics
 
@@ -391,7 +391,7 @@ class CPPOTrainer(CardedTrainer):
         for name, (total, count) in zip(METRICS, self.accelerator.reduce(local, "sum").tolist(), strict=True):
             self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
 
-    def _keep_samples(self, request: ViewRequest, inputs: dict[str, Any], term: PerceptionTerm) -> None:
+    def _keep_samples(self, request: ViewRequest, inputs: dict[str, Any], found: PerceptionTerm | Detection) -> None:
         step = self.state.global_step + 1
         if step == 1 or step % max(self.state.logging_steps, 1) == 0:
             rollouts = [inputs["perception_rollout"][row] for row in request.rows]
@@ -400,7 +400,7 @@ class CPPOTrainer(CardedTrainer):
                 rollouts,
                 inputs["completion_ids"][request.rows],
                 inputs["completion_mask"][request.rows],
-                term,
+                found,
                 step,
             )
 

@@ -167,14 +167,17 @@ class BatchViews:
     names: Sequence[str]
     epoch: int
 
-    def inputs(self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]]) -> list[dict[str, VisionInputs] | None]:
-        """For each gated-in row the model's inputs under "removing" and "preserving"; None for the other rows.
+    def inputs(
+        self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]], kinds: Sequence[str]
+    ) -> list[dict[str, VisionInputs] | None]:
+        """For each gated-in row the model's inputs under the views of these kinds; None for the other rows.
 
         The processor runs once a prompt; its rollouts share the same tensors.
 
         Args:
             gate: which rows are gated in.
             prompt_tokens: each row's prompt as the anchor has it.
+            kinds: "removing", "preserving" or both.
 
         Raises:
             UserError: the processor makes other tokens of a view than of its image.
@@ -184,18 +187,18 @@ class BatchViews:
         for row, name, gated_in, tokens in zip(self.rows, self.names, gate, prompt_tokens, strict=True):
             prompt = id(row["prompt"])
             if gated_in and prompt not in made:
-                made[prompt] = self._of_prompt(row, name, tokens)
+                made[prompt] = self._of_prompt(row, name, tokens, kinds)
             inputs.append(made[prompt] if gated_in else None)
         return inputs
 
-    def _of_prompt(self, row: Row, name: str, tokens: list[int]) -> dict[str, VisionInputs]:
+    def _of_prompt(self, row: Row, name: str, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
         messages, images = prompt_messages(row), prompt_images(row)
         assert not isinstance(messages, str)  # a row with images has chat messages
         pairs = [self.prefetcher.views(image, name, self.epoch, index) for index, image in enumerate(images)]
         views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
         inputs = {}
-        for kind, view_images in views.items():
-            view = self.process(replace_images(messages, view_images))
+        for kind in kinds:
+            view = self.process(replace_images(messages, views[kind]))
             if view.token_ids != tokens:
                 raise UserError(
                     f"row {name}: the processor makes {len(view.token_ids)} prompt tokens of a perturbed view but "

@@ -4,7 +4,7 @@ One forward a backward keeps DDP and FSDP safe (several forwards would mark a pa
 without gated-in rollouts run the same number of passes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cppo.policy import ResponseScores, concatenate_rows, slice_rows
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
-from cppo.training.perception_term import ViewScores
+from cppo.training.perception_term import NO_DIVERGENCES, ExactDivergences, ViewScores
 
 VISION_KEYS = (
     "pixel_values",
@@ -53,26 +53,32 @@ class ViewRequest:
 
     Attributes:
         rows: places of the n gated-in rollouts in the micro-batch; where their number is bounded, of those drawn.
-        views: for each of them the model's image inputs under "removing" and "preserving".
+        views: for each of them the model's image inputs under the views that were made.
+        kinds: the views to score: "removing", and "preserving" where the loss looks at it.
         weights: of each in the loss, [n].
         response_mask: theirs, [n, T].
+        draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
         anchor: scores of all B rows under the image itself.
-        found: scores of the requested rows under all three; None where none was requested.
+        found: scores of the requested rows under the image and these views; None where none was requested.
     """
 
     rows: list[int]
     views: list[dict[str, VisionInputs]]
+    kinds: tuple[str, ...]
     weights: Tensor
     response_mask: Tensor
+    draws: Tensor | None = None
     anchor: ResponseScores | None = None
     found: ViewScores | None = None
 
     @classmethod
-    def of(cls, inputs: dict[str, Any]) -> "ViewRequest":
+    def of(cls, inputs: dict[str, Any], kinds: tuple[str, ...]) -> "ViewRequest":
         """The request of a micro-batch: the rows that carry views."""
         views = inputs["perception_views"]
         rows = [row for row, view in enumerate(views) if view is not None]
-        return cls(rows, [views[row] for row in rows], inputs["perception_weights"][rows], response_mask(inputs)[rows])
+        draws = inputs["perception_draws"][rows] if "perception_draws" in inputs else None
+        weights, mask = inputs["perception_weights"][rows], response_mask(inputs)[rows]
+        return cls(rows, [views[row] for row in rows], kinds, weights, mask, draws)
 
     def view_inputs(self, kind: str, anchor: VisionInputs, device: torch.device) -> list[VisionInputs]:
         """Image inputs of the requested rows under one view, one part a row, with exactly the anchor's keys."""
@@ -88,7 +94,7 @@ class ViewRequest:
     def score(
         self, score: Score, input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs, view_gradients: bool
     ) -> ResponseScores:
-        """Score the anchor and, of the requested rows, both views; keep the latter here and return the anchor's.
+        """Score the anchor and, of the requested rows, their views; keep the latter here and return the anchor's.
 
         Without `view_gradients` the views take a second pass that builds no graph.
         """
@@ -96,24 +102,32 @@ class ViewRequest:
         if not n:
             self.anchor = score(input_ids, attention_mask, vision)
             return self.anchor
-        ids, mask = input_ids[self.rows], attention_mask[self.rows]
-        removing = self.view_inputs("removing", vision, input_ids.device)
-        preserving = self.view_inputs("preserving", vision, input_ids.device)
+        ids, mask = [input_ids[self.rows]] * len(self.kinds), [attention_mask[self.rows]] * len(self.kinds)
+        parts = [part for kind in self.kinds for part in self.view_inputs(kind, vision, input_ids.device)]
         if view_gradients:
             scores = score(
-                torch.cat([input_ids, ids, ids]),
-                torch.cat([attention_mask, mask, mask]),
-                concatenate_rows([vision, *removing, *preserving]),
+                torch.cat([input_ids, *ids]), torch.cat([attention_mask, *mask]), concatenate_rows([vision, *parts])
             )
-            self.anchor, views = scores.rows(0, total), scores.rows(total, total + 2 * n)
+            self.anchor, views = scores.rows(0, total), scores.rows(total, total + len(parts))
         else:
             self.anchor = score(input_ids, attention_mask, vision)
             with torch.no_grad():
-                views = score(
-                    torch.cat([ids, ids]), torch.cat([mask, mask]), concatenate_rows([*removing, *preserving])
-                )
-        self.found = ViewScores(self.anchor.pick(self.rows), views.rows(n, 2 * n), views.rows(0, n), self.response_mask)
+                views = score(torch.cat(ids), torch.cat(mask), concatenate_rows(parts))
+        by_kind = {kind: views.rows(n * place, n * (place + 1)) for place, kind in enumerate(self.kinds)}
+        self.keep(by_kind)
         return self.anchor
+
+    def keep(self, views: Mapping[str, ResponseScores], exact: ExactDivergences = NO_DIVERGENCES) -> None:
+        """Remember the requested rows' scores under each view, [n, T], beside the anchor's."""
+        assert self.anchor is not None
+        self.found = ViewScores(
+            self.anchor.pick(self.rows),
+            views["removing"],
+            views.get("preserving"),
+            self.response_mask,
+            exact,
+            self.draws,
+        )
 
 
 def scores_in_chunks(

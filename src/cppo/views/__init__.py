@@ -10,7 +10,14 @@ from cppo.views.draws import family_draws
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
 from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators
-from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths
+from cppo.views.strengths import (
+    KNOWN_PRESERVING,
+    KNOWN_REMOVING,
+    PRESERVING_FAMILIES,
+    REMOVING_FAMILIES,
+    ViewStrengths,
+    check_families,
+)
 from cppo.views.transforms import View, family_view, preserving_view, removing_view
 
 __all__ = [
@@ -18,12 +25,15 @@ __all__ = [
     "CONDITION_NAMES",
     "HELD_OUT_PRESERVING",
     "HELD_OUT_REMOVING",
+    "KNOWN_PRESERVING",
+    "KNOWN_REMOVING",
     "PRESERVING_FAMILIES",
     "REMOVING_FAMILIES",
     "View",
     "ViewPrefetcher",
     "ViewSampler",
     "ViewStrengths",
+    "check_families",
     "family_draws",
     "family_view",
     "held_out_view",

@@ -11,7 +11,14 @@ from PIL import Image
 
 from cppo.errors import UserError
 from cppo.views.images import load_rgb
-from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths, check_families
+from cppo.views.strengths import (
+    KNOWN_PRESERVING,
+    KNOWN_REMOVING,
+    PRESERVING_FAMILIES,
+    REMOVING_FAMILIES,
+    ViewStrengths,
+    check_families,
+)
 from cppo.views.transforms import preserving_view, removing_view
 
 
@@ -38,8 +45,8 @@ class ViewSampler:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UserError(f"view seed = {self.seed!r}: give a whole number")
         for name, known in (
-            ("preserving_families", PRESERVING_FAMILIES),
-            ("removing_families", REMOVING_FAMILIES),
+            ("preserving_families", KNOWN_PRESERVING),
+            ("removing_families", KNOWN_REMOVING),
         ):
             object.__setattr__(self, name, check_families(name, getattr(self, name), known))
 

@@ -1,4 +1,4 @@
-"""How strong the views are and which families of them exist. Defaults: published (CPPO, arXiv 2601.00501)."""
+"""How strong the views are and which families of them exist. Defaults: published, CPPO's (arXiv 2601.00501) first."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,12 @@ from cppo.errors import UserError
 
 PRESERVING_FAMILIES = ("color_jitter", "perspective", "rotation")
 REMOVING_FAMILIES = ("noise_rectangles", "crop")
+"""CPPO's own."""
+KNOWN_PRESERVING = (*PRESERVING_FAMILIES, "diffusion_noise")
+KNOWN_REMOVING = (*REMOVING_FAMILIES, "black_patches")
+"""With those of other methods."""
+DIFFUSION_STEPS = 1000
+"""Steps of the whole diffusion, after which an image is noise alone."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,12 @@ class ViewStrengths:
             least 0 and below 2/3, from where on the corners can fold the image over.
         perspective_probability: chance in [0, 1] that the perspective view moves anything at all.
         rotation_degrees: largest angle, in degrees, in [0, 180]; both directions.
+        diffusion_steps: how far the diffusion noise goes, of 1,000 steps; 0 changes nothing.
         noise_rectangles: number of noise rectangles, at least 1.
         noise_side: sides of a noise rectangle, as fractions of the image's sides, in (0, 1].
         crop_side: sides of the crop, as fractions of the image's sides, in (0, 1].
+        patch_side: side of the square patches that are blacked, in pixels, at least 1.
+        patch_probability: chance in [0, 1] that a patch is blacked.
 
     Raises:
         UserError: a value is out of its range or not a number. Lists serve as pairs, for YAML has no tuples.
@@ -35,9 +44,12 @@ class ViewStrengths:
     perspective_distortion: float = 0.2
     perspective_probability: float = 0.5
     rotation_degrees: float = 10.0
+    diffusion_steps: int = 200
     noise_rectangles: int = 50
     noise_side: tuple[float, float] = (0.05, 0.15)
     crop_side: tuple[float, float] = (0.6, 0.7)
+    patch_side: int = 14
+    patch_probability: float = 0.6
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -47,13 +59,16 @@ class ViewStrengths:
         distortion = self.perspective_distortion
         if not _is_number(distortion) or not 0 <= distortion < 2 / 3:
             raise _bad("perspective_distortion", distortion, "give a number in [0, 2/3)")
-        if not _is_number(self.perspective_probability) or not 0 <= self.perspective_probability <= 1:
-            raise _bad("perspective_probability", self.perspective_probability, "give a number in [0, 1]")
+        for name in ("perspective_probability", "patch_probability"):
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
+                raise _bad(name, getattr(self, name), "give a number in [0, 1]")
         if not _is_number(self.rotation_degrees) or not 0 <= self.rotation_degrees <= 180:
             raise _bad("rotation_degrees", self.rotation_degrees, "give degrees in [0, 180]")
-        count = self.noise_rectangles
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise _bad("noise_rectangles", count, "give a whole number of at least 1")
+        for name in ("noise_rectangles", "patch_side"):
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise _bad(name, getattr(self, name), "give a whole number of at least 1")
+        if not _is_whole(self.diffusion_steps) or not 0 <= self.diffusion_steps <= DIFFUSION_STEPS:
+            raise _bad("diffusion_steps", self.diffusion_steps, f"give a whole number from 0 to {DIFFUSION_STEPS}")
 
 
 def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,6 +102,10 @@ def _pair(name: str, value: Any, *, positive: bool, top: float) -> tuple[float, 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _bad(name: str, value: Any, remedy: str) -> UserError:

@@ -1,4 +1,5 @@
-"""The published view families (CPPO, arXiv 2601.00501), pure functions of (RGB image, Generator, strengths).
+"""The published view families (CPPO, arXiv 2601.00501, and its kin), pure functions of (RGB image, Generator,
+strengths).
 
 Areas that a rotation or a perspective uncovers are black, torchvision's default. Both sample bilinearly, so
 that small print stays readable; the crop is resized bicubically.
@@ -6,12 +7,21 @@ that small print stays readable; the crop is resized bicubically.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from cppo.views.images import load_rgb
-from cppo.views.strengths import PRESERVING_FAMILIES, REMOVING_FAMILIES, ViewStrengths, check_families
+from cppo.views.strengths import (
+    DIFFUSION_STEPS,
+    KNOWN_PRESERVING,
+    KNOWN_REMOVING,
+    PRESERVING_FAMILIES,
+    REMOVING_FAMILIES,
+    ViewStrengths,
+    check_families,
+)
 
 PUBLISHED = ViewStrengths()
 
@@ -21,7 +31,7 @@ Perturbed = tuple[Image.Image, dict[str, float]]
 
 @dataclass(frozen=True)
 class View:
-    """A view with its family and the values drawn for it (factors, pixels, degrees, or a number of rectangles)."""
+    """A view with its family and the values drawn for it (factors, pixels, degrees, steps, or a number of areas)."""
 
     image: Image.Image
     family: str
@@ -41,9 +51,9 @@ def preserving_view(
         A new RGB image of the size of `load_rgb(image)`; the input is not changed.
 
     Raises:
-        UserError: the image cannot be read; `families` is empty or names another than PRESERVING_FAMILIES.
+        UserError: the image cannot be read; `families` is empty or names another than KNOWN_PRESERVING.
     """
-    names = check_families("preserving_families", families, PRESERVING_FAMILIES)
+    names = check_families("preserving_families", families, KNOWN_PRESERVING)
     return family_view(names[rng.integers(len(names))], image, rng, strengths).image
 
 
@@ -61,9 +71,9 @@ def removing_view(
         crop nothing to remove.
 
     Raises:
-        UserError: the image cannot be read; `families` is empty or names another than REMOVING_FAMILIES.
+        UserError: the image cannot be read; `families` is empty or names another than KNOWN_REMOVING.
     """
-    names = check_families("removing_families", families, REMOVING_FAMILIES)
+    names = check_families("removing_families", families, KNOWN_REMOVING)
     return family_view(names[rng.integers(len(names))], image, rng, strengths).image
 
 
@@ -117,6 +127,27 @@ def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStreng
     return functional.rotate(image, angle, interpolation=InterpolationMode.BILINEAR, fill=0), {"degrees": angle}
 
 
+def diffusion_noise(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
+    """`diffusion_steps` of a diffusion: sqrt(a) x + sqrt(1 - a) e on pixels in [0, 1], e standard normal, then clipped.
+
+    `a` falls from 1 to 0.08 over 1,000 steps; the standard deviation of the noise is 28 grey levels at 200 and 128 at
+    500.
+    """
+    kept = _signal_left()[strengths.diffusion_steps]
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    noisy = np.sqrt(kept) * pixels + np.sqrt(1 - kept) * rng.standard_normal(pixels.shape, dtype=np.float32)
+    perturbed = Image.fromarray(np.rint(255 * noisy).clip(0, 255).astype(np.uint8))
+    return perturbed, {"steps": strengths.diffusion_steps}
+
+
+@lru_cache(maxsize=1)
+def _signal_left() -> np.ndarray:
+    """`a` after 0, 1, ... steps: the product of 1 - beta, beta a sigmoid from 1e-5 to 0.005 (NoisyRollout's
+    schedule)."""
+    sigmoid = 1 / (1 + np.exp(-np.linspace(-6, 6, DIFFUSION_STEPS)))
+    return np.concatenate([[1.0], np.cumprod(1 - (sigmoid * (0.005 - 1e-5) + 1e-5))])
+
+
 def noise_rectangles(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """`noise_rectangles` rectangles of uniform noise, anywhere inside the image; they may overlap.
 
@@ -139,12 +170,24 @@ def crop(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths)
     return resized, {"left": left, "top": top, "width": right - left, "height": bottom - top}
 
 
+def black_patches(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
+    """Squares of a grid with side `patch_side`, from the top left, each black with `patch_probability` (PAPO)."""
+    pixels = np.array(image)
+    side = strengths.patch_side
+    rows, columns = (-(-length // side) for length in pixels.shape[:2])
+    black = rng.random((rows, columns)) < strengths.patch_probability
+    pixels[black.repeat(side, axis=0).repeat(side, axis=1)[: pixels.shape[0], : pixels.shape[1]]] = 0
+    return Image.fromarray(pixels), {"patches": int(black.sum())}
+
+
 _TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator, ViewStrengths], Perturbed]] = {
     "color_jitter": color_jitter,
     "perspective": perspective,
     "rotation": rotation,
+    "diffusion_noise": diffusion_noise,
     "noise_rectangles": noise_rectangles,
     "crop": crop,
+    "black_patches": black_patches,
 }
 
 

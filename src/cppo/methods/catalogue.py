@@ -1,0 +1,296 @@
+"""The methods, each a short declaration. Figures are the papers'; where one is not given, the docstring says so.
+
+What no method sets keeps TRL's default: learning rate, group size, KL to a reference (`beta`) and the like belong to a
+run, so that methods can be compared on the same one. The published values of those stand in the docstrings.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cppo.errors import UserError
+from cppo.methods.blocks import METHOD_OPTIONS, Method, Options, declared
+
+DEFAULT_METHOD = "cppo"
+"""What `CPPOConfig.method` is where nothing is said."""
+
+
+def grpo() -> Options:
+    """GRPO: TRL's trainer and loss alone.
+
+    No views and no perception term. The loss is the one that `loss_type` names.
+    """
+    return {"perception_sink": "none"}
+
+
+def dapo() -> Options:
+    """DAPO (arXiv 2503.14476): token-level loss and a higher upper clip, 0.2 / 0.28.
+
+    TRL's loss type "dapo" without the KL to a reference. The paper's dynamic sampling (prompts drawn again until
+    rewards differ) and its penalty on overlong answers are not part of it; `rewards: [..., length]` offers the latter.
+    """
+    return {**grpo(), "loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28}
+
+
+def grpo_views() -> Options:
+    """GRPO on augmented images: half of the prompts show I+ instead of their image.
+
+    Plain data augmentation with CPPO's preserving views, the control for every claim about the contrastive term:
+    rollouts and update of such a prompt see the same I+. The share of one half is ours.
+    """
+    return {**grpo(), "rollout_views": ["color_jitter", "perspective", "rotation"], "rollout_view_mode": "augment"}
+
+
+def cppo() -> Options:
+    """CPPO (arXiv 2601.00501): contrast of I+ and I- on the tokens whose entropy rises most without the image.
+
+    Added to GRPO with weight 0.01: softplus((d+ - d-) / 0.1), d the k3 divergence, over the top half of the tokens with
+    a positive relative entropy shift, in rollouts with a positive advantage. Published runs: KL 0.01 to the reference,
+    G = 5.
+    """
+    return {
+        "perception_sink": "contrast",
+        "perception_weight": 0.01,
+        "perception_temperature": 0.1,
+        "perception_divergence": "k3",
+        "perception_score": "entropy_shift",
+        "perception_selector": "top_positive",
+        "perception_top_fraction": 0.5,
+        "perception_gate": "advantage",
+        "preserving_views": ["color_jitter", "perspective", "rotation"],
+        "removing_views": ["noise_rectangles", "crop"],
+    }
+
+
+def papo() -> Options:
+    """PAPO (arXiv 2507.06448) with GRPO: the policy is to differ from itself on a masked image.
+
+    Loss - 0.02 k3(pi, pi_mask) + 0.05 (H + H_mask) over all tokens of all rollouts with images; patches of 14 pixels
+    are blacked with probability 0.6. The means are taken over a rollout's tokens, then over rollouts, as in GRPO, but
+    for H, which TRL averages over the tokens of a micro-batch. k3 is clamped as CPPO's is.
+    """
+    return {
+        "perception_sink": "divergence",
+        "perception_weight": 0.02,
+        "perception_preserving_weight": 0.0,
+        "perception_removing_weight": 1.0,
+        "perception_removing_entropy_weight": 0.05,
+        "entropy_coef": -0.05,
+        "perception_divergence": "k3",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "removing_views": ["black_patches"],
+        "view_patch_side": 14,
+        "view_patch_probability": 0.6,
+    }
+
+
+def papo_dapo() -> Options:
+    """PAPO (arXiv 2507.06448) with DAPO: weights 0.01 and 0.03, means over all tokens of the step.
+
+    The rest is as in `papo` and `dapo`.
+    """
+    return {
+        **dapo(),
+        **papo(),
+        "perception_weight": 0.01,
+        "perception_removing_entropy_weight": 0.03,
+        "entropy_coef": -0.03,
+        "perception_normalization": "token",
+    }
+
+
+def vppo() -> Options:
+    """VPPO (arXiv 2510.09285): only the tokens that depend most on the image learn, in rollouts weighted by it.
+
+    Score k3(pi_old, pi_view), the view with patches blacked with probability 0.5. The top 40 % of each rollout's tokens
+    keep their advantage, all others get none, while the loss still divides by all; a rollout's advantage is scaled by
+    alpha between 0.9 and what makes its mean 1, by its mean score. DAPO's clip, entropy penalty 0.06 (published: G =
+    8). Ours: patches of 14 pixels; scores are compared over the whole generation batch; rows without images keep their
+    advantages.
+    """
+    return {
+        **dapo(),
+        "perception_sink": "advantage",
+        "perception_score": "k3",
+        "perception_selector": "top",
+        "perception_top_fraction": 0.4,
+        "perception_gate": "none",
+        "perception_advantage_floor": 0.9,
+        "entropy_coef": -0.06,
+        "removing_views": ["black_patches"],
+        "view_patch_side": 14,
+        "view_patch_probability": 0.5,
+    }
+
+
+def dvrp() -> Options:
+    """DVRP (arXiv 2601.06801): differ on a masked image, agree on a noised one.
+
+    Loss - 0.01 KL(mask) + 0.01 KL(noise) over all tokens of all rollouts with images. Ours: the mask is PAPO's, the
+    noise 200 of 1,000 steps of the diffusion of NoisyRollout (a standard deviation of about 28 grey levels), KL is the
+    exact one.
+    """
+    return {
+        "perception_sink": "divergence",
+        "perception_weight": 0.01,
+        "perception_preserving_weight": 1.0,
+        "perception_removing_weight": 1.0,
+        "perception_divergence": "kl",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "preserving_views": ["diffusion_noise"],
+        "view_diffusion_steps": 200,
+        "removing_views": ["black_patches"],
+        "view_patch_side": 14,
+        "view_patch_probability": 0.6,
+    }
+
+
+def noisyrollout() -> Options:
+    """NoisyRollout (arXiv 2504.13055): half of a group's rollouts are made from a noised image.
+
+    The update sees the clean image for all of them. Noise of 500 of 1,000 diffusion steps, which decays with the step t
+    of T as 500 (1 - sigmoid(30 (t / T - 2 / 3))). Published: 6 + 6 rollouts, no KL. One noised image serves a group's
+    half.
+    """
+    return {
+        **grpo(),
+        "rollout_views": ["diffusion_noise"],
+        "rollout_view_mode": "mix",
+        "rollout_view_fraction": 0.5,
+        "rollout_view_decay": True,
+        "view_diffusion_steps": 500,
+    }
+
+
+def no_gate() -> Options:
+    """CPPO on every rollout with images, whatever its advantage."""
+    return {**cppo(), "perception_gate": "none"}
+
+
+def correct_gate() -> Options:
+    """CPPO on the rollouts with a right answer, whatever their advantage."""
+    return {**cppo(), "perception_gate": "correct", "perception_gate_reward": "accuracy_reward"}
+
+
+def all_tokens() -> Options:
+    """CPPO on every response token: no detection."""
+    return {**cppo(), "perception_selector": "all"}
+
+
+def random_tokens() -> Options:
+    """CPPO on random response tokens, in each rollout as many as the published rule selects."""
+    return {**cppo(), "perception_selector": "random"}
+
+
+def cpl_only() -> Options:
+    """CPPO without the RL loss: the contrastive term alone trains.
+
+    Rewards still decide which rollouts are gated in. A KL to the reference is part of the RL loss and goes with it.
+    """
+    return {**cppo(), "rl_weight": 0.0}
+
+
+def positive_only() -> Options:
+    """CPPO with I+ alone in the contrast: softplus(d+ / tau). I- still serves detection."""
+    return {**cppo(), "perception_removing_weight": 0.0}
+
+
+def negative_only() -> Options:
+    """CPPO with I- alone in the contrast: softplus(-d- / tau)."""
+    return {**cppo(), "perception_preserving_weight": 0.0}
+
+
+def detached_views() -> Options:
+    """CPPO whose gradient flows through the anchor alone, not through the policy under the views."""
+    return {**cppo(), "perception_view_gradients": False}
+
+
+def kl() -> Options:
+    """CPPO with the exact KL over the vocabulary in place of k3 on the sampled token."""
+    return {**cppo(), "perception_divergence": "kl"}
+
+
+def js() -> Options:
+    """CPPO with the exact Jensen-Shannon divergence over the vocabulary in place of k3."""
+    return {**cppo(), "perception_divergence": "js"}
+
+
+def score_absolute() -> Options:
+    """CPPO that detects by the entropy shift in nats, not relative to the entropy."""
+    return {**cppo(), "perception_score": "entropy_shift_absolute"}
+
+
+def score_entropy() -> Options:
+    """CPPO that detects by the entropy under the image alone, the control for every shift."""
+    return {**cppo(), "perception_score": "entropy"}
+
+
+def score_k3() -> Options:
+    """CPPO that detects by the k3 divergence of image and I- on the sampled token."""
+    return {**cppo(), "perception_score": "k3"}
+
+
+def score_kl() -> Options:
+    """CPPO that detects by the exact KL divergence of image and I-."""
+    return {**cppo(), "perception_score": "kl"}
+
+
+def score_js() -> Options:
+    """CPPO that detects by the exact Jensen-Shannon divergence of image and I-."""
+    return {**cppo(), "perception_score": "js"}
+
+
+def score_logp() -> Options:
+    """CPPO that detects by how much log-probability the sampled token loses under I-."""
+    return {**cppo(), "perception_score": "logp_shift"}
+
+
+METHODS: Mapping[str, Method] = {
+    name: declared(name, declaration)
+    for name, declaration in {
+        "grpo": grpo,
+        "dapo": dapo,
+        "grpo+views": grpo_views,
+        "cppo": cppo,
+        "papo": papo,
+        "papo-dapo": papo_dapo,
+        "vppo": vppo,
+        "dvrp": dvrp,
+        "noisyrollout": noisyrollout,
+        "cppo-no-gate": no_gate,
+        "cppo-correct-gate": correct_gate,
+        "cppo-all-tokens": all_tokens,
+        "cppo-random-tokens": random_tokens,
+        "cppo-cpl-only": cpl_only,
+        "cppo-positive-only": positive_only,
+        "cppo-negative-only": negative_only,
+        "cppo-detached-views": detached_views,
+        "cppo-kl": kl,
+        "cppo-js": js,
+        "cppo-score-absolute": score_absolute,
+        "cppo-score-entropy": score_entropy,
+        "cppo-score-k3": score_k3,
+        "cppo-score-kl": score_kl,
+        "cppo-score-js": score_js,
+        "cppo-score-logp": score_logp,
+    }.items()
+}
+"""Every method by name: published ones, then CPPO's ablations."""
+
+
+def get_method(name: str) -> Method:
+    """The method of that name. Raises UserError that lists the names."""
+    if name not in METHODS:
+        raise UserError(f"method = {name!r}: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def with_method(options: Mapping[str, Any], name: str) -> Options:
+    """`options` with what the method sets where they say nothing. Raises UserError for an unknown method."""
+    return {**get_method(name).options, **options}
+
+
+def without_method(options: Mapping[str, Any]) -> Options:
+    """`options` without those that belong to a method, and without its name."""
+    return {name: value for name, value in options.items() if name not in METHOD_OPTIONS and name != "method"}

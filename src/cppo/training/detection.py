@@ -1,0 +1,70 @@
+"""Detection apart from the loss: before a step, to count its perception tokens, or to shape its advantages by them."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo.training.advantage_shaping import shape_advantages
+from cppo.training.perception_term import Detection, perception_token_mask
+from cppo.training.shared_views import score_shared
+from cppo.training.view_scoring import ViewRequest, detection_scores, idle_pass, model_inputs
+
+
+@torch.no_grad()
+def detect(trainer: Any, model: Any, request: ViewRequest, inputs: dict[str, Any]) -> Detection | None:
+    """Scores and selected tokens of a buffered micro-batch's gated-in rollouts; None if it has none.
+
+    All ranks make as many passes.
+    """
+    ids, mask, vision = model_inputs(inputs)
+    length = request.response_mask.shape[1]
+    if not request.rows:
+        if trainer.accelerator.num_processes > 1:
+            idle_pass(trainer._scorer(model, length, shares=trainer._shares_prompts), ids, mask, vision)
+        return None
+    if trainer._shares_prompts:
+        with trainer.accelerator.autocast():
+            return score_shared(model, trainer.args, request, ids, mask, vision, detect_only=True)
+    scores = detection_scores(trainer._scorer(model, length), request, ids, mask, vision)
+    return perception_token_mask(trainer.args, *scores, request.response_mask, draws=request.draws)
+
+
+def count_step_tokens(trainer: Any, model: Any, steps: int) -> Tensor:
+    """Selected tokens of the `steps` micro-batches of the optimizer step that begins now, over all ranks."""
+    count = torch.zeros((), device=trainer.accelerator.device)
+    for offset in range(steps):
+        inputs = trainer._buffered_inputs[(trainer._step + offset) % trainer.args.steps_per_generation]
+        request = ViewRequest.of(inputs, trainer.args.loss_views)
+        if trainer.args.perception_selector == "all":
+            count += request.response_mask.sum()
+            continue
+        detection = detect(trainer, model, request, inputs)
+        if detection is not None:
+            count += detection.token_mask.sum()
+    return trainer.accelerator.reduce(count, "sum")
+
+
+def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
+    """Sink 'advantage': detect in a new generation batch, and let its perception tokens alone keep advantages."""
+    detections = []
+    for inputs in micro_batches:
+        request = ViewRequest.of(inputs, trainer.args.loss_views)
+        detection = detect(trainer, trainer.model_wrapped, request, inputs)
+        detections.append((request, detection))
+        if detection is not None:
+            trainer._keep_samples(request, inputs, detection)
+        del inputs["perception_views"]  # the loss has no use for them
+    accelerator, floor = trainer.accelerator, trainer.args.perception_advantage_floor
+    dependency = shape_advantages(micro_batches, detections, floor, accelerator.gather, accelerator.process_index)
+
+    counts = torch.zeros(4, device=accelerator.device)
+    for request, detection in detections:
+        if detection is not None:
+            counts[:2] += torch.stack([detection.token_mask.sum(), request.response_mask.bool().sum()])
+    counts[2:] = torch.stack([dependency.nansum(), (~dependency.isnan()).sum()])
+    selected, tokens, total, rollouts = accelerator.reduce(counts, "sum").tolist()
+    metrics = trainer._metrics["train"]
+    metrics["perception/selected_fraction"].append(selected / tokens if tokens else math.nan)
+    metrics["perception/dependency"].append(total / rollouts if rollouts else math.nan)

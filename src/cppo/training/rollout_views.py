@@ -1,0 +1,91 @@
+"""Views that rollouts are made from: plain augmentation, and NoisyRollout's mix (arXiv 2504.13055)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from cppo.training.view_inputs import Row, embedded_images, prompt_images, replace_images, sample_id
+from cppo.views import ViewStrengths, family_view, view_generators
+
+DECAY_STEEPNESS = 30.0
+DECAY_MIDPOINT = 2 / 3
+"""Of the sigmoid by which diffusion noise fades out, in fractions of the run."""
+
+
+@dataclass(frozen=True)
+class RolloutViews:
+    """Draws views for rollouts as a pure function of (seed, sample id, epoch, image index, progress of the run).
+
+    Attributes:
+        families: of the views, one drawn for each image.
+        strengths: theirs.
+        fraction: of the prompts (`augmented`) or of each group's rollouts (`mixed`).
+        decay: whether diffusion noise fades out.
+    """
+
+    seed: int
+    families: Sequence[str]
+    strengths: ViewStrengths
+    fraction: float
+    decay: bool
+
+    def augmented(self, rows: Sequence[Row], epoch: int, progress: float) -> list[Row]:
+        """The rows, where that fraction of the prompts, drawn for each alone, show views; copies share theirs.
+
+        progress: steps done, as a fraction of the run.
+        """
+        shown: list[Row] = []
+        for index, row in enumerate(rows):
+            if index > 0 and row["prompt"] is rows[index - 1]["prompt"]:
+                shown.append({**row, "prompt": shown[-1]["prompt"], "images": shown[-1]["images"]})
+                continue
+            name = f"{sample_id(row)}/rollout"
+            choice, _ = view_generators(self.seed, name, epoch, -1)
+            if choice.random() >= self.fraction:
+                shown.append(row)
+                continue
+            views = self._views([*row["images"], *_embedded(row)], name, epoch, progress)
+            own = [next(views) for _ in row["images"]]
+            prompt = row["prompt"] if isinstance(row["prompt"], str) else replace_images(row["prompt"], list(views))
+            shown.append({**row, "prompt": prompt, "images": own})
+        return shown
+
+    def mixed(
+        self, rows: Sequence[Row], first: int, group_size: int, epoch: int, progress: float
+    ) -> list[list[Image.Image]]:
+        """The images that each row's rollout is made from: a view for the last rollouts of a group, else its own.
+
+        Args:
+            first: place of the first row among those of all processes.
+            group_size: G; `round(fraction * G)` rollouts see the view, which is the same for all of them.
+        """
+        unchanged = group_size - round(self.fraction * group_size)
+        images: list[list[Image.Image]] = []
+        views: dict[int, list[Image.Image]] = {}
+        for place, row in enumerate(rows, start=first):
+            own, prompt = prompt_images(row), id(row["prompt"])
+            if place % group_size >= unchanged and prompt not in views:
+                views[prompt] = list(self._views(own, f"{sample_id(row)}/rollout", epoch, progress))
+            images.append(views[prompt] if place % group_size >= unchanged else own)
+        return images
+
+    def _views(self, images: Sequence[Image.Image], name: str, epoch: int, progress: float) -> Iterator[Image.Image]:
+        strengths = self.strengths
+        if self.decay:
+            strengths = replace(strengths, diffusion_steps=decayed_steps(strengths.diffusion_steps, progress))
+        for index, image in enumerate(images):
+            rng: np.random.Generator = view_generators(self.seed, name, epoch, index)[0]
+            yield family_view(self.families[int(rng.integers(len(self.families)))], image, rng, strengths).image
+
+
+def decayed_steps(steps: int, progress: float) -> int:
+    """Diffusion steps left after a fraction `progress` of the run: floor(steps (1 - sigmoid(30 (progress - 2 /
+    3))))."""
+    return math.floor(steps / (1 + math.exp(DECAY_STEEPNESS * (progress - DECAY_MIDPOINT))))
+
+
+def _embedded(row: Row) -> list[Image.Image]:
+    return [] if isinstance(row["prompt"], str) else list(embedded_images(row["prompt"]))
