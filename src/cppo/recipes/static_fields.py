@@ -21,7 +21,8 @@ class OptionField:
 
     `kinds` holds what a value may be: "none", "bool", "int", "float", "str", "list", "dict". `item_kinds` says the same
     of a list's items. `choices` are the values of a `Literal` annotation. `interval` is the range in the usual notation
-    (e.g. "(0, 1]"), from the field's metadata. `default` is the default where it is a literal, else UNSET.
+    (e.g. "(0, 1]"), from `Annotated` or the field's metadata. `default` is the default where it is a literal, else
+    UNSET.
     """
 
     name: str
@@ -75,7 +76,8 @@ def _option_field(statement: ast.AnnAssign, origin: str) -> OptionField:
     kinds: set[str] = set()
     items: set[str] = set()
     choices: list[Any] = []
-    _read_annotation(statement.annotation, kinds, items, choices)
+    annotation, interval = _without_interval(statement.annotation)
+    _read_annotation(annotation, kinds, items, choices)
     default, metadata = _read_default(statement.value)
     return OptionField(
         name=statement.target.id,  # type: ignore[union-attr]
@@ -84,9 +86,18 @@ def _option_field(statement: ast.AnnAssign, origin: str) -> OptionField:
         choices=tuple(choices),
         default=default,
         help=" ".join(str(metadata.get("help", "")).replace("%%", "%").split()),
-        interval=metadata.get("range"),
+        interval=interval or metadata.get("range"),
         origin=origin,
     )
+
+
+def _without_interval(annotation: ast.expr) -> tuple[ast.expr, str | None]:
+    """The type and the interval of `Annotated[type, "interval"]`; else the annotation itself and None."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).split(".")[-1] == "Annotated":
+        assert isinstance(annotation.slice, ast.Tuple)
+        kind, interval = annotation.slice.elts
+        return kind, ast.literal_eval(interval)
+    return annotation, None
 
 
 def _read_annotation(node: ast.expr, kinds: set[str], items: set[str], choices: list[Any]) -> None:

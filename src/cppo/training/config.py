@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from trl import GRPOConfig
 
@@ -42,38 +42,35 @@ class CPPOConfig(GRPOConfig):
             "(VPPO); 'none' trains on the RL loss alone."
         },
     )
-    perception_weight: float = field(
+    perception_weight: Annotated[float, "[0, inf)"] = field(
         default=0.01,
         metadata={
             "help": "Weight lambda of the perception loss. 0 skips the perturbed passes altogether.",
-            "range": "[0, inf)",
         },
     )
-    perception_preserving_weight: float = field(
+    perception_preserving_weight: Annotated[float, "[0, inf)"] = field(
         default=1.0,
-        metadata={"help": "Factor w+ of the divergence from I+; 0 skips its passes.", "range": "[0, inf)"},
+        metadata={"help": "Factor w+ of the divergence from I+; 0 skips its passes."},
     )
-    perception_removing_weight: float = field(
-        default=1.0, metadata={"help": "Factor w- of the divergence from I-.", "range": "[0, inf)"}
+    perception_removing_weight: Annotated[float, "[0, inf)"] = field(
+        default=1.0, metadata={"help": "Factor w- of the divergence from I-."}
     )
-    perception_removing_entropy_weight: float = field(
+    perception_removing_entropy_weight: Annotated[float, "[0, inf)"] = field(
         default=0.0,
         metadata={
             "help": "Weight of a penalty on the entropy under I-, mean over all response tokens of the rollouts scored "
             "(PAPO); TRL's entropy_coef, negative, is its like under the image.",
-            "range": "[0, inf)",
         },
     )
-    perception_temperature: float = field(
+    perception_temperature: Annotated[float, "(0, inf)"] = field(
         default=0.1,
-        metadata={"help": "Temperature tau of the contrast, in nats of divergence.", "range": "(0, inf)"},
+        metadata={"help": "Temperature tau of the contrast, in nats of divergence."},
     )
-    perception_top_fraction: float = field(
+    perception_top_fraction: Annotated[float, "(0, 1]"] = field(
         default=0.5,
         metadata={
             "help": "Fraction of a rollout's tokens with a positive dependency score ('top_positive'), or of all its "
             "tokens ('top'), that are selected.",
-            "range": "(0, 1]",
         },
     )
     perception_selector: Literal["top_positive", "top", "random", "all"] = field(
@@ -112,20 +109,18 @@ class CPPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Name of the reward function that decides for perception_gate='correct' (value > 0)."},
     )
-    perception_advantage_floor: float = field(
+    perception_advantage_floor: Annotated[float, "[0, 1]"] = field(
         default=0.9,
         metadata={
             "help": "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike.",
-            "range": "[0, 1]",
         },
     )
-    perception_rollouts_per_group: int | None = field(
+    perception_rollouts_per_group: Annotated[int | None, "[1, inf)"] = field(
         default=None,
         metadata={
             "help": "At most so many gated-in rollouts of a group are scored under the views, drawn by the seed and "
             "weighted so that the loss keeps its expectation: for long responses (needs "
             "perception_normalization='rollout'). Without it all are.",
-            "range": "[1, inf)",
         },
     )
     perception_normalization: Literal["rollout", "token", "microbatch"] = field(
@@ -163,11 +158,10 @@ class CPPOConfig(GRPOConfig):
             "too) and the language model are trained."
         },
     )
-    rl_weight: float = field(
+    rl_weight: Annotated[float, "[0, inf)"] = field(
         default=1.0,
         metadata={
             "help": "Weight of the RL loss, KL to the reference included; 0 trains on the perception term alone.",
-            "range": "[0, inf)",
         },
     )
     log_perception_grad_share: bool = field(
@@ -177,60 +171,65 @@ class CPPOConfig(GRPOConfig):
             "one more copy of the gradients."
         },
     )
-    preserving_views: list[Literal["color_jitter", "perspective", "rotation", "diffusion_noise"]] = field(
+    preserving_views: list[str] = field(
         default_factory=lambda: ["color_jitter", "perspective", "rotation"],
-        metadata={"help": "Families of information-preserving views (I+); one is drawn for each image."},
+        metadata={
+            "help": "Families of information-preserving views (I+): color_jitter, perspective, rotation, "
+            "diffusion_noise; one is drawn for each image."
+        },
     )
-    removing_views: list[Literal["noise_rectangles", "crop", "black_patches"]] = field(
+    removing_views: list[str] = field(
         default_factory=lambda: ["noise_rectangles", "crop"],
-        metadata={"help": "Families of information-removing views (I-); one is drawn for each image."},
+        metadata={
+            "help": "Families of information-removing views (I-): noise_rectangles, crop, black_patches; one "
+            "is drawn for each image."
+        },
     )
-    view_brightness: list[float] = field(
+    view_brightness: Annotated[list[float], "[0, inf)"] = field(
         default_factory=lambda: [0.2, 1.3],
-        metadata={"help": "I+ colour jitter: range of the brightness factor.", "range": "[0, inf)"},
+        metadata={"help": "I+ colour jitter: range of the brightness factor."},
     )
-    view_contrast: list[float] = field(
+    view_contrast: Annotated[list[float], "[0, inf)"] = field(
         default_factory=lambda: [0.2, 1.8],
-        metadata={"help": "I+ colour jitter: range of the contrast factor.", "range": "[0, inf)"},
+        metadata={"help": "I+ colour jitter: range of the contrast factor."},
     )
-    view_saturation: list[float] = field(
+    view_saturation: Annotated[list[float], "[0, inf)"] = field(
         default_factory=lambda: [0.2, 1.8],
-        metadata={"help": "I+ colour jitter: range of the saturation factor.", "range": "[0, inf)"},
+        metadata={"help": "I+ colour jitter: range of the saturation factor."},
     )
-    view_perspective_distortion: float = field(
+    view_perspective_distortion: Annotated[float, "[0, 0.6666)"] = field(
         default=0.2,
         metadata={
             "help": "I+ perspective: how far corners move, as a fraction of half the side.",
-            "range": "[0, 0.6666)",
         },
     )
-    view_perspective_probability: float = field(
+    view_perspective_probability: Annotated[float, "[0, 1]"] = field(
         default=0.5,
-        metadata={"help": "I+ perspective: probability that it is applied.", "range": "[0, 1]"},
+        metadata={"help": "I+ perspective: probability that it is applied."},
     )
-    view_rotation_degrees: float = field(
-        default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees.", "range": "[0, 180]"}
+    view_rotation_degrees: Annotated[float, "[0, 180]"] = field(
+        default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees."}
     )
-    view_diffusion_steps: int = field(
+    view_diffusion_steps: Annotated[int, "[0, 1000]"] = field(
         default=200,
-        metadata={"help": "Diffusion noise: how far it goes, of 1,000 steps.", "range": "[0, 1000]"},
+        metadata={"help": "Diffusion noise: how far it goes, of 1,000 steps."},
     )
     view_noise_rectangles: int = field(default=50, metadata={"help": "I- noise: number of rectangles."})
-    view_noise_side: list[float] = field(
+    view_noise_side: Annotated[list[float], "(0, 1]"] = field(
         default_factory=lambda: [0.05, 0.15],
-        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's.", "range": "(0, 1]"},
+        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's."},
     )
-    view_crop_side: list[float] = field(
+    view_crop_side: Annotated[list[float], "(0, 1]"] = field(
         default_factory=lambda: [0.6, 0.7],
-        metadata={"help": "I- crop: range of the crop's sides, as fractions of the image's.", "range": "(0, 1]"},
+        metadata={"help": "I- crop: range of the crop's sides, as fractions of the image's."},
     )
-    view_patch_side: int = field(
-        default=14, metadata={"help": "I- black patches: their side, in pixels.", "range": "[1, inf)"}
+    view_patch_side: Annotated[int, "[1, inf)"] = field(
+        default=14, metadata={"help": "I- black patches: their side, in pixels."}
     )
-    view_patch_probability: float = field(
-        default=0.6, metadata={"help": "I- black patches: probability that a patch is blacked.", "range": "[0, 1]"}
+    view_patch_probability: Annotated[float, "[0, 1]"] = field(
+        default=0.6, metadata={"help": "I- black patches: probability that a patch is blacked."}
     )
-    rollout_views: list[Literal["color_jitter", "perspective", "rotation", "diffusion_noise"]] = field(
+    rollout_views: list[str] = field(
         default_factory=list,
         metadata={"help": "Families of views that rollouts are made from instead of the image; none by default."},
     )
@@ -241,16 +240,16 @@ class CPPOConfig(GRPOConfig):
             "group's rollouts is made from it, and the update sees the image (NoisyRollout)."
         },
     )
-    rollout_view_fraction: float = field(
-        default=0.5, metadata={"help": "That share of the prompts, or of a group's rollouts.", "range": "[0, 1]"}
+    rollout_view_fraction: Annotated[float, "[0, 1]"] = field(
+        default=0.5, metadata={"help": "That share of the prompts, or of a group's rollouts."}
     )
     rollout_view_decay: bool = field(
         default=False,
         metadata={"help": "Whether diffusion noise of rollouts fades out at two thirds of the run (NoisyRollout)."},
     )
-    view_threads: int = field(
+    view_threads: Annotated[int, "[1, inf)"] = field(
         default=2,
-        metadata={"help": "Threads that make the views while the rollouts are being generated.", "range": "[1, inf)"},
+        metadata={"help": "Threads that make the views while the rollouts are being generated."},
     )
 
     def __new__(cls, *args: Any, **given: Any) -> "CPPOConfig":
@@ -262,9 +261,9 @@ class CPPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         self._take_method_options(vars(self).pop("_given"))
         super().__post_init__()
-        for option in fields(self):
-            if option.name in CPPOConfig.__annotations__:
-                _check_option(option, getattr(self, option.name))
+        # Not `fields`: a parser of transformers puts plain types in the place of the annotations there.
+        for name, annotation in CPPOConfig.__annotations__.items():
+            _check_option(name, annotation, getattr(self, name))
         check_combinations(vars(self))
 
     def _take_method_options(self, given: set[str]) -> None:
@@ -314,20 +313,20 @@ def _default(option: Field) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
 
 
-def _check_option(option: Field, value: Any) -> None:
-    """Hold a value against the choices in its field's annotation and the range in its metadata.
+def _check_option(name: str, annotation: Any, value: Any) -> None:
+    """Hold a value against the choices or the interval in its field's annotation.
 
     Raises:
         UserError: it is outside; the message names the field. (The views' own rules are checked by the views.)
     """
-    if get_args(option.type)[:1] == (int,) and value is not None and type(value) is not int:
-        raise UserError(f"{option.name} = {value!r}: give a whole number")
-    choices = get_args(option.type) if get_origin(option.type) is Literal else ()
+    kind, interval = get_args(annotation) if get_origin(annotation) is Annotated else (annotation, None)
+    if int in (kind, *get_args(kind)) and value is not None and type(value) is not int:
+        raise UserError(f"{name} = {value!r}: give a whole number")
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
     if choices and value not in choices:
-        raise UserError(f"{option.name} = {value!r}: choose one of {', '.join(choices)}")
-    if value is None:
+        raise UserError(f"{name} = {value!r}: choose one of {', '.join(choices)}")
+    if value is None or interval is None:
         return
-    interval = option.metadata.get("range")
     for number in value if isinstance(value, list) else [value]:
-        if interval and not in_interval(number, interval):
-            raise UserError(f"{option.name} = {value!r}: give numbers in {interval}")
+        if not in_interval(number, interval):
+            raise UserError(f"{name} = {value!r}: give numbers in {interval}")

@@ -34,12 +34,7 @@ from cppo.training.detection import count_step_tokens, detect_and_shape
 from cppo.training.gate import equal_rewards, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
-from cppo.training.perception_term import (
-    METRICS,
-    Detection,
-    PerceptionTerm,
-    perception_term,
-)
+from cppo.training.perception_term import METRICS, Detection, PerceptionTerm, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import ban_vision_placeholders, check_setup, freeze_vision_tower, share_prompts
@@ -270,7 +265,8 @@ class CPPOTrainer(CardedTrainer):
         group_size = self.num_generations if self._shares_prompts else 1
         self._buffered_inputs = shuffled_micro_batches(batch, group_size, count)
         if self.args.perception_sink == "advantage":
-            detect_and_shape(self, self._buffered_inputs)
+            with self._phases.phase("scoring"):
+                detect_and_shape(self, self._buffered_inputs)
         return self._buffered_inputs[self._step % count]
 
     # Loss

@@ -1,0 +1,117 @@
+"""The catalogue: what methods set exists, applies where nothing is given, and is documented."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from trl import GRPOConfig, TrlParser
+
+from cppo import CPPOConfig
+from cppo.cli import main as cli
+from cppo.errors import UserError
+from cppo.methods import DEFAULT_METHOD, METHOD_OPTIONS, METHODS
+from cppo.recipes import load_recipe
+
+ROOT = Path(__file__).parents[2]
+EXECUTION = {"method", "scorer", "perception_memory", "view_threads", "log_perception_grad_share", "freeze_vision_tower"}
+"""Options of how a method is computed; they survive a change of method."""
+
+
+def config(tmp_path, **given):
+    return CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
+
+
+def test_every_option_is_a_methods_or_one_of_execution():
+    inherited = {field.name for field in fields(GRPOConfig)}
+    own = {field.name for field in fields(CPPOConfig)} - inherited
+    assert own - EXECUTION == METHOD_OPTIONS
+    for method in METHODS.values():
+        assert set(method.options) <= METHOD_OPTIONS | inherited, method.name
+        assert "perception_sink" in method.options
+
+
+def test_the_default_method_sets_what_the_fields_have(tmp_path):
+    assert CPPOConfig.method == DEFAULT_METHOD
+    given, named = config(tmp_path), config(tmp_path, method=DEFAULT_METHOD)
+    assert given.to_dict() == named.to_dict()
+    assert {name: getattr(given, name) for name in METHODS["cppo"].options} == METHODS["cppo"].options
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_sets_its_options(tmp_path, name):
+    made = config(tmp_path, method=name)
+    assert {option: getattr(made, option) for option in METHODS[name].options} == METHODS[name].options
+    # Lists are copies: what one run changes, another does not see.
+    made.removing_views.append("crop")
+    assert vars(config(tmp_path, method=name))["removing_views"] != made.removing_views
+
+
+def test_what_is_given_wins(tmp_path):
+    made = config(tmp_path, method="vppo", perception_top_fraction=0.5, epsilon_high=0.2)
+    assert (made.perception_top_fraction, made.epsilon_high, made.perception_sink) == (0.5, 0.2, "advantage")
+
+
+def test_trls_parser(tmp_path):
+    """It gives every field: one at its default does not count as given."""
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false", "--method", "papo"]
+    (made,) = TrlParser((CPPOConfig,)).parse_args_and_config([*words, "--perception_weight", "0.5"])
+    assert (made.perception_weight, made.perception_sink, made.removing_views) == (0.5, "divergence", ["black_patches"])
+
+
+def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: tasks:digits\nperception_weight: 0.3\nscorer: plain\nlearning_rate: 1.0e-3\n")
+    kept = load_recipe("train", str(file), {"method": "cppo"})
+    assert kept.config["perception_weight"] == 0.3
+    other = load_recipe("train", str(file), {"method": "papo", "perception_temperature": 0.2})
+    assert "perception_weight" not in other.config
+    assert (other.config["scorer"], other.config["learning_rate"]) == ("plain", 1.0e-3)
+    assert (other.resolved["perception_weight"], other.resolved["perception_temperature"]) == (0.02, 0.2)
+    child = tmp_path / "child.yaml"
+    child.write_text(f"extends: {file}\nmethod: dvrp\nperception_top_fraction: 0.2\n")
+    assert load_recipe("train", str(child)).resolved["perception_weight"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "gppo"}, "method = 'gppo': choose one of grpo"),
+        ({"method": "vppo", "perception_selector": "all"}, "perception_selector = 'all'"),
+        ({"method": "vppo", "perception_rollouts_per_group": 1}, "perception_rollouts_per_group"),
+        ({"method": "grpo", "rl_weight": 0.0}, "rl_weight = 0"),
+        ({"rl_weight": 0.0, "perception_weight": 0.0}, "rl_weight = 0"),
+        ({"method": "vppo", "rl_weight": 0.0}, "rl_weight = 0"),
+        ({"method": "papo-dapo", "perception_selector": "top"}, "perception_removing_entropy_weight"),
+        ({"rollout_views": ["crop"]}, "rollout_views: unknown view family 'crop'"),
+        ({"rollout_view_decay": True}, "rollout_view_decay"),
+        ({"perception_sink": "contrasts"}, "perception_sink = 'contrasts'"),
+        ({"rollout_view_fraction": 1.5}, "rollout_view_fraction"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path, given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        config(tmp_path, **given)
+
+
+def test_noise_in_rollouts_and_vllms_correction(tmp_path):
+    given = {"method": "noisyrollout", "use_vllm": True}
+    with pytest.raises(UserError, match="vllm_importance_sampling_correction = false"):
+        config(tmp_path, **given)
+    assert config(tmp_path, **given, vllm_importance_sampling_correction=False).rollout_view_mode == "mix"
+
+
+def test_the_command(capsys):
+    assert cli.main(["methods"]) == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()] == list(METHODS)
+    assert cli.main(["methods", "papo"]) == 0
+    shown = capsys.readouterr().out
+    assert "arXiv 2507.06448" in shown
+    assert "removing_views: black_patches" in shown
+
+
+def test_the_document_has_every_method():
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w+-]+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    assert {name: rows[name] for name in METHODS} == {name: method.summary for name, method in METHODS.items()}

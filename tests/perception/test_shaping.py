@@ -1,0 +1,78 @@
+"""Selections and weights of other methods than CPPO, against loops and closed forms."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from cppo.perception import (
+    advantage_scale,
+    rollout_dependency,
+    select_random_tokens,
+    select_top_tokens,
+    token_mean_loss,
+)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.4, 0.5, 1.0])
+def test_top_tokens_of_all(fraction):
+    random.seed(1)
+    score = [[random.choice([-1.0, 0.0, 0.5, 2.0]) for _ in range(17)] for _ in range(20)]
+    mask = [[int(random.random() < 0.7) for _ in range(17)] for _ in range(19)] + [[0] * 17]
+    expected = []
+    for values, row in zip(score, mask, strict=True):
+        places = [t for t in range(17) if row[t]]
+        count = max(1, math.floor(fraction * len(places))) if places else 0
+        best = sorted(places, key=lambda t: (-values[t], t))[:count]
+        expected.append([t in best for t in range(17)])
+    assert select_top_tokens(torch.tensor(score), torch.tensor(mask), fraction).tolist() == expected
+
+
+def test_random_tokens_are_as_many_and_uniform():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0]]).expand(4000, 6)
+    like = torch.tensor([[1, 1, 0, 0, 0, 0]]).bool().expand(4000, 6)
+    chosen = select_random_tokens(like, mask, torch.rand(4000, 6, generator=generator))
+    assert (chosen.sum(dim=1) == 2).all()
+    assert not chosen[:, 5].any()
+    share = chosen[:, :5].float().mean(dim=0)
+    assert ((share - 0.4).abs() < 4 * math.sqrt(0.24 / 4000)).all()
+
+
+def test_random_tokens_refuse_other_shapes():
+    with pytest.raises(ValueError, match="like must have the shape"):
+        select_random_tokens(torch.ones(1, 3).bool(), torch.ones(1, 4), torch.rand(1, 4))
+
+
+def test_dependency_is_the_mean_over_response_tokens():
+    score = torch.tensor([[1.0, 3.0, math.nan], [5.0, 5.0, 5.0]])
+    assert rollout_dependency(score, torch.tensor([[1, 1, 0], [0, 0, 0]])).tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5, 0.9, 1.0])
+def test_weights_have_mean_one_and_start_at_the_floor(floor):
+    dependency = torch.tensor([0.3, 0.1, 0.7, 0.2], dtype=torch.float64)
+    weights = advantage_scale(dependency, floor)
+    assert weights.mean().item() == pytest.approx(1.0, abs=1e-12)
+    assert weights.min().item() == pytest.approx(floor, abs=1e-12)
+    # Linear in the dependency: equal steps get equal differences.
+    assert (weights[0] - weights[3]).item() == pytest.approx((weights[3] - weights[1]).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("dependency", [[], [0.4], [0.2, 0.2]])
+def test_equal_dependencies_weigh_alike(dependency):
+    assert advantage_scale(torch.tensor(dependency)).tolist() == [1.0] * len(dependency)
+
+
+def test_a_floor_outside_of_0_and_1_is_refused():
+    with pytest.raises(ValueError, match="floor"):
+        advantage_scale(torch.tensor([1.0, 2.0]), 1.1)
+
+
+def test_token_mean():
+    values = torch.tensor([[1.0, math.nan], [2.0, 6.0]])
+    mask = torch.tensor([[1, 0], [1, 1]])
+    assert token_mean_loss(values, mask).item() == 3.0
+    assert token_mean_loss(values, mask, 6).item() == 1.5
+    assert token_mean_loss(values, torch.zeros(2, 2)).item() == 0.0

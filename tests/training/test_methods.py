@@ -1,0 +1,207 @@
+"""Every method's whole loss against its formula in float64, on the plain and the shared scoring path."""
+
+import math
+
+import pytest
+import torch
+from float64_reference import TEMPERATURE
+from method_reference import (
+    JITTER,
+    TERMS,
+    VIEWS_OF,
+    best,
+    cppo,
+    k3_contrast,
+    positive,
+    published,
+    rl_loss,
+    seen_rollouts,
+    vppo_loss,
+)
+from rollout_stubs import (
+    build_trainer,
+    cut,
+    drawn_completions,
+    generation_batch,
+    make_rows,
+    parity_reward,
+    token_reward,
+)
+
+from cppo.methods import METHODS
+from cppo.training.detection import detect_and_shape
+from cppo.training.rollout_views import decayed_steps
+
+PUBLISHED = [name for name in METHODS if not name.startswith("cppo-")]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """One image, two of different size, text only, one."""
+    return make_rows([1, 2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def trainer_of(tiny, tmp_path_factory, rows):
+    """A trainer in float64 by method and scorer, whose rollouts are drawn, not sampled."""
+    made = {}
+
+    def make(method, scorer):
+        if (method, scorer) not in made:
+            given = {"method": method, "scorer": scorer, "temperature": TEMPERATURE}
+            if method == "cppo-correct-gate":
+                given["perception_gate_reward"] = "parity_reward"
+            rewards = [token_reward, parity_reward]
+            trainer = build_trainer(tiny, tmp_path_factory.mktemp("run"), rows, reward_funcs=rewards, **given)
+            trainer.model.double()
+            trainer._generate_single_turn = lambda prompt_ids, *rest, **more: (drawn_completions(prompt_ids), None)
+            made[method, scorer] = trainer
+        return made[method, scorer]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def seen(trainer_of, processor, rows):
+    """The rollouts under a method's views, each set of views once."""
+    made = {}
+
+    def look(method):
+        views = VIEWS_OF.get(method, JITTER)
+        if views not in made:
+            trainer = trainer_of("grpo", "plain")
+            made[views] = seen_rollouts(trainer.model, processor, rows, trainer.args.seed, views)
+        return made[views]
+
+    return look
+
+
+def losses(trainer, rows, parts=1):
+    """The step's loss, in so many micro-batches."""
+    micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
+    if trainer.args.perception_sink == "advantage":
+        detect_and_shape(trainer, micro_batches)
+    return [trainer._compute_loss(trainer.model, inputs) for inputs in micro_batches]
+
+
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+@pytest.mark.parametrize("method", TERMS)
+def test_losses(trainer_of, seen, rows, method, scorer):
+    (loss,) = losses(trainer_of(method, scorer), rows)
+    rl = 0.0 if method == "cppo-cpl-only" else rl_loss(seen(method))
+    term = TERMS[method](seen(method))
+    assert loss.item() == pytest.approx(rl + term, abs=2e-7)
+    assert method in ("grpo", "dapo") or abs(term) > 1e-4
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+def test_vppo(trainer_of, seen, rows, scorer, parts):
+    loss = math.fsum(loss.item() for loss in losses(trainer_of("vppo", scorer), rows, parts))
+    expected = vppo_loss(seen("vppo"))
+    if parts == 1:
+        assert loss == pytest.approx(expected, abs=2e-7)
+    # TRL's entropy penalty is a mean a micro-batch; what is left is the same however the step is cut.
+    entropies = [h for r in seen("vppo") for h in r.entropy]
+    groups = [seen("vppo")[start : start + 16 // parts] for start in range(0, 16, 16 // parts)]
+    by_part = [math.fsum(h for r in part for h in r.entropy) / sum(r.tokens for r in part) for part in groups]
+    expected += 0.06 * (math.fsum(by_part) / parts - math.fsum(entropies) / len(entropies))
+    assert loss == pytest.approx(expected, abs=2e-7)
+
+
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+def test_random_tokens_are_as_many_and_drawn_from_all(trainer_of, seen, rows, scorer):
+    trainer = trainer_of("cppo-random-tokens", scorer)
+    batch = generation_batch(trainer, rows)
+    draws = batch["perception_draws"].tolist()
+    rollouts = seen("cppo")
+    chosen = {id(r): best(draws[i][: r.tokens], len(published(r))) for i, r in enumerate(rollouts)}
+    term = cppo(rollouts, positive, lambda r: chosen[id(r)], k3_contrast)
+    (inputs,) = cut(trainer, batch, 1)
+    assert trainer._compute_loss(trainer.model, inputs).item() == pytest.approx(rl_loss(rollouts) + term, abs=2e-7)
+    assert any(set(chosen[id(r)]) != set(published(r)) for r in rollouts if r.has_images)
+
+
+@pytest.mark.parametrize(
+    "method", ["papo", "dvrp", "vppo", "cppo-positive-only", "cppo-negative-only", "cppo-cpl-only"]
+)
+def test_the_shared_path_has_the_plain_gradients(trainer_of, rows, method):
+    gradients = []
+    for scorer in ("plain", "shared"):
+        trainer = trainer_of(method, scorer)
+        loss = sum(losses(trainer, rows, 2))
+        trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
+        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
+    plain, shared = gradients
+    assert plain.norm() > 1e-3
+    assert (plain - shared).norm() <= 1e-6 * plain.norm()
+
+
+@pytest.mark.parametrize("method", [name for name in PUBLISHED if name not in ("cppo", "grpo")])
+def test_training(make_trainer, method):
+    """Real rollouts and two optimizer steps."""
+    trainer = make_trainer(make_rows([1, 1, 0, 2]), method=method, max_steps=2, max_completion_length=6)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+    logged = trainer.state.log_history[0]
+    has_term = METHODS[method].options["perception_sink"] != "none"
+    assert ("perception/selected_fraction" in logged) == has_term
+
+
+def test_half_of_a_group_sees_noise_and_the_update_does_not(make_trainer, monkeypatch):
+    rows = make_rows([1, 2])
+    shown = {}
+    for method in ("grpo", "noisyrollout"):
+        trainer = make_trainer(rows, method=method, folder=method)
+        images = watch_images(trainer, monkeypatch)
+        shown[method] = images, generation_batch(trainer, rows)
+    clean, noisy = shown["grpo"], shown["noisyrollout"]
+    assert torch.equal(clean[1]["pixel_values"], noisy[1]["pixel_values"])
+    for place, (own, seen) in enumerate(zip(clean[0], noisy[0], strict=True)):
+        changed = [a.tobytes() != b.tobytes() for a, b in zip(own, seen, strict=True)]
+        assert changed == [place % 4 >= 2] * len(own)
+        assert [image.size for image in own] == [image.size for image in seen]
+    assert [image.tobytes() for image in noisy[0][2]] == [image.tobytes() for image in noisy[0][3]]
+
+
+def test_augmented_prompts_show_the_view_in_rollouts_and_update(make_trainer, monkeypatch):
+    rows = make_rows([1] * 8)
+    own = make_trainer(rows, method="grpo", folder="grpo")
+    images_of = watch_images(own, monkeypatch)
+    clean = generation_batch(own, rows)
+    trainer = make_trainer(rows, method="grpo+views", folder="views")
+    shown = watch_images(trainer, monkeypatch)
+    batch = generation_batch(trainer, rows)
+    changed = [a[0].tobytes() != b[0].tobytes() for a, b in zip(images_of, shown, strict=True)]
+    assert changed == [changed[place - place % 4] for place in range(32)]
+    assert 1 <= sum(changed[::4]) <= 7
+    pixels = zip(clean["pixel_values"].split(16), batch["pixel_values"].split(16), strict=True)
+    assert [not torch.equal(a, b) for a, b in pixels] == changed
+    # A pure function of seed, row and epoch: another trainer shows the same.
+    again = make_trainer(rows, method="grpo+views", folder="again")
+    shown_again = watch_images(again, monkeypatch)
+    generation_batch(again, rows)
+    assert [a[0].tobytes() for a in shown] == [b[0].tobytes() for b in shown_again]
+
+
+def watch_images(trainer, monkeypatch):
+    """Record the images that TRL's generation is given, and draw the completions."""
+    seen = []
+
+    def generate(self, prompt_ids, images, *rest, **more):
+        if self is trainer:
+            seen.extend(images)
+        return drawn_completions(prompt_ids), None
+
+    monkeypatch.setattr("trl.GRPOTrainer._generate_single_turn", generate)
+    return seen
+
+
+def test_the_noise_fades_as_published():
+    """floor(500 (1 - sigmoid(30 (t - 40) / 60))) at step t of 60."""
+    for t in range(0, 61, 5):
+        assert decayed_steps(500, t / 60) == math.floor(500 * (1 - 1 / (1 + math.exp(-30 * (t - 40) / 60))))
+    assert decayed_steps(500, 40 / 60) == 250

@@ -1,0 +1,70 @@
+"""The views of CPPO's kin: black patches on a grid, and diffusion noise with the published schedule."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cppo.errors import UserError
+from cppo.views import ViewStrengths, preserving_view, removing_view
+
+
+def grey(level: int, size: tuple[int, int]) -> Image.Image:
+    return Image.new("RGB", size, (level, level, level))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 37), (14, 14), (5, 3)])
+def test_patches_are_whole_squares_of_the_grid(size):
+    strengths = ViewStrengths(patch_side=14, patch_probability=0.5)
+    for seed in range(10):
+        view = removing_view(
+            grey(200, size), np.random.default_rng(seed), families=["black_patches"], strengths=strengths
+        )
+        assert view.size == size
+        pixels = np.asarray(view)
+        for top in range(0, size[1], 14):
+            for left in range(0, size[0], 14):
+                assert np.unique(pixels[top : top + 14, left : left + 14]).tolist() in ([0], [200])
+
+
+def test_the_share_of_black_patches_is_the_probability():
+    strengths = ViewStrengths(patch_side=1, patch_probability=0.6)
+    pixels = np.asarray(
+        removing_view(grey(200, (300, 300)), np.random.default_rng(0), families=["black_patches"], strengths=strengths)
+    )
+    assert abs((pixels[..., 0] == 0).mean() - 0.6) < 4 * math.sqrt(0.24 / 90_000)
+
+
+@pytest.mark.parametrize("steps", [0, 50, 200])
+def test_diffusion_noise_scales_the_pixels_and_adds_normal_noise(steps):
+    """Mean sqrt(a) x and deviation sqrt(1 - a), a the product of 1 - beta by a loop."""
+    kept = 1.0
+    for step in range(steps):
+        kept *= 1 - ((0.005 - 1e-5) / (1 + math.exp(6 - 12 * step / 999)) + 1e-5)
+    view = preserving_view(
+        grey(128, (400, 400)),
+        np.random.default_rng(1),
+        families=["diffusion_noise"],
+        strengths=ViewStrengths(diffusion_steps=steps),
+    )
+    pixels = np.asarray(view).astype(float)
+    deviation = 255 * math.sqrt(1 - kept)
+    count = pixels.size
+    assert abs(pixels.mean() - math.sqrt(kept) * 128) < 4 * deviation / math.sqrt(count) + 0.01
+    # Rounding to whole levels adds a variance of 1/12.
+    assert abs(pixels.std() - math.sqrt(deviation**2 + (steps > 0) / 12)) < 4 * deviation / math.sqrt(2 * count) + 0.01
+
+
+@pytest.mark.parametrize(
+    ("strength", "message"),
+    [
+        ({"patch_side": 0}, "patch_side = 0"),
+        ({"patch_probability": 1.5}, "patch_probability = 1.5"),
+        ({"diffusion_steps": 1001}, "diffusion_steps = 1001"),
+        ({"diffusion_steps": 0.5}, "diffusion_steps = 0.5"),
+    ],
+)
+def test_strengths_out_of_range(strength, message):
+    with pytest.raises(UserError, match=message):
+        ViewStrengths(**strength)
