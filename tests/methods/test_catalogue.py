@@ -14,7 +14,14 @@ from cppo.methods import DEFAULT_METHOD, METHOD_OPTIONS, METHODS
 from cppo.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
-EXECUTION = {"method", "scorer", "perception_memory", "view_threads", "log_perception_grad_share", "freeze_vision_tower"}
+EXECUTION = {
+    "method",
+    "scorer",
+    "perception_memory",
+    "view_threads",
+    "log_perception_grad_share",
+    "freeze_vision_tower",
+}
 """Options of how a method is computed; they survive a change of method."""
 
 
