@@ -61,7 +61,7 @@ def scripted(monkeypatch):
 
 
 def evaluate(model, *options):
-    return main(["eval", "--model", model, "--max_new_tokens", "6", *options])
+    return main(["eval", "--model", model, "--max_new_tokens", "6", "--device", "cpu", *options])
 
 
 def figures(file):
@@ -117,6 +117,7 @@ def test_responses_of_another_evaluation_are_refused(model, data, tmp_path, caps
         assert words in error
 
     refused("--samples", "2", words="samples was 1, now 2")
+    refused("--dtype", "bfloat16", words='dtype was "float32", now "bfloat16"')
     refused("--tolerance", "0.1", words="tolerance was 0.0, now 0.1")
     refused("--system_prompt", "Think.", words='system_prompt was null, now "Think."')
     text = (tmp_path / "data.jsonl").read_text()

@@ -49,18 +49,20 @@ def run(argv: Sequence[str]) -> None:
     )
     if arguments.card is not None and not any(record.images for record in source):
         raise UserError(f"--card: none of the rows of {source.name} has an image")
-    stored = ResponseFile(arguments.responses, _identity(arguments, settings, trained)) if arguments.responses else None
     quiet_libraries()
 
     from tqdm import tqdm
 
-    from cppo.evaluation import CARD_CONDITIONS, evaluate, get_condition, load_model, perception_card
+    from cppo.evaluation import CARD_CONDITIONS, evaluate, get_condition, load_model, perception_card, placement
 
     on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
     names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
     conditions = [get_condition(name, trained) for name in names]
+    device, dtype = placement(arguments.device, arguments.dtype)
+    identity = {**_identity(arguments), "dtype": dtype, **settings, "trained_views": _views(trained)}
+    stored = ResponseFile(arguments.responses, identity) if arguments.responses else None
     known = {name: stored.known(name, source) if stored else () for name in names}
-    model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    model, processor = load_model(arguments.model, device=device, dtype=dtype)
     results = {}
     for condition in conditions:
         place = iter(range(len(known[condition.name]), len(source)))
@@ -152,17 +154,14 @@ def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler]:
     return settings, trained.get("views", ViewSampler(0))
 
 
-def _identity(arguments: Any, settings: dict[str, Any], trained: ViewSampler) -> dict[str, Any]:
-    """What must be the same for responses to go into one file."""
+def _identity(arguments: Any) -> dict[str, Any]:
+    """Which model and which data: with the settings, what must be the same for responses to go into one file."""
     folder = Path(resolve_model(arguments.model))
     specs = [(text, parse_spec(text)) for text in arguments.data]
     return {
         "model": model_fingerprint(folder) if folder.is_dir() else arguments.model,
         "data": [data_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
         "columns": arguments.columns,
-        "dtype": arguments.dtype,
-        **settings,
-        "trained_views": _views(trained),
     }
 
 

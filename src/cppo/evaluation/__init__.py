@@ -10,7 +10,7 @@ from cppo.evaluation.conditions import (
 )
 from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.generate import generate_responses, prompt_inputs
-from cppo.evaluation.loading import check_vision_model, load_model, load_processor
+from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement
 from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths, without_long_rows
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import (
@@ -52,6 +52,7 @@ __all__ = [
     "paired_bootstrap",
     "pass_at_k",
     "perception_card",
+    "placement",
     "prompt_inputs",
     "prompt_lengths",
     "same_answers",

@@ -28,15 +28,13 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
 
     Args:
         name: a packaged name, a folder or a Hugging Face name.
-        device: e.g. "cpu" or "cuda"; by default CUDA where there is one.
-        dtype: "float32", "bfloat16" or "float16"; by default float32 on CPU and the checkpoint's own elsewhere.
+        device, dtype: see `placement`.
 
     Raises:
         UserError: it cannot be loaded, or is no vision-language model.
     """
     check_vision_model(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "auto")
+    device, dtype = placement(device, dtype)
     processor = load_processor(name)
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(name), dtype=dtype)
@@ -46,6 +44,17 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
         return model.to(device).eval(), processor
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: cannot use {device}: {_first_line(error)}") from error
+
+
+def placement(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Device and dtype as given, else CUDA where there is one; float32 on CPU, and elsewhere "auto", as saved.
+
+    Args:
+        device: e.g. "cpu" or "cuda".
+        dtype: "float32", "bfloat16" or "float16".
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device, dtype or ("float32" if device == "cpu" else "auto")
 
 
 def load_processor(name: str) -> Any:
