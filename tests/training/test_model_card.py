@@ -66,10 +66,18 @@ def test_what_a_run_knows(make_trainer):
     assert "/home/ann" not in parsed.content
 
 
-def test_grpo_names_its_own_paper(make_trainer):
-    card = model_card(make_trainer(make_rows([1, 1]), method="grpo"), None, "m", [], [])
-    assert "arXiv:2402.03300" in card
-    assert "2601.00501" not in card
+@pytest.mark.parametrize(
+    ("method", "named", "absent"),
+    [
+        ("grpo", ["arXiv:2402.03300"], "2601.00501"),
+        ("papo", ["arxiv.org/abs/2507.06448", "arXiv:2402.03300"], "2601.00501"),
+        ("cppo-no-gate", ["arXiv:2601.00501", "CPPO on every rollout with images"], "2507.06448"),
+    ],
+)
+def test_a_method_names_its_own_papers(make_trainer, method, named, absent):
+    card = model_card(make_trainer(make_rows([1, 1]), method=method), None, "m", [], [])
+    assert all(part in card for part in named)
+    assert absent not in card
 
 
 HOSTILE = [

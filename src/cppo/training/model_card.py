@@ -18,6 +18,7 @@ from huggingface_hub import ModelCardData
 
 from cppo.assets import MICRO_DIR
 from cppo.data import hub_dataset
+from cppo.methods import get_method
 
 TAGS = ("cppo", "trl", "grpo", "reinforcement-learning", "vision-language")
 VERSIONS_OF = ("cppo", "torch", "transformers", "trl")
@@ -31,6 +32,7 @@ GRPO_CITATION = """@article{shao2024deepseekmath,
 }"""
 _MACHINE_OPTIONS = {"output_dir", "logging_dir", "run_name", "report_to", "hub_model_id", "project"}
 _SECRET = re.compile(r"(token|key|password|secret)$")
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 _ABSOLUTE = re.compile(r"(/|~|[A-Za-z]:[\\/])")
 
 
@@ -204,17 +206,16 @@ def _data(trainer: Any, facts: RunFacts | None) -> str:
 
 def _method(trainer: Any) -> str:
     args, paper = trainer.args, trainer._paper
-    if not args.uses_perception:
-        text = f"GRPO with TRL's loss `{args.loss_type}`, no perception loss."
-        return f"{text}\n\n{_fenced(GRPO_CITATION, 'bibtex')}"
-    title = f"[{paper['title']}](https://arxiv.org/abs/{paper['id']})"
-    text = (
-        f"GRPO with TRL's loss `{args.loss_type}`, plus {args.perception_weight:g} times the contrastive perception "
-        f"loss of {title}: the response tokens that depend on the image are found by `{args.perception_score}`, and on "
-        "them the model is to answer alike under a harmless change of the image and differently without its "
-        "information."
-    )
-    return f"{text}\n\n{_fenced(paper['citation'], 'bibtex')}"
+    described = get_method(args.method).text.replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")
+    # These texts are ours: mark-up in them is meant.
+    parts = [f"`{args.method}`, with TRL's loss `{args.loss_type}`. {described}"]
+    papers = list(dict.fromkeys(_ARXIV.findall(described)))
+    if args.perception_sink == "contrast":
+        parts.append(_fenced(paper["citation"], "bibtex"))
+    elif papers:
+        parts.append("Cite " + ", ".join(f"[arXiv:{one}](https://arxiv.org/abs/{one})" for one in papers) + ".")
+    parts += ["It builds on GRPO:", _fenced(GRPO_CITATION, "bibtex")]
+    return "\n\n".join(parts)
 
 
 def _recipe(trainer: Any, facts: RunFacts | None) -> str:
