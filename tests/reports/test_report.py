@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,8 +12,10 @@ import pytest
 
 import cppo
 from cppo.errors import UserError
-from cppo.reports import read_run, render_report, write_report
+from cppo.reports import read_run, render_report, render_runs, write_report
 from cppo.reports.charts import STYLES, Series, figure, interval_chart, line_chart, nice_ticks, running_mean, thin
+from cppo.reports.side_by_side import differing_options, distinct_names, final_figures
+from cppo.reports.tokens import probed_items
 
 SOURCE = Path(cppo.__file__).parent
 ATTACK = "<script>alert('x')</script><img src=http://evil.example onerror=alert(1)>"
@@ -126,6 +129,91 @@ def test_a_run_without_steps_has_a_report(tmp_path):
 def test_not_a_run_directory(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         write_report(tmp_path)
+
+
+def test_only_the_report_of_a_run_that_goes_on_loads_itself_again(run):
+    (run / "progress.json").write_text(
+        json.dumps({"step": 30, "last_step": 120, "from_step": 0, "seconds": 60.0, "versions": {"trl": "1.2.3"}})
+    )
+    running = render_report(read_run(run), refresh=10)
+    assert '<meta http-equiv="refresh" content="10">' in running
+    assert "30 of 120 steps" in running
+    assert "about 3.0 minutes of training left" in running  # 90 steps at 2 seconds
+    assert "<td>trl</td><td>1.2.3</td>" in running
+    stopped = render_report(read_run(run))
+    assert "refresh" not in stopped
+    assert "30 of 120 steps" in stopped
+    assert "left" not in stopped.split("<h2>")[0].split("</header>")[0].split("<header>")[1]
+    summary(run)
+    assert "refresh" not in render_report(read_run(run), refresh=10)
+
+
+def test_a_resumed_run_tells_its_time_left_from_the_steps_it_made(run):
+    (run / "progress.json").write_text(json.dumps({"step": 30, "last_step": 40, "from_step": 20, "seconds": 60.0}))
+    assert read_run(run).seconds_left == pytest.approx(60.0)
+
+
+def test_warnings_are_shown(run):
+    assert "Warnings" not in render_report(read_run(run))
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write("\n" + json.dumps({"step": 32, "loss": None}) + "\n")
+    assert "Loss or gradient was not finite in 1 step(s), first in step 32" in render_report(read_run(run))
+
+
+def probes(run, steps):
+    item = {"id": "a", "prompt": ATTACK, "images": [], "answer": "3", "score": [0.1, 0.4], "selected": [False, True]}
+    item |= {"true_perception": [None, True]}
+    rows = [
+        {
+            "step": step,
+            "accuracy": step / 100,
+            "accuracy_ci95": [0.0, 1.0],
+            "n": 64,
+            "items": [{**item, "correct": step > 5, "tokens": [f"at {step}", ATTACK]}],
+        }
+        for step in steps
+    ]
+    rows[0]["items"][0]["images"] = [PIXEL, "http://evil.example/x.png"]
+    (run / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_same_item_at_several_steps(run):
+    probes(run, range(0, 31, 3))
+    data = read_run(run)
+    (item,) = probed_items(data, columns=4)
+    assert [(step, correct) for step, correct, _ in item.responses] == [(0, False), (9, True), (21, True), (30, True)]
+    assert item.images == [PIXEL]
+    html = render_report(data)
+    assert [int(step) for step in re.findall(r">at (\d+)<", html)] == [0, 9, 21, 30]
+    assert html.count('<mark class="true"') == 4
+    assert "Held-out accuracy" in html
+    assert "the same 64 items each time" in html
+    assert "<script" not in html
+    assert "http://evil.example/x.png" not in html
+    probes(run, [0])
+    assert [step for step, _, _ in probed_items(read_run(run), columns=4)[0].responses] == [0]
+
+
+def test_runs_side_by_side(run, tmp_path_factory):
+    summary(run)
+    probes(run, [0, 30])
+    other = tmp_path_factory.mktemp("other") / run.name
+    shutil.copytree(run, other)
+    config = (other / "config.yaml").read_text().replace("perception_weight: 0.01", "beta: 0.5")
+    (other / "config.yaml").write_text(config)
+    (other / "summary.json").unlink()
+    runs = [read_run(run), read_run(other)]
+    assert distinct_names(runs) == [f"{run.name} (1)", f"{run.name} (2)"]
+    assert differing_options(runs) == [("perception_weight", ["0.01", ""]), ("beta", ["", "0.5"])]
+    figures = dict(final_figures(runs))
+    assert figures["state"] == ["finished", "not finished"]
+    assert figures["gain, points (paired)"] == ["+12.5 [+10.0, +15.0]", ""]
+    assert figures["reward, last tenth"] == ["0.79", "0.79"]  # mean of steps 28, 29, 30
+    assert "tokens selected, last tenth" not in figures
+    html = render_runs(runs)
+    assert html.count("</svg>") == 2 + 3 * 3  # the key, and held-out accuracy, reward and CPL with their legends
+    assert "<script" not in html
+    assert html.count(f"{run.name} (2)</span>") == 4
 
 
 # Charts

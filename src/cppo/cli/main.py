@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "compare methods over seeds and tasks from one start checkpoint",
     "eval": "accuracy and format rate of a model on data",
     "inspect": "show which response tokens depend on the image",
+    "report": "write a run's report, or put several runs side by side",
     "views": "show the views of images: what is kept, what is removed",
     "data": "check data: what it holds, and every row that a run could not use",
     "methods": "list the methods, or show what one of them sets",

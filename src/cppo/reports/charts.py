@@ -9,6 +9,8 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 28, 44
+AXIS = 300
+"""Length of the axis of intervals."""
 MAX_POINTS, MAX_HITS = 400, 100
 STYLES = 6
 """Line styles; a seventh series would look like the first."""
@@ -130,9 +132,10 @@ def interval_chart(
     left = min(250, 24 + 8 * max(len(label) for label, _, _ in rows))
     low = min(interval[0] for _, _, interval in rows)
     high = max(interval[1] for _, _, interval in rows)
-    axis = _Axis(nice_ticks(low, high, 5), left + 10, 610)
+    axis = _Axis(nice_ticks(low, high, 4), left + 14, left + AXIS)
+    width = left + AXIS + 24
     bottom = height - 42
-    parts = [f'<svg class="chart intervals" viewBox="0 0 640 {height}" role="img" aria-label="{escape(title)}">']
+    parts = [f'<svg class="chart intervals" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
     for tick in axis.ticks:
         x = axis.at(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
@@ -140,7 +143,7 @@ def interval_chart(
             f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_label(tick, percent)}</text>'
         )
     parts.append(
-        f'<text class="axis" x="{(left + 620) / 2:.1f}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>'
+        f'<text class="axis" x="{left + AXIS / 2:.1f}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>'
     )
     for number, (label, value, (start, end)) in enumerate(rows):
         y = 20 + 30 * number

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from cppo.reports.charts import Point
 from cppo.reports.run_data import RunData
@@ -10,8 +11,8 @@ LEAST_STEPS = 10
 """Logged steps below which trends say nothing."""
 FALL = 0.3
 """A reward or accuracy that fell by more of its best running mean has collapsed, if by more than chance explains."""
-CHANCE = 3.0
-"""Standard errors of the difference of two means that count as chance."""
+CHANCE = 4.5
+"""Standard errors of a difference of means that count as chance: the best of many windows is high by chance alone."""
 LOW_ENTROPY = 0.005
 """Nats of policy entropy below which nearly every rollout of a prompt is the same."""
 EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
@@ -53,7 +54,7 @@ def collapse(run: RunData) -> str | None:
         windows = [points[end - size : end] for end in range(size, len(points) + 1)]
         best, last = max(windows, key=_mean), windows[-1]
         fall = _mean(best) - _mean(last)
-        error = math.sqrt((_variance(best) + _variance(last)) / size)
+        error = _noise(points) * math.sqrt(2 / size)
         if fall > FALL * abs(_mean(best)) and fall > CHANCE * error:
             return (
                 f"Collapse: the training {name} fell from {_mean(best):.3f} around step {best[size // 2][0]:g} to "
@@ -110,9 +111,10 @@ def lengths_at_limit(run: RunData) -> str | None:
     if not points or (share := _mean(points)) <= AT_LIMIT:
         return None
     limit = run.config.get("max_completion_length")
+    now = "" if limit is None else f" (now {limit})"
     return (
-        f"Of the latest {len(points)} logged steps' responses {share:.0%} reach the limit of {limit} tokens and are "
-        "cut off before their answer: raise max_completion_length, or reward shorter responses."
+        f"Of the latest {len(points)} logged steps' responses {share:.0%} reach the limit of their length and are cut "
+        f"off before they end: raise max_completion_length{now}, or reward shorter responses."
     )
 
 
@@ -125,6 +127,6 @@ def _mean(points: Sequence[Point]) -> float:
     return math.fsum(value for _, value in points) / len(points)
 
 
-def _variance(points: Sequence[Point]) -> float:
-    mean = _mean(points)
-    return math.fsum((value - mean) ** 2 for _, value in points) / max(1, len(points) - 1)
+def _noise(points: Sequence[Point]) -> float:
+    """Standard deviation of a value about its trend, from the differences of neighbours."""
+    return math.sqrt(math.fsum((after - before) ** 2 for (_, before), (_, after) in pairwise(points)) / 2 / len(points))
