@@ -66,6 +66,8 @@ def test_every_figure_of_a_token(micro, record, item):
         entropy = {view: float(-(row.exp() * row).sum()) for view, row in rows.items()}
         rise = max(0.0, entropy["removing"] - entropy["image"])
         assert token.scores["entropy_shift_absolute"] == pytest.approx(rise, abs=1e-4)
+        assert token.scores["k3"] == token.d_removing["k3"]
+        assert token.scores["entropy"] == token.entropies["image"]
         assert token.scores["entropy_shift"] == pytest.approx(rise / (entropy["removing"] + 1e-6), abs=1e-3)
     positive = [token.scores["kl"] for token in response.tokens if token.scores["kl"] > 0]
     kept = [token.scores["kl"] for token in response.tokens if token.selected["kl"]]
@@ -85,7 +87,8 @@ def test_text_only_rows_depend_on_no_image(micro):
     )
     (response,) = found.responses
     assert response.advantage is None
-    assert max(value for token in response.tokens for value in token.scores.values()) < 1e-6
+    for token in response.tokens:
+        assert max(value for name, value in token.scores.items() if name != "entropy") < 1e-6
     assert not any(kept for token in response.tokens for kept in token.selected.values())
     assert all(token.true_perception is None for token in response.tokens)
 

@@ -25,7 +25,7 @@ from cppo.rewards import accuracy_reward, format_reward
 from cppo.views import ViewSampler
 
 VIEWS = ("image", "preserving", "removing")
-SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift")
+SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift", "k3", "entropy")
 DIVERGENCES = ("k3", "kl", "js")
 ALTERNATIVES = 5
 
@@ -197,6 +197,8 @@ def dependency_scores(anchor: ResponseScores, removing: ResponseScores) -> dict[
         "kl": divergences["kl"],
         "js": divergences["js"],
         "logp_shift": logp_shift(anchor.logps, removing.logps),
+        "k3": divergences["k3"],
+        "entropy": anchor.entropies,
     }
 
 

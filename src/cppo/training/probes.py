@@ -27,8 +27,8 @@ class HeldOutProbe(TrainerCallback):
     """Appends to `probes.jsonl`, before the first step, then every so many steps and after the last, one JSON object.
 
     It holds the greedy accuracy on `items` and, of the first few items, the greedy response's tokens with dependency
-    scores and selection, under the same views each time. No random number is drawn, so that training goes on as it
-    would have without.
+    scores, the best of the positive ones marked, under the same views each time. No random number is drawn, so that
+    training goes on as it would have without.
 
     Args:
         every: optimizer steps between two probes; None for a tenth of the run.
