@@ -75,7 +75,7 @@ def test_what_a_cell_writes(runs):
 def test_a_real_process(study):
     job = start_job(study, "digits")
     done = []
-    run_jobs([job], workers=1, threads=1, finished=lambda job, status: done.append(status))
+    run_jobs([job], workers=1, threads=1, finished=lambda job, status, seconds: done.append(status))
     assert done == [0], job.log.read_text()
     (evaluation,) = job.result()["evaluations"]
     assert evaluation["step"] == 0

@@ -45,7 +45,7 @@ def test_results_table_and_page(write_study, stub_cells, capsys):
     output = capsys.readouterr()
     assert "clean 75.0 (+50.0 [+50.0, +50.0])" in output.out
     assert "5/5  digits, cppo, seed 1  under 1 min left" in output.err
-    assert "| `cppo` | 2 | +50.0 [+50.0, +50.0] {+0.0, +100.0} |" in (stub_cells.parent / "summary.md").read_text()
+    assert "| cppo | 2 | +50.0 [+50.0, +50.0] {+0.0, +100.0} |" in (stub_cells.parent / "summary.md").read_text()
     assert "<svg" in (stub_cells.parent / "report.html").read_text()
 
 

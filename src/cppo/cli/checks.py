@@ -8,6 +8,8 @@ from cppo.assets import resolve_model
 from cppo.data import PixelBounds, check_columns, check_spec
 from cppo.errors import UserError
 from cppo.recipes import Recipe, RunDirectory, TrainOptions
+from cppo.rewards import DEFAULT_REWARDS, check_rewards
+from cppo.training.option_rules import check_combinations
 
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """Loggers that are an extra of this package; `cppo.training.loggers` asks the others that transformers knows."""
@@ -42,6 +44,13 @@ def check_inputs(recipe: Recipe) -> None:
         raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
     PixelBounds(options.min_pixels, options.max_pixels)
     check_loggers(recipe.config.get("report_to"))
+
+
+def check_options(recipe: Recipe) -> None:
+    """Whether the options of a recipe for `cppo train` go together, and its rewards exist. Raises UserError."""
+    assert isinstance(recipe.options, TrainOptions)
+    check_combinations(recipe.resolved)
+    check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
 
 
 def check_data(specs: str | list[str]) -> None:

@@ -4,13 +4,14 @@ import fcntl
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import NoReturn
 
-from cppo.cli.checks import check_inputs
+from cppo.cli.checks import check_inputs, check_options
 from cppo.cli.fields import add_group, given_values
 from cppo.cli.parser import Parser
 from cppo.comparison.jobs import Job, pending, study_jobs, timing_jobs
@@ -18,9 +19,6 @@ from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.results import write_collected
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
-from cppo.recipes import schema
-from cppo.rewards import DEFAULT_REWARDS, check_rewards
-from cppo.training.option_rules import check_combinations
 
 FILES = {"results": "results.json", "table": "summary.md", "report": "report.html"}
 
@@ -32,22 +30,22 @@ def run(argv: Sequence[str]) -> None:
     given = {name: words for name, words in vars(arguments).items() if name in options.fields}
     study = load_study(arguments.config, given_values(options, given))
     check_cells(study)
-    jobs = study_jobs(study)
-    command = ["cppo", "compare", *argv]
+    jobs, timing = study_jobs(study), timing_jobs(study)
+    record = partial(write_collected, study, jobs, timing, command := ["cppo", "compare", *argv])
     failed: list[str] = []
     if not arguments.report_only:
         with only_one(study.output_dir), stopped_by_sigterm():
             waiting = pending(jobs, rerun=arguments.rerun)
-            failed = _run_all(study, waiting, free_workers(study), command)
+            failed = _run_all(study, waiting, free_workers(study), record)
             if not failed:
-                failed = _run_all(study, pending(timing_jobs(study), rerun=arguments.rerun), 1, command)
+                failed = _run_all(study, pending(timing, rerun=arguments.rerun), 1, record)
     if not any(job.result() for job in jobs if job.kind == "cell"):
         raise UserError(f"no cell in {study.output_dir} has finished: there is nothing to report")
 
     from cppo.comparison.comparisons import write_results  # imports torch
     from cppo.comparison.tables import difference_lines
 
-    results = write_results(study, jobs, timing_jobs(study), command)
+    results = write_results(study, jobs, timing, command)
     files = [f"{name:<10} {study.output_dir / file}" for name, file in FILES.items()]
     print("\n".join([*difference_lines(results), *files]))
     if failed:
@@ -67,8 +65,7 @@ def check_cells(study: Study) -> None:
             recipe = study.cell_recipe(task, variant, study.seeds[variant.label][0])
             try:
                 check_inputs(recipe)
-                check_combinations({**schema("train").defaults, **recipe.config})
-                check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))  # type: ignore[attr-defined]
+                check_options(recipe)
             except UserError as error:
                 raise UserError(f"study {study.name}: {task}, {variant.label}: {error}") from error
 
@@ -103,22 +100,24 @@ def stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run_all(study: Study, waiting: list[Job], workers: int, command: list[str]) -> list[str]:
-    """Run what is waiting, tell of each, rewrite `results.json` after each. Returns the names of those that failed."""
+def _run_all(study: Study, waiting: list[Job], workers: int, record: Callable[[], None]) -> list[str]:
+    """Run what is waiting, tell of each, `record` after each. Returns the names of those that failed."""
     failed: list[str] = []
-    done, began = 0, time.monotonic()
+    seconds: dict[str, list[float]] = {}
+    unfinished = list(waiting)
 
-    def finished(job: Job, status: int) -> None:
-        nonlocal done
-        done += 1
+    def finished(job: Job, status: int, took: float) -> None:
+        unfinished.remove(job)
         if status:
             failed.append(job.name)
             tell(f"{job.name} failed with status {status}; {job.log} ends with")
             print("\n".join(f"  {line}" for line in last_lines(job.log)), file=sys.stderr)
         else:
-            write_collected(study, study_jobs(study), timing_jobs(study), command)
-        left = (time.monotonic() - began) / done * (len(waiting) - done)
-        tell(f"{done}/{len(waiting)}  {job.name}{'  failed' if status else ''}  {_duration(left)} left")
+            record()
+            seconds.setdefault(job.kind, []).append(took)
+        known = [fmean(seconds[one.kind]) for one in unfinished if one.kind in seconds]
+        left = f"  {_duration(sum(known) / workers)} left" if len(known) == len(unfinished) else ""
+        tell(f"{len(waiting) - len(unfinished)}/{len(waiting)}  {job.name}{'  failed' if status else ''}{left}")
 
     if waiting:
         tell(f"{len(waiting)} to run, {workers} at a time, in {study.output_dir}")

@@ -1,9 +1,10 @@
-"""`cppo recipes list` and `cppo recipes copy NAME [DEST]`, of recipes and of configurations of `accelerate launch`."""
+"""`cppo recipes list` and `cppo recipes copy NAME [DEST]`: recipes, studies, configurations of `accelerate launch`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from cppo.cli.parser import Parser
+from cppo.comparison.study import study_file, study_names
 from cppo.errors import UserError
 from cppo.recipes import accelerate_files, recipe_file, recipe_names, recipe_summary
 
@@ -11,11 +12,11 @@ from cppo.recipes import accelerate_files, recipe_file, recipe_names, recipe_sum
 def run(argv: Sequence[str]) -> None:
     """List the packaged recipes, or copy one. Raises UserError for an unknown name or a file in the way."""
     parser = Parser(
-        prog="cppo recipes", description="Recipes and accelerate configurations that come with the package."
+        prog="cppo recipes", description="Recipes, studies and accelerate configurations that come with the package."
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     commands.add_parser("list", help="names, and what each is for")
-    copy = commands.add_parser("copy", help="copy one, to edit it and train with `--config FILE.yaml`")
+    copy = commands.add_parser("copy", help="copy one, to edit it and give it as `--config FILE.yaml`")
     copy.add_argument("name", metavar="NAME", help="a name from `cppo recipes list`")
     copy.add_argument("dest", metavar="DEST", nargs="?", help="file or folder (default: ./NAME.yaml)")
     arguments = parser.parse_all(argv)
@@ -29,8 +30,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def packaged_files() -> dict[str, Path]:
-    """Recipes, then configurations of `accelerate launch`, by name."""
-    return {name: recipe_file(name) for name in recipe_names()} | accelerate_files()
+    """Recipes, then studies, then configurations of `accelerate launch`, by name."""
+    recipes = {name: recipe_file(name) for name in recipe_names()}
+    return recipes | {name: study_file(name) for name in study_names()} | accelerate_files()
 
 
 def copy_recipe(name: str, dest: str | None) -> Path:

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from cppo.cli.checks import check_recipe
+from cppo.cli.checks import check_options, check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
 from cppo.recipes import Recipe, RunDirectory, TrainOptions
-from cppo.rewards import DEFAULT_REWARDS, check_rewards
-from cppo.training.option_rules import check_combinations
 from cppo.training.sources import load_sources
 
 if TYPE_CHECKING:
@@ -33,10 +31,9 @@ def run(argv: Sequence[str]) -> None:
 
 def _run(recipe: Recipe) -> None:
     check_recipe(recipe)
-    check_combinations(recipe.resolved)
+    check_options(recipe)
     options = recipe.options
     assert isinstance(options, TrainOptions)
-    check_rewards(options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
     sources = load_sources(recipe)
     quiet_libraries()
 

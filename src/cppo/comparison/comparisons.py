@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from cppo.comparison.jobs import Job, write_json
+from cppo.comparison.page import render
 from cppo.comparison.results import RESULTS, collect
 from cppo.comparison.study import Study
-from cppo.comparison.tables import summary
+from cppo.comparison.tables import markdown
 from cppo.evaluation.statistics import paired_bootstrap, t_interval
-from cppo.reports.comparison import render_comparison
 
 Cells = dict[int, dict[str, Any]]
 """Cells of one method on one task by seed."""
@@ -27,8 +27,8 @@ def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], comm
     }
     results["comparison"] = {task: compare_task(results, task, items) for task in study.tasks}
     write_json(study.output_dir / RESULTS, results)
-    (study.output_dir / "summary.md").write_text(summary(results), encoding="utf-8")
-    (study.output_dir / "report.html").write_text(render_comparison(results), encoding="utf-8")
+    (study.output_dir / "summary.md").write_text(markdown(results), encoding="utf-8")
+    (study.output_dir / "report.html").write_text(render(results), encoding="utf-8")
     return results
 
 

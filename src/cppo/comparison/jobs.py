@@ -12,7 +12,7 @@ from typing import Any
 
 import cppo
 from cppo.assets import resolve_model
-from cppo.comparison.study import Cell, Study
+from cppo.comparison.study import Cell, Study, given_options
 from cppo.errors import UserError
 from cppo.recipes import Recipe
 
@@ -64,7 +64,7 @@ def study_jobs(study: Study) -> list[Job]:
 def start_job(study: Study, task: str) -> Job:
     """The evaluation of a task's start checkpoint, which is step 0 of all its cells."""
     recipe = study.cell_recipe(task, study.variants[0], 0)
-    identity = {**_evaluation(study, task), "start_weights": weights_digest(recipe.options.model)}
+    identity = {"evaluation": study.evaluations[task], "start_weights": weights_digest(recipe.options.model)}
     request = {"task": task, "recipe": _recipe_values(recipe), "steps": [0]}
     return Job("start", f"{task}, start", study.output_dir / "start" / task, identity, request)
 
@@ -72,8 +72,8 @@ def start_job(study: Study, task: str) -> Job:
 def cell_job(study: Study, cell: Cell) -> Job:
     """A cell of the grid."""
     identity = {
-        **_options(cell.recipe),
-        **_evaluation(study, cell.task),
+        **given_options(cell.recipe),
+        "evaluation": study.evaluations[cell.task],
         "steps": study.evaluation_steps(cell.recipe),
         "start_weights": weights_digest(cell.recipe.options.model),
     }
@@ -96,7 +96,7 @@ def timing_jobs(study: Study) -> list[Job]:
                 recipe = study.cell_recipe(task, variant, repeat)
                 recipe = dataclasses.replace(recipe, config={**recipe.config, "max_steps": steps})
                 cell = Cell(task, variant.label, repeat, recipe)
-                identity = {**_options(recipe), "start_weights": weights_digest(recipe.options.model)}
+                identity = {**given_options(recipe), "start_weights": weights_digest(recipe.options.model)}
                 request = {**_who(cell), "recipe": _recipe_values(recipe), "steps": []}
                 name = f"{task}, {variant.label}, timing {repeat}"
                 jobs.append(Job("timing", name, _folder(study, "timing", cell), identity, request))
@@ -164,23 +164,6 @@ def _who(cell: Cell) -> dict[str, Any]:
 
 def _recipe_values(recipe: Recipe) -> dict[str, Any]:
     return {"name": recipe.name, "options": dataclasses.asdict(recipe.options), "config": dict(recipe.config)}
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    given = {**dataclasses.asdict(recipe.options), **recipe.config}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _evaluation(study: Study, task: str) -> dict[str, Any]:
-    """What the evaluations of a task's cells depend on: the same for all methods."""
-    plain = dataclasses.replace(study.variants[0], options={})
-    recipe = study.cell_recipe(task, plain, 0)
-    names = ("eval_data", "columns", "min_pixels", "max_pixels", "system_prompt", "rewards", "max_completion_length")
-    options = _options(recipe)
-    asked = {name: options[name] for name in names if name in options}
-    views = {name: value for name, value in options.items() if name.startswith("view_") or name.endswith("ing_views")}
-    own = {name: getattr(study.options, name) for name in ("eval_items", "conditions", "detector_items")}
-    return {"evaluation": {**asked, **views, **own}}
 
 
 def _read_result(file: Path) -> dict[str, Any] | None:

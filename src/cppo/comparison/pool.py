@@ -16,26 +16,27 @@ PATIENCE_SECONDS = 10.0
 """How long a stopped process may take to end by itself."""
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, finished: Callable[[Job, int], None]) -> None:
-    """Run all jobs, `workers` at a time, and tell `finished` of each with its exit status (0: it has a result).
+def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, finished: Callable[[Job, int, float], None]) -> None:
+    """Run all jobs, `workers` at a time, and tell `finished` of each: its exit status (0: it has a result), seconds.
 
     Whatever ends this call, Ctrl-C too, ends the processes with it.
     """
     waiting = list(reversed(jobs))
-    running: dict[Job, subprocess.Popen] = {}
+    running: dict[Job, tuple[subprocess.Popen, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop()
-                running[job] = start(job, threads)
-            for job, process in list(running.items()):
+                running[job] = (start(job, threads), time.monotonic())
+            for job, (process, began) in list(running.items()):
                 status = process.poll()
                 if status is not None:
-                    _close(running.pop(job))
-                    finished(job, 0 if job.result() is not None else status or 1)
+                    del running[job]
+                    _close(process)
+                    finished(job, 0 if job.result() is not None else status or 1, time.monotonic() - began)
             time.sleep(POLL_SECONDS)
     finally:
-        stop(list(running.values()))
+        stop([process for process, _ in running.values()])
 
 
 def start(job: Job, threads: int) -> subprocess.Popen:

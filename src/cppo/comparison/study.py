@@ -10,6 +10,7 @@ from typing import Any
 
 from cppo.comparison.options import StudyOptions
 from cppo.errors import UserError
+from cppo.methods import with_method
 from cppo.recipes import Recipe, Schema, load_recipe, read_mapping, schema
 from cppo.recipes.static_fields import dataclass_fields
 from cppo.views import CONDITION_NAMES
@@ -50,6 +51,16 @@ SAME_FOR_ALL = frozenset(
     }
 )
 """Start, data and rollout budget: a method that changed them would not be compared but favoured."""
+EVALUATED = (
+    "eval_data",
+    "columns",
+    "min_pixels",
+    "max_pixels",
+    "system_prompt",
+    "rewards",
+    "max_completion_length",
+)
+"""The options of `cppo train` that an evaluation depends on, those of the views apart."""
 _NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
@@ -98,15 +109,28 @@ class Study:
         ]
         return sorted(grid, key=lambda cell: self.seeds[cell.label].index(cell.seed))
 
+    @cached_property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """All that the evaluations of each task's cells depend on: the same for every method."""
+        found = {}
+        for task in self.tasks:
+            options = given_options(self._recipe(task, {}))
+            views = {name for name in options if name.startswith("view_") or name.endswith("ing_views")}
+            own = {name: getattr(self.options, name) for name in ("eval_items", "conditions", "detector_items")}
+            found[task] = {**{name: options[name] for name in options if name in {*EVALUATED, *views}}, **own}
+        return found
+
     def cell_recipe(self, task: str, variant: Variant, seed: int) -> Recipe:
         """What `variant` trains with on a task and a seed. Raises UserError for options that do not work."""
-        given = {**self.options.options, **self.tasks[task]}
-        own = {**FIXED, "method": variant.method, "seed": seed, **variant.options}
-        recipe = load_recipe("train", self.options.recipe, {**given, **own})
+        recipe = self._recipe(task, {"method": variant.method, "seed": seed, **variant.options})
         data = recipe.options.data
         data = [_with_seed(one, seed) for one in data] if isinstance(data, list) else _with_seed(data, seed)
-        config = {name: value for name, value in recipe.config.items() if name != "output_dir"}
-        return replace(recipe, options=replace(recipe.options, data=data), config=config)
+        return replace(recipe, options=replace(recipe.options, data=data))
+
+    def _recipe(self, task: str, own: Mapping[str, Any]) -> Recipe:
+        given = {**self.options.options, **self.tasks[task], **FIXED, **own}
+        recipe = load_recipe("train", self.options.recipe, given)
+        return replace(recipe, config={name: value for name, value in recipe.config.items() if name != "output_dir"})
 
     def evaluation_steps(self, recipe: Recipe) -> list[int]:
         """The steps after which a cell evaluates; step 0 is the start's, and measured once for all."""
@@ -226,6 +250,12 @@ def _check_task(recipe: Recipe, where: str) -> None:
 
 def _with_seed(spec: str, seed: int) -> str:
     return spec.replace("{seed}", str(seed))
+
+
+def given_options(recipe: Recipe) -> dict[str, Any]:
+    """The options that a recipe and its method set, by name."""
+    given = {**dataclasses.asdict(recipe.options), **with_method(recipe.config, recipe.method)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def settings(study: Study) -> dict[str, Any]:

@@ -1,49 +1,105 @@
-"""A study's results as Markdown."""
+"""A study's results as tables, for Markdown and for the page, and as lines for a terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
-def summary(results: Mapping[str, Any]) -> str:
-    """`summary.md`: what was run, and for each task accuracy, differences from the control, detectors and cost."""
-    study = results["study"]
-    lines = [
-        f"# {study['name']}",
-        "",
-        f"`{results['command']}`, {len(results['cells'])} cells finished, {len(results['unfinished'])} not. Held-out "
-        f"accuracy in per cent on {study['eval_items']:,} items, greedy decoding. Intervals are 95 % t intervals over "
-        f"seeds; differences are paired by seed, against `{study['control']}`. "
-        + (
-            "All methods saw the same prompts in the same order."
-            if results["same_prompts"]
-            else "**Methods did not see the same prompts in the same order.**"
-        ),
-    ]
-    for task, found in results["comparison"].items():
-        if found["methods"]:
-            lines += ["", f"## {task}", "", *_task(results, task, found)]
+@dataclass(frozen=True)
+class Table:
+    """What it shows, the names of its columns, and rows of as many texts; the first of each is a label."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """`summary.md`: what was run, and every task's tables."""
+    lines = [f"# {results['study']['name']}", "", f"`{results['command']}`. {notes(results)}"]
+    for task in results["comparison"]:
+        lines += ["", f"## {task}"]
+        for table in task_tables(results, task):
+            lines += ["", table.caption, "", *_markdown_rows(table)]
     return "\n".join(lines) + "\n"
 
 
+def notes(results: Mapping[str, Any]) -> str:
+    """How much has been run and how to read the intervals."""
+    study = results["study"]
+    prompts = "saw the same prompts in the same order" if results["same_prompts"] else "DID NOT SEE THE SAME PROMPTS"
+    return (
+        f"{len(results['cells'])} cells finished, {len(results['unfinished'])} not. Accuracy in per cent on "
+        f"{study['eval_items']:,} held-out items, greedy decoding. [ ]: 95 % t interval over seeds; differences are "
+        f"paired by seed against {study['control']}. {{ }}: 95 % bootstrap over items, for these seeds alone. For each "
+        f"task and seed all methods {prompts}."
+    )
+
+
+def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
+    """Accuracy, differences at equal steps and at equal time, detectors, and cost; those there is data for."""
+    found = results["comparison"][task]
+    methods = found["methods"]
+    if not methods:
+        return
+    curves = {label: method["curves"] for label, method in methods.items()}
+    first = next(iter(curves.values()))
+    conditions, start = list(first["accuracy"]), first["steps"][0] == 0
+    rows = [["start", "", *(f"{100 * first['accuracy'][name][0]['mean']:.1f}" for name in conditions)]] if start else []
+    rows += [
+        [label, str(len(methods[label]["seeds"])), *(percent(curve["accuracy"][name][-1]) for name in conditions)]
+        for label, curve in curves.items()
+    ]
+    yield Table(f"Accuracy after {first['steps'][-1]} steps", ["method", "seeds", *conditions], rows)
+    compared = {label: method["difference"] for label, method in methods.items() if "difference" in method}
+    if compared:
+        rows = [
+            [
+                label,
+                str(difference[conditions[0]]["equal_steps"]["n"]),
+                *(_with_items(difference[name]["equal_steps"]) for name in conditions),
+            ]
+            for label, difference in compared.items()
+        ]
+        yield Table("Difference in points at equal steps", ["method", "pairs", *conditions], rows)
+        rows = [
+            [
+                label,
+                f"{methods[label]['steps_at_equal_time']:.0f}",
+                *(points(difference[name]["equal_time"]) for name in conditions),
+            ]
+            for label, difference in compared.items()
+        ]
+        caption = f"Difference in points after equal training time, {found['equal_time_seconds']:,.0f} s"
+        yield Table(caption, ["method", "steps", *conditions], rows)
+    scores = list(first["auprc"])
+    if scores:
+        starts = [first["auprc"][score][0] for score in scores]
+        rows = [["start", *(f"{one['mean']:.3f}" if one else "" for one in starts)]] if start else []
+        rows += [
+            [label, *(_fraction(curve["auprc"].get(score, [None])[-1]) for score in scores)]
+            for label, curve in curves.items()
+        ]
+        yield Table("AUPRC of the dependency scores after the last step", ["method", *scores], rows)
+    yield _cost_table(results, task)
+
+
 def difference_lines(results: Mapping[str, Any]) -> list[str]:
-    """The differences from the control at equal steps as lines for a terminal; means where there is none."""
+    """For a terminal: each method's accuracies, with the differences from the control at equal steps."""
     lines = []
     for task, found in results["comparison"].items():
         for label, method in found["methods"].items():
-            ends = {name: curve[-1] for name, curve in method["curves"]["accuracy"].items()}
             texts = []
-            for name, end in ends.items():
+            for name, curve in method["curves"]["accuracy"].items():
                 difference = method.get("difference", {}).get(name)
-                text = f"{name} {100 * end['mean']:.1f}"
-                texts.append(text + (f" ({points(difference['equal_steps'])})" if difference else ""))
+                shown = f" ({points(difference['equal_steps'])})" if difference else ""
+                texts.append(f"{name} {100 * curve[-1]['mean']:.1f}{shown}")
             lines.append(f"{task}  {label}  {len(method['seeds'])} seeds:  {',  '.join(texts)}")
     return lines
 
 
-def percent(interval: Mapping[str, Any] | None) -> str:
-    """A mean with its interval in per cent: "52.1 [49.0, 55.2]"."""
-    if interval is None:
-        return ""
+def percent(interval: Mapping[str, Any]) -> str:
+    """A mean with its interval in per cent: "52.1 [49.0, 55.2]"; without one where there is a single seed."""
     text = f"{100 * interval['mean']:.1f}"
     return text if interval["low"] is None else f"{text} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
@@ -54,61 +110,9 @@ def points(interval: Mapping[str, Any]) -> str:
     return text if interval["low"] is None else f"{text} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
 
 
-def _task(results: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> Iterable[str]:
-    methods = found["methods"]
-    first = next(iter(methods.values()))["curves"]
-    conditions = list(first["accuracy"])
-    start = {name: first["accuracy"][name][0] for name in conditions} if first["steps"][0] == 0 else None
-    rows = [["start", "", *(f"{100 * start[name]['mean']:.1f}" for name in conditions)]] if start else []
-    for label, method in methods.items():
-        ends = [percent(method["curves"]["accuracy"][name][-1]) for name in conditions]
-        rows.append([f"`{label}`", str(len(method["seeds"])), *ends])
-    yield from _table(["method", "seeds", *conditions], rows)
-    compared = {label: method["difference"] for label, method in methods.items() if "difference" in method}
-    if compared:
-        yield "\nDifference in points at equal steps (in brackets over seeds; in braces the bootstrap over items, for"
-        yield "these seeds alone):\n"
-        rows = []
-        for label, difference in compared.items():
-            cells = []
-            for name in conditions:
-                low, high = difference[name]["equal_steps"]["items_ci95"]
-                text = points(difference[name]["equal_steps"])
-                cells.append(f"{text} {{{100 * low:+.1f}, {100 * high:+.1f}}}")
-            rows.append([f"`{label}`", str(difference[conditions[0]]["equal_steps"]["n"]), *cells])
-        yield from _table(["method", "pairs", *conditions], rows)
-        yield f"\nDifference in points at equal training time ({found['equal_time_seconds']:.0f} s, at each method's"
-        yield "median step; accuracy interpolated between evaluations):\n"
-        rows = [
-            [f"`{label}`", f"{methods[label]['steps_at_equal_time']:.0f}"]
-            + [points(difference[name]["equal_time"]) for name in conditions]
-            for label, difference in compared.items()
-        ]
-        yield from _table(["method", "steps", *conditions], rows)
-    scores = list(first["auprc"])
-    if scores:
-        yield "\nAUPRC of the dependency scores against the true perception tokens, after the last step:\n"
-        rows = [["start", *(f"{first['auprc'][score][0]['mean']:.3f}" for score in scores)]] if start else []
-        rows += [
-            [f"`{label}`", *(_fraction(method["curves"]["auprc"].get(score, [None])[-1]) for score in scores)]
-            for label, method in methods.items()
-        ]
-        yield from _table(["method", *scores], rows)
-    yield from _costs(results, task)
-
-
-def _costs(results: Mapping[str, Any], task: str) -> Iterable[str]:
-    costs = results["cost"][task]
-    alone = all(cost["alone"] for cost in costs.values())
-    how = "alone on the machine, in turn" if alone else "in cells that shared the machine: seconds include waiting"
-    yield f"\nA step ({how}; medians):\n"
-    control = costs.get(results["study"]["control"])
-    rows = []
-    for label, cost in costs.items():
-        ratio = f"{cost['compared_seconds'] / control['compared_seconds']:.2f}" if control else ""
-        cpu, memory = f"{cost['step_cpu_seconds']:.2f}", f"{cost['peak_mib']:,.0f}"
-        rows.append([f"`{label}`", f"{cost['step_seconds']:.2f}", ratio, cpu, memory])
-    yield from _table(["method", "seconds", "relative to the control", "processor seconds", "peak memory, MiB"], rows)
+def _with_items(difference: Mapping[str, Any]) -> str:
+    low, high = difference["items_ci95"]
+    return f"{points(difference)} {{{100 * low:+.1f}, {100 * high:+.1f}}}"
 
 
 def _fraction(interval: Mapping[str, Any] | None) -> str:
@@ -118,8 +122,27 @@ def _fraction(interval: Mapping[str, Any] | None) -> str:
     return text if interval["low"] is None else f"{text} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
+def _cost_table(results: Mapping[str, Any], task: str) -> Table:
+    costs = results["cost"][task]
+    alone = all(cost["alone"] for cost in costs.values())
+    how = "trained alone, in turn" if alone else "from cells that shared the machine: seconds include waiting"
+    control = costs.get(results["study"]["control"])
+    rows = [
+        [
+            label,
+            f"{cost['step_seconds']:.2f}",
+            f"{cost['step_cpu_seconds']:.2f}",
+            f"{cost['compared_seconds'] / control['compared_seconds']:.2f}" if control else "",
+            f"{cost['peak_mib']:,.0f}",
+        ]
+        for label, cost in costs.items()
+    ]
+    head = ["method", "seconds", "processor seconds", "time relative to the control", "peak memory, MiB"]
+    return Table(f"A step, medians ({how})", head, rows)
+
+
+def _markdown_rows(table: Table) -> Iterable[str]:
+    yield f"| {' | '.join(table.head)} |"
+    yield "|" + "---|" * len(table.head)
+    for row in table.rows:
         yield f"| {' | '.join(row)} |"

@@ -1,0 +1,116 @@
+"""What the cells show, against scipy's paired t-test, interpolation by hand and a bootstrap by brute force."""
+
+import random
+
+import pytest
+from scipy.stats import ttest_1samp, ttest_rel
+
+from cppo.comparison.comparisons import compare_task
+from cppo.comparison.page import render
+from cppo.comparison.tables import markdown, task_tables
+
+LABELS = ["grpo", *(f"other{number}" for number in range(8))]
+SEEDS = [0, 1, 2, 3]
+ITEMS = 40
+ATTACK = "<script>alert(1)</script>"
+
+
+def make_results():
+    rng = random.Random(1)
+    items, cells = {}, []
+    for label in LABELS:
+        for seed in SEEDS if label != "other7" else SEEDS[:1]:
+            marks = "".join(rng.choice("0111" if label != "grpo" else "01") for _ in range(ITEMS))
+            items["digits", label, seed] = {"clean": marks}
+            curve = [0.5, rng.random(), marks.count("1") / ITEMS]
+            auprc = {"kl": {"auprc": [0.8, rng.random(), rng.random()]}, "js": {"auprc": [None, 0.5, 0.5]}}
+            cells.append(
+                {"method": label, "seed": seed, "task": "digits", "steps": [0, 40, 100], "accuracy": {"clean": curve}}
+                | {"detectors": auprc}
+            )
+    step = {"step_seconds": 9.0, "step_cpu_seconds": 1.0, "peak_mib": 1000.0, "alone": False}
+    cost = {label: {**step, "compared_seconds": 1.0 if label == "grpo" else 2.0} for label in LABELS}
+    study = {"name": ATTACK, "control": "grpo", "conditions": ["clean"], "eval_items": ITEMS}
+    results = {"command": ATTACK, "study": study, "cells": cells, "cost": {"digits": cost}, "unfinished": []}
+    results |= {"same_prompts": True}
+    results["comparison"] = {"digits": compare_task(results, "digits", items)}
+    return results, items
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make_results()
+
+
+def curves(results, label):
+    return [cell["accuracy"]["clean"] for cell in results["cells"] if cell["method"] == label]
+
+
+def test_differences_at_equal_steps_are_paired_t_intervals(made):
+    results, _ = made
+    control, other = ([curve[-1] for curve in curves(results, label)] for label in ("grpo", "other3"))
+    found = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]
+    expected = ttest_rel(other, control).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert found["n"] == len(SEEDS)
+
+
+def test_equal_time_is_when_the_fastest_method_ends(made):
+    """grpo's 100 steps take 100 s, in which the others make 50 steps: a sixth of the way from step 40 to 100."""
+    results, _ = made
+    task = results["comparison"]["digits"]
+    assert task["equal_time_seconds"] == 100.0
+    assert task["methods"]["other3"]["steps_at_equal_time"] == 50.0
+    at_50 = [curve[1] + (curve[2] - curve[1]) / 6 for curve in curves(results, "other3")]
+    expected = ttest_rel(at_50, [curve[-1] for curve in curves(results, "grpo")])
+    found = task["methods"]["other3"]["difference"]["clean"]["equal_time"]
+    interval = expected.confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_the_bootstrap_draws_items_and_keeps_seeds(made):
+    results, items = made
+    rng = random.Random(7)
+    differences = [
+        sum(
+            int(items["digits", "other3", seed]["clean"][item]) - int(items["digits", "grpo", seed]["clean"][item])
+            for seed in SEEDS
+        )
+        / len(SEEDS)
+        for item in range(ITEMS)
+    ]
+    means = sorted(sum(rng.choices(differences, k=ITEMS)) / ITEMS for _ in range(20_000))
+    low, high = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]["items_ci95"]
+    assert low == pytest.approx(means[500], abs=0.01)
+    assert high == pytest.approx(means[19_500], abs=0.01)
+
+
+def test_curves_hold_t_intervals_over_seeds(made):
+    results, _ = made
+    found = results["comparison"]["digits"]["methods"]["grpo"]["curves"]
+    values = [curve[1] for curve in curves(results, "grpo")]
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found["accuracy"]["clean"][1]["low"] == pytest.approx(expected.low, rel=1e-9)
+    assert found["auprc"]["js"][0] is None
+    assert found["auprc"]["kl"][0]["mean"] == pytest.approx(0.8)
+
+
+def test_a_single_seed_has_no_interval(made):
+    results, _ = made
+    found = results["comparison"]["digits"]["methods"]["other7"]["difference"]["clean"]["equal_steps"]
+    assert (found["n"], found["low"], found["high"]) == (1, None, None)
+    tables = list(task_tables(results, "digits"))
+    row = next(row for row in tables[1].rows if row[0] == "other7")
+    assert row[2].count("[") == 0
+
+
+def test_page_and_table_show_every_method_and_trust_no_text(made):
+    results, _ = made
+    page = render(results)
+    assert ATTACK not in page
+    assert page.count("&lt;script&gt;") >= 2
+    # nine methods are more than a chart has line styles, so the control stands in two charts of each kind
+    assert page.count('aria-label="clean, at equal steps"') == 1 + 2
+    text = markdown(results)
+    for label in LABELS:
+        assert f"| {label} | " in text
