@@ -12,7 +12,7 @@ from typing import Any
 
 import cppo
 from cppo.assets import resolve_model
-from cppo.comparison.study import Cell, Study, given_options
+from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.errors import UserError
 from cppo.recipes import Recipe
 
@@ -46,7 +46,7 @@ class Job:
         if result is None:
             return []
         before, now = result["identity"], json.loads(json.dumps(self.identity))
-        return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        return sorted(name for name in {*before, *now} - {*FIXED} if before.get(name) != now.get(name))
 
     def begin(self) -> None:
         """Make the folder ready for a new try."""

@@ -19,6 +19,7 @@ STUDIES_DIR = Path(__file__).parent / "studies"
 
 FIXED: dict[str, Any] = {
     "final_eval_samples": 0,
+    "probe_steps": 0,
     "eval_strategy": "no",
     "save_strategy": "no",
     "resume_from_checkpoint": None,
