@@ -7,6 +7,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+LOOK = """({
+  wide: document.documentElement.scrollWidth > window.innerWidth,
+  scripts: document.scripts.length,
+  foreign: [...document.images].filter((one) => !one.src.startsWith("data:")).length,
+  broken: [...document.images].filter((one) => one.complete && !one.naturalWidth).length,
+})"""
+"""What may go wrong on any page: too wide for the window, scripts, images from elsewhere or damaged."""
+GOOD = {"wide": False, "scripts": 0, "foreign": 0, "broken": 0}
+"""What `LOOK` finds on a page without scripts."""
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -42,6 +51,7 @@ class _Session:
         self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.ask("Runtime.enable")
         self.ask("Page.enable")
+        self.ask("Log.enable")
         size = {"width": width, "height": 900, "deviceScaleFactor": 1}
         self.ask("Emulation.setDeviceMetricsOverride", **size, mobile=width < 600)
         self.ask("Page.navigate", url=page.as_uri())
@@ -70,6 +80,8 @@ class _Session:
             assert byte, "the browser has gone"
             buffer += byte
         message = json.loads(buffer)
-        if message.get("method") == "Runtime.exceptionThrown":
+        entry = message.get("params", {}).get("entry", {})
+        # What the page's own policy forbids, such as a script that slipped in, is logged as an error.
+        if message.get("method") == "Runtime.exceptionThrown" or entry.get("level") == "error":
             self.failures.append(message["params"])
         return message

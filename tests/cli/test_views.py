@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from browser import BROWSER, GOOD, LOOK, evaluate_in_page
 from PIL import Image
 
 from cppo.cli.main import main
@@ -97,6 +98,15 @@ def test_the_summary_by_hand():
     assert row.unchanged == pytest.approx(0.75)
     assert row.accuracy == pytest.approx(0.25)
     assert row.change.mean == pytest.approx(-0.25)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(width, tmp_path):
+    file = tmp_path / "page.html"
+    items = [shown(["5", "4", "5"], [True, False, True])] * 3
+    file.write_text(render_views(items, title="x" * 60, strengths="y", seed=0), encoding="utf-8")
+    assert evaluate_in_page(file, LOOK, width=width, profile=tmp_path / "profile") == GOOD
 
 
 def test_texts_are_escaped_and_long_answers_cut():

@@ -86,7 +86,7 @@ class TrainOptions(RunOptions):
         default=None,
         metadata={
             "help": "Every so many steps the report's held-out accuracy and perception tokens are taken on the first "
-            "probe_items of eval_data (default: ten times a run, but not with FSDP or DeepSpeed; 0 = off).",
+            "probe_items of eval_data (default: eight times a run, but not with FSDP or DeepSpeed; 0 = off).",
             "range": "[0, inf)",
         },
     )

@@ -1,5 +1,6 @@
 """Looks at held-out items while a run trains: their accuracy, and the perception tokens of the same few responses."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from cppo.training.recorder import append_json_lines, prompt_text
 from cppo.training.trainer import CPPOTrainer
 from cppo.views import image_data_uri
 
-PROBES_A_RUN = 10
+PROBES_A_RUN = 8
 SHOWN_ITEMS = 3
 SHOWN_TOKENS = 256
 """Tokens of a shown response at most: under each view its logits over the whole vocabulary are held at once."""
@@ -31,7 +32,7 @@ class HeldOutProbe(TrainerCallback):
     training goes on as it would have without.
 
     Args:
-        every: optimizer steps between two probes; None for a tenth of the run.
+        every: optimizer steps between two probes; None for an eighth of the run.
         asked: arguments of `evaluate`.
     """
 
@@ -62,7 +63,7 @@ class HeldOutProbe(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._every is None:
-            self._every = max(1, round(state.max_steps / PROBES_A_RUN))
+            self._every = math.ceil(state.max_steps / PROBES_A_RUN)
         if state.global_step == 0:
             self._take(0)
 
