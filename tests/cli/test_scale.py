@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 
 def train_recipes():
-    return [name for name in recipe_names() if name.startswith(("cppo-paper", "vllm-"))]
+    return [name for name in recipe_names() if name.startswith(("cppo-paper", "lora-", "vllm-"))]
 
 
 @pytest.mark.parametrize("name", train_recipes())

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from rollout_stubs import build_trainer, inject, make_rows
 from tiny_families import FAMILIES, build_family
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cppo.cli.main import main
 from cppo.evaluation import generate_responses, prompt_inputs
+from cppo.recipes import RunOptions
+from cppo.training.adapters import language_model_layers, lora_config
 
 UNSHARED = {"gemma3"}
 PROJECTORS = ("merger", "multi_modal_projector", "connector", "image_newline")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOWERS = ("visual.", "vision_tower.", "vision_model.")
 
 
@@ -108,3 +113,45 @@ def test_a_frozen_vision_tower(family, train):
     assert not any(is_tower(name) for name in moved)
     assert any(part in name for name in moved for part in PROJECTORS)
     assert any("embed_tokens" in name for name in moved)
+
+
+def test_an_adapter_trains_resumes_and_merges(family, train, tmp_path):
+    """Of the language model's linear layers alone; what `cppo export` writes answers as model and adapter do."""
+    _, folder = family
+    options = {"save_strategy": "steps", "save_steps": 1, "perception_gate": "none", "learning_rate": 0.01}
+    asked = RunOptions("unused", model=folder, use_peft=True, lora_r=2)
+    trainer, logs = train(folder, counts=(1, 2), peft_config=lora_config(asked), **options)
+    assert all(log["perception/cpl"] > 0 for log in logs)
+    adapted = weights_of(trainer.model)
+    trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name and not is_tower(name) for name in trainable)
+    assert {name.split(".lora_")[0].split(".")[-1] for name in trainable} == set(LINEAR)
+    again = {"peft_config": lora_config(asked), "resume": str(tmp_path / "out" / "checkpoint-1"), **options}
+    resumed, _ = train(folder, "resumed", counts=(1, 2), **again)
+    assert all(torch.equal(weight, adapted[name]) for name, weight in resumed.model.named_parameters())
+
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert main(["export", "--model", str(tmp_path / "adapter"), "--out", str(tmp_path / "plain")]) == 0
+    rows = make_rows([1, 2])
+    images = [row["images"] for row in rows]
+    inputs = prompt_inputs(trainer.processing_class, [row["prompt"] for row in rows], images)
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = trainer.model(**inputs).logits
+        found = AutoModelForImageTextToText.from_pretrained(tmp_path / "plain")(**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_adapters_share_prompts_as_whole_models_do(family, train, gradients):
+    """Adapters that already change the model; tests/policy compares every family's scores with them."""
+    _, folder = family
+    lora = LoraConfig(r=2, target_modules=language_model_layers(folder), init_lora_weights=False)
+    options = {"drawn": True, "max_steps": 1, "perception_gate": "none", "perception_weight": 0.5, "beta": 0.01}
+    options |= {"perception_view_gradients": gradients, "peft_config": lora}
+    figures = ("loss", "grad_norm", "perception/cpl", "kl")
+    shared, plain = (
+        [train(folder, scorer=scorer, **options)[1][0][figure] for figure in figures] for scorer in ("shared", "plain")
+    )
+    assert shared == pytest.approx(plain, rel=1e-3, abs=1e-6)

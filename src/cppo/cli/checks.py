@@ -4,10 +4,10 @@ import importlib.util
 import json
 from pathlib import Path
 
-from cppo.assets import resolve_model
+from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, check_spec
 from cppo.errors import UserError
-from cppo.recipes import Recipe, RunDirectory, TrainOptions
+from cppo.recipes import Recipe, RunDirectory, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
 
@@ -32,6 +32,12 @@ def check_inputs(recipe: Recipe) -> None:
     """The model and the data that a recipe names. Raises UserError."""
     options = recipe.options
     check_model(options.model)
+    if adapter_base(options.model) is not None:
+        raise UserError(
+            f"model: {options.model} is an adapter: `cppo export --model {options.model} --out DIR` makes a model of "
+            "it; or continue its run with --resume_from_checkpoint"
+        )
+    _check_quantization(options)
     check_data(options.data)
     check_columns(options.columns)
     if options.eval_data is not None:
@@ -60,7 +66,8 @@ def check_data(specs: str | list[str]) -> None:
 
 
 def check_model(name: str) -> None:
-    """A model on this machine: folder, config.json, a vision tower in it; or a name that the hub knows.
+    """A model on this machine: folder, config.json, a vision tower in it; or a name that the hub knows; or an adapter
+    of such a model.
 
     Raises:
         UserError: otherwise.
@@ -70,9 +77,15 @@ def check_model(name: str) -> None:
         if str(folder) == name and _is_hub_name(name):
             return _check_hub_model(name)
         raise UserError(f"model: there is no folder {folder}")
+    base = adapter_base(name)
+    if base is not None:
+        try:
+            return check_model(base)
+        except UserError as error:
+            raise UserError(f"model: {name} is an adapter of {base}: {str(error).removeprefix('model: ')}") from error
     file = folder / "config.json"
     if not file.is_file():
-        raise UserError(f"model: {name} is not a model folder (it has no config.json)")
+        raise UserError(f"model: {name} is not a model folder (it has neither config.json nor adapter_config.json)")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -105,6 +118,12 @@ def _check_hub_model(name: str) -> None:
         raise UserError(
             f"model: {name} is neither a folder nor in this machine's cache, and the hub did not answer: {reason}"
         ) from error
+
+
+def _check_quantization(options: RunOptions) -> None:
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(options, name) and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(f"{name} needs the package bitsandbytes; pip install bitsandbytes")
 
 
 def check_loggers(report_to: str | list[str] | None) -> None:

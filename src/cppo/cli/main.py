@@ -13,6 +13,7 @@ COMMANDS = {
     "sft": "supervised fine-tuning on reference responses",
     "compare": "compare methods over seeds and tasks from one start checkpoint",
     "eval": "accuracy and format rate of a model on data",
+    "export": "write a run or checkpoint as a plain model folder, adapters merged",
     "inspect": "show which response tokens depend on the image",
     "report": "write a run's report, or put several runs side by side",
     "views": "show the views of images: what is kept, what is removed",

@@ -54,6 +54,7 @@ def _run(recipe: Recipe) -> None:
         eval_data=held_out,
         sft_args={"disable_tqdm": False, **arguments},
         callbacks=[RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)],
+        options=options,
     )
     summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
     files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")

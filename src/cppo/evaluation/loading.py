@@ -1,24 +1,30 @@
-"""Loads a vision-language model and its processor for evaluation."""
+"""Loads a vision-language model and its processor for evaluation; an adapter is merged into its model."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from cppo.assets import resolve_model
+from cppo.assets import adapter_base, resolve_model
 from cppo.errors import UserError
+
+FAILURES = (OSError, ValueError, ImportError)
+"""How the libraries refuse a model; some processors need a package of their own."""
 
 
 def check_vision_model(name: str) -> None:
-    """Whether `name` (a packaged name, a folder, a Hugging Face name) is a model with a vision tower.
+    """Whether `name` (a packaged name, a folder, a Hugging Face name) is a model with a vision tower, or an adapter of
+    one.
 
     Raises:
         UserError: its configuration cannot be read, or has no vision part.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve_model(name))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: {name} cannot be loaded: {_first_line(error)}") from error
+        config = AutoConfig.from_pretrained(resolve_model(adapter_base(name) or name))
+    except FAILURES as error:
+        raise _refused(name, error) from error
     if getattr(config, "vision_config", None) is None:
         raise UserError(f"model: {name} has no vision tower; choose a vision-language model")
 
@@ -27,7 +33,7 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     """The model in evaluation mode and its processor.
 
     Args:
-        name: a packaged name, a folder or a Hugging Face name.
+        name: a packaged name, a folder or a Hugging Face name; of an adapter's folder the model with it merged in.
         device, dtype: see `placement`.
 
     Raises:
@@ -36,10 +42,13 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     check_vision_model(name)
     device, dtype = placement(device, dtype)
     processor = load_processor(name)
+    base = adapter_base(name)
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(name), dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: {name} cannot be loaded: {_first_line(error)}") from error
+        model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(base or name), dtype=dtype)
+        if base is not None:
+            model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    except (*FAILURES, RuntimeError) as error:
+        raise _refused(name, error) from error
     try:
         return model.to(device).eval(), processor
     except (RuntimeError, AssertionError) as error:
@@ -51,7 +60,7 @@ def placement(device: str | None, dtype: str | None) -> tuple[str, str]:
 
     Args:
         device: e.g. "cpu" or "cuda".
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return device, dtype or ("float32" if device == "cpu" else "auto")
@@ -59,10 +68,16 @@ def placement(device: str | None, dtype: str | None) -> tuple[str, str]:
 
 def load_processor(name: str) -> Any:
     """The processor of a model, padding on the left. Raises UserError if it cannot be loaded."""
+    base = adapter_base(name)
+    own = base is None or (Path(name) / "processor_config.json").is_file()
     try:
-        return AutoProcessor.from_pretrained(resolve_model(name), padding_side="left")
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: {name} cannot be loaded: {_first_line(error)}") from error
+        return AutoProcessor.from_pretrained(resolve_model(name if own else str(base)), padding_side="left")
+    except FAILURES as error:
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: Exception) -> UserError:
+    return UserError(f"model: {name} cannot be loaded: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,15 @@
 """The options of a run that belong to no trainer configuration: model, data, evaluation, what to do with old files."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from cppo.errors import UserError
+
+ADAPTER_OPTIONS = (
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+    *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
+)
+"""Options that say nothing without `use_peft`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,45 @@ class RunOptions:
     quiet: bool = field(
         default=False, metadata={"help": "Plain lines on a terminal too: no progress bar, no table of samples."}
     )
+    use_peft: bool = field(
+        default=False,
+        metadata={"help": "Train a LoRA adapter and leave the model's own weights as they are (`cppo export` merges)."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "LoRA: rank of the update.", "range": "[1, inf)"})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "LoRA: the update is scaled by lora_alpha / lora_r.", "range": "[1, inf)"}
+    )
+    lora_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "LoRA: dropout before the update. Above 0 an image and its views differ by chance too.",
+            "range": "[0, 1)",
+        },
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "LoRA: names of the modules, matched as PEFT does, in the vision tower too; `all-linear` for every "
+            "linear layer but the head. Without it the linear layers of the language model."
+        },
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "QLoRA: hold the model in 4 bit (needs bitsandbytes, a CUDA GPU, use_peft)."}
+    )
+    load_in_8bit: bool = field(default=False, metadata={"help": "The same in 8 bit."})
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "Kind of 4-bit number."})
+    use_bnb_nested_quant: bool = field(
+        default=False, metadata={"help": "Whether the scales of the 4-bit numbers are quantized too."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.use_peft:
+            for option in fields(self):
+                value = getattr(self, option.name)
+                if option.name in ADAPTER_OPTIONS and value != option.default:
+                    raise UserError(f"{option.name} = {value!r} needs use_peft = true")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise UserError("load_in_4bit and load_in_8bit are both true: choose one")
 
 
 @dataclass(frozen=True)

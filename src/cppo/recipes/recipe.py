@@ -10,7 +10,7 @@ import yaml
 
 from cppo.errors import UserError
 from cppo.methods import DEFAULT_METHOD, with_method, without_method
-from cppo.recipes.options import RunOptions
+from cppo.recipes.options import ADAPTER_OPTIONS, RunOptions
 from cppo.recipes.run_dir import CONFIG_HEADER
 from cppo.recipes.schema import schema
 
@@ -119,6 +119,8 @@ def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any
         "dry_run",
     ):  # they say how a run was started, not what it is
         run.pop(name, None)
+    if not run["use_peft"]:
+        run = {name: value for name, value in run.items() if name not in ("use_peft", *ADAPTER_OPTIONS)}
     return {**{name: value for name, value in run.items() if value is not None}, **config}
 
 

@@ -32,6 +32,7 @@ from cppo.recipes import (
     warn_of_changes,
 )
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
+from cppo.training.adapters import adapter_arguments, name_base
 from cppo.training.answers import answer_all
 from cppo.training.config import CPPOConfig
 from cppo.training.loggers import check_loggers
@@ -208,16 +209,20 @@ def build_trainer(
         name: None if source is None else to_dataset(source, system_prompt=options.system_prompt)
         for name, source in (("train_dataset", prepared.train), ("eval_dataset", sources.evaluation))
     }
+    adapter = adapter_arguments(options, prepared.args)
     try:
         trainer = trainer_class(
             model=resolve_model(options.model),
             reward_funcs=[load_reward(spec) for spec in prepared.rewards],
             args=prepared.args,
             **datasets,
+            **adapter,
         )
     # How the libraries refuse them.
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
+    if options.use_peft:
+        name_base(trainer.model, options.model)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     return trainer

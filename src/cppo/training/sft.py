@@ -16,6 +16,8 @@ from trl import SFTConfig, SFTTrainer
 from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError
+from cppo.recipes import RunOptions
+from cppo.training.adapters import adapter_arguments, name_base
 from cppo.training.loggers import check_loggers
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, and write
@@ -67,17 +69,20 @@ def run_sft(
     eval_data: RecordSource | None = None,
     sft_args: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    options: RunOptions | None = None,
 ) -> str:
     """Train `model` (a folder, hub id or packaged name) on the responses of `data` and save it to `output_dir`.
 
-    `sft_args` are fields of `trl.SFTConfig`. Returns the folder, which then holds model,
-    tokenizer and processor. Raises UserError for a refused option, data without reference responses, or a model that
-    cannot be loaded or has no vision tower. Callbacks given here take the place of the Trainer's own printing.
+    `sft_args` are fields of `trl.SFTConfig`; of `options` those of an adapter are taken. Returns the folder, which then
+    holds model (or adapter), tokenizer and processor. Raises UserError for a refused option, data without reference
+    responses, or a model that cannot be loaded or has no vision tower. Callbacks given here take the place of the
+    Trainer's own printing.
     """
     config = sft_config(output_dir, sft_args or {})
     check_loggers(config)
     train_dataset = sft_dataset(data)
     eval_dataset = None if eval_data is None else sft_dataset(eval_data)
+    adapter = {} if options is None else adapter_arguments(options, config)
     try:
         trainer = SFTTrainer(
             model=resolve_model(model),
@@ -85,9 +90,12 @@ def run_sft(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             callbacks=list(callbacks),
+            **adapter,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model {model!r} cannot be fine-tuned: {_first_line(error)}") from error
+    if adapter:
+        name_base(trainer.model, model)
     for callback in (ProgressCallback, PrinterCallback) if callbacks else ():
         trainer.remove_callback(callback)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
