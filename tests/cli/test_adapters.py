@@ -21,7 +21,7 @@ from cppo.training.adapters import adapter_arguments, language_model_layers
 DATA = ["--data", "tasks:digits?n=12"]
 SIZES = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "12"]
 SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "5", "--logging_steps", "1"]
-LORA = ["--use_peft", "--lora_r", "2", "--learning_rate", "0.01", "--perception_gate", "none"]
+LORA = ["--use_peft", "--lora_r", "2", "--learning_rate", "0.01", "--warmup_steps", "0", "--perception_gate", "none"]
 
 
 def train(folder, *options):
