@@ -22,8 +22,8 @@ demo: $(STAMP) ## train the embedded micro VLM with CPPO, evaluate before and af
 	$(BIN)/cppo train --overwrite true
 
 test: $(STAMP) ## lint, type check and tests
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4
 
