@@ -23,7 +23,9 @@ def make_results():
             marks = "".join(rng.choice("0111" if label != "grpo" else "01") for _ in range(ITEMS))
             items["digits", label, seed] = {"clean": marks}
             curve = [0.5, rng.random(), marks.count("1") / ITEMS]
-            auprc = {"kl": {"auprc": [0.8, rng.random(), rng.random()]}, "js": {"auprc": [None, 0.5, 0.5]}}
+            rule = {"precision": [0.3, None, 0.4], "recall": [0.5, 0.5, 0.625]}
+            auprc = {"entropy_shift": {"auprc": [0.8, rng.random(), rng.random()], **rule}}
+            auprc["js"] = {**auprc["entropy_shift"], "auprc": [None, 0.5, 0.5]}
             cells.append(
                 {"method": label, "seed": seed, "task": "digits", "steps": [0, 40, 100], "accuracy": {"clean": curve}}
                 | {"detectors": auprc}
@@ -92,7 +94,7 @@ def test_curves_hold_t_intervals_over_seeds(made):
     expected = ttest_1samp(values, 0).confidence_interval(0.95)
     assert found["accuracy"]["clean"][1]["low"] == pytest.approx(expected.low, rel=1e-9)
     assert found["auprc"]["js"][0] is None
-    assert found["auprc"]["kl"][0]["mean"] == pytest.approx(0.8)
+    assert found["auprc"]["entropy_shift"][0]["mean"] == pytest.approx(0.8)
 
 
 def test_a_single_seed_has_no_interval(made):
@@ -112,5 +114,6 @@ def test_page_and_table_show_every_method_and_trust_no_text(made):
     # nine methods are more than a chart has line styles, so the control stands in two charts of each kind
     assert page.count('aria-label="clean, at equal steps"') == 1 + 2
     text = markdown(results)
+    assert "| grpo | 0.400 [0.400, 0.400] | 0.625 [0.625, 0.625] |" in text
     for label in LABELS:
         assert f"| {label} | " in text

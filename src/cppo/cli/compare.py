@@ -31,7 +31,8 @@ def run(argv: Sequence[str]) -> None:
     study = load_study(arguments.config, given_values(options, given))
     check_cells(study)
     jobs, timing = study_jobs(study), timing_jobs(study)
-    record = partial(write_collected, study, jobs, timing, command := ["cppo", "compare", *argv])
+    command = ["cppo", "compare", *(word for word in argv if word != "--report_only")]
+    record = partial(write_collected, study, jobs, timing, command)
     failed: list[str] = []
     if not arguments.report_only:
         with only_one(study.output_dir), stopped_by_sigterm():

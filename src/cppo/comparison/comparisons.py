@@ -77,15 +77,14 @@ def compare_task(
 
 
 def _curves(cells: Cells) -> dict[str, Any]:
-    """Means over seeds with their t intervals at each evaluation: accuracy by condition, AUPRC by score."""
-    first = next(iter(cells.values()))
-    accuracy = {name: _over_seeds([cell["accuracy"][name] for cell in cells.values()]) for name in first["accuracy"]}
-    auprc = {
-        score: _over_seeds([cell["detectors"][score]["auprc"] for cell in cells.values()])
-        for score in first["detectors"]
-        if all(score in cell["detectors"] for cell in cells.values())
-    }
-    return {"steps": first["steps"], "accuracy": accuracy, "auprc": auprc}
+    """Intervals over seeds at each evaluation: accuracy by condition, each figure of the detectors by score."""
+    rows = list(cells.values())
+    curves: dict[str, Any] = {"steps": rows[0]["steps"]}
+    curves["accuracy"] = {name: _over_seeds([cell["accuracy"][name] for cell in rows]) for name in rows[0]["accuracy"]}
+    scores = [score for score in rows[0]["detectors"] if all(score in cell["detectors"] for cell in rows)]
+    for figure in ("auprc", "precision", "recall"):
+        curves[figure] = {score: _over_seeds([cell["detectors"][score][figure] for cell in rows]) for score in scores}
+    return curves
 
 
 def _over_seeds(rows: Sequence[Sequence[float | None]]) -> list[dict[str, Any] | None]:

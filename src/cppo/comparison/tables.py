@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+PUBLISHED_SCORE = "entropy_shift"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -74,14 +76,26 @@ def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
         yield Table(caption, ["method", "steps", *conditions], rows)
     scores = list(first["auprc"])
     if scores:
-        starts = [first["auprc"][score][0] for score in scores]
-        rows = [["start", *(f"{one['mean']:.3f}" if one else "" for one in starts)]] if start else []
-        rows += [
-            [label, *(_fraction(curve["auprc"].get(score, [None])[-1]) for score in scores)]
-            for label, curve in curves.items()
-        ]
-        yield Table("AUPRC of the dependency scores after the last step", ["method", *scores], rows)
+        figures = [("auprc", score) for score in scores]
+        yield _detector_table("AUPRC of the dependency scores after the last step", scores, figures, curves)
+        figures = [("precision", PUBLISHED_SCORE), ("recall", PUBLISHED_SCORE)]
+        caption = "The published rule (top half of the tokens with a positive entropy shift) after the last step"
+        yield _detector_table(caption, ["precision", "recall"], figures, curves)
     yield _cost_table(results, task)
+
+
+def _detector_table(
+    caption: str, head: Sequence[str], figures: Sequence[tuple[str, str]], curves: Mapping[str, Any]
+) -> Table:
+    """Figures (name, score) of each method's detectors at its last evaluation, and those of the start."""
+    first = next(iter(curves.values()))
+    rows = []
+    if first["steps"][0] == 0:
+        starts = [first[figure][score][0] for figure, score in figures]
+        rows.append(["start", *(f"{one['mean']:.3f}" if one else "" for one in starts)])
+    for label, curve in curves.items():
+        rows.append([label, *(_fraction(curve[figure].get(score, [None])[-1]) for figure, score in figures)])
+    return Table(caption, ["method", *head], rows)
 
 
 def difference_lines(results: Mapping[str, Any]) -> list[str]:
@@ -94,7 +108,8 @@ def difference_lines(results: Mapping[str, Any]) -> list[str]:
                 difference = method.get("difference", {}).get(name)
                 shown = f" ({points(difference['equal_steps'])})" if difference else ""
                 texts.append(f"{name} {100 * curve[-1]['mean']:.1f}{shown}")
-            lines.append(f"{task}  {label}  {len(method['seeds'])} seeds:  {',  '.join(texts)}")
+            seeds = f"{len(method['seeds'])} seed{'' if len(method['seeds']) == 1 else 's'}"
+            lines.append(f"{task}  {label}  {seeds}:  {',  '.join(texts)}")
     return lines
 
 
