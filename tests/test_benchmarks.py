@@ -73,3 +73,26 @@ def test_attention_is_counted_by_formula(benchmark_module) -> None:
         torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
     # Two products forward; backward the scores again and four gradients.
     assert counter.get_total_flops() == 7 * one_product
+
+
+def test_detectors_by_hand(benchmark_module, tmp_path: Path) -> None:
+    """Average precision by its definition, over the tokens of three items."""
+    module, file = benchmark_module("detectors"), tmp_path / "detectors.json"
+    task = "digits?noise=150"
+    words = ["--model", "start=micro", "--task", task, "--items", "3", "--resamples", "5", "--json", str(file)]
+    module.main(words)
+    cells = {(cell["view"], cell["score"]): cell for cell in json.loads(file.read_text())["cells"]}
+    assert {view for view, _ in cells} == set(module.VIEWS)
+    model, processor = module.load_model("micro", device="cpu", dtype=None)
+    records = module.load_records(f"tasks:{task}&seed=4001", split="test", limit=3)
+    samplers = {name: module.ViewSampler(4001, removing_families=kinds) for name, kinds in module.VIEWS.items()}
+    items = list(module.scored_items(model, processor, records, samplers, 80))
+    for (view, score), cell in cells.items():
+        pairs = [(v, t) for item in items for v, t in zip(item[view, score][0], item["truth"], strict=True)]
+        true, precision = sum(t for _, t in pairs), 0.0
+        for value in {v for v, t in pairs if t}:
+            above = [t for v, t in pairs if v >= value]
+            precision += sum(t for v, t in pairs if v == value) / true * sum(above) / len(above)
+        assert cell["auprc"] == pytest.approx(precision, abs=1e-9)
+        assert cell["chance"] == pytest.approx(true / len(pairs))
+    assert cells["static", "js"]["auprc"] > 0.9

@@ -13,7 +13,9 @@ JITTER = (("color_jitter", "perspective", "rotation"), ("noise_rectangles", "cro
 MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.6))
 HALF_MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.5))
 NOISE_AND_MASK = (("diffusion_noise",), ("black_patches",), ViewStrengths(diffusion_steps=200))
+STATIC = (JITTER[0], ("static",), ViewStrengths())
 VIEWS_OF = {"papo": MASK, "papo-dapo": MASK, "vppo": HALF_MASK, "dvrp": NOISE_AND_MASK}
+VIEWS_OF |= {"cppo-static": STATIC, "cppo-static-js": STATIC}
 
 
 @dataclass
@@ -174,6 +176,8 @@ TERMS = {
     "cppo-score-kl": scored_by(lambda r: r.minus["kl"]),
     "cppo-score-js": scored_by(lambda r: r.minus["js"]),
     "cppo-score-logp": scored_by(lambda r: r.fall),
+    "cppo-static": scored_by(relative_shift),
+    "cppo-static-js": scored_by(lambda r: r.minus["js"]),
 }
 """What each method adds to the RL loss."""
 

@@ -36,6 +36,19 @@ def test_the_share_of_black_patches_is_the_probability():
     assert abs((pixels[..., 0] == 0).mean() - 0.6) < 4 * math.sqrt(0.24 / 90_000)
 
 
+def test_static_is_uniform_and_knows_nothing_of_the_image():
+    """64 bins of four levels: chi-squared with 63 degrees of freedom, below its 1e-6 quantile."""
+    views = [
+        np.asarray(removing_view(grey(level, (200, 150)), np.random.default_rng(5), families=["static"]))
+        for level in (0, 255)
+    ]
+    assert (views[0] == views[1]).all()
+    assert views[0].shape == (150, 200, 3)
+    counts, _ = np.histogram(views[0], bins=64, range=(0, 256))
+    expected = views[0].size / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 133
+
+
 @pytest.mark.parametrize("steps", [0, 50, 200])
 def test_diffusion_noise_scales_the_pixels_and_adds_normal_noise(steps):
     """Mean sqrt(a) x and deviation sqrt(1 - a), a the product of 1 - beta by a loop."""

@@ -246,6 +246,21 @@ def score_logp() -> Options:
     return {**cppo(), "perception_score": "logp_shift"}
 
 
+def static_view() -> Options:
+    """CPPO with a picture of noise as I-: nothing of the image is left, where the published views spare parts by
+    chance."""
+    return {**cppo(), "removing_views": ["static"]}
+
+
+def static_view_js() -> Options:
+    """CPPO with a picture of noise as I-, detecting by the exact Jensen-Shannon divergence from it.
+
+    Ours: of the scores and views tried, the one that finds the true perception tokens of all task families
+    (docs/results/detectors.md).
+    """
+    return {**static_view(), "perception_score": "js"}
+
+
 METHODS: Mapping[str, Method] = {
     name: declared(name, declaration)
     for name, declaration in {
@@ -274,6 +289,8 @@ METHODS: Mapping[str, Method] = {
         "cppo-score-kl": score_kl,
         "cppo-score-js": score_js,
         "cppo-score-logp": score_logp,
+        "cppo-static": static_view,
+        "cppo-static-js": static_view_js,
     }.items()
 }
 """Every method by name: published ones, then CPPO's ablations."""

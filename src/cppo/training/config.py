@@ -181,7 +181,7 @@ class CPPOConfig(GRPOConfig):
     removing_views: list[str] = field(
         default_factory=lambda: ["noise_rectangles", "crop"],
         metadata={
-            "help": "Families of information-removing views (I-): noise_rectangles, crop, black_patches; one "
+            "help": "Families of information-removing views (I-): noise_rectangles, crop, black_patches, static; one "
             "is drawn for each image."
         },
     )

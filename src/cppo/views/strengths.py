@@ -11,8 +11,8 @@ PRESERVING_FAMILIES = ("color_jitter", "perspective", "rotation")
 REMOVING_FAMILIES = ("noise_rectangles", "crop")
 """CPPO's own."""
 KNOWN_PRESERVING = (*PRESERVING_FAMILIES, "diffusion_noise")
-KNOWN_REMOVING = (*REMOVING_FAMILIES, "black_patches")
-"""With those of other methods."""
+KNOWN_REMOVING = (*REMOVING_FAMILIES, "black_patches", "static")
+"""With those of other methods, and `static`, which leaves nothing of the image."""
 DIFFUSION_STEPS = 1000
 """Steps of the whole diffusion, after which an image is noise alone."""
 

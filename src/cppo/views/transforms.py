@@ -180,6 +180,11 @@ def black_patches(image: Image.Image, rng: np.random.Generator, strengths: ViewS
     return Image.fromarray(pixels), {"patches": int(black.sum())}
 
 
+def static(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
+    """Uniform noise everywhere: no part of the image is left by chance, as in all other families."""
+    return Image.fromarray(rng.integers(0, 256, size=(image.height, image.width, 3), dtype=np.uint8)), {}
+
+
 _TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator, ViewStrengths], Perturbed]] = {
     "color_jitter": color_jitter,
     "perspective": perspective,
@@ -188,6 +193,7 @@ _TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator, ViewStrengths
     "noise_rectangles": noise_rectangles,
     "crop": crop,
     "black_patches": black_patches,
+    "static": static,
 }
 
 

@@ -1,0 +1,145 @@
+"""How well does each dependency score find the true perception tokens, under each information-removing view?
+
+Greedy answers to generated items, whose perception tokens are known, are scored under the image and under I-; AUPRC has
+a percentile bootstrap over items (whole items are drawn again). `published` draws I- as CPPO does, from
+noise rectangles and crops; every other row draws from one family. Precision and recall are those of the published rule:
+the top half of the tokens with a positive score. Writes a Markdown table and, on request, JSON.
+
+    python benchmarks/detectors.py --model start=micro --model trained=runs/micro --json detectors.json
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+
+from cppo.data import Record, chat_messages, load_records
+from cppo.evaluation import load_model
+from cppo.evaluation.detectors import detector_quality
+from cppo.evaluation.generate import generate_tokens, prompt_inputs
+from cppo.evaluation.inspection import SCORES, dependency_scores, response_mask, score_responses, token_truth
+from cppo.perception import select_perception_tokens
+from cppo.views import KNOWN_REMOVING, REMOVING_FAMILIES, ViewSampler
+
+TASKS = ("digits?noise=150", "shapes?noise=90", "chart?noise=90")
+VIEWS = {"published": REMOVING_FAMILIES, **{family: (family,) for family in KNOWN_REMOVING}}
+BATCH = 25
+TOP_FRACTION = 0.5
+
+
+def scored_items(
+    model: Any, processor: Any, records: Sequence[Record], samplers: dict[str, ViewSampler], max_new_tokens: int
+) -> Iterator[dict[str, Any]]:
+    """For each record the truth of its tokens, and their scores and selection under each I-: lists over tokens."""
+    for start in range(0, len(records), BATCH):
+        part = [records[place] for place in range(start, min(start + BATCH, len(records)))]
+        prompts = [chat_messages(record.prompt, None) for record in part]
+        inputs = prompt_inputs(processor, prompts, [record.images for record in part])
+        rows = generate_tokens(model, processor, inputs, max_new_tokens=max_new_tokens)
+        anchor, mask = score_responses(model, inputs, rows, temperature=1.0), response_mask(rows)
+        items: list[dict[str, Any]] = [
+            {"truth": token_truth(processor, ids, one)} for ids, one in zip(rows, part, strict=True)
+        ]
+        for view, sampler in samplers.items():
+            removed = [[sampler.views(image, one.id, 0, i)[1] for i, image in enumerate(one.images)] for one in part]
+            removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
+            for score, values in dependency_scores(anchor, removing).items():
+                selected = select_perception_tokens(values, mask, TOP_FRACTION)
+                for row, item in enumerate(items):
+                    kept = mask[row]
+                    item[view, score] = values[row, kept].tolist(), selected[row, kept].tolist()
+        yield from items
+
+
+def quality(items: Sequence[dict[str, Any]], view: str, score: str, resamples: int) -> dict[str, Any]:
+    """AUPRC with its interval, precision and recall of a score over all items' tokens."""
+    values = [item[view, score][0] for item in items]
+    truths = [item["truth"] for item in items]
+    selected = [flag for item in items for flag in item[view, score][1]]
+    found = detector_quality([v for part in values for v in part], selected, [t for part in truths for t in part])
+    assert found is not None
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(resamples):
+        drawn = rng.integers(len(items), size=len(items))
+        draws.append(
+            average_precision_score(
+                [t for place in drawn for t in truths[place]], [v for place in drawn for v in values[place]]
+            )
+        )
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {
+        "auprc": found.auprc,
+        "auprc_ci95": [float(low), float(high)],
+        "precision": found.precision,
+        "recall": found.recall,
+        "chance": found.base_rate,
+        "tokens": found.tokens,
+    }
+
+
+def table(cells: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table for each task and model: a row a view, a column a score, AUPRC with its interval."""
+    lines = []
+    for task, label in dict.fromkeys((cell["task"], cell["model"]) for cell in cells):
+        own = [cell for cell in cells if (cell["task"], cell["model"]) == (task, label)]
+        lines += [f"\n`{task}`, {label}: AUPRC (chance {own[0]['chance']:.3f})\n"]
+        lines += ["| I- | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
+        for view in dict.fromkeys(cell["view"] for cell in own):
+            by_score = {cell["score"]: cell for cell in own if cell["view"] == view}
+            shown = [
+                "{:.3f} [{:.3f}, {:.3f}]".format(by_score[score]["auprc"], *by_score[score]["auprc_ci95"])
+                for score in SCORES
+            ]
+            lines.append(f"| {view} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", required=True, metavar="LABEL=NAME|DIR", help="may be repeated")
+    parser.add_argument("--task", action="append", metavar="TASK", help=f"default: {', '.join(TASKS)}")
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=4001, help="of the items; views are drawn by it too")
+    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap over items")
+    parser.add_argument("--max_new_tokens", type=int, default=80)
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args(argv)
+    samplers = {name: ViewSampler(args.seed, removing_families=families) for name, families in VIEWS.items()}
+    cells = []
+    for entry in args.model:
+        label, _, name = entry.partition("=")
+        model, processor = load_model(name, device="cpu", dtype=None)
+        for task in args.task or TASKS:
+            records = load_records(f"tasks:{task}&seed={args.seed}", split="test", limit=args.items)
+            items = list(scored_items(model, processor, records, samplers, args.max_new_tokens))
+            cells += [
+                {
+                    "model": label,
+                    "task": task,
+                    "view": view,
+                    "score": score,
+                    **quality(items, view, score, args.resamples),
+                }
+                for view in VIEWS
+                for score in SCORES
+            ]
+    print(table(cells))
+    if args.json:
+        result = {
+            "arguments": vars(args),
+            "versions": {package: version(package) for package in ("torch", "transformers", "scikit-learn")},
+            "threads": torch.get_num_threads(),
+            "cells": cells,
+        }
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
