@@ -188,12 +188,18 @@ def test_augmented_prompts_show_the_view_in_rollouts_and_update(make_trainer, mo
 
 
 def watch_images(trainer, monkeypatch):
-    """Record the images that TRL's generation is given, and draw the completions."""
+    """Record the images that TRL's generation is given, and draw the completions.
+
+    vLLM takes the images, transformers what the processor made of them: both are given the same.
+    """
     seen = []
 
-    def generate(self, prompt_ids, images, *rest, **more):
+    def generate(self, prompt_ids, images, multimodal_fields, *rest, **more):
         if self is trainer:
             seen.extend(images)
+            flat = [image for row_images in images for image in row_images]
+            processed = self.processing_class.image_processor(flat, return_tensors="pt")
+            assert torch.equal(multimodal_fields["pixel_values"], processed["pixel_values"])
         return drawn_completions(prompt_ids), None
 
     monkeypatch.setattr("trl.GRPOTrainer._generate_single_turn", generate)

@@ -39,7 +39,14 @@ from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import ban_vision_placeholders, check_setup, freeze_vision_tower, share_prompts
 from cppo.training.shared_views import score_shared
-from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, prompt_images
+from cppo.training.view_inputs import (
+    Row,
+    ViewMaker,
+    canonical_rows,
+    embedded_images,
+    prompt_images,
+    replace_images,
+)
 from cppo.training.view_scoring import (
     Score,
     ViewRequest,
@@ -50,8 +57,8 @@ from cppo.training.view_scoring import (
 from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
-    "_tokenize_prompts": "a text-only row of a mixed batch must carry an empty list of images, not None",
-    "_generate_single_turn": "each prompt and image is prefilled once a group; vLLM wants None for no images",
+    "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
+    "_generate_single_turn": "each prompt and image is prefilled once a group; vLLM: None for no images, and the views",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
@@ -174,9 +181,13 @@ class CPPOTrainer(CardedTrainer):
     # Rollouts, gate and views
 
     def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
-        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
+        shown = prompts
+        if self._rollout_images is not None:
+            shown = [replace_images(prompt, own) for prompt, own in zip(prompts, self._rollout_images, strict=True)]
+        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(shown)
         if images is not None:
-            images = [row_images or [] for row_images in images]
+            # Of the prompts as they are, not as rollouts see them: the update takes them from here.
+            images = [list(embedded_images(prompt)) for prompt in prompts]
         return prompt_ids, images, multimodal_fields
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
