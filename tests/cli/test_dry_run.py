@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
+from cppo.cli.train import method_text
 from cppo.data import load_records
 from cppo.evaluation import load_processor
 from cppo.recipes import load_recipe
@@ -69,9 +70,27 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
     assert lines["steps"] == "10, 2.00 epochs; every 1 share 4 prompts x 2 responses"
     assert lines["tokens"].startswith(f"prompts {sum(counts) / 20:.0f} on average, {max(counts)} at most in 20 rows")
     assert lines["rewards"] == "accuracy_reward x 0.9, format_reward x 0.1"
-    assert lines["loss"] == "dapo, perception_weight 0.01, scorer shared, views joint"
+    assert lines["method"] == "cppo: perception_sink contrast, perception_weight 0.01, views joint"
+    assert lines["loss"] == "dapo, scorer shared"
     assert snapshot(folder) == before
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"method": "grpo"}, "no views"),
+        ({"method": "cppo", "perception_weight": 0}, "no views"),
+        (
+            {"method": "papo"},
+            "perception_sink divergence, perception_weight 0.02, views joint; entropy under I- x 0.05",
+        ),
+        ({"method": "vppo"}, "perception_sink advantage, kept by the tokens of the best k3"),
+        ({"method": "noisyrollout"}, "rollouts from diffusion_noise (mix 0.5)"),
+    ],
+)
+def test_the_plan_tells_what_a_method_makes_of_views(options, text):
+    assert method_text(load_recipe("train", "micro", options).resolved) == text
 
 
 def test_memory_that_stays_and_the_worst_batch(folder):

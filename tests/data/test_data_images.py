@@ -120,7 +120,8 @@ def test_the_cheap_check_finds_exactly_what_decoding_refuses(kind, options):
 
 
 def test_truncated_files(folder):
-    for name, kind in (("cut.jpg", "JPEG"), ("cut.png", "PNG")):
+    (folder / "in").mkdir()
+    for name, kind in (("cut.jpg", "JPEG"), ("in/cut.png", "PNG")):
         data = encoded(noise_image(64), kind)
         (folder / name).write_bytes(data[: len(data) * 2 // 3])
         reason = reason_of(folder, name)

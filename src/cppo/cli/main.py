@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from cppo.errors import UserError, tell
 
 COMMANDS = {
-    "train": "train a vision-language model with CPPO (or plain GRPO)",
+    "train": "train a vision-language model with CPPO or another method",
     "sft": "supervised fine-tuning on reference responses",
     "compare": "compare methods over seeds and tasks from one start checkpoint",
     "eval": "accuracy and format rate of a model on data",

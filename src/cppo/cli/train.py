@@ -1,8 +1,8 @@
 """`cppo train`: reinforcement learning from a recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cppo.cli.checks import check_options, check_recipe
 from cppo.cli.console import percent, quiet_libraries
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 MIB = 2**20
 DESCRIPTION = (
     "Trains a vision-language model with CPPO: GRPO plus a contrastive loss on the response tokens that depend on the "
-    "image. Without arguments it trains the embedded micro model (recipe `micro`)."
+    "image; or with another method (`cppo methods` lists them). Without arguments it trains the embedded micro model "
+    "(recipe `micro`)."
 )
 
 
@@ -101,7 +102,6 @@ def plan_lines(plan: "Plan", recipe: Recipe) -> list[str]:
     config = recipe.resolved
     mean, longest = plan.prompt_tokens
     rewards = ", ".join(f"{name} x {weight:g}" for name, weight in plan.rewards.items())
-    loss = f"{plan.loss_type}, perception_weight {config['perception_weight']:g}"
     return [
         f"model      {recipe.options.model}: {plan.trained_weights:,} of {plan.all_weights:,} weights trained, "
         f"{plan.dtype} on {plan.device}, {plan.processes} process(es)",
@@ -111,7 +111,8 @@ def plan_lines(plan: "Plan", recipe: Recipe) -> list[str]:
         f"prompts x {plan.generations} responses",
         f"tokens     prompts {mean:.0f} on average, {longest:,} at most in {plan.probed_rows:,} rows, images included; "
         f"responses up to {plan.response_tokens:,}",
-        f"loss       {loss}, scorer {config['scorer']}, views {config['perception_memory']}",
+        f"method     {config['method']}: {method_text(config)}",
+        f"loss       {plan.loss_type}, scorer {config['scorer']}",
         f"rewards    {rewards}",
         "memory     "
         + ", ".join(f"{part.name} {_mib(getattr(plan.memory, part.name))}" for part in fields(plan.memory)),
@@ -121,6 +122,23 @@ def plan_lines(plan: "Plan", recipe: Recipe) -> list[str]:
         ),
         f"written    nothing; without --dry_run it goes to {recipe.output_dir}",
     ]
+
+
+def method_text(config: Mapping[str, Any]) -> str:
+    """What a method makes of views, from the options in force."""
+    sink, weight = config["perception_sink"], config["perception_weight"]
+    entropy = config["perception_removing_entropy_weight"]
+    used = []
+    if sink == "advantage":
+        used.append(f"perception_sink advantage, kept by the tokens of the best {config['perception_score']}")
+    elif sink != "none" and weight:
+        used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {config['perception_memory']}")
+    if sink not in ("advantage", "none") and entropy:
+        used.append(f"entropy under I- x {entropy:g}")
+    if config["rollout_views"]:
+        share = f"{config['rollout_view_mode']} {config['rollout_view_fraction']:g}"
+        used.append(f"rollouts from {', '.join(config['rollout_views'])} ({share})")
+    return "; ".join(used) or "no views"
 
 
 def _needs_line(label: str, needs: "BatchNeeds", plan: "Plan") -> str:

@@ -1,7 +1,7 @@
 """What a study file may say."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class StudyOptions:
     control: str | None = field(
         default=None, metadata={"help": "Label of the method that all others are compared with (default: the first)."}
     )
-    seeds: int | list[int] = field(
-        default=5, metadata={"help": "How many seeds, from 0 on, or a list of them.", "range": "[0, inf)"}
+    seeds: Annotated[int | list[int], "[0, inf)"] = field(
+        default=5, metadata={"help": "How many seeds, from 0 on, or a list of them."}
     )
     seeds_of: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Other seeds for some labels: {label: N or a list}."}
     )
-    evaluate_every: int | None = field(
+    evaluate_every: Annotated[int | None, "[1, inf)"] = field(
         default=None,
-        metadata={"help": "Steps between evaluations; step 0 and the last are always there.", "range": "[1, inf)"},
+        metadata={"help": "Steps between evaluations; step 0 and the last are always there."},
     )
-    eval_items: int = field(
-        default=500, metadata={"help": "Items of eval_data that each evaluation answers.", "range": "[1, inf)"}
+    eval_items: Annotated[int, "[1, inf)"] = field(
+        default=500, metadata={"help": "Items of eval_data that each evaluation answers."}
     )
     conditions: list[str] = field(
         default_factory=lambda: ["clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing"],
@@ -49,24 +49,23 @@ class StudyOptions:
             "trained_removing, held_out_preserving, held_out_removing, or a single view family."
         },
     )
-    detector_items: int = field(
+    detector_items: Annotated[int, "[0, inf)"] = field(
         default=50,
-        metadata={"help": "Items that dependency scores are judged on; 0 for none.", "range": "[0, inf)"},
+        metadata={"help": "Items that dependency scores are judged on; 0 for none."},
     )
     output_dir: str | None = field(
         default=None, metadata={"help": "Where cells and results go (default: runs/NAME of the study)."}
     )
-    workers: int | None = field(
-        default=None, metadata={"help": "Cells that run at once (default: cores / threads).", "range": "[1, inf)"}
+    workers: Annotated[int | None, "[1, inf)"] = field(
+        default=None, metadata={"help": "Cells that run at once (default: cores / threads)."}
     )
-    threads: int = field(default=1, metadata={"help": "Threads of each cell.", "range": "[1, inf)"})
+    threads: Annotated[int, "[1, inf)"] = field(default=1, metadata={"help": "Threads of each cell."})
     keep_models: bool = field(default=False, metadata={"help": "Keep each cell's trained model."})
-    timing_steps: int = field(
+    timing_steps: Annotated[int, "[0, inf)"] = field(
         default=0,
         metadata={
             "help": "After all cells: train each method so many steps alone on the machine, in turn, for the time and "
             "memory of a step (0: take them from the cells, which share the machine).",
-            "range": "[0, inf)",
         },
     )
-    timing_repeats: int = field(default=3, metadata={"help": "Rounds of that.", "range": "[1, inf)"})
+    timing_repeats: Annotated[int, "[1, inf)"] = field(default=3, metadata={"help": "Rounds of that."})

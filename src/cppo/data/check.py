@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class RowChecks:
                     present.update(dict.fromkeys(value) if isinstance(value, Mapping) else {})
                     parsed.append((number, self._parse(value, folder, f"{name} {unit} {number}")))
                 fresh = {ref for _, row in parsed for ref in _encoded(row)} - self._problems.keys()
-                self._problems.update(zip(fresh, pool.map(image_problem, fresh), strict=True))
+                self._problems.update(zip(fresh, pool.map(image_problem, fresh, repeat(folder)), strict=True))
                 for number, row in parsed:
                     checked = self._finish(row)
                     if isinstance(checked, RowError):

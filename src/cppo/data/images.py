@@ -62,15 +62,16 @@ def image_ref(value: Any, folder: Path | None) -> ImageRef:
     return path
 
 
-def decode_image(ref: ImageRef, *, draft: bool = False) -> Image.Image:
+def decode_image(ref: ImageRef, *, folder: Path | None = None, draft: bool = False) -> Image.Image:
     """Decode to RGB, upright, first frame. Raises RowError for anything that Pillow cannot read.
 
-    `draft` lets a JPEG be decoded at an eighth of its size: all of its data is still read, at less cost.
+    Messages name a file by its path in `folder`. `draft` lets a JPEG be decoded at an eighth of its size: all of its
+    data is still read, at less cost.
     """
     if isinstance(ref, Image.Image):
         return ref
     data = ref.read() if isinstance(ref, TableImage) else ref
-    name = repr(data.name) if isinstance(data, Path) else f"({len(data)} bytes)"
+    name = f"({len(data)} bytes)" if isinstance(data, bytes) else repr(_path_in(data, folder))
     try:
         with Image.open(data if isinstance(data, Path) else BytesIO(data), formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -86,13 +87,17 @@ def decode_image(ref: ImageRef, *, draft: bool = False) -> Image.Image:
         raise RowError(f"image {name} cannot be read: {_one_line(error)}") from error
 
 
-def image_problem(ref: ImageRef) -> str | None:
+def image_problem(ref: ImageRef, folder: Path | None = None) -> str | None:
     """Why the image cannot be decoded, or None. Safe to call from several threads."""
     try:
-        decode_image(ref, draft=True)
+        decode_image(ref, folder=folder, draft=True)
     except RowError as error:
         return str(error)
     return None
+
+
+def _path_in(path: Path, folder: Path | None) -> str:
+    return str(path.relative_to(folder)) if folder is not None and path.is_relative_to(folder) else path.name
 
 
 def _one_line(error: Exception) -> str:

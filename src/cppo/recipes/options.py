@@ -1,7 +1,7 @@
 """The options of a run that belong to no trainer configuration: model, data, evaluation, what to do with old files."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from cppo.errors import UserError
 
@@ -36,26 +36,23 @@ class RunOptions:
             "geometry3k, trl, verl, virl39k."
         },
     )
-    min_pixels: int | None = field(
+    min_pixels: Annotated[int | None, "[1, 100000000]"] = field(
         default=None,
         metadata={
             "help": "Images of fewer pixels are scaled up to so many, before views and the model's own processor.",
-            "range": "[1, 100000000]",
         },
     )
-    max_pixels: int | None = field(
+    max_pixels: Annotated[int | None, "[1, 100000000]"] = field(
         default=None,
         metadata={
             "help": "Images of more pixels are scaled down to so many: fewer image tokens, less memory.",
-            "range": "[1, 100000000]",
         },
     )
-    max_prompt_tokens: int | None = field(
+    max_prompt_tokens: Annotated[int | None, "[1, inf)"] = field(
         default=None,
         metadata={
             "help": "Rows whose prompt is longer, image tokens included, are named and left out of training. Without "
             "it none is left out, nor shortened.",
-            "range": "[1, inf)",
         },
     )
     resume_from_checkpoint: bool | str | None = field(
@@ -70,15 +67,14 @@ class RunOptions:
         default=False,
         metadata={"help": "Train a LoRA adapter and leave the model's own weights as they are (`cppo export` merges)."},
     )
-    lora_r: int = field(default=16, metadata={"help": "LoRA: rank of the update.", "range": "[1, inf)"})
-    lora_alpha: int = field(
-        default=32, metadata={"help": "LoRA: the update is scaled by lora_alpha / lora_r.", "range": "[1, inf)"}
+    lora_r: Annotated[int, "[1, inf)"] = field(default=16, metadata={"help": "LoRA: rank of the update."})
+    lora_alpha: Annotated[int, "[1, inf)"] = field(
+        default=32, metadata={"help": "LoRA: the update is scaled by lora_alpha / lora_r."}
     )
-    lora_dropout: float = field(
+    lora_dropout: Annotated[float, "[0, 1)"] = field(
         default=0.0,
         metadata={
             "help": "LoRA: dropout before the update. Above 0 an image and its views differ by chance too.",
-            "range": "[0, 1)",
         },
     )
     lora_target_modules: list[str] | None = field(
@@ -114,32 +110,30 @@ class TrainOptions(RunOptions):
     system_prompt: str | None = field(
         default=None, metadata={"help": "A system message put before every prompt that brings none."}
     )
-    max_bad_fraction: float = field(
+    max_bad_fraction: Annotated[float, "[0, 1]"] = field(
         default=0.01,
-        metadata={"help": "Rows that cannot be used are skipped up to this share of the data.", "range": "[0, 1]"},
+        metadata={"help": "Rows that cannot be used are skipped up to this share of the data."},
     )
-    eval_limit: int | None = field(
+    eval_limit: Annotated[int | None, "[1, inf)"] = field(
         default=256,
-        metadata={"help": "Items of eval_data used by evaluations DURING training.", "range": "[1, inf)"},
+        metadata={"help": "Items of eval_data used by evaluations DURING training."},
     )
-    final_eval_samples: int = field(
+    final_eval_samples: Annotated[int, "[0, inf)"] = field(
         default=0,
         metadata={
             "help": "Items of eval_data answered greedily before and after training, and after it with a blank image "
             "(0 = off).",
-            "range": "[0, inf)",
         },
     )
-    probe_steps: int | None = field(
+    probe_steps: Annotated[int | None, "[0, inf)"] = field(
         default=None,
         metadata={
             "help": "Every so many steps the report's held-out accuracy and perception tokens are taken on the first "
             "probe_items of eval_data (default: eight times a run, but not with FSDP or DeepSpeed; 0 = off).",
-            "range": "[0, inf)",
         },
     )
-    probe_items: int = field(
-        default=64, metadata={"help": "Items of eval_data answered greedily at each probe.", "range": "[1, inf)"}
+    probe_items: Annotated[int, "[1, inf)"] = field(
+        default=64, metadata={"help": "Items of eval_data answered greedily at each probe."}
     )
     rewards: list[str] | None = field(
         default=None,
@@ -152,7 +146,7 @@ class TrainOptions(RunOptions):
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Check options, data and model, make one real step, print the plan with steps, tokens, memory and "
-            "time, and write nothing."
+            "help": "Check options, data and model, train three batches in a temporary folder, print the plan with "
+            "steps, tokens, memory and time, and write nothing."
         },
     )

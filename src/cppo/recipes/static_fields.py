@@ -20,9 +20,8 @@ class OptionField:
     """One option: a field of a configuration dataclass, as its source states it.
 
     `kinds` holds what a value may be: "none", "bool", "int", "float", "str", "list", "dict". `item_kinds` says the same
-    of a list's items. `choices` are the values of a `Literal` annotation. `interval` is the range in the usual notation
-    (e.g. "(0, 1]"), from `Annotated` or the field's metadata. `default` is the default where it is a literal, else
-    UNSET.
+    of a list's items. `choices` are the values of a `Literal` annotation. `interval` is what `Annotated` adds, a range
+    in the usual notation: "(0, 1]". `default` is the default where it is a literal, else UNSET.
     """
 
     name: str
@@ -86,7 +85,7 @@ def _option_field(statement: ast.AnnAssign, origin: str) -> OptionField:
         choices=tuple(choices),
         default=default,
         help=" ".join(str(metadata.get("help", "")).replace("%%", "%").split()),
-        interval=interval or metadata.get("range"),
+        interval=interval,
         origin=origin,
     )
 

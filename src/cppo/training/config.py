@@ -31,7 +31,7 @@ class CPPOConfig(GRPOConfig):
     method: str = field(
         default="cppo",
         metadata={
-            "help": "The method, whose options it sets: `cppo`, `grpo` (TRL's GRPO) or another of docs/methods.md."
+            "help": "The method, whose options it sets: `cppo`, `grpo` (TRL's) or another that `cppo methods` lists."
         },
     )
     perception_sink: Literal["contrast", "divergence", "advantage", "none"] = field(
