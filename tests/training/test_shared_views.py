@@ -76,7 +76,7 @@ def test_micro_batches_hold_whole_groups(make_trainer):
     assert order != [0, 1, 2, 3]
     for part, place in zip(parts, order, strict=True):
         assert torch.equal(part["completion_ids"], batch["completion_ids"][4 * place : 4 * place + 4])
-        assert part["perception_rollout"] == batch["perception_rollout"][4 * place : 4 * place + 4]
+        assert part["rollout_place"] == batch["rollout_place"][4 * place : 4 * place + 4]
         assert part["num_images"] == [len(rows[place]["images"])] * 4
         patches = part["image_grid_thw"].prod(dim=1).sum().item() if rows[place]["images"] else 0
         assert part["pixel_values"].shape[0] == patches

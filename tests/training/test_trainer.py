@@ -160,11 +160,25 @@ def test_callbacks_get_the_perception_logs(make_trainer):
 
 
 @pytest.mark.parametrize("off", [{"method": "grpo"}, {"perception_weight": 0.0}])
-def test_without_perception_nothing_of_it_is_logged_or_made(make_trainer, off):
+def test_without_perception_nothing_of_it_is_logged_and_samples_have_no_selected_tokens(make_trainer, off):
     trainer = inject(make_trainer(make_rows([1, 1]), **off))
     trainer.train()
     assert not any(name.startswith("perception/") for name in step_logs(trainer)[0])
-    assert trainer.last_samples == []
+    assert len(trainer.last_samples) == 4
+    for sample in trainer.last_samples:
+        assert len(sample["completion_tokens"]) == len(sample["perception"]) == len(sample["score"]) > 0
+        assert not any(sample["perception"])
+        assert not any(sample["score"])
+
+
+def test_a_step_without_gated_in_rollouts_has_samples_too(make_trainer):
+    trainer = inject(
+        make_trainer(make_rows([1, 1]), reward_funcs=lambda completions, **kwargs: [1.0] * len(completions))
+    )
+    trainer.train()
+    assert step_logs(trainer)[0]["perception/gated_fraction"] == 0
+    assert len(trainer.last_samples) == 4
+    assert not any(any(sample["perception"]) for sample in trainer.last_samples)
 
 
 def test_last_samples_are_rollouts_of_the_batch(make_trainer, processor):
@@ -239,8 +253,7 @@ def test_evaluation_keeps_the_best_checkpoint(make_trainer, tmp_path):
 def test_the_model_card_cites_the_method(make_trainer, tmp_path):
     make_trainer(make_rows([1, 1])).create_model_card(model_name="mine")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "trained with CPPO, a method introduced in [CPPO: Contrastive Perception" in card
-    assert "huggingface.co/papers/2601.00501" in card
+    assert "eprint       = {arXiv:2601.00501}" in card
     assert "DeepSeekMath" not in card
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cppo.training.advantage_shaping import shape_advantages
 from cppo.training.perception_term import Detection, perception_token_mask
+from cppo.training.row_scorer import row_scorer
 from cppo.training.shared_views import score_shared
 from cppo.training.view_scoring import ViewRequest, detection_scores, idle_pass, model_inputs
 
@@ -22,13 +23,28 @@ def detect(trainer: Any, model: Any, request: ViewRequest, inputs: dict[str, Any
     length = request.response_mask.shape[1]
     if not request.rows:
         if trainer.accelerator.num_processes > 1:
-            idle_pass(trainer._scorer(model, length, shares=trainer._shares_prompts), ids, mask, vision)
+            idle_pass(row_scorer(trainer, model, length, shares=trainer._shares_prompts), ids, mask, vision)
         return None
     if trainer._shares_prompts:
         with trainer.accelerator.autocast():
             return score_shared(model, trainer.args, request, ids, mask, vision, detect_only=True)
-    scores = detection_scores(trainer._scorer(model, length), request, ids, mask, vision)
+    scores = detection_scores(row_scorer(trainer, model, length), request, ids, mask, vision)
     return perception_token_mask(trainer.args, *scores, request.response_mask, draws=request.draws)
+
+
+def step_normalizer(trainer: Any, model: Any, inputs: dict[str, Any]) -> Tensor | float:
+    """What divides a micro-batch's sum, so that the micro-batches and ranks of a step add up to the step's mean."""
+    steps = trainer.current_gradient_accumulation_steps
+    if trainer.args.perception_normalization == "microbatch":
+        return float(steps)
+    # DDP averages the ranks' gradients, so each rank's sum counts num_processes times.
+    ranks = trainer.accelerator.num_processes
+    if trainer.args.perception_normalization == "rollout":
+        # The rollouts counted are the generation batch's; one optimizer step trains on this share of them.
+        return inputs["perception_num_rollouts"] * (steps / trainer.args.steps_per_generation) / ranks
+    if trainer._step_tokens is None:
+        trainer._step_tokens = count_step_tokens(trainer, model, steps)
+    return trainer._step_tokens / ranks
 
 
 def count_step_tokens(trainer: Any, model: Any, steps: int) -> Tensor:
@@ -53,8 +69,7 @@ def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
         request = ViewRequest.of(inputs, trainer.args.loss_views)
         detection = detect(trainer, trainer.model_wrapped, request, inputs)
         detections.append((request, detection))
-        if detection is not None:
-            trainer._keep_samples(request, inputs, detection)
+        trainer._keep_samples(inputs, request.rows, detection)
         del inputs["perception_views"]  # the loss has no use for them
     accelerator, floor = trainer.accelerator, trainer.args.perception_advantage_floor
     dependency = shape_advantages(micro_batches, detections, floor, accelerator.gather, accelerator.process_index)

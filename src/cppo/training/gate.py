@@ -1,15 +1,41 @@
-"""Which rollouts of a generation batch the perception loss learns from, beside the gate itself."""
+"""Which rollouts of a generation batch the perception term learns from."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cppo.perception import draw_rollouts
+from cppo.perception import draw_rollouts, gate_rollouts
+from cppo.training.view_inputs import Row, prompt_images
+from cppo.training.view_scoring import response_mask
 
 if TYPE_CHECKING:
     from cppo.training.config import CPPOConfig
+
+
+def gated_rollouts(trainer: Any, output: dict[str, Any], rows: list[Row], rewards: Tensor, mine: slice) -> Tensor:
+    """Which of this process's rollouts are gated in, bool [B].
+
+    Args:
+        output: what TRL's generation and scoring returned.
+        rows: the rollouts' rows.
+        rewards: the weighted sum of each rollout's rewards, of all processes.
+        mine: the place of this process's rollouts among all.
+    """
+    args = trainer.args
+    # TRL normalizes the sum of the rewards, or each of them.
+    compared = rewards[:, None] if trainer.multi_objective_aggregation == "sum_then_normalize" else trainer._rewards
+    equal = equal_rewards(compared, trainer.num_generations)[mine]
+    advantages = output["advantages"].masked_fill(equal, 0.0)
+    correctness = None
+    if args.perception_gate == "correct":
+        correctness = trainer._rewards[mine, trainer.reward_func_names.index(args.perception_gate_reward)]
+    gate = gate_rollouts(args.perception_gate, advantages, correctness)
+    has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
+    # Views are made of the prompt's images, and would not fit a response with images of a tool.
+    own_images_only = ~trainer._has_placeholder(output["completion_ids"])
+    return gate & has_images & own_images_only & response_mask(output).any(dim=1)
 
 
 def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """A few rollouts with their perception tokens, kept for the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ MAX_SAMPLES = 4
 
 
 class RolloutSamples:
-    """Remembers the rows and rewards of the generation batch, and the latest few scored rollouts."""
+    """Remembers the rows and rewards of the generation batch, and the latest few rollouts that were trained on."""
 
     def __init__(self) -> None:
         self.latest: list[dict[str, Any]] = []
@@ -25,36 +25,39 @@ class RolloutSamples:
     def keep(
         self,
         tokenizer: Any,
-        rollouts: Sequence[int],
-        completion_ids: Tensor,
-        mask: Tensor,
-        found: PerceptionTerm | Detection,
+        inputs: Mapping[str, Any],
+        scored: Sequence[int],
+        found: PerceptionTerm | Detection | None,
         step: int,
     ) -> None:
-        """Replace the latest samples by up to `MAX_SAMPLES` gated-in rollouts of this micro-batch.
+        """Replace the latest samples by up to `MAX_SAMPLES` rollouts of a micro-batch.
+
+        Rollouts scored under the views come before others of their step, of which no token is selected.
 
         Args:
-            rollouts: their places in the generation batch. After a resume its rows are unknown, and nothing is kept.
-            completion_ids, mask: [n, T].
-            found: their scores and selected tokens.
+            inputs: the micro-batch. After a resume the rows of its rollouts are unknown, and nothing is kept.
+            scored: places of the n rollouts that were scored under the views.
+            found: their dependency scores and selected tokens, [n, T] each; None if there are none.
             step: the optimizer step, from 1.
         """
-        if not self._rows:
+        if not self._rows or (found is None and self.latest and self.latest[0]["step"] == step):
             return
         self.latest = []
-        for row in range(min(MAX_SAMPLES, len(rollouts))):
-            source = self._rows[rollouts[row]]
-            length = int(mask[row].sum())
-            ids = completion_ids[row, :length].tolist()
+        places = range(len(inputs["rollout_place"])) if found is None else scored
+        for index, place in enumerate(places[:MAX_SAMPLES]):
+            rollout = inputs["rollout_place"][place]
+            source = self._rows[rollout]
+            length = int(inputs["completion_mask"][place].sum())
+            ids = inputs["completion_ids"][place, :length].tolist()
             self.latest.append(
                 {
                     "step": step,
                     "prompt": source["prompt"],
                     "images": source["images"],
                     "answer": source.get("answer"),
-                    "reward": self._rewards[rollouts[row]],
+                    "reward": self._rewards[rollout],
                     "completion_tokens": [tokenizer.decode([token]) for token in ids],
-                    "perception": found.token_mask[row, :length].tolist(),
-                    "score": found.score[row, :length].tolist(),
+                    "perception": [False] * length if found is None else found.token_mask[index, :length].tolist(),
+                    "score": [0.0] * length if found is None else found.score[index, :length].tolist(),
                 }
             )

@@ -12,48 +12,29 @@ Everything else is TRL's. The methods overridden here, and why, are listed in `O
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cppo.errors import UserError
-from cppo.perception import gate_rollouts
-from cppo.policy import (
-    ResponseScores,
-    plain_scores,
-    shared_prefill,
-    shared_prompt_scores,
-    takes_images_a_row,
-    unwrapped,
-)
-from cppo.policy.vision_inputs import VisionInputs, without_empty_images
+from cppo.policy import shared_prefill, unwrapped
+from cppo.policy.vision_inputs import without_empty_images
 from cppo.training.carded import CardedTrainer
 from cppo.training.config import CPPOConfig
-from cppo.training.detection import count_step_tokens, detect_and_shape
-from cppo.training.gate import equal_rewards, rollout_weights, token_draws
+from cppo.training.detection import detect_and_shape, step_normalizer
+from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.perception_term import METRICS, Detection, PerceptionTerm, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
+from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import ban_vision_placeholders, check_setup, freeze_vision_tower, share_prompts
 from cppo.training.shared_views import score_shared
-from cppo.training.view_inputs import (
-    Row,
-    ViewMaker,
-    canonical_rows,
-    embedded_images,
-    prompt_images,
-    replace_images,
-)
-from cppo.training.view_scoring import (
-    Score,
-    ViewRequest,
-    idle_pass,
-    response_mask,
-    scores_in_chunks,
-)
+from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images
+from cppo.training.view_scoring import ViewRequest, idle_pass, scores_in_chunks
 from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
@@ -85,7 +66,8 @@ class CPPOTrainer(CardedTrainer):
             made from its prompt and images.
 
     Attributes:
-        last_samples: a few rollouts of the last logged step with their selected tokens, for reports.
+        last_samples: a few rollouts of the last logged step with their selected tokens, of which GRPO has none, for
+            reports.
 
     Raises:
         UserError: the processor pads on the right, `perception_gate_reward` names no reward function, or an option
@@ -224,16 +206,19 @@ class CPPOTrainer(CardedTrainer):
                 rows = self._rollout_views.augmented(rows, epoch, progress)
             else:
                 self._rollout_images = self._rollout_views.mixed(rows, first, self.num_generations, epoch, progress)
-        if not self.args.uses_perception:
-            return super()._generate_and_score_completions(rows)
-        with self._phases.phase("views"):
-            views = self._views.begin(rows, epoch)
+        views = None
+        if self.args.uses_perception:
+            with self._phases.phase("views"):
+                views = self._views.begin(rows, epoch)
         output = super()._generate_and_score_completions(rows)
         mine = slice(first, first + len(rows))
         rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
         self._samples.begin(rows, rewards[mine])
+        output["rollout_place"] = list(range(len(rows)))
+        if views is None:
+            return output
 
-        gate = self._gate(output, rows, rewards, mine)
+        gate = gated_rollouts(self, output, rows, rewards, mine)
         prompts = [
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
@@ -246,25 +231,9 @@ class CPPOTrainer(CardedTrainer):
         if self.args.perception_selector == "random":
             draws = token_draws(self.args, output["completion_ids"].shape, batch_number, self.accelerator.process_index)
             output["perception_draws"] = draws.to(weights.device)
-        output["perception_rollout"] = list(range(len(rows)))
         output["perception_num_rollouts"] = all_gates.sum()
         self._metrics["train"]["perception/gated_fraction"].append(all_gates.float().mean().item())
         return output
-
-    def _gate(self, output: dict[str, Any], rows: list[Row], rewards: Tensor, mine: slice) -> Tensor:
-        """Which of this process's rollouts are gated in; `mine` is their place among all, `rewards` their sums [B]."""
-        # TRL normalizes the sum of the rewards, or each of them.
-        compared = rewards[:, None] if self.multi_objective_aggregation == "sum_then_normalize" else self._rewards
-        equal = equal_rewards(compared, self.num_generations)[mine]
-        advantages = output["advantages"].masked_fill(equal, 0.0)
-        correctness = None
-        if self.args.perception_gate == "correct":
-            correctness = self._rewards[mine, self.reward_func_names.index(self.args.perception_gate_reward)]
-        gate = gate_rollouts(self.args.perception_gate, advantages, correctness)
-        has_images = torch.tensor([bool(prompt_images(row)) for row in rows], device=gate.device)
-        # Views are made of the prompt's images, and would not fit a response with images of a tool.
-        own_images_only = ~self._has_placeholder(output["completion_ids"])
-        return gate & has_images & own_images_only & response_mask(output).any(dim=1)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         generate_every = self.args.steps_per_generation * self.num_iterations
@@ -298,7 +267,14 @@ class CPPOTrainer(CardedTrainer):
         # A packed row has its images in the prompts alone.
         tool_images = self.tools and self._has_placeholder(input_ids[:, -logits_to_keep:]).any()
         shares = self._shares_prompts and not tool_images
-        score = self._scorer(model, logits_to_keep, compute_entropy, compute_aux_loss, shares)
+        score = row_scorer(
+            self,
+            model,
+            logits_to_keep,
+            compute_entropy=compute_entropy,
+            compute_aux_loss=compute_aux_loss,
+            shares=shares,
+        )
         if request is None:
             scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
         elif shares:
@@ -311,55 +287,13 @@ class CPPOTrainer(CardedTrainer):
                 idle_pass(score, input_ids, attention_mask, vision)
         return scores.logps, scores.entropies if compute_entropy else None, scores.aux_loss
 
-    def _scorer(
-        self,
-        model: Any,
-        num_response_tokens: int,
-        compute_entropy: bool = True,
-        compute_aux_loss: bool = False,
-        shares: bool = False,
-    ) -> Score:
-        """The scorer of rows as they are: packed, plain where logits are needed, or else TRL's kernel."""
-
-        def shared(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
-            with self.accelerator.autocast():
-                return shared_prompt_scores(
-                    model, input_ids, attention_mask, num_response_tokens, self.temperature, vision
-                )
-
-        def plain(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
-            with self.accelerator.autocast():
-                return plain_scores(
-                    model, input_ids, attention_mask, num_response_tokens, self.temperature, vision, compute_aux_loss
-                )
-
-        trl_scores = super()._get_per_token_logps_and_entropies
-
-        def kernel(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
-            logps, entropies, aux_loss = trl_scores(
-                model,
-                input_ids,
-                attention_mask,
-                num_response_tokens,
-                compute_entropy=compute_entropy,
-                compute_aux_loss=compute_aux_loss,
-                **vision,
-            )
-            # TRL's head on a reference model knows no entropies.
-            return ResponseScores(
-                logps, entropies if compute_entropy else torch.full_like(logps, math.nan), None, aux_loss
-            )
-
-        if shares:
-            return shared
-        # TRL's function has no argument for LLaVA-OneVision's images a row.
-        return plain if self.args.needs_logits or takes_images_a_row(unwrapped(model).config) else kernel
-
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         rl_weight = self.args.rl_weight if self.model.training else 1.0
         if "perception_views" not in inputs:
+            if self.model.training and not self.args.uses_perception:
+                self._keep_samples(inputs)
             return rl_weight * super()._compute_loss(model, inputs)
-        normalizer = self._normalizer(model, inputs)
+        normalizer = step_normalizer(self, model, inputs)
         request = self._view_request = ViewRequest.of(inputs, self.args.loss_views)
         try:
             loss = rl_weight * super()._compute_loss(model, inputs)
@@ -371,24 +305,9 @@ class CPPOTrainer(CardedTrainer):
             if self._grad_share is not None:
                 self._grad_share.add(term.loss)
             loss = loss + term.loss
-            self._keep_samples(request, inputs, term)
+        self._keep_samples(inputs, request.rows, term)
         self._log_perception(term)
         return loss
-
-    def _normalizer(self, model: Any, inputs: dict[str, Any]) -> Tensor | float:
-        """What divides a micro-batch's sum, so that the micro-batches and ranks of a step add up to the step's mean."""
-        steps = self.current_gradient_accumulation_steps
-        if self.args.perception_normalization == "microbatch":
-            return float(steps)
-        # DDP averages the ranks' gradients, so each rank's sum counts num_processes times.
-        ranks = self.accelerator.num_processes
-        if self.args.perception_normalization == "rollout":
-            # The rollouts counted are the generation batch's; one optimizer step trains on this share of them.
-            share = steps / self.args.steps_per_generation
-            return inputs["perception_num_rollouts"] * share / ranks
-        if self._step_tokens is None:
-            self._step_tokens = count_step_tokens(self, model, steps)
-        return self._step_tokens / ranks
 
     # Metrics
 
@@ -398,18 +317,12 @@ class CPPOTrainer(CardedTrainer):
         for name, (total, count) in zip(METRICS, self.accelerator.reduce(local, "sum").tolist(), strict=True):
             self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
 
-    def _keep_samples(self, request: ViewRequest, inputs: dict[str, Any], found: PerceptionTerm | Detection) -> None:
+    def _keep_samples(
+        self, inputs: dict[str, Any], rows: Sequence[int] = (), found: PerceptionTerm | Detection | None = None
+    ) -> None:
         step = self.state.global_step + 1
         if step == 1 or step % max(self.state.logging_steps, 1) == 0:
-            rollouts = [inputs["perception_rollout"][row] for row in request.rows]
-            self._samples.keep(
-                self._tokenizer,
-                rollouts,
-                inputs["completion_ids"][request.rows],
-                inputs["completion_mask"][request.rows],
-                found,
-                step,
-            )
+            self._samples.keep(self._tokenizer, inputs, rows, found, step)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         self._phases.begin_step()
