@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 LOOK = """({
   wide: document.documentElement.scrollWidth > window.innerWidth,
   scripts: document.scripts.length,
@@ -17,16 +19,21 @@ LOOK = """({
 GOOD = {"wide": False, "scripts": 0, "foreign": 0, "broken": 0}
 """What `LOOK` finds on a page without scripts."""
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None and not os.environ.get("CPPO_NEED_BROWSER"), reason="no Chromium; CPPO_NEED_BROWSER=1 makes it fail"
+)
+"""A test that opens a page; continuous integration sets the variable, so that it cannot be left out there."""
 
 
 def evaluate_in_page(page: Path, expression: str, *, width: int, profile: Path) -> Any:
     """The value of a promise evaluated in `page`, `width` pixels wide; every script error of the page fails."""
+    assert BROWSER is not None, "no Chromium on the PATH"
     commands, to_browser = os.pipe()
     from_browser, replies = os.pipe()
     flags = "--headless --no-sandbox --disable-gpu --remote-debugging-pipe"
     command = f'exec "$0" {flags} --user-data-dir="$1" 3<&{commands} 4>&{replies}'
     process = subprocess.Popen(
-        ["bash", "-c", command, str(BROWSER), str(profile)],
+        ["bash", "-c", command, BROWSER, str(profile)],
         pass_fds=(commands, replies),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browser import BROWSER, evaluate_in_page
+from browser import evaluate_in_page, needs_browser
 from PIL import Image
 
 from cppo.cli.main import main
@@ -74,7 +74,7 @@ PROBE = """
 """
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_page_in_a_browser(width, tmp_path):
     file = tmp_path / "page.html"

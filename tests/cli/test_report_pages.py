@@ -5,7 +5,7 @@ import math
 
 import pytest
 import yaml
-from browser import BROWSER, GOOD, LOOK, evaluate_in_page
+from browser import GOOD, LOOK, evaluate_in_page, needs_browser
 from PIL import Image
 
 from cppo.cli.main import main
@@ -101,7 +101,7 @@ def pages(folder):
     return {name: folder / f"{name}.html" for name in ("finished", "running", "side by side")}
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_pages_in_a_browser(width, tmp_path):
     for name, page in pages(tmp_path).items():
