@@ -15,12 +15,12 @@ from PIL import Image
 from transformers.trainer_callback import PrinterCallback
 
 from cppo import CPPOConfig, CPPOTrainer
-from cppo.data import load_records, to_dataset
+from cppo.data import load_records, question_text, to_dataset
 from cppo.evaluation import BLANK, evaluate, load_model, paired_bootstrap
 from cppo.evaluation.inspection import InspectOptions, inspect_record
 from cppo.reports import RunData, render_report
 from cppo.reports.inspection import render_inspection
-from cppo.reports.views import draw_grid, perturbed_records, question_text, shown_item
+from cppo.reports.views import draw_grid, perturbed_records, shown_item
 from cppo.rewards import accuracy_reward, format_reward
 from cppo.views import ViewSampler
 

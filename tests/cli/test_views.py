@@ -4,13 +4,24 @@ import re
 
 import numpy as np
 import pytest
-from browser import BROWSER, GOOD, LOOK, evaluate_in_page
+from browser import GOOD, LOOK, evaluate_in_page, needs_browser
 from PIL import Image
 
 from cppo.cli.main import main
 from cppo.data import load_records
-from cppo.reports.views import ShownItem, ShownView, draw_grid, given_answer, render_views, summarize_families
-from cppo.views import ViewSampler, ViewStrengths, family_draws
+from cppo.evaluation import ItemResult
+from cppo.reports.views import (
+    ShownItem,
+    ShownView,
+    _label,
+    draw_grid,
+    given_answer,
+    parameter_text,
+    render_views,
+    summarize_families,
+    unchanged,
+)
+from cppo.views import View, ViewSampler, ViewStrengths, family_draws
 
 
 @pytest.fixture
@@ -63,7 +74,7 @@ def test_a_recipes_strengths_are_taken(picture, tmp_path):
     out = tmp_path / "page.html"
     assert main(["views", "--image", str(picture), "--out", str(out), "--config", str(recipe), "--draws", "1"]) == 0
     page = out.read_text()
-    assert "width 30, height 20" in page
+    assert "width\u00a030, height\u00a020" in page
     assert "color_jitter" not in page
 
 
@@ -84,11 +95,67 @@ def test_the_model_answers_under_every_view(tmp_path, capsys):
 def shown(answers, correct):
     image = Image.new("RGB", (8, 8))
     views = tuple(
-        ShownView("crop", "", (image,), answer, right) for answer, right in zip(answers[1:], correct[1:], strict=True)
+        ShownView("crop", "", (image,), answer, right, answer == answers[0])
+        for answer, right in zip(answers[1:], correct[1:], strict=True)
     )
     return ShownItem(
         "1", "q <script>alert(1)</script>", "5", ShownView(None, "", (image,), answers[0], correct[0]), views
     )
+
+
+def answered(response):
+    return ItemResult("1", "0.5", (response,), (1.0,), (1.0,), images=1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        (r"so \boxed{1/2}", r"I think \boxed{0.5}", True),
+        (r"so \boxed{1/2}", "so 1/2", False),
+        ("A dog  sits.", "A dog sits.", True),
+        ("A dog sits.", "A cat sits.", False),
+        ("A dog sits.", r"\boxed{dog}", False),
+    ],
+)
+def test_an_answer_stays_the_same_as_the_rewards_compare_or_word_for_word(before, after, same):
+    assert unchanged(answered(after), answered(before)) == same
+
+
+def test_families_can_be_named_those_held_out_too(picture, tmp_path):
+    out = tmp_path / "page.html"
+    command = ["views", "--image", str(picture), "--out", str(out), "--draws", "1", "--families"]
+    assert main([*command, "black_patches", "blur", "shuffle", "crop"]) == 0
+    kinds = re.findall(r"<div><b>(I.)</b><br>(\w+)</div>", out.read_text())
+    assert kinds == [("I\u2212", "black_patches"), ("I+", "blur"), ("I\u2212", "shuffle"), ("I\u2212", "crop")]
+    (drawn,) = family_draws([Image.open(picture)], ViewSampler(0), "row", 1, ["crop"])
+    assert drawn[0].parameters == list(family_draws([Image.open(picture)], ViewSampler(0), "row", 1))[-1][0].parameters
+
+
+def test_a_methods_families_are_drawn(picture, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("data: tasks:digits\nmethod: papo\nview_patch_side: 20\nview_patch_probability: 1.0\n")
+    out = tmp_path / "page.html"
+    assert main(["views", "--image", str(picture), "--out", str(out), "--config", str(recipe), "--draws", "1"]) == 0
+    page = out.read_text()
+    assert "black_patches" in page
+    assert "patches\u00a06" in page
+    assert "noise_rectangles" not in page
+
+
+def test_the_grid_shows_every_parameter():
+    image = (Image.new("RGB", (8, 8)),)
+    view = ShownView(
+        "crop",
+        parameter_text(View(image[0], "crop", {"left": 12, "top": 4, "width": 39, "height": 41})),
+        image,
+        "a long answer " * 4,
+        False,
+        False,
+    )
+    lines = _label(view, 30)
+    assert lines[:2] == ["left 12, top 4, width 39,", "height 41"]
+    assert lines[3] == "wrong, changed"
+    assert max(map(len, lines)) <= 30
 
 
 def test_the_summary_by_hand():
@@ -100,7 +167,7 @@ def test_the_summary_by_hand():
     assert row.change.mean == pytest.approx(-0.25)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_in_a_browser(width, tmp_path):
     file = tmp_path / "page.html"
@@ -129,6 +196,7 @@ def test_texts_are_escaped_and_long_answers_cut():
         (["--image", "broken.png", "--out", "x.png", "--answer", "5"], "need --model"),
         (["--data", "tasks:digits", "--out", "x.html", "--config", "gone"], "recipe 'gone'"),
         (["--image", "broken.png", "--out", "x.png", "--draws", "0"], "at least 1"),
+        (["--image", "broken.png", "--out", "x.png", "--families", "fog"], "--families: unknown view family 'fog'"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):

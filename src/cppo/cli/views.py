@@ -15,7 +15,7 @@ from cppo.data import Record, check_columns, load_records
 from cppo.errors import UserError
 from cppo.recipes import load_recipe, schema
 from cppo.training.option_rules import view_sampler
-from cppo.views import ViewSampler, load_rgb, stable_sample_id
+from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, ViewSampler, check_families, load_rgb, stable_sample_id
 
 DEFAULT_LIMIT = 20
 DEFAULT_PROMPT = "What does the image show?"
@@ -37,6 +37,9 @@ def run(argv: Sequence[str]) -> None:
         raise UserError("--prompt and --answer go with --image; the rows of --data bring their own")
     check_output_file("--out", arguments.out)
     sampler = recipe_sampler(arguments.config, arguments.seed)
+    families = arguments.families
+    if families is not None:
+        families = check_families("--families", families, (*EVERY_PRESERVING, *EVERY_REMOVING))
     if arguments.model is not None:
         check_model(arguments.model)
     records = _records(arguments)
@@ -48,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     model, processor = load_model(arguments.model, device=arguments.device) if arguments.model else (None, None)
     items = []
     for record in tqdm(records, desc="views", unit="item", leave=False):
-        copies, views = perturbed_records(record, sampler, arguments.draws)
+        copies, views = perturbed_records(record, sampler, arguments.draws, families)
         answers = None
         if model is not None:
             answers = evaluate(model, processor, copies, max_new_tokens=arguments.max_new_tokens).items
@@ -112,6 +115,12 @@ def _parser() -> Parser:
     parser.add_argument("--data", nargs="+", metavar="SPEC", help="rows of data instead of one image")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .png grid (of --image), or a .html page")
     parser.add_argument("--config", metavar="NAME|FILE", help="a recipe whose families and strengths are taken")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        metavar="NAME",
+        help=f"these instead of the recipe's: {', '.join((*EVERY_PRESERVING, *EVERY_REMOVING))}",
+    )
     parser.add_argument("--draws", type=at_least(1), default=4, metavar="N", help="draws of each family (default: 4)")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the draws (default: 0)")
     parser.add_argument("--model", metavar="DIR|NAME", help="let this model answer under every view, greedily")

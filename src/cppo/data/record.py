@@ -198,6 +198,14 @@ def chat_messages(prompt: str | list[dict[str, Any]], system_prompt: str | None 
     return [{"role": "system", "content": content}, *messages]
 
 
+def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of a prompt's last message: the question without system prompt and placeholders."""
+    content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part.get("type") == "text")
+
+
 @dataclass(frozen=True)
 class _RowBuilder:
     """The dataset's transform: each stored cell is its row's number, from which the real value is made."""

@@ -13,8 +13,7 @@ from cppo.views import (
     HELD_OUT_REMOVING,
     ViewSampler,
     ViewStrengths,
-    family_view,
-    held_out_view,
+    any_family_view,
     view_generators,
 )
 
@@ -49,9 +48,7 @@ class Condition:
     def _perturbed(self, image: Image.Image, record_id: str, seed: int, place: int) -> Image.Image:
         rng, _ = view_generators(seed, f"{record_id}/{self.name}", 0, place)
         family = self.families[int(rng.integers(len(self.families)))]
-        if family in HELD_OUT_PRESERVING or family in HELD_OUT_REMOVING:
-            return held_out_view(family, image, rng).image
-        return family_view(family, image, rng, self.strengths).image
+        return any_family_view(family, image, rng, self.strengths).image
 
 
 CLEAN = Condition("clean")

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cppo.data import question_text
 from cppo.evaluation.detectors import DetectorQuality, detector_quality
 from cppo.evaluation.inspection import (
     DIVERGENCES,
@@ -17,7 +18,6 @@ from cppo.evaluation.inspection import (
     InspectedToken,
 )
 from cppo.reports.page import render_page
-from cppo.reports.views import question_text
 from cppo.views import image_data_uri
 
 IMAGE_SIDE = 200

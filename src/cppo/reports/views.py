@@ -2,40 +2,45 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from textwrap import wrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cppo.data import Record
-from cppo.evaluation import ItemResult, PairedDifference, paired_bootstrap
+from cppo.data import Record, question_text
+from cppo.evaluation import ItemResult, PairedDifference, paired_bootstrap, same_answers
 from cppo.reports.page import render_page
 from cppo.rewards import extract_answer
-from cppo.views import KNOWN_PRESERVING, View, ViewSampler, family_draws, image_data_uri
+from cppo.views import EVERY_PRESERVING, View, ViewSampler, family_draws, image_data_uri
 
 THUMBNAIL = 320
 """Longest side in pixels of a picture on the page."""
 CELL = 200
 """Side in pixels of a picture in the grid; smaller ones are enlarged by whole factors."""
 MARGIN, LINE = 10, 16
+LINE_CHARS = 30
+"""That fit below a picture of the grid."""
 SHOWN_CHARS = 60
+NO_BREAK = "\u00a0"
 
 
 @dataclass(frozen=True)
 class ShownView:
-    """A row's images under one draw of a family (None: as they are), and what the model answered, if it was asked."""
+    """A row's images under one draw of a family (None: as they are), and what the model answered, if it was asked;
+    `same` is whether that is its answer to the images as they are."""
 
     family: str | None
     parameters: str
     images: tuple[Image.Image, ...]
     answer: str | None = None
     correct: bool | None = None
+    same: bool = True
 
     @property
     def kind(self) -> str:
         """What the family is for."""
         if self.family is None:
             return "image"
-        return "I+" if self.family in KNOWN_PRESERVING else "I\u2212"
+        return "I+" if self.family in EVERY_PRESERVING else "I\u2212"
 
     @property
     def uris(self) -> list[str]:
@@ -73,9 +78,11 @@ class FamilySummary:
     change: PairedDifference | None
 
 
-def perturbed_records(record: Record, sampler: ViewSampler, draws: int) -> tuple[list[Record], list[tuple[View, ...]]]:
+def perturbed_records(
+    record: Record, sampler: ViewSampler, draws: int, families: Sequence[str] | None = None
+) -> tuple[list[Record], list[tuple[View, ...]]]:
     """The record and copies of it, one under each view, in the order of the views (`family_draws`)."""
-    views = list(family_draws(record.images, sampler, record.id, draws))
+    views = list(family_draws(record.images, sampler, record.id, draws, families))
     return [record, *(replace(record, images=tuple(view.image for view in row)) for row in views)], views
 
 
@@ -84,6 +91,7 @@ def shown_item(
 ) -> ShownItem:
     """Small pictures and texts of a record, its views and the model's answers to `perturbed_records`."""
     texts = [given_answer(item.responses[0]) for item in answers] if answers else [None] * (len(views) + 1)
+    same = [unchanged(item, answers[0]) for item in answers] if answers else [True] * (len(views) + 1)
     right = [bool(item.correct[0]) for item in answers] if answers and record.answer else [None] * (len(views) + 1)
     original = ShownView(None, "", tuple(map(_thumbnail, record.images)), texts[0], right[0])
     shown = [
@@ -93,10 +101,18 @@ def shown_item(
             tuple(_thumbnail(view.image) for view in row),
             text,
             correct,
+            kept,
         )
-        for row, text, correct in zip(views, texts[1:], right[1:], strict=True)
+        for row, text, correct, kept in zip(views, texts[1:], right[1:], same[1:], strict=True)
     ]
     return ShownItem(record.id, question_text(record.prompt), record.answer, original, tuple(shown))
+
+
+def unchanged(item: ItemResult, before: ItemResult) -> bool:
+    """Whether an answer stays the same: by `same_answers`, or, of a response that boxes none, word for word."""
+    if extract_answer(before.responses[0]) is None:
+        return item.responses[0].split() == before.responses[0].split()
+    return same_answers(item, before) == 1
 
 
 def given_answer(response: str) -> str:
@@ -108,17 +124,12 @@ def given_answer(response: str) -> str:
     return answer if len(answer) <= SHOWN_CHARS + 1 else answer[:SHOWN_CHARS] + "\u2026"
 
 
-def question_text(prompt: str | list[dict[str, Any]]) -> str:
-    """The text of a prompt's last message."""
-    content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
-
-
 def parameter_text(view: View) -> str:
     """The drawn values, e.g. "brightness 0.42, contrast 1.1, saturation 0.3"."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in view.parameters.items())
+    # No line ends between a name and its value.
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.3g}".replace(" ", NO_BREAK) for name, value in view.parameters.items()
+    )
 
 
 def summarize_families(items: Sequence[ShownItem], seed: int) -> list[FamilySummary]:
@@ -128,7 +139,7 @@ def summarize_families(items: Sequence[ShownItem], seed: int) -> list[FamilySumm
     summaries = []
     for family, first in items[0].families.items():
         rows = [(item.original, item.families[family]) for item in items]
-        same = [sum(view.answer == before.answer for view in views) / len(views) for before, views in rows]
+        same = [sum(view.same for view in views) / len(views) for _, views in rows]
         known = all(before.correct is not None for before, _ in rows)
         after = [sum(bool(view.correct) for view in views) / len(views) for _, views in rows]
         change = paired_bootstrap([float(bool(before.correct)) for before, _ in rows], after, seed=seed)
@@ -163,7 +174,8 @@ def draw_grid(item: ShownItem) -> Image.Image:
     lines = [(("image", ""), [item.original])]
     lines += [((views[0].kind, family), views) for family, views in item.families.items()]
     images = max(1, len(item.original.images))
-    text_lines = 3 + (item.original.answer is not None)
+    labels = {id(view): _label(view, LINE_CHARS * images) for view in (item.original, *item.views)}
+    text_lines = max(map(len, labels.values()))
     height, width = CELL + text_lines * LINE + MARGIN, images * (CELL + 4) + MARGIN
     columns = max(len(views) for _, views in lines)
     left = 130
@@ -176,13 +188,20 @@ def draw_grid(item: ShownItem) -> Image.Image:
             x = left + column * width
             for place, image in enumerate(view.images):
                 grid.paste(_enlarged(image), (x + place * (CELL + 4), y))
-            texts = view.parameters.replace("; ", ", ").split(", ")[:3] if view.parameters else []
-            if view.answer is not None:
-                verdict = {True: ": right", False: ": wrong", None: ""}[view.correct]
-                texts.append(f"answers {view.answer[:18]!r}{verdict}")
-            for number, text in enumerate(texts):
+            for number, text in enumerate(labels[id(view)]):
                 pen.text((x, y + CELL + 2 + number * LINE), text, fill="black", font=font)
     return grid
+
+
+def _label(view: ShownView, chars: int) -> list[str]:
+    """The lines below a picture of the grid: what was drawn, and what the model answers."""
+    lines = [line.replace(NO_BREAK, " ") for line in wrap(view.parameters, chars)]
+    if view.answer is not None:
+        lines.append(f"answers {view.answer[: chars - 12]!r}")
+        verdict = [] if view.correct is None else ["right" if view.correct else "wrong"]
+        verdict += [] if view.same else ["changed"]
+        lines += [", ".join(verdict)] if verdict else []
+    return lines
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

@@ -6,14 +6,14 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cppo.data import Record
+from cppo.data import Record, question_text
 from cppo.evaluation import EvalResult
 from cppo.evaluation.generate import evaluation_mode
 from cppo.evaluation.inspection import InspectedItem, InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
 from cppo.training.answers import answer_all
 from cppo.training.config import CPPOConfig
-from cppo.training.recorder import append_json_lines, prompt_text
+from cppo.training.recorder import append_json_lines
 from cppo.training.trainer import CPPOTrainer
 from cppo.views import image_data_uri
 
@@ -104,7 +104,7 @@ def _item_record(item: InspectedItem, score: str, with_images: bool) -> dict[str
     (response,) = item.responses
     return {
         "id": item.record.id,
-        "prompt": prompt_text(item.record.prompt),
+        "prompt": question_text(item.record.prompt),
         "images": [image_data_uri(image, IMAGE_SIDE) for image in item.record.images] if with_images else [],
         "answer": item.record.answer,
         "correct": response.correct,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cppo.data import question_text
 from cppo.recipes import RunDirectory, replace_text
 from cppo.training.progress import Progress, is_milestone
 from cppo.views import image_data_uri
@@ -127,7 +128,7 @@ def sample_record(sample: Mapping[str, Any]) -> dict[str, Any]:
     """An example response of `CPPOTrainer.last_samples` as JSON values; images become small data URIs."""
     return {
         "step": sample["step"],
-        "prompt": prompt_text(sample["prompt"]),
+        "prompt": question_text(sample["prompt"]),
         "images": [image_data_uri(image) for image in sample["images"] or []],
         "answer": sample["answer"],
         "reward": _number(sample["reward"]),
@@ -135,16 +136,6 @@ def sample_record(sample: Mapping[str, Any]) -> dict[str, Any]:
         "perception": [bool(selected) for selected in sample["perception"]],
         "score": [_number(round(score, 5)) for score in sample["score"]],
     }
-
-
-def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a prompt's last message: the question without system prompt and placeholders."""
-    if isinstance(prompt, str):
-        return prompt
-    content = prompt[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def append_json_lines(file: Any, records: Sequence[Mapping[str, Any]]) -> None:

@@ -6,7 +6,7 @@ held-out families are for evaluation alone.
 
 from cppo.views.ahead import ViewPrefetcher
 from cppo.views.condition_names import CARD_CONDITIONS, CONDITION_NAMES
-from cppo.views.draws import family_draws
+from cppo.views.draws import EVERY_PRESERVING, EVERY_REMOVING, any_family_view, family_draws
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
 from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators
@@ -23,6 +23,8 @@ from cppo.views.transforms import View, family_view, preserving_view, removing_v
 __all__ = [
     "CARD_CONDITIONS",
     "CONDITION_NAMES",
+    "EVERY_PRESERVING",
+    "EVERY_REMOVING",
     "HELD_OUT_PRESERVING",
     "HELD_OUT_REMOVING",
     "KNOWN_PRESERVING",
@@ -33,6 +35,7 @@ __all__ = [
     "ViewPrefetcher",
     "ViewSampler",
     "ViewStrengths",
+    "any_family_view",
     "check_families",
     "family_draws",
     "family_view",

@@ -1,27 +1,52 @@
-"""Several draws of every family, for eyes to judge; training draws one family an image with `ViewSampler`."""
+"""Any family by its name, those for evaluation too; and several draws of each, for eyes to judge."""
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from PIL import Image
 
+from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.sampler import ViewSampler, view_generators
+from cppo.views.strengths import KNOWN_PRESERVING, KNOWN_REMOVING, ViewStrengths
 from cppo.views.transforms import View, family_view
+
+EVERY_PRESERVING = (*KNOWN_PRESERVING, *HELD_OUT_PRESERVING)
+EVERY_REMOVING = (*KNOWN_REMOVING, *HELD_OUT_REMOVING)
+"""The families that training may use, and those held out for evaluation."""
+
+
+def any_family_view(family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> View:
+    """One draw of a family of `EVERY_PRESERVING` or `EVERY_REMOVING`; held-out ones have one strength only.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    if family in HELD_OUT_PRESERVING or family in HELD_OUT_REMOVING:
+        return held_out_view(family, image, rng)
+    return family_view(family, image, rng, strengths)
 
 
 def family_draws(
-    images: Sequence[Image.Image], sampler: ViewSampler, sample_id: str, draws: int
+    images: Sequence[Image.Image],
+    sampler: ViewSampler,
+    sample_id: str,
+    draws: int,
+    families: Sequence[str] | None = None,
 ) -> Iterator[tuple[View, ...]]:
-    """`draws` views of a row's images under each of the sampler's families in turn, I+ first.
+    """`draws` views of a row's images under each family in turn; training draws one family an image (`ViewSampler`).
 
     Each depends on (seed, sample id, family, draw, place of the image) alone: another family or draw changes nothing.
+
+    Args:
+        families: the sampler's by default, I+ first.
 
     Raises:
         UserError: an image cannot be read.
     """
-    for family in (*sampler.preserving_families, *sampler.removing_families):
+    for family in families or (*sampler.preserving_families, *sampler.removing_families):
         for draw in range(draws):
             yield tuple(
-                family_view(
+                any_family_view(
                     family,
                     image,
                     view_generators(sampler.seed, f"{sample_id}/{family}", draw, index)[0],
