@@ -141,7 +141,7 @@ def check_output_file(option: str, name: str | None) -> None:
         return
     file = Path(name)
     if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(f"{option}: cannot write {name}: {'it is' if file.is_dir() else 'there is no such'} folder")
+        raise UserError(f"{option}: cannot write {name}: {'it is a' if file.is_dir() else 'there is no such'} folder")
     existed = file.exists()
     try:
         file.open("a", encoding="utf-8").close()
