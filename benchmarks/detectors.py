@@ -23,8 +23,9 @@ from cppo.data import Record, chat_messages, load_records
 from cppo.evaluation import load_model
 from cppo.evaluation.detectors import detector_quality
 from cppo.evaluation.generate import generate_tokens, prompt_inputs
-from cppo.evaluation.inspection import SCORES, dependency_scores, response_mask, score_responses, token_truth
+from cppo.evaluation.inspection import response_mask, score_responses, token_truth
 from cppo.perception import select_perception_tokens
+from cppo.policy import DEPENDENCY_SCORES, dependency_score
 from cppo.views import KNOWN_REMOVING, REMOVING_FAMILIES, ViewSampler
 
 TASKS = ("digits?noise=150", "shapes?noise=90", "chart?noise=90")
@@ -49,7 +50,8 @@ def scored_items(
         for view, sampler in samplers.items():
             removed = [[sampler.views(image, one.id, 0, i)[1] for i, image in enumerate(one.images)] for one in part]
             removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
-            for score, values in dependency_scores(anchor, removing).items():
+            for score in DEPENDENCY_SCORES:
+                values = dependency_score(score, anchor, removing)
                 selected = select_perception_tokens(values, mask, TOP_FRACTION)
                 for row, item in enumerate(items):
                     kept = mask[row]
@@ -90,12 +92,12 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     for task, label in dict.fromkeys((cell["task"], cell["model"]) for cell in cells):
         own = [cell for cell in cells if (cell["task"], cell["model"]) == (task, label)]
         lines += [f"\n`{task}`, {label}: AUPRC (chance {own[0]['chance']:.3f})\n"]
-        lines += ["| I- | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
+        lines += ["| I- | " + " | ".join(DEPENDENCY_SCORES) + " |", "|---" * (len(DEPENDENCY_SCORES) + 1) + "|"]
         for view in dict.fromkeys(cell["view"] for cell in own):
             by_score = {cell["score"]: cell for cell in own if cell["view"] == view}
             shown = [
                 "{:.3f} [{:.3f}, {:.3f}]".format(by_score[score]["auprc"], *by_score[score]["auprc_ci95"])
-                for score in SCORES
+                for score in DEPENDENCY_SCORES
             ]
             lines.append(f"| {view} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     **quality(items, view, score, args.resamples),
                 }
                 for view in VIEWS
-                for score in SCORES
+                for score in DEPENDENCY_SCORES
             ]
     print(table(cells))
     if args.json:

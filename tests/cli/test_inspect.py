@@ -10,13 +10,12 @@ from PIL import Image
 from cppo.cli.main import main
 from cppo.data import Record
 from cppo.evaluation.inspection import (
-    DIVERGENCES,
-    SCORES,
     VIEWS,
     InspectedItem,
     InspectedResponse,
     InspectedToken,
 )
+from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES
 from cppo.reports.inspection import json_item, render_inspection
 
 ATTACK = "</script><script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
@@ -29,8 +28,8 @@ def token(text, score, *, selected=False, truth=None):
         dict.fromkeys(VIEWS, 0.25),
         dict.fromkeys(DIVERGENCES, 0.125),
         dict.fromkeys(DIVERGENCES, 2.0),
-        {name: score * (place + 1) for place, name in enumerate(SCORES)},
-        dict.fromkeys(SCORES, selected),
+        {name: score * (place + 1) for place, name in enumerate(DEPENDENCY_SCORES)},
+        dict.fromkeys(DEPENDENCY_SCORES, selected),
         {view: [(text, 0.75), ("other", 0.25)] for view in VIEWS},
         truth,
     )

@@ -13,7 +13,8 @@ from cppo.comparison.study import load_study
 from cppo.data import load_records
 from cppo.evaluation import evaluate, get_condition, load_model
 from cppo.evaluation.detectors import detector_quality
-from cppo.evaluation.inspection import SCORES, InspectOptions, inspect_record
+from cppo.evaluation.inspection import InspectOptions, inspect_record
+from cppo.policy import DEPENDENCY_SCORES
 from cppo.views import ViewSampler
 
 MEASURED = ("step_time", "time/", "memory/")
@@ -103,7 +104,7 @@ def test_detectors_and_accuracy_against_one_item_at_a_time():
         for record in records
         for token in inspect_record(model, processor, record, sampler, options).responses[0].tokens
     ]
-    for name in SCORES:
+    for name in DEPENDENCY_SCORES:
         alone = detector_quality(
             [token.scores[name] for token in tokens],
             [token.selected[name] for token in tokens],

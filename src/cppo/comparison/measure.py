@@ -9,9 +9,10 @@ import torch
 from cppo.data import Record, RecordSource, chat_messages
 from cppo.evaluation import EvalResult, evaluate, get_condition
 from cppo.evaluation.detectors import detector_quality
-from cppo.evaluation.generate import generate_tokens, prompt_inputs
-from cppo.evaluation.inspection import SCORES, dependency_scores, response_mask, score_responses, token_truth
+from cppo.evaluation.generate import evaluation_mode, generate_tokens, prompt_inputs
+from cppo.evaluation.inspection import response_mask, score_responses, token_truth
 from cppo.perception import select_perception_tokens
+from cppo.policy import DEPENDENCY_SCORES, dependency_score
 from cppo.views import ViewSampler
 
 BATCH = 128
@@ -72,21 +73,19 @@ class Measurement:
         count = min(self.detector_items, len(self.records))
         records = [self.records[index] for index in range(count)]
         records = [record for record in records if record.images and record.perception_spans is not None]
-        scores: dict[str, list[float]] = {name: [] for name in SCORES}
-        selected: dict[str, list[bool]] = {name: [] for name in SCORES}
+        scores: dict[str, list[float]] = {name: [] for name in DEPENDENCY_SCORES}
+        selected: dict[str, list[bool]] = {name: [] for name in DEPENDENCY_SCORES}
         truth: list[bool] = []
-        was_training = model.training
-        model.eval()
-        for start in range(0, len(records), DETECTOR_BATCH):
-            part = records[start : start + DETECTOR_BATCH]
-            rows, columns, mask = self._scored(model, processor, part)
-            for record, ids in zip(part, rows, strict=True):
-                truth += [bool(true) for true in token_truth(processor, ids, record)]
-            for name, values in columns.items():
-                scores[name] += values[mask].tolist()
-                selected[name] += select_perception_tokens(values, mask, self.top_fraction)[mask].tolist()
-        model.train(was_training)
-        found = {name: detector_quality(scores[name], selected[name], truth) for name in SCORES}
+        with evaluation_mode(model):
+            for start in range(0, len(records), DETECTOR_BATCH):
+                part = records[start : start + DETECTOR_BATCH]
+                rows, columns, mask = self._scored(model, processor, part)
+                for record, ids in zip(part, rows, strict=True):
+                    truth += [bool(true) for true in token_truth(processor, ids, record)]
+                for name, values in columns.items():
+                    scores[name] += values[mask].tolist()
+                    selected[name] += select_perception_tokens(values, mask, self.top_fraction)[mask].tolist()
+        found = {name: detector_quality(scores[name], selected[name], truth) for name in DEPENDENCY_SCORES}
         return {name: _rounded(asdict(quality)) for name, quality in found.items() if quality is not None}
 
     def _scored(
@@ -102,7 +101,8 @@ class Measurement:
         rows = generate_tokens(model, processor, inputs, max_new_tokens=self.max_new_tokens)
         anchor = score_responses(model, inputs, rows, temperature=1.0)
         removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
-        return rows, dependency_scores(anchor, removing), response_mask(rows).to(anchor.logps.device)
+        columns = {name: dependency_score(name, anchor, removing) for name in DEPENDENCY_SCORES}
+        return rows, columns, response_mask(rows).to(anchor.logps.device)
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,22 +11,13 @@ from torch import Tensor
 from cppo.data import Record, chat_messages
 from cppo.evaluation.detectors import true_spans
 from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_stream
-from cppo.perception import (
-    entropy_shift,
-    js_divergence,
-    k3_divergence,
-    kl_divergence,
-    logp_shift,
-    select_perception_tokens,
-)
-from cppo.policy import ResponseScores, plain_scores
+from cppo.perception import select_perception_tokens
+from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES, ResponseScores, dependency_score, plain_scores, view_divergence
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS
 from cppo.rewards import accuracy_reward, format_reward
 from cppo.views import ViewSampler
 
 VIEWS = ("image", "preserving", "removing")
-SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift", "k3", "entropy")
-DIVERGENCES = ("k3", "kl", "js")
 ALTERNATIVES = 5
 
 
@@ -57,7 +48,7 @@ class InspectedToken:
     Attributes:
         logps, entropies: under each of `VIEWS`.
         d_preserving, d_removing: divergence of image and view under each of `DIVERGENCES`.
-        scores: dependency score under each name of `SCORES`.
+        scores: dependency score under each name of `DEPENDENCY_SCORES`.
         selected: whether the selection rule keeps it, by each score.
         alternatives: the most probable tokens with their probabilities under each of `VIEWS`.
         true_perception: whether it is read off the image, None where the data does not know.
@@ -173,32 +164,21 @@ def response_mask(rows: Sequence[list[int]]) -> Tensor:
 def token_columns(scored: dict[str, ResponseScores], mask: Tensor, top_fraction: float) -> dict[str, dict[str, Any]]:
     """Every figure of every token, by group and name, each [B, T] (alternatives: ids and probabilities [B, T, 5])."""
     anchor, removing = scored["image"], scored["removing"]
-    divergences = {view: _divergences(anchor, scored[view]) for view in ("preserving", "removing")}
-    scores = dependency_scores(anchor, removing)
+    scores = {name: dependency_score(name, anchor, removing) for name in DEPENDENCY_SCORES}
+
+    def divergences(view: str) -> dict[str, Any]:
+        return {name: view_divergence(name, anchor, scored[view]).tolist() for name in DIVERGENCES}
+
     return {
         "logps": {view: scored[view].logps.tolist() for view in VIEWS},
         "entropies": {view: scored[view].entropies.tolist() for view in VIEWS},
-        "d_preserving": {name: value.tolist() for name, value in divergences["preserving"].items()},
-        "d_removing": {name: value.tolist() for name, value in divergences["removing"].items()},
+        "d_preserving": divergences("preserving"),
+        "d_removing": divergences("removing"),
         "scores": {name: value.tolist() for name, value in scores.items()},
         "selected": {
             name: select_perception_tokens(value, mask, top_fraction).tolist() for name, value in scores.items()
         },
         "alternatives": {view: _most_probable(scored[view].logits) for view in VIEWS},
-    }
-
-
-def dependency_scores(anchor: ResponseScores, removing: ResponseScores) -> dict[str, Tensor]:
-    """Every score of `SCORES` of every token, [B, T], from the passes under the image and I-."""
-    divergences = _divergences(anchor, removing)
-    return {
-        "entropy_shift": entropy_shift(anchor.entropies, removing.entropies),
-        "entropy_shift_absolute": entropy_shift(anchor.entropies, removing.entropies, relative=False),
-        "kl": divergences["kl"],
-        "js": divergences["js"],
-        "logp_shift": logp_shift(anchor.logps, removing.logps),
-        "k3": divergences["k3"],
-        "entropy": anchor.entropies,
     }
 
 
@@ -214,16 +194,6 @@ def token_truth(processor: Any, ids: Sequence[int], record: Record) -> list[bool
         any(start < last and first < end and text[max(start, first) : min(end, last)].strip() for first, last in spans)
         for start, end in zip(starts, ends, strict=True)
     ]
-
-
-def _divergences(anchor: ResponseScores, view: ResponseScores) -> dict[str, Tensor]:
-    assert anchor.logits is not None  # the plain scorer keeps them
-    assert view.logits is not None
-    return {
-        "k3": k3_divergence(anchor.logps, view.logps),
-        "kl": kl_divergence(anchor.logits, view.logits),
-        "js": js_divergence(anchor.logits, view.logits),
-    }
 
 
 def _most_probable(logits: Tensor | None) -> tuple[list[Any], list[Any]]:

@@ -11,7 +11,7 @@ from .contrast import (
     token_mean_loss,
 )
 from .dependency import entropy_from_logits, entropy_shift, logp_shift
-from .divergence import js_divergence, k3_divergence, kl_divergence
+from .divergence import EXACT_DIVERGENCES, js_divergence, k3_divergence, kl_divergence
 from .selection import (
     GATES,
     draw_rollouts,
@@ -23,6 +23,7 @@ from .selection import (
 from .shaping import advantage_scale, rollout_dependency
 
 __all__ = [
+    "EXACT_DIVERGENCES",
     "GATES",
     "advantage_scale",
     "contrastive_perception_loss",

@@ -88,6 +88,10 @@ def js_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:
     return 0.5 * (_relative_entropy(log_p, log_mixture) + _relative_entropy(log_q, log_mixture))
 
 
+EXACT_DIVERGENCES = {"kl": kl_divergence, "js": js_divergence}
+"""Those that need whole distributions, by name."""
+
+
 def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Sum of p (log p - log q) over the last dimension, where 0 (log 0 - x) is 0 in value and in gradient."""
     log_ratio = (log_p - log_q).masked_fill(log_p.isneginf(), 0.0)

@@ -1,5 +1,6 @@
 """The vision-language model as a scorer of response tokens."""
 
+from cppo.policy.dependency import DEPENDENCY_SCORES, DIVERGENCES, dependency_score, view_divergence
 from cppo.policy.families import takes_images_a_row, unshared_reason, vision_placeholder_ids, vision_tower_parameters
 from cppo.policy.head import LanguageHead
 from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores
@@ -10,6 +11,8 @@ from cppo.policy.vision_inputs import concatenate_rows, slice_rows
 from cppo.policy.wrappers import unwrapped
 
 __all__ = [
+    "DEPENDENCY_SCORES",
+    "DIVERGENCES",
     "LanguageHead",
     "PackedBatch",
     "PromptGroup",
@@ -17,6 +20,7 @@ __all__ = [
     "ResponseScores",
     "add_shared_prompt_forward",
     "concatenate_rows",
+    "dependency_score",
     "pack",
     "plain_scores",
     "prompt_groups",
@@ -26,6 +30,7 @@ __all__ = [
     "takes_images_a_row",
     "unshared_reason",
     "unwrapped",
+    "view_divergence",
     "vision_placeholder_ids",
     "vision_tower_parameters",
 ]

@@ -12,13 +12,11 @@ from transformers import PreTrainedModel
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from cppo.perception import entropy_from_logits, js_divergence, kl_divergence
+from cppo.perception import EXACT_DIVERGENCES, entropy_from_logits
 
 VOCABULARY_TILE = 8192
 CHUNK_LOGITS = 2**24
 """Logits held at once where a computation needs whole distributions."""
-
-DIVERGENCES = {"kl": kl_divergence, "js": js_divergence}
 
 
 class LanguageHead:
@@ -86,7 +84,7 @@ class LanguageHead:
         def chunk(hidden: Tensor, view_hidden: Tensor) -> tuple[Tensor]:
             with torch.set_grad_enabled(view_gradients and torch.is_grad_enabled()):
                 view_logits = self._logits(view_hidden, temperature)
-            return (DIVERGENCES[name](self._logits(hidden, temperature), view_logits),)
+            return (EXACT_DIVERGENCES[name](self._logits(hidden, temperature), view_logits),)
 
         return self._in_chunks(chunk, self._prepared(hidden), self._prepared(view_hidden))[0]
 

@@ -10,13 +10,12 @@ from markupsafe import Markup
 from cppo.data import question_text
 from cppo.evaluation.detectors import DetectorQuality, detector_quality
 from cppo.evaluation.inspection import (
-    DIVERGENCES,
-    SCORES,
     VIEWS,
     InspectedItem,
     InspectedResponse,
     InspectedToken,
 )
+from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES
 from cppo.reports.page import render_page
 from cppo.views import image_data_uri
 
@@ -81,7 +80,7 @@ def detector_table(items: Sequence[InspectedItem]) -> dict[str, DetectorQuality]
     ]
     truth = [bool(token.true_perception) for token in tokens]
     table = {}
-    for name in SCORES:
+    for name in DEPENDENCY_SCORES:
         quality = detector_quality(
             [token.scores[name] for token in tokens], [token.selected[name] for token in tokens], truth
         )
@@ -94,7 +93,7 @@ def render_inspection(items: Sequence[InspectedItem], *, model: str, data: str, 
     """The page; it opens with `score`. Texts of model and data reach it as JSON that a script writes as text alone."""
     texts: dict[str, int] = {}
     content = {
-        "scores": SCORES,
+        "scores": DEPENDENCY_SCORES,
         "divergences": DIVERGENCES,
         "views": VIEWS,
         "chosen": score,
@@ -142,8 +141,8 @@ def _page_token(token: InspectedToken, texts: dict[str, int]) -> list[Any]:
     return [
         number(token.text),
         None if token.true_perception is None else int(token.true_perception),
-        sum(int(token.selected[name]) << place for place, name in enumerate(SCORES)),
-        short([token.scores[name] for name in SCORES]),
+        sum(int(token.selected[name]) << place for place, name in enumerate(DEPENDENCY_SCORES)),
+        short([token.scores[name] for name in DEPENDENCY_SCORES]),
         short([token.logps[view] for view in VIEWS]),
         short([token.entropies[view] for view in VIEWS]),
         short([token.d_preserving[name] for name in DIVERGENCES]),

@@ -8,12 +8,11 @@ from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.methods import get_method
+from cppo.perception import EXACT_DIVERGENCES
 from cppo.recipes import in_interval
 from cppo.training.option_rules import check_combinations, view_sampler
 from cppo.training.rollout_views import RolloutViews
 from cppo.views import ViewSampler
-
-EXACT_DIVERGENCES = ("kl", "js")
 
 
 @dataclass

@@ -8,18 +8,13 @@ from torch import Tensor
 
 from cppo.perception import (
     contrastive_perception_tokens,
-    entropy_shift,
-    js_divergence,
-    k3_divergence,
-    kl_divergence,
-    logp_shift,
     rollout_mean_loss,
     select_perception_tokens,
     select_random_tokens,
     select_top_tokens,
     token_mean_loss,
 )
-from cppo.policy import ResponseScores
+from cppo.policy import ResponseScores, dependency_score, view_divergence
 
 if TYPE_CHECKING:
     from cppo.training.config import CPPOConfig
@@ -94,20 +89,6 @@ class PerceptionTerm:
     statistics: Tensor
 
 
-@torch.no_grad()
-def dependency_score(args: "CPPOConfig", anchor: ResponseScores, removing: ResponseScores) -> Tensor:
-    """How much each response token depends on the image, [n, T], without gradient (method.md, section 3)."""
-    match args.perception_score:
-        case "entropy_shift" | "entropy_shift_absolute" as name:
-            return entropy_shift(anchor.entropies, removing.entropies, relative=name == "entropy_shift")
-        case "entropy":
-            return anchor.entropies.detach()
-        case "logp_shift":
-            return logp_shift(anchor.logps, removing.logps)
-        case divergence:
-            return _divergence(divergence, anchor, removing)
-
-
 def perception_token_mask(
     args: "CPPOConfig",
     anchor: ResponseScores,
@@ -117,7 +98,7 @@ def perception_token_mask(
     draws: Tensor | None = None,
 ) -> Detection:
     """The dependency score, taken here unless it is given, and the tokens that the selector keeps."""
-    score = dependency_score(args, anchor, removing) if exact_score is None else exact_score
+    score = dependency_score(args.perception_score, anchor, removing) if exact_score is None else exact_score
     fraction = args.perception_top_fraction
     match args.perception_selector:
         case "all":
@@ -146,10 +127,10 @@ def perception_term(
     """
     exact, name, mask = scores.exact, args.perception_divergence, scores.response_mask
     score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, mask, exact.score, scores.draws)
-    d_removing = exact.removing if exact.removing is not None else _divergence(name, scores.anchor, scores.removing)
+    d_removing = exact.removing if exact.removing is not None else view_divergence(name, scores.anchor, scores.removing)
     d_preserving = exact.preserving
     if d_preserving is None and scores.preserving is not None:
-        d_preserving = _divergence(name, scores.anchor, scores.preserving)
+        d_preserving = view_divergence(name, scores.anchor, scores.preserving)
     pull = torch.zeros_like(d_removing) if d_preserving is None else args.perception_preserving_weight * d_preserving
     push = args.perception_removing_weight * d_removing
     if args.perception_sink == "contrast":
@@ -169,15 +150,6 @@ def perception_term(
         loss = loss + args.perception_removing_entropy_weight * mean(scores.removing.entropies, mask)
     statistics = _statistics(scores, token_loss, d_preserving, d_removing, token_mask)
     return PerceptionTerm(loss, score, token_mask, statistics)
-
-
-def _divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
-    if name == "k3":
-        return k3_divergence(anchor.logps, view.logps)
-    if anchor.logits is None or view.logits is None:
-        raise ValueError(f"the exact divergence {name!r} needs logits: score with the plain scorer")
-    exact = kl_divergence if name == "kl" else js_divergence
-    return exact(anchor.logits, view.logits)
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cppo.perception import EXACT_DIVERGENCES
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, ResponseScores, pack, prompt_groups, unwrapped
 from cppo.policy.vision_inputs import VisionInputs
-from cppo.training.config import EXACT_DIVERGENCES, CPPOConfig
+from cppo.training.config import CPPOConfig
 from cppo.training.perception_term import Detection, ExactDivergences, perception_token_mask
 from cppo.training.view_scoring import ViewRequest
 
