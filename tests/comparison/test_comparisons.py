@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from browser import GOOD, LOOK, evaluate_in_page, needs_browser
 from scipy.stats import ttest_1samp, ttest_rel
 
 from cppo.comparison.comparisons import compare_task
@@ -117,3 +118,11 @@ def test_page_and_table_show_every_method_and_trust_no_text(made):
     assert "| grpo | 0.400 [0.400, 0.400] | 0.625 [0.625, 0.625] |" in text
     for label in LABELS:
         assert f"| {label} | " in text
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(made, width, tmp_path):
+    results, _ = made
+    (tmp_path / "page.html").write_text(render(results), encoding="utf-8")
+    assert evaluate_in_page(tmp_path / "page.html", LOOK, width=width, profile=tmp_path / "profile") == GOOD

@@ -99,7 +99,7 @@ def test_accuracies_appear_only_when_they_were_measured(run):
 
 def test_charts_only_of_what_was_logged(run):
     html = render_report(read_run(run))
-    assert "Contrastive perception loss" in html
+    assert "Perception loss (CPL)" in html
     assert "KL to the reference" not in html
     assert "Entropy under the three views" not in html  # logged as null
 
@@ -308,6 +308,8 @@ def test_ticks_enclose_the_values_and_are_even(low, high):
 
 def test_steps_are_whole_numbers():
     assert nice_ticks(1.0, 3.0, 5, least_step=1.0) == [1.0, 2.0, 3.0]
+    assert nice_ticks(0.0, 12.0, 5, least_step=1.0) == [0.0, 5.0, 10.0, 15.0]
+    assert nice_ticks(0.0, 120.0, 5, least_step=1.0) == [0.0, 25.0, 50.0, 75.0, 100.0, 125.0]
 
 
 def test_running_mean_by_brute_force():
@@ -324,3 +326,10 @@ def test_thinning_keeps_the_ends():
     assert len(found) == 100
     assert (found[0], found[-1]) == (points[0], points[-1])
     assert thin(points[:50], 100) == points[:50]
+
+
+def test_the_legend_names_the_lines_that_are_there():
+    text = figure("t", [Series("one", [(0, 1.0), (1, 2.0)]), Series("two", []), Series("three", [(0, 1.0), (1, 2.0)])])
+    key = text[text.index('<div class="legend">') :]
+    assert "two" not in key
+    assert [style in key for style in ("s0", "s1", "s2")] == [True, False, True]

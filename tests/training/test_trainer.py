@@ -196,6 +196,7 @@ def test_last_samples_are_rollouts_of_the_batch(make_trainer, processor):
     trainer.train()
     by_text = {row["prompt"][0]["content"]: row for row in rows}
     assert len(trainer.last_samples) == 4
+    assert len({sample["prompt"][0]["content"] for sample in trainer.last_samples}) == 2
     for sample in trainer.last_samples:
         text = sample["prompt"][0]["content"]
         assert (text, sample["completion_tokens"], sample["reward"]) in rollouts

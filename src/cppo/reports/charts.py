@@ -57,7 +57,7 @@ def figure(
     """
     svg = line_chart(series, title=title, x_title=x_title, y_title=y_title, percent=percent, smooth=smooth)
     return Markup('<figure class="card"><h3>{}</h3><div class="note">{}</div>{}{}</figure>').format(
-        title, note, svg, legend([one.label for one in series])
+        title, note, svg, legend([one.label if one.points else None for one in series])
     )
 
 
@@ -135,7 +135,10 @@ def interval_chart(
     axis = _Axis(nice_ticks(low, high, 4), left + 14, left + AXIS)
     width = left + AXIS + 24
     bottom = height - 42
-    parts = [f'<svg class="chart intervals" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" style="max-width: {width}px" role="img" '
+        f'aria-label="{escape(title)}">'
+    ]
     for tick in axis.ticks:
         x = axis.at(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
@@ -158,8 +161,11 @@ def interval_chart(
     return Markup("".join(parts))
 
 
-def legend(labels: Sequence[str]) -> Markup:
-    """The labels with their line styles; nothing for a single one, which the title names."""
+def legend(labels: Sequence[str | None]) -> Markup:
+    """The labels with their line styles; nothing for a single one, which the title names.
+
+    labels: in the order of the styles; None for a style that has no line here.
+    """
     if len(labels) < 2:
         return Markup()
     entries = [
@@ -170,17 +176,23 @@ def legend(labels: Sequence[str]) -> Markup:
         + label
         + Markup("</span>")
         for number, label in enumerate(labels)
+        if label is not None
     ]
     return Markup('<div class="legend">') + Markup().join(entries) + Markup("</div>")
 
 
 def nice_ticks(low: float, high: float, count: int, *, least_step: float = 0.0) -> list[float]:
-    """About `count` round numbers around [low, high]: 1, 2, 2.5 or 5 times a power of ten, >= `least_step`, apart."""
+    """About `count` round numbers around [low, high]: 1, 2, 2.5 or 5 times a power of ten apart, and a multiple of
+    `least_step`, where there is one."""
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
         low, high = (low - abs(low) / 10, high + abs(high) / 10) if low else (0.0, 1.0)
     rough = max((high - low) / count, least_step)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    step = next(
+        factor * power
+        for factor in (1, 2, 2.5, 5, 10)
+        if factor * power >= rough * (1 - 1e-9) and not (least_step and factor * power % least_step)
+    )
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 

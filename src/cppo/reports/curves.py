@@ -34,14 +34,20 @@ CHARTS = (
         percent=True,
     ),
     Chart(
-        "Contrastive perception loss",
-        "mean over perception tokens; ln 2 without contrast",
+        "Perception loss (CPL)",
+        "before its weight, mean over the selected tokens; CPPO's is ln 2 without contrast",
         "CPL",
         {"perception/cpl": "CPL"},
     ),
     Chart(
+        "Dependency on the image",
+        "mean score of a rollout's tokens, by which its advantages are weighted",
+        "score",
+        {"perception/dependency": "dependency"},
+    ),
+    Chart(
         "Divergence from the views",
-        "on perception tokens",
+        "mean over the selected tokens",
         "divergence (nats)",
         {"perception/d_preserving": "d+ (information kept)", "perception/d_removing": "d\u2212 (information removed)"},
     ),
@@ -139,5 +145,5 @@ def held_out_figure(runs: Sequence[RunData], names: Sequence[str] = ("greedy",))
         band = [(row["step"], *row["accuracy_ci95"]) for row in rows] if len(runs) == 1 else []
         series.append(Series(name, [(row["step"], row["accuracy"]) for row in rows], band))
     items = max(row["n"] for run in runs for row in run.probes)
-    note = f"the same {items:,} items each time, greedy" + ("; band: 95 % interval" if len(runs) == 1 else "")
+    note = f"the same {items:,} items each time, greedy" + ("; band: 95\u00a0% interval" if len(runs) == 1 else "")
     return figure("Held-out accuracy", series, note=note, y_title="accuracy", percent=True, smooth=False)

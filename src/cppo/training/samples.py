@@ -1,5 +1,6 @@
 """A few rollouts with their perception tokens, kept for the report."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ class RolloutSamples:
 
     def begin(self, rows: Sequence[dict[str, Any]], rewards: Tensor) -> None:
         """A new generation batch of rows with their weighted rewards, [B]."""
-        self._rows, self._rewards = list(rows), rewards.tolist()
+        # A row without a prompt gets it from an environment, which changes it as it goes.
+        self._rows = list(rows) if all("prompt" in row for row in rows) else []
+        self._rewards = rewards.tolist()
 
     def keep(
         self,
@@ -32,7 +35,8 @@ class RolloutSamples:
     ) -> None:
         """Replace the latest samples by up to `MAX_SAMPLES` rollouts of a micro-batch.
 
-        Rollouts scored under the views come before others of their step, of which no token is selected.
+        Different prompts come first. Rollouts scored under the views replace others of their step, of which no token is
+        selected.
 
         Args:
             inputs: the micro-batch. After a resume the rows of its rollouts are unknown, and nothing is kept.
@@ -44,7 +48,8 @@ class RolloutSamples:
             return
         self.latest = []
         places = range(len(inputs["rollout_place"])) if found is None else scored
-        for index, place in enumerate(places[:MAX_SAMPLES]):
+        for index in self._one_a_prompt([inputs["rollout_place"][place] for place in places])[:MAX_SAMPLES]:
+            place = places[index]
             rollout = inputs["rollout_place"][place]
             source = self._rows[rollout]
             length = int(inputs["completion_mask"][place].sum())
@@ -53,7 +58,7 @@ class RolloutSamples:
                 {
                     "step": step,
                     "prompt": source["prompt"],
-                    "images": source["images"],
+                    "images": source.get("images") or [],
                     "answer": source.get("answer"),
                     "reward": self._rewards[rollout],
                     "completion_tokens": [tokenizer.decode([token]) for token in ids],
@@ -61,3 +66,13 @@ class RolloutSamples:
                     "score": [0.0] * length if found is None else found.score[index, :length].tolist(),
                 }
             )
+
+    def _one_a_prompt(self, rollouts: Sequence[int]) -> list[int]:
+        """Places of the rollouts, the first one of each prompt first, then the second ones, and so on."""
+        seen: Counter[int] = Counter()
+        turns = []
+        for rollout in rollouts:
+            prompt = id(self._rows[rollout]["prompt"])  # a prompt's rollouts share it
+            turns.append(seen[prompt])
+            seen[prompt] += 1
+        return sorted(range(len(rollouts)), key=turns.__getitem__)
