@@ -131,15 +131,30 @@ def test_families_can_be_named_those_held_out_too(picture, tmp_path):
     assert drawn[0].parameters == list(family_draws([Image.open(picture)], ViewSampler(0), "row", 1))[-1][0].parameters
 
 
-def test_a_methods_families_are_drawn(picture, tmp_path):
-    recipe = tmp_path / "mine.yaml"
-    recipe.write_text("data: tasks:digits\nmethod: papo\nview_patch_side: 20\nview_patch_probability: 1.0\n")
+@pytest.mark.parametrize(
+    ("recipe", "families", "drawn"),
+    [
+        (
+            "method: papo\nview_patch_side: 20\nview_patch_probability: 1.0",
+            ["color_jitter", "perspective", "rotation", "black_patches"],
+            "patches\u00a06",
+        ),
+        ("method: noisyrollout", ["diffusion_noise"], "steps\u00a0500"),
+        (
+            "rollout_views: [rotation]\npreserving_views: [color_jitter]\nremoving_views: [crop]",
+            ["rotation", "color_jitter", "crop"],
+            "degrees",
+        ),
+    ],
+)
+def test_a_recipes_families_are_drawn(recipe, families, drawn, picture, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"data: tasks:digits\n{recipe}\n")
     out = tmp_path / "page.html"
-    assert main(["views", "--image", str(picture), "--out", str(out), "--config", str(recipe), "--draws", "1"]) == 0
+    command = ["views", "--image", str(picture), "--out", str(out), "--config", str(tmp_path / "mine.yaml")]
+    assert main([*command, "--draws", "1"]) == 0
     page = out.read_text()
-    assert "black_patches" in page
-    assert "patches\u00a06" in page
-    assert "noise_rectangles" not in page
+    assert re.findall(r"<div><b>I.</b><br>(\w+)</div>", page) == families
+    assert drawn in page
 
 
 def test_the_grid_shows_every_parameter():

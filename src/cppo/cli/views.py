@@ -37,9 +37,9 @@ def run(argv: Sequence[str]) -> None:
         raise UserError("--prompt and --answer go with --image; the rows of --data bring their own")
     check_output_file("--out", arguments.out)
     sampler = recipe_sampler(arguments.config, arguments.seed)
-    families = arguments.families
-    if families is not None:
-        families = check_families("--families", families, (*EVERY_PRESERVING, *EVERY_REMOVING))
+    families = recipe_families(arguments.config)
+    if arguments.families is not None:
+        families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
     if arguments.model is not None:
         check_model(arguments.model)
     records = _records(arguments)
@@ -98,6 +98,15 @@ def _records(arguments: Any) -> list[Record]:
 def recipe_sampler(config: str | None, seed: int) -> ViewSampler:
     """The sampler of a recipe's views, of the published ones without a recipe, with another seed."""
     return dataclasses.replace(view_sampler({**method_options(config), "seed": seed}), seed=seed)
+
+
+def recipe_families(config: str | None) -> tuple[str, ...]:
+    """A recipe's families: those of rollouts, then I+ and I-, unless its method scores no views at all."""
+    options = method_options(config)
+    of_rollouts = tuple(options["rollout_views"])
+    if of_rollouts and options["perception_sink"] == "none":
+        return of_rollouts
+    return tuple(dict.fromkeys((*of_rollouts, *options["preserving_views"], *options["removing_views"])))
 
 
 def method_options(config: str | None) -> dict[str, Any]:

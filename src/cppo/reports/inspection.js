@@ -133,6 +133,7 @@ function explain(span) {
   page.divergences.forEach((name, place) =>
     figures.append(row([name, "", kept[place].toPrecision(3), removed[place].toPrecision(3)])));
   const marks = element("table");
+  marks.append(row(["dependency score", ""], true));
   page.scores.forEach((name, place) => marks.append(row([name, scores[place].toPrecision(3)])));
   const others = element("table");
   others.append(row(["likeliest", "image", "I+", "I\u2212"], true));
