@@ -39,7 +39,7 @@ def show(content: Image.Image | str, name: str) -> None:
     if "get_ipython" in globals():
         from IPython.display import HTML, display
 
-        frame = '<iframe srcdoc="{}" width="100%" height="640" style="border: 0"></iframe>'
+        frame = '<iframe srcdoc="{}" width="100%" height="900" style="border: 0"></iframe>'
         display(content if isinstance(content, Image.Image) else HTML(frame.format(escape(content))))
 
 

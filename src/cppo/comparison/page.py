@@ -33,7 +33,7 @@ def _curves(results: Mapping[str, Any], task: str) -> Iterator[Markup]:
         for condition in results["study"]["conditions"]:
             for title, x_title, scale in (
                 ("at equal steps", "optimizer step", lambda label: 1.0),
-                ("at equal time", "training time, s", lambda label: costs[label]["compared_seconds"]),
+                ("at equal time", "training time (s)", lambda label: costs[label]["compared_seconds"]),
             ):
                 rows = {label: curve["accuracy"][condition] for label, curve in shown.items()}
                 series = [_series(label, shown[label]["steps"], row, scale) for label, row in rows.items()]
@@ -77,5 +77,5 @@ def _differences(results: Mapping[str, Any], task: str) -> Iterator[dict[str, An
                 one = difference[condition][budget]
                 low, high = (one["mean"], one["mean"]) if one["low"] is None else (one["low"], one["high"])
                 rows.append((label, 100 * one["mean"], (100 * low, 100 * high)))
-            chart = interval_chart(rows, title=title, x_title="difference in points, 95 % interval", percent=False)
+            chart = interval_chart(rows, title=title, x_title="difference (points), 95 % interval", percent=False)
             yield {"title": title, "chart": chart}
