@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -147,33 +150,72 @@ def test_a_folder_has_splits(tmp_path):
         load_records(str(tmp_path / "other"))
 
 
+def put_on_hub(monkeypatch, folder):
+    """Let every name on the hub be the files in a folder; returns the names that are asked for."""
+    asked, real = [], datasets.load_dataset_builder
+
+    def load_dataset_builder(name):
+        asked.append(name)
+        return real(str(folder))
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    return asked
+
+
 def test_hub_names(tmp_path, monkeypatch):
     saved_folder(tmp_path / "saved")
-    asked = []
-
-    def load_dataset(name, split):
-        asked.append((name, split))
-        return datasets.load_from_disk(str(tmp_path / "saved"))[split]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_records("hub:org/some-data.v2", split="test")[0].prompt == "q3"
+    (tmp_path / "hub").mkdir()
+    for split, table in datasets.load_from_disk(str(tmp_path / "saved")).items():
+        table.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
+    asked = put_on_hub(monkeypatch, tmp_path / "hub")
+    test = load_records("hub:org/some-data.v2", split="test")
+    assert test[0].prompt == "q3"
+    same(test[1].images, 4)
     assert load_records("hub:org/some-data.v2:train", split="test")[0].prompt == "q0"
-    assert asked == [("org/some-data.v2", "test"), ("org/some-data.v2", "train")]
+    assert asked == ["org/some-data.v2"] * 2
+    with pytest.raises(UserError, match=r"'hub:org/some-data\.v2:nope': cannot be read: .*nope"):
+        load_records("hub:org/some-data.v2:nope")
 
-    def away(name, split):
+    def away(name):
         raise ConnectionError("Couldn't reach\nthe hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", away)
+    monkeypatch.setattr(datasets, "load_dataset_builder", away)
     with pytest.raises(UserError) as caught:
         load_records("hub:org/name")
     assert str(caught.value) == "data 'hub:org/name': cannot be read: Couldn't reach the hub"
 
 
-def test_paths_on_the_hub_lie_nowhere(monkeypatch):
-    table = datasets.Dataset.from_dict({"prompt": ["q"], "answer": ["a"], "image": ["/etc/passwd"]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+def test_paths_on_the_hub_lie_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "q", "answer": "a", "image": "/etc/passwd"}))
+    put_on_hub(monkeypatch, tmp_path)
     with pytest.raises(UserError, match="have no folder to look in"):
         load_records("hub:org/name")
+
+
+WATCHED_READER = """
+import sys, pyarrow
+from cppo.data import load_records
+print(len(load_records(sys.argv[1])), pyarrow.default_memory_pool().max_memory())
+"""
+
+
+def test_a_large_file_is_not_held_as_a_whole(tmp_path):
+    """Neither as it is read first, nor after that."""
+    path, image = tmp_path / "large.parquet", png(0)
+    schema = pyarrow.schema({"prompt": "string", "answer": "string", "image": "binary", "ballast": "binary"})
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for group in range(40):
+            ballast = [np.random.default_rng([group, row]).bytes(20_000) for row in range(100)]
+            rows = {"prompt": ["q"] * 100, "answer": ["a"] * 100, "image": [image] * 100, "ballast": ballast}
+            writer.write_table(pyarrow.table(rows, schema=schema))
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", WATCHED_READER, str(path)]
+    for _ in range(2):
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=True)
+        rows, peak = map(int, run.stdout.split())
+        assert rows == 4000
+        # `datasets` gathers 1,000 rows at a time, a quarter of the file.
+        assert peak < 0.6 * path.stat().st_size
 
 
 def test_bad_rows_are_counted_with_their_numbers(tmp_path):

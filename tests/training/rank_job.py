@@ -34,6 +34,9 @@ def main() -> None:
         results[name] = {"weights": weights, "logs": logs}
     if trainer.is_world_process_zero():
         torch.save(results, f"{folder}/results.pt")
+    # A process that ends while another still uses the group can make that one fail.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -47,16 +47,29 @@ def open_table(spec: PathSpec | HubSpec, split: str) -> "datasets.Dataset":
     import datasets
 
     if isinstance(spec, HubSpec):
-        return _loaded(spec, lambda: datasets.load_dataset(spec.name, split=spec.split or split))
+        return _loaded(spec, lambda: _prepared(spec.name).as_dataset(split=spec.split or split))
     if spec.kind == "parquet":
         files = {"train": str(spec.path)}
-        return _loaded(spec, lambda: datasets.load_dataset("parquet", data_files=files, split="train"))
+        return _loaded(spec, lambda: _prepared("parquet", data_files=files).as_dataset(split="train"))
     table = _loaded(spec, lambda: datasets.load_from_disk(str(spec.path)))
     if not isinstance(table, datasets.DatasetDict):
         return table
     if split not in table:
         raise UserError(f"data {spec.text!r}: has no split {split!r}, but {', '.join(table)}")
     return table[split]
+
+
+def _prepared(name: str, **options: Any) -> "datasets.DatasetBuilder":
+    """What `datasets.load_dataset` loads from, as Arrow files in the cache folder."""
+    import datasets
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    builder = datasets.load_dataset_builder(name, **options)
+    if hasattr(builder.config, "fragment_scan_options"):
+        # Arrow's own default reads ahead, and holds a Parquet file as a whole.
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+    builder.download_and_prepare()
+    return builder
 
 
 def table_rows(table: "datasets.Dataset") -> Iterator[tuple[int, dict[str, Any]]]:
