@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from cppo.assets.build import build_micro
-from cppo.cli import eval as command
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.main import main
 from cppo.cli.response_file import data_fingerprint, model_fingerprint
+from cppo.cli.trained import trained_recipe
 from cppo.evaluation import EvalResult, ItemResult, wilson_interval
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
@@ -255,11 +255,11 @@ def test_the_trained_views_are_the_runs_own(tmp_path):
     (tmp_path / "config.yaml").write_text(
         "model: gone\ndata: gone.jsonl\noutput_dir: gone\nremoving_views: [crop]\nview_crop_side: [0.3, 0.4]\n"
     )
-    views = command.trained_recipe(str(tmp_path))["views"]
+    views = trained_recipe(str(tmp_path))["views"]
     assert views.removing_families == ("crop",)
     assert views.strengths.crop_side == (0.3, 0.4)
     (tmp_path / "config.yaml").write_text("learning_rate: [1]\nnonsense: 3\n")
-    assert "views" not in command.trained_recipe(str(tmp_path))
+    assert "views" not in trained_recipe(str(tmp_path))
 
 
 def test_long_tables_are_cut_and_counted():

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from browser import evaluate_in_page, needs_browser
 from PIL import Image
 
+from cppo.assets import resolve_model
 from cppo.cli.main import main
 from cppo.data import Record
 from cppo.evaluation.inspection import (
@@ -132,6 +134,26 @@ def test_the_command(tmp_path, capsys):
     assert needed <= items[0]["tokens"][0].keys()
     assert "AUPRC" in capsys.readouterr().out
     assert page.stat().st_size < 200_000
+
+
+def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(resolve_model("micro"), run)
+    (run / "config.yaml").write_text(
+        "model: micro\ndata: tasks:digits\noutput_dir: gone\nperception_score: kl\nremoving_views: [crop]\n"
+        "max_completion_length: 5\n"
+    )
+    asked = ["--model", str(run), "--data", "tasks:digits", "--limit", "1"]
+    figures = tmp_path / "tokens.json"
+    assert main(["inspect", *asked, "--out", str(tmp_path / "x.html"), "--samples", "1", "--json", str(figures)]) == 0
+    tokens = json.loads(figures.read_text())[0]["tokens"]
+    assert len(tokens) == 5
+    assert all(token["score"] == token["scores"]["kl"] for token in tokens)
+    capsys.readouterr()
+    assert main(["views", *asked, "--out", str(tmp_path / "views.html"), "--draws", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "crop" in out
+    assert "noise_rectangles" not in out
 
 
 @pytest.mark.parametrize(

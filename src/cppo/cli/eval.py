@@ -1,13 +1,10 @@
 """`cppo eval`: accuracy, pass@k and format rate of a model on data, and its perception card."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cppo.assets import resolve_model
 from cppo.cli.checks import check_data, check_model, check_output_file
@@ -15,15 +12,11 @@ from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction, number_from
 from cppo.cli.response_file import ResponseFile, data_fingerprint, model_fingerprint
-from cppo.cli.views import recipe_sampler
+from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, trained_recipe
 from cppo.data import PixelBounds, check_columns, load_records
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
-from cppo.recipes import RunDirectory
-from cppo.rewards import check_rewards, number_tolerance
 from cppo.views import ViewSampler
-
-DEFAULT_MAX_NEW_TOKENS = 512
 
 
 def run(argv: Sequence[str]) -> None:
@@ -168,26 +161,6 @@ def _identity(arguments: Any) -> dict[str, Any]:
 def _views(sampler: ViewSampler) -> dict[str, Any]:
     families = {"preserving": list(sampler.preserving_families), "removing": list(sampler.removing_families)}
     return {**families, "strengths": asdict(sampler.strengths)}
-
-
-def trained_recipe(model: str) -> dict[str, Any]:
-    """What of a run directory's recipe an evaluation takes over, so that the task it trained for is measured."""
-    config = RunDirectory(model).config
-    try:
-        recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
-    except (OSError, ValueError, yaml.YAMLError):
-        recipe = None
-    wanted = {"system_prompt": str, "max_completion_length": int, "min_pixels": int, "max_pixels": int}
-    given = recipe if isinstance(recipe, dict) else {}
-    taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
-    rewards = given.get("rewards")
-    if isinstance(rewards, list) and all(isinstance(reward, str) for reward in rewards):
-        with contextlib.suppress(UserError):  # a reward of files that are no longer there does not matter here
-            taken["tolerance"] = number_tolerance(check_rewards(rewards, None))
-    if given:
-        with contextlib.suppress(UserError):  # the configuration of `cppo sft` has no views
-            taken["views"] = recipe_sampler(str(config), 0)
-    return taken
 
 
 def _parser() -> Parser:

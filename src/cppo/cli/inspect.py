@@ -8,10 +8,9 @@ from tqdm import tqdm
 
 from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.eval import DEFAULT_MAX_NEW_TOKENS, trained_recipe
 from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.cli.views import method_options, recipe_sampler
-from cppo.data import check_columns, load_records
+from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, own_recipe, recipe_options, recipe_sampler, trained_recipe
+from cppo.data import PixelBounds, check_columns, load_records
 from cppo.errors import UserError
 
 DEFAULT_LIMIT = 20
@@ -27,8 +26,8 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the figures)")
     check_output_file("--out", arguments.out)
     check_output_file("--json", arguments.json)
-    sampler = recipe_sampler(arguments.config, arguments.seed)
-    options = method_options(arguments.config)
+    config = arguments.config or own_recipe(arguments.model)
+    sampler, options = recipe_sampler(config, arguments.seed), recipe_options(config)
     trained = trained_recipe(arguments.model)
     source = load_records(
         arguments.data,
@@ -36,6 +35,7 @@ def run(argv: Sequence[str]) -> None:
         limit=arguments.limit,
         columns=arguments.columns,
         max_bad_fraction=arguments.max_bad_fraction,
+        pixels=PixelBounds(trained.get("min_pixels"), trained.get("max_pixels")),
     )
     quiet_libraries()
 
@@ -84,7 +84,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, a .html file")
     parser.add_argument("--json", metavar="FILE", help="write the figures too: a list, one object an item")
-    parser.add_argument("--config", metavar="NAME|FILE", help="a recipe whose views, score and top fraction are taken")
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help="a recipe whose views, score and top fraction are taken (default: a run directory's own)",
+    )
     parser.add_argument(
         "--limit", type=at_least(1), default=DEFAULT_LIMIT, metavar="N", help=f"items (default: {DEFAULT_LIMIT})"
     )

@@ -1,6 +1,5 @@
 """`cppo views`: what the I+ and I- of every family look like, and what they do to a model's answers."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from tqdm import tqdm
 from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.data import Record, check_columns, load_records
+from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, own_recipe, recipe_families, recipe_sampler, trained_recipe
+from cppo.data import PixelBounds, Record, check_columns, load_records
 from cppo.errors import UserError
-from cppo.recipes import load_recipe, schema
-from cppo.training.option_rules import view_sampler
-from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, ViewSampler, check_families, load_rgb, stable_sample_id
+from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
 
 DEFAULT_LIMIT = 20
 DEFAULT_PROMPT = "What does the image show?"
@@ -36,31 +34,37 @@ def run(argv: Sequence[str]) -> None:
     if arguments.data is not None and (arguments.prompt is not None or arguments.answer is not None):
         raise UserError("--prompt and --answer go with --image; the rows of --data bring their own")
     check_output_file("--out", arguments.out)
-    sampler = recipe_sampler(arguments.config, arguments.seed)
-    families = recipe_families(arguments.config)
-    if arguments.families is not None:
-        families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
     if arguments.model is not None:
         check_model(arguments.model)
-    records = _records(arguments)
+    trained = trained_recipe(arguments.model) if arguments.model else {}
+    config = arguments.config or (own_recipe(arguments.model) if arguments.model else None)
+    sampler, families = recipe_sampler(config, arguments.seed), recipe_families(config)
+    if arguments.families is not None:
+        families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
+    records = _records(arguments, PixelBounds(trained.get("min_pixels"), trained.get("max_pixels")))
     quiet_libraries()
 
     from cppo.evaluation import evaluate, load_model
     from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
 
     model, processor = load_model(arguments.model, device=arguments.device) if arguments.model else (None, None)
+    asked: dict[str, Any] = {
+        "max_new_tokens": arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS,
+        "system_prompt": trained.get("system_prompt"),
+        "tolerance": trained.get("tolerance", 0.0),
+    }
     items = []
     for record in tqdm(records, desc="views", unit="item", leave=False):
         copies, views = perturbed_records(record, sampler, arguments.draws, families)
         answers = None
         if model is not None:
-            answers = evaluate(model, processor, copies, max_new_tokens=arguments.max_new_tokens).items
+            answers = evaluate(model, processor, copies, **asked).items
         items.append(shown_item(record, views, answers))
     if suffix == ".png":
         draw_grid(items[0]).save(arguments.out)
     else:
         title = arguments.image or " ".join(arguments.data)
-        page = render_views(items, title=title, strengths=_strengths(arguments.config), seed=arguments.seed)
+        page = render_views(items, title=title, strengths=_strengths(config), seed=arguments.seed)
         Path(arguments.out).write_text(page, encoding="utf-8")
     for row in summarize_families(items, arguments.seed):
         change = "" if row.change is None else f"   accuracy {100 * row.change.mean:+.1f} points"
@@ -68,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
     print(f"views      {arguments.out}")
 
 
-def _records(arguments: Any) -> list[Record]:
+def _records(arguments: Any, pixels: PixelBounds) -> list[Record]:
     if arguments.data is None:
         try:
             with Image.open(arguments.image) as file:
@@ -88,30 +92,12 @@ def _records(arguments: Any) -> list[Record]:
         limit=arguments.limit,
         columns=arguments.columns,
         max_bad_fraction=arguments.max_bad_fraction,
+        pixels=pixels,
     )
     with_images = [record for record in source if record.images]
     if not with_images:
         raise UserError(f"{source.name}: none of the rows has an image")
     return with_images
-
-
-def recipe_sampler(config: str | None, seed: int) -> ViewSampler:
-    """The sampler of a recipe's views, of the published ones without a recipe, with another seed."""
-    return dataclasses.replace(view_sampler({**method_options(config), "seed": seed}), seed=seed)
-
-
-def recipe_families(config: str | None) -> tuple[str, ...]:
-    """A recipe's families: those of rollouts, then I+ and I-, unless its method scores no views at all."""
-    options = method_options(config)
-    of_rollouts = tuple(options["rollout_views"])
-    if of_rollouts and options["perception_sink"] == "none":
-        return of_rollouts
-    return tuple(dict.fromkeys((*of_rollouts, *options["preserving_views"], *options["removing_views"])))
-
-
-def method_options(config: str | None) -> dict[str, Any]:
-    """Every option of a recipe for "train", the published ones without a recipe."""
-    return schema("train").defaults if config is None else load_recipe("train", config).resolved
 
 
 def _strengths(config: str | None) -> str:
@@ -123,7 +109,11 @@ def _parser() -> Parser:
     parser.add_argument("--image", metavar="FILE", help="an image file")
     parser.add_argument("--data", nargs="+", metavar="SPEC", help="rows of data instead of one image")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .png grid (of --image), or a .html page")
-    parser.add_argument("--config", metavar="NAME|FILE", help="a recipe whose families and strengths are taken")
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help="a recipe whose families and strengths are taken (default: a run directory's own)",
+    )
     parser.add_argument(
         "--families",
         nargs="+",
@@ -149,7 +139,10 @@ def _parser() -> Parser:
         "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
     )
     parser.add_argument(
-        "--max_new_tokens", type=at_least(1), default=512, metavar="N", help="longest response (default: 512)"
+        "--max_new_tokens",
+        type=at_least(1),
+        metavar="N",
+        help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     return parser
