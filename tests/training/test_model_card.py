@@ -51,7 +51,7 @@ def test_an_adapter_of_micro(tmp_path, monkeypatch, capsys):
     trainer.save_model(str(tmp_path / "out"))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.library_name, card.data.license) == ("peft", "apache-2.0")
-    assert "A LoRA adapter for `micro`" in card.text
+    assert "A LoRA adapter, trained on top of `micro`" in card.text
     assert run_snippet(tmp_path / "out", monkeypatch, capsys).endswith("\n")
 
 

@@ -109,7 +109,9 @@ def _base_model(trainer: Any) -> str:
 
 
 def _origin(trainer: Any, base: str) -> str:
-    what = "A LoRA adapter for" if is_peft_model(trainer.model) else "A vision-language model, fine-tuned from"
+    what = "A vision-language model, fine-tuned from"
+    if is_peft_model(trainer.model):
+        what = "A LoRA adapter, trained on top of"
     source = f"[{base}](https://huggingface.co/{base})" if "/" in base else _code(base)
     if base == "micro":
         source = "`micro`, the small model that the Python package `cppo` contains"
