@@ -210,10 +210,11 @@ def build_trainer(
         for name, source in (("train_dataset", prepared.train), ("eval_dataset", sources.evaluation))
     }
     adapter = adapter_arguments(options, prepared.args)
+    rewards = [load_reward(spec) for spec in prepared.rewards]
     try:
         trainer = trainer_class(
             model=resolve_model(options.model),
-            reward_funcs=[load_reward(spec) for spec in prepared.rewards],
+            reward_funcs=rewards,
             args=prepared.args,
             **datasets,
             **adapter,
