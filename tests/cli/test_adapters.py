@@ -102,8 +102,9 @@ def test_sft_trains_an_adapter(tmp_path):
     assert any(".language_model." in name for name in load_file(tmp_path / "sft" / "adapter_model.safetensors"))
 
 
-def test_a_rehearsal_counts_the_adapters_weights(capsys):
+def test_a_rehearsal_counts_the_adapters_weights(capsys, tmp_path):
     argv = ["train", "--config", "micro", *DATA, *SIZES, *LORA, "--max_steps", "3", "--dry_run"]
+    argv += ["--output_dir", str(tmp_path / "run")]
     assert main(argv) == 0
     pattern = language_model_layers("micro")
     model = AutoModelForImageTextToText.from_pretrained(resolve_model("micro"))
