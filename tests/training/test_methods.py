@@ -211,3 +211,14 @@ def test_the_noise_fades_as_published():
     for t in range(0, 61, 5):
         assert decayed_steps(500, t / 60) == math.floor(500 * (1 - 1 / (1 + math.exp(-30 * (t - 40) / 60))))
     assert decayed_steps(500, 40 / 60) == 250
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [("cppo", {"removing", "preserving"}), ("papo", {"removing"}), ("vppo", {"removing"}), ("dvrp", None)],
+)
+def test_only_the_views_that_count_are_processed(trainer_of, rows, method, kinds):
+    batch = generation_batch(trainer_of(method, "plain"), rows)
+    made = [set(views) for views in batch["perception_views"] if views is not None]
+    assert made
+    assert all(views == (kinds or {"removing", "preserving"}) for views in made)

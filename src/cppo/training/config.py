@@ -285,9 +285,10 @@ class CPPOConfig(GRPOConfig):
         return self.perception_sink in ("contrast", "divergence") and any(weights)
 
     @property
-    def loss_views(self) -> tuple[str, ...]:
-        """The views that the loss scores; I- is always among them, for detection and metrics."""
-        return ("removing", "preserving") if self.perception_preserving_weight else ("removing",)
+    def scored_views(self) -> tuple[str, ...]:
+        """The views that are scored; I- is always among them, for detection and metrics."""
+        compares = self.perception_sink != "advantage" and self.perception_preserving_weight
+        return ("removing", "preserving") if compares else ("removing",)
 
     @property
     def needs_logits(self) -> bool:

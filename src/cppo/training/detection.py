@@ -52,7 +52,7 @@ def count_step_tokens(trainer: Any, model: Any, steps: int) -> Tensor:
     count = torch.zeros((), device=trainer.accelerator.device)
     for offset in range(steps):
         inputs = trainer._buffered_inputs[(trainer._step + offset) % trainer.args.steps_per_generation]
-        request = ViewRequest.of(inputs, trainer.args.loss_views)
+        request = ViewRequest.of(inputs, trainer.args.scored_views)
         if trainer.args.perception_selector == "all":
             count += request.response_mask.sum()
             continue
@@ -66,7 +66,7 @@ def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
     """Sink 'advantage': detect in a new generation batch, and let its perception tokens alone keep advantages."""
     detections = []
     for inputs in micro_batches:
-        request = ViewRequest.of(inputs, trainer.args.loss_views)
+        request = ViewRequest.of(inputs, trainer.args.scored_views)
         detection = detect(trainer, trainer.model_wrapped, request, inputs)
         detections.append((request, detection))
         trainer._keep_samples(inputs, request.rows, detection)

@@ -226,7 +226,7 @@ class CPPOTrainer(CardedTrainer):
         batch_number = self._step // (self.args.steps_per_generation * self.num_iterations)
         weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
         with self._phases.phase("views"):
-            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.loss_views)
+            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
         output["perception_weights"] = weights
         if self.args.perception_selector == "random":
             draws = token_draws(self.args, output["completion_ids"].shape, batch_number, self.accelerator.process_index)
@@ -294,7 +294,7 @@ class CPPOTrainer(CardedTrainer):
                 self._keep_samples(inputs)
             return rl_weight * super()._compute_loss(model, inputs)
         normalizer = step_normalizer(self, model, inputs)
-        request = self._view_request = ViewRequest.of(inputs, self.args.loss_views)
+        request = self._view_request = ViewRequest.of(inputs, self.args.scored_views)
         try:
             loss = rl_weight * super()._compute_loss(model, inputs)
         finally:
