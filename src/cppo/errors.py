@@ -16,3 +16,11 @@ def tell(message: str) -> None:
     """Print a line for the user on stderr; of several processes of a launcher on one machine only the first does."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"cppo: {message}", file=sys.stderr, flush=True)
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library refuses, on one line; with the options to give where it speaks of a GPU that is not there."""
+    text = " ".join(str(error).split())
+    if "bf16/gpu" in text:
+        return "this machine has no GPU, and bf16 is asked for: add --use_cpu true --bf16 false"
+    return text

@@ -109,7 +109,8 @@ def test_help_all_lists_inherited_fields(capsys):
         (["sft", "--config", "micro"], ["micro", "cppo train"]),
         (["eval", "--model", "micro"], ["--data"]),
         (["eval", "--model", "micro", "--data", "tasks:digits", "--samples", "0"], ["--samples", "at least 1"]),
-        (["methods", "gppo"], ["'gppo'", "cppo", "papo"]),
+        (["methods", "gppo"], ["'gppo'", "did you mean", "cppo", "papo"]),
+        (["train", "--max_steps", "-2"], ["--max_steps", "[-1, inf)"]),
         (["recipes", "copy", "nope"], ["'nope'", "micro"]),
     ],
 )
@@ -220,3 +221,20 @@ def test_recipes_list_and_copy(capsys, tmp_path, monkeypatch):
     assert "exists already" in error_of(capsys, "recipes", "copy", "micro")
     assert cli.main(["recipes", "copy", "micro", "mine.yaml"]) == 0
     assert (tmp_path / "mine.yaml").read_text() == (tmp_path / "micro.yaml").read_text()
+
+
+def test_bf16_without_a_gpu_is_told_with_the_options_to_give(capsys, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "2 + 2?", "answer": "4", "response": "4"}\n')
+    message = error_of(capsys, "sft", "--data", data, "--model", "micro", "--output_dir", tmp_path / "run")
+    assert "no GPU" in message
+    assert "add --use_cpu true --bf16 false" in message
+
+
+def test_a_run_folder_without_a_model_names_its_latest_checkpoint(capsys, tmp_path):
+    for step in (1, 12):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+    message = error_of(capsys, "eval", "--model", tmp_path, "--data", "tasks:digits")
+    assert f"its latest checkpoint is {tmp_path / 'checkpoint-12'}" in message

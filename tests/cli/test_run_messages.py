@@ -122,6 +122,9 @@ def test_a_resume_names_what_it_changes(told, capsys):
     assert "seed: 42 -> 7" in line
     assert "per_device_train_batch_size: 4 -> 8" in line
     assert line.count("->") == 2
+    assert main([*again, "--max_steps", "9", "--method", "papo"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "of a run with method cppo; add --method cppo, or take its recipe with --config" in line
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,11 @@ def check_model(name: str) -> None:
             raise UserError(f"model: {name} is an adapter of {base}: {str(error).removeprefix('model: ')}") from error
     file = folder / "config.json"
     if not file.is_file():
-        raise UserError(f"model: {name} is not a model folder (it has neither config.json nor adapter_config.json)")
+        checkpoints = RunDirectory(folder).checkpoints()
+        hint = f"; its latest checkpoint is {checkpoints[-1]}" if checkpoints else ""
+        raise UserError(
+            f"model: {name} is not a model folder (it has neither config.json nor adapter_config.json){hint}"
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

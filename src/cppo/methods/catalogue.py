@@ -4,6 +4,7 @@ What no method sets keeps TRL's default: learning rate, group size, KL to a refe
 run, so that methods can be compared on the same one. The published values of those stand in the docstrings.
 """
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -299,7 +300,9 @@ METHODS: Mapping[str, Method] = {
 def get_method(name: str) -> Method:
     """The method of that name. Raises UserError that lists the names."""
     if name not in METHODS:
-        raise UserError(f"method = {name!r}: choose one of {', '.join(METHODS)}")
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"method = {name!r}: {hint}choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cppo.errors import tell
+from cppo.errors import UserError, tell
 from cppo.recipes.recipe import Recipe, resolved_options
 from cppo.recipes.schema import schema
 
@@ -42,8 +42,15 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
 
 
 def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> None:
-    """Say on one line what `changed_options` finds."""
+    """Say on one line what `changed_options` finds. Raises UserError for another method."""
     changed = changed_options(recipe, config, checkpoint)
+    for change in changed:
+        if change.startswith("method: "):
+            before = change.removeprefix("method: ").partition(" -> ")[0]
+            raise UserError(
+                f"resume_from_checkpoint: {checkpoint} is of a run with method {before}; add --method {before}, or "
+                f"take its recipe with --config {checkpoint.parent / 'config.yaml'}"
+            )
     if changed:
         tell(
             f"warning: resumed with other options than the run began with ({'; '.join(changed)}): "

@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
 _RANGES: dict[str, str] = {
+    "max_steps": "[-1, inf)",
     "learning_rate": "[0, inf)",
     "num_train_epochs": "(0, inf)",
     "per_device_train_batch_size": "[1, inf)",
