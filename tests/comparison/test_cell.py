@@ -67,10 +67,22 @@ def test_what_a_cell_writes(runs):
         assert all(len(marks) == 6 and set(marks) <= {"0", "1"} for marks in one["correct"].values())
     assert result["options"]["perception_weight"] == 0.01
     assert result["peak_mib"] > 50
+    logged = [row["reward"] for row in metrics(job)]
+    steps = [one["step"] for one in result["evaluations"]]
+    expected = [sum(logged[a:b]) / (b - a) for a, b in zip([0, *steps], steps, strict=False)]
+    assert result["training"]["reward"] == pytest.approx(expected, rel=1e-4)
     assert result["evaluation_seconds"] < result["seconds"]
     assert not list(job.folder.glob("*.safetensors"))
     assert not list(job.folder.glob("checkpoint-*"))
     assert job.changed() == []
+    # A result of before an option existed is still the same; one with another value is not.
+    file = job.folder / "cell.json"
+    older = {name: value for name, value in result["identity"].items() if name != "max_bad_fraction"}
+    file.write_text(json.dumps({**result, "identity": older}))
+    assert job.changed() == []
+    file.write_text(json.dumps({**result, "identity": {**older, "max_bad_fraction": 0.5}}))
+    assert job.changed() == ["max_bad_fraction"]
+    file.write_text(json.dumps(result))
 
 
 def test_a_real_process(study):

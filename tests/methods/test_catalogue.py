@@ -83,7 +83,7 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "gppo"}, "method = 'gppo': choose one of grpo"),
+        ({"method": "gppo"}, "method = 'gppo': did you mean"),
         ({"method": "vppo", "perception_selector": "all"}, "perception_selector = 'all'"),
         ({"method": "vppo", "perception_rollouts_per_group": 1}, "perception_rollouts_per_group"),
         ({"method": "grpo", "rl_weight": 0.0}, "rl_weight = 0"),

@@ -9,9 +9,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from cppo.comparison.measure import Measurement
 from cppo.data import PixelBounds, load_records
 from cppo.errors import UserError, tell
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
+from cppo.reports.run_data import RunData, read_run
 from cppo.rewards import number_tolerance
 from cppo.training.option_rules import view_sampler
 from cppo.training.phases import peak_memory_mib
@@ -29,6 +31,9 @@ from cppo.training.recorder import RunRecorder
 from cppo.training.run import VERSIONS_OF, build_trainer, prepare_run, resolved_config
 from cppo.training.sources import load_sources
 from cppo.training.trainer import CPPOTrainer
+
+LOGGED = ("reward", "rewards/", "perception/", "entropy", "kl", "completions/mean_length", "grad_norm", "time/")
+"""Which of the logged metrics results hold, by how their names begin."""
 
 
 class PromptRecorder(CPPOTrainer):
@@ -118,8 +123,9 @@ def run_folder(folder: Path) -> None:
         **{name: request[name] for name in ("kind", "task", "label", "seed") if name in request},
         "method": recipe.config["method"],
         "identity": request["identity"],
-        "options": {**values["options"], **options},
+        "options": {name: value for name, value in {**values["options"], **options}.items() if name != "output_dir"},
         "evaluations": meter.evaluations,
+        "training": training_means(read_run(folder), request["steps"]) if request["kind"] == "cell" else {},
         "prompts": trainer.prompts_seen.hexdigest()[:16],
         "step_seconds": meter.seconds,
         "step_cpu_seconds": meter.cpu_seconds,
@@ -132,6 +138,19 @@ def run_folder(folder: Path) -> None:
         "code": code_digest(),
     }
     write_json(folder / RESULT, result)
+
+
+def training_means(run: RunData, steps: Sequence[int]) -> dict[str, list[float | None]]:
+    """Means of the logged metrics over the steps up to each of `steps` from the one before it (the first: from 0)."""
+    names = sorted({name for row in run.metrics for name in row if name.startswith(LOGGED)})
+    means: dict[str, list[float | None]] = {}
+    for name in names:
+        points = run.series(name)
+        means[name] = []
+        for first, last in zip([0, *steps], steps, strict=False):
+            values = [value for step, value in points if first < step <= last]
+            means[name].append(float(f"{fmean(values):.5g}") if values else None)
+    return means
 
 
 def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions, tolerance: float) -> Measurement:

@@ -14,7 +14,7 @@ import cppo
 from cppo.assets import resolve_model
 from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.errors import UserError
-from cppo.recipes import Recipe
+from cppo.recipes import Recipe, schema
 
 REQUEST, RESULT, LOG, MODEL = "request.json", "cell.json", "log.txt", "model"
 
@@ -41,11 +41,15 @@ class Job:
         return _read_result(self.folder / RESULT)
 
     def changed(self) -> list[str]:
-        """The options in which the finished result differs from what is asked now."""
+        """The options in which the finished result differs from what is asked now.
+
+        One that either does not give counts as its default: new options do not make old results others.
+        """
         result = self.result()
         if result is None:
             return []
-        before, now = result["identity"], json.loads(json.dumps(self.identity))
+        defaults = {name: field.default for name, field in schema("train").fields.items()}
+        before, now = ({**defaults, **given} for given in (result["identity"], json.loads(json.dumps(self.identity))))
         return sorted(name for name in {*before, *now} - {*FIXED} if before.get(name) != now.get(name))
 
     def begin(self) -> None:

@@ -1,19 +1,15 @@
 """The finished cells of a study as one table of numbers over training: the part of `results.json` that is measured."""
 
-import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from cppo.comparison.jobs import Job, write_json
 from cppo.comparison.study import Study, settings
-from cppo.reports.run_data import RunData, read_run
 
 RESULTS = "results.json"
-LOGGED = ("reward", "rewards/", "perception/", "entropy", "kl", "completions/mean_length", "grad_norm", "time/")
-"""Which of the logged metrics results hold, by how their names begin."""
 
 
 def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
@@ -32,7 +28,7 @@ def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: S
         "unfinished": [job.name for job in jobs if job.result() is None],
         "same_prompts": _same_prompts([result for _, result in cells]),
         "cost": {task: _costs(study, task, [result for _, result in cells], alone) for task in study.tasks},
-        "cells": [_cell(job, result, starts.get(result["task"])) for job, result in cells],
+        "cells": [_cell(result, starts.get(result["task"])) for job, result in cells],
     }
 
 
@@ -46,7 +42,7 @@ def accuracy(correct: str) -> float:
     return correct.count("1") / len(correct)
 
 
-def _cell(job: Job, result: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any]:
+def _cell(result: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any]:
     evaluations = [*(start["evaluations"] if start else ()), *result["evaluations"]]
     conditions = list(evaluations[0]["correct"])
     scores = list(evaluations[-1]["detectors"])
@@ -62,7 +58,7 @@ def _cell(job: Job, result: dict[str, Any], start: dict[str, Any] | None) -> dic
             score: {figure: [one["detectors"].get(score, {}).get(figure) for one in evaluations] for figure in figures}
             for score in scores
         },
-        "training": _training(read_run(job.folder), [one["step"] for one in evaluations]),
+        "training": result["training"],
         "step_seconds": median(result["step_seconds"]),
         "step_cpu_seconds": median(result["step_cpu_seconds"]),
         "peak_mib": result["peak_mib"],
@@ -72,19 +68,6 @@ def _cell(job: Job, result: dict[str, Any], start: dict[str, Any] | None) -> dic
         "device": result["device"],
         "threads": result["threads"],
     }
-
-
-def _training(run: RunData, steps: Sequence[int]) -> dict[str, list[float | None]]:
-    """Means of the logged metrics over the steps from one evaluation to the next, one number fewer than evaluations."""
-    names = sorted({name for row in run.metrics for name in row if name.startswith(LOGGED)})
-    means: dict[str, list[float | None]] = {}
-    for name in names:
-        points = run.series(name)
-        means[name] = []
-        for first, last in zip([0, *steps] if steps[0] else steps, steps if steps[0] else steps[1:], strict=False):
-            values = [value for step, value in points if first < step <= last]
-            means[name].append(_significant(fmean(values)) if values else None)
-    return means
 
 
 def _costs(
@@ -137,7 +120,3 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
         if value not in found:
             found.append(value)
     return found
-
-
-def _significant(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None
