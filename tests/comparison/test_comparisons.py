@@ -1,6 +1,8 @@
 """What the cells show, against scipy's paired t-test, interpolation by hand and a bootstrap by brute force."""
 
+import math
 import random
+from collections import Counter
 
 import pytest
 from browser import GOOD, LOOK, evaluate_in_page, needs_browser
@@ -73,19 +75,27 @@ def test_equal_time_is_when_the_fastest_method_ends(made):
 
 def test_the_bootstrap_draws_items_and_keeps_seeds(made):
     results, items = made
-    rng = random.Random(7)
-    differences = [
+    sums = [
         sum(
             int(items["digits", "other3", seed]["clean"][item]) - int(items["digits", "grpo", seed]["clean"][item])
             for seed in SEEDS
         )
-        / len(SEEDS)
         for item in range(ITEMS)
     ]
-    means = sorted(sum(rng.choices(differences, k=ITEMS)) / ITEMS for _ in range(20_000))
-    low, high = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]["items_ci95"]
-    assert low == pytest.approx(means[500], abs=0.01)
-    assert high == pytest.approx(means[19_500], abs=0.01)
+    # The exact distribution of the total of ITEMS draws with replacement, by convolution.
+    chances = {0: 1.0}
+    for _ in range(ITEMS):
+        following = Counter()
+        for total, chance in chances.items():
+            for value in sums:
+                following[total + value] += chance / ITEMS
+        chances = following
+    interval = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]["items_ci95"]
+    for end, share in zip(interval, (0.025, 0.975), strict=True):
+        total = round(end * ITEMS * len(SEEDS), 6)
+        noise = 5 * math.sqrt(share * (1 - share) / 10_000)  # five standard deviations of the resampling
+        assert sum(chance for value, chance in chances.items() if value < total) <= share + noise
+        assert sum(chance for value, chance in chances.items() if value <= total) >= share - noise
 
 
 def test_curves_hold_t_intervals_over_seeds(made):
