@@ -63,6 +63,22 @@ def test_what_has_finished_is_never_run_again(write_study, stub_cells):
     assert ran(stub_cells) == 11
 
 
+def test_cells_of_another_study_count_where_their_options_are_equal(write_study, stub_cells, tmp_path, capsys):
+    assert main(["compare", "--config", write_study()]) == 0
+    louder = {"method": "cppo", "perception_weight": 0.5}
+    other = {"methods": [louder, "grpo", "papo"], "seeds": 3, "output_dir": str(tmp_path / "other")}
+    file = write_study(name="other", cells_from=[str(stub_cells.parent)], **other)
+    capsys.readouterr()
+    assert main(["compare", "--config", file]) == 0
+    assert f"3 taken from {stub_cells.parent}" in capsys.readouterr().err  # the start, and grpo with seeds 0 and 1
+    assert ran(tmp_path / "other" / "runs.txt") == 3 + 1 + 3
+    copied = read(tmp_path / "other" / "cells/digits/grpo/seed-1", RESULT)
+    assert copied == read(stub_cells.parent / "cells/digits/grpo/seed-1", RESULT)
+    assert ran(stub_cells) == 5
+    assert main(["compare", "--config", write_study(cells_from=[str(tmp_path / "none")])]) == 2
+    assert f"cells_from: {tmp_path}/none: no such folder" in capsys.readouterr().err
+
+
 def test_other_options_are_refused_and_named(write_study, stub_cells, capsys):
     assert main(["compare", "--config", write_study()]) == 0
     changed = write_study(methods=["grpo", {"method": "cppo", "perception_weight": 0.5}], eval_items=5)

@@ -14,7 +14,7 @@ from typing import NoReturn
 from cppo.cli.checks import check_inputs, check_options
 from cppo.cli.fields import add_group, given_values
 from cppo.cli.parser import Parser
-from cppo.comparison.jobs import Job, pending, study_jobs, timing_jobs
+from cppo.comparison.jobs import Job, adopt, pending, study_jobs, timing_jobs
 from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.results import write_collected
 from cppo.comparison.study import Study, load_study, study_names, study_schema
@@ -36,6 +36,8 @@ def run(argv: Sequence[str]) -> None:
     failed: list[str] = []
     if not arguments.report_only:
         with only_one(study.output_dir), stopped_by_sigterm():
+            if adopted := adopt(study, jobs):
+                tell(f"{len(adopted)} taken from {', '.join(study.options.cells_from)}")
             waiting = pending(jobs, rerun=arguments.rerun)
             failed = _run_all(study, waiting, free_workers(study), record)
             if not failed:

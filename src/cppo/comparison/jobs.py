@@ -126,6 +126,29 @@ def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
     return waiting
 
 
+def adopt(study: Study, jobs: list[Job]) -> list[Job]:
+    """Copy the results that the study lacks and another of its `cells_from` has, under the same task, label and seed
+    and with equal options; returns the jobs that got one.
+
+    Raises:
+        UserError: one of the folders is not there, or a result in it cannot be read.
+    """
+    folders = [Path(name) for name in study.options.cells_from]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"cells_from: {folder}: no such folder; give the output_dir of another study")
+    adopted = []
+    for job in jobs:
+        for folder in folders if job.result() is None else ():
+            there = dataclasses.replace(job, folder=folder / job.folder.relative_to(study.output_dir))
+            if there.result() is not None and not there.changed():
+                job.begin()
+                write_json(job.folder / RESULT, there.result())
+                adopted.append(job)
+                break
+    return adopted
+
+
 def code_digest() -> str:
     """Which code it was: a hash of the package's source."""
     digest = hashlib.sha256()

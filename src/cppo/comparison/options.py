@@ -56,6 +56,10 @@ class StudyOptions:
     output_dir: str | None = field(
         default=None, metadata={"help": "Where cells and results go (default: runs/NAME of the study)."}
     )
+    cells_from: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Output folders of other studies; their finished cells with equal options are taken over."},
+    )
     workers: Annotated[int | None, "[1, inf)"] = field(
         default=None, metadata={"help": "Cells that run at once (default: cores / threads)."}
     )
