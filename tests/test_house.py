@@ -24,6 +24,7 @@ FLOORS = (
     {"data", "policy", "assets"},
     {"evaluation"},
     {"training", "reports"},
+    {"runs"},
     {"comparison"},
     {"cli"},
 )

@@ -16,7 +16,7 @@ from cppo.data import chat_messages, load_records
 from cppo.errors import UserError
 from cppo.evaluation import load_processor, prompt_inputs
 from cppo.recipes import RunOptions, load_recipe
-from cppo.training.adapters import adapter_arguments, language_model_layers
+from cppo.runs.adapters import adapter_arguments, language_model_layers
 
 DATA = ["--data", "tasks:digits?n=12"]
 SIZES = ["--per_device_train_batch_size", "8", "--num_generations", "4", "--max_completion_length", "12"]

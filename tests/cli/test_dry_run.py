@@ -14,9 +14,9 @@ from cppo.cli.train import method_text
 from cppo.data import load_records
 from cppo.evaluation import load_processor
 from cppo.recipes import load_recipe
-from cppo.training.dry_run import BatchNeeds, MemoryParts, rehearse
-from cppo.training.peak_memory import PeakMemory
-from cppo.training.sources import load_sources
+from cppo.runs.dry_run import BatchNeeds, MemoryParts, rehearse
+from cppo.runs.peak_memory import PeakMemory
+from cppo.runs.sources import load_sources
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 DATA = ["tasks:digits?n=14", "tasks:chart?n=6"]

@@ -16,7 +16,7 @@ from cppo.assets.build import build_micro
 from cppo.cli.main import main
 from cppo.errors import UserError
 from cppo.recipes import accelerate_files, load_recipe, recipe_names
-from cppo.training.run import build_config
+from cppo.runs.run import build_config
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]

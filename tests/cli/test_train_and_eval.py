@@ -192,7 +192,7 @@ def test_a_stopped_run_names_its_last_checkpoint(workplace, tmp_path, capsys, mo
         (tmp_path / "run" / "checkpoint-16").mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cppo.training.run.run_training", stop)
+    monkeypatch.setattr("cppo.runs.run.run_training", stop)
     argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
     assert main(argv) == 130
     error = capsys.readouterr().err

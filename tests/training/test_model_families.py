@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cppo.cli.main import main
 from cppo.evaluation import generate_responses, prompt_inputs
 from cppo.recipes import RunOptions
-from cppo.training.adapters import language_model_layers, lora_config
+from cppo.runs.adapters import language_model_layers, lora_config
 
 UNSHARED = {"gemma3"}
 PROJECTORS = ("merger", "multi_modal_projector", "connector", "image_newline")

@@ -10,7 +10,7 @@ from cppo.data import load_records
 from cppo.evaluation import evaluate
 from cppo.evaluation.inspection import InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
-from cppo.training.probes import HeldOutProbe
+from cppo.runs.probes import HeldOutProbe
 
 ASKED = {"max_new_tokens": 6, "system_prompt": None, "tolerance": 0.0}
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from cppo.recipes import RunDirectory
-from cppo.training.progress import Progress, sample_table
-from cppo.training.recorder import RunRecorder
+from cppo.runs.progress import Progress, sample_table
+from cppo.runs.recorder import RunRecorder
 
 LOGS = {"reward": 0.5, "rewards/accuracy_reward/mean": 0.25, "perception/cpl": 0.75}
 SAMPLE = {

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 from cppo.assets.build import build_micro
 from cppo.data import load_records
 from cppo.errors import UserError
-from cppo.training.sft import run_sft, sft_config, sft_dataset
+from cppo.runs.sft import run_sft, sft_config, sft_dataset
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 CPU = {

@@ -12,7 +12,7 @@ from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
 
 LOGGERS = ("tensorboard", "trackio", "wandb")
-"""Loggers that are an extra of this package; `cppo.training.loggers` asks the others that transformers knows."""
+"""Loggers that are an extra of this package; `cppo.runs.loggers` asks the others that transformers knows."""
 HUB_SECONDS = 10.0
 """How long the hub may take to say whether it has a model."""
 

@@ -31,9 +31,9 @@ def _run(recipe: Recipe) -> None:
     quiet_libraries()
 
     from cppo.reports import write_report
-    from cppo.training.recorder import RunRecorder
-    from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
-    from cppo.training.sft import run_sft
+    from cppo.runs.recorder import RunRecorder
+    from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
+    from cppo.runs.sft import run_sft
 
     files = RunDirectory(recipe.output_dir)
     data, long = drop_long_rows(data, options)

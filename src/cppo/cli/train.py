@@ -9,11 +9,11 @@ from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
 from cppo.recipes import Recipe, RunDirectory, TrainOptions
-from cppo.training.sources import load_sources
+from cppo.runs.sources import load_sources
 
 if TYPE_CHECKING:
-    from cppo.training.dry_run import BatchNeeds, Plan
-    from cppo.training.run import BestCheckpoint, RunResult
+    from cppo.runs.dry_run import BatchNeeds, Plan
+    from cppo.runs.run import BestCheckpoint, RunResult
 
 MIB = 2**20
 DESCRIPTION = (
@@ -39,7 +39,7 @@ def _run(recipe: Recipe) -> None:
     quiet_libraries()
 
     if options.dry_run:
-        from cppo.training.dry_run import rehearse
+        from cppo.runs.dry_run import rehearse
 
         plan = rehearse(recipe, sources)
         if plan is not None:
@@ -47,7 +47,7 @@ def _run(recipe: Recipe) -> None:
         return
 
     from cppo.reports import write_report
-    from cppo.training.run import run_training
+    from cppo.runs.run import run_training
 
     try:
         result = run_training(recipe, sources, write_report)

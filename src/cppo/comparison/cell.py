@@ -25,11 +25,11 @@ from cppo.errors import UserError, tell
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
 from cppo.reports.run_data import RunData, read_run
 from cppo.rewards import number_tolerance
+from cppo.runs.recorder import RunRecorder
+from cppo.runs.run import VERSIONS_OF, build_trainer, prepare_run, resolved_config
+from cppo.runs.sources import load_sources
 from cppo.training.option_rules import view_sampler
 from cppo.training.phases import peak_memory_mib
-from cppo.training.recorder import RunRecorder
-from cppo.training.run import VERSIONS_OF, build_trainer, prepare_run, resolved_config
-from cppo.training.sources import load_sources
 from cppo.training.trainer import CPPOTrainer
 
 LOGGED = ("reward", "rewards/", "perception/", "entropy", "kl", "completions/mean_length", "grad_norm", "time/")

@@ -83,7 +83,7 @@ def sample_table(samples: Sequence[Mapping[str, Any]], columns: int) -> list[str
     underlined.
 
     Args:
-        samples: as `cppo.training.recorder.sample_record` gives them. Their control characters are not shown.
+        samples: as `cppo.runs.recorder.sample_record` gives them. Their control characters are not shown.
     """
     columns = max(columns, LEAST_COLUMNS)
     question, answer = columns // 4, 10

@@ -17,8 +17,8 @@ from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError, in_one_line
 from cppo.recipes import RunOptions
-from cppo.training.adapters import adapter_arguments, name_base
-from cppo.training.loggers import check_loggers
+from cppo.runs.adapters import adapter_arguments, name_base
+from cppo.runs.loggers import check_loggers
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, and write
 # into the saved configuration that generation is to go without a cache.

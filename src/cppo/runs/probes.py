@@ -11,9 +11,9 @@ from cppo.evaluation import EvalResult
 from cppo.evaluation.generate import evaluation_mode
 from cppo.evaluation.inspection import InspectedItem, InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
-from cppo.training.answers import answer_all
+from cppo.runs.answers import answer_all
 from cppo.training.config import CPPOConfig
-from cppo.training.recorder import append_json_lines
+from cppo.runs.recorder import append_json_lines
 from cppo.training.trainer import CPPOTrainer
 from cppo.views import image_data_uri
 

@@ -19,10 +19,10 @@ from cppo.errors import UserError
 from cppo.evaluation import load_processor, prompt_lengths
 from cppo.policy import unwrapped
 from cppo.recipes import Recipe, TrainOptions
-from cppo.training.loggers import check_loggers
-from cppo.training.peak_memory import PeakMemory
-from cppo.training.run import PreparedRun, build_config, build_trainer, prepare_run
-from cppo.training.sources import RunSources
+from cppo.runs.loggers import check_loggers
+from cppo.runs.peak_memory import PeakMemory
+from cppo.runs.run import PreparedRun, build_config, build_trainer, prepare_run
+from cppo.runs.sources import RunSources
 from cppo.training.trainer import CPPOTrainer
 
 PROBED_ROWS = 256
@@ -191,7 +191,7 @@ def rehearse(recipe: Recipe, sources: RunSources) -> Plan | None:
     Nothing is written but a temporary folder that is removed, and no logger is called.
 
     Raises:
-        UserError: as `cppo.training.run.run_training`; or a batch does not fit into memory, naming the phase.
+        UserError: as `cppo.runs.run.run_training`; or a batch does not fit into memory, naming the phase.
     """
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "eval_strategy": "no"}

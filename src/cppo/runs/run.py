@@ -32,15 +32,15 @@ from cppo.recipes import (
     warn_of_changes,
 )
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
-from cppo.training.adapters import adapter_arguments, name_base
-from cppo.training.answers import answer_all
+from cppo.runs.adapters import adapter_arguments, name_base
+from cppo.runs.answers import answer_all
 from cppo.training.config import CPPOConfig
-from cppo.training.loggers import check_loggers
+from cppo.runs.loggers import check_loggers
 from cppo.training.model_card import RunFacts
-from cppo.training.probes import HeldOutProbe
-from cppo.training.recorder import RunRecorder, WriteReport
-from cppo.training.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
-from cppo.training.sources import RunSources
+from cppo.runs.probes import HeldOutProbe
+from cppo.runs.recorder import RunRecorder, WriteReport
+from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
+from cppo.runs.sources import RunSources
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cppo.data import question_text
 from cppo.recipes import RunDirectory, replace_text
-from cppo.training.progress import Progress, is_milestone
+from cppo.runs.progress import Progress, is_milestone
 from cppo.views import image_data_uri
 
 SAMPLE_TIMES = 10
