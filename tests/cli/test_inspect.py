@@ -45,7 +45,9 @@ def inspected(name, *, correct, advantage):
     )
     picture = (Image.new("RGB", (64, 64), "red"),)
     record = Record(name, f"question {name} {ATTACK}", picture, "3")
-    return InspectedItem(record, picture, picture, (InspectedResponse("text", correct, True, advantage, tokens),))
+    return InspectedItem(
+        record, picture, picture, (InspectedResponse("text", correct, True, advantage, advantage > 0, tokens),)
+    )
 
 
 ITEMS = [inspected("a", correct=True, advantage=0.5), inspected("b", correct=False, advantage=-0.5)]

@@ -81,6 +81,32 @@ def test_a_response_ends_with_its_end_token_and_rewards_make_advantages(item):
         assert response.advantage == pytest.approx(reward - sum(rewards) / 3)
 
 
+def test_the_method_says_what_is_selected_and_gated_in(micro, record, item):
+    def inspected(**given):
+        options = InspectOptions(samples=3, temperature=1.5, seed=1, **given)
+        return inspect_record(*micro, record, ViewSampler(0), options).responses
+
+    for response in inspected(selector="all", gate="correct"):
+        assert all(token.selected["kl"] for token in response.tokens)
+        assert response.gated_in == response.correct
+    for response in inspected(selector="top", top_fraction=0.25, gate="none"):
+        scores = sorted(token.scores["logp_shift"] for token in response.tokens)
+        kept = sorted(token.scores["logp_shift"] for token in response.tokens if token.selected["logp_shift"])
+        assert kept == scores[-max(1, len(scores) // 4) :]
+        assert response.gated_in
+    drawn = inspected(selector="random")
+    for response, ranked in zip(drawn, item.responses, strict=True):
+        assert sum(token.selected["kl"] for token in response.tokens) == sum(
+            token.selected["kl"] for token in ranked.tokens
+        )
+        assert ranked.gated_in == (ranked.advantage > 0)
+    assert drawn == inspected(selector="random")
+    selected = [
+        [token.selected["kl"] for one in responses for token in one.tokens] for responses in (drawn, item.responses)
+    ]
+    assert selected[0] != selected[1]
+
+
 def test_text_only_rows_depend_on_no_image(micro):
     found = inspect_record(
         *micro, Record("1", "3 + 4 = ?", (), "7"), ViewSampler(0), InspectOptions(samples=1, max_new_tokens=8)

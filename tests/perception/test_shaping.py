@@ -9,7 +9,9 @@ import torch
 from cppo.perception import (
     advantage_scale,
     rollout_dependency,
+    select_perception_tokens,
     select_random_tokens,
+    select_tokens,
     select_top_tokens,
     token_mean_loss,
 )
@@ -38,6 +40,24 @@ def test_random_tokens_are_as_many_and_uniform():
     assert not chosen[:, 5].any()
     share = chosen[:, :5].float().mean(dim=0)
     assert ((share - 0.4).abs() < 4 * math.sqrt(0.24 / 4000)).all()
+
+
+def test_a_selector_by_its_name():
+    generator = torch.Generator().manual_seed(3)
+    score, draws = torch.randn(30, 9, generator=generator), torch.rand(30, 9, generator=generator)
+    mask = torch.rand(30, 9, generator=generator) < 0.8
+    best = select_perception_tokens(score, mask, 0.5)
+    for name, expected in {
+        "top_positive": best,
+        "top": select_top_tokens(score, mask, 0.5),
+        "random": select_random_tokens(best, mask, draws),
+        "all": mask,
+    }.items():
+        assert torch.equal(select_tokens(name, score, mask, 0.5, draws), expected)
+    with pytest.raises(ValueError, match="'random' needs draws"):
+        select_tokens("random", score, mask, 0.5)
+    with pytest.raises(ValueError, match="selector must be one of top_positive, top, random, all"):
+        select_tokens("best", score, mask, 0.5)
 
 
 def test_random_tokens_refuse_other_shapes():

@@ -49,7 +49,9 @@ def run(argv: Sequence[str]) -> None:
         max_new_tokens=arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS,
         seed=arguments.seed,
         system_prompt=trained.get("system_prompt"),
+        selector=options["perception_selector"],
         top_fraction=options["perception_top_fraction"],
+        gate=options["perception_gate"],
     )
     score = options["perception_score"]
     items = [
@@ -87,7 +89,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help="a recipe whose views, score and top fraction are taken (default: a run directory's own)",
+        help="a recipe whose views, score, selection and gate are taken (default: a run directory's own)",
     )
     parser.add_argument(
         "--limit", type=at_least(1), default=DEFAULT_LIMIT, metavar="N", help=f"items (default: {DEFAULT_LIMIT})"

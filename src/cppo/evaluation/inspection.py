@@ -11,7 +11,7 @@ from torch import Tensor
 from cppo.data import Record, chat_messages
 from cppo.evaluation.detectors import true_spans
 from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_stream
-from cppo.perception import select_perception_tokens
+from cppo.perception import gate_rollouts, select_tokens
 from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES, ResponseScores, dependency_score, plain_scores, view_divergence
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS
 from cppo.rewards import accuracy_reward, format_reward
@@ -23,12 +23,13 @@ ALTERNATIVES = 5
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """How responses are drawn and tokens selected.
+    """How responses are drawn, and which of them and of their tokens are selected.
 
     Attributes:
         samples: responses an item; 1 is greedy, more are sampled.
         temperature: of sampling and of all scores.
-        top_fraction: of the tokens with a positive score, selected in each response.
+        selector, top_fraction: which tokens of each response are selected by their score (`select_tokens`).
+        gate: which responses take part in the perception loss (`gate_rollouts`).
         reward_weights: of accuracy and format, for the advantage that the gate looks at.
     """
 
@@ -37,7 +38,9 @@ class InspectOptions:
     max_new_tokens: int = 512
     seed: int = 0
     system_prompt: str | None = None
+    selector: str = "top_positive"
     top_fraction: float = 0.5
+    gate: str = "advantage"
     reward_weights: tuple[float, float] = (0.9, 0.1)
 
 
@@ -49,7 +52,7 @@ class InspectedToken:
         logps, entropies: under each of `VIEWS`.
         d_preserving, d_removing: divergence of image and view under each of `DIVERGENCES`.
         scores: dependency score under each name of `DEPENDENCY_SCORES`.
-        selected: whether the selection rule keeps it, by each score.
+        selected: whether the selector keeps it, by each score.
         alternatives: the most probable tokens with their probabilities under each of `VIEWS`.
         true_perception: whether it is read off the image, None where the data does not know.
     """
@@ -67,18 +70,16 @@ class InspectedToken:
 
 @dataclass(frozen=True)
 class InspectedResponse:
-    """A response; `advantage` is None where a single one leaves nothing to compare with."""
+    """A response. `advantage` is None where a single one leaves nothing to compare with; `gated_in` says whether the
+    gate lets it take part in the perception loss.
+    """
 
     text: str
     correct: bool
     well_formed: bool
     advantage: float | None
+    gated_in: bool
     tokens: tuple[InspectedToken, ...]
-
-    @property
-    def gated_in(self) -> bool:
-        """Whether the published gate lets it take part in the perception loss."""
-        return self.advantage is not None and self.advantage > 0
 
 
 @dataclass(frozen=True)
@@ -125,19 +126,25 @@ def inspect_record(
         scored.setdefault(view, scored["image"])
     mask = response_mask(rows).to(scored["image"].logps.device)
     texts = processor.batch_decode(rows, skip_special_tokens=True)
-    columns = token_columns(scored, mask & bool(record.images), options.top_fraction)
+    # The responses' own streams end at `samples`.
+    draws = torch.from_numpy(response_stream(options.seed, record.id, options.samples).random(tuple(mask.shape)))
+    columns = token_columns(scored, mask & bool(record.images), options, draws.to(mask.device))
     correct = accuracy_reward(texts, answer=[record.answer] * len(texts), choices=[record.choices] * len(texts))
     well_formed = format_reward(texts)
     rewards = [
         options.reward_weights[0] * right + options.reward_weights[1] * formed
         for right, formed in zip(correct, well_formed, strict=True)
     ]
+    advantages = [reward - sum(rewards) / len(rewards) for reward in rewards]
+    gated_in = gate_rollouts(options.gate, torch.tensor(advantages), torch.tensor(correct)).tolist()
     responses = []
     for row, ids in enumerate(rows):
         truth = token_truth(processor, ids, record)
         tokens = tuple(_token(processor, ids[place], columns, row, place, truth[place]) for place in range(len(ids)))
-        advantage = None if len(rows) == 1 else rewards[row] - sum(rewards) / len(rewards)
-        responses.append(InspectedResponse(texts[row], correct[row] > 0, well_formed[row] > 0, advantage, tokens))
+        advantage = None if len(rows) == 1 else advantages[row]
+        responses.append(
+            InspectedResponse(texts[row], correct[row] > 0, well_formed[row] > 0, advantage, gated_in[row], tokens)
+        )
     return InspectedItem(record, shown["preserving"], shown["removing"], tuple(responses))
 
 
@@ -161,8 +168,13 @@ def response_mask(rows: Sequence[list[int]]) -> Tensor:
     return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
-def token_columns(scored: dict[str, ResponseScores], mask: Tensor, top_fraction: float) -> dict[str, dict[str, Any]]:
-    """Every figure of every token, by group and name, each [B, T] (alternatives: ids and probabilities [B, T, 5])."""
+def token_columns(
+    scored: dict[str, ResponseScores], mask: Tensor, options: InspectOptions, draws: Tensor
+) -> dict[str, dict[str, Any]]:
+    """Every figure of every token, by group and name, each [B, T] (alternatives: ids and probabilities [B, T, 5]).
+
+    `draws` are uniform random numbers [B, T], for a random selection.
+    """
     anchor, removing = scored["image"], scored["removing"]
     scores = {name: dependency_score(name, anchor, removing) for name in DEPENDENCY_SCORES}
 
@@ -176,7 +188,8 @@ def token_columns(scored: dict[str, ResponseScores], mask: Tensor, top_fraction:
         "d_removing": divergences("removing"),
         "scores": {name: value.tolist() for name, value in scores.items()},
         "selected": {
-            name: select_perception_tokens(value, mask, top_fraction).tolist() for name, value in scores.items()
+            name: select_tokens(options.selector, value, mask, options.top_fraction, draws).tolist()
+            for name, value in scores.items()
         },
         "alternatives": {view: _most_probable(scored[view].logits) for view in VIEWS},
     }

@@ -14,10 +14,12 @@ from .dependency import entropy_from_logits, entropy_shift, logp_shift
 from .divergence import EXACT_DIVERGENCES, js_divergence, k3_divergence, kl_divergence
 from .selection import (
     GATES,
+    SELECTORS,
     draw_rollouts,
     gate_rollouts,
     select_perception_tokens,
     select_random_tokens,
+    select_tokens,
     select_top_tokens,
 )
 from .shaping import advantage_scale, rollout_dependency
@@ -25,6 +27,7 @@ from .shaping import advantage_scale, rollout_dependency
 __all__ = [
     "EXACT_DIVERGENCES",
     "GATES",
+    "SELECTORS",
     "advantage_scale",
     "contrastive_perception_loss",
     "contrastive_perception_tokens",
@@ -40,6 +43,7 @@ __all__ = [
     "rollout_mean_loss",
     "select_perception_tokens",
     "select_random_tokens",
+    "select_tokens",
     "select_top_tokens",
     "token_mean_loss",
 ]

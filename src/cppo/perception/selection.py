@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 GATES = ("advantage", "correct", "none")
+SELECTORS = ("top_positive", "top", "random", "all")
 
 
 def select_perception_tokens(
@@ -59,6 +60,31 @@ def select_random_tokens(like: Tensor, response_mask: Tensor, draws: Tensor) -> 
     if like.shape != draws.shape:
         raise ValueError(f"like must have the shape of draws, {tuple(draws.shape)}, but has {tuple(like.shape)}")
     return _best(draws, candidate_BT, like.sum(dim=1, keepdim=True))
+
+
+def select_tokens(
+    selector: str, score: Tensor, response_mask: Tensor, top_fraction: float, draws: Tensor | None = None
+) -> Tensor:
+    """The tokens that a selector of `SELECTORS` keeps, bool [B, T].
+
+    "top_positive": `select_perception_tokens`; "top": `select_top_tokens`; "random": as many as "top_positive" keeps,
+    those with the largest `draws`; "all": every response token, whatever its score.
+
+    score, response_mask: [B, T]. draws: independent uniform numbers, [B, T], needed by "random" alone. Raises
+    ValueError on an unknown selector, missing draws, or what the functions above refuse.
+    """
+    if selector == "all":
+        return _response_tokens(score, response_mask)
+    if selector == "top":
+        return select_top_tokens(score, response_mask, top_fraction)
+    if selector not in SELECTORS:
+        raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, but is {selector!r}")
+    selected = select_perception_tokens(score, response_mask, top_fraction)
+    if selector == "top_positive":
+        return selected
+    if draws is None:
+        raise ValueError("selector 'random' needs draws, uniform random numbers [B, T]")
+    return select_random_tokens(selected, response_mask, draws)
 
 
 def _response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float = 1.0) -> Tensor:

@@ -58,7 +58,7 @@ function fill(card) {
     verdict.append(element("span", response.correct ? "right" : "wrong", response.correct ? "\u2713 right" : "\u2717 wrong"));
     if (response.advantage !== null) {
       verdict.append(element("span", "", "advantage " + response.advantage.toFixed(2) +
-        (response.advantage > 0 ? ", gated in" : ", gated out")));
+        (response.gated ? ", gated in" : ", gated out")));
     }
     texts.append(line, verdict);
   });
@@ -80,7 +80,7 @@ function matches(item) {
   const [first] = item.responses;
   if (state.shown === "correct") return first.correct;
   if (state.shown === "wrong") return !first.correct;
-  if (state.shown === "gated") return item.responses.some((one) => one.advantage > 0);
+  if (state.shown === "gated") return item.responses.some((one) => one.gated);
   return true;
 }
 

@@ -122,6 +122,7 @@ def _page_item(item: InspectedItem, texts: dict[str, int]) -> dict[str, Any]:
             {
                 "correct": response.correct,
                 "advantage": response.advantage,
+                "gated": response.gated_in,
                 "tokens": [_page_token(token, texts) for token in response.tokens],
             }
             for response in item.responses

@@ -12,8 +12,8 @@ from cppo.evaluation.generate import evaluation_mode
 from cppo.evaluation.inspection import InspectedItem, InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
 from cppo.runs.answers import answer_all
-from cppo.training.config import CPPOConfig
 from cppo.runs.recorder import append_json_lines
+from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
 from cppo.views import image_data_uri
 
@@ -28,7 +28,7 @@ class HeldOutProbe(TrainerCallback):
     """Appends to `probes.jsonl`, before the first step, then every so many steps and after the last, one JSON object.
 
     It holds the greedy accuracy on `items` and, of the first few items, the greedy response's tokens with dependency
-    scores, the best of the positive ones marked, under the same views each time. No random number is drawn, so that
+    scores, those that the method selects marked, under the same views each time. No random number is drawn, so that
     training goes on as it would have without.
 
     Args:
@@ -56,6 +56,7 @@ class HeldOutProbe(TrainerCallback):
             max_new_tokens=min(asked["max_new_tokens"], SHOWN_TOKENS),
             seed=args.seed,
             system_prompt=asked["system_prompt"],
+            selector=args.perception_selector,
             top_fraction=args.perception_top_fraction,
         )
 

@@ -34,13 +34,13 @@ from cppo.recipes import (
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.answers import answer_all
-from cppo.training.config import CPPOConfig
 from cppo.runs.loggers import check_loggers
-from cppo.training.model_card import RunFacts
 from cppo.runs.probes import HeldOutProbe
 from cppo.runs.recorder import RunRecorder, WriteReport
 from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.runs.sources import RunSources
+from cppo.training.config import CPPOConfig
+from cppo.training.model_card import RunFacts
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {

@@ -9,9 +9,7 @@ from torch import Tensor
 from cppo.perception import (
     contrastive_perception_tokens,
     rollout_mean_loss,
-    select_perception_tokens,
-    select_random_tokens,
-    select_top_tokens,
+    select_tokens,
     token_mean_loss,
 )
 from cppo.policy import ResponseScores, dependency_score, view_divergence
@@ -99,17 +97,7 @@ def perception_token_mask(
 ) -> Detection:
     """The dependency score, taken here unless it is given, and the tokens that the selector keeps."""
     score = dependency_score(args.perception_score, anchor, removing) if exact_score is None else exact_score
-    fraction = args.perception_top_fraction
-    match args.perception_selector:
-        case "all":
-            token_mask = response_mask.bool()
-        case "top":
-            token_mask = select_top_tokens(score, response_mask, fraction)
-        case _:
-            token_mask = select_perception_tokens(score, response_mask, fraction)
-    if args.perception_selector == "random":
-        assert draws is not None
-        token_mask = select_random_tokens(token_mask, response_mask, draws)
+    token_mask = select_tokens(args.perception_selector, score, response_mask, args.perception_top_fraction, draws)
     return Detection(score, token_mask)
 
 
