@@ -88,6 +88,7 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
         ({"method": "vppo", "perception_rollouts_per_group": 1}, "perception_rollouts_per_group"),
         ({"method": "grpo", "rl_weight": 0.0}, "rl_weight = 0"),
         ({"rl_weight": 0.0, "perception_weight": 0.0}, "rl_weight = 0"),
+        ({"method": "cppo-detached-views", "perception_anchor_gradients": False}, "are both false"),
         ({"method": "vppo", "rl_weight": 0.0}, "rl_weight = 0"),
         ({"method": "papo-dapo", "perception_selector": "top"}, "perception_removing_entropy_weight"),
         ({"rollout_views": ["crop"]}, "rollout_views: unknown view family 'crop'"),

@@ -64,6 +64,27 @@ def test_divergences_and_gradients(monkeypatch, name, dtype, softcap, scale, bia
     check((found,), (expected,), (hidden, view, *linear.parameters()), TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("name", ["kl", "js"])
+@pytest.mark.parametrize("constant", ["anchor", "view"])
+def test_divergences_from_a_constant(monkeypatch, name, constant):
+    linear, head = make_head(monkeypatch, torch.float64, None, 1.0, True)
+    hidden, view = make_hidden(1, torch.float64), make_hidden(2, torch.float64)
+    found, again = (head.divergence(name, hidden, view, 0.7, **{f"{constant}_gradients": False}) for _ in range(2))
+    logits = [reference_logits(linear, h, None, 1.0) for h in (hidden, view)]
+    p, q = (
+        torch.softmax(one.detach() if kind == constant else one, dim=-1)
+        for kind, one in zip(("anchor", "view"), logits, strict=True)
+    )
+    mixture = q if name == "kl" else (p + q) / 2
+    expected = (p * (p / mixture).log()).sum(dim=-1)
+    if name == "js":
+        expected = (expected + (q * (q / mixture).log()).sum(dim=-1)) / 2
+    moving = view if constant == "anchor" else hidden
+    check((found,), (expected,), (moving, *linear.parameters()), TOLERANCES[torch.float64])
+    still = hidden if constant == "anchor" else view
+    assert torch.autograd.grad(again.sum(), still, allow_unused=True) == (None,)
+
+
 def check(found: tuple, expected: tuple, inputs: tuple, tolerance: float) -> None:
     weights = torch.linspace(-1, 1, 13, dtype=torch.float64)
     for one, other in zip(found, expected, strict=True):

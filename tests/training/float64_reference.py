@@ -150,7 +150,7 @@ def reference_term(
     return total
 
 
-def reference_gradient(model, processor, rows, seed, view_gradients):
+def reference_gradient(model, processor, rows, seed, anchor_gradients, view_gradients):
     """Gradient of the published term (k3, relative shift, A > 0), rollout by rollout, by autograd in float64."""
     terms = []
     for row in rows:
@@ -167,7 +167,7 @@ def reference_gradient(model, processor, rows, seed, view_gradients):
             for images in view_images(row, seed):
                 all_logps = reference_logits(model, processor, row, images, completion).log_softmax(-1)
                 picked = torch.stack([all_logps[place, token] for place, token in enumerate(completion)])
-                logps.append(picked if view_gradients or not logps else picked.detach())
+                logps.append(picked if (view_gradients if logps else anchor_gradients) else picked.detach())
                 entropies.append(-(all_logps.exp() * all_logps).sum(-1).detach())
             score = ((entropies[2] - entropies[0]).clamp(min=0) / (entropies[2] + 1e-6)).tolist()
             tokens = [

@@ -168,6 +168,7 @@ TERMS = {
         rollouts, positive, published, lambda r, place: contrast(-r.minus["k3"][place])
     ),
     "cppo-detached-views": scored_by(relative_shift),
+    "cppo-detached-anchor": scored_by(relative_shift),
     "cppo-kl": compared_by("kl"),
     "cppo-js": compared_by("js"),
     "cppo-score-absolute": scored_by(lambda r: [b - a for a, b in zip(r.entropy, r.entropy_minus, strict=True)]),

@@ -87,7 +87,8 @@ def _published_options(exact, quick):
         for name, value in (("score", "entropy_shift"), ("divergence", "k3"), ("gate", "advantage")):
             setattr(trainer.args, f"perception_{name}", value)
         trainer.args.perception_normalization, trainer.args.perception_temperature = "rollout", TAU
-        trainer.args.perception_view_gradients, trainer.args.perception_rollouts_per_group = True, None
+        trainer.args.perception_view_gradients = trainer.args.perception_anchor_gradients = True
+        trainer.args.perception_rollouts_per_group = None
 
 
 def total_term(trainer, batch, parts=1):
@@ -240,12 +241,12 @@ def test_tokens_of_a_tool_are_never_selected(exact, reference, rows):
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("exact", 1e-6), ("quick", 1e-4)])
-def test_gradients_with_and_without_the_views(request, exact, processor, rows, name, tolerance):
+def test_gradients_through_image_and_views(request, exact, processor, rows, name, tolerance):
     trainer = request.getfixturevalue(name)
     gradients = []
-    for view_gradients in (True, False):
-        expected, used = reference_gradient(exact.model, processor, rows, exact.args.seed, view_gradients)
-        trainer.args.perception_view_gradients = view_gradients
+    for flows in ((True, True), (True, False), (False, True)):
+        expected, used = reference_gradient(exact.model, processor, rows, exact.args.seed, *flows)
+        trainer.args.perception_anchor_gradients, trainer.args.perception_view_gradients = flows
         (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
         parameters = [p for p, use in zip(trainer.model.parameters(), used, strict=True) if use]
         grads = torch.autograd.grad(term_of(trainer, inputs), parameters)
@@ -253,3 +254,4 @@ def test_gradients_with_and_without_the_views(request, exact, processor, rows, n
         assert (gradient - expected).norm() <= tolerance * expected.norm()
         gradients.append(gradient)
     assert (gradients[0] - gradients[1]).norm() > 0.1 * gradients[1].norm()
+    assert (gradients[0] - gradients[1] - gradients[2]).norm() <= tolerance * gradients[0].norm()

@@ -68,6 +68,7 @@ PUBLISHED_DEFAULTS = {
     "perception_rollouts_per_group": None,
     "perception_normalization": "rollout",
     "perception_view_gradients": True,
+    "perception_anchor_gradients": True,
     "perception_memory": "joint",
     "scorer": "shared",
     "freeze_vision_tower": False,

@@ -56,6 +56,7 @@ SINK = (
     "perception_advantage_floor",
     "perception_normalization",
     "perception_view_gradients",
+    "perception_anchor_gradients",
 )
 RL = ("rl_weight",)
 

@@ -207,6 +207,11 @@ def detached_views() -> Options:
     return {**cppo(), "perception_view_gradients": False}
 
 
+def detached_anchor() -> Options:
+    """CPPO whose gradient flows through the views' passes alone: the image's answers are their fixed target."""
+    return {**cppo(), "perception_anchor_gradients": False}
+
+
 def kl() -> Options:
     """CPPO with the exact KL over the vocabulary in place of k3 on the sampled token."""
     return {**cppo(), "perception_divergence": "kl"}
@@ -282,6 +287,7 @@ METHODS: Mapping[str, Method] = {
         "cppo-positive-only": positive_only,
         "cppo-negative-only": negative_only,
         "cppo-detached-views": detached_views,
+        "cppo-detached-anchor": detached_anchor,
         "cppo-kl": kl,
         "cppo-js": js,
         "cppo-score-absolute": score_absolute,

@@ -74,17 +74,21 @@ class LanguageHead:
         hidden: Tensor,
         view_hidden: Tensor,
         temperature: float = 1.0,
+        *,
+        anchor_gradients: bool = True,
         view_gradients: bool = True,
     ) -> Tensor:
         """Exact divergence ("kl" or "js") of a view's distribution from the anchor's at n tokens, [n], nats.
 
-        Without `view_gradients` the view's distribution is a constant.
+        Without `anchor_gradients` the anchor's distribution is a constant, without `view_gradients` the view's.
         """
 
+        def logits(hidden: Tensor, gradients: bool) -> Tensor:
+            with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
+                return self._logits(hidden, temperature)
+
         def chunk(hidden: Tensor, view_hidden: Tensor) -> tuple[Tensor]:
-            with torch.set_grad_enabled(view_gradients and torch.is_grad_enabled()):
-                view_logits = self._logits(view_hidden, temperature)
-            return (EXACT_DIVERGENCES[name](self._logits(hidden, temperature), view_logits),)
+            return (EXACT_DIVERGENCES[name](logits(hidden, anchor_gradients), logits(view_hidden, view_gradients)),)
 
         return self._in_chunks(chunk, self._prepared(hidden), self._prepared(view_hidden))[0]
 

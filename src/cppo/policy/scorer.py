@@ -34,6 +34,12 @@ class ResponseScores:
             self.logps[rows], self.entropies[rows], None if self.logits is None else self.logits[rows]
         )
 
+    def detached(self) -> "ResponseScores":
+        """The same scores as constants, without the auxiliary loss."""
+        return ResponseScores(
+            self.logps.detach(), self.entropies.detach(), None if self.logits is None else self.logits.detach()
+        )
+
     def rows(self, start: int, end: int) -> "ResponseScores":
         """The scores of rows `start` to `end` (exclusive)."""
         logits = None if self.logits is None else self.logits[start:end]

@@ -135,6 +135,13 @@ class CPPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether the gradient also flows through the policy under the views (published)."},
     )
+    perception_anchor_gradients: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the gradient also flows through the policy under the image itself (published). Without, "
+            "what the policy says under the image is a fixed target for the views, which RL alone moves."
+        },
+    )
     perception_memory: Literal["joint", "sequential"] = field(
         default="joint",
         metadata={

@@ -115,10 +115,11 @@ def perception_term(
     """
     exact, name, mask = scores.exact, args.perception_divergence, scores.response_mask
     score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, mask, exact.score, scores.draws)
-    d_removing = exact.removing if exact.removing is not None else view_divergence(name, scores.anchor, scores.removing)
+    anchor = scores.anchor if args.perception_anchor_gradients else scores.anchor.detached()
+    d_removing = exact.removing if exact.removing is not None else view_divergence(name, anchor, scores.removing)
     d_preserving = exact.preserving
     if d_preserving is None and scores.preserving is not None:
-        d_preserving = view_divergence(name, scores.anchor, scores.preserving)
+        d_preserving = view_divergence(name, anchor, scores.preserving)
     pull = torch.zeros_like(d_removing) if d_preserving is None else args.perception_preserving_weight * d_preserving
     push = args.perception_removing_weight * d_removing
     if args.perception_sink == "contrast":

@@ -141,7 +141,8 @@ class _Readout:
                     hidden[anchor][anchor_places[picked]],
                     hidden[view][picked],
                     args.temperature,
-                    args.perception_view_gradients,
+                    anchor_gradients=args.perception_anchor_gradients,
+                    view_gradients=args.perception_view_gradients,
                 )
                 found[name] = self._spread(values, picked)
         return found
