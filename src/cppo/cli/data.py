@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
 
     from cppo.data import summarize
 
-    with tqdm(total=len(source), desc="check", unit="row", leave=False) as bar:
+    with tqdm(total=len(source), desc="check", unit="row", leave=False, disable=None) as bar:
         summary = summarize(source, bar.update)
     other = None
     if arguments.against:
@@ -97,7 +97,7 @@ def _prompt_tokens(source: "RecordSource", model: str, system_prompt: str | None
 
     from cppo.evaluation import load_processor, prompt_lengths
 
-    with tqdm(total=len(source), desc="tokens", unit="row", leave=False) as bar:
+    with tqdm(total=len(source), desc="tokens", unit="row", leave=False, disable=None) as bar:
         return prompt_lengths(load_processor(model), source, system_prompt=system_prompt, progress=bar.update)
 
 

@@ -65,7 +65,9 @@ def run(argv: Sequence[str]) -> None:
                 stored.append(name, record, item, source.extras(next(place)))
 
         answered = len(known[condition.name])
-        with tqdm(total=len(source), initial=answered, desc=condition.name, unit="item", leave=False) as bar:
+        with tqdm(
+            total=len(source), initial=answered, desc=condition.name, unit="item", leave=False, disable=None
+        ) as bar:
             results[condition.name] = evaluate(
                 model,
                 processor,

@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     score = options["perception_score"]
     items = [
         inspect_record(model, processor, record, sampler, asked)
-        for record in tqdm(source, desc="inspect", unit="item", leave=False)
+        for record in tqdm(source, desc="inspect", unit="item", leave=False, disable=None)
     ]
     if arguments.json:
         content = json.dumps([json_item(item, score) for item in items], ensure_ascii=False)

@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
         "tolerance": trained.get("tolerance", 0.0),
     }
     items = []
-    for record in tqdm(records, desc="views", unit="item", leave=False):
+    for record in tqdm(records, desc="views", unit="item", leave=False, disable=None):
         copies, views = perturbed_records(record, sampler, arguments.draws, families)
         answers = None
         if model is not None:
