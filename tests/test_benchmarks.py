@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -96,3 +97,18 @@ def test_detectors_by_hand(benchmark_module, tmp_path: Path) -> None:
         assert cell["auprc"] == pytest.approx(precision, abs=1e-9)
         assert cell["chance"] == pytest.approx(true / len(pairs))
     assert cells["static", "js"]["auprc"] > 0.9
+
+
+def test_the_evidence_page_holds_what_the_studies_found(benchmark_module, tmp_path: Path) -> None:
+    results = Path(__file__).parents[1] / "docs" / "results"
+    page = (results / "evidence.md").read_text(encoding="utf-8")
+    (tmp_path / "evidence.md").write_text(re.sub(r"(?m)^\| .*\n", "", page), encoding="utf-8")
+    for study in results.glob("evidence-*/results.json"):
+        (tmp_path / study.parent.name).mkdir()
+        (tmp_path / study.parent.name / "results.json").write_bytes(study.read_bytes())
+    benchmark_module("evidence").main([str(tmp_path)])
+    assert (tmp_path / "evidence.md").read_text(encoding="utf-8") == page
+    shown = set(re.findall(r"figures/(\S+\.svg)", page))
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == shown
+    for name in shown:
+        assert (tmp_path / "figures" / name).read_bytes() == (results / "figures" / name).read_bytes()

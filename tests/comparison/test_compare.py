@@ -114,6 +114,10 @@ def test_report_only_runs_nothing(write_study, stub_cells, capsys):
     assert main(["compare", "--config", file, "--report_only"]) == 0
     assert read(stub_cells.parent) == before
     assert ran(stub_cells) == 5
+    changed = write_study(methods=["grpo", {"method": "cppo", "perception_weight": 0.5}])
+    capsys.readouterr()
+    assert main(["compare", "--config", changed, "--report_only"]) == 2
+    assert "cppo/seed-0 was run with other options (perception_weight)" in capsys.readouterr().err
 
 
 def test_timing_runs_alone_and_in_turn(write_study, stub_cells):

@@ -8,7 +8,7 @@ import pytest
 from browser import GOOD, LOOK, evaluate_in_page, needs_browser
 from scipy.stats import ttest_1samp, ttest_rel
 
-from cppo.comparison.comparisons import compare_task
+from cppo.comparison.comparisons import compare_task, over_tasks
 from cppo.comparison.page import render
 from cppo.comparison.tables import markdown, task_tables
 
@@ -39,6 +39,7 @@ def make_results():
     results = {"command": ATTACK, "study": study, "cells": cells, "cost": {"digits": cost}, "unfinished": []}
     results |= {"same_prompts": True}
     results["comparison"] = {"digits": compare_task(results, "digits", items)}
+    results["over_tasks"] = over_tasks(results["comparison"])
     return results, items
 
 
@@ -115,6 +116,24 @@ def test_a_single_seed_has_no_interval(made):
     tables = list(task_tables(results, "digits"))
     row = next(row for row in tables[1].rows if row[0] == "other7")
     assert row[2].count("[") == 0
+
+
+def test_over_tasks_a_seed_counts_once():
+    by_task = {"digits": {"0": 0.1, "1": 0.3, "2": -0.5}, "chart": {"2": 0.1, "0": 0.3, "3": 0.9}}
+
+    def task(by_seed):
+        difference = {"clean": {"equal_steps": {"by_seed": by_seed}}}
+        return {"methods": {"grpo": {}, "cppo": {"difference": difference}}}
+
+    comparison = {name: task(by_seed) for name, by_seed in by_task.items()}
+    comparison["digits"]["methods"]["papo"] = comparison["digits"]["methods"]["cppo"]
+    found = over_tasks(comparison)
+    assert list(found) == ["cppo"]
+    pooled = found["cppo"]["clean"]["equal_steps"]
+    assert pooled["by_seed"] == pytest.approx({"0": 0.2, "2": -0.2})
+    interval = ttest_1samp([0.2, -0.2], 0).confidence_interval(0.95)
+    assert (pooled["low"], pooled["high"]) == pytest.approx((interval.low, interval.high))
+    assert over_tasks({"digits": comparison["digits"]}) == {}
 
 
 def test_page_and_table_show_every_method_and_trust_no_text(made):

@@ -34,7 +34,9 @@ def run(argv: Sequence[str]) -> None:
     command = ["cppo", "compare", *(word for word in argv if word != "--report_only")]
     record = partial(write_collected, study, jobs, timing, command)
     failed: list[str] = []
-    if not arguments.report_only:
+    if arguments.report_only:
+        pending(jobs, rerun=False)  # refuses cells of other options than the report would name
+    else:
         with only_one(study.output_dir), stopped_by_sigterm():
             if adopted := adopt(study, jobs):
                 tell(f"{len(adopted)} taken from {', '.join(study.options.cells_from)}")

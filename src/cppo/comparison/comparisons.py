@@ -26,6 +26,7 @@ def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], comm
         if job.kind == "cell" and (result := job.result()) is not None
     }
     results["comparison"] = {task: compare_task(results, task, items) for task in study.tasks}
+    results["over_tasks"] = over_tasks(results["comparison"])
     write_json(study.output_dir / RESULTS, results)
     (study.output_dir / "summary.md").write_text(markdown(results), encoding="utf-8")
     (study.output_dir / "report.html").write_text(render(results), encoding="utf-8")
@@ -43,7 +44,8 @@ def compare_task(
 
     Returns:
         JSON values: `equal_time_seconds` is the training time at which the fastest method ends, taking each method's
-        median step; `methods` has for each label `seeds`, `curves` and, but for the control, `difference`.
+        median step; `methods` has for each label `seeds`, `curves` and, but for the control, `difference`, whose
+        intervals also hold the difference of each seed.
     """
     by_label: dict[str, Cells] = {}
     for cell in results["cells"]:
@@ -59,21 +61,50 @@ def compare_task(
         methods[label] = {"seeds": sorted(cells), "curves": _curves(cells), "steps_at_equal_time": steps[label]}
         shared = sorted({*cells} & {*by_label.get(control, {})})
         if label != control and shared:
-            pairs = [(by_label[control][seed], cells[seed]) for seed in shared]
+            pairs = {seed: (by_label[control][seed], cells[seed]) for seed in shared}
             answers = [(items[task, control, seed], items[task, label, seed]) for seed in shared]
             methods[label]["difference"] = {
                 name: {
                     "equal_steps": {
-                        **_paired([(a["accuracy"][name][-1], b["accuracy"][name][-1]) for a, b in pairs]),
+                        **_paired(
+                            {seed: b["accuracy"][name][-1] - a["accuracy"][name][-1] for seed, (a, b) in pairs.items()}
+                        ),
                         "items_ci95": _item_interval([(a[name], b[name]) for a, b in answers]),
                     },
                     "equal_time": _paired(
-                        [(_at(a, name, steps[control]), _at(b, name, steps[label])) for a, b in pairs]
+                        {
+                            seed: _at(b, name, steps[label]) - _at(a, name, steps[control])
+                            for seed, (a, b) in pairs.items()
+                        }
                     ),
                 }
                 for name in cells[shared[0]]["accuracy"]
             }
     return {"equal_time_seconds": seconds, "methods": methods}
+
+
+def over_tasks(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Differences from the control averaged over a study's tasks, each seed's first, of the seeds that ran on all.
+
+    Returns:
+        For each label, condition and budget ("equal_steps", "equal_time") as in `compare_task`; empty for one task.
+    """
+    by_task = [found["methods"] for found in comparison.values()]
+    if len(by_task) < 2:
+        return {}
+    pooled: dict[str, Any] = {}
+    for label in by_task[0]:
+        found = [methods.get(label, {}).get("difference") for methods in by_task]
+        if None in found:
+            continue
+        for condition, budgets in found[0].items():
+            for budget in budgets:
+                rows = [difference[condition][budget]["by_seed"] for difference in found]
+                shared = [seed for seed in rows[0] if all(seed in row for row in rows)]
+                if shared:
+                    means = {int(seed): float(np.mean([row[seed] for row in rows])) for seed in shared}
+                    pooled.setdefault(label, {}).setdefault(condition, {})[budget] = _paired(means)
+    return pooled
 
 
 def _curves(cells: Cells) -> dict[str, Any]:
@@ -92,8 +123,9 @@ def _over_seeds(rows: Sequence[Sequence[float | None]]) -> list[dict[str, Any] |
     return [None if None in values else asdict(t_interval(values)) for values in zip(*rows, strict=True)]  # type: ignore[arg-type]
 
 
-def _paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    return asdict(t_interval([after - before for before, after in pairs]))
+def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
+    """The interval of the differences of seeds, and the differences themselves."""
+    return {**asdict(t_interval(list(differences.values()))), "by_seed": {str(s): d for s, d in differences.items()}}
 
 
 def _item_interval(pairs: Sequence[tuple[str, str]]) -> list[float]:

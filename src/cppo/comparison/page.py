@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cppo.comparison.tables import notes, task_tables
+from cppo.comparison.tables import notes, pooled_table, task_tables
 from cppo.reports.charts import STYLES, Series, figure, interval_chart
 from cppo.reports.page import render_page
 
@@ -22,7 +22,9 @@ def render(results: Mapping[str, Any]) -> str:
         for name, found in results["comparison"].items()
         if found["methods"]
     ]
-    return render_page("comparison.html.j2", results=results, notes=notes(results), tasks=tasks)
+    return render_page(
+        "comparison.html.j2", results=results, notes=notes(results), tasks=tasks, pooled=pooled_table(results)
+    )
 
 
 def _curves(results: Mapping[str, Any], task: str) -> Iterator[Markup]:

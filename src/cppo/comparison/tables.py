@@ -23,7 +23,24 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines += ["", f"## {task}"]
         for table in task_tables(results, task):
             lines += ["", table.caption, "", *_markdown_rows(table)]
+    if pooled := pooled_table(results):
+        lines += ["", "## All tasks", "", pooled.caption, "", *_markdown_rows(pooled)]
     return "\n".join(lines) + "\n"
+
+
+def pooled_table(results: Mapping[str, Any]) -> Table | None:
+    """Differences averaged over the tasks at equal steps; None for a single task."""
+    pooled, conditions = results["over_tasks"], results["study"]["conditions"]
+    rows = [
+        [
+            label,
+            str(found[conditions[0]]["equal_steps"]["n"]),
+            *(points(found[name]["equal_steps"]) for name in conditions),
+        ]
+        for label, found in pooled.items()
+    ]
+    caption = "Difference in points at equal steps, averaged over the tasks seed by seed"
+    return Table(caption, ["method", "pairs", *conditions], rows) if rows else None
 
 
 def notes(results: Mapping[str, Any]) -> str:

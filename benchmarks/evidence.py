@@ -1,0 +1,99 @@
+"""The tables and figures of docs/results/evidence.md, from the results of the evidence studies that lie beside it.
+
+Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there; figures
+that the page shows go into the folder `figures`. Differences are paired by seed with the study's control after the last
+step, in points, with 95 % t intervals over seeds; one whose interval excludes 0 is bold.
+
+    python benchmarks/evidence.py docs/results
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cppo.comparison.tables import points
+from cppo.reports.charts import interval_chart
+
+PAGE = "evidence.md"
+OVER_TASKS = "mean of tasks"
+TABLE = re.compile(r"(<!-- table: (?P<study>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
+STYLE = """<style>
+text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }
+.bar { fill: none; stroke: #0072b2; stroke-width: 2; } .mark { fill: #0072b2; stroke: #0072b2; stroke-width: 1.6; }
+</style><rect width="100%" height="100%" fill="#fff"/>"""
+
+Rows = dict[tuple[str, str], dict[str, dict[str, Any]]]
+"""(task, method) -> condition -> difference from the control, an interval in fractions of 1."""
+
+
+def differences(results: Mapping[str, Any]) -> Rows:
+    """Every method's difference from the control, on each task and, with several, averaged over them."""
+    found = {
+        (task, label): method["difference"]
+        for task, compared in results["comparison"].items()
+        for label, method in compared["methods"].items()
+        if "difference" in method
+    }
+    found |= {(OVER_TASKS, label): difference for label, difference in results["over_tasks"].items()}
+    return {key: {name: one["equal_steps"] for name, one in row.items()} for key, row in found.items()}
+
+
+def table(results: Mapping[str, Any]) -> Iterator[str]:
+    """A study's differences as lines of Markdown, under how many of its cells have run."""
+    study, conditions = results["study"], results["study"]["conditions"]
+    ran, left = len(results["cells"]), len(results["unfinished"])
+    yield f"{ran} cells have run, {left} have not. Against `{study['control']}`:"
+    yield ""
+    yield f"| task | method | seeds | {' | '.join(conditions)} |"
+    yield "|" + "---|" * (3 + len(conditions))
+    for (task, label), row in differences(results).items():
+        values = " | ".join(marked(row[name]) for name in conditions)
+        yield f"| {task} | {label} | {row[conditions[0]]['n']} | {values} |"
+
+
+def marked(difference: Mapping[str, Any]) -> str:
+    """In points with its interval, bold where that excludes 0; a single seed has none."""
+    text = points(difference)
+    excludes_0 = difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
+    return f"**{text}**" if excludes_0 else text
+
+
+def figure(results: Mapping[str, Any], condition: str) -> str:
+    """The differences under one condition as an SVG file of its own."""
+    rows = [
+        (f"{task}: {label}", 100 * one["mean"], (100 * one["low"], 100 * one["high"]))
+        for (task, label), row in differences(results).items()
+        if (one := row[condition])["low"] is not None
+    ]
+    x_title = f"{condition}: difference from {results['study']['control']} (points)"
+    chart = str(interval_chart(rows, title=f"{results['study']['name']}, {condition}", x_title=x_title, percent=False))
+    head, body = chart.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}\n'
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write page and figures."""
+    parser = argparse.ArgumentParser(description="Writes the tables and figures of evidence.md anew.")
+    parser.add_argument("folder", type=Path, help="where the page and the studies' folders are")
+    folder = parser.parse_args(argv).folder
+
+    def results_of(found: re.Match) -> dict[str, Any]:
+        return json.loads((folder / found["study"] / "results.json").read_text(encoding="utf-8"))
+
+    page = folder / PAGE
+    text = TABLE.sub(
+        lambda found: "\n".join([found[1] + "\n".join(table(results_of(found))), found[3]]),
+        page.read_text(encoding="utf-8"),
+    )
+    for found in FIGURE.finditer(text):
+        (folder / "figures").mkdir(exist_ok=True)
+        (folder / found[0]).write_text(figure(results_of(found), found["condition"]), encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
