@@ -204,6 +204,7 @@ def test_the_card(model, data, tmp_path, capsys):
     assert figures(file)["trained_views"]["preserving"] == ["color_jitter", "perspective", "rotation"]
     out = capsys.readouterr().out
     assert "perception card" in out
+    assert "held_out_removing: one of strong_blur, pixelate, shuffle" in out
     assert "held_out_removing" in out
 
 

@@ -92,6 +92,7 @@ def run(argv: Sequence[str]) -> None:
             {name: results[name] for name in dict.fromkeys(on_card)}, tolerance=settings["tolerance"]
         )
         report["card"] = [row.to_dict() for row in rows]
+        report["card_families"] = {one.name: one.families for one in conditions if len(one.families) > 1}
         report["trained_views"] = _views(trained)
     if arguments.by:
         extras = [source.extras(index) for index in range(len(source))]

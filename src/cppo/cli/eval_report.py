@@ -46,6 +46,7 @@ def report_lines(report: Mapping[str, Any], card: "Sequence[CardRow]") -> list[s
     if card:
         lines += ["", f"{'perception card':<22}{'accuracy':<23}{'against clean, points':<24}same answer as clean"]
         lines += [_card_line(row) for row in card]
+        lines += [f"{name}: one of {', '.join(kinds)}" for name, kinds in report["card_families"].items()]
     for column, rows in report.get("by", {}).items():
         shown = [(_printable(row["value"]), row) for row in rows[:SHOWN_CATEGORIES]]
         title = _printable(f"by {column}")
