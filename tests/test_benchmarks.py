@@ -99,6 +99,39 @@ def test_detectors_by_hand(benchmark_module, tmp_path: Path) -> None:
     assert cells["static", "js"]["auprc"] > 0.9
 
 
+def test_alignment_of_expected_gradients_by_hand(benchmark_module) -> None:
+    """Squared lengths from all pairs of different batches, and a jackknife that leaves out each batch in turn."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(50, generator=generator)
+    reward = shared + torch.randn(9, 50, generator=generator)
+    term = 0.2 * shared + 0.1 * torch.randn(7, 50, generator=generator)
+
+    def square(rows: list[torch.Tensor]) -> float:
+        pairs = [(a @ b).item() for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
+        return sum(pairs) / len(pairs)
+
+    def by_hand(r: list[torch.Tensor], t: list[torch.Tensor]) -> tuple[float, float]:
+        inner = sum((a @ b).item() for a in r for b in t) / (len(r) * len(t))
+        return inner / math.sqrt(square(r) * square(t)), math.sqrt(square(t) / square(r))
+
+    rows, others = list(reward), list(term)
+    found = benchmark_module("gradient_alignment").alignment(reward, term)
+    for place, name in enumerate(("cosine", "length")):
+        value = by_hand(rows, others)[place]
+        left_out = [
+            [by_hand(rows[:i] + rows[i + 1 :], others)[place] for i in range(9)],
+            [by_hand(rows, others[:i] + others[i + 1 :])[place] for i in range(7)],
+        ]
+        variance = sum((len(v) - 1) / len(v) * sum((x - sum(v) / len(v)) ** 2 for x in v) for v in left_out)
+        assert found[name] == pytest.approx(value, abs=1e-4)
+        width = 1.959964 * math.sqrt(variance)
+        assert found[f"{name}_ci95"] == pytest.approx([value - width, value + width], abs=2e-4)
+    assert found["cosine"] == pytest.approx(1.0, abs=0.15)
+    assert found["length"] == pytest.approx(0.2, abs=0.03)
+    noise = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert benchmark_module("gradient_alignment").alignment(reward[:, :2], noise)["cosine"] is None
+
+
 def test_the_evidence_page_holds_what_the_studies_found(benchmark_module, tmp_path: Path) -> None:
     results = Path(__file__).parents[1] / "docs" / "results"
     page = (results / "evidence.md").read_text(encoding="utf-8")
