@@ -42,7 +42,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "CPPO as published": {},
     "its positive part alone": {"perception_removing_weight": 0.0},
     "its negative part alone": {"perception_preserving_weight": 0.0},
-    "correct-only gate": {"perception_gate": "correct"},
+    "correct-only gate": {"perception_gate": "correct", "perception_gate_reward": "accuracy_reward"},
     "gradient through the anchor alone": {"perception_view_gradients": False},
     "gradient through the views alone": {"perception_anchor_gradients": False},
     "exact KL": {"perception_divergence": "kl"},
