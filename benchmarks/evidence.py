@@ -2,7 +2,7 @@
 
 Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there; figures
 that the page shows go into the folder `figures`. Differences are paired by seed with the study's control after the last
-step, in points, with 95 % t intervals over seeds; one whose interval excludes 0 is bold.
+step, in points, with 95 % t intervals over seeds; one of at least five seeds whose interval excludes 0 is bold.
 
     python benchmarks/evidence.py docs/results
 """
@@ -20,6 +20,7 @@ from cppo.reports.charts import interval_chart
 PAGE = "evidence.md"
 OVER_TASKS = "mean of tasks"
 TABLE = re.compile(r"(<!-- table: (?P<study>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LEAST_SEEDS = 5
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }
@@ -56,10 +57,10 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def marked(difference: Mapping[str, Any]) -> str:
-    """In points with its interval, bold where that excludes 0; a single seed has none."""
+    """In points with its interval, bold where enough seeds exclude 0; a single seed has none."""
     text = points(difference)
-    excludes_0 = difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
-    return f"**{text}**" if excludes_0 else text
+    decides = difference["n"] >= LEAST_SEEDS and (difference["low"] > 0 or difference["high"] < 0)
+    return f"**{text}**" if decides else text
 
 
 def figure(results: Mapping[str, Any], condition: str) -> str:
