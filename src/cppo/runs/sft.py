@@ -20,8 +20,8 @@ from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 
-# TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into the
-# saved configuration that generation is to go without a cache, and say nothing of a run shorter than `logging_steps`.
+# TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into
+# the saved configuration that generation is to go without a cache, and say nothing of a run below `logging_steps`.
 DEFAULTS: dict[str, Any] = {"max_length": None, "report_to": "none", "use_cache": True, "logging_first_step": True}
 # Rows are made on access, so the stored columns are not the ones that training reads.
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "completion_only_loss": True}
