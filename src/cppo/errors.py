@@ -2,6 +2,10 @@
 
 import os
 import sys
+import time
+
+PATIENCE_SECONDS = 15.0
+"""How long another process of a launcher lets the first one speak of a mistake that all of them see."""
 
 
 class UserError(ValueError):
@@ -16,6 +20,17 @@ def tell(message: str) -> None:
     """Print a line for the user on stderr; of several processes of a launcher on one machine only the first does."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"cppo: {message}", file=sys.stderr, flush=True)
+
+
+def tell_mistake(error: UserError) -> None:
+    """Print the error that ends this process, once for all processes of a launcher that see it.
+
+    A launcher ends all processes as soon as one has failed, so the others wait until the first has spoken; what it does
+    not see they say themselves.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE_SECONDS)
+    print(f"cppo: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def in_one_line(error: Exception) -> str:

@@ -164,6 +164,13 @@ def test_the_same_command_under_torchrun(model, tmp_path):
     assert before[0]["n"] == 9
 
 
+def test_a_mistake_that_the_first_process_does_not_see_is_said_too(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("cppo.errors.PATIENCE_SECONDS", 0.0)
+    assert main(["tarin"]) == 2
+    assert capsys.readouterr().err.startswith("cppo: error: unknown command `tarin`")
+
+
 def test_a_mistake_under_torchrun_is_said_once(model, tmp_path):
     run = launch(model, tmp_path / "run", 2, "--data", "nothing.jsonl")
     assert run.returncode != 0

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from cppo.errors import UserError, tell
+from cppo.errors import UserError, tell, tell_mistake
 
 COMMANDS = {
     "train": "train a vision-language model with CPPO or another method",
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except UserError as error:
-        tell(f"error: {' '.join(str(error).split())}")
+        tell_mistake(error)
         return 2
     except KeyboardInterrupt:
         tell("stopped")

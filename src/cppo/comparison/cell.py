@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from cppo.comparison.jobs import MODEL, REQUEST, RESULT, code_digest, write_json
 from cppo.comparison.measure import Measurement
 from cppo.data import PixelBounds, load_records
-from cppo.errors import UserError, tell
+from cppo.errors import UserError, tell_mistake
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
 from cppo.reports.run_data import RunData, read_run
 from cppo.rewards import number_tolerance
@@ -197,7 +197,7 @@ def main() -> int:
     try:
         run_folder(Path(sys.argv[1]))
     except UserError as error:
-        tell(f"error: {error}")
+        tell_mistake(error)
         return 2
     return 0
 
