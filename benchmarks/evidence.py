@@ -19,8 +19,8 @@ from cppo.reports.charts import interval_chart
 
 PAGE = "evidence.md"
 OVER_TASKS = "mean of tasks"
-TABLE = re.compile(r"(<!-- table: (?P<study>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LEAST_SEEDS = 5
+TABLE = re.compile(r"(<!-- table: (?P<study>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }

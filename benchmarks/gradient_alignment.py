@@ -11,6 +11,7 @@ by those (so it can leave [-1, 1]). 95 % intervals by a jackknife over batches. 
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -107,11 +108,10 @@ def alignment(reward: Tensor, term: Tensor) -> dict[str, Any]:
     }
 
     def figures(r: Tensor, t: Tensor) -> tuple[float, float]:
-        squares = [_square(products[name][keep][:, keep]) for name, keep in (("rr", r), ("tt", t))]
+        reward_square, term_square = _square(products["rr"][r][:, r]), _square(products["tt"][t][:, t])
         inner = float(products["rt"][r][:, t].mean())
-        (reward_square, term_square) = squares
-        if min(squares) <= 0:
-            return float("nan"), float("nan")
+        if min(reward_square, term_square) <= 0:
+            return math.nan, math.nan
         return inner / (reward_square * term_square) ** 0.5, (term_square / reward_square) ** 0.5
 
     r, t = torch.arange(len(reward)), torch.arange(len(term))
@@ -124,7 +124,7 @@ def alignment(reward: Tensor, term: Tensor) -> dict[str, Any]:
     half = Z_95 * torch.as_tensor(variance).sqrt()
     found: dict[str, Any] = {}
     for name, value, width in zip(("cosine", "length"), whole.tolist(), half.tolist(), strict=True):
-        known = width == width and value == value
+        known = math.isfinite(value) and math.isfinite(width)
         found[name] = round(value, 4) if known else None
         found[f"{name}_ci95"] = [round(value - width, 4), round(value + width, 4)] if known else None
     return found

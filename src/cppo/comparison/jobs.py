@@ -141,9 +141,9 @@ def adopt(study: Study, jobs: list[Job]) -> list[Job]:
     for job in jobs:
         for folder in folders if job.result() is None else ():
             there = dataclasses.replace(job, folder=folder / job.folder.relative_to(study.output_dir))
-            if there.result() is not None and not there.changed():
+            if (result := there.result()) is not None and not there.changed():
                 job.begin()
-                write_json(job.folder / RESULT, there.result())
+                write_json(job.folder / RESULT, result)
                 adopted.append(job)
                 break
     return adopted

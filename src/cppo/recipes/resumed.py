@@ -19,8 +19,8 @@ _FREE = (
 """Options, by the start of their names, that neither choose what is trained on, in which order, nor the loss."""
 
 
-def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> list[str]:
-    """The options of data, order and method that differ from those of the checkpoint's run, as "name: old -> new".
+def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> dict[str, tuple[str, str]]:
+    """The options of data, order and method that differ from those of the checkpoint's run: old and new value as text.
 
     Args:
         recipe, config: the resumed run's, as for `dump_recipe`. What one of the two runs does not give counts as its
@@ -29,31 +29,32 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
     try:
         before = yaml.safe_load((checkpoint.parent / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return []  # a checkpoint of another trainer
+        return {}  # a checkpoint of another trainer
     if not isinstance(before, dict):
-        return []
+        return {}
     defaults = {name: field.default for name, field in schema(recipe.command).fields.items()}
     now = resolved_options(recipe, config)
-    return [
-        f"{name}: {_shown(before.get(name, defaults[name]))} -> {_shown(now.get(name, defaults[name]))}"
-        for name in defaults
-        if not name.startswith(_FREE) and before.get(name, defaults[name]) != now.get(name, defaults[name])
-    ]
+    values = {name: (before.get(name, default), now.get(name, default)) for name, default in defaults.items()}
+    return {
+        name: (_shown(old), _shown(new))
+        for name, (old, new) in values.items()
+        if not name.startswith(_FREE) and old != new
+    }
 
 
 def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> None:
     """Say on one line what `changed_options` finds. Raises UserError for another method."""
     changed = changed_options(recipe, config, checkpoint)
-    for change in changed:
-        if change.startswith("method: "):
-            before = change.removeprefix("method: ").partition(" -> ")[0]
-            raise UserError(
-                f"resume_from_checkpoint: {checkpoint} is of a run with method {before}; add --method {before}, or "
-                f"take its recipe with --config {checkpoint.parent / 'config.yaml'}"
-            )
+    if "method" in changed:
+        before, _ = changed["method"]
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint} is of a run with method {before}; add --method {before}, or "
+            f"take its recipe with --config {checkpoint.parent / 'config.yaml'}"
+        )
     if changed:
+        listed = "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
         tell(
-            f"warning: resumed with other options than the run began with ({'; '.join(changed)}): "
+            f"warning: resumed with other options than the run began with ({listed}): "
             "it will not go on as the interrupted run would have"
         )
 

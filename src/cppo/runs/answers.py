@@ -42,7 +42,7 @@ def answer_all(
     model, processor = accelerator.unwrap_model(trainer.model), trainer.processing_class
     shown = show_bar and accelerator.is_main_process and sys.stderr.isatty() and not trainer.args.disable_tqdm
     mine: tuple[ItemResult, ...] = ()
-    with tqdm(total=len(share), desc=label, unit="item", leave=False, disable=None if shown else True) as bar:
+    with tqdm(total=len(share), desc=label, unit="item", leave=False, disable=not shown) as bar:
         if len(share):
             mine = evaluate(model, processor, share, batch_size=EVALUATION_BATCH, progress=bar.update, **asked).items
     by_rank = gather_object([mine])
