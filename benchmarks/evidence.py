@@ -1,8 +1,9 @@
 """The tables and figures of docs/results/evidence.md, from the results of the evidence studies that lie beside it.
 
-Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there; figures
-that the page shows go into the folder `figures`. Differences are paired by seed with the study's control after the last
-step, in points, with 95 % t intervals over seeds; one of at least five seeds whose interval excludes 0 is bold.
+Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there; after
+`<!-- table: STUDY METHOD -->` it is that method's differences from the others. Figures that the page shows go into the
+folder `figures`. Differences are paired by seed, with the study's control if nothing else is said, after the last step,
+in points, with 95 % t intervals over seeds; one of at least five seeds whose interval excludes 0 is bold.
 
     python benchmarks/evidence.py docs/results
 """
@@ -11,16 +12,18 @@ import argparse
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cppo.comparison.tables import points
+from cppo.evaluation.statistics import t_interval
 from cppo.reports.charts import interval_chart
 
 PAGE = "evidence.md"
 OVER_TASKS = "mean of tasks"
 LEAST_SEEDS = 5
-TABLE = re.compile(r"(<!-- table: (?P<study>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table: (?P<study>\S+)(?: (?P<method>\S+))? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }
@@ -43,15 +46,34 @@ def differences(results: Mapping[str, Any]) -> Rows:
     return {key: {name: one["equal_steps"] for name, one in row.items()} for key, row in found.items()}
 
 
-def table(results: Mapping[str, Any]) -> Iterator[str]:
-    """A study's differences as lines of Markdown, under how many of its cells have run."""
+def against_others(rows: Rows, method: str) -> Rows:
+    """A method's differences from the others: what both differ from the control by, subtracted seed by seed."""
+    found: Rows = {}
+    for (task, other), row in rows.items():
+        if other == method or (task, method) not in rows:
+            continue
+        found[task, other] = {}
+        for condition, theirs in row.items():
+            ours = rows[task, method][condition]["by_seed"]
+            shared = [ours[seed] - value for seed, value in theirs["by_seed"].items() if seed in ours]
+            found[task, other][condition] = asdict(t_interval(shared))
+    return found
+
+
+def table(results: Mapping[str, Any], method: str | None = None) -> Iterator[str]:
+    """A study's differences as lines of Markdown: every method's from the control, or one method's from the others."""
     study, conditions = results["study"], results["study"]["conditions"]
-    ran, left = len(results["cells"]), len(results["unfinished"])
-    yield f"{ran} cells have run, {left} have not. Against `{study['control']}`:"
+    rows = differences(results)
+    if method is None:
+        ran, left = len(results["cells"]), len(results["unfinished"])
+        yield f"{ran} cells have run, {left} have not. Against `{study['control']}`:"
+    else:
+        rows = against_others(rows, method)
+        yield f"`{method}` against the others:"
     yield ""
-    yield f"| task | method | seeds | {' | '.join(conditions)} |"
+    yield f"| task | {'method' if method is None else 'against'} | seeds | {' | '.join(conditions)} |"
     yield "|" + "---|" * (3 + len(conditions))
-    for (task, label), row in differences(results).items():
+    for (task, label), row in rows.items():
         values = " | ".join(marked(row[name]) for name in conditions)
         yield f"| {task} | {label} | {row[conditions[0]]['n']} | {values} |"
 
@@ -87,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     page = folder / PAGE
     text = TABLE.sub(
-        lambda found: "\n".join([found[1] + "\n".join(table(results_of(found))), found[3]]),
+        lambda found: "\n".join([found[1] + "\n".join(table(results_of(found), found["method"])), found["end"]]),
         page.read_text(encoding="utf-8"),
     )
     for found in FIGURE.finditer(text):

@@ -146,3 +146,20 @@ def test_the_evidence_page_holds_what_the_studies_found(benchmark_module, tmp_pa
     assert {file.name for file in (tmp_path / "figures").iterdir()} == shown
     for name in shown:
         assert (tmp_path / "figures" / name).read_bytes() == (results / "figures" / name).read_bytes()
+
+
+def test_a_method_against_another_is_the_paired_difference_of_their_cells(benchmark_module) -> None:
+    folder = Path(__file__).parents[1] / "docs" / "results" / "evidence-unlimited"
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    evidence = benchmark_module("evidence")
+    rows = evidence.against_others(evidence.differences(results), "cppo")
+    assert list(rows) == [
+        (task, other) for task in ("digits", "chart", evidence.OVER_TASKS) for other in ("grpo+views", "papo")
+    ]
+    final = {(c["task"], c["method"], c["seed"]): c["accuracy"]["clean"][-1] for c in results["cells"]}
+    pairs = [final["chart", "cppo", seed] - final["chart", "papo", seed] for seed in range(100, 110)]
+    mean = sum(pairs) / 10
+    half = 2.262157 * math.sqrt(sum((x - mean) ** 2 for x in pairs) / 9 / 10)  # t of 9 degrees of freedom
+    found = rows["chart", "papo"]["clean"]
+    assert found["mean"] == pytest.approx(mean, abs=1e-9)
+    assert [found["low"], found["high"]] == pytest.approx([mean - half, mean + half], abs=1e-6)
