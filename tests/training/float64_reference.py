@@ -15,7 +15,7 @@ TAU = 0.3
 TOP_FRACTION = 0.6
 GROUP = 4
 SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift")
-DIVERGENCES = ("k3", "kl", "js")
+DIVERGENCES = ("k3", "kl", "js", "nll")
 
 
 @dataclass
@@ -77,6 +77,7 @@ def divergences(anchor, view, tokens):
         "k3": [k3(p[token], q[token]) for p, q, token in pairs],
         "kl": [kl(p, q) for p, q, _ in pairs],
         "js": [js(p, q) for p, q, _ in pairs],
+        "nll": [-q[token] for _, q, token in pairs],
     }
 
 

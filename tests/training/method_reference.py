@@ -15,7 +15,7 @@ HALF_MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_p
 NOISE_AND_MASK = (("diffusion_noise",), ("black_patches",), ViewStrengths(diffusion_steps=200))
 STATIC = (JITTER[0], ("static",), ViewStrengths())
 VIEWS_OF = {"papo": MASK, "papo-dapo": MASK, "vppo": HALF_MASK, "dvrp": NOISE_AND_MASK}
-VIEWS_OF |= {"cppo-static": STATIC, "cppo-static-js": STATIC}
+VIEWS_OF |= dict.fromkeys(("cppo-static", "cppo-static-js", "cppo-likelihood", "cppo-likelihood-all-tokens"), STATIC)
 
 
 @dataclass
@@ -150,6 +150,11 @@ def dvrp(rollouts):
     )
 
 
+def likelihood(places):
+    """-0.3 A log pi(token | I+), mean over a rollout's chosen tokens, then over the rollouts with A > 0."""
+    return lambda rollouts: cppo(rollouts, positive, places, lambda r, place: r.advantage * r.plus["nll"][place], 0.3)
+
+
 TERMS = {
     "grpo": lambda rollouts: 0.0,
     "dapo": lambda rollouts: 0.0,
@@ -179,6 +184,8 @@ TERMS = {
     "cppo-score-logp": scored_by(lambda r: r.fall),
     "cppo-static": scored_by(relative_shift),
     "cppo-static-js": scored_by(lambda r: r.minus["js"]),
+    "cppo-likelihood": likelihood(lambda r: top_of_positive(r.minus["js"])),
+    "cppo-likelihood-all-tokens": likelihood(all_tokens),
 }
 """What each method adds to the RL loss."""
 

@@ -123,7 +123,17 @@ def test_random_tokens_are_as_many_and_drawn_from_all(trainer_of, seen, rows, sc
 
 
 @pytest.mark.parametrize(
-    "method", ["papo", "dvrp", "vppo", "cppo-positive-only", "cppo-negative-only", "cppo-cpl-only"]
+    "method",
+    [
+        "papo",
+        "dvrp",
+        "vppo",
+        "cppo-positive-only",
+        "cppo-negative-only",
+        "cppo-cpl-only",
+        "cppo-likelihood",
+        "cppo-likelihood-all-tokens",
+    ],
 )
 def test_the_shared_path_has_the_plain_gradients(trainer_of, rows, method):
     gradients = []
@@ -215,7 +225,14 @@ def test_the_noise_fades_as_published():
 
 @pytest.mark.parametrize(
     ("method", "kinds"),
-    [("cppo", {"removing", "preserving"}), ("papo", {"removing"}), ("vppo", {"removing"}), ("dvrp", None)],
+    [
+        ("cppo", {"removing", "preserving"}),
+        ("papo", {"removing"}),
+        ("vppo", {"removing"}),
+        ("dvrp", None),
+        ("cppo-likelihood", None),
+        ("cppo-likelihood-all-tokens", {"preserving"}),
+    ],
 )
 def test_only_the_views_that_count_are_processed(trainer_of, rows, method, kinds):
     batch = generation_batch(trainer_of(method, "plain"), rows)

@@ -64,6 +64,7 @@ PUBLISHED_DEFAULTS = {
     "perception_score": "entropy_shift",
     "perception_gate": "advantage",
     "perception_gate_reward": None,
+    "perception_weighting": "equal",
     "perception_advantage_floor": 0.9,
     "perception_rollouts_per_group": None,
     "perception_normalization": "rollout",

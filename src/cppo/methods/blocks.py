@@ -44,6 +44,7 @@ SELECTOR_AND_GATE = (
     "perception_gate",
     "perception_gate_reward",
     "perception_rollouts_per_group",
+    "perception_weighting",
 )
 SINK = (
     "perception_sink",

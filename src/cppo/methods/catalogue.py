@@ -267,6 +267,28 @@ def static_view_js() -> Options:
     return {**static_view(), "perception_score": "js"}
 
 
+def likelihood() -> Options:
+    """What was rewarded must stay likely under I+: -A log pi(token | I+) with weight 0.3 on the perception tokens.
+
+    Ours, in the place of CPPO's contrast: of the rollouts with a positive advantage A the mean over the tokens that
+    `cppo-static-js` selects, then over rollouts. The target is the sampled token, not the policy under the image, which
+    RL alone moves.
+    """
+    return {
+        **static_view_js(),
+        "perception_sink": "divergence",
+        "perception_weight": 0.3,
+        "perception_weighting": "advantage",
+        "perception_divergence": "nll",
+        "perception_removing_weight": 0.0,
+    }
+
+
+def likelihood_all_tokens() -> Options:
+    """What was rewarded must stay likely under I+, on all tokens: as `cppo-likelihood` without detection and I-."""
+    return {**likelihood(), "perception_selector": "all"}
+
+
 METHODS: Mapping[str, Method] = {
     name: declared(name, declaration)
     for name, declaration in {
@@ -298,6 +320,8 @@ METHODS: Mapping[str, Method] = {
         "cppo-score-logp": score_logp,
         "cppo-static": static_view,
         "cppo-static-js": static_view_js,
+        "cppo-likelihood": likelihood,
+        "cppo-likelihood-all-tokens": likelihood_all_tokens,
     }.items()
 }
 """Every method by name: published ones, then CPPO's ablations."""

@@ -7,15 +7,21 @@ from cppo.perception import EXACT_DIVERGENCES, entropy_shift, k3_divergence, log
 from cppo.policy.scorer import ResponseScores
 
 DIVERGENCES = ("k3", *EXACT_DIVERGENCES)
+"""Those that compare the policy with itself."""
 DEPENDENCY_SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift", "k3", "entropy")
 
 
 def view_divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
     """The divergence of `DIVERGENCES` from the policy under the image to that under a view, [B, T], nats.
 
+    `nll` takes what was sampled in the policy's place: KL(sampled token || view) = -log pi(token | view). No gradient
+    flows through the anchor then.
+
     Raises:
         ValueError: an exact one needs logits, and the scores have none.
     """
+    if name == "nll":
+        return -view.logps
     if name == "k3":
         return k3_divergence(anchor.logps, view.logps)
     if anchor.logits is None or view.logits is None:

@@ -79,11 +79,11 @@ class CPPOConfig(GRPOConfig):
             "random ones, as many as 'top_positive' selects, or all."
         },
     )
-    perception_divergence: Literal["k3", "kl", "js"] = field(
+    perception_divergence: Literal["k3", "kl", "js", "nll"] = field(
         default="k3",
         metadata={
-            "help": "Divergence of anchor and view: 'k3' on the sampled token (published), or exact 'kl' or 'js' over "
-            "the vocabulary."
+            "help": "Divergence of anchor and view: 'k3' on the sampled token (published), exact 'kl' or 'js' over "
+            "the vocabulary, or 'nll', the sampled token's negative log-probability under the view."
         },
     )
     perception_score: Literal["entropy_shift", "entropy_shift_absolute", "entropy", "k3", "kl", "js", "logp_shift"] = (
@@ -107,6 +107,13 @@ class CPPOConfig(GRPOConfig):
     perception_gate_reward: str | None = field(
         default=None,
         metadata={"help": "Name of the reward function that decides for perception_gate='correct' (value > 0)."},
+    )
+    perception_weighting: Literal["equal", "advantage"] = field(
+        default="equal",
+        metadata={
+            "help": "How much each gated-in rollout counts in the perception loss: all alike (published), or by its "
+            "advantage (needs perception_gate='advantage' and perception_normalization='rollout')."
+        },
     )
     perception_advantage_floor: Annotated[float, "[0, 1]"] = field(
         default=0.9,
@@ -293,9 +300,13 @@ class CPPOConfig(GRPOConfig):
 
     @property
     def scored_views(self) -> tuple[str, ...]:
-        """The views that are scored; I- is always among them, for detection and metrics."""
-        compares = self.perception_sink != "advantage" and self.perception_preserving_weight
-        return ("removing", "preserving") if compares else ("removing",)
+        """The views that are scored: I- where detection or loss looks at it, then I+ where the loss does."""
+        if self.perception_sink == "advantage":
+            return ("removing",)
+        detects = self.perception_selector != "all"
+        in_loss = self.perception_removing_weight or self.perception_removing_entropy_weight
+        views = (("removing", detects or in_loss), ("preserving", self.perception_preserving_weight))
+        return tuple(view for view, looks in views if looks)
 
     @property
     def needs_logits(self) -> bool:

@@ -37,6 +37,12 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             f"perception_rollouts_per_group = {bound} needs perception_normalization = 'rollout': "
             f"{normalization!r} divides by the selected tokens of all rollouts"
         )
+    if options["perception_weighting"] == "advantage":
+        for name, needed in (("perception_gate", "advantage"), ("perception_normalization", "rollout")):
+            if options[name] != needed:
+                raise UserError(
+                    f"perception_weighting = 'advantage' needs {name} = {needed!r}, but {name} = {options[name]!r}"
+                )
     # Without steps_per_generation TRL takes as many as it accumulates.
     steps, accumulation = options.get("steps_per_generation"), options.get("gradient_accumulation_steps") or 1
     if normalization == "token" and steps is not None and steps % accumulation:
@@ -68,9 +74,18 @@ def _check_method(options: Mapping[str, Any]) -> None:
             "perception_removing_entropy_weight averages over all response tokens: perception_normalization = 'token' "
             "counts them with perception_selector = 'all' alone"
         )
-    trains = sink in ("contrast", "divergence") and (
-        options["perception_weight"] or options["perception_removing_entropy_weight"]
-    )
+    entropy_weight, adds_loss = options["perception_removing_entropy_weight"], sink in ("contrast", "divergence")
+    compares = options["perception_preserving_weight"] or options["perception_removing_weight"]
+    if adds_loss and options["perception_weight"] and not (compares or entropy_weight):
+        raise UserError(
+            "perception_preserving_weight and perception_removing_weight are both 0: nothing of the views is in the "
+            "loss; perception_sink = 'none' leaves the perception term out"
+        )
+    if adds_loss and options["perception_divergence"] == "nll" and not options["perception_view_gradients"]:
+        raise UserError(
+            "perception_divergence = 'nll' trains the policy under the views: set perception_view_gradients = true"
+        )
+    trains = adds_loss and (options["perception_weight"] or entropy_weight)
     if not options["rl_weight"] and not trains:
         raise UserError("rl_weight = 0 leaves nothing to train on: perception_sink or perception_weight adds no loss")
     if options["rollout_views"]:

@@ -51,12 +51,12 @@ NO_DIVERGENCES = ExactDivergences()
 class ViewScores:
     """Scores of the n gated-in rollouts of a micro-batch under the image, I+ and I-, and their response mask [n, T].
 
-    The scores under I+ are needed at the selected tokens alone and may be anything elsewhere; None where the method
-    does not look at I+. `draws` are uniform random numbers [n, T], for a random selection.
+    The scores under I+ are needed at the selected tokens alone and may be anything elsewhere. Those of a view that the
+    method does not look at are None. `draws` are uniform random numbers [n, T], for a random selection.
     """
 
     anchor: ResponseScores
-    removing: ResponseScores
+    removing: ResponseScores | None
     preserving: ResponseScores | None
     response_mask: Tensor
     exact: ExactDivergences = NO_DIVERGENCES
@@ -90,13 +90,21 @@ class PerceptionTerm:
 def perception_token_mask(
     args: "CPPOConfig",
     anchor: ResponseScores,
-    removing: ResponseScores,
+    removing: ResponseScores | None,
     response_mask: Tensor,
     exact_score: Tensor | None = None,
     draws: Tensor | None = None,
 ) -> Detection:
-    """The dependency score, taken here unless it is given, and the tokens that the selector keeps."""
-    score = dependency_score(args.perception_score, anchor, removing) if exact_score is None else exact_score
+    """The dependency score, taken here unless it is given, and the tokens that the selector keeps.
+
+    Without scores under I- the dependency score is 0.
+    """
+    if exact_score is not None:
+        score = exact_score
+    elif removing is not None:
+        score = dependency_score(args.perception_score, anchor, removing)
+    else:
+        score = torch.zeros_like(anchor.logps)
     token_mask = select_tokens(args.perception_selector, score, response_mask, args.perception_top_fraction, draws)
     return Detection(score, token_mask)
 
@@ -111,17 +119,23 @@ def perception_term(
         scores: of the gated-in rollouts.
         normalizer: what the micro-batch's sum is divided by: gated-in rollouts of the step (`rollout`), selected tokens
             of the step (`token`), or a plain factor on the micro-batch's own mean (`microbatch`).
-        weights: of the gated-in rollouts, [n], where only some were drawn (`rollout` alone).
+        weights: of the gated-in rollouts, [n], where only some were drawn or they count by their advantage (`rollout`
+            alone).
     """
     exact, name, mask = scores.exact, args.perception_divergence, scores.response_mask
     score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, mask, exact.score, scores.draws)
     anchor = scores.anchor if args.perception_anchor_gradients else scores.anchor.detached()
-    d_removing = exact.removing if exact.removing is not None else view_divergence(name, anchor, scores.removing)
-    d_preserving = exact.preserving
-    if d_preserving is None and scores.preserving is not None:
-        d_preserving = view_divergence(name, anchor, scores.preserving)
-    pull = torch.zeros_like(d_removing) if d_preserving is None else args.perception_preserving_weight * d_preserving
-    push = args.perception_removing_weight * d_removing
+
+    def divergence(view: ResponseScores | None, exact: Tensor | None) -> Tensor | None:
+        return view_divergence(name, anchor, view) if exact is None and view is not None else exact
+
+    d_preserving, d_removing = (
+        divergence(scores.preserving, exact.preserving),
+        divergence(scores.removing, exact.removing),
+    )
+    nothing = torch.zeros_like(scores.anchor.logps)
+    pull = nothing if d_preserving is None else args.perception_preserving_weight * d_preserving
+    push = nothing if d_removing is None else args.perception_removing_weight * d_removing
     if args.perception_sink == "contrast":
         token_loss = contrastive_perception_tokens(pull, push, args.perception_temperature, token_mask)
     else:
@@ -135,7 +149,7 @@ def perception_term(
         return token_mean_loss(values, over) / normalizer
 
     loss = args.perception_weight * mean(token_loss, token_mask)
-    if args.perception_removing_entropy_weight:
+    if args.perception_removing_entropy_weight and scores.removing is not None:
         loss = loss + args.perception_removing_entropy_weight * mean(scores.removing.entropies, mask)
     statistics = _statistics(scores, token_loss, d_preserving, d_removing, token_mask)
     return PerceptionTerm(loss, score, token_mask, statistics)
@@ -143,7 +157,7 @@ def perception_term(
 
 @torch.no_grad()
 def _statistics(
-    scores: ViewScores, token_loss: Tensor, d_preserving: Tensor | None, d_removing: Tensor, token_mask: Tensor
+    scores: ViewScores, token_loss: Tensor, d_preserving: Tensor | None, d_removing: Tensor | None, token_mask: Tensor
 ) -> Tensor:
     selected = token_mask.sum()
 

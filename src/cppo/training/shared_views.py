@@ -64,7 +64,7 @@ def score_shared(
         )
 
     def exact(name: str) -> Tensor | None:
-        return batch.unpack("removing", found[name])[request.rows] if name in found else None
+        return batch.unpack(kinds[0], found[name])[request.rows] if name in found else None
 
     if not detect_only:
         request.anchor = rows_of("anchor")
@@ -98,11 +98,13 @@ class _Readout:
 
     def __init__(self, args: CPPOConfig, request: ViewRequest, batch: PackedBatch, detect_only: bool) -> None:
         self.args, self.request, self.batch, self.detect_only = args, request, batch, detect_only
+        # All views hold the same tokens in the same order.
+        self.any_view = next(view for view in batch.tokens if view != "anchor")
 
     def __call__(self, hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:
         args, batch = self.args, self.batch
-        anchor, removing = batch.tokens["anchor"], batch.tokens["removing"]
-        preserving = batch.tokens.get("preserving")
+        anchor = batch.tokens["anchor"]
+        removing, preserving = batch.tokens.get("removing"), batch.tokens.get("preserving")
         found: dict[str, Tensor] = {}
 
         def score(view: str, states: Tensor, targets: Tensor) -> None:
@@ -111,11 +113,12 @@ class _Readout:
         score("anchor", hidden[anchor], batch.targets[anchor])
         if not self.request.rows:
             return found
-        with torch.set_grad_enabled(args.perception_view_gradients and torch.is_grad_enabled()):
-            score("removing", hidden[removing], batch.targets[removing])
+        if removing is not None:
+            with torch.set_grad_enabled(args.perception_view_gradients and torch.is_grad_enabled()):
+                score("removing", hidden[removing], batch.targets[removing])
         # Where the requested rows' tokens lie among the anchor's, in the order of the views.
-        anchor_places = batch.gather("removing", self._places("anchor"))
-        if args.perception_score in EXACT_DIVERGENCES:
+        anchor_places = batch.gather(self.any_view, self._places("anchor"))
+        if removing is not None and args.perception_score in EXACT_DIVERGENCES:
             with torch.no_grad():
                 found["score"] = head.divergence(
                     args.perception_score, hidden[anchor][anchor_places], hidden[removing], args.temperature
@@ -126,8 +129,8 @@ class _Readout:
 
         selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
         selected[self.request.rows] = found["token_mask"]
-        picked = batch.gather("removing", selected).nonzero().squeeze(1)
-        compared = {"d_removing": removing}
+        picked = batch.gather(self.any_view, selected).nonzero().squeeze(1)
+        compared = {} if removing is None else {"d_removing": removing}
         if preserving is not None:
             compared["d_preserving"] = preserving
             with torch.set_grad_enabled(args.perception_view_gradients and torch.is_grad_enabled()):
@@ -155,7 +158,7 @@ class _Readout:
 
     def _spread(self, values: Tensor, picked: Tensor) -> Tensor:
         """Values of the picked tokens among zeros for the view's other tokens."""
-        part = self.batch.tokens["removing"]
+        part = self.batch.tokens[self.any_view]
         return values.new_zeros(part.stop - part.start).index_put((picked,), values)
 
     def _detect(self, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -167,6 +170,5 @@ class _Readout:
             return ResponseScores(*(batch.unpack(view, value)[request.rows] for value in values))
 
         exact = batch.unpack("removing", found["score"])[request.rows] if "score" in found else None
-        return perception_token_mask(
-            self.args, scores("anchor"), scores("removing"), request.response_mask, exact, request.draws
-        )
+        removing = scores("removing") if "removing" in batch.tokens else None
+        return perception_token_mask(self.args, scores("anchor"), removing, request.response_mask, exact, request.draws)

@@ -225,6 +225,8 @@ class CPPOTrainer(CardedTrainer):
         all_gates = self.accelerator.gather(gate)
         batch_number = self._step // (self.args.steps_per_generation * self.num_iterations)
         weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
+        if self.args.perception_weighting == "advantage":
+            weights = weights * output["advantages"]
         with self._phases.phase("views"):
             output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
         output["perception_weights"] = weights

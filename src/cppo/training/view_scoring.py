@@ -54,7 +54,7 @@ class ViewRequest:
     Attributes:
         rows: places of the n gated-in rollouts in the micro-batch; where their number is bounded, of those drawn.
         views: for each of them the model's image inputs under the views that were made.
-        kinds: the views to score: "removing", and "preserving" where the loss looks at it.
+        kinds: the views to score, of "removing" and "preserving".
         weights: of each in the loss, [n].
         response_mask: theirs, [n, T].
         draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
@@ -122,7 +122,7 @@ class ViewRequest:
         assert self.anchor is not None
         self.found = ViewScores(
             self.anchor.pick(self.rows),
-            views["removing"],
+            views.get("removing"),
             views.get("preserving"),
             self.response_mask,
             exact,
