@@ -96,6 +96,8 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
         ({"perception_preserving_weight": 0.0, "perception_removing_weight": 0.0}, "are both 0"),
         ({"method": "cppo-likelihood", "perception_view_gradients": False}, "perception_view_gradients = true"),
         ({"method": "cppo-likelihood", "perception_gate": "none"}, "needs perception_gate = 'advantage'"),
+        ({"method": "cppo-likelihood", "perception_removing_weight": 1.0}, "perception_removing_weight = 0"),
+        ({"method": "vppo", "perception_weighting": "advantage"}, "choose 'equal'"),
         ({"perception_weighting": "advantage", "perception_normalization": "token"}, "perception_normalization"),
         ({"perception_sink": "contrasts"}, "perception_sink = 'contrasts'"),
         ({"rollout_view_fraction": 1.5}, "rollout_view_fraction"),

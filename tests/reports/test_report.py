@@ -87,6 +87,14 @@ def test_perception_tokens_are_marked_by_their_score(run):
     assert '<span title="score 0.000">see</span>' in html
 
 
+def test_a_token_without_a_score_shows_none(run):
+    sample = json.loads((run / "samples.jsonl").read_text())
+    (run / "samples.jsonl").write_text(json.dumps(sample | {"perception": [True] * 3, "score": [None] * 3}) + "\n")
+    html = render_report(read_run(run))
+    assert len(re.findall(r'<mark style="--a: 0.12" *>', html)) == 3
+    assert 'title="score' not in html
+
+
 def test_accuracies_appear_only_when_they_were_measured(run):
     assert "Held-out accuracy" not in render_report(read_run(run))
     assert "not finished" in render_report(read_run(run))

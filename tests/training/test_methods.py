@@ -223,6 +223,11 @@ def test_the_noise_fades_as_published():
     assert decayed_steps(500, 40 / 60) == 250
 
 
+def test_whole_logits_are_kept_only_for_a_score_that_is_taken(trainer_of):
+    methods = ("cppo", "cppo-likelihood", "cppo-likelihood-all-tokens")
+    assert [trainer_of(method, "shared").args.needs_logits for method in methods] == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("method", "kinds"),
     [

@@ -164,6 +164,14 @@ def test_a_checkpoint_without_the_state_is_refused(make_trainer, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_unfinished_rollouts_without_the_views_that_are_needed_now_are_refused(make_trainer, tmp_path):
+    rows, options = make_rows([1, 2]), {"num_iterations": 2, "perception_selector": "all"}
+    run(make_trainer, rows, {**options, "perception_removing_weight": 0.0})
+    with pytest.raises(UserError, match="have no removing views") as caught:
+        run(make_trainer, rows, options, str(tmp_path / "out" / "checkpoint-1"), "resumed")
+    assert "\n" not in str(caught.value)
+
+
 def test_evaluation_between_the_steps_does_not_disturb_a_resume(make_trainer, tmp_path):
     rows = make_rows([1, 2])
     options = {

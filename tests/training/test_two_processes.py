@@ -23,6 +23,8 @@ CASES = {
     "advantages": {"method": "vppo", "entropy_coef": 0.0},
     "advantages kernel": {"method": "vppo", "entropy_coef": 0.0, "scorer": "kernel"},
     "divergence and entropy": {"method": "papo", "entropy_coef": 0.0},
+    "weighted": {"method": "cppo-likelihood", "perception_rollouts_per_group": 1},
+    "one view": {"method": "cppo-likelihood-all-tokens", "perception_memory": "sequential"},
 }
 
 

@@ -268,11 +268,11 @@ def static_view_js() -> Options:
 
 
 def likelihood() -> Options:
-    """What was rewarded must stay likely under I+: -A log pi(token | I+) with weight 0.3 on the perception tokens.
+    """What was rewarded must stay likely under I+: -A log pi(token given I+) with weight 0.3 on the perception tokens.
 
-    Ours, in the place of CPPO's contrast: of the rollouts with a positive advantage A the mean over the tokens that
-    `cppo-static-js` selects, then over rollouts. The target is the sampled token, not the policy under the image, which
-    RL alone moves.
+    Ours, in the place of the contrast of CPPO (arXiv 2601.00501): of the rollouts with a positive advantage A the mean
+    over the tokens that `cppo-static-js` selects, then over rollouts. The target is a sampled token that earned its
+    reward, where CPPO's is the policy's own distribution, right or wrong.
     """
     return {
         **static_view_js(),
@@ -285,7 +285,10 @@ def likelihood() -> Options:
 
 
 def likelihood_all_tokens() -> Options:
-    """What was rewarded must stay likely under I+, on all tokens: as `cppo-likelihood` without detection and I-."""
+    """What was rewarded must stay likely under I+, on all tokens: as `cppo-likelihood` without detection and I-.
+
+    Ours, the control for detection; after CPPO (arXiv 2601.00501).
+    """
     return {**likelihood(), "perception_selector": "all"}
 
 
@@ -324,7 +327,7 @@ METHODS: Mapping[str, Method] = {
         "cppo-likelihood-all-tokens": likelihood_all_tokens,
     }.items()
 }
-"""Every method by name: published ones, then CPPO's ablations."""
+"""Every method by name: published ones, CPPO's ablations, then ours."""
 
 
 def get_method(name: str) -> Method:

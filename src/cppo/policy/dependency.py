@@ -12,10 +12,10 @@ DEPENDENCY_SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "log
 
 
 def view_divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
-    """The divergence of `DIVERGENCES` from the policy under the image to that under a view, [B, T], nats.
+    """The divergence from the policy under the image to that under a view, [B, T], nats.
 
-    `nll` takes what was sampled in the policy's place: KL(sampled token || view) = -log pi(token | view). No gradient
-    flows through the anchor then.
+    One of `DIVERGENCES`, or `nll`, which takes what was sampled in the policy's place: KL(sampled token || view) =
+    -log pi(token | view), without gradient through the anchor.
 
     Raises:
         ValueError: an exact one needs logits, and the scores have none.

@@ -12,11 +12,11 @@ IMAGE_URIS = ("data:image/png;base64,", "data:image/jpeg;base64,")
 @dataclass(frozen=True)
 class Token:
     """One response token: `strength` in [0, 1] is its score relative to the best shown beside it, 0 if not selected;
-    `true` tells whether the data knows it to be read off the image."""
+    `true` tells whether the data knows it to be read off the image. `score` is None where none was taken."""
 
     text: str
     selected: bool
-    score: float
+    score: float | None
     strength: float
     true: bool = False
 
@@ -35,12 +35,11 @@ def shaded(
     texts: Sequence[str], selected: Sequence[bool], scores: Sequence[float | None], true: Sequence[bool | None] = ()
 ) -> list[Token]:
     """Tokens shaded by their share of the response's best score."""
-    known = [score or 0.0 for score in scores]
-    best = max(known, default=0.0) or 1.0
+    best = max((score or 0.0 for score in scores), default=0.0) or 1.0
     truth = list(true) or [None] * len(texts)
     return [
-        Token(text, chosen, score, max(0.0, score / best) if chosen else 0.0, bool(read))
-        for text, chosen, score, read in zip(texts, selected, known, truth, strict=True)
+        Token(text, chosen, score, max(0.0, (score or 0.0) / best) if chosen else 0.0, bool(read))
+        for text, chosen, score, read in zip(texts, selected, scores, truth, strict=True)
     ]
 
 

@@ -300,7 +300,7 @@ class CPPOConfig(GRPOConfig):
 
     @property
     def scored_views(self) -> tuple[str, ...]:
-        """The views that are scored: I- where detection or loss looks at it, then I+ where the loss does."""
+        """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
         if self.perception_sink == "advantage":
             return ("removing",)
         detects = self.perception_selector != "all"
@@ -311,7 +311,8 @@ class CPPOConfig(GRPOConfig):
     @property
     def needs_logits(self) -> bool:
         """Whether rows that are not shared must be scored with whole logits."""
-        exact = {self.perception_divergence, self.perception_score} & set(EXACT_DIVERGENCES)
+        scores = [self.perception_score] if "removing" in self.scored_views else []
+        exact = {self.perception_divergence, *scores} & set(EXACT_DIVERGENCES)
         return self.scorer == "plain" or bool(exact)
 
     def view_sampler(self) -> ViewSampler:

@@ -60,6 +60,10 @@ def _check_method(options: Mapping[str, Any]) -> None:
         raise UserError(
             "perception_rollouts_per_group bounds a loss, but perception_sink = 'advantage' weights every rollout"
         )
+    if sink == "advantage" and options["perception_weighting"] != "equal":
+        raise UserError(
+            "perception_weighting weights a loss, but perception_sink = 'advantage' adds none: choose 'equal'"
+        )
     if sink == "advantage" and options["perception_selector"] in ("random", "all"):
         raise UserError(
             f"perception_selector = {options['perception_selector']!r} needs no scores, by which perception_sink = "
@@ -81,10 +85,16 @@ def _check_method(options: Mapping[str, Any]) -> None:
             "perception_preserving_weight and perception_removing_weight are both 0: nothing of the views is in the "
             "loss; perception_sink = 'none' leaves the perception term out"
         )
-    if adds_loss and options["perception_divergence"] == "nll" and not options["perception_view_gradients"]:
-        raise UserError(
-            "perception_divergence = 'nll' trains the policy under the views: set perception_view_gradients = true"
-        )
+    if adds_loss and options["perception_weight"] and options["perception_divergence"] == "nll":
+        if not options["perception_view_gradients"]:
+            raise UserError(
+                "perception_divergence = 'nll' trains the policy under the views: set perception_view_gradients = true"
+            )
+        if sink == "divergence" and options["perception_removing_weight"]:
+            raise UserError(
+                "perception_divergence = 'nll' has no upper bound for perception_sink = 'divergence' to push against: "
+                "set perception_removing_weight = 0 or perception_sink = 'contrast'"
+            )
     trains = adds_loss and (options["perception_weight"] or entropy_weight)
     if not options["rl_weight"] and not trains:
         raise UserError("rl_weight = 0 leaves nothing to train on: perception_sink or perception_weight adds no loss")

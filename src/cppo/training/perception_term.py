@@ -97,14 +97,14 @@ def perception_token_mask(
 ) -> Detection:
     """The dependency score, taken here unless it is given, and the tokens that the selector keeps.
 
-    Without scores under I- the dependency score is 0.
+    Without scores under I- the dependency score is NaN.
     """
     if exact_score is not None:
         score = exact_score
     elif removing is not None:
         score = dependency_score(args.perception_score, anchor, removing)
     else:
-        score = torch.zeros_like(anchor.logps)
+        score = torch.full_like(anchor.logps, torch.nan)
     token_mask = select_tokens(args.perception_selector, score, response_mask, args.perception_top_fraction, draws)
     return Detection(score, token_mask)
 
@@ -126,13 +126,11 @@ def perception_term(
     score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, mask, exact.score, scores.draws)
     anchor = scores.anchor if args.perception_anchor_gradients else scores.anchor.detached()
 
-    def divergence(view: ResponseScores | None, exact: Tensor | None) -> Tensor | None:
-        return view_divergence(name, anchor, view) if exact is None and view is not None else exact
+    def divergence(view: ResponseScores | None, given: Tensor | None) -> Tensor | None:
+        return given if given is not None or view is None else view_divergence(name, anchor, view)
 
-    d_preserving, d_removing = (
-        divergence(scores.preserving, exact.preserving),
-        divergence(scores.removing, exact.removing),
-    )
+    d_preserving = divergence(scores.preserving, exact.preserving)
+    d_removing = divergence(scores.removing, exact.removing)
     nothing = torch.zeros_like(scores.anchor.logps)
     pull = nothing if d_preserving is None else args.perception_preserving_weight * d_preserving
     push = nothing if d_removing is None else args.perception_removing_weight * d_removing
@@ -149,7 +147,8 @@ def perception_term(
         return token_mean_loss(values, over) / normalizer
 
     loss = args.perception_weight * mean(token_loss, token_mask)
-    if args.perception_removing_entropy_weight and scores.removing is not None:
+    if args.perception_removing_entropy_weight:
+        assert scores.removing is not None
         loss = loss + args.perception_removing_entropy_weight * mean(scores.removing.entropies, mask)
     statistics = _statistics(scores, token_loss, d_preserving, d_removing, token_mask)
     return PerceptionTerm(loss, score, token_mask, statistics)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cppo.errors import UserError
 from cppo.policy import ResponseScores, concatenate_rows, slice_rows
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
 from cppo.training.perception_term import NO_DIVERGENCES, ExactDivergences, ViewScores
@@ -73,9 +74,19 @@ class ViewRequest:
 
     @classmethod
     def of(cls, inputs: dict[str, Any], kinds: tuple[str, ...]) -> "ViewRequest":
-        """The request of a micro-batch: the rows that carry views."""
+        """The request of a micro-batch: the rows that carry views.
+
+        Raises:
+            UserError: they lack one of `kinds`, as rollouts of a checkpoint can after a change of options.
+        """
         views = inputs["perception_views"]
         rows = [row for row, view in enumerate(views) if view is not None]
+        for kind in kinds:
+            if any(kind not in views[row] for row in rows):
+                raise UserError(
+                    f"the checkpoint's unfinished rollouts have no {kind} views, which the changed options need: "
+                    "resume with its own perception options, or from a checkpoint of another step"
+                )
         draws = inputs["perception_draws"][rows] if "perception_draws" in inputs else None
         weights, mask = inputs["perception_weights"][rows], response_mask(inputs)[rows]
         return cls(rows, [views[row] for row in rows], kinds, weights, mask, draws)
