@@ -153,9 +153,8 @@ def test_a_method_against_another_is_the_paired_difference_of_their_cells(benchm
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     evidence = benchmark_module("evidence")
     rows = evidence.against_others(evidence.differences(results), "cppo")
-    assert list(rows) == [
-        (task, other) for task in ("digits", "chart", evidence.OVER_TASKS) for other in ("grpo+views", "papo")
-    ]
+    others = ("grpo+views", "papo", "cppo-likelihood-all-tokens")
+    assert list(rows) == [(task, other) for task in ("digits", "chart", evidence.OVER_TASKS) for other in others]
     final = {(c["task"], c["method"], c["seed"]): c["accuracy"]["clean"][-1] for c in results["cells"]}
     pairs = [final["chart", "cppo", seed] - final["chart", "papo", seed] for seed in range(100, 110)]
     mean = sum(pairs) / 10
