@@ -31,7 +31,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 def test_one_batch_of_eight_equals_eight_of_one(tmp_path: Path, options: tuple[str, ...]) -> None:
     whole = train(tmp_path / "whole", 8, 1, *options)
     cut = train(tmp_path / "cut", 1, 8, *options)
-    assert largest_difference(whole, cut) <= 1e-6
+    assert largest_difference(whole, cut) <= 5e-6
 
 
 def test_the_published_normalisation_depends_on_the_cut(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_cut_into_micro_batches_does_not_matter(make_trainer, loss_type, nor
         trainer.train()
         weights.append(weights_of(trainer))
         assert (weights[-1] - before).abs().max() > 1e-3
-    assert (weights[0] - weights[1]).abs().max() <= 1e-6
+    assert (weights[0] - weights[1]).abs().max() <= 1e-5
 
 
 def test_the_published_normalization_depends_on_the_cut(make_trainer):
@@ -68,7 +68,7 @@ def test_the_tokens_of_every_step_are_counted_anew(make_trainer):
         trainer = inject(make_trainer(make_rows([1, 2, 1]), **SGD, **options))
         trainer.train()
         weights.append(weights_of(trainer))
-    assert (weights[0] - weights[1]).abs().max() <= 1e-6
+    assert (weights[0] - weights[1]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -111,7 +111,7 @@ def test_gradient_checkpointing_changes_nothing(make_trainer):
         trainer = inject(make_trainer(make_rows([1, 0]), **SGD, gradient_checkpointing=checkpointing))
         trainer.train()
         weights.append(weights_of(trainer))
-    assert (weights[0] - weights[1]).abs().max() <= 1e-6
+    assert (weights[0] - weights[1]).abs().max() <= 1e-5
 
 
 def test_bf16_autocast_trains(make_trainer):

@@ -52,7 +52,7 @@ def results(tiny, tmp_path_factory):
 def test_two_processes_equal_one(results, case):
     one, two = results[1][case], results[2][case]
     for name, weight in one["weights"].items():
-        assert (two["weights"][name] - weight).abs().max() <= 1e-6, name
+        assert (two["weights"][name] - weight).abs().max() <= 1e-5, name
     measured = "perception/dependency" if "vppo" in CASES[case].values() else "perception/cpl"
     for ours, theirs in zip(two["logs"], one["logs"], strict=True):
         assert theirs[measured] != 0
