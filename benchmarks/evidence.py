@@ -92,7 +92,7 @@ def figure(results: Mapping[str, Any], condition: str) -> str:
         for (task, label), row in differences(results).items()
         if (one := row[condition])["low"] is not None
     ]
-    x_title = f"{condition}: difference from {results['study']['control']} (points)"
+    x_title = f"{condition}, points against {results['study']['control']}"
     chart = str(interval_chart(rows, title=f"{results['study']['name']}, {condition}", x_title=x_title, percent=False))
     head, body = chart.split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{body}\n'

@@ -49,9 +49,17 @@ def _run(argv: list[str]) -> int:
         raise UserError(f"unknown command `{command}`; {hint}")
     try:
         importlib.import_module(f"cppo.cli.{command}").run(rest)
+        _close_process_group()
     except SystemExit as exit_:  # argparse leaves this way after --help
         return int(exit_.code or 0)
     return 0
+
+
+def _close_process_group() -> None:
+    """A process that ends with its group's threads still running can abort, and torchrun then calls the run failed."""
+    distributed = sys.modules.get("torch.distributed")  # not imported for this: most commands start without torch
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _overview() -> str:

@@ -272,7 +272,7 @@ def likelihood() -> Options:
 
     Ours, in the place of the contrast of CPPO (arXiv 2601.00501): of the rollouts with a positive advantage A the mean
     over the tokens that `cppo-static-js` selects, then over rollouts. The target is a sampled token that earned its
-    reward, where CPPO's is the policy's own distribution, right or wrong.
+    reward, where CPPO's are the policy's own probabilities.
     """
     return {
         **static_view_js(),

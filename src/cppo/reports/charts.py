@@ -129,7 +129,7 @@ def interval_chart(
         percent: label the axis in per cent.
     """
     height = 30 * len(rows) + 46
-    left = min(250, 24 + 8 * max(len(label) for label, _, _ in rows))
+    left = min(360, 24 + 8 * max(len(label) for label, _, _ in rows))
     low = min(interval[0] for _, _, interval in rows)
     high = max(interval[1] for _, _, interval in rows)
     axis = _Axis(nice_ticks(low, high, 4), left + 14, left + AXIS)

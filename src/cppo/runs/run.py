@@ -164,9 +164,6 @@ def run_training(recipe: Recipe, sources: RunSources, report: WriteReport | None
         files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         trainer.run_facts = replace(facts, summary=summary)
         trainer.create_model_card()
-    # A process that ends with its group's threads still running can abort, and torchrun then calls the run failed.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
     return result
 
 
