@@ -1,4 +1,4 @@
-"""Builds the untrained micro VLM: a Qwen2.5-VL of about 1.6 million parameters with its own tokenizer and processor.
+"""Builds the untrained micro VLM: a Qwen2.5-VL of 1.4 million parameters with its own tokenizer and processor.
 
     python -m cppo.assets.build OUTPUT_DIR [--seed 0]
 

@@ -150,7 +150,7 @@ class ResponseFile:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """What tells the weights and the processor in a model folder from others, wherever it lies; "" for no folder."""
+    """What tells the weights and the processor in a model folder from others, wherever it lies."""
     return _fingerprint({file for pattern in MODEL_FILES for file in folder.glob(pattern)}, folder)
 
 
