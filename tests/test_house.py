@@ -18,7 +18,7 @@ from cppo import CPPOConfig
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
-    {"errors"},
+    {"errors", "files"},
     {"methods"},
     {"tasks", "views", "perception", "rewards", "recipes"},
     {"data", "policy", "assets"},

@@ -10,9 +10,9 @@ from PIL import Image
 from cppo.assets.build import build_micro
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.main import main
-from cppo.cli.response_file import data_fingerprint, model_fingerprint
 from cppo.cli.trained import trained_recipe
 from cppo.evaluation import EvalResult, ItemResult, wilson_interval
+from cppo.files import content_fingerprint, model_fingerprint
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 
@@ -149,23 +149,23 @@ def test_fingerprints_tell_contents_not_places(model, data, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_fingerprint(copy) != model_fingerprint(Path(model))
-    assert data_fingerprint(Path(data)) == data_fingerprint(Path(data))
+    assert content_fingerprint(Path(data)) == content_fingerprint(Path(data))
 
 
 def test_large_files_are_sampled_to_their_ends(tmp_path, monkeypatch):
-    from cppo.cli import response_file
+    from cppo import files
 
-    monkeypatch.setattr(response_file, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(response_file, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(files, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 10)
     file = tmp_path / "large.jsonl"
     content = bytearray(10_000)
     file.write_bytes(content)
-    first = data_fingerprint(file)
+    first = content_fingerprint(file)
     for place in (0, 9_999):
         changed = bytearray(content)
         changed[place] = 1
         file.write_bytes(changed)
-        assert data_fingerprint(file) != first
+        assert content_fingerprint(file) != first
 
 
 def test_avg_pass_at_k_and_categories(model, data, tmp_path, capsys, scripted):

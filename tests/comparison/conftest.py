@@ -49,9 +49,10 @@ evaluations = [
 result = {
     **{name: request.get(name) for name in ("kind", "identity", "task", "label", "seed")},
     "options": options, "evaluations": evaluations, "training": {"reward": [0.25, 0.5]},
-    "prompts": str(request.get("seed")), "device": "cpu",
+    "prompts": str(request.get("seed")) + ("x" if options["learning_rate"] == 3.0 else ""), "device": "cpu",
     "step_seconds": [2.0, 2.0] if better else [1.0, 1.0], "step_cpu_seconds": [2.0, 2.0] if better else [1.0, 1.0],
     "peak_mib": 1.0, "seconds": 1.0, "evaluation_seconds": 0.5, "threads": 1, "versions": {}, "code": "c",
+    "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
 }
 with open(folder.parents[1 if request["kind"] == "start" else 3] / "runs.txt", "a") as runs:
     runs.write(f"{folder}\\n")

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cppo.comparison.cell import run_folder
+from cppo.comparison.cell import measurement_of, run_folder
 from cppo.comparison.jobs import RESULT, cell_job, start_job, study_jobs
 from cppo.comparison.measure import Measurement
 from cppo.comparison.pool import run_jobs
@@ -83,6 +83,19 @@ def test_what_a_cell_writes(runs):
     file.write_text(json.dumps({**result, "identity": {**older, "max_bad_fraction": 0.5}}))
     assert job.changed() == ["max_bad_fraction"]
     file.write_text(json.dumps(result))
+
+
+def test_all_methods_are_judged_with_the_tasks_tolerance(write_study):
+    task = {
+        "data": "tasks:digits?n=8",
+        "eval_data": "tasks:digits?n=6",
+        "rewards": ["accuracy?tolerance=0.1", "format"],
+    }
+    lenient = {"label": "lenient", "method": "grpo", "rewards": ["accuracy?tolerance=0.5", "format"]}
+    study = load_study(write_study(methods=["grpo", lenient], tasks={"digits": task}, seeds=1))
+    for cell in study.cells:
+        evaluation = cell_job(study, cell).identity["evaluation"]
+        assert measurement_of(evaluation, cell.recipe.options).tolerance == 0.1
 
 
 def test_a_real_process(study):

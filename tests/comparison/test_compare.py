@@ -1,18 +1,25 @@
 """`cppo compare` from end to end, with a quick process in the place of each cell's."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from cppo.cli.compare import free_gpus, free_workers
 from cppo.cli.main import main
 from cppo.comparison import pool
-from cppo.comparison.jobs import RESULT, study_jobs
+from cppo.comparison.jobs import RESULT, Job, study_jobs
+from cppo.comparison.pool import run_jobs
+from cppo.comparison.results import _costs
 from cppo.comparison.study import load_study
+from cppo.comparison.tables import _cost_table
 
 
 def ran(file):
@@ -123,8 +130,91 @@ def test_report_only_runs_nothing(write_study, stub_cells, capsys):
 def test_timing_runs_alone_and_in_turn(write_study, stub_cells):
     assert main(["compare", "--config", write_study(timing_steps=2, timing_repeats=2, seeds=1)]) == 0
     order = [line.split("/out/")[1] for line in stub_cells.read_text().splitlines()]
-    assert order[3:] == [f"timing/digits/{label}/seed-{n}" for n in (0, 1) for label in ("grpo", "cppo")]
+    assert order[3:] == [f"timing/digits/{label}/round-{n}" for n in (0, 1) for label in ("grpo", "cppo")]
     assert read(stub_cells.parent)["cost"]["digits"]["cppo"]["alone"] is True
+
+
+def test_times_are_those_alone_only_where_every_method_has_them(write_study, stub_cells):
+    file = write_study(timing_steps=2, timing_repeats=1, seeds=1)
+    assert main(["compare", "--config", file]) == 0
+    (stub_cells.parent / "timing/digits/cppo/round-0" / RESULT).unlink()
+    assert main(["compare", "--config", file, "--report_only"]) == 0
+    assert {cost["alone"] for cost in read(stub_cells.parent)["cost"]["digits"].values()} == {False}
+
+
+def test_equal_time_takes_the_mean_step():
+    run = {"task": "digits", "label": "grpo", "device": "cpu", "peak_mib": 1.0, "code": "a"}
+    slow = {**run, "label": "cppo", "code": "b", "step_seconds": [9.0] * 3, "step_cpu_seconds": [2.0] * 3}
+    grpo = {**run, "step_seconds": [7.0] * 3, "step_cpu_seconds": [1.0, 1.0, 4.0]}
+    study = SimpleNamespace(variants=[SimpleNamespace(label="grpo"), SimpleNamespace(label="cppo")])
+    costs = _costs(study, "digits", [grpo, slow], [grpo])
+    assert (costs["grpo"]["step_cpu_seconds"], costs["grpo"]["compared_seconds"]) == (1.0, 2.0)
+    assert costs["cppo"]["compared_seconds"] == 2.0
+    results = {"cost": {"digits": costs}, "study": {"control": "grpo"}}
+    assert "DIFFERENT VERSIONS" in _cost_table(results, "digits").caption
+    costs["cppo"]["code"] = ["a"]
+    assert "DIFFERENT VERSIONS" not in _cost_table(results, "digits").caption
+    alone = _costs(study, "digits", [grpo, slow], [grpo, slow])
+    assert (alone["grpo"]["compared_seconds"], alone["cppo"]["compared_seconds"]) == (7.0, 9.0)
+
+
+def test_other_prompts_are_told(write_study, stub_cells):
+    other = {"label": "other", "method": "cppo", "learning_rate": 3.0}
+    assert main(["compare", "--config", write_study(methods=["grpo", other])]) == 0
+    assert read(stub_cells.parent)["same_prompts"] is False
+    assert "all methods DID NOT SEE THE SAME PROMPTS" in (stub_cells.parent / "summary.md").read_text()
+
+
+def test_changed_files_are_not_the_same_data(write_study, stub_cells, tmp_path, capsys):
+    data, reward = tmp_path / "rows.jsonl", tmp_path / "mine.py"
+    data.write_text('{"prompt": "a", "answer": "1"}\n')
+    reward.write_text("def zero(completions, **columns):\n    return [0.0] * len(completions)\n")
+    task = {"data": str(data), "eval_data": str(data), "rewards": ["accuracy", f"{reward}:zero"]}
+    file = write_study(tasks={"rows": task}, seeds=1)
+    assert main(["compare", "--config", file]) == 0
+    data.write_text('{"prompt": "a", "answer": "2"}\n')
+    assert main(["compare", "--config", file]) == 2
+    assert "start/rows was run with other options (contents_of_files)" in capsys.readouterr().err
+    data.write_text('{"prompt": "a", "answer": "1"}\n')
+    assert main(["compare", "--config", file]) == 0
+    reward.write_text(reward.read_text().replace("0.0", "1.0"))
+    assert main(["compare", "--config", file]) == 2
+    assert "cells/rows/grpo/seed-0 was run with other options (contents_of_files)" in capsys.readouterr().err
+    assert ran(stub_cells) == 3
+
+
+def test_a_cell_that_cannot_be_written_stops_no_other(write_study, stub_cells, capsys, monkeypatch):
+    begin = Job.begin
+
+    def full_disk(job):
+        if job.name == "digits, cppo, seed 0":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        begin(job)
+
+    monkeypatch.setattr(Job, "begin", full_disk)
+    assert main(["compare", "--config", write_study(seeds=1)]) == 1
+    assert "cppo/seed-0: cannot be written: No space left on device" in capsys.readouterr().err
+    assert ran(stub_cells) == 2
+    text = (stub_cells.parent / "summary.md").read_text()
+    assert "1 cells finished, 1 not: digits, cppo, seed 0." in text
+
+
+def test_each_worker_has_a_gpu_of_its_own(study, stub_cells):
+    jobs = study_jobs(study)[1:3]
+    run_jobs(jobs, workers=2, threads=1, finished=lambda *_: None, gpus=["4", "7"])
+    assert [job.result()["gpu"] for job in jobs] == ["4", "7"]
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, ["0", "1"]), ("5,3", ["5", "3"])])
+def test_the_gpus_that_may_be_used(write_study, monkeypatch, given, found):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert free_gpus(load_study(write_study())) == []  # its cells train on the CPU
+    study = load_study(write_study(options={"max_steps": 2, "use_cpu": False}))
+    assert free_gpus(study) == found
+    assert free_workers(study, found) == 2
 
 
 def test_sigterm_ends_the_cells_with_the_command(write_study, stub_cells):

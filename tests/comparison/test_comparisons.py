@@ -8,7 +8,7 @@ import pytest
 from browser import GOOD, LOOK, evaluate_in_page, needs_browser
 from scipy.stats import ttest_1samp, ttest_rel
 
-from cppo.comparison.comparisons import compare_task, over_tasks
+from cppo.comparison.comparisons import compare_task, item_interval, over_tasks
 from cppo.comparison.page import render
 from cppo.comparison.tables import markdown, task_tables
 
@@ -33,13 +33,13 @@ def make_results():
                 {"method": label, "seed": seed, "task": "digits", "steps": [0, 40, 100], "accuracy": {"clean": curve}}
                 | {"detectors": auprc}
             )
-    step = {"step_seconds": 9.0, "step_cpu_seconds": 1.0, "peak_mib": 1000.0, "alone": False}
+    step = {"step_seconds": 9.0, "step_cpu_seconds": 1.0, "peak_mib": 1000.0, "alone": False, "code": ["a"]}
     cost = {label: {**step, "compared_seconds": 1.0 if label == "grpo" else 2.0} for label in LABELS}
     study = {"name": ATTACK, "control": "grpo", "conditions": ["clean"], "eval_items": ITEMS}
     results = {"command": ATTACK, "study": study, "cells": cells, "cost": {"digits": cost}, "unfinished": []}
-    results |= {"same_prompts": True}
+    results |= {"same_prompts": True, "items": [ITEMS], "code": ["a"]}
     results["comparison"] = {"digits": compare_task(results, "digits", items)}
-    results["over_tasks"] = over_tasks(results["comparison"])
+    results["over_tasks"] = over_tasks(results["comparison"], "grpo", items)
     return results, items
 
 
@@ -118,7 +118,36 @@ def test_a_single_seed_has_no_interval(made):
     assert row[2].count("[") == 0
 
 
+def drawn_items(tasks, draws, rng):
+    """Quantiles of the mean over tasks of resampled item means, one loop at a time."""
+    means = []
+    for _ in range(draws):
+        total = 0.0
+        for pairs in tasks:
+            number = len(pairs[0][0])
+            for item in rng.choices(range(number), k=number):
+                total += sum(int(after[item]) - int(before[item]) for before, after in pairs) / len(pairs) / number
+        means.append(total / len(tasks))
+    means.sort()
+    return means[int(0.025 * draws)], means[int(0.975 * draws)]
+
+
+def test_items_of_several_tasks_are_drawn_apart():
+    rng = random.Random(3)
+    tasks = [
+        [("".join(rng.choice("01") for _ in range(n)), "".join(rng.choice("0111") for _ in range(n))) for _ in range(2)]
+        for n in (30, 60)
+    ]
+    assert item_interval(tasks) == pytest.approx(drawn_items(tasks, 4000, rng), abs=0.012)
+
+
 def test_over_tasks_a_seed_counts_once():
+    items = {
+        (task, label, seed): {"clean": "01"}
+        for task in ("digits", "chart")
+        for label in ("grpo", "cppo")
+        for seed in range(4)
+    }
     by_task = {"digits": {"0": 0.1, "1": 0.3, "2": -0.5}, "chart": {"2": 0.1, "0": 0.3, "3": 0.9}}
 
     def task(by_seed):
@@ -127,13 +156,14 @@ def test_over_tasks_a_seed_counts_once():
 
     comparison = {name: task(by_seed) for name, by_seed in by_task.items()}
     comparison["digits"]["methods"]["papo"] = comparison["digits"]["methods"]["cppo"]
-    found = over_tasks(comparison)
+    found = over_tasks(comparison, "grpo", items)
     assert list(found) == ["cppo"]
     pooled = found["cppo"]["clean"]["equal_steps"]
     assert pooled["by_seed"] == pytest.approx({"0": 0.2, "2": -0.2})
     interval = ttest_1samp([0.2, -0.2], 0).confidence_interval(0.95)
     assert (pooled["low"], pooled["high"]) == pytest.approx((interval.low, interval.high))
-    assert over_tasks({"digits": comparison["digits"]}) == {}
+    assert pooled["items_ci95"] == [0.0, 0.0]
+    assert over_tasks({"digits": comparison["digits"]}, "grpo", items) == {}
 
 
 def test_page_and_table_show_every_method_and_trust_no_text(made):

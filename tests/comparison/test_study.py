@@ -55,6 +55,9 @@ def test_methods_of_a_task_share_the_start_and_its_evaluation(study):
 REFUSED = [
     ({"method": ["grpo"]}, "unknown option `method`; did you mean `methods`?"),
     ({"methods": []}, "no `methods`"),
+    ({"methods": ["grpo", {"method": "cppo", 1: 2}]}, "1 is no option's name"),
+    ({"options": {1: 2}}, "options: 1 is no option's name"),
+    ({"tasks": {1: {"data": "tasks:digits", "eval_data": "tasks:digits"}}}, "1 names a folder"),
     ({"methods": ["grpo", "grop"]}, "grop"),
     ({"methods": ["grpo", "grpo"]}, "grpo is there twice"),
     ({"methods": ["grpo", {"label": "x"}]}, "give a method's name"),

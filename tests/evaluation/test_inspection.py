@@ -150,4 +150,7 @@ def test_detector_quality_by_hand():
     assert quality.auprc == pytest.approx((1 + 2 / 3) / 2)
     assert (quality.precision, quality.recall, quality.base_rate, quality.tokens) == (0.5, 0.5, 0.5, 4)
     assert detector_quality([0.5], [True], [False]) is None
+    nan = float("nan")
+    assert detector_quality([nan, 0.5, nan], [False] * 3, [True, True, False]).auprc == pytest.approx((1 + 2 / 3) / 2)
+    assert detector_quality([nan, nan], [False] * 2, [True, False]).auprc == 0.5
     assert detector_quality([0.5], [False], [True]).precision is None

@@ -4,9 +4,8 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NoReturn
@@ -16,7 +15,6 @@ from cppo.cli.fields import add_group, given_values
 from cppo.cli.parser import Parser
 from cppo.comparison.jobs import Job, adopt, pending, study_jobs, timing_jobs
 from cppo.comparison.pool import last_lines, run_jobs
-from cppo.comparison.results import write_collected
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
 
@@ -32,18 +30,19 @@ def run(argv: Sequence[str]) -> None:
     check_cells(study)
     jobs, timing = study_jobs(study), timing_jobs(study)
     command = ["cppo", "compare", *(word for word in argv if word != "--report_only")]
-    record = partial(write_collected, study, jobs, timing, command)
     failed: list[str] = []
     if arguments.report_only:
-        pending(jobs, rerun=False)  # refuses cells of other options than the report would name
+        pending([*jobs, *timing], rerun=False)  # refuses cells of other options than the report would name
     else:
         with only_one(study.output_dir), stopped_by_sigterm():
             if adopted := adopt(study, jobs):
                 tell(f"{len(adopted)} taken from {', '.join(study.options.cells_from)}")
             waiting = pending(jobs, rerun=arguments.rerun)
-            failed = _run_all(study, waiting, free_workers(study), record)
+            waiting_for_timing = pending(timing, rerun=arguments.rerun)
+            gpus = free_gpus(study) if waiting or waiting_for_timing else []
+            failed = _run_all(study, waiting, free_workers(study, gpus), gpus)
             if not failed:
-                failed = _run_all(study, pending(timing, rerun=arguments.rerun), 1, record)
+                failed = _run_all(study, waiting_for_timing, 1, gpus[:1])
     if not any(job.result() for job in jobs if job.kind == "cell"):
         raise UserError(f"no cell in {study.output_dir} has finished: there is nothing to report")
 
@@ -58,21 +57,35 @@ def run(argv: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def free_workers(study: Study) -> int:
-    """How many cells run at once: as the study says, or as many as there are cores."""
-    return study.options.workers or max(1, len(os.sched_getaffinity(0)) // study.options.threads)
+def free_gpus(study: Study) -> list[str]:
+    """The GPUs that cells may use, as CUDA_VISIBLE_DEVICES names them; none where all train on the CPU."""
+    if all(cell.recipe.config.get("use_cpu") for cell in study.cells):
+        return []
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return given.split(",")[:count] if given else [str(number) for number in range(count)]
+
+
+def free_workers(study: Study, gpus: Sequence[str]) -> int:
+    """How many cells run at once: as the study says, or one a GPU, or without one as many as there are cores."""
+    return study.options.workers or len(gpus) or max(1, len(os.sched_getaffinity(0)) // study.options.threads)
 
 
 def check_cells(study: Study) -> None:
-    """Every method on every task, before the first of them starts. Raises UserError."""
-    for task in study.tasks:
-        for variant in study.variants:
-            recipe = study.cell_recipe(task, variant, study.seeds[variant.label][0])
-            try:
-                check_inputs(recipe)
-                check_options(recipe)
-            except UserError as error:
-                raise UserError(f"study {study.name}: {task}, {variant.label}: {error}") from error
+    """Every method on every task, and every seed's data, before the first of them starts. Raises UserError."""
+    checked = set()
+    for cell in study.cells:
+        what = (cell.task, cell.label, str(cell.recipe.options.data))
+        if what in checked:
+            continue
+        try:
+            check_inputs(cell.recipe)
+            check_options(cell.recipe)
+        except UserError as error:
+            raise UserError(f"study {study.name}: {cell.task}, {cell.label}: {error}") from error
+        checked.add(what)
 
 
 @contextmanager
@@ -105,8 +118,8 @@ def stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run_all(study: Study, waiting: list[Job], workers: int, record: Callable[[], None]) -> list[str]:
-    """Run what is waiting, tell of each, `record` after each. Returns the names of those that failed."""
+def _run_all(study: Study, waiting: list[Job], workers: int, gpus: Sequence[str]) -> list[str]:
+    """Run what is waiting and tell of each. Returns the names of those that failed."""
     failed: list[str] = []
     seconds: dict[str, list[float]] = {}
     unfinished = list(waiting)
@@ -118,7 +131,6 @@ def _run_all(study: Study, waiting: list[Job], workers: int, record: Callable[[]
             tell(f"{job.name} failed with status {status}; {job.log} ends with")
             print("\n".join(f"  {line}" for line in last_lines(job.log)), file=sys.stderr)
         else:
-            record()
             seconds.setdefault(job.kind, []).append(took)
         known = [fmean(seconds[one.kind]) for one in unfinished if one.kind in seconds]
         left = f"  {_duration(sum(known) / workers)} left" if len(known) == len(unfinished) else ""
@@ -126,7 +138,7 @@ def _run_all(study: Study, waiting: list[Job], workers: int, record: Callable[[]
 
     if waiting:
         tell(f"{len(waiting)} to run, {workers} at a time, in {study.output_dir}")
-        run_jobs(waiting, workers=workers, threads=study.options.threads, finished=finished)
+        run_jobs(waiting, workers=workers, threads=study.options.threads, finished=finished, gpus=gpus)
     return failed
 
 

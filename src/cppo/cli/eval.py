@@ -11,11 +11,12 @@ from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction, number_from
-from cppo.cli.response_file import ResponseFile, data_fingerprint, model_fingerprint
+from cppo.cli.response_file import ResponseFile
 from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, trained_recipe
 from cppo.data import PixelBounds, check_columns, load_records
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
+from cppo.files import content_fingerprint, model_fingerprint
 from cppo.views import ViewSampler
 
 
@@ -156,7 +157,7 @@ def _identity(arguments: Any) -> dict[str, Any]:
     specs = [(text, parse_spec(text)) for text in arguments.data]
     return {
         "model": model_fingerprint(folder) if folder.is_dir() else arguments.model,
-        "data": [data_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
+        "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
         "columns": arguments.columns,
     }
 

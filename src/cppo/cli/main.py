@@ -1,6 +1,7 @@
 """`cppo COMMAND ...`: runs the command's module, and turns a user's mistake into one line and exit status 2."""
 
 import difflib
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ COMMANDS = {
     "methods": "list the methods, or show what one of them sets",
     "recipes": "list the packaged recipes, or copy one to edit",
 }
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("stopped")
         return 130
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = error.filename or "a file"
+        tell_mistake(UserError(f"{where} cannot be written: {error.strerror}; make room, then give the command again"))
+        return 2
 
 
 def _run(argv: list[str]) -> int:

@@ -4,9 +4,8 @@ Line 1 is a header with the settings; each further line is one record under one 
 another model or other data never get into the same file.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
 
 MARK = "cppo_eval"
 VERSION = 1
-WHOLE_BYTES = 1 << 26
-BLOCKS, BLOCK_BYTES = 64, 1 << 16
-MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*.json", "chat_template*")
 
 
 class ResponseFile:
@@ -147,30 +143,3 @@ class ResponseFile:
     def _write(self, line: Mapping[str, Any]) -> None:
         with self._path.open("ab") as file:
             file.write((json.dumps(line) + "\n").encode("utf-8"))
-
-
-def model_fingerprint(folder: Path) -> str:
-    """What tells the weights and the processor in a model folder from others, wherever it lies."""
-    return _fingerprint({file for pattern in MODEL_FILES for file in folder.glob(pattern)}, folder)
-
-
-def data_fingerprint(path: Path) -> str:
-    """What tells the content of a data file or folder from others; images that rows name by path are not looked at."""
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    return _fingerprint(files, path.parent)
-
-
-def _fingerprint(files: Iterable[Path], root: Path) -> str:
-    """A hash of names, sizes and contents: all of a file up to 64 MiB, 64 blocks spread over a larger one."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        size = file.stat().st_size
-        digest.update(json.dumps([str(file.relative_to(root)), size]).encode())
-        with file.open("rb") as content:
-            if size <= WHOLE_BYTES:
-                digest.update(content.read())
-                continue
-            for block in range(BLOCKS):
-                content.seek((size - BLOCK_BYTES) * block // (BLOCKS - 1))
-                digest.update(content.read(BLOCK_BYTES))
-    return digest.hexdigest()[:32]

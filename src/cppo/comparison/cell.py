@@ -6,6 +6,7 @@ The result is the last file that it writes, so a folder with a result is finishe
 import hashlib
 import json
 import os
+import platform
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from cppo.data import PixelBounds, load_records
 from cppo.errors import UserError, tell_mistake
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
 from cppo.reports.run_data import RunData, read_run
-from cppo.rewards import number_tolerance
+from cppo.rewards import DEFAULT_REWARDS, check_rewards, number_tolerance
 from cppo.runs.recorder import RunRecorder
 from cppo.runs.run import VERSIONS_OF, build_trainer, prepare_run, resolved_config
 from cppo.runs.sources import load_sources
@@ -102,9 +103,7 @@ def run_folder(folder: Path) -> None:
     assert isinstance(trainer, PromptRecorder)
     model = trainer.accelerator.unwrap_model(trainer.model)
     evaluation = request["identity"].get("evaluation")
-    measurement = (
-        measurement_of(evaluation, prepared.options, number_tolerance(prepared.rewards)) if evaluation else None
-    )
+    measurement = measurement_of(evaluation, prepared.options) if evaluation else None
     meter = StepMeter(
         request["steps"], lambda: measurement.take(model, trainer.processing_class) if measurement else {}
     )
@@ -134,6 +133,7 @@ def run_folder(folder: Path) -> None:
         "evaluation_seconds": round(meter.evaluation_seconds, 1),
         "threads": torch.get_num_threads(),
         "device": str(trainer.accelerator.device),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {package: version(package) for package in VERSIONS_OF},
         "code": code_digest(),
     }
@@ -153,7 +153,7 @@ def training_means(run: RunData, steps: Sequence[int]) -> dict[str, list[float |
     return means
 
 
-def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions, tolerance: float) -> Measurement:
+def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions) -> Measurement:
     """The evaluation that a request describes."""
     views = {**schema("train").defaults, **evaluation, "seed": 0}
     records = load_records(
@@ -172,7 +172,8 @@ def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions, toleran
         top_fraction=views["perception_top_fraction"],
         max_new_tokens=evaluation["max_completion_length"],
         system_prompt=evaluation.get("system_prompt"),
-        tolerance=tolerance,
+        # The task's rewards, not the method's own: all methods are judged alike.
+        tolerance=number_tolerance(check_rewards(evaluation.get("rewards") or DEFAULT_REWARDS, None)),
     )
 
 

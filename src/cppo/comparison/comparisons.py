@@ -11,10 +11,13 @@ from cppo.comparison.page import render
 from cppo.comparison.results import RESULTS, collect
 from cppo.comparison.study import Study
 from cppo.comparison.tables import markdown
-from cppo.evaluation.statistics import paired_bootstrap, t_interval
+from cppo.evaluation.statistics import bootstrap_means, t_interval
 
 Cells = dict[int, dict[str, Any]]
 """Cells of one method on one task by seed."""
+Answers = Mapping[tuple[str, str, int], Mapping[str, str]]
+"""The answers of the last evaluation of a cell (task, label, seed), as texts of 0 and 1 by condition."""
+RESAMPLES = 10_000
 
 
 def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
@@ -26,25 +29,23 @@ def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], comm
         if job.kind == "cell" and (result := job.result()) is not None
     }
     results["comparison"] = {task: compare_task(results, task, items) for task in study.tasks}
-    results["over_tasks"] = over_tasks(results["comparison"])
+    results["over_tasks"] = over_tasks(results["comparison"], results["study"]["control"], items)
     write_json(study.output_dir / RESULTS, results)
     (study.output_dir / "summary.md").write_text(markdown(results), encoding="utf-8")
     (study.output_dir / "report.html").write_text(render(results), encoding="utf-8")
     return results
 
 
-def compare_task(
-    results: Mapping[str, Any], task: str, items: Mapping[tuple[str, str, int], Mapping[str, str]]
-) -> dict[str, Any]:
+def compare_task(results: Mapping[str, Any], task: str, items: Answers) -> dict[str, Any]:
     """Curves, and differences from the control, of every method of a task that has a finished cell.
 
     Args:
         results: what `collect` returns.
-        items: the answers of each cell's last evaluation (task, label, seed), as texts of 0 and 1 by condition.
+        items: the answers of all cells.
 
     Returns:
         JSON values: `equal_time_seconds` is the training time at which the fastest method ends, taking each method's
-        median step; `methods` has for each label `seeds`, `curves` and, but for the control, `difference`, whose
+        mean step; `methods` has for each label `seeds`, `curves` and, but for the control, `difference`, whose
         intervals also hold the difference of each seed.
     """
     by_label: dict[str, Cells] = {}
@@ -69,7 +70,7 @@ def compare_task(
                         **_paired(
                             {seed: b["accuracy"][name][-1] - a["accuracy"][name][-1] for seed, (a, b) in pairs.items()}
                         ),
-                        "items_ci95": _item_interval([(a[name], b[name]) for a, b in answers]),
+                        "items_ci95": item_interval([[(a[name], b[name]) for a, b in answers]]),
                     },
                     "equal_time": _paired(
                         {
@@ -83,27 +84,38 @@ def compare_task(
     return {"equal_time_seconds": seconds, "methods": methods}
 
 
-def over_tasks(comparison: Mapping[str, Any]) -> dict[str, Any]:
+def over_tasks(comparison: Mapping[str, Any], control: str, items: Answers) -> dict[str, Any]:
     """Differences from the control averaged over a study's tasks, each seed's first, of the seeds that ran on all.
+
+    Args:
+        comparison: `compare_task` of each task.
+        items: as there.
 
     Returns:
         For each label, condition and budget ("equal_steps", "equal_time") as in `compare_task`; empty for one task.
     """
     by_task = [found["methods"] for found in comparison.values()]
-    if len(by_task) < 2:
-        return {}
     pooled: dict[str, Any] = {}
-    for label in by_task[0]:
+    for label in by_task[0] if len(by_task) > 1 else ():
         found = [methods.get(label, {}).get("difference") for methods in by_task]
         if None in found:
             continue
         for condition, budgets in found[0].items():
+            seeds = [[*map(int, difference[condition]["equal_steps"]["by_seed"])] for difference in found]
+            shared = [seed for seed in seeds[0] if all(seed in others for others in seeds)]
+            if not shared:
+                continue
+            row: dict[str, Any] = {}
             for budget in budgets:
-                rows = [difference[condition][budget]["by_seed"] for difference in found]
-                shared = [seed for seed in rows[0] if all(seed in row for row in rows)]
-                if shared:
-                    means = {int(seed): float(np.mean([row[seed] for row in rows])) for seed in shared}
-                    pooled.setdefault(label, {}).setdefault(condition, {})[budget] = _paired(means)
+                by_seed = [difference[condition][budget]["by_seed"] for difference in found]
+                row[budget] = _paired({seed: float(np.mean([one[str(seed)] for one in by_seed])) for seed in shared})
+            row["equal_steps"]["items_ci95"] = item_interval(
+                [
+                    [(items[task, control, seed][condition], items[task, label, seed][condition]) for seed in shared]
+                    for task in comparison
+                ]
+            )
+            pooled.setdefault(label, {})[condition] = row
     return pooled
 
 
@@ -128,13 +140,22 @@ def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
     return {**asdict(t_interval(list(differences.values()))), "by_seed": {str(s): d for s, d in differences.items()}}
 
 
-def _item_interval(pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """The bootstrap's 95 % interval of the difference over items, for these seeds: each item's mean over seeds counts
-    once, so it says nothing about other seeds.
+def item_interval(tasks: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
+    """The bootstrap's 95 % interval of a difference over items, for these seeds: each item's mean over seeds counts
+    once, so it says nothing about other seeds. Of several tasks the items of each are drawn apart, and the tasks count
+    alike.
+
+    Args:
+        tasks: for each task and seed the answers before and after, as texts of 0 and 1.
     """
-    sides = [np.mean([[mark == "1" for mark in pair[side]] for pair in pairs], axis=0) for side in (0, 1)]
-    found = paired_bootstrap(sides[0], sides[1], seed=0)
-    return [found.low, found.high]
+    rng = np.random.default_rng(0)
+    total = np.zeros(RESAMPLES)
+    for pairs in tasks:
+        marks = np.array([[[mark == "1" for mark in side] for side in pair] for pair in pairs], dtype=np.float64)
+        differences = (marks[:, 1] - marks[:, 0]).mean(axis=0)
+        total += bootstrap_means(differences, rng, RESAMPLES)
+    low, high = np.quantile(total / len(tasks), [0.025, 0.975])
+    return [float(low), float(high)]
 
 
 def _at(cell: Mapping[str, Any], condition: str, step: float) -> float:

@@ -3,8 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,8 +12,11 @@ from typing import Any
 import cppo
 from cppo.assets import resolve_model
 from cppo.comparison.study import FIXED, Cell, Study, given_options
+from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
-from cppo.recipes import Recipe, schema
+from cppo.files import content_fingerprint, model_fingerprint, replace_text
+from cppo.recipes import Recipe, TrainOptions, schema
+from cppo.rewards import DEFAULT_REWARDS, check_rewards
 
 REQUEST, RESULT, LOG, MODEL = "request.json", "cell.json", "log.txt", "model"
 
@@ -62,24 +64,34 @@ class Job:
 
 def study_jobs(study: Study) -> list[Job]:
     """Starts, then cells, in the order in which they are run."""
-    return [*(start_job(study, task) for task in study.tasks), *(cell_job(study, cell) for cell in study.cells)]
+    fingerprint = cache(content_fingerprint)
+    starts = (start_job(study, task, fingerprint) for task in study.tasks)
+    return [*starts, *(cell_job(study, cell, fingerprint) for cell in study.cells)]
 
 
-def start_job(study: Study, task: str) -> Job:
+def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = content_fingerprint) -> Job:
     """The evaluation of a task's start checkpoint, which is step 0 of all its cells."""
     recipe = study.cell_recipe(task, study.variants[0], 0)
-    identity = {"evaluation": study.evaluations[task], "start_weights": weights_digest(recipe.options.model)}
+    identity = {
+        "evaluation": study.evaluations[task],
+        "start_weights": start_weights(recipe.options.model),
+        **_contents(_data_files(recipe.options.eval_data), fingerprint),
+    }
     request = {"task": task, "recipe": _recipe_values(recipe), "steps": [0]}
     return Job("start", f"{task}, start", study.output_dir / "start" / task, identity, request)
 
 
-def cell_job(study: Study, cell: Cell) -> Job:
+def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = content_fingerprint) -> Job:
     """A cell of the grid."""
+    options = cell.recipe.options
+    assert isinstance(options, TrainOptions)
+    rewards = [spec.file for spec in check_rewards(options.rewards or DEFAULT_REWARDS, None) if spec.file]
     identity = {
         **given_options(cell.recipe),
         "evaluation": study.evaluations[cell.task],
         "steps": study.evaluation_steps(cell.recipe),
-        "start_weights": weights_digest(cell.recipe.options.model),
+        "start_weights": start_weights(options.model),
+        **_contents([*_data_files(options.data), *_data_files(options.eval_data), *rewards], fingerprint),
     }
     request = {
         **_who(cell),
@@ -91,19 +103,21 @@ def cell_job(study: Study, cell: Cell) -> Job:
 
 
 def timing_jobs(study: Study) -> list[Job]:
-    """Each method of each task in turn, round after round; none if the study asks for none."""
+    """Each method of each task in turn, round after round, each round on another of its seeds; none if the study asks
+    for none.
+    """
     steps = study.options.timing_steps
     jobs = []
     for repeat in range(study.options.timing_repeats if steps else 0):
         for task in study.tasks:
             for variant in study.variants:
-                recipe = study.cell_recipe(task, variant, repeat)
+                seeds = study.seeds[variant.label]
+                recipe = study.cell_recipe(task, variant, seeds[repeat % len(seeds)])
                 recipe = dataclasses.replace(recipe, config={**recipe.config, "max_steps": steps})
-                cell = Cell(task, variant.label, repeat, recipe)
-                identity = {**given_options(recipe), "start_weights": weights_digest(recipe.options.model)}
-                request = {**_who(cell), "recipe": _recipe_values(recipe), "steps": []}
-                name = f"{task}, {variant.label}, timing {repeat}"
-                jobs.append(Job("timing", name, _folder(study, "timing", cell), identity, request))
+                identity = {**given_options(recipe), "start_weights": start_weights(recipe.options.model)}
+                request = {"task": task, "label": variant.label, "recipe": _recipe_values(recipe), "steps": []}
+                folder = study.output_dir / "timing" / task / variant.label / f"round-{repeat}"
+                jobs.append(Job("timing", f"{task}, {variant.label}, timing {repeat}", folder, identity, request))
     return jobs
 
 
@@ -159,26 +173,25 @@ def code_digest() -> str:
 
 
 @cache
-def weights_digest(model: str) -> str:
-    """A hash of a model folder's weights and configuration; of a hub's model the name."""
+def start_weights(model: str) -> str:
+    """What tells a model folder's weights from others; of a hub's model the name."""
     folder = Path(resolve_model(model))
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".jinja"):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 24):
-                    digest.update(block)
-    return digest.hexdigest()[:16]
+    return model_fingerprint(folder) if folder.is_dir() else model
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a whole file or none: under another name first."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(file)
+    """Write a whole file or none."""
+    replace_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _data_files(specs: str | list[str] | None) -> list[Path]:
+    texts = [specs] if isinstance(specs, str) else specs or []
+    return [spec.path for text in texts if isinstance(spec := parse_spec(text), PathSpec)]
+
+
+def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:
+    """What the files hold on which a result depends, as an entry of its identity; none where there are no files."""
+    return {"contents_of_files": {str(file): fingerprint(file) for file in files}} if files else {}
 
 
 def _folder(study: Study, kind: str, cell: Cell) -> Path:

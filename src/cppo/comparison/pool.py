@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cppo.comparison.jobs import Job
+from cppo.errors import tell
 
 COMMAND = (sys.executable, "-m", "cppo.comparison.cell")
 POLL_SECONDS = 0.1
@@ -16,34 +17,58 @@ PATIENCE_SECONDS = 10.0
 """How long a stopped process may take to end by itself."""
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, finished: Callable[[Job, int, float], None]) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    threads: int,
+    finished: Callable[[Job, int, float], None],
+    gpus: Sequence[str] = (),
+) -> None:
     """Run all jobs, `workers` at a time, and tell `finished` of each: its exit status (0: it has a result), seconds.
 
-    Whatever ends this call, Ctrl-C too, ends the processes with it.
+    With `gpus`, names as CUDA_VISIBLE_DEVICES takes them, each worker sees one of them, in turn. A job whose files
+    cannot be written counts as failed and stops no other. Whatever ends this call, Ctrl-C too, ends the processes with
+    it.
     """
     waiting = list(reversed(jobs))
-    running: dict[Job, tuple[subprocess.Popen, float]] = {}
+    free = list(reversed(range(workers)))
+    running: dict[Job, tuple[subprocess.Popen, float, int]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop()
-                running[job] = (start(job, threads), time.monotonic())
-            for job, (process, began) in list(running.items()):
+            while waiting and free:
+                job, worker = waiting.pop(), free.pop()
+                try:
+                    process = start(job, threads, gpus[worker % len(gpus)] if gpus else None)
+                except OSError as error:
+                    tell(f"{job.folder}: cannot be written: {error.strerror}")
+                    free.append(worker)
+                    finished(job, 1, 0.0)
+                    continue
+                running[job] = (process, time.monotonic(), worker)
+            for job, (process, began, worker) in list(running.items()):
                 status = process.poll()
                 if status is not None:
                     del running[job]
+                    free.append(worker)
                     _close(process)
                     finished(job, 0 if job.result() is not None else status or 1, time.monotonic() - began)
             time.sleep(POLL_SECONDS)
     finally:
-        stop([process for process, _ in running.values()])
+        stop([process for process, *_ in running.values()])
 
 
-def start(job: Job, threads: int) -> subprocess.Popen:
-    """Start a job's process; it ends itself when its standard input closes, so it never outlives this one."""
+def start(job: Job, threads: int, gpu: str | None = None) -> subprocess.Popen:
+    """Start a job's process; it ends itself when its standard input closes, so it never outlives this one.
+
+    Raises:
+        OSError: the job's folder cannot be written.
+    """
     job.begin()
     count = str(threads)
     environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     with job.log.open("wb") as log:
         return subprocess.Popen(
             [*COMMAND, str(job.folder)],
@@ -70,7 +95,9 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
-    """The end of a log, for a message."""
+    """The end of a log, for a message; nothing where there is none."""
+    if not log.is_file():
+        return []
     return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
 
 

@@ -1,12 +1,10 @@
 """The finished cells of a study as one table of numbers over training: the part of `results.json` that is measured."""
 
-import os
-import platform
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-from cppo.comparison.jobs import Job, write_json
+from cppo.comparison.jobs import Job
 from cppo.comparison.study import Study, settings
 
 RESULTS = "results.json"
@@ -22,19 +20,17 @@ def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: S
         "command": " ".join(command),
         "versions": _distinct(result["versions"] for _, result in cells),
         "code": _distinct(result["code"] for _, result in cells),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machines": _distinct(result.get("machine") for _, result in cells),
         "study": settings(study),
         "configuration": _configuration(result for _, result in cells),
         "unfinished": [job.name for job in jobs if job.result() is None],
+        "items": _distinct(
+            len(marks) for _, result in cells for marks in result["evaluations"][-1]["correct"].values()
+        ),
         "same_prompts": _same_prompts([result for _, result in cells]),
         "cost": {task: _costs(study, task, [result for _, result in cells], alone) for task in study.tasks},
         "cells": [_cell(result, starts.get(result["task"])) for job, result in cells],
     }
-
-
-def write_collected(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> None:
-    """`results.json` of a study that is still running: without comparisons."""
-    write_json(study.output_dir / RESULTS, collect(study, jobs, timing, command))
 
 
 def accuracy(correct: str) -> float:
@@ -73,24 +69,38 @@ def _cell(result: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any
 def _costs(
     study: Study, task: str, cells: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Time and memory of a step of each method: medians over the steps of its runs alone, else of its cells."""
+    """Time and memory of a step of each method: of the runs alone where every method has one, else of the cells.
+
+    `step_seconds`, `step_cpu_seconds` and `peak_mib` are medians; `compared_seconds`, for the comparison at equal time,
+    is the mean step, so that steps times it is the time that training takes.
+    """
+    by_label = [_runs_by_label(study, task, results) for results in (alone, cells)]
+    apart = set(by_label[0]) >= set(by_label[1])
     costs = {}
-    for variant in study.variants:
-        own = [result for result in alone if (result["task"], result["label"]) == (task, variant.label)]
-        runs = own or [result for result in cells if (result["task"], result["label"]) == (task, variant.label)]
-        if runs:
-            wall = median(time for run in runs for time in run["step_seconds"])
-            processor = median(time for run in runs for time in run["step_cpu_seconds"])
-            costs[variant.label] = {
-                "step_seconds": wall,
-                "step_cpu_seconds": processor,
-                # Cells wait for each other, which the processor's clock does not count; on a GPU it counts too little.
-                "compared_seconds": processor if not own and runs[0]["device"] == "cpu" else wall,
-                "peak_mib": median(run["peak_mib"] for run in runs),
-                "alone": bool(own),
-                "runs": len(runs),
-            }
+    for label, runs in by_label[0 if apart else 1].items():
+        wall = [time for run in runs for time in run["step_seconds"]]
+        processor = [time for run in runs for time in run["step_cpu_seconds"]]
+        # Cells wait for each other, which the processor's clock does not count; on a GPU it counts too little.
+        compared = processor if not apart and runs[0]["device"] == "cpu" else wall
+        costs[label] = {
+            "step_seconds": median(wall),
+            "step_cpu_seconds": median(processor),
+            "compared_seconds": fmean(compared),
+            "peak_mib": median(run["peak_mib"] for run in runs),
+            "alone": apart,
+            "runs": len(runs),
+            "code": _distinct(run["code"] for run in runs),
+        }
     return costs
+
+
+def _runs_by_label(study: Study, task: str, results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """A task's results by label, in the study's order; labels without one left out."""
+    found = {
+        variant.label: [one for one in results if (one["task"], one["label"]) == (task, variant.label)]
+        for variant in study.variants
+    }
+    return {label: runs for label, runs in found.items() if runs}
 
 
 def _configuration(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -190,7 +190,7 @@ def load_study(name_or_file: str, overrides: Mapping[str, Any] | None = None) ->
     variants = tuple(_variant(entry, f"{where}: methods") for entry in options.methods)
     labels = [variant.label for variant in variants]
     for name in (*labels, *tasks):
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UserError(f"{where}: {name!r} names a folder: use letters, digits and . _ + - only")
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:

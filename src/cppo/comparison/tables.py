@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 PUBLISHED_SCORE = "entropy_shift"
+NAMED = 10
+"""How many unfinished cells are named."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def pooled_table(results: Mapping[str, Any]) -> Table | None:
         [
             label,
             str(found[conditions[0]]["equal_steps"]["n"]),
-            *(points(found[name]["equal_steps"]) for name in conditions),
+            *(_with_items(found[name]["equal_steps"]) for name in conditions),
         ]
         for label, found in pooled.items()
     ]
@@ -45,13 +47,15 @@ def pooled_table(results: Mapping[str, Any]) -> Table | None:
 
 def notes(results: Mapping[str, Any]) -> str:
     """How much has been run and how to read the intervals."""
-    study = results["study"]
+    study, unfinished, codes = results["study"], results["unfinished"], results["code"]
     prompts = "saw the same prompts in the same order" if results["same_prompts"] else "DID NOT SEE THE SAME PROMPTS"
+    named = f": {'; '.join(unfinished[:NAMED])}{' ...' if len(unfinished) > NAMED else ''}" if unfinished else ""
     return (
-        f"{len(results['cells'])} cells finished, {len(results['unfinished'])} not. Accuracy in per cent on "
-        f"{study['eval_items']:,} held-out items, greedy decoding. [ ]: 95 % t interval over seeds; differences are "
-        f"paired by seed against {study['control']}. {{ }}: 95 % bootstrap over items, for these seeds alone. For each "
-        f"task and seed all methods {prompts}."
+        f"{len(results['cells'])} cells finished, {len(unfinished)} not{named}. Accuracy in per cent on "
+        f"{' or '.join(f'{number:,}' for number in results['items'])} held-out items, greedy decoding. [ ]: 95 % t "
+        f"interval over seeds; differences are paired by seed against {study['control']}. {{ }}: 95 % bootstrap over "
+        f"items, for these seeds alone. For each task and seed all methods {prompts}. The cells were run by "
+        f"{len(codes)} version{'' if len(codes) == 1 else 's'} of the code."
     )
 
 
@@ -90,6 +94,7 @@ def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
             for label, difference in compared.items()
         ]
         caption = f"Difference in points after equal training time, {found['equal_time_seconds']:,.0f} s"
+        caption += _doubt(results["cost"][task])
         yield Table(caption, ["method", "steps", *conditions], rows)
     scores = list(first["auprc"])
     if scores:
@@ -158,6 +163,7 @@ def _cost_table(results: Mapping[str, Any], task: str) -> Table:
     costs = results["cost"][task]
     alone = all(cost["alone"] for cost in costs.values())
     how = "trained alone, in turn" if alone else "from cells that shared the machine: seconds include waiting"
+    how += _doubt(costs)
     control = costs.get(results["study"]["control"])
     rows = [
         [
@@ -170,7 +176,13 @@ def _cost_table(results: Mapping[str, Any], task: str) -> Table:
         for label, cost in costs.items()
     ]
     head = ["method", "seconds", "processor seconds", "time relative to the control", "peak memory, MiB"]
-    return Table(f"A step, medians ({how})", head, rows)
+    return Table(f"A step, medians, the time relative to the control by means ({how})", head, rows)
+
+
+def _doubt(costs: Mapping[str, Any]) -> str:
+    """A remark where the times of methods come from different runs of the command, whose machine may have changed."""
+    codes = {tuple(cost["code"]) for cost in costs.values()}
+    return "" if len(codes) == 1 else "; METHODS WERE TIMED BY DIFFERENT VERSIONS OF THE CODE, on different days"
 
 
 def _markdown_rows(table: Table) -> Iterable[str]:

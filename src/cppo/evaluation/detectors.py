@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+import numpy as np
 from sklearn.metrics import average_precision_score
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -29,13 +30,18 @@ class DetectorQuality:
 
 
 def detector_quality(score: Sequence[float], selected: Sequence[bool], truth: Sequence[bool]) -> DetectorQuality | None:
-    """Hold scores and selection of N tokens against the truth; None where no token is a true one (nothing to find)."""
+    """Hold scores and selection of N tokens against the truth; None where no token is a true one (nothing to find).
+
+    A score that is not a number, as a diverged model's are, ranks below all others.
+    """
     true = sum(truth)
     if not true:
         return None
+    known = [value for value in score if np.isfinite(value)]
+    ranked = np.nan_to_num(score, nan=min(known, default=0.0) - 1)
     hits = sum(kept and wanted for kept, wanted in zip(selected, truth, strict=True))
     return DetectorQuality(
-        auprc=float(average_precision_score(truth, score)),
+        auprc=float(average_precision_score(truth, ranked)),
         precision=hits / sum(selected) if any(selected) else None,
         recall=hits / true,
         base_rate=true / len(truth),

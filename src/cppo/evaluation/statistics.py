@@ -48,12 +48,17 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int
     Returns:
         (low, high).
     """
-    rng = np.random.default_rng(seed)
+    means = bootstrap_means(values, np.random.default_rng(seed), resamples)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_means(values: Sequence[float] | np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Means of `resamples` draws with replacement of as many items as there are; shape [resamples]."""
     # Only how many items take which value matters, and right-or-wrong values are few: few bins, fast draws.
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     draws = rng.multinomial(len(values), counts / counts.sum(), size=resamples)
-    low, high = np.quantile(draws @ distinct / len(values), [0.025, 0.975])
-    return float(low), float(high)
+    return draws @ distinct / len(values)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:

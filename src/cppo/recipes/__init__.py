@@ -13,7 +13,7 @@ from cppo.recipes.recipe import (
     resolved_options,
 )
 from cppo.recipes.resumed import warn_of_changes
-from cppo.recipes.run_dir import RunDirectory, checkpoint_step, replace_text
+from cppo.recipes.run_dir import RunDirectory, checkpoint_step
 from cppo.recipes.schema import Schema, schema
 from cppo.recipes.values import in_interval
 
@@ -32,7 +32,6 @@ __all__ = [
     "recipe_file",
     "recipe_names",
     "recipe_summary",
-    "replace_text",
     "resolved_options",
     "schema",
     "warn_of_changes",

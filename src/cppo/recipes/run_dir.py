@@ -136,13 +136,6 @@ class RunDirectory:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write a file anew; who reads it meanwhile finds the old text or the new one."""
-    new = file.with_name(file.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
-
-
 def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written. Raises UserError if its trainer state is damaged."""
     file = checkpoint / "trainer_state.json"

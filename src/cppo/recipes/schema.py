@@ -85,6 +85,8 @@ class Schema:
         """`values`, each in its option's type. Raises UserError for an unknown name or a value that does not fit."""
         checked = {}
         for name, value in values.items():
+            if not isinstance(name, str):
+                raise UserError(f"{where}: {name!r} is no option's name: put it in quotes, or write option: value")
             if name not in self.fields:
                 raise self.unknown(name, where=where)
             checked[name] = check_value(self.fields[name], value, where=f"{where}: {name}")

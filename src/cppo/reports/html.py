@@ -7,7 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cppo.recipes import RunDirectory, replace_text
+from cppo.files import replace_text
+from cppo.recipes import RunDirectory
 from cppo.reports.charts import interval_chart
 from cppo.reports.curves import run_figures
 from cppo.reports.page import render_page

@@ -42,6 +42,12 @@ class RewardSpec:
     path: str
     options: dict[str, Any] | None = field(default_factory=dict)
 
+    @property
+    def file(self) -> Path | None:
+        """The user's file that the function stands in; None for a built-in or a module."""
+        name = self.path.rpartition(":")[0]
+        return Path(name) if name.endswith(".py") else None
+
 
 def parse_reward(text: str) -> RewardSpec:
     """Read one reward's name. Imports nothing of it.

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cppo.data import question_text
-from cppo.recipes import RunDirectory, replace_text
+from cppo.files import replace_text
+from cppo.recipes import RunDirectory
 from cppo.runs.progress import Progress, is_milestone
 from cppo.views import image_data_uri
 

@@ -20,8 +20,9 @@ class CPPOConfig(GRPOConfig):
     """Configuration of `CPPOTrainer`.
 
     Inherited fields keep the defaults of `trl.GRPOConfig`; the fields below default to the published values
-    (arXiv 2601.00501), except `perception_normalization` (published: "microbatch"). `method` sets options of its own; one that is given wins over it. Where every field is given, as
-    `trl.TrlParser` does, a value that is the field's default does not count as given.
+    (arXiv 2601.00501), except `perception_normalization` (published: "microbatch"). `method` sets options of its own;
+    one that is given wins over it. Where every field is given, as `trl.TrlParser` does, a value that is the field's
+    default does not count as given.
 
     Raises:
         UserError: a value is out of its range; the message names the field.
