@@ -54,6 +54,29 @@ def test_a_method_sets_its_options(tmp_path, name):
     assert vars(config(tmp_path, method=name))["removing_views"] != made.removing_views
 
 
+PUBLISHED = {
+    "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
+    "cppo-detached-views": {"perception_view_gradients": False, "perception_anchor_gradients": True},
+    "cppo-detached-anchor": {"perception_view_gradients": True, "perception_anchor_gradients": False},
+    "noisyrollout": {"rollout_view_mode": "mix", "view_diffusion_steps": 500, "rollout_view_decay": True},
+    "vppo": {
+        "perception_top_fraction": 0.4,
+        "epsilon_high": 0.28,
+        "entropy_coef": -0.06,
+        "view_patch_probability": 0.5,
+    },
+    "papo": {"perception_weight": 0.02, "entropy_coef": -0.05, "view_patch_probability": 0.6, "view_patch_side": 14},
+    "cppo": {"perception_weight": 0.01, "perception_temperature": 0.1, "perception_top_fraction": 0.5},
+}
+"""The papers' figures, written once more by hand."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_figures(tmp_path, name):
+    made = config(tmp_path, method=name)
+    assert {option: getattr(made, option) for option in PUBLISHED[name]} == PUBLISHED[name]
+
+
 def test_what_is_given_wins(tmp_path):
     made = config(tmp_path, method="vppo", perception_top_fraction=0.5, epsilon_high=0.2)
     assert (made.perception_top_fraction, made.epsilon_high, made.perception_sink) == (0.5, 0.2, "advantage")
@@ -75,6 +98,10 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
     assert "perception_weight" not in other.config
     assert (other.config["scorer"], other.config["learning_rate"]) == ("plain", 1.0e-3)
     assert (other.resolved["perception_weight"], other.resolved["perception_temperature"]) == (0.02, 0.2)
+    file.write_text("data: tasks:digits\nmethod: papo\nentropy_coef: -0.1\nloss_type: grpo\n")
+    cppo = load_recipe("train", str(file), {"method": "cppo"})
+    assert ("entropy_coef" in cppo.config, cppo.config["loss_type"]) == (False, "grpo")  # PAPO sets the first alone
+    file.write_text("data: tasks:digits\nperception_weight: 0.3\n")
     child = tmp_path / "child.yaml"
     child.write_text(f"extends: {file}\nmethod: dvrp\nperception_top_fraction: 0.2\n")
     assert load_recipe("train", str(child)).resolved["perception_weight"] == 0.01
@@ -99,6 +126,10 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
         ({"method": "cppo-likelihood", "perception_removing_weight": 1.0}, "perception_removing_weight = 0"),
         ({"method": "vppo", "perception_weighting": "advantage"}, "choose 'equal'"),
         ({"perception_weighting": "advantage", "perception_normalization": "token"}, "perception_normalization"),
+        ({"method": "vppo", "perception_gate": "advantage"}, "needs perception_gate = 'none'"),
+        ({"method": "vppo", "perception_removing_entropy_weight": 0.1}, "perception_removing_entropy_weight"),
+        ({"method": "papo", "perception_view_gradients": False}, "perception_view_gradients = true"),
+        ({"method": "noisyrollout", "rollout_view_fraction": 0.05}, "give at least 0.125"),
         ({"perception_sink": "contrasts"}, "perception_sink = 'contrasts'"),
         ({"rollout_view_fraction": 1.5}, "rollout_view_fraction"),
     ],

@@ -69,7 +69,8 @@ def inject(trainer, longest=10, same_each_time=False):
 
 def build_trainer(model, folder, rows, cls=CPPOTrainer, config=CPPOConfig, *, reward_funcs=token_reward, **given):
     """A trainer on the CPU in float32, with 2 prompts x 4 rollouts a step; keywords go where they belong."""
-    objects = {"callbacks", "eval_dataset", "processing_class", "peft_config", "optimizers", "environment_factory"}
+    objects = {"callbacks", "eval_dataset", "processing_class", "peft_config", "optimizers"}
+    objects |= {"environment_factory", "rollout_func", "tools"}
     keywords = {key: given.pop(key) for key in objects & given.keys()}
     args = {
         "use_cpu": True,

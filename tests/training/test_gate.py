@@ -32,6 +32,22 @@ def test_rewards_compared_one_by_one():
     assert equal_rewards(rewards.nansum(dim=1, keepdim=True), 2).tolist() == [True] * 4
 
 
+def test_a_response_without_a_reward_does_not_make_a_group_differ():
+    """TRL leaves it out of the mean; the others' equal rewards are no signal because of it."""
+    nan = float("nan")
+    rewards = torch.tensor([0.9] * 12 + [nan] + [0.9] * 12 + [0.1] + [nan] * 13)
+    assert equal_rewards(rewards[:, None], 13).tolist() == [True] * 13 + [False] * 13 + [True] * 13
+
+
+def test_an_unscorable_response_gates_no_other_in(make_trainer):
+    def reward(completion_ids, **kwargs):
+        return [0.9, 0.9, 0.9, None] * (len(completion_ids) // 4)
+
+    trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=reward))
+    batch = generation_batch(trainer, make_rows([1, 1]))
+    assert batch["perception_views"] == [None] * 8
+
+
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_large_rewards_are_gated_like_small_ones(make_trainer, scale):
     def reward(completion_ids, **kwargs):
@@ -79,6 +95,13 @@ def test_vllm_takes_rollouts_without_the_shared_prefill(make_trainer, monkeypatc
     completions, _ = trainer._generate_single_turn([[8], [8]], [["image"], []], {}, 1)
     assert completions == [[9], [9]]
     assert asked == [[["image"], None]]
+
+
+@pytest.mark.parametrize("given", [{"rollout_func": object}, {"tools": [print]}])
+def test_mixed_rollouts_are_made_here(make_trainer, given):
+    (name,) = given
+    with pytest.raises(UserError, match=f"rollout_view_mode = 'mix' makes the rollouts itself, but {name}"):
+        make_trainer(make_rows([1, 1]), method="noisyrollout", **given)
 
 
 def test_environments_are_refused(make_trainer):

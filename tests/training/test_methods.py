@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from float64_reference import TEMPERATURE
@@ -175,6 +176,25 @@ def test_half_of_a_group_sees_noise_and_the_update_does_not(make_trainer, monkey
         assert changed == [place % 4 >= 2] * len(own)
         assert [image.size for image in own] == [image.size for image in seen]
     assert [image.tobytes() for image in noisy[0][2]] == [image.tobytes() for image in noisy[0][3]]
+
+
+def test_the_noise_is_gone_at_the_end(make_trainer, monkeypatch):
+    """Two thirds through the run half of the 500 steps are left, at its end none: the images are the rows' own."""
+    rows = make_rows([1, 2])
+    clean = make_trainer(rows, method="grpo", folder="grpo")
+    own = watch_images(clean, monkeypatch)
+    generation_batch(clean, rows)
+    trainer = make_trainer(rows, method="noisyrollout", max_steps=3)
+    seen = watch_images(trainer, monkeypatch)
+    distances = []
+    for step in (0, 2, 3):
+        seen.clear()
+        trainer.state.max_steps, trainer.state.global_step = 3, step
+        generation_batch(trainer, rows)
+        pairs = [(a[0], b[0]) for a, b in zip(own, seen, strict=True)]
+        distances.append(max(np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() for a, b in pairs))
+    assert distances[0] > distances[1] > 5
+    assert distances[2] == 0
 
 
 def test_augmented_prompts_show_the_view_in_rollouts_and_update(make_trainer, monkeypatch):

@@ -78,7 +78,7 @@ def test_published_strengths_are_the_defaults():
     ],
 )
 def test_bad_strengths_name_the_field_in_one_line(name, value):
-    with pytest.raises(UserError, match=f"view strength {name} = ") as caught:
+    with pytest.raises(UserError, match=f"view_{name} = ") as caught:
         ViewStrengths(**{name: value})
     assert "give" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -18,7 +18,8 @@ DEFAULT_METHOD = "cppo"
 def grpo() -> Options:
     """GRPO: TRL's trainer and loss alone.
 
-    No views and no perception term. The loss is the one that `loss_type` names.
+    No views and no perception term. The loss is the one that `loss_type` names: TRL's default "dapo" is a mean over the
+    tokens of the step, the GRPO paper's own, "grpo", over a rollout's tokens and then over rollouts.
     """
     return {"perception_sink": "none"}
 
@@ -26,8 +27,10 @@ def grpo() -> Options:
 def dapo() -> Options:
     """DAPO (arXiv 2503.14476): token-level loss and a higher upper clip, 0.2 / 0.28.
 
-    TRL's loss type "dapo" without the KL to a reference. The paper's dynamic sampling (prompts drawn again until
-    rewards differ) and its penalty on overlong answers are not part of it; `rewards: [..., length]` offers the latter.
+    TRL's loss type "dapo", which is also TRL's default, and the clip, which acts where rollouts serve several steps
+    (`steps_per_generation`, `num_iterations`): where each batch of them serves one, this is GRPO. The paper has no KL
+    to a reference, as is TRL's default (`beta`). Its dynamic sampling (prompts drawn again until rewards differ) and
+    its penalty on overlong answers are not part of it; `rewards: [..., length]` offers the latter.
     """
     return {**grpo(), "loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28}
 
@@ -46,7 +49,7 @@ def cppo() -> Options:
 
     Added to GRPO with weight 0.01: softplus((d+ - d-) / 0.1), d the k3 divergence, over the top half of the tokens with
     a positive relative entropy shift, in rollouts with a positive advantage. Published runs: KL 0.01 to the reference,
-    G = 5.
+    G = 5, and the mean over a micro-batch's tokens; ours is over a rollout's tokens, then over rollouts.
     """
     return {
         "perception_sink": "contrast",
@@ -66,8 +69,9 @@ def papo() -> Options:
     """PAPO (arXiv 2507.06448) with GRPO: the policy is to differ from itself on a masked image.
 
     Loss - 0.02 k3(pi, pi_mask) + 0.05 (H + H_mask) over all tokens of all rollouts with images; patches of 14 pixels
-    are blacked with probability 0.6. The means are taken over a rollout's tokens, then over rollouts, as in GRPO, but
-    for H, which TRL averages over the tokens of a micro-batch. k3 is clamped as CPPO's is.
+    are blacked with probability 0.6. Their means are taken over a rollout's tokens, then over rollouts, as in the GRPO
+    paper (whose RL loss is `loss_type: grpo`), but for H, which TRL averages over the tokens of a micro-batch and which
+    `rl_weight` scales. k3 is clamped as CPPO's is.
     """
     return {
         "perception_sink": "divergence",
@@ -345,5 +349,10 @@ def with_method(options: Mapping[str, Any], name: str) -> Options:
 
 
 def without_method(options: Mapping[str, Any]) -> Options:
-    """`options` without those that belong to a method, and without its name."""
-    return {name: value for name, value in options.items() if name not in METHOD_OPTIONS and name != "method"}
+    """`options` without those that belong to a method, those that their own method sets, and its name.
+
+    Raises:
+        UserError: their method is unknown.
+    """
+    own = get_method(options.get("method", DEFAULT_METHOD)).options
+    return {name: value for name, value in options.items() if name not in {*METHOD_OPTIONS, *own, "method"}}

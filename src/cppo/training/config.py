@@ -45,7 +45,7 @@ class CPPOConfig(GRPOConfig):
     perception_weight: Annotated[float, "[0, inf)"] = field(
         default=0.01,
         metadata={
-            "help": "Weight lambda of the perception loss. 0 skips the perturbed passes altogether.",
+            "help": "Weight lambda of the perception loss. 0 leaves it out, with the passes that nothing else needs.",
         },
     )
     perception_preserving_weight: Annotated[float, "[0, inf)"] = field(

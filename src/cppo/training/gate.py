@@ -1,5 +1,6 @@
 """Which rollouts of a generation batch the perception term learns from."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
     from cppo.training.config import CPPOConfig
 
 
+ROLLOUT_DRAWS = 1 << 31
+"""In the place of a rank in the key of a random stream: no rank has this number."""
+
+
 def gated_rollouts(trainer: Any, output: dict[str, Any], rows: list[Row], rewards: Tensor, mine: slice) -> Tensor:
     """Which of this process's rollouts are gated in, bool [B].
 
     Args:
         output: what TRL's generation and scoring returned.
         rows: the rollouts' rows.
-        rewards: the weighted sum of each rollout's rewards, of all processes.
+        rewards: the weighted sum of each rollout's rewards, of all processes; NaN where it has none.
         mine: the place of this process's rollouts among all.
     """
     args = trainer.args
@@ -45,16 +50,19 @@ def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:
     left with advantages of 6e-4 each, which are no signal.
 
     Args:
-        rewards: [B, F], one column a reward that is compared on its own; groups stand side by side. NaN counts as 0.
+        rewards: [B, F], one column a reward that is compared on its own; groups stand side by side. NaN, which
+            TRL leaves out of a group's mean, is left out here.
         group_size: G; B is a multiple of it.
 
     Returns:
         bool [B].
     """
-    grouped = rewards.nan_to_num(0.0).unflatten(0, (-1, group_size))
-    spread = grouped.amax(dim=1) - grouped.amin(dim=1)
-    rounding = 4 * torch.finfo(rewards.dtype).eps * grouped.abs().amax(dim=1)
-    return (spread <= rounding).all(dim=1).repeat_interleave(group_size)
+    grouped = rewards.unflatten(0, (-1, group_size))
+    most = grouped.nan_to_num(-math.inf).amax(dim=1)
+    least = grouped.nan_to_num(math.inf).amin(dim=1)
+    rounding = 4 * torch.finfo(rewards.dtype).eps * torch.maximum(most.abs(), least.abs())
+    # A group without any known reward has most < least.
+    return ((most <= least) | (most - least <= rounding)).all(dim=1).repeat_interleave(group_size)
 
 
 def rollout_weights(args: "CPPOConfig", gates: Tensor, group_size: int, batch_number: int) -> Tensor:
@@ -70,7 +78,7 @@ def rollout_weights(args: "CPPOConfig", gates: Tensor, group_size: int, batch_nu
     limit = args.perception_rollouts_per_group
     if limit is None:
         return gates.float()
-    return draw_rollouts(gates, group_size, limit, _generator(args.seed, batch_number))
+    return draw_rollouts(gates, group_size, limit, _generator(args.seed, batch_number, ROLLOUT_DRAWS))
 
 
 def token_draws(args: "CPPOConfig", shape: torch.Size, batch_number: int, rank: int) -> Tensor:

@@ -1,12 +1,11 @@
 """Which options of `CPPOConfig` go together. Imports no torch: the command line checks them before it starts."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from cppo.errors import UserError
-from cppo.views import KNOWN_PRESERVING, ViewSampler, ViewStrengths, check_families
+from cppo.views import KNOWN_PRESERVING, KNOWN_REMOVING, ViewSampler, ViewStrengths, check_families
 
 
 def check_combinations(options: Mapping[str, Any]) -> None:
@@ -64,6 +63,15 @@ def _check_method(options: Mapping[str, Any]) -> None:
         raise UserError(
             "perception_weighting weights a loss, but perception_sink = 'advantage' adds none: choose 'equal'"
         )
+    if sink == "advantage" and options["perception_gate"] != "none":
+        raise UserError(
+            f"perception_gate = {options['perception_gate']!r} would leave the other rollouts their advantage at every "
+            "token: perception_sink = 'advantage' needs perception_gate = 'none'"
+        )
+    if sink == "advantage" and options["perception_removing_entropy_weight"]:
+        raise UserError(
+            "perception_removing_entropy_weight is part of a loss, but perception_sink = 'advantage' adds none: set 0"
+        )
     if sink == "advantage" and options["perception_selector"] in ("random", "all"):
         raise UserError(
             f"perception_selector = {options['perception_selector']!r} needs no scores, by which perception_sink = "
@@ -79,6 +87,10 @@ def _check_method(options: Mapping[str, Any]) -> None:
             "counts them with perception_selector = 'all' alone"
         )
     entropy_weight, adds_loss = options["perception_removing_entropy_weight"], sink in ("contrast", "divergence")
+    if adds_loss and entropy_weight and not options["perception_view_gradients"]:
+        raise UserError(
+            "perception_removing_entropy_weight trains the policy under I-: set perception_view_gradients = true"
+        )
     compares = options["perception_preserving_weight"] or options["perception_removing_weight"]
     if adds_loss and options["perception_weight"] and not (compares or entropy_weight):
         raise UserError(
@@ -100,6 +112,12 @@ def _check_method(options: Mapping[str, Any]) -> None:
         raise UserError("rl_weight = 0 leaves nothing to train on: perception_sink or perception_weight adds no loss")
     if options["rollout_views"]:
         check_families("rollout_views", options["rollout_views"], KNOWN_PRESERVING)
+        group_size = options.get("num_generations") or 1
+        if mode == "mix" and group_size > 1 and not round(options["rollout_view_fraction"] * group_size):
+            raise UserError(
+                f"rollout_view_fraction = {options['rollout_view_fraction']:g} of num_generations = {group_size} is no "
+                f"rollout at all: give at least {1 / group_size:g}"
+            )
         corrects = options.get("use_vllm") and options.get("vllm_importance_sampling_correction") is not False
         if mode == "mix" and corrects:
             raise UserError(
@@ -116,11 +134,7 @@ def view_sampler(options: Mapping[str, Any]) -> ViewSampler:
     Raises:
         UserError: a family or a strength is not valid.
     """
-    strengths = {part.name: options[f"view_{part.name}"] for part in fields(ViewStrengths)}
-    families = options["preserving_views"], options["removing_views"]
-    try:
-        return ViewSampler(options.get("seed", 42), *families, ViewStrengths(**strengths))
-    except UserError as error:
-        # cppo.views has shorter names for these options; the message must name the one to change.
-        message = re.sub("^view strength ", "view_", str(error))
-        raise UserError(re.sub("^(preserving|removing)_families", r"\1_views", message)) from None
+    strengths = ViewStrengths(**{part.name: options[f"view_{part.name}"] for part in fields(ViewStrengths)})
+    preserving = check_families("preserving_views", options["preserving_views"], KNOWN_PRESERVING)
+    removing = check_families("removing_views", options["removing_views"], KNOWN_REMOVING)
+    return ViewSampler(options.get("seed", 42), preserving, removing, strengths)

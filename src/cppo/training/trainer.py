@@ -66,8 +66,8 @@ class CPPOTrainer(CardedTrainer):
             made from its prompt and images.
 
     Attributes:
-        last_samples: a few rollouts of the last logged step with their selected tokens, of which GRPO has none, for
-            reports.
+        last_samples: a few rollouts of the last logged step, for reports; a method without a perception term marks no
+            token in them.
 
     Raises:
         UserError: the processor pads on the right, `perception_gate_reward` names no reward function, or an option
@@ -113,6 +113,11 @@ class CPPOTrainer(CardedTrainer):
                 "environment_factory: views are made of the images in the dataset's rows, but an environment brings "
                 "its own; set method = 'grpo'"
             )
+        if args.rollout_views and args.rollout_view_mode == "mix" and (rollout_func is not None or tools):
+            raise UserError(
+                f"rollout_view_mode = 'mix' makes the rollouts itself, but {'tools' if tools else 'rollout_func'} "
+                "makes some from the images in the rows: choose 'augment', or another method"
+            )
         super().__init__(
             model,
             reward_funcs,
@@ -156,7 +161,7 @@ class CPPOTrainer(CardedTrainer):
         return self._samples.latest
 
     def _has_placeholder(self, completion_ids: Tensor) -> Tensor:
-        """Which responses hold an image, as only a tool can put it there; bool [B]."""
+        """Which responses contain an image placeholder, which only a tool can insert; bool [B]."""
         placeholders = torch.tensor(self._placeholder_ids, dtype=completion_ids.dtype, device=completion_ids.device)
         return torch.isin(completion_ids, placeholders).any(dim=1)
 
@@ -213,6 +218,7 @@ class CPPOTrainer(CardedTrainer):
         output = super()._generate_and_score_completions(rows)
         mine = slice(first, first + len(rows))
         rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
+        rewards = rewards.masked_fill(self._rewards.isnan().all(dim=1), math.nan)
         self._samples.begin(rows, rewards[mine])
         output["rollout_place"] = list(range(len(rows)))
         if views is None:

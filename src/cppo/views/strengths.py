@@ -109,4 +109,4 @@ def _is_whole(value: Any) -> bool:
 
 
 def _bad(name: str, value: Any, remedy: str) -> UserError:
-    return UserError(f"view strength {name} = {value!r}: {remedy}")
+    return UserError(f"view_{name} = {value!r}: {remedy}")
