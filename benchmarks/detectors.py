@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
-from cppo.data import Record, chat_messages, load_records
+from cppo.data import Record, load_records
 from cppo.evaluation import load_model
 from cppo.evaluation.detectors import detector_quality
-from cppo.evaluation.generate import generate_tokens, prompt_inputs
-from cppo.evaluation.inspection import response_mask, score_responses, token_truth
+from cppo.evaluation.inspection import score_dependency, token_truth
 from cppo.perception import select_perception_tokens
-from cppo.policy import DEPENDENCY_SCORES, dependency_score
+from cppo.policy import DEPENDENCY_SCORES
 from cppo.views import KNOWN_REMOVING, REMOVING_FAMILIES, ViewSampler
 
 TASKS = ("digits?noise=150", "shapes?noise=90", "chart?noise=90")
@@ -40,21 +39,15 @@ def scored_items(
     """For each record the truth of its tokens, and their scores and selection under each I-: lists over tokens."""
     for start in range(0, len(records), BATCH):
         part = [records[place] for place in range(start, min(start + BATCH, len(records)))]
-        prompts = [chat_messages(record.prompt, None) for record in part]
-        inputs = prompt_inputs(processor, prompts, [record.images for record in part])
-        rows = generate_tokens(model, processor, inputs, max_new_tokens=max_new_tokens)
-        anchor, mask = score_responses(model, inputs, rows, temperature=1.0), response_mask(rows)
+        scored = score_dependency(model, processor, part, samplers, max_new_tokens=max_new_tokens)
         items: list[dict[str, Any]] = [
-            {"truth": token_truth(processor, ids, one)} for ids, one in zip(rows, part, strict=True)
+            {"truth": token_truth(processor, ids, one)} for ids, one in zip(scored.rows, part, strict=True)
         ]
-        for view, sampler in samplers.items():
-            removed = [[sampler.views(image, one.id, 0, i)[1] for i, image in enumerate(one.images)] for one in part]
-            removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
-            for score in DEPENDENCY_SCORES:
-                values = dependency_score(score, anchor, removing)
-                selected = select_perception_tokens(values, mask, TOP_FRACTION)
+        for view, scores in scored.scores.items():
+            for score, values in scores.items():
+                selected = select_perception_tokens(values, scored.mask, TOP_FRACTION)
                 for row, item in enumerate(items):
-                    kept = mask[row]
+                    kept = scored.mask[row]
                     item[view, score] = values[row, kept].tolist(), selected[row, kept].tolist()
         yield from items
 
@@ -87,7 +80,7 @@ def quality(items: Sequence[dict[str, Any]], view: str, score: str, resamples: i
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table for each task and model: a row a view, a column a score, AUPRC with its interval."""
+    """A Markdown table for each task and model: one row per view, a column a score, AUPRC with its interval."""
     lines = []
     for task, label in dict.fromkeys((cell["task"], cell["model"]) for cell in cells):
         own = [cell for cell in cells if (cell["task"], cell["model"]) == (task, label)]

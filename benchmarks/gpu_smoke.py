@@ -89,7 +89,7 @@ def compare_with_cpu(folder: str, device: torch.device) -> dict[str, float]:
 
 
 def train(folder: str, device: torch.device, divergence: str, steps: int) -> dict[str, Any]:
-    """A short run in bfloat16 with gradient checkpointing; the last log, seconds a step and peak memory in MiB."""
+    """A short run in bfloat16 with gradient checkpointing; the last log, seconds per step and peak memory in MiB."""
     options = {"bf16": True, "gradient_checkpointing": True, "max_steps": steps, "learning_rate": 1e-4}
     trainer = make_trainer(folder, cpu=device.type == "cpu", perception_divergence=divergence, **options)
     if device.type == "cuda":

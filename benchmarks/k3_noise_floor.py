@@ -189,7 +189,7 @@ def markdown(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one synthetic problem a seed")
-    parser.add_argument("--tokens", type=int, default=256, help="response tokens a seed")
+    parser.add_argument("--tokens", type=int, default=256, help="response tokens per seed")
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--width", type=int, default=256, help="size of a hidden state")
     parser.add_argument("--temperature", type=float, default=0.1, help="tau of the contrastive perception loss")

@@ -46,7 +46,7 @@ FIRST_TEXT_ID = 7
 
 @dataclass(frozen=True)
 class Case:
-    """Tokens of a rollout before scaling, rollouts a group, share with a positive advantage, micro-batches a step.
+    """Tokens of a rollout before scaling, rollouts per group, share with a positive advantage, micro-batches per step.
 
     `perturbed` bounds the rollouts of a group that CPPO scores under the views.
     """

@@ -158,7 +158,7 @@ def shell_lines(document: Path) -> list[str]:
 
 
 def help_of(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "cppo.cli.main", *words], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "cppo", *words], capture_output=True, text=True)
 
 
 def test_commands_in_the_documents_are_understood() -> None:

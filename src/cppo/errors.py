@@ -30,12 +30,22 @@ def tell_mistake(error: UserError) -> None:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(PATIENCE_SECONDS)
-    print(f"cppo: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(f"cppo: error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text on one line; the name of its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; the name of its kind where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def in_one_line(error: Exception) -> str:
     """What a library refuses, on one line; with the options to give where it speaks of a GPU that is not there."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if "bf16/gpu" in text:
         return "this machine has no GPU, and bf16 is asked for: add --use_cpu true --bf16 false"
     return text

@@ -13,7 +13,7 @@ STEPS = 2
 
 def train(output: Path, batch: int, accumulation: int, *options: str) -> dict[str, torch.Tensor]:
     """The weights after `STEPS` plain SGD steps on the same 8 rollouts, cut into `accumulation` micro-batches."""
-    command = [sys.executable, "-m", "cppo.cli.main", "train", "--config", "micro", "--output_dir", str(output)]
+    command = [sys.executable, "-m", "cppo", "train", "--config", "micro", "--output_dir", str(output)]
     command += ["--per_device_train_batch_size", str(batch), "--gradient_accumulation_steps", str(accumulation)]
     command += ["--num_generations", "4", "--max_steps", str(STEPS), "--final_eval_samples", "0"]
     command += ["--optim", "sgd", "--learning_rate", "0.01", "--lr_scheduler_type", "constant", "--max_grad_norm", "0"]

@@ -1,4 +1,4 @@
-"""Generation that prefills each prompt and image once a group says what plain generation says, and really shares."""
+"""Generation that prefills each prompt and image once per group says what plain generation says, and really shares."""
 
 from typing import Any
 

@@ -28,7 +28,7 @@ def rebuild(destination: Path, extra_options: Sequence[str] = ()) -> None:
     untrained = build_micro(recipes[0].options.model, seed=0)
     for name in STAGES:
         print(f"stage {name}", flush=True)
-        command = [sys.executable, "-m", "cppo.cli.main", "sft", "--config", name, "--overwrite", "true"]
+        command = [sys.executable, "-m", "cppo", "sft", "--config", name, "--overwrite", "true"]
         subprocess.run([*command, *extra_options], check=True)
     destination.mkdir(parents=True, exist_ok=True)
     for file in untrained.iterdir():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, check_spec
-from cppo.errors import UserError
+from cppo.errors import UserError, first_line
 from cppo.recipes import Recipe, RunDirectory, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
@@ -118,7 +118,7 @@ def _check_hub_model(name: str) -> None:
     except RepositoryNotFoundError as error:
         raise UserError(f"model: {name} is no folder here, and the hub has no such model that you may read") from error
     except (OSError, ValueError, HTTPError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(
             f"model: {name} is neither a folder nor in this machine's cache, and the hub did not answer: {reason}"
         ) from error

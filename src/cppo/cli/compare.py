@@ -69,7 +69,7 @@ def free_gpus(study: Study) -> list[str]:
 
 
 def free_workers(study: Study, gpus: Sequence[str]) -> int:
-    """How many cells run at once: as the study says, or one a GPU, or without one as many as there are cores."""
+    """How many cells run at once: as the study says, or one per GPU, or without one as many as there are cores."""
     return study.options.workers or len(gpus) or max(1, len(os.sched_getaffinity(0)) // study.options.threads)
 
 

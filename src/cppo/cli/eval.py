@@ -1,10 +1,10 @@
 """`cppo eval`: accuracy, pass@k and format rate of a model on data, and its perception card."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cppo.assets import resolve_model
 from cppo.cli.checks import check_data, check_model, check_output_file
@@ -13,23 +13,20 @@ from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction, number_from
 from cppo.cli.response_file import ResponseFile
 from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, trained_recipe
-from cppo.data import PixelBounds, check_columns, load_records
+from cppo.data import PixelBounds, RecordSource, check_columns, load_records
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint
 from cppo.views import ViewSampler
 
+if TYPE_CHECKING:
+    from cppo.evaluation import CardRow, Condition, EvalResult
+
 
 def run(argv: Sequence[str]) -> None:
     """Evaluate, print the figures, write them as JSON on request. Raises UserError for a user's mistake."""
     arguments = _parser().parse_all(argv)
-    check_model(arguments.model)
-    check_data(arguments.data)
-    check_columns(arguments.columns)
-    check_output_file("--json", arguments.json)
-    check_output_file("--responses", arguments.responses)
-    if arguments.json and arguments.responses and Path(arguments.json).resolve() == Path(arguments.responses).resolve():
-        raise UserError(f"--json and --responses both name {arguments.json}; give two files")
+    _check_files(arguments)
     ks = _check_sampling(arguments)
     settings, trained = _settings(arguments)
     source = load_records(
@@ -45,27 +42,64 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--card: none of the rows of {source.name} has an image")
     quiet_libraries()
 
-    from tqdm import tqdm
-
-    from cppo.evaluation import CARD_CONDITIONS, evaluate, get_condition, load_model, perception_card, placement
+    from cppo.evaluation import CARD_CONDITIONS, get_condition, perception_card
 
     on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
     names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
     conditions = [get_condition(name, trained) for name in names]
+    results = _evaluate(arguments, source, conditions, settings, trained)
+    card: Sequence[CardRow] = ()
+    if on_card:
+        shown = {name: results[name] for name in dict.fromkeys(on_card)}
+        card = perception_card(shown, tolerance=settings["tolerance"])
+    report = _report(arguments, source, results, {**settings, "skipped_rows": len(source.skipped)}, ks)
+    if card:
+        report["card"] = [row.to_dict() for row in card]
+        report["card_families"] = {one.name: one.families for one in conditions if len(one.families) > 1}
+        report["trained_views"] = _views(trained)
+    for line in report_lines(report, card):
+        print(line)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_files(arguments: Any) -> None:
+    """The files and folders that are named. Raises UserError."""
+    check_model(arguments.model)
+    check_data(arguments.data)
+    check_columns(arguments.columns)
+    check_output_file("--json", arguments.json)
+    check_output_file("--responses", arguments.responses)
+    if arguments.json and arguments.responses and Path(arguments.json).resolve() == Path(arguments.responses).resolve():
+        raise UserError(f"--json and --responses both name {arguments.json}; give two files")
+
+
+def _evaluate(
+    arguments: Any,
+    source: RecordSource,
+    conditions: "Sequence[Condition]",
+    settings: Mapping[str, Any],
+    trained: ViewSampler,
+) -> "dict[str, EvalResult]":
+    """Answer the records under each condition, by its name; what the response file holds is not answered again."""
+    from tqdm import tqdm
+
+    from cppo.evaluation import evaluate, load_model, placement
+
     device, dtype = placement(arguments.device, arguments.dtype)
     identity = {**_identity(arguments), "dtype": dtype, **settings, "trained_views": _views(trained)}
     stored = ResponseFile(arguments.responses, identity) if arguments.responses else None
-    known = {name: stored.known(name, source) if stored else () for name in names}
+    known = {one.name: stored.known(one.name, source) if stored else () for one in conditions}
     model, processor = load_model(arguments.model, device=device, dtype=dtype)
     results = {}
     for condition in conditions:
-        place = iter(range(len(known[condition.name]), len(source)))
-
-        def keep(record: Any, item: Any, name: str = condition.name, place: Any = place) -> None:
-            if stored:
-                stored.append(name, record, item, source.extras(next(place)))
-
         answered = len(known[condition.name])
+        indices = iter(range(answered, len(source)))
+
+        def keep(record: Any, item: Any, name: str = condition.name, indices: Any = indices) -> None:
+            if stored:
+                stored.append(name, record, item, source.extras(next(indices)))
+
         with tqdm(
             total=len(source), initial=answered, desc=condition.name, unit="item", leave=False, disable=None
         ) as bar:
@@ -80,28 +114,27 @@ def run(argv: Sequence[str]) -> None:
                 progress=bar.update,
                 **{name: settings[name] for name in ASKED},
             )
+    return results
 
+
+def _report(
+    arguments: Any,
+    source: RecordSource,
+    results: "Mapping[str, EvalResult]",
+    settings: Mapping[str, Any],
+    ks: Sequence[int],
+) -> dict[str, Any]:
+    """The figures as JSON values, but for the perception card's."""
     clean = results["clean"]
     report = {"model": arguments.model, "data": arguments.data, **clean.to_dict(ks)}
     if arguments.blank:
         blind = results["blank"].to_dict()
         report |= {"blank_accuracy": blind["accuracy"], "blank_accuracy_ci95": blind["accuracy_ci95"]}
-    report |= {**settings, "skipped_rows": len(source.skipped)}
-    rows: Sequence[Any] = ()
-    if on_card:
-        rows = perception_card(
-            {name: results[name] for name in dict.fromkeys(on_card)}, tolerance=settings["tolerance"]
-        )
-        report["card"] = [row.to_dict() for row in rows]
-        report["card_families"] = {one.name: one.families for one in conditions if len(one.families) > 1}
-        report["trained_views"] = _views(trained)
+    report |= settings
     if arguments.by:
         extras = [source.extras(index) for index in range(len(source))]
         report["by"] = {name: category_rows(clean, [row[name] for row in extras]) for name in arguments.by}
-    for line in report_lines(report, rows):
-        print(line)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
 
 
 ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "tolerance")

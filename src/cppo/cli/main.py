@@ -88,7 +88,3 @@ def _version() -> str:
         return version("cppo")
     except PackageNotFoundError:
         return "(not installed)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

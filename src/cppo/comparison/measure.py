@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from cppo.data import Record, RecordSource, chat_messages
+from cppo.data import RecordSource
 from cppo.evaluation import EvalResult, evaluate, get_condition
 from cppo.evaluation.detectors import detector_quality
-from cppo.evaluation.generate import evaluation_mode, generate_tokens, prompt_inputs
-from cppo.evaluation.inspection import response_mask, score_responses, token_truth
+from cppo.evaluation.generate import evaluation_mode
+from cppo.evaluation.inspection import score_dependency, token_truth
 from cppo.perception import select_perception_tokens
-from cppo.policy import DEPENDENCY_SCORES, dependency_score
+from cppo.policy import DEPENDENCY_SCORES
 from cppo.views import ViewSampler
 
 BATCH = 128
@@ -79,30 +79,22 @@ class Measurement:
         with evaluation_mode(model):
             for start in range(0, len(records), DETECTOR_BATCH):
                 part = records[start : start + DETECTOR_BATCH]
-                rows, columns, mask = self._scored(model, processor, part)
-                for record, ids in zip(part, rows, strict=True):
+                scored = score_dependency(
+                    model,
+                    processor,
+                    part,
+                    {"removing": self.sampler},
+                    max_new_tokens=self.max_new_tokens,
+                    system_prompt=self.system_prompt,
+                )
+                mask = scored.mask
+                for record, ids in zip(part, scored.rows, strict=True):
                     truth += [bool(true) for true in token_truth(processor, ids, record)]
-                for name, values in columns.items():
+                for name, values in scored.scores["removing"].items():
                     scores[name] += values[mask].tolist()
                     selected[name] += select_perception_tokens(values, mask, self.top_fraction)[mask].tolist()
         found = {name: detector_quality(scores[name], selected[name], truth) for name in DEPENDENCY_SCORES}
         return {name: _rounded(asdict(quality)) for name, quality in found.items() if quality is not None}
-
-    def _scored(
-        self, model: Any, processor: Any, records: Sequence[Record]
-    ) -> tuple[list[list[int]], dict[str, torch.Tensor], torch.Tensor]:
-        prompts = [chat_messages(record.prompt, self.system_prompt) for record in records]
-        images = [list(record.images) for record in records]
-        removed = [
-            [self.sampler.views(image, record.id, 0, place)[1] for place, image in enumerate(record.images)]
-            for record in records
-        ]
-        inputs = prompt_inputs(processor, prompts, images)
-        rows = generate_tokens(model, processor, inputs, max_new_tokens=self.max_new_tokens)
-        anchor = score_responses(model, inputs, rows, temperature=1.0)
-        removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
-        columns = {name: dependency_score(name, anchor, removing) for name in DEPENDENCY_SCORES}
-        return rows, columns, response_mask(rows).to(anchor.logps.device)
 
 
 def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:

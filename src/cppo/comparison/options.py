@@ -61,7 +61,7 @@ class StudyOptions:
         metadata={"help": "Output folders of other studies; their finished cells with equal options are taken over."},
     )
     workers: Annotated[int | None, "[1, inf)"] = field(
-        default=None, metadata={"help": "Cells that run at once (default: one a GPU; without a GPU cores / threads)."}
+        default=None, metadata={"help": "Cells that run at once (default: one per GPU; without a GPU cores / threads)."}
     )
     threads: Annotated[int, "[1, inf)"] = field(default=1, metadata={"help": "Threads of each cell."})
     keep_models: bool = field(default=False, metadata={"help": "Keep each cell's trained model."})

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from cppo.data.tables import TableImage
-from cppo.errors import UserError
+from cppo.errors import UserError, one_line
 from cppo.views import load_rgb
 
 # A closed list: some of Pillow's other decoders start external programs (EPS) or are rarely exercised.
@@ -54,7 +54,7 @@ def image_ref(value: Any, folder: Path | None) -> ImageRef:
         inside = not Path(value).is_absolute() and path.is_relative_to(folder)
         exists = path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
-        raise RowError(f"image {value!r:.200} is not a usable path: {_one_line(error)}") from error
+        raise RowError(f"image {value!r:.200} is not a usable path: {one_line(error)}") from error
     if not inside:
         raise RowError(f"image {value!r:.200} leaves the folder of the data file")
     if not exists:
@@ -84,7 +84,7 @@ def decode_image(ref: ImageRef, *, folder: Path | None = None, draft: bool = Fal
         raise RowError(f"image {name} is broken or none of {', '.join(IMAGE_FORMATS)}") from error
     # Decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error, zlib.error ...
     except Exception as error:
-        raise RowError(f"image {name} cannot be read: {_one_line(error)}") from error
+        raise RowError(f"image {name} cannot be read: {one_line(error)}") from error
 
 
 def image_problem(ref: ImageRef, folder: Path | None = None) -> str | None:
@@ -98,7 +98,3 @@ def image_problem(ref: ImageRef, folder: Path | None = None) -> str | None:
 
 def _path_in(path: Path, folder: Path | None) -> str:
     return str(path.relative_to(folder)) if folder is not None and path.is_relative_to(folder) else path.name
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

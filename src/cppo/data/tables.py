@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cppo.data.spec import HubSpec, PathSpec
-from cppo.errors import UserError
+from cppo.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -103,5 +103,4 @@ def _loaded(spec: PathSpec | HubSpec, load: Callable[[], Any]) -> Any:
         return load()
     # Broken files, unknown names, missing splits and networks that are away all raise errors of their own kinds.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"data {spec.text!r}: cannot be read: {reason:.300}") from error
+        raise UserError(f"data {spec.text!r}: cannot be read: {one_line(error):.300}") from error

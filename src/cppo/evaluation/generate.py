@@ -36,7 +36,7 @@ def generate_responses(
         images: the B prompts' PIL images, possibly none.
         temperature: 0 for greedy decoding; otherwise sampling, without top-k.
         top_p: the smallest set of most probable tokens that holds it is drawn from.
-        streams: of the sampling, one a prompt (`response_stream`): a response depends on its prompt and its stream,
+        streams: of the sampling, one per prompt (`response_stream`): a response depends on its prompt and its stream,
             not on the others. Greedy decoding needs none.
     """
     rows = generate_tokens(

@@ -1,6 +1,6 @@
 """What each token of sampled responses owes to the image: its scores under the image, I+ and I-."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,7 @@ def inspect_record(
     }
     for view in VIEWS:
         scored.setdefault(view, scored["image"])
-    mask = response_mask(rows).to(scored["image"].logps.device)
+    mask = _padded_mask(rows).to(scored["image"].logps.device)
     texts = processor.batch_decode(rows, skip_special_tokens=True)
     # The responses' own streams end at `samples`.
     draws = torch.from_numpy(response_stream(options.seed, record.id, options.samples).random(tuple(mask.shape)))
@@ -148,6 +148,46 @@ def inspect_record(
     return InspectedItem(record, shown["preserving"], shown["removing"], tuple(responses))
 
 
+@dataclass(frozen=True)
+class ScoredResponses:
+    """Greedy responses to B records, and how much their tokens depend on the images.
+
+    Attributes:
+        rows: each response's token ids.
+        mask: True for its tokens, False for padding on the right, [B, T].
+        scores: by the name of the sampler that drew I-, then of the dependency score, [B, T].
+    """
+
+    rows: list[list[int]]
+    mask: Tensor
+    scores: dict[str, dict[str, Tensor]]
+
+
+def score_dependency(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    samplers: Mapping[str, ViewSampler],
+    *,
+    max_new_tokens: int,
+    system_prompt: str | None = None,
+) -> ScoredResponses:
+    """Answer records in one batch, and take every dependency score under the I- of each of `samplers`."""
+    prompts = [chat_messages(record.prompt, system_prompt) for record in records]
+    inputs = prompt_inputs(processor, prompts, [list(record.images) for record in records])
+    rows = generate_tokens(model, processor, inputs, max_new_tokens=max_new_tokens)
+    anchor = score_responses(model, inputs, rows, temperature=1.0)
+    scores = {}
+    for name, sampler in samplers.items():
+        removed = [
+            [sampler.views(image, record.id, 0, index)[1] for index, image in enumerate(record.images)]
+            for record in records
+        ]
+        removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
+        scores[name] = {score: dependency_score(score, anchor, removing) for score in DEPENDENCY_SCORES}
+    return ScoredResponses(rows, _padded_mask(rows).to(anchor.logps.device), scores)
+
+
 @torch.no_grad()
 def score_responses(model: Any, prompt: Any, rows: Sequence[list[int]], temperature: float) -> ResponseScores:
     """Scores [B, T] and logits [B, T, V] of responses to `prompt_inputs`; what follows a response is padding."""
@@ -155,14 +195,14 @@ def score_responses(model: Any, prompt: Any, rows: Sequence[list[int]], temperat
     length = max(map(len, rows))
     padded = torch.tensor([row + [row[-1]] * (length - len(row)) for row in rows], device=model.device)
     ids = torch.cat([inputs.pop("input_ids"), padded], dim=1)
-    mask = torch.cat([inputs.pop("attention_mask"), response_mask(rows).to(model.device).long()], dim=1)
+    mask = torch.cat([inputs.pop("attention_mask"), _padded_mask(rows).to(model.device).long()], dim=1)
     for key in PER_TOKEN_KEYS:
         if key in inputs:
             inputs[key] = torch.cat([inputs[key], torch.zeros_like(padded)], dim=1)
     return plain_scores(model, ids, mask, length, temperature, inputs)
 
 
-def response_mask(rows: Sequence[list[int]]) -> Tensor:
+def _padded_mask(rows: Sequence[list[int]]) -> Tensor:
     """True for the tokens of responses, False for padding on the right, [B, T]."""
     lengths = torch.tensor([len(row) for row in rows])
     return torch.arange(int(lengths.max())) < lengths[:, None]

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cppo.assets import adapter_base, resolve_model
-from cppo.errors import UserError
+from cppo.errors import UserError, first_line
 
 FAILURES = (OSError, ValueError, ImportError)
 """How the libraries refuse a model; some processors need a package of their own."""
@@ -52,7 +52,7 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     try:
         return model.to(device).eval(), processor
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: cannot use {device}: {_first_line(error)}") from error
+        raise UserError(f"device: cannot use {device}: {first_line(error)}") from error
 
 
 def placement(device: str | None, dtype: str | None) -> tuple[str, str]:
@@ -77,8 +77,4 @@ def load_processor(name: str) -> Any:
 
 
 def _refused(name: str, error: Exception) -> UserError:
-    return UserError(f"model: {name} cannot be loaded: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return UserError(f"model: {name} cannot be loaded: {first_line(error)}")

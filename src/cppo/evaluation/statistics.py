@@ -42,7 +42,7 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int
     """Percentile bootstrap of the mean over items, 95 % (Efron 1979); each resample draws whole items.
 
     Args:
-        values: one a item, not empty. Where all are equal the interval has no width.
+        values: one per item, not empty. Where all are equal the interval has no width.
         seed: of the resampling; nothing else is random.
 
     Returns:
@@ -126,7 +126,7 @@ class MeanInterval:
 
 
 def t_interval(values: Sequence[float]) -> MeanInterval:
-    """Student's interval of the mean of independent values, one a seed: mean -+ t s / sqrt(n) with n - 1 degrees.
+    """Student's interval of the mean of independent values, one per seed: mean -+ t s / sqrt(n) with n - 1 degrees.
 
     Of paired differences (same seed, same data, two methods) it is the paired t interval.
 

@@ -1,7 +1,7 @@
 """Named methods: which views, score, selection, gate and sink a method combines. Imports no torch."""
 
-from .blocks import METHOD_OPTIONS, Method, Options
-from .catalogue import DEFAULT_METHOD, METHODS, get_method, with_method, without_method
+from cppo.methods.blocks import METHOD_OPTIONS, Method, Options
+from cppo.methods.catalogue import DEFAULT_METHOD, METHODS, get_method, with_method, without_method
 
 __all__ = [
     "DEFAULT_METHOD",

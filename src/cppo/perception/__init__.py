@@ -4,15 +4,15 @@ Imports torch alone. B rollouts, T response tokens, V vocabulary; every divergen
 nats.
 """
 
-from .contrast import (
+from cppo.perception.contrast import (
     contrastive_perception_loss,
     contrastive_perception_tokens,
     rollout_mean_loss,
     token_mean_loss,
 )
-from .dependency import entropy_from_logits, entropy_shift, logp_shift
-from .divergence import EXACT_DIVERGENCES, js_divergence, k3_divergence, kl_divergence
-from .selection import (
+from cppo.perception.dependency import entropy_from_logits, entropy_shift, logp_shift
+from cppo.perception.divergence import EXACT_DIVERGENCES, js_divergence, k3_divergence, kl_divergence
+from cppo.perception.selection import (
     GATES,
     SELECTORS,
     draw_rollouts,
@@ -22,7 +22,7 @@ from .selection import (
     select_tokens,
     select_top_tokens,
 )
-from .shaping import advantage_scale, rollout_dependency
+from cppo.perception.shaping import advantage_scale, rollout_dependency
 
 __all__ = [
     "EXACT_DIVERGENCES",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .divergence import to_accumulation_dtype
+from cppo.perception.divergence import to_accumulation_dtype
 
 
 def contrastive_perception_tokens(

@@ -7,7 +7,7 @@ divergences of `divergence.py` serve as scores too. float32 accumulation, float6
 import torch
 from torch import Tensor
 
-from .divergence import log_distribution, to_accumulation_dtype
+from cppo.perception.divergence import log_distribution, to_accumulation_dtype
 
 ENTROPY_EPSILON = 1e-6
 

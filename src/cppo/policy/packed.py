@@ -1,4 +1,4 @@
-"""The fast scorer: one packed row for a whole batch, each prompt and image once a group, no [B, T, V] logits.
+"""The fast scorer: one packed row for a whole batch, each prompt and image once per group, no [B, T, V] logits.
 
 `add_shared_prompt_forward(model)` once; then `model(shared_prompt=pack(...), readout=readout)` wherever the model is
 wrapped (DDP, FSDP, PEFT): the head is used inside the forward, and there is one forward a backward.

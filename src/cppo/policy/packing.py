@@ -1,4 +1,4 @@
-"""Build packed rows: the responses of a batch under several views, each prompt and each image once a group and view."""
+"""Build packed rows: the responses of a batch under several views, prompts and images once per group and view."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from cppo.policy.vision_inputs import (
     model_images,
     pads_rows,
     slice_rows,
+    without_empty_images,
 )
-from cppo.policy.vision_inputs import without_empty_images as without_empty
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PackedBatch:
     """Rows to run and, for their n scored tokens in order, where these belong in a batch of B rows of T responses.
 
     Attributes:
-        passes: one packed row for all views together, or one a view.
+        passes: one packed row for all views together, or one per view.
         tokens: each view's part of the scored tokens.
         targets: the response tokens, [n].
         rows, columns: their places in the batch, [n] each.
@@ -134,8 +134,8 @@ def pack(
         input_ids: prompt and response, [B, P + T]; prompts padded on the left, responses on the right.
         attention_mask: 1 for real tokens, [B, P + T]. A row whose response is masked altogether scores nothing.
         num_response_tokens: T.
-        views: for each view, by name, the groups to score; a row at most once a view.
-        sequential: one backbone pass a view instead of one for all: less memory, see `add_shared_prompt_forward`.
+        views: for each view, by name, the groups to score; a row at most once per view.
+        sequential: one backbone pass per view instead of one for all: less memory, see `add_shared_prompt_forward`.
 
     Raises:
         UserError: a prompt has no token.
@@ -235,7 +235,7 @@ def joined_images(config: Any, parts: Sequence[VisionInputs]) -> VisionInputs:
     """
     images = []
     for part in parts:
-        pixels = without_empty(part).get("pixel_values")
+        pixels = without_empty_images(part).get("pixel_values")
         # Idefics fills up rows without an image with images of zeros.
         if pixels is not None and (not pads_rows(part) or pixels.any()):
             kept = {key: value for key, value in part.items() if key not in PER_TOKEN_KEYS}

@@ -1,9 +1,9 @@
-"""Rollouts whose prefill runs each prompt and image once a group, inside transformers' own `generate`.
+"""Rollouts whose prefill runs each prompt and image once per group, inside transformers' own `generate`.
 
 `generate` calls the model once on all prompts, then a token at a time. Only that first call is changed: equal rows run
 once, and their last logits and keys and values are copied to every row. Sampling, and every call after, stay as they
 are, so that one seed draws what it draws without sharing, up to the rounding of another batch size. Dropout that is
-active in the prompt is drawn once a group too, as in the packed scorer.
+active in the prompt is drawn once per group too, as in the packed scorer.
 """
 
 import functools
@@ -31,8 +31,8 @@ ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
 def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig | None = None) -> Iterator[None]:
     """Within this context, `model.generate` and wrappers of it prefill equal prompts with equal images once.
 
-    What is not understood runs as it is: beams, several sequences a row, a prefill in chunks, videos, image sizes that
-    vary without a grid or LLaVA-OneVision's counts, embeddings in place of tokens, a cache of another kind, active
+    What is not understood runs as it is: beams, several sequences per row, a prefill in chunks, videos, image sizes
+    that vary without a grid or LLaVA-OneVision's counts, embeddings in place of tokens, a cache of another kind, active
     gradient checkpointing (which has no cache).
 
     Args:

@@ -1,4 +1,4 @@
-"""Recipes: flat YAML, one a purpose, checked before torch is imported."""
+"""Recipes: flat YAML, one per purpose, checked before torch is imported."""
 
 from cppo.recipes.options import RunOptions, TrainOptions
 from cppo.recipes.recipe import (

@@ -6,8 +6,14 @@ from typing import Annotated, Literal
 from cppo.errors import UserError
 
 ADAPTER_OPTIONS = (
-    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-    *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
 )
 """Options that say nothing without `use_peft`."""
 
@@ -129,7 +135,7 @@ class TrainOptions(RunOptions):
         default=None,
         metadata={
             "help": "Every so many steps the report's held-out accuracy and perception tokens are taken on the first "
-            "probe_items of eval_data (default: eight times a run, but not with FSDP or DeepSpeed; 0 = off).",
+            "probe_items of eval_data (default: eight times per run, but not with FSDP or DeepSpeed; 0 = off).",
         },
     )
     probe_items: Annotated[int, "[1, inf)"] = field(

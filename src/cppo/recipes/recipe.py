@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cppo.errors import UserError
+from cppo.errors import UserError, one_line
 from cppo.methods import DEFAULT_METHOD, with_method, without_method
 from cppo.recipes.options import ADAPTER_OPTIONS, RunOptions
 from cppo.recipes.run_dir import CONFIG_HEADER
@@ -112,13 +112,8 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
 def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's options of what the run is, with the trainer's fields from `config`."""
     run = dataclasses.asdict(recipe.options)
-    for name in (
-        "resume_from_checkpoint",
-        "overwrite",
-        "quiet",
-        "dry_run",
-    ):  # they say how a run was started, not what it is
-        run.pop(name, None)
+    for name in ("resume_from_checkpoint", "overwrite", "quiet", "dry_run"):
+        run.pop(name, None)  # they say how a run was started, not what it is
     if not run["use_peft"]:
         run = {name: value for name, value in run.items() if name not in ("use_peft", *ADAPTER_OPTIONS)}
     return {**{name: value for name, value in run.items() if value is not None}, **config}
@@ -165,7 +160,7 @@ def read_mapping(file: Path, where: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where}: not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{where}: expected a mapping, one `option: value` a line")
     return content

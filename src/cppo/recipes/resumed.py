@@ -11,10 +11,32 @@ from cppo.recipes.recipe import Recipe, resolved_options
 from cppo.recipes.schema import schema
 
 _FREE = (
-    *("output_dir", "max_steps", "num_train_epochs", "final_eval_samples", "max_bad_fraction"),
-    *("eval_", "per_device_eval_", "save_", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    *("logging_", "log_", "report_to", "run_name", "project", "trackio_", "num_completions_to_print", "disable_tqdm"),
-    *("hub_", "push_to_hub", "dataloader_", "view_threads", "scorer", "perception_memory", "gradient_checkpointing"),
+    "output_dir",
+    "max_steps",
+    "num_train_epochs",
+    "final_eval_samples",
+    "max_bad_fraction",
+    "eval_",
+    "per_device_eval_",
+    "save_",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    "logging_",
+    "log_",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_",
+    "num_completions_to_print",
+    "disable_tqdm",
+    "hub_",
+    "push_to_hub",
+    "dataloader_",
+    "view_threads",
+    "scorer",
+    "perception_memory",
+    "gradient_checkpointing",
 )
 """Options, by the start of their names, that neither choose what is trained on, in which order, nor the loss."""
 

@@ -19,7 +19,7 @@ class RunDirectory:
     """The files of one run.
 
     `config.yaml` is the resolved recipe, `metrics.jsonl` has one JSON object a logged step, `samples.jsonl` one example
-    response a line, `probes.jsonl` one look at the held-out items a line, `progress.json` tells how far the run is,
+    response a line, `probes.jsonl` one look at the held-out items per line, `progress.json` tells how far the run is,
     `summary.json` is written last, when it has finished, `report.html` shows it all, `README.md` is the model card.
     """
 

@@ -31,7 +31,6 @@ class OptionField:
     default: Any
     help: str
     interval: str | None
-    origin: str
 
 
 def dataclass_fields(module: str, class_name: str) -> dict[str, OptionField]:
@@ -43,7 +42,7 @@ def dataclass_fields(module: str, class_name: str) -> dict[str, OptionField]:
     for node in _module_tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return {
-                statement.target.id: _option_field(statement, class_name)
+                statement.target.id: _option_field(statement)
                 for statement in node.body
                 if isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)
@@ -71,7 +70,7 @@ def _module_file(module: str) -> Path:
     return file
 
 
-def _option_field(statement: ast.AnnAssign, origin: str) -> OptionField:
+def _option_field(statement: ast.AnnAssign) -> OptionField:
     kinds: set[str] = set()
     items: set[str] = set()
     choices: list[Any] = []
@@ -86,7 +85,6 @@ def _option_field(statement: ast.AnnAssign, origin: str) -> OptionField:
         default=default,
         help=" ".join(str(metadata.get("help", "")).replace("%%", "%").split()),
         interval=interval,
-        origin=origin,
     )
 
 

@@ -119,7 +119,7 @@ def run_figures(run: RunData) -> list[Markup]:
 
 
 def comparison_figures(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]:
-    """One chart a metric, a line a run; at most `STYLES` runs, which is how many lines can be told apart.
+    """One chart a metric, one line per run; at most `STYLES` runs, which is how many lines can be told apart.
 
     Args:
         names: of the runs, all different.

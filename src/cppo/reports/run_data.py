@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cppo.errors import UserError
+from cppo.errors import UserError, one_line
 from cppo.recipes import RunDirectory
 
 
@@ -71,7 +71,7 @@ def read_run(path: str | Path) -> RunData:
         config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
         summary, progress = _json_object(files.summary), _json_object(files.progress)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     return RunData(
         name=files.path.name,
         config=config if isinstance(config, dict) else {},

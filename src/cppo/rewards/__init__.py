@@ -1,10 +1,10 @@
 """Reward functions in TRL's form, `f(completions, **columns) -> list[float]`, safe on hostile model text."""
 
-from .answer import accuracy_reward, get_accuracy_reward
-from .extract import extract_answer
-from .format import format_reward
-from .match import answer_kind, answers_match
-from .spec import (
+from cppo.rewards.answer import accuracy_reward, get_accuracy_reward
+from cppo.rewards.extract import extract_answer
+from cppo.rewards.format import format_reward
+from cppo.rewards.match import answer_kind, answers_match
+from cppo.rewards.spec import (
     DEFAULT_REWARDS,
     DEFAULT_WEIGHTS,
     RewardSpec,

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cppo.errors import UserError
-
-from .extract import completion_text, extract_answer
-from .match import answers_match
+from cppo.rewards.extract import completion_text, extract_answer
+from cppo.rewards.match import answers_match
 
 
 def get_accuracy_reward(tolerance: float = 0.0) -> Callable[..., list[float]]:

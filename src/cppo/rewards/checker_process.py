@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 import time
@@ -52,10 +53,6 @@ def load_checker() -> Callable[[str, str], bool]:
 
 
 def limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT_BYTES, hard)
     try:
@@ -66,10 +63,6 @@ def limit_memory() -> None:
 
 def limit_processor_time(seconds: float) -> None:
     """End this process by itself should the parent be gone when a question runs away."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     limit = math.ceil(time.process_time() + seconds) + EXTRA_CPU_SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

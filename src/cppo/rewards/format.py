@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .extract import MAX_RESPONSE_CHARS, completion_text, extract_answer
+from cppo.rewards.extract import MAX_RESPONSE_CHARS, completion_text, extract_answer
 
 _OPENING, _CLOSING = "<think>", "</think>"
 

@@ -9,9 +9,9 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
-from .extract import extract_answer
-from .quantity import Quantity, read_quantity, same_quantity
-from .worker import shared_worker
+from cppo.rewards.extract import extract_answer
+from cppo.rewards.quantity import Quantity, read_quantity, same_quantity
+from cppo.rewards.worker import shared_worker
 
 MAX_ANSWER_CHARS = 1_000
 DEFAULT_TIMEOUT_SECONDS = 3.0

@@ -3,7 +3,7 @@
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from cppo.errors import UserError
+from cppo.errors import UserError, one_line
 
 
 def check_loggers(args: TrainingArguments) -> None:
@@ -18,7 +18,7 @@ def check_loggers(args: TrainingArguments) -> None:
         if "wandb" in (args.report_to or ()) and args.process_index == 0:
             _log_in_to_wandb()
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"report_to: {' '.join(str(error).split())}") from error
+        raise UserError(f"report_to: {one_line(error)}") from error
 
 
 def _log_in_to_wandb() -> None:

@@ -13,7 +13,7 @@ from trl import GRPOConfig
 from cppo import __version__
 from cppo.assets import resolve_model
 from cppo.data import RecordSource, to_dataset
-from cppo.errors import UserError, in_one_line, tell
+from cppo.errors import UserError, in_one_line, one_line, tell
 from cppo.evaluation import (
     BLANK,
     EvalResult,
@@ -221,7 +221,7 @@ def build_trainer(
         )
     # How the libraries refuse them.
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"the trainer cannot be built: {' '.join(str(error).split())}") from error
+        raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
     if options.use_peft:
         name_base(trainer.model, options.model)
     for callback in (ProgressCallback, PrinterCallback):

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
-from cppo.errors import UserError, in_one_line
+from cppo.errors import UserError, first_line, in_one_line
 from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
@@ -93,7 +93,7 @@ def run_sft(
             **adapter,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model {model!r} cannot be fine-tuned: {_first_line(error)}") from error
+        raise UserError(f"model {model!r} cannot be fine-tuned: {first_line(error)}") from error
     if adapter:
         name_base(trainer.model, model)
     for callback in (ProgressCallback, PrinterCallback) if callbacks else ():
@@ -101,7 +101,3 @@ def run_sft(
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model(output_dir)
     return output_dir
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -5,8 +5,6 @@ shapes) and `chart` (read bars, then compute). Every item is a pure function of 
 split).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from cppo.errors import UserError

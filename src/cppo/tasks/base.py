@@ -4,8 +4,6 @@ A family draws a `Sketch` from a scene generator; `cppo.tasks.make_item` turns i
 here is global or mutable: an item is a function of (family, options, seed, index, split) alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -79,7 +77,7 @@ class TaskOptions:
             raise UserError(f"ask={self.ask}: give {' or '.join(ASKS)}")
 
     @classmethod
-    def parse(cls, options: Mapping[str, str]) -> TaskOptions:
+    def parse(cls, options: Mapping[str, str]) -> "TaskOptions":
         """Options from text, as they stand in a data spec; UserError on an unknown name or a bad value."""
         kinds: dict[str, type] = {field.name: type(field.default) for field in fields(cls)}
         values: dict[str, Any] = {}
@@ -138,7 +136,7 @@ def draw_wording(rng: np.random.Generator, prior: float, split: str) -> tuple[in
     return wording, wording == 0 if tied and split == "train" else lower
 
 
-def draw_from_half(rng: np.random.Generator, domain: Sequence, lower: bool):
+def draw_from_half(rng: np.random.Generator, domain: Sequence[Any], lower: bool) -> Any:
     """One element of the ordered `domain`'s lower or upper half; uniform if `lower` is a fair coin."""
     place = rng.random() / 2 + (0 if lower else 0.5)
     return domain[int(place * len(domain))]
@@ -149,7 +147,7 @@ def scene_split(facts: object) -> str:
     return "test" if hashlib.sha256(repr(facts).encode()).digest()[0] % TEST_SHARE == 0 else "train"
 
 
-def pick(rng: np.random.Generator, choices: Sequence | np.ndarray):
+def pick(rng: np.random.Generator, choices: Sequence[Any] | np.ndarray) -> Any:
     """One element, uniformly (much faster than `rng.choice` on a short sequence)."""
     return choices[int(rng.integers(len(choices)))]
 

@@ -8,8 +8,6 @@ image and is not read off it.
 Train and test scenes are disjoint: a hash of the scene's facts (colours and heights in order) decides the split.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageDraw
 

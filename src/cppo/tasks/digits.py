@@ -8,8 +8,6 @@ the image and is not read off it.
 The test split uses other handwritten images than the train split: of each label every fifth.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

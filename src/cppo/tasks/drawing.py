@@ -1,7 +1,5 @@
 """Colours, outlines and numerals that the drawn families share; everything is legible at 64x64 pixels."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

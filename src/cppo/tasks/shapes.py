@@ -10,8 +10,6 @@ Train and test scenes are disjoint: a hash of the scene's facts (which colour an
 the split.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -39,9 +37,15 @@ KINDS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 PLACES = {
     4: ("top left", "top right", "bottom left", "bottom right"),
     9: (
-        *("top left", "top middle", "top right"),
-        *("middle left", "centre", "middle right"),
-        *("bottom left", "bottom middle", "bottom right"),
+        "top left",
+        "top middle",
+        "top right",
+        "middle left",
+        "centre",
+        "middle right",
+        "bottom left",
+        "bottom middle",
+        "bottom right",
     ),
 }
 WORDINGS = {

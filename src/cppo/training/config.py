@@ -160,7 +160,7 @@ class CPPOConfig(GRPOConfig):
     scorer: Literal["shared", "kernel", "plain"] = field(
         default="shared",
         metadata={
-            "help": "'shared': each prompt and image once a group, for policy and reference; 'kernel': "
+            "help": "'shared': each prompt and image once per group, for policy and reference; 'kernel': "
             "a row for each rollout, as TRL does, and what 'shared' falls back to where a model cannot share; 'plain': "
             "a row each with whole logits, in float64 for a float64 model."
         },

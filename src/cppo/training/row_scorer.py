@@ -26,7 +26,7 @@ def row_scorer(
     Args:
         model: policy or reference.
         num_response_tokens: T, at the end of each row.
-        shares: whether the rows are to be packed, each prompt and image once a group.
+        shares: whether the rows are to be packed, each prompt and image once per group.
     """
 
     def shared(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
@@ -57,5 +57,5 @@ def row_scorer(
 
     if shares:
         return shared
-    # TRL's function has no argument for LLaVA-OneVision's images a row.
+    # TRL's function has no argument for LLaVA-OneVision's images per row.
     return plain if trainer.args.needs_logits or takes_images_a_row(unwrapped(model).config) else kernel

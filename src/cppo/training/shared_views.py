@@ -1,4 +1,4 @@
-"""Score a micro-batch and its views from one packed row: each prompt and image once a group and view.
+"""Score a micro-batch and its views from one packed row: each prompt and image once per group and view.
 
 The order inside the one forward pass: the head on anchor and I- (one gives the entropies that detection needs and the
 negative at once), then the selection, then the head on I+ at the selected tokens alone.

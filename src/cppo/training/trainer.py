@@ -3,7 +3,7 @@
 How a step differs from GRPO's:
 1. the images of a row become upright RGB once, and the views I+ and I- of each are made while rollouts are generated;
 2. a gate keeps the rollouts worth learning perception from, and their prompts' views go through the same processor;
-3. one forward pass scores all rollouts and, of the gated-in ones, also I- and I+, each prompt and image once a group;
+3. one forward pass scores all rollouts and, of the gated-in ones, also I- and I+, each prompt and image once per group;
 4. tokens whose score says that they depend on the image are selected, and their contrast is added to the RL loss.
 
 Which views, score, selection, gate and sink: the options that `method` sets (`cppo.methods`).
@@ -39,7 +39,7 @@ from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
     "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
-    "_generate_single_turn": "each prompt and image is prefilled once a group; vLLM: None for no images, and the views",
+    "_generate_single_turn": "each prompt and image is prefilled once per group; for vLLM None where no images are",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
@@ -80,9 +80,9 @@ class CPPOTrainer(CardedTrainer):
         "title": "CPPO: Contrastive Perception for Vision Language Policy Optimization",
         "id": "2601.00501",
         "citation": "@article{cppo2026,\n"
-        "    title        = {{CPPO: Contrastive Perception for Vision Language Policy Optimization}},\n"
-        "    year         = 2026,\n"
-        "    eprint       = {arXiv:2601.00501},\n"
+        "  title   = {CPPO: Contrastive Perception for Vision Language Policy Optimization},\n"
+        "  journal = {arXiv preprint arXiv:2601.00501},\n"
+        "  year    = {2026},\n"
         "}",
     }
 

@@ -172,7 +172,7 @@ class BatchViews:
     ) -> list[dict[str, VisionInputs] | None]:
         """For each gated-in row the model's inputs under the views of these kinds; None for the other rows.
 
-        The processor runs once a prompt; its rollouts share the same tensors.
+        The processor runs once per prompt; its rollouts share the same tensors.
 
         Args:
             gate: which rows are gated in.

@@ -147,11 +147,10 @@ def scores_in_chunks(
     """Score all rows, `chunk` of them at a time (TRL's own cut fails on a chunk of text-only rows); no logits."""
     if chunk >= input_ids.shape[0]:
         return score(input_ids, attention_mask, vision)
-    parts = [
-        score(input_ids[start : start + chunk], attention_mask[start : start + chunk], slice_rows(vision, start, end))
-        for start in range(0, input_ids.shape[0], chunk)
-        for end in [min(start + chunk, input_ids.shape[0])]
-    ]
+    parts = []
+    for start in range(0, input_ids.shape[0], chunk):
+        end = min(start + chunk, input_ids.shape[0])
+        parts.append(score(input_ids[start:end], attention_mask[start:end], slice_rows(vision, start, end)))
     losses = [part.aux_loss for part in parts if part.aux_loss is not None]
     return ResponseScores(
         torch.cat([part.logps for part in parts]),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms
 
-from cppo.errors import UserError
+from cppo.errors import UserError, one_line
 
 # What undoes each EXIF orientation (Exif 2.32, tag 0x0112); 1 is upright.
 _UPRIGHT = {
@@ -50,8 +50,7 @@ def load_rgb(image: Image.Image) -> Image.Image:
     try:
         rgb = _convert(_upright(_first_frame(image)))
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name} cannot be read ({reason}); replace or remove it") from error
+        raise UserError(f"{name} cannot be read ({one_line(error)}); replace or remove it") from error
     rgb.info = {}
     return rgb
 
