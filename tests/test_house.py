@@ -138,6 +138,16 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
     assert "perception/gated_fraction" in run.stdout
 
 
+def test_the_python_of_the_functions_page_runs(tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "perception.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code) == 2
+    run = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    selected, views = run.stdout.splitlines()
+    assert re.fullmatch(r"\d+ tokens selected, loss \d\.\d{3}", selected)
+    assert views == "(64, 64) (64, 64)"
+
+
 @pytest.mark.parametrize("document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
