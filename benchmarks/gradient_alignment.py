@@ -2,9 +2,10 @@
 
 Gradients of GRPO's loss and of perception terms, each on its own, on independent batches of prompts and rollouts;
 nothing is updated in between. Of each term: the cosine of its expected gradient with that of GRPO's loss, and its
-length relative to it at the method's own `perception_weight`. Means over a few batches are mostly noise, which would shrink a
-cosine and lengthen a gradient: squared lengths are estimated from pairs of different batches, and the cosine is divided
-by those (so it can leave [-1, 1]). 95 % intervals by a jackknife over batches. Writes a Markdown table and JSON.
+length relative to it at the method's own `perception_weight`. Means over a few batches are mostly noise, which would
+shrink a cosine and lengthen a gradient: squared lengths are estimated from pairs of different batches, and the cosine
+is divided by those (so it can leave [-1, 1]). 95 % intervals by a jackknife over batches. Writes a Markdown table and
+JSON.
 
     python benchmarks/gradient_alignment.py --task "digits?noise=150" --batches 160 --json digits.json
 """
