@@ -8,11 +8,15 @@ import pytest
 import yaml
 
 from cppo.cli import main as cli
+from cppo.cli.parser import Parser
+from cppo.cli.trained import add_answer_options, answer_settings
 
 # Runs the command line in a fresh interpreter, then says whether torch got imported.
 RUNNER = """
 import sys
 from cppo.cli.main import main
+from cppo.cli.parser import Parser
+from cppo.cli.trained import add_answer_options, answer_settings
 status = main(sys.argv[1:])
 print("torch" if "torch" in sys.modules else "no torch")
 sys.exit(status)
@@ -238,3 +242,16 @@ def test_a_run_folder_without_a_model_names_its_latest_checkpoint(capsys, tmp_pa
         (folder / "trainer_state.json").write_text("{}")
     message = error_of(capsys, "eval", "--model", tmp_path, "--data", "tasks:digits")
     assert f"its latest checkpoint is {tmp_path / 'checkpoint-12'}" in message
+
+
+def test_a_given_setting_wins_over_the_run_directorys_and_that_over_the_default():
+    parser = Parser(prog="cppo eval")
+    add_answer_options(parser)
+    trained = {"max_completion_length": 80, "system_prompt": "Look.", "max_pixels": 900}
+    names = ("max_new_tokens", "system_prompt", "min_pixels", "max_pixels")
+    for words, expected in (
+        ([], (80, "Look.", None, 900)),
+        (["--max-new-tokens", "5", "--system_prompt", "", "--min_pixels", "4"], (5, "", 4, 900)),
+    ):
+        assert answer_settings(parser.parse_all(words), trained) == dict(zip(names, expected, strict=True))
+    assert answer_settings(parser.parse_all([]), {}) == dict(zip(names, (512, None, None, None), strict=True))

@@ -17,7 +17,7 @@ from cppo.recipes.values import check_value, in_interval, value_from_words
 
 
 def option(*kinds, items=(), choices=(), interval=None, default=UNSET):
-    return OptionField("x", frozenset(kinds), frozenset(items), tuple(choices), default, "", interval, "")
+    return OptionField("x", frozenset(kinds), frozenset(items), tuple(choices), default, "", interval)
 
 
 def train(*argv):

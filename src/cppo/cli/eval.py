@@ -10,9 +10,9 @@ from cppo.assets import resolve_model
 from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
-from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction, number_from
+from cppo.cli.parser import Parser, add_data_options, at_least, fraction, number_from
 from cppo.cli.response_file import ResponseFile
-from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, trained_recipe
+from cppo.cli.trained import add_answer_options, answer_settings, trained_recipe
 from cppo.data import PixelBounds, RecordSource, check_columns, load_records
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
@@ -164,22 +164,14 @@ def _check_sampling(arguments: Any) -> list[int]:
 def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler]:
     """What decides the responses and their scores, as given, as trained, or by default; and the trained views."""
     trained = trained_recipe(arguments.model)
-
-    def given(option: str, default: Any, recipe_field: str | None = None) -> Any:
-        value = getattr(arguments, option)
-        return trained.get(recipe_field or option, default) if value is None else value
-
     greedy = arguments.samples == 1 and not arguments.temperature
     settings = {
         "samples": arguments.samples,
         "temperature": 0.0 if greedy else (1.0 if arguments.temperature is None else arguments.temperature),
         "top_p": 1.0 if arguments.top_p is None else arguments.top_p,
         "seed": arguments.seed,
-        "max_new_tokens": given("max_new_tokens", DEFAULT_MAX_NEW_TOKENS, "max_completion_length"),
-        "system_prompt": given("system_prompt", None),
-        "tolerance": given("tolerance", 0.0),
-        "min_pixels": given("min_pixels", None),
-        "max_pixels": given("max_pixels", None),
+        "tolerance": trained.get("tolerance", 0.0) if arguments.tolerance is None else arguments.tolerance,
+        **answer_settings(arguments, trained),
     }
     return settings, trained.get("views", ViewSampler(0))
 
@@ -205,19 +197,7 @@ def _parser() -> Parser:
         prog="cppo eval", description="Accuracy, pass@k and format rate of a model on data, and its perception card."
     )
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="SPEC",
-        help="tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]",
-    )
-    parser.add_argument(
-        "--columns",
-        type=columns_option,
-        metavar="{..}",
-        help="your column names {prompt: question, ...}, or a known layout",
-    )
+    add_data_options(parser)
     parser.add_argument(
         "--samples", type=at_least(1), default=1, metavar="N", help="1 (default) is greedy; more: avg@N and pass@k"
     )
@@ -245,15 +225,8 @@ def _parser() -> Parser:
         "--responses", metavar="FILE", help="store every response in a .jsonl file; go on from it where it stopped"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
-    parser.add_argument("--system_prompt", metavar="TEXT", help="default: the one that a run directory trained with")
     parser.add_argument(
         "--batch_size", type=at_least(1), default=64, metavar="N", help="responses at once (default: 64)"
-    )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=at_least(1),
-        metavar="N",
-        help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
     parser.add_argument(
         "--tolerance",
@@ -261,13 +234,6 @@ def _parser() -> Parser:
         metavar="X",
         help="how far a number may lie from the expected one, as a fraction of it (default: as trained, else 0)",
     )
-    add_pixel_bounds(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")
-    parser.add_argument(
-        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
-    )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else as saved"
-    )
+    add_answer_options(parser)
     return parser

@@ -8,8 +8,15 @@ from tqdm import tqdm
 
 from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, own_recipe, recipe_options, recipe_sampler, trained_recipe
+from cppo.cli.parser import Parser, add_data_options, at_least
+from cppo.cli.trained import (
+    add_answer_options,
+    answer_settings,
+    own_recipe,
+    recipe_options,
+    recipe_sampler,
+    trained_recipe,
+)
 from cppo.data import PixelBounds, check_columns, load_records
 from cppo.errors import UserError
 
@@ -28,14 +35,14 @@ def run(argv: Sequence[str]) -> None:
     check_output_file("--json", arguments.json)
     config = arguments.config or own_recipe(arguments.model)
     sampler, options = recipe_sampler(config, arguments.seed), recipe_options(config)
-    trained = trained_recipe(arguments.model)
+    settings = answer_settings(arguments, trained_recipe(arguments.model))
     source = load_records(
         arguments.data,
         split="test",
         limit=arguments.limit,
         columns=arguments.columns,
         max_bad_fraction=arguments.max_bad_fraction,
-        pixels=PixelBounds(trained.get("min_pixels"), trained.get("max_pixels")),
+        pixels=PixelBounds(settings["min_pixels"], settings["max_pixels"]),
     )
     quiet_libraries()
 
@@ -46,9 +53,9 @@ def run(argv: Sequence[str]) -> None:
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     asked = InspectOptions(
         samples=arguments.samples,
-        max_new_tokens=arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS,
+        max_new_tokens=settings["max_new_tokens"],
         seed=arguments.seed,
-        system_prompt=trained.get("system_prompt"),
+        system_prompt=settings["system_prompt"],
         selector=options["perception_selector"],
         top_fraction=options["perception_top_fraction"],
         gate=options["perception_gate"],
@@ -77,13 +84,7 @@ def run(argv: Sequence[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="cppo inspect", description="Which tokens of a model's responses depend on the image.")
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="SPEC",
-        help="tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]",
-    )
+    add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, a .html file")
     parser.add_argument("--json", metavar="FILE", help="write the figures too: a list, one object an item")
     parser.add_argument(
@@ -97,21 +98,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--samples", type=at_least(1), default=4, metavar="N", help="responses an item; 1 is greedy (default: 4)"
     )
-    parser.add_argument(
-        "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
-    )
-    parser.add_argument(
-        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
-    )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=at_least(1),
-        metavar="N",
-        help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
-    )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of sampling and views (default: 0)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else as saved"
-    )
+    add_answer_options(parser)
     return parser

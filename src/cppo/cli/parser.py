@@ -89,6 +89,18 @@ def fraction(text: str) -> float:
     return value
 
 
+def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:
+    """The options --data, --columns and --max_bad_fraction, for `cppo.data.load_records`."""
+    what = "tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]"
+    parser.add_argument("--data", required=required, nargs="+", metavar="SPEC", help=f"{note}{what}")
+    parser.add_argument(
+        "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
+    )
+    parser.add_argument(
+        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
+    )
+
+
 def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
     """The options --min_pixels and --max_pixels, for `cppo.data.PixelBounds`."""
     for name, what in (("min", "scale images of fewer pixels up to N"), ("max", "scale images of more down to N")):

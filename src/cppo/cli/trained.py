@@ -1,11 +1,14 @@
-"""What `eval`, `inspect` and `views` take from a recipe: from the one that is named, or a run directory's own."""
+"""The settings that `eval`, `inspect` and `views` share: options, a named recipe's, or those a run directory has."""
 
+import argparse
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from cppo.cli.parser import add_pixel_bounds, at_least
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
 from cppo.rewards import check_rewards, number_tolerance
@@ -14,6 +17,37 @@ from cppo.views import ViewSampler
 
 DEFAULT_MAX_NEW_TOKENS = 512
 """Of a response, where no run directory says."""
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """The options of how a model answers: --max_new_tokens, --system_prompt, pixel bounds, --device and --dtype."""
+    parser.add_argument(
+        "--max_new_tokens",
+        type=at_least(1),
+        metavar="N",
+        help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
+    )
+    parser.add_argument("--system_prompt", metavar="TEXT", help="default: the one that a run directory trained with")
+    add_pixel_bounds(parser)
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else as saved"
+    )
+
+
+def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, device and type apart, as given, or as in `trained_recipe`, or by default."""
+
+    def given(option: str, default: Any, recipe_field: str | None = None) -> Any:
+        value = getattr(arguments, option)
+        return trained.get(recipe_field or option, default) if value is None else value
+
+    return {
+        "max_new_tokens": given("max_new_tokens", DEFAULT_MAX_NEW_TOKENS, "max_completion_length"),
+        "system_prompt": given("system_prompt", None),
+        "min_pixels": given("min_pixels", None),
+        "max_pixels": given("max_pixels", None),
+    }
 
 
 def own_recipe(model: str) -> str | None:

@@ -9,8 +9,15 @@ from tqdm import tqdm
 
 from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import Parser, at_least, columns_option, fraction
-from cppo.cli.trained import DEFAULT_MAX_NEW_TOKENS, own_recipe, recipe_families, recipe_sampler, trained_recipe
+from cppo.cli.parser import Parser, add_data_options, at_least
+from cppo.cli.trained import (
+    add_answer_options,
+    answer_settings,
+    own_recipe,
+    recipe_families,
+    recipe_sampler,
+    trained_recipe,
+)
 from cppo.data import PixelBounds, Record, check_columns, load_records
 from cppo.errors import UserError
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
@@ -37,20 +44,23 @@ def run(argv: Sequence[str]) -> None:
     if arguments.model is not None:
         check_model(arguments.model)
     trained = trained_recipe(arguments.model) if arguments.model else {}
+    settings = answer_settings(arguments, trained)
     config = arguments.config or (own_recipe(arguments.model) if arguments.model else None)
     sampler, families = recipe_sampler(config, arguments.seed), recipe_families(config)
     if arguments.families is not None:
         families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
-    records = _records(arguments, PixelBounds(trained.get("min_pixels"), trained.get("max_pixels")))
+    records = _records(arguments, PixelBounds(settings["min_pixels"], settings["max_pixels"]))
     quiet_libraries()
 
     from cppo.evaluation import evaluate, load_model
     from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
 
-    model, processor = load_model(arguments.model, device=arguments.device) if arguments.model else (None, None)
+    model = processor = None
+    if arguments.model:
+        model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     asked: dict[str, Any] = {
-        "max_new_tokens": arguments.max_new_tokens or trained.get("max_completion_length") or DEFAULT_MAX_NEW_TOKENS,
-        "system_prompt": trained.get("system_prompt"),
+        "max_new_tokens": settings["max_new_tokens"],
+        "system_prompt": settings["system_prompt"],
         "tolerance": trained.get("tolerance", 0.0),
     }
     items = []
@@ -107,7 +117,7 @@ def _strengths(config: str | None) -> str:
 def _parser() -> Parser:
     parser = Parser(prog="cppo views", description="Shows the images' views, I+ and I-, of every family.")
     parser.add_argument("--image", metavar="FILE", help="an image file")
-    parser.add_argument("--data", nargs="+", metavar="SPEC", help="rows of data instead of one image")
+    add_data_options(parser, required=False, note="rows instead of one image: ")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .png grid (of --image), or a .html page")
     parser.add_argument(
         "--config",
@@ -132,17 +142,5 @@ def _parser() -> Parser:
         metavar="N",
         help=f"rows of --data (default: {DEFAULT_LIMIT})",
     )
-    parser.add_argument(
-        "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
-    )
-    parser.add_argument(
-        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
-    )
-    parser.add_argument(
-        "--max_new_tokens",
-        type=at_least(1),
-        metavar="N",
-        help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
-    )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add_answer_options(parser)
     return parser
