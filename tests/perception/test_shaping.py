@@ -13,6 +13,7 @@ from cppo.perception import (
     select_random_tokens,
     select_tokens,
     select_top_tokens,
+    token_advantage_weights,
     token_mean_loss,
 )
 
@@ -88,6 +89,36 @@ def test_equal_dependencies_weigh_alike(dependency):
 def test_a_floor_outside_of_0_and_1_is_refused():
     with pytest.raises(ValueError, match="floor"):
         advantage_scale(torch.tensor([1.0, 2.0]), 1.1)
+
+
+@pytest.mark.parametrize(("threshold", "slope"), [(0.4, 2.0), (0.7, 0.0)])
+def test_token_weights_against_a_loop(threshold, slope):
+    random.seed(2)
+    score = [[random.random() * 3 for _ in range(9)] for _ in range(5)]
+    mask = [[1] * 9, [1] * 5 + [0] * 4, [0, 1] * 4 + [1], [0] * 9, [1] + [0] * 8]
+    expected = []
+    for values, row in zip(score, mask, strict=True):
+        places = [t for t in range(9) if row[t]]
+        own = [values[t] for t in places]
+        weights = [1.0] * len(own)
+        if len(set(own)) > 1:
+            scaled = [(value - min(own)) / (max(own) - min(own)) for value in own]
+            weights = [
+                u / threshold if u < threshold else 1 + slope * (u - threshold) / (1 - threshold) for u in scaled
+            ]
+            weights = [weight * len(own) / math.fsum(weights) for weight in weights]
+        by_place = dict(zip(places, weights, strict=True))
+        expected.append([by_place.get(t, 0.0) for t in range(9)])
+    kept = torch.tensor(mask)
+    hidden = torch.tensor(score, dtype=torch.float64).masked_fill(kept == 0, math.nan)  # what is outside does not count
+    found = token_advantage_weights(hidden, kept, threshold, slope)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("threshold", "slope"), [(0.0, 2.0), (1.0, 2.0), (0.4, -1.0)])
+def test_token_weights_refuse(threshold, slope):
+    with pytest.raises(ValueError, match="threshold must lie in"):
+        token_advantage_weights(torch.ones(1, 2), torch.ones(1, 2), threshold, slope)
 
 
 def test_token_mean():

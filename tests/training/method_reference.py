@@ -14,7 +14,7 @@ MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probab
 HALF_MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.5))
 NOISE_AND_MASK = (("diffusion_noise",), ("black_patches",), ViewStrengths(diffusion_steps=200))
 STATIC = (JITTER[0], ("static",), ViewStrengths())
-VIEWS_OF = {"papo": MASK, "papo-dapo": MASK, "vppo": HALF_MASK, "dvrp": NOISE_AND_MASK}
+VIEWS_OF = {"papo": MASK, "papo-dapo": MASK, "vppo": HALF_MASK, "pgpo": MASK, "dvrp": NOISE_AND_MASK}
 VIEWS_OF |= dict.fromkeys(("cppo-static", "cppo-static-js", "cppo-likelihood", "cppo-likelihood-all-tokens"), STATIC)
 
 
@@ -210,3 +210,17 @@ def vppo_loss(rollouts):
         total += r.advantage * (0.9 + (ceiling - 0.9) * scaled[i]) * len(kept)
     tokens = sum(r.tokens for r in rollouts)
     return -total / tokens + 0.06 * math.fsum(h for r in rollouts for h in r.entropy) / tokens
+
+
+def pgpo_weights(rollouts):
+    """The weight of every token of every rollout, as lists."""
+    found = []
+    for r in rollouts:
+        if not r.has_images:
+            found.append([1.0] * r.tokens)
+            continue
+        low, high = min(r.minus["k3"]), max(r.minus["k3"])
+        scaled = [(value - low) / (high - low) for value in r.minus["k3"]]
+        weights = [u / 0.4 if u < 0.4 else 1 + 2 * (u - 0.4) / 0.6 for u in scaled]
+        found.append([weight / mean(weights) for weight in weights])
+    return found

@@ -13,6 +13,7 @@ from method_reference import (
     best,
     cppo,
     k3_contrast,
+    pgpo_weights,
     positive,
     published,
     rl_loss,
@@ -110,6 +111,22 @@ def test_vppo(trainer_of, seen, rows, scorer, parts):
     assert loss == pytest.approx(expected, abs=2e-7)
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+def test_pgpo(trainer_of, seen, rows, scorer, parts):
+    """Every token's advantage is the rollout's times the token's weight; at ratio 1 the loss is the mean over them."""
+    trainer = trainer_of("pgpo", scorer)
+    micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
+    detect_and_shape(trainer, micro_batches)
+    rollouts, weights = seen("pgpo"), pgpo_weights(seen("pgpo"))
+    found = [row for inputs in micro_batches for row in inputs["advantages"].tolist()]
+    for shaped, rollout, own in zip(found, rollouts, weights, strict=True):
+        assert shaped[: rollout.tokens] == pytest.approx([rollout.advantage * weight for weight in own], abs=2e-6)
+    loss = math.fsum(trainer._compute_loss(trainer.model, inputs).item() for inputs in micro_batches)
+    assert loss == pytest.approx(rl_loss(rollouts), abs=2e-6)
+    assert max(map(max, weights)) > 1.5
+
+
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 def test_random_tokens_are_as_many_and_drawn_from_all(trainer_of, seen, rows, scorer):
     trainer = trainer_of("cppo-random-tokens", scorer)
@@ -129,6 +146,7 @@ def test_random_tokens_are_as_many_and_drawn_from_all(trainer_of, seen, rows, sc
         "papo",
         "dvrp",
         "vppo",
+        "pgpo",
         "cppo-positive-only",
         "cppo-negative-only",
         "cppo-cpl-only",
@@ -254,6 +272,7 @@ def test_whole_logits_are_kept_only_for_a_score_that_is_taken(trainer_of):
         ("cppo", {"removing", "preserving"}),
         ("papo", {"removing"}),
         ("vppo", {"removing"}),
+        ("pgpo", {"removing"}),
         ("dvrp", None),
         ("cppo-likelihood", None),
         ("cppo-likelihood-all-tokens", {"preserving"}),

@@ -131,9 +131,11 @@ def method_text(config: Mapping[str, Any]) -> str:
     used = []
     if sink == "advantage":
         used.append(f"perception_sink advantage, kept by the tokens of the best {config['perception_score']}")
+    elif sink == "weights":
+        used.append(f"perception_sink weights, of every token by its {config['perception_score']}")
     elif sink != "none" and weight:
         used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {config['perception_memory']}")
-    if sink not in ("advantage", "none") and entropy:
+    if sink in ("contrast", "divergence") and entropy:
         used.append(f"entropy under I- x {entropy:g}")
     if config["rollout_views"]:
         share = f"{config['rollout_view_mode']} {config['rollout_view_fraction']:g}"

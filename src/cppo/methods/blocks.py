@@ -55,11 +55,15 @@ SINK = (
     "perception_removing_weight",
     "perception_removing_entropy_weight",
     "perception_advantage_floor",
+    "perception_weight_threshold",
+    "perception_weight_slope",
     "perception_normalization",
     "perception_view_gradients",
     "perception_anchor_gradients",
 )
 RL = ("rl_weight",)
+SHAPING_SINKS = ("advantage", "weights")
+"""Values of `perception_sink` that change the advantages and add no loss."""
 
 METHOD_OPTIONS = frozenset((*VIEWS, *SCORE, *SELECTOR_AND_GATE, *SINK, *RL))
 """The options of CPPO's own that belong to a method: a recipe's values for them go when another method is chosen."""

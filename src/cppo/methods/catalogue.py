@@ -128,6 +128,26 @@ def vppo() -> Options:
     }
 
 
+def pgpo() -> Options:
+    """PGPO (arXiv 2604.01840): every token's advantage is weighted by how much it depends on the image.
+
+    Score k3(pi_old, pi_view) on a masked image, scaled to I in [0, 1]; weight I / 0.4 below 0.4, else 1 + 2 (I - 0.4) /
+    0.6, renormalised. Ours: the scale is that of a rollout's own tokens, from their least score to their largest; the
+    weights of a rollout have the mean 1; the mask is PAPO's; rows without images keep their advantages.
+    """
+    return {
+        "perception_sink": "weights",
+        "perception_score": "k3",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "perception_weight_threshold": 0.4,
+        "perception_weight_slope": 2.0,
+        "removing_views": ["black_patches"],
+        "view_patch_side": 14,
+        "view_patch_probability": 0.6,
+    }
+
+
 def dvrp() -> Options:
     """DVRP (arXiv 2601.06801): differ on a masked image, agree on a noised one.
 
@@ -306,6 +326,7 @@ METHODS: Mapping[str, Method] = {
         "papo": papo,
         "papo-dapo": papo_dapo,
         "vppo": vppo,
+        "pgpo": pgpo,
         "dvrp": dvrp,
         "noisyrollout": noisyrollout,
         "cppo-no-gate": no_gate,

@@ -22,7 +22,7 @@ from cppo.perception.selection import (
     select_tokens,
     select_top_tokens,
 )
-from cppo.perception.shaping import advantage_scale, rollout_dependency
+from cppo.perception.shaping import advantage_scale, rollout_dependency, token_advantage_weights
 
 __all__ = [
     "EXACT_DIVERGENCES",
@@ -45,5 +45,6 @@ __all__ = [
     "select_random_tokens",
     "select_tokens",
     "select_top_tokens",
+    "token_advantage_weights",
     "token_mean_loss",
 ]

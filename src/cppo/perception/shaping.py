@@ -1,4 +1,6 @@
-"""Advantages shaped by how much tokens and rollouts depend on the image (VPPO, arXiv 2510.09285)."""
+"""Advantages shaped by how much tokens and rollouts depend on the image (VPPO, arXiv 2510.09285; PGPO, 2604.01840)."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -30,3 +32,24 @@ def advantage_scale(dependency: Tensor, floor: float = 0.9) -> Tensor:
         return torch.ones_like(dependency)
     u = (dependency - dependency.min()) / spread
     return floor + (1.0 - floor) * u / u.mean()
+
+
+@torch.no_grad()
+def token_advantage_weights(score: Tensor, response_mask: Tensor, threshold: float = 0.4, slope: float = 2.0) -> Tensor:
+    """PGPO's weight of each token's advantage: less than 1 below the threshold, more above; [B, T].
+
+    With u the score scaled to [0, 1] over a rollout's response tokens: `u / threshold` up to the threshold and `1 +
+    slope (u - threshold) / (1 - threshold)` above it, divided by its mean over them: a rollout's mean weight is 1. All
+    are 1 where the scores are equal; outside the mask they are 0.
+
+    score, response_mask: [B, T]. Raises ValueError on a threshold outside (0, 1) or a negative slope.
+    """
+    if not 0.0 < threshold < 1.0 or slope < 0.0:
+        raise ValueError(f"threshold must lie in (0, 1) and slope be at least 0, but are {threshold} and {slope}")
+    mask_BT = response_mask.bool()
+    low_B1 = score.masked_fill(~mask_BT, math.inf).amin(dim=1, keepdim=True)
+    spread_B1 = score.masked_fill(~mask_BT, -math.inf).amax(dim=1, keepdim=True) - low_B1
+    u = (score - low_B1) / spread_B1
+    weight = torch.where(u < threshold, u / threshold, 1.0 + slope * (u - threshold) / (1.0 - threshold))
+    weight = torch.where(spread_B1 > 0, weight, 1.0).masked_fill(~mask_BT, 0.0)
+    return weight * mask_BT.sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)

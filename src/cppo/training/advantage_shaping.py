@@ -1,32 +1,37 @@
-"""The sink 'advantage': perception tokens alone keep their rollout's advantage, weighted by its dependency (VPPO)."""
+"""Sinks that shape the advantages: perception tokens alone keep their rollout's, weighted by its dependency (VPPO), or
+every token's is weighted by its own (PGPO).
+"""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cppo.perception import advantage_scale, rollout_dependency
+from cppo.perception import advantage_scale, rollout_dependency, token_advantage_weights
 from cppo.training.perception_term import Detection
 from cppo.training.view_scoring import ViewRequest
+
+if TYPE_CHECKING:
+    from cppo.training.config import CPPOConfig
 
 
 def shape_advantages(
     micro_batches: Sequence[dict[str, Any]],
     detections: Sequence[tuple[ViewRequest, Detection | None]],
-    floor: float,
+    args: "CPPOConfig",
     gather: Callable[[Tensor], Tensor],
     rank: int,
 ) -> Tensor:
-    """Replace the advantages [B] of micro-batches by those of their tokens, [B, T] (VPPO, arXiv 2510.09285).
+    """Replace the advantages [B] of micro-batches by those of their tokens, [B, T], as `args.perception_sink` says.
 
     A rollout without views keeps its advantage at every token.
 
     Args:
         micro_batches: of this process, changed in place.
         detections: of each, what was asked for and found.
-        floor: smallest weight of a rollout.
+        args: the options `perception_*`.
         gather: concatenates a tensor over the processes, in the order of their ranks; all rollouts are compared.
         rank: of this process.
 
@@ -40,15 +45,26 @@ def shape_advantages(
             dependency[request.rows] = rollout_dependency(detection.score, request.response_mask).to(dependency)
         dependencies.append(dependency)
     mine = torch.cat(dependencies)
-    everyones = gather(mine)
-    known = ~everyones.isnan()
-    scale = torch.ones_like(everyones)
-    scale[known] = advantage_scale(everyones[known], floor)
-    own_scale = scale[rank * len(mine) : (rank + 1) * len(mine)].split([len(part) for part in dependencies])
-    for inputs, (request, detection), weights in zip(micro_batches, detections, own_scale, strict=True):
+    scales = [torch.ones_like(part) for part in dependencies]
+    if args.perception_sink == "advantage":
+        everyones = gather(mine)
+        known = ~everyones.isnan()
+        scale = torch.ones_like(everyones)
+        scale[known] = advantage_scale(everyones[known], args.perception_advantage_floor)
+        scales = list(scale[rank * len(mine) : (rank + 1) * len(mine)].split([len(part) for part in dependencies]))
+    for inputs, (request, detection), own in zip(micro_batches, detections, scales, strict=True):
         advantages = inputs["advantages"][:, None].repeat(1, inputs["completion_ids"].shape[1])
         if detection is not None:
             rows = request.rows
-            advantages[rows] = advantages[rows] * weights[rows][:, None] * detection.token_mask
+            advantages[rows] *= own[rows][:, None] * _token_factors(detection, request, args).to(advantages)
         inputs["advantages"] = advantages
     return mine
+
+
+def _token_factors(detection: Detection, request: ViewRequest, args: "CPPOConfig") -> Tensor:
+    """What multiplies the advantage at each token of the requested rows, [n, T]."""
+    if args.perception_sink == "advantage":
+        return detection.token_mask
+    return token_advantage_weights(
+        detection.score, request.response_mask, args.perception_weight_threshold, args.perception_weight_slope
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from trl import GRPOConfig
 
 from cppo.errors import UserError
-from cppo.methods import get_method
+from cppo.methods import SHAPING_SINKS, get_method
 from cppo.perception import EXACT_DIVERGENCES
 from cppo.recipes import in_interval
 from cppo.training.option_rules import check_combinations, view_sampler
@@ -34,12 +34,13 @@ class CPPOConfig(GRPOConfig):
             "help": "The method, whose options it sets: `cppo`, `grpo` (TRL's) or another that `cppo methods` lists."
         },
     )
-    perception_sink: Literal["contrast", "divergence", "advantage", "none"] = field(
+    perception_sink: Literal["contrast", "divergence", "advantage", "weights", "none"] = field(
         default="contrast",
         metadata={
             "help": "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); "
             "'divergence', w+ d+ - w- d-; 'advantage', which they alone keep, in rollouts weighted by their score "
-            "(VPPO); 'none' trains on the RL loss alone."
+            "(VPPO); 'weights': every token's advantage is weighted by its score (PGPO); 'none' trains on the RL loss "
+            "alone."
         },
     )
     perception_weight: Annotated[float, "[0, inf)"] = field(
@@ -121,6 +122,16 @@ class CPPOConfig(GRPOConfig):
         metadata={
             "help": "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike.",
         },
+    )
+    perception_weight_threshold: Annotated[float, "(0, 1)"] = field(
+        default=0.4,
+        metadata={
+            "help": "Sink 'weights': the score, scaled to [0, 1] over a rollout's tokens, that has the weight 1."
+        },
+    )
+    perception_weight_slope: Annotated[float, "[0, inf)"] = field(
+        default=2.0,
+        metadata={"help": "Sink 'weights': by how much the weight grows from there to the best score."},
     )
     perception_rollouts_per_group: Annotated[int | None, "[1, inf)"] = field(
         default=None,
@@ -291,7 +302,7 @@ class CPPOConfig(GRPOConfig):
     @property
     def uses_perception(self) -> bool:
         """Whether rollouts are scored under perturbed views."""
-        return self.perception_sink == "advantage" or self.adds_perception_loss
+        return self.perception_sink in SHAPING_SINKS or self.adds_perception_loss
 
     @property
     def adds_perception_loss(self) -> bool:
@@ -302,7 +313,7 @@ class CPPOConfig(GRPOConfig):
     @property
     def scored_views(self) -> tuple[str, ...]:
         """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
-        if self.perception_sink == "advantage":
+        if self.perception_sink in SHAPING_SINKS:
             return ("removing",)
         detects = self.perception_selector != "all"
         in_loss = self.perception_removing_weight or self.perception_removing_entropy_weight

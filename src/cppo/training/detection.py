@@ -63,7 +63,7 @@ def count_step_tokens(trainer: Any, model: Any, steps: int) -> Tensor:
 
 
 def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
-    """Sink 'advantage': detect in a new generation batch, and let its perception tokens alone keep advantages."""
+    """Sinks 'advantage' and 'weights': detect in a new generation batch, and shape its advantages by the scores."""
     detections = []
     for inputs in micro_batches:
         request = ViewRequest.of(inputs, trainer.args.scored_views)
@@ -71,8 +71,8 @@ def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
         detections.append((request, detection))
         trainer._keep_samples(inputs, request.rows, detection)
         del inputs["perception_views"]  # the loss has no use for them
-    accelerator, floor = trainer.accelerator, trainer.args.perception_advantage_floor
-    dependency = shape_advantages(micro_batches, detections, floor, accelerator.gather, accelerator.process_index)
+    accelerator, args = trainer.accelerator, trainer.args
+    dependency = shape_advantages(micro_batches, detections, args, accelerator.gather, accelerator.process_index)
 
     counts = torch.zeros(4, device=accelerator.device)
     for request, detection in detections:

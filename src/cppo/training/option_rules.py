@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from cppo.errors import UserError
+from cppo.methods import SHAPING_SINKS
 from cppo.views import KNOWN_PRESERVING, KNOWN_REMOVING, ViewSampler, ViewStrengths, check_families
 
 
@@ -55,28 +56,8 @@ def check_combinations(options: Mapping[str, Any]) -> None:
 def _check_method(options: Mapping[str, Any]) -> None:
     """Options of the blocks that exclude each other. Raises UserError."""
     sink, mode = options["perception_sink"], options["rollout_view_mode"]
-    if sink == "advantage" and options["perception_rollouts_per_group"] is not None:
-        raise UserError(
-            "perception_rollouts_per_group bounds a loss, but perception_sink = 'advantage' weights every rollout"
-        )
-    if sink == "advantage" and options["perception_weighting"] != "equal":
-        raise UserError(
-            "perception_weighting weights a loss, but perception_sink = 'advantage' adds none: choose 'equal'"
-        )
-    if sink == "advantage" and options["perception_gate"] != "none":
-        raise UserError(
-            f"perception_gate = {options['perception_gate']!r} would leave the other rollouts their advantage at every "
-            "token: perception_sink = 'advantage' needs perception_gate = 'none'"
-        )
-    if sink == "advantage" and options["perception_removing_entropy_weight"]:
-        raise UserError(
-            "perception_removing_entropy_weight is part of a loss, but perception_sink = 'advantage' adds none: set 0"
-        )
-    if sink == "advantage" and options["perception_selector"] in ("random", "all"):
-        raise UserError(
-            f"perception_selector = {options['perception_selector']!r} needs no scores, by which perception_sink = "
-            "'advantage' weights tokens and rollouts: choose 'top' or 'top_positive'"
-        )
+    if sink in SHAPING_SINKS:
+        _check_shaping(options)
     if (
         options["perception_removing_entropy_weight"]
         and options["perception_normalization"] == "token"
@@ -126,6 +107,36 @@ def _check_method(options: Mapping[str, Any]) -> None:
             )
     if options["rollout_view_decay"] and "diffusion_noise" not in options["rollout_views"]:
         raise UserError("rollout_view_decay fades out diffusion noise: add diffusion_noise to rollout_views")
+
+
+def _check_shaping(options: Mapping[str, Any]) -> None:
+    """Options of losses and selectors beside a sink that shapes the advantages instead. Raises UserError."""
+    sink = options["perception_sink"]
+    if options["perception_rollouts_per_group"] is not None:
+        raise UserError(f"perception_rollouts_per_group bounds a loss, but perception_sink = {sink!r} adds none")
+    if options["perception_weighting"] != "equal":
+        raise UserError(
+            f"perception_weighting weights a loss, but perception_sink = {sink!r} adds none: choose 'equal'"
+        )
+    if options["perception_removing_entropy_weight"]:
+        raise UserError(
+            f"perception_removing_entropy_weight is part of a loss, but perception_sink = {sink!r} adds none: set 0"
+        )
+    if options["perception_gate"] != "none":
+        raise UserError(
+            f"perception_gate = {options['perception_gate']!r} would leave the other rollouts their advantage at every "
+            f"token: perception_sink = {sink!r} needs perception_gate = 'none'"
+        )
+    selector = options["perception_selector"]
+    if sink == "advantage" and selector in ("random", "all"):
+        raise UserError(
+            f"perception_selector = {selector!r} needs no scores, by which perception_sink = 'advantage' weights "
+            "tokens and rollouts: choose 'top' or 'top_positive'"
+        )
+    if sink == "weights" and selector != "all":
+        raise UserError(
+            f"perception_selector = {selector!r}: perception_sink = 'weights' weights every token: choose 'all'"
+        )
 
 
 def view_sampler(options: Mapping[str, Any]) -> ViewSampler:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cppo.errors import UserError
+from cppo.methods import SHAPING_SINKS
 from cppo.policy import shared_prefill, unwrapped
 from cppo.policy.vision_inputs import without_empty_images
 from cppo.training.carded import CardedTrainer
@@ -252,7 +253,7 @@ class CPPOTrainer(CardedTrainer):
         count = self.args.steps_per_generation
         group_size = self.num_generations if self._shares_prompts else 1
         self._buffered_inputs = shuffled_micro_batches(batch, group_size, count)
-        if self.args.perception_sink == "advantage":
+        if self.args.perception_sink in SHAPING_SINKS:
             with self._phases.phase("scoring"):
                 detect_and_shape(self, self._buffered_inputs)
         return self._buffered_inputs[self._step % count]
