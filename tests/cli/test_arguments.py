@@ -15,8 +15,6 @@ from cppo.cli.trained import add_answer_options, answer_settings
 RUNNER = """
 import sys
 from cppo.cli.main import main
-from cppo.cli.parser import Parser
-from cppo.cli.trained import add_answer_options, answer_settings
 status = main(sys.argv[1:])
 print("torch" if "torch" in sys.modules else "no torch")
 sys.exit(status)

@@ -8,7 +8,8 @@ from browser import GOOD, LOOK, evaluate_in_page, needs_browser
 from PIL import Image
 
 from cppo.cli.main import main
-from cppo.data import load_records
+from cppo.cli.views import _parser, _records
+from cppo.data import PixelBounds, load_records
 from cppo.evaluation import ItemResult
 from cppo.reports.views import (
     ShownItem,
@@ -157,6 +158,13 @@ def test_a_recipes_families_are_drawn(recipe, families, drawn, picture, tmp_path
     assert drawn in page
 
 
+def test_one_image_is_scaled_too(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
+    arguments = _parser().parse_all(["--image", str(tmp_path / "large.png"), "--out", "x.png"])
+    (record,) = _records(arguments, PixelBounds(None, 1024))
+    assert record.images[0].size == (32, 32)
+
+
 def test_the_grid_shows_every_parameter():
     image = (Image.new("RGB", (8, 8)),)
     view = ShownView(
@@ -208,7 +216,8 @@ def test_texts_are_escaped_and_long_answers_cut():
         (["--image", "broken.png", "--out", "x.gif"], "--out: x.gif: write a .png"),
         (["--data", "tasks:digits", "--out", "x.png"], "several items make a page"),
         (["--image", "broken.png", "--out", "no/x.png"], "--out: cannot write no/x.png: there is no such folder"),
-        (["--image", "broken.png", "--out", "x.png", "--answer", "5"], "need --model"),
+        (["--image", "broken.png", "--out", "x.png", "--answer", "5"], "--answer needs --model"),
+        (["--image", "broken.png", "--out", "x.png", "--dtype", "float32"], "--dtype needs --model"),
         (["--data", "tasks:digits", "--out", "x.html", "--config", "gone"], "recipe 'gone'"),
         (["--image", "broken.png", "--out", "x.png", "--draws", "0"], "at least 1"),
         (["--image", "broken.png", "--out", "x.png", "--families", "fog"], "--families: unknown view family 'fog'"),

@@ -135,8 +135,9 @@ def test_timing_runs_alone_and_in_turn(write_study, stub_cells):
 
 
 def test_times_are_those_alone_only_where_every_method_has_them(write_study, stub_cells):
-    file = write_study(timing_steps=2, timing_repeats=1, seeds=1)
-    assert main(["compare", "--config", file]) == 0
+    assert main(["compare", "--config", write_study(timing_steps=2, timing_repeats=1, seeds=1)]) == 0
+    file = write_study(timing_steps=2, timing_repeats=1, seeds=2)
+    assert main(["compare", "--config", write_study(timing_steps=2, timing_repeats=1, seeds=2)]) == 0  # no other times
     (stub_cells.parent / "timing/digits/cppo/round-0" / RESULT).unlink()
     assert main(["compare", "--config", file, "--report_only"]) == 0
     assert {cost["alone"] for cost in read(stub_cells.parent)["cost"]["digits"].values()} == {False}
@@ -151,11 +152,13 @@ def test_equal_time_takes_the_mean_step():
     assert (costs["grpo"]["step_cpu_seconds"], costs["grpo"]["compared_seconds"]) == (1.0, 2.0)
     assert costs["cppo"]["compared_seconds"] == 2.0
     results = {"cost": {"digits": costs}, "study": {"control": "grpo"}}
-    assert "DIFFERENT VERSIONS" in _cost_table(results, "digits").caption
+    assert "TIMED BY 2 VERSIONS" in _cost_table(results, "digits").caption
     costs["cppo"]["code"] = ["a"]
-    assert "DIFFERENT VERSIONS" not in _cost_table(results, "digits").caption
+    assert "VERSIONS" not in _cost_table(results, "digits").caption
     alone = _costs(study, "digits", [grpo, slow], [grpo, slow])
     assert (alone["grpo"]["compared_seconds"], alone["cppo"]["compared_seconds"]) == (7.0, 9.0)
+    warm = {**grpo, "step_seconds": [70.0, 7.0, 8.0]}
+    assert _costs(study, "digits", [], [warm, slow])["grpo"]["compared_seconds"] == 7.5
 
 
 def test_other_prompts_are_told(write_study, stub_cells):
@@ -193,10 +196,10 @@ def test_a_cell_that_cannot_be_written_stops_no_other(write_study, stub_cells, c
 
     monkeypatch.setattr(Job, "begin", full_disk)
     assert main(["compare", "--config", write_study(seeds=1)]) == 1
-    assert "cppo/seed-0: cannot be written: No space left on device" in capsys.readouterr().err
+    assert "digits, cppo, seed 0 cannot be started: " in capsys.readouterr().err
     assert ran(stub_cells) == 2
     text = (stub_cells.parent / "summary.md").read_text()
-    assert "1 cells finished, 1 not: digits, cppo, seed 0." in text
+    assert "1 cell finished, 1 not: digits, cppo, seed 0." in text
 
 
 def test_each_worker_has_a_gpu_of_its_own(study, stub_cells):

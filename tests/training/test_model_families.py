@@ -92,7 +92,7 @@ def test_train_save_reload_resume(family, train, tmp_path):
 
 
 def test_every_scorer_gives_the_same_loss(family, train):
-    """`kernel` is TRL's path, and for LLaVA-OneVision, whose images per row it cannot pass on, the plain one."""
+    """`kernel` is TRL's path; for LLaVA-OneVision, whose numbers of images it cannot pass on, the plain one."""
     options = {"drawn": True, "max_steps": 1, "perception_gate": "none", "perception_weight": 0.5}
     figures = ("loss", "grad_norm", "perception/cpl", "perception/d_removing", "perception/d_preserving")
     shared, kernel, plain = (

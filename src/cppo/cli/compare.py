@@ -128,8 +128,9 @@ def _run_all(study: Study, waiting: list[Job], workers: int, gpus: Sequence[str]
         unfinished.remove(job)
         if status:
             failed.append(job.name)
-            tell(f"{job.name} failed with status {status}; {job.log} ends with")
-            print("\n".join(f"  {line}" for line in last_lines(job.log)), file=sys.stderr)
+            if lines := last_lines(job.log):
+                tell(f"{job.name} failed with status {status}; {job.log} ends with")
+                print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
         else:
             seconds.setdefault(job.kind, []).append(took)
         known = [fmean(seconds[one.kind]) for one in unfinished if one.kind in seconds]

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in FULL_DISK:
             raise
         where = error.filename or "a file"
-        tell_mistake(UserError(f"{where} cannot be written: {error.strerror}; make room, then give the command again"))
+        again = "make room, then give the command again (a run with a checkpoint: with --resume_from_checkpoint true)"
+        tell_mistake(UserError(f"{where} cannot be written: {error.strerror}; {again}"))
         return 2
 
 
@@ -88,3 +89,7 @@ def _version() -> str:
         return version("cppo")
     except PackageNotFoundError:
         return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

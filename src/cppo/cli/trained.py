@@ -36,7 +36,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, device and type apart, as given, or as in `trained_recipe`, or by default."""
+    """The values of these options, except --device and --dtype: as given, else as trained, else the default."""
 
     def given(option: str, default: Any, recipe_field: str | None = None) -> Any:
         value = getattr(arguments, option)

@@ -36,8 +36,10 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--out: {arguments.out}: write a .png (of --image) or a .html page")
     if suffix == ".png" and arguments.data is not None:
         raise UserError(f"--out: {arguments.out}: several items make a page: write a .html file")
-    if arguments.model is None and (arguments.prompt is not None or arguments.answer is not None):
-        raise UserError("--prompt and --answer need --model: without one nobody answers")
+    needs_model = ("prompt", "answer", "max_new_tokens", "system_prompt", "device", "dtype")
+    given = [name for name in needs_model if getattr(arguments, name) is not None]
+    if arguments.model is None and given:
+        raise UserError(f"--{given[0]} needs --model: without one nobody answers")
     if arguments.data is not None and (arguments.prompt is not None or arguments.answer is not None):
         raise UserError("--prompt and --answer go with --image; the rows of --data bring their own")
     check_output_file("--out", arguments.out)
@@ -86,7 +88,7 @@ def _records(arguments: Any, pixels: PixelBounds) -> list[Record]:
     if arguments.data is None:
         try:
             with Image.open(arguments.image) as file:
-                image = load_rgb(file)
+                image = pixels.apply(load_rgb(file))
         except (OSError, UserError, Image.DecompressionBombError) as error:
             reason = (
                 "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read as an image"

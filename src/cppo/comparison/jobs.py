@@ -83,15 +83,12 @@ def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = cont
 
 def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = content_fingerprint) -> Job:
     """A cell of the grid."""
-    options = cell.recipe.options
-    assert isinstance(options, TrainOptions)
-    rewards = [spec.file for spec in check_rewards(options.rewards or DEFAULT_REWARDS, None) if spec.file]
     identity = {
         **given_options(cell.recipe),
         "evaluation": study.evaluations[cell.task],
         "steps": study.evaluation_steps(cell.recipe),
-        "start_weights": start_weights(options.model),
-        **_contents([*_data_files(options.data), *_data_files(options.eval_data), *rewards], fingerprint),
+        "start_weights": start_weights(cell.recipe.options.model),
+        **_contents(_cell_files(cell.recipe), fingerprint),
     }
     request = {
         **_who(cell),
@@ -103,18 +100,19 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
 
 
 def timing_jobs(study: Study) -> list[Job]:
-    """Each method of each task in turn, round after round, each round on another of its seeds; none if the study asks
-    for none.
-    """
+    """Each method of each task in turn, round after round, with its first seed; none if the study asks for none."""
     steps = study.options.timing_steps
     jobs = []
     for repeat in range(study.options.timing_repeats if steps else 0):
         for task in study.tasks:
             for variant in study.variants:
-                seeds = study.seeds[variant.label]
-                recipe = study.cell_recipe(task, variant, seeds[repeat % len(seeds)])
+                recipe = study.cell_recipe(task, variant, study.seeds[variant.label][0])
                 recipe = dataclasses.replace(recipe, config={**recipe.config, "max_steps": steps})
-                identity = {**given_options(recipe), "start_weights": start_weights(recipe.options.model)}
+                identity = {
+                    **given_options(recipe),
+                    "start_weights": start_weights(recipe.options.model),
+                    **_contents(_cell_files(recipe), content_fingerprint),
+                }
                 request = {"task": task, "label": variant.label, "recipe": _recipe_values(recipe), "steps": []}
                 folder = study.output_dir / "timing" / task / variant.label / f"round-{repeat}"
                 jobs.append(Job("timing", f"{task}, {variant.label}, timing {repeat}", folder, identity, request))
@@ -176,7 +174,7 @@ def code_digest() -> str:
 def start_weights(model: str) -> str:
     """What tells a model folder's weights from others; of a hub's model the name."""
     folder = Path(resolve_model(model))
-    return model_fingerprint(folder) if folder.is_dir() else model
+    return model_fingerprint(folder, whole=True) if folder.is_dir() else model
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -187,6 +185,14 @@ def write_json(file: Path, content: Any) -> None:
 def _data_files(specs: str | list[str] | None) -> list[Path]:
     texts = [specs] if isinstance(specs, str) else specs or []
     return [spec.path for text in texts if isinstance(spec := parse_spec(text), PathSpec)]
+
+
+def _cell_files(recipe: Recipe) -> list[Path]:
+    """The local files that training and evaluation read."""
+    options = recipe.options
+    assert isinstance(options, TrainOptions)
+    rewards = [spec.file for spec in check_rewards(options.rewards or DEFAULT_REWARDS, None) if spec.file]
+    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards]
 
 
 def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def run_jobs(
 ) -> None:
     """Run all jobs, `workers` at a time, and tell `finished` of each: its exit status (0: it has a result), seconds.
 
-    With `gpus`, names as CUDA_VISIBLE_DEVICES takes them, each worker sees one of them, in turn. A job whose files
-    cannot be written counts as failed and stops no other. Whatever ends this call, Ctrl-C too, ends the processes with
+    With `gpus`, names as CUDA_VISIBLE_DEVICES takes them, each worker sees one of them, in turn. A job that
+    cannot be started counts as failed and stops no other. Whatever ends this call, Ctrl-C too, ends the processes with
     it.
     """
     waiting = list(reversed(jobs))
@@ -41,7 +41,7 @@ def run_jobs(
                 try:
                     process = start(job, threads, gpus[worker % len(gpus)] if gpus else None)
                 except OSError as error:
-                    tell(f"{job.folder}: cannot be written: {error.strerror}")
+                    tell(f"{job.name} cannot be started: {error.filename or job.folder}: {error.strerror}")
                     free.append(worker)
                     finished(job, 1, 0.0)
                     continue
@@ -62,7 +62,7 @@ def start(job: Job, threads: int, gpu: str | None = None) -> subprocess.Popen:
     """Start a job's process; it ends itself when its standard input closes, so it never outlives this one.
 
     Raises:
-        OSError: the job's folder cannot be written.
+        OSError: the job's folder cannot be written, or no process started.
     """
     job.begin()
     count = str(threads)

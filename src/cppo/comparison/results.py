@@ -20,7 +20,7 @@ def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: S
         "command": " ".join(command),
         "versions": _distinct(result["versions"] for _, result in cells),
         "code": _distinct(result["code"] for _, result in cells),
-        "machines": _distinct(result.get("machine") for _, result in cells),
+        "machines": _distinct(result["machine"] for _, result in cells if "machine" in result),
         "study": settings(study),
         "configuration": _configuration(result for _, result in cells),
         "unfinished": [job.name for job in jobs if job.result() is None],
@@ -72,14 +72,16 @@ def _costs(
     """Time and memory of a step of each method: of the runs alone where every method has one, else of the cells.
 
     `step_seconds`, `step_cpu_seconds` and `peak_mib` are medians; `compared_seconds`, for the comparison at equal time,
-    is the mean step, so that steps times it is the time that training takes.
+    is the mean step, so that steps times it is the time that training takes. The first step of a short run alone, which
+    warms up, is left out.
     """
     by_label = [_runs_by_label(study, task, results) for results in (alone, cells)]
     apart = set(by_label[0]) >= set(by_label[1])
     costs = {}
     for label, runs in by_label[0 if apart else 1].items():
-        wall = [time for run in runs for time in run["step_seconds"]]
-        processor = [time for run in runs for time in run["step_cpu_seconds"]]
+        first = 1 if apart and all(len(run["step_seconds"]) > 1 for run in runs) else 0
+        wall = [time for run in runs for time in run["step_seconds"][first:]]
+        processor = [time for run in runs for time in run["step_cpu_seconds"][first:]]
         # Cells wait for each other, which the processor's clock does not count; on a GPU it counts too little.
         compared = processor if not apart and runs[0]["device"] == "cpu" else wall
         costs[label] = {

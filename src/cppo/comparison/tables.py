@@ -48,11 +48,12 @@ def pooled_table(results: Mapping[str, Any]) -> Table | None:
 def notes(results: Mapping[str, Any]) -> str:
     """How much has been run and how to read the intervals."""
     study, unfinished, codes = results["study"], results["unfinished"], results["code"]
+    finished = len(results["cells"])
     prompts = "saw the same prompts in the same order" if results["same_prompts"] else "DID NOT SEE THE SAME PROMPTS"
     named = f": {'; '.join(unfinished[:NAMED])}{' ...' if len(unfinished) > NAMED else ''}" if unfinished else ""
     return (
-        f"{len(results['cells'])} cells finished, {len(unfinished)} not{named}. Accuracy in per cent on "
-        f"{' or '.join(f'{number:,}' for number in results['items'])} held-out items, greedy decoding. [ ]: 95 % t "
+        f"{finished} cell{'' if finished == 1 else 's'} finished, {len(unfinished)} not{named}. Accuracy in per cent "
+        f"on {' or '.join(f'{number:,}' for number in results['items'])} held-out items, greedy decoding. [ ]: 95 % t "
         f"interval over seeds; differences are paired by seed against {study['control']}. {{ }}: 95 % bootstrap over "
         f"items, for these seeds alone. For each task and seed all methods {prompts}. The cells were run by "
         f"{len(codes)} version{'' if len(codes) == 1 else 's'} of the code."
@@ -180,9 +181,9 @@ def _cost_table(results: Mapping[str, Any], task: str) -> Table:
 
 
 def _doubt(costs: Mapping[str, Any]) -> str:
-    """A remark where the times of methods come from different runs of the command, whose machine may have changed."""
-    codes = {tuple(cost["code"]) for cost in costs.values()}
-    return "" if len(codes) == 1 else "; METHODS WERE TIMED BY DIFFERENT VERSIONS OF THE CODE, on different days"
+    """A remark where several versions of the code took the times: other days, perhaps another machine."""
+    codes = {code for cost in costs.values() for code in cost["code"]}
+    return "" if len(codes) < 2 else f"; TIMED BY {len(codes)} VERSIONS OF THE CODE, which may not be comparable"
 
 
 def _markdown_rows(table: Table) -> Iterable[str]:

@@ -28,9 +28,9 @@ def dapo() -> Options:
     """DAPO (arXiv 2503.14476): token-level loss and a higher upper clip, 0.2 / 0.28.
 
     TRL's loss type "dapo", which is also TRL's default, and the clip, which acts where rollouts serve several steps
-    (`steps_per_generation`, `num_iterations`): where each batch of them serves one, this is GRPO. The paper has no KL
-    to a reference, as is TRL's default (`beta`). Its dynamic sampling (prompts drawn again until rewards differ) and
-    its penalty on overlong answers are not part of it; `rewards: [..., length]` offers the latter.
+    (`steps_per_generation`, `num_iterations`): where each batch of them serves one, this is GRPO. Neither the paper
+    nor TRL's default (`beta`) has a KL to a reference. The paper's dynamic sampling (prompts drawn again until rewards
+    differ) and its penalty on overlong answers are not part of it; `rewards: [..., length]` offers the latter.
     """
     return {**grpo(), "loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28}
 
@@ -370,10 +370,7 @@ def with_method(options: Mapping[str, Any], name: str) -> Options:
 
 
 def without_method(options: Mapping[str, Any]) -> Options:
-    """`options` without those that belong to a method, those that their own method sets, and its name.
-
-    Raises:
-        UserError: their method is unknown.
-    """
-    own = get_method(options.get("method", DEFAULT_METHOD)).options
-    return {name: value for name, value in options.items() if name not in {*METHOD_OPTIONS, *own, "method"}}
+    """`options` without those that belong to a method, those that their own method sets, and its name."""
+    name = options.get("method", DEFAULT_METHOD)
+    own = METHODS[name].options if isinstance(name, str) and name in METHODS else {}
+    return {option: value for option, value in options.items() if option not in {*METHOD_OPTIONS, *own, "method"}}

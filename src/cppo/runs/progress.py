@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 PROGRESS_LINES = 20
-"""How many progress lines per run prints where there is no terminal to draw a bar on."""
+"""How many progress lines a run prints where there is no terminal to draw a bar on."""
 TABLE_ROWS, LEAST_COLUMNS = 3, 48
 UNDERLINED, PLAIN = "\x1b[4m", "\x1b[24m"
 RL_SHOWN = {"reward": "reward", "rewards/accuracy_reward/mean": "accuracy", "perception/cpl": "cpl"}

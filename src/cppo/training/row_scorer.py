@@ -57,5 +57,5 @@ def row_scorer(
 
     if shares:
         return shared
-    # TRL's function has no argument for LLaVA-OneVision's images per row.
+    # TRL's function cannot be told the number of images in each row, which LLaVA-OneVision needs.
     return plain if trainer.args.needs_logits or takes_images_a_row(unwrapped(model).config) else kernel

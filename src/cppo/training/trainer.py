@@ -40,7 +40,7 @@ from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
     "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
-    "_generate_single_turn": "each prompt and image is prefilled once per group; for vLLM None where no images are",
+    "_generate_single_turn": "each prompt and image is prefilled once per group; vLLM gets None where no images are",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
