@@ -66,6 +66,8 @@ PUBLISHED_DEFAULTS = {
     "perception_gate_reward": None,
     "perception_weighting": "equal",
     "perception_advantage_floor": 0.9,
+    "perception_weight_threshold": 0.4,
+    "perception_weight_slope": 2.0,
     "perception_rollouts_per_group": None,
     "perception_normalization": "rollout",
     "perception_view_gradients": True,
