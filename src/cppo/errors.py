@@ -43,7 +43,7 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def in_one_line(error: Exception) -> str:
+def one_line_with_remedy(error: Exception) -> str:
     """What a library refuses, on one line; with the options to give where it speaks of a GPU that is not there."""
     text = one_line(error)
     if "bf16/gpu" in text:

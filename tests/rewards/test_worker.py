@@ -150,7 +150,6 @@ def test_works_from_a_command_line_script_and_ends_with_it():
     assert is_gone(int(pid))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_its_own_checker():
     lines = run_script(
         "import os\n"
@@ -187,7 +186,6 @@ def test_the_checker_ends_when_its_parent_is_gone(checker):
     assert checker.wait(timeout=120) == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="resource limits are checked on Linux")
 def test_the_checker_limits_its_own_memory_and_processor_time(checker):
     limits = Path(f"/proc/{checker.pid}/limits").read_text()
     (address_space,) = [line.split()[3] for line in limits.splitlines() if line.startswith("Max address space")]

@@ -13,7 +13,7 @@ from trl import GRPOConfig
 from cppo import __version__
 from cppo.assets import resolve_model
 from cppo.data import RecordSource, to_dataset
-from cppo.errors import UserError, in_one_line, one_line, tell
+from cppo.errors import UserError, one_line, one_line_with_remedy, tell
 from cppo.evaluation import (
     BLANK,
     EvalResult,
@@ -236,7 +236,7 @@ def build_config(recipe: Recipe) -> CPPOConfig:
     except UserError:
         raise
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"recipe {recipe.name} with the options given: {in_one_line(error)}") from error
+        raise UserError(f"recipe {recipe.name} with the options given: {one_line_with_remedy(error)}") from error
 
 
 def reward_specs(recipe: Recipe) -> list[RewardSpec]:

@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
-from cppo.errors import UserError, first_line, in_one_line
+from cppo.errors import UserError, first_line, one_line_with_remedy
 from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
@@ -59,7 +59,7 @@ def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
     try:
         return SFTConfig(output_dir=output_dir, **{**DEFAULTS, **sft_args, **FIXED})
     except (TypeError, ValueError) as error:
-        raise UserError(f"sft options: {in_one_line(error)}") from error
+        raise UserError(f"sft options: {one_line_with_remedy(error)}") from error
 
 
 def run_sft(
