@@ -146,7 +146,10 @@ def test_noise_in_rollouts_and_vllms_correction(tmp_path):
     given = {"method": "noisyrollout", "use_vllm": True}
     with pytest.raises(UserError, match="vllm_importance_sampling_correction = false"):
         config(tmp_path, **given)
-    assert config(tmp_path, **given, vllm_importance_sampling_correction=False).rollout_view_mode == "mix"
+    given["vllm_importance_sampling_correction"] = False
+    assert config(tmp_path, **given, vllm_mode="colocate").rollout_view_mode == "mix"
+    with pytest.raises(UserError, match="vllm_mode = 'server' TRL sends one for all"):
+        config(tmp_path, **given, vllm_mode="server")
 
 
 def test_the_command(capsys):

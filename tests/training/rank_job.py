@@ -1,36 +1,72 @@
-"""The trainings of the two-process test: `rank_job.py MODEL FOLDER ROWS_A_PROCESS CASES`, alone or under torchrun.
+"""The trainings of the two-process tests: `rank_job.py MODEL FOLDER ROWS_A_PROCESS CASES`, alone or under torchrun.
 
-One process trains every case in turn: starting it takes longer than a training.
+One process trains every case in turn: starting it takes longer than a training. A case's `untied` gives the model an
+output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes.
 """
 
 import json
 import sys
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from rollout_stubs import build_trainer, inject, make_rows
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cppo import CPPOTrainer
+
+
+class ShardedTrainer(CPPOTrainer):
+    """Shards by FSDP2 on CPUs, for which accelerate would choose plain data parallelism."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if state.num_processes == 1:
+            return
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+        # New states copy the first one's kind, which the next trainer's arguments set back.
+        PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+        self.is_fsdp_enabled = True
+
+
+def untied_model(folder):
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
 
 
 def main() -> None:
-    model, folder, rows_a_process, cases = sys.argv[1:]
+    folder_of_model, folder, rows_a_process, cases = sys.argv[1:]
     torch.set_num_threads(1)
+    processor = AutoProcessor.from_pretrained(folder_of_model, padding_side="left")
     results = {}
     for name, options in json.loads(cases).items():
+        untied, sharded = options.pop("untied", False), options.pop("sharded", False)
         trainer = build_trainer(
-            model,
+            untied_model(folder_of_model) if untied else folder_of_model,
             folder,
-            make_rows([1, 0, 2, 1]),
+            make_rows([1, 1, 2, 1] if sharded else [1, 0, 2, 1]),
+            ShardedTrainer if sharded else CPPOTrainer,
+            processing_class=processor,
             per_device_train_batch_size=int(rows_a_process),
             max_steps=2,
             optim="sgd",
             learning_rate=0.05,
             lr_scheduler_type="constant",
             perception_weight=0.5,
-            log_perception_grad_share=True,
-            **options,
+            **{"log_perception_grad_share": not sharded, **options},
         )
         inject(trainer, same_each_time=True).train()
         logs = [log for log in trainer.state.log_history if "loss" in log]
         weights = {weight: value.detach() for weight, value in trainer.model.named_parameters()}
+        if sharded and trainer.accelerator.num_processes > 1:
+            assert all(isinstance(value, DTensor) for value in weights.values())
+            weights = {weight: value.full_tensor() for weight, value in weights.items()}
         results[name] = {"weights": weights, "logs": logs}
     if trainer.is_world_process_zero():
         torch.save(results, f"{folder}/results.pt")

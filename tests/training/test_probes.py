@@ -1,16 +1,19 @@
 """Probes of held-out items: what they find, and that training does not notice them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rollout_stubs import make_rows
 
 from cppo.data import load_records
+from cppo.errors import UserError
 from cppo.evaluation import evaluate
 from cppo.evaluation.inspection import InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
 from cppo.runs.probes import HeldOutProbe
+from cppo.runs.run import _may_probe
 
 ASKED = {"max_new_tokens": 6, "system_prompt": None, "tolerance": 0.0}
 
@@ -73,3 +76,13 @@ def test_eight_times_a_run_by_default(make_trainer, tmp_path, items):
     for state.global_step in range(1, 45):
         probe.on_step_end(trainer.args, state, trainer.control)
     assert taken == [0, *range(6, 44, 6), 44]
+
+
+@pytest.mark.parametrize("name", ["probe_steps", "final_eval_samples"])
+def test_what_runs_the_whole_model_is_refused_where_it_is_sharded(name):
+    options = SimpleNamespace(**{"probe_steps": 0, "final_eval_samples": 0, name: 5})
+    whole, sharded = (SimpleNamespace(is_fsdp_enabled=yes, is_deepspeed_enabled=False) for yes in (False, True))
+    assert _may_probe(whole, options)
+    with pytest.raises(UserError, match=f"{name} runs the whole model in each process"):
+        _may_probe(sharded, options)
+    assert not _may_probe(sharded, SimpleNamespace(probe_steps=0, final_eval_samples=0))

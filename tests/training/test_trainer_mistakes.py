@@ -1,8 +1,10 @@
 """Mistakes in options, data and processors: one clear line each."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from rollout_stubs import (
     build_trainer,
@@ -10,12 +12,13 @@ from rollout_stubs import (
     inject,
     make_rows,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoProcessor, Qwen2_5_VLProcessor
 from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.training.config import CPPOConfig
-from cppo.training.setup import check_setup
+from cppo.training.setup import check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
 
 
@@ -52,6 +55,54 @@ def test_what_sharded_training_cannot_do_is_refused(make_trainer, options, named
     with pytest.raises(UserError, match=named) as caught:
         check_setup(trainer)
     one_line(caught)
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("scorer", ["shared", "kernel", "plain"])
+def test_trls_fused_head_is_refused_where_fsdp2_shards_it_alone(make_trainer, monkeypatch, untied, scorer):
+    trainer = make_trainer(make_rows([1, 1]), scorer=scorer)
+    if untied:
+        head = trainer.model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    check_head(trainer)
+    monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
+    if untied and scorer == "kernel":
+        with pytest.raises(UserError, match="use 'shared'") as caught:
+            check_head(trainer)
+        one_line(caught)
+    else:
+        check_head(trainer)
+
+
+def test_rows_of_both_kinds_are_refused_where_the_vision_tower_is_sharded(make_trainer, monkeypatch):
+    mixed, pictures, text = make_rows([1, 0]), make_rows([1, 2]), make_rows([0, 0])
+    trainer = inject(make_trainer(mixed))
+    generation_batch(trainer, mixed)
+    monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
+    with pytest.raises(UserError, match="rows with and without images") as caught:
+        generation_batch(trainer, mixed)
+    one_line(caught)
+    for rows in (pictures, text):
+        generation_batch(trainer, rows)
+
+
+def test_a_model_split_over_devices_shares_no_prompts(make_trainer, caplog):
+    trainer = make_trainer(make_rows([1, 1]))
+    assert share_prompts(trainer)
+    trainer.model.hf_device_map = {"visual": 0, "language_model": 0}
+    assert share_prompts(trainer)
+    trainer.model.hf_device_map = {"visual": 0, "language_model": 1}
+    assert not share_prompts(trainer)
+    assert "the model is split over them" in caplog.text
+
+
+def test_fsdp2_rounds_no_outputs():
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16)
+    plugin = SimpleNamespace(mixed_precision_policy=policy)
+    for sharded, expected in ((False, torch.bfloat16), (True, None)):
+        keep_float32_outputs(SimpleNamespace(is_fsdp2=sharded, state=SimpleNamespace(fsdp_plugin=plugin)))
+        kept = plugin.mixed_precision_policy
+        assert (kept.param_dtype, kept.reduce_dtype, kept.output_dtype) == (torch.bfloat16, torch.float32, expected)
 
 
 def test_arguments_of_trls_class_are_refused(tiny_model, processor, tmp_path):

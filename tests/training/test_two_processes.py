@@ -26,6 +26,16 @@ CASES = {
     "divergence and entropy": {"method": "papo", "entropy_coef": 0.0},
     "weighted": {"method": "cppo-likelihood", "perception_rollouts_per_group": 1},
     "one view": {"method": "cppo-likelihood-all-tokens", "perception_memory": "sequential"},
+    "sharded": {"sharded": True, "beta": 0.1},
+    "sharded untied": {"sharded": True, "untied": True},
+    "sharded untied exact tokens": {
+        "sharded": True,
+        "untied": True,
+        "perception_divergence": "kl",
+        "perception_normalization": "token",
+    },
+    "sharded kernel": {"sharded": True, "scorer": "kernel", "perception_view_gradients": False},
+    "sharded untied plain": {"sharded": True, "untied": True, "scorer": "plain"},
 }
 
 

@@ -6,6 +6,7 @@ layout travels as an argument, so recomputation under gradient checkpointing see
 """
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -24,6 +25,10 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # before torch 2.10
     varlen_attn = None  # type: ignore[assignment]
+else:
+    # In its first releases it had no scale, window or grouped heads.
+    if not inspect.signature(varlen_attn).parameters.keys() >= {"scale", "window_size", "enable_gqa"}:
+        varlen_attn = None  # type: ignore[assignment]
 
 SUFFIX = "_shared_prompt"
 MAX_VARLEN_HEAD_DIM = 256

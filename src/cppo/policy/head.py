@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl.kernels import ChunkedLogProbFunction
@@ -35,7 +36,9 @@ class LanguageHead:
         scale = getattr(config, "logit_scale", None)
         self._scale: float = 1.0 if scale is None else scale
         # An adapter on the head is a module of another class, and its weight alone would leave the adapter out.
-        self._plain = type(self._projection) is torch.nn.Linear
+        # FSDP2 puts a class of its own before the module's.
+        kind = type(self._projection)
+        self._plain = torch.nn.Linear in (kind.__bases__ if issubclass(kind, FSDPModule) else (kind,))
         parameters = (self._projection.weight, self._projection.bias) if self._plain else ()
         self._parameters: tuple[Any, ...] = tuple(_whole(parameter) for parameter in parameters)
 
@@ -122,5 +125,8 @@ class LanguageHead:
 
 
 def _whole(parameter: Tensor | None) -> Tensor | None:
-    """The parameter itself, gathered where FSDP2 shards it."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    """The parameter itself, gathered where FSDP2 shards it; its gradient is then the mean over the ranks' own."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    # By default a gradient counts as the same on all ranks, and each would keep its own for its shard alone.
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)

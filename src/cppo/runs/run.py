@@ -281,12 +281,13 @@ def _may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
     """Whether one process can run the model alone.
 
     Raises:
-        UserError: not, although probes were asked for.
+        UserError: not, although probes or answers to held-out items were asked for.
     """
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return True
-    if options.probe_steps:
-        raise UserError("probe_steps: probes run the whole model in one process, not with FSDP or DeepSpeed; set 0")
+    for name in ("probe_steps", "final_eval_samples"):
+        if getattr(options, name):
+            raise UserError(f"{name} runs the whole model in each process, not with FSDP or DeepSpeed: set 0")
     return False
 
 

@@ -99,6 +99,11 @@ def _check_method(options: Mapping[str, Any]) -> None:
                 f"rollout_view_fraction = {options['rollout_view_fraction']:g} of num_generations = {group_size} is no "
                 f"rollout at all: give at least {1 / group_size:g}"
             )
+        if mode == "mix" and options.get("use_vllm") and options.get("vllm_mode") == "server":
+            raise UserError(
+                "rollout_view_mode = 'mix' gives the rollouts of a group different images, but with vllm_mode = "
+                "'server' TRL sends one for all: choose 'colocate'"
+            )
         corrects = options.get("use_vllm") and options.get("vllm_importance_sampling_correction") is not False
         if mode == "mix" and corrects:
             raise UserError(

@@ -1,6 +1,7 @@
 """What is settled once, when a trainer is built: do the options fit, are prompts shared, what is never sampled."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -40,11 +41,28 @@ def check_setup(trainer: Any) -> None:
         )
 
 
+def keep_float32_outputs(accelerator: Any) -> None:
+    """Let no FSDP2 wrapper round what a forward pass returns: log-probabilities and entropies are float32.
+
+    Accelerate rounds the outputs to the precision of the weights, after any cast inside the model.
+    """
+    if accelerator.is_fsdp2:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
 def share_prompts(trainer: Any) -> bool:
     """Let policy and reference score packed rows, if asked for and possible; say why if not."""
     if trainer.args.scorer != "shared":
         return False
     reason = unshared_reason(trainer.model.config)
+    places = getattr(unwrapped(trainer.model), "hf_device_map", None) or {}
+    if len(set(places.values())) > 1:
+        reason = (
+            "one process sees several GPUs and the model is split over them (launch a process a GPU, or set "
+            "CUDA_VISIBLE_DEVICES)"
+        )
     if trainer.aux_loss_enabled:
         reason = "a mixture-of-experts model balances its experts over whole rows"
     if reason is not None:
@@ -56,6 +74,33 @@ def share_prompts(trainer: Any) -> bool:
         if model is not None:
             add_shared_prompt_forward(unwrapped(model), trainer.args.cast_lm_head_to_fp32)
     return True
+
+
+def check_head(trainer: Any) -> None:
+    """Raise UserError where TRL's fused head would get wrong gradients: with FSDP2, unless it is tied.
+
+    Each process would train its part of the head on its own rollouts alone.
+    """
+    model = unwrapped(trainer.model)
+    fused = not (trainer._shares_prompts or trainer.args.needs_logits)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if trainer.accelerator.is_fsdp2 and fused and not tied:
+        raise UserError(
+            "scorer = 'kernel' is TRL's fused head, which with FSDP2 trains an untied output layer on a part of the "
+            "rollouts: use 'shared' where the model can share prompts, else 'plain', or DeepSpeed"
+        )
+
+
+def check_sharded_rows(trainer: Any, any_images: bool, all_images: bool) -> None:
+    """Raise UserError on all ranks where some rows have images, others none, and the vision tower is sharded.
+
+    Its weights are gathered on each pass through it, which ranks with nothing but text would not make.
+    """
+    if any_images and not all_images and (trainer.accelerator.is_fsdp2 or is_deepspeed_zero3_enabled()):
+        raise UserError(
+            "a batch holds rows with and without images, for which FSDP2 and ZeRO-3 would wait forever: train on rows "
+            "with images alone, or in data parallel"
+        )
 
 
 def freeze_vision_tower(model: Any) -> None:

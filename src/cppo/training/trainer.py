@@ -32,13 +32,22 @@ from cppo.training.perception_term import METRICS, Detection, PerceptionTerm, pe
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
-from cppo.training.setup import ban_vision_placeholders, check_setup, freeze_vision_tower, share_prompts
+from cppo.training.setup import (
+    ban_vision_placeholders,
+    check_head,
+    check_setup,
+    check_sharded_rows,
+    freeze_vision_tower,
+    keep_float32_outputs,
+    share_prompts,
+)
 from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images
 from cppo.training.view_scoring import ViewRequest, idle_pass, scores_in_chunks
 from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
+    "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
     "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
     "_generate_single_turn": "each prompt and image is prefilled once per group; vLLM gets None where no images are",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
@@ -140,6 +149,7 @@ class CPPOTrainer(CardedTrainer):
             freeze_vision_tower(self.model)
         self._placeholder_ids = ban_vision_placeholders(self)
         self._shares_prompts = share_prompts(self)
+        check_head(self)
         self._views = ViewMaker(
             ViewPrefetcher(args.view_sampler(), threads=args.view_threads),
             self.processing_class,
@@ -155,6 +165,10 @@ class CPPOTrainer(CardedTrainer):
         self._samples = RolloutSamples()
         self._phases = PhaseClock(self.accelerator.device)
         self.add_callback(StepCosts(self._phases, self.accelerator.device, self._metrics["train"]))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        keep_float32_outputs(self.accelerator)
 
     @property
     def last_samples(self) -> list[dict[str, Any]]:
@@ -199,10 +213,12 @@ class CPPOTrainer(CardedTrainer):
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         rows = canonical_rows(inputs)
         # TRL gathers the images to log on the ranks that have any, and would wait forever for the others.
-        ranks_with_images = self.accelerator.gather(
-            torch.tensor([any(row.get("images") for row in rows)], device=self.accelerator.device)
-        )
-        self.log_multimodal = self.args.log_multimodal and bool(ranks_with_images.all())
+        have_images = [bool(row.get("images")) for row in rows]
+        any_of_rank, all_of_rank = self.accelerator.gather(
+            torch.tensor([[any(have_images), all(have_images)]], device=self.accelerator.device)
+        ).T
+        self.log_multimodal = self.args.log_multimodal and bool(any_of_rank.all())
+        check_sharded_rows(self, bool(any_of_rank.any()), bool(all_of_rank.all()))
         if not self.model.training:
             return super()._generate_and_score_completions(rows)
         epoch, first = math.floor(self.state.epoch or 0), self.accelerator.process_index * len(rows)
