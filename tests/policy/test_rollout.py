@@ -9,7 +9,14 @@ from tiny_models import CONFIGS, PAD, make_batch, make_model
 from torch import Tensor
 from transformers import GenerationConfig
 
-from cppo.policy import PromptGroup, add_shared_prompt_forward, prompt_groups, shared_prefill, unwrapped
+from cppo.policy import (
+    PromptGroup,
+    add_shared_prompt_forward,
+    prompt_groups,
+    shared_prefill,
+    sliced_generation,
+    unwrapped,
+)
 from cppo.policy import rollout as rollout_module
 from cppo.policy.vision_inputs import model_images
 
@@ -173,6 +180,35 @@ def test_eager_attention_in_float32(family):
 )
 def test_other_ways_to_generate(options):
     check_equal(make_model("qwen2_5_vl"), generate_inputs("qwen2_5_vl"), **options)
+
+
+@pytest.mark.parametrize("prompts", [(0, 1, 2), (0, 3), (2,)], ids=["ragged images", "text-only", "pairs"])
+def test_slices_answer_as_the_whole_batch(family, prompts):
+    model, inputs = make_model(family), generate_inputs(family, prompts=prompts)
+    total = len(inputs["input_ids"])
+    config = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=PAD)
+    said = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    config.eos_token_id = int(said[0, 2])  # rows and slices end at different times
+    expected = model.generate(**inputs, generation_config=config)
+    rows = text_rows_seen(model)
+    for size, calls in ((None, {total}), (total, {total}), (2, {2, total % 2} - {0}), (1, {1})):
+        rows.clear()
+        with sliced_generation(model, size):
+            assert torch.equal(model.generate(**inputs, generation_config=config), expected)
+        assert set(rows) == calls
+        with shared_prefill(model, config), sliced_generation(model, size):
+            assert torch.equal(model.generate(**inputs, generation_config=config), expected)
+    assert "generate" not in vars(model)
+
+
+def test_slices_inside_peft():
+    model, inputs = make_model("qwen2_5_vl"), generate_inputs("qwen2_5_vl")
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).double()
+    config = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=PAD)
+    expected, rows = adapted.generate(**inputs, generation_config=config), text_rows_seen(adapted)
+    with sliced_generation(unwrapped(adapted), 4):
+        assert torch.equal(adapted.generate(**inputs, generation_config=config), expected)
+    assert set(rows) == {4, ROWS % 4}
 
 
 def test_after_the_context_the_model_is_as_before(family):

@@ -136,6 +136,23 @@ def test_sharing_prefills_once_a_group_and_samples_the_same(make_trainer, option
     assert len({tuple(ids) for ids in plain[0].tolist()}) == 16
 
 
+@pytest.mark.parametrize("scorer", ["shared", "kernel"])
+def test_rollouts_a_few_at_a_time(make_trainer, scorer):
+    rows, found = make_rows([1, 2, 0, 1]), []
+    for size in (None, 6):
+        trainer = make_trainer(rows, scorer=scorer, top_k=1, per_device_generation_batch_size=size)
+        trainer.model.double()
+        seen = []
+        trainer.model.lm_head.register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(args[0].shape[0])
+        )
+        batch = generation_batch(trainer, rows)
+        found.append((max(seen), batch["completion_ids"], batch["completion_mask"]))
+    (whole, *expected), (largest, *sliced) = found
+    assert (whole, largest) == (16, 6)
+    assert all(torch.equal(one, other) for one, other in zip(expected, sliced, strict=True))
+
+
 def test_the_same_image_however_the_row_carries_it(make_trainer):
     """As `images`, as `image`, inside the message, in another mode or not yet upright: the same prompt and pixels."""
     upright = picture(5, 32, 48)

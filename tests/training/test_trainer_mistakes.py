@@ -74,6 +74,13 @@ def test_trls_fused_head_is_refused_where_fsdp2_shards_it_alone(make_trainer, mo
         check_head(trainer)
 
 
+def test_slices_of_images_that_are_not_understood_are_refused(make_trainer, monkeypatch):
+    monkeypatch.setattr("cppo.training.setup.unshared_reason", lambda config: "its kind is new")
+    make_trainer(make_rows([1, 1]))
+    with pytest.raises(UserError, match="per_device_generation_batch_size cuts batches by images, but its kind is"):
+        make_trainer(make_rows([1, 1]), per_device_generation_batch_size=4)
+
+
 def test_rows_of_both_kinds_are_refused_where_the_vision_tower_is_sharded(make_trainer, monkeypatch):
     mixed, pictures, text = make_rows([1, 0]), make_rows([1, 2]), make_rows([0, 0])
     trainer = inject(make_trainer(mixed))

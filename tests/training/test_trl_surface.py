@@ -15,6 +15,7 @@ from cppo.training.config import CPPOConfig
 from cppo.training.trainer import OVERRIDES, CPPOTrainer
 
 TRL_1_16_PARAMETERS = {
+    "create_accelerator_and_postprocess": [],
     "_tokenize_prompts": ["prompts"],
     "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
@@ -95,6 +96,7 @@ PUBLISHED_DEFAULTS = {
     "rollout_view_mode": "augment",
     "rollout_view_fraction": 0.5,
     "rollout_view_decay": False,
+    "per_device_generation_batch_size": None,
     "view_threads": 2,
 }
 """arXiv 2601.00501 and its published implementation; the normalisation is the one departure."""

@@ -5,7 +5,7 @@ from cppo.policy.families import takes_images_a_row, unshared_reason, vision_pla
 from cppo.policy.head import LanguageHead
 from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores
 from cppo.policy.packing import PackedBatch, PromptGroup, pack, prompt_groups
-from cppo.policy.rollout import shared_prefill
+from cppo.policy.rollout import shared_prefill, sliced_generation
 from cppo.policy.scorer import ResponseScores, plain_scores
 from cppo.policy.vision_inputs import concatenate_rows, slice_rows
 from cppo.policy.wrappers import unwrapped
@@ -27,6 +27,7 @@ __all__ = [
     "shared_prefill",
     "shared_prompt_scores",
     "slice_rows",
+    "sliced_generation",
     "takes_images_a_row",
     "unshared_reason",
     "unwrapped",

@@ -10,15 +10,24 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
+from cppo.errors import UserError
 from cppo.policy.families import IMAGES_A_ROW
 from cppo.policy.packing import joined_images, prompt_groups
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, pads_rows, without_empty_images
+from cppo.policy.vision_inputs import (
+    PER_TOKEN_KEYS,
+    VisionInputs,
+    model_images,
+    pads_rows,
+    slice_rows,
+    without_empty_images,
+)
 
 IMAGE_KEYS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes")
 """Inputs that describe images, for the families of `SHARED_PROMPT_MODELS`."""
@@ -65,6 +74,65 @@ def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig |
             model.forward = own
 
 
+@contextmanager
+def sliced_generation(model: PreTrainedModel, rows: int | None) -> Iterator[None]:
+    """Within this context, `model.generate` and wrappers of it make at most `rows` rows at a time (None: all).
+
+    Memory for keys and values is then needed for so many. Greedy answers stay what they are, up to the rounding of
+    another batch size; samples are others, since slices draw one after another.
+
+    Args:
+        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
+        rows: at least 1.
+    """
+    own = vars(model).get("generate")
+    original: Any = model.generate
+
+    def generate(**inputs: Any) -> Tensor:
+        total = len(inputs["input_ids"])
+        if rows is None or total <= rows:
+            return cast(Tensor, original(**inputs))
+        slices = [_rows_between(model.config, inputs, start, start + rows) for start in range(0, total, rows)]
+        answers: list[Tensor] = [original(**one) for one in slices]
+        longest = max(answer.shape[1] for answer in answers)
+        padding = inputs["generation_config"].pad_token_id
+        return torch.cat([pad(answer, (0, longest - answer.shape[1]), value=padding) for answer in answers])
+
+    vars(model)["generate"] = generate
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(model)["generate"]
+        else:
+            vars(model)["generate"] = own
+
+
+def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+    """The arguments of `generate` for rows `start` to `end` (exclusive)."""
+    vision, counts = _vision_and_counts(config, inputs)
+    if counts is None:
+        raise UserError("per_device_generation_batch_size: it is not clear which images belong to which row; set null")
+    cut = slice_rows({**vision, **counts}, start, end)
+    # Idefics fills up rows without an image with images of zeros, and takes one where all are.
+    if pads_rows(cut) and not cut["pixel_values"].any():
+        cut = {key: value for key, value in cut.items() if key in PER_TOKEN_KEYS}
+    images = model_images(config, cut)
+    kept = {key: value for key, value in inputs.items() if key not in (*IMAGE_KEYS, *PER_TOKEN_KEYS, IMAGES_A_ROW)}
+    return {
+        **kept,
+        "input_ids": kept["input_ids"][start:end],
+        "attention_mask": kept["attention_mask"][start:end],
+        **images,
+    }
+
+
+def _vision_and_counts(config: Any, inputs: Mapping[str, Any]) -> tuple[VisionInputs, dict[str, Sequence[int]] | None]:
+    """The image inputs of [B, P], and how many of them each row has; None where that is unclear."""
+    vision = without_empty_images({key: inputs.get(key) for key in (*IMAGE_KEYS, *PER_TOKEN_KEYS)})
+    return vision, _images_by_row(config, inputs["input_ids"], vision, inputs.get(IMAGES_A_ROW))
+
+
 def _needs_encoded(config: GenerationConfig) -> bool:
     """Whether `generate` copies or cuts rows, which it does rightly only with images that it encoded itself."""
     copies = max(config.num_beams or 1, config.num_return_sequences or 1)
@@ -91,8 +159,7 @@ def _is_prefill(inputs: Mapping[str, Any]) -> bool:
 def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -> Any:
     """One forward pass over the distinct rows of [B, P], its last logits and cache copied to all B rows."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    vision = without_empty_images({key: inputs.get(key) for key in (*IMAGE_KEYS, *PER_TOKEN_KEYS)})
-    counts = _images_by_row(config, ids, vision, inputs.get(IMAGES_A_ROW))
+    vision, counts = _vision_and_counts(config, inputs)
     if counts is None or (mask is not None and mask.ndim != 2):
         return forward(**inputs)
     groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, {**vision, **counts})

@@ -272,6 +272,13 @@ class CPPOConfig(GRPOConfig):
         default=False,
         metadata={"help": "Whether diffusion noise of rollouts fades out at two thirds of the run (NoisyRollout)."},
     )
+    per_device_generation_batch_size: Annotated[int | None, "[1, inf)"] = field(
+        default=None,
+        metadata={
+            "help": "Rollouts that a process generates at a time, for less memory; without it all of a generation "
+            "batch, as TRL does. Not with vLLM, which needs none."
+        },
+    )
     view_threads: Annotated[int, "[1, inf)"] = field(
         default=2,
         metadata={"help": "Threads that make the views while the rollouts are being generated."},

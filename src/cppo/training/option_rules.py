@@ -31,6 +31,13 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             "perception_sink = 'none' leaves the perception term out"
         )
     _check_method(options)
+    if options["per_device_generation_batch_size"] is not None:
+        for name in ("use_vllm", "use_transformers_continuous_batching"):
+            if options.get(name):
+                raise UserError(
+                    f"per_device_generation_batch_size is for transformers' generate, but {name} = true, which chooses "
+                    "its own batches: set null"
+                )
     bound = options["perception_rollouts_per_group"]
     if bound is not None and normalization != "rollout":
         raise UserError(

@@ -22,6 +22,9 @@ def check_setup(trainer: Any) -> None:
     """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
     if trainer._tokenizer.padding_side != "left":
         raise UserError("the processor pads on the right: load it with padding_side='left'")
+    reason = unshared_reason(trainer.model.config)
+    if trainer.args.per_device_generation_batch_size is not None and reason is not None:
+        raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")
     name = trainer.args.perception_gate_reward
     if trainer.args.perception_gate == "correct" and name not in trainer.reward_func_names:
         raise UserError(

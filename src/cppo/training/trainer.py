@@ -13,6 +13,7 @@ Everything else is TRL's. The methods overridden here, and why, are listed in `O
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS
-from cppo.policy import shared_prefill, unwrapped
+from cppo.policy import shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import without_empty_images
 from cppo.training.carded import CardedTrainer
 from cppo.training.config import CPPOConfig
@@ -49,7 +50,7 @@ from cppo.views import ViewPrefetcher
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
     "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
-    "_generate_single_turn": "each prompt and image is prefilled once per group; vLLM gets None where no images are",
+    "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
     "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
@@ -198,10 +199,13 @@ class CPPOTrainer(CardedTrainer):
         if self.use_vllm and images is not None:
             # vLLM's batches know a row without images by None.
             images = [row_images or None for row_images in images]
-        # vLLM and continuous batching make no forward call of the kind that sharing changes.
-        if self.use_vllm or self.use_transformers_continuous_batching or not self._shares_prompts:
-            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
-        with shared_prefill(unwrapped(self.model), self.generation_config):
+        with ExitStack() as changes:
+            # vLLM and continuous batching call neither `generate` nor the model's forward.
+            if not (self.use_vllm or self.use_transformers_continuous_batching):
+                model = unwrapped(self.model)
+                if self._shares_prompts:
+                    changes.enter_context(shared_prefill(model, self.generation_config))
+                changes.enter_context(sliced_generation(model, self.args.per_device_generation_batch_size))
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     @timed("reward")
