@@ -107,6 +107,29 @@ def test_the_method_says_what_is_selected_and_gated_in(micro, record, item):
     assert selected[0] != selected[1]
 
 
+def scripted(micro, monkeypatch, record, *texts):
+    """The record's inspected responses, given as texts."""
+    rows = micro[1].tokenizer(list(texts))["input_ids"]
+    monkeypatch.setattr("cppo.evaluation.inspection.generate_tokens", lambda *args, **options: rows)
+    found = inspect_record(*micro, record, ViewSampler(0), InspectOptions(samples=len(rows))).responses
+    assert [response.text for response in found] == list(texts)
+    return found
+
+
+@pytest.mark.parametrize("samples", [6, 7, 8, 12])
+def test_responses_with_equal_rewards_are_not_gated_in(micro, monkeypatch, samples):
+    wrong = ["<think> </think> \\boxed{5}"] * samples
+    found = scripted(micro, monkeypatch, Record("1", "3 + 4 = ?", (), "7"), *wrong)
+    assert all(response.well_formed for response in found)
+    assert [(response.advantage, response.gated_in) for response in found] == [(0.0, False)] * samples
+
+
+def test_the_text_of_the_right_choice_is_right(micro, monkeypatch):
+    record = Record("1", "which?", (), "B", choices=("red", "blue"))
+    found = scripted(micro, monkeypatch, record, "\\boxed{blue}", "\\boxed{red}", "\\boxed{B}")
+    assert [response.correct for response in found] == [True, False, True]
+
+
 def test_text_only_rows_depend_on_no_image(micro):
     found = inspect_record(
         *micro, Record("1", "3 + 4 = ?", (), "7"), ViewSampler(0), InspectOptions(samples=1, max_new_tokens=8)

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from cppo.perception import draw_rollouts, gate_rollouts, select_perception_tokens
+from cppo.perception import draw_rollouts, equal_rewards, gate_rollouts, select_perception_tokens
 
 NAN = math.nan
 
@@ -106,6 +106,33 @@ def test_gates():
     assert gate_rollouts("advantage", advantages).tolist() == [True, False, False, False]
     assert gate_rollouts("correct", advantages, correctness).tolist() == [False, True, False, True]
     assert gate_rollouts("none", advantages).tolist() == [True, True, True, True]
+
+
+def advantages(rewards, size):
+    """TRL's own formula in float32."""
+    grouped = rewards.view(-1, size)
+    return ((grouped - grouped.mean(dim=1, keepdim=True)) / (grouped.std(dim=1, keepdim=True) + 1e-4)).flatten()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])
+def test_equal_rewards_at_any_scale(scale):
+    rewards = scale * torch.tensor([0.9] * 12 + [0.9] * 10 + [0.0] * 2 + [0.1] * 12 + [1.0] * 11 + [0.999])
+    expected = [True] * 12 + [False] * 12 + [True] * 12 + [False] * 12
+    assert equal_rewards(rewards[:, None], 12).tolist() == expected
+    # Rounding alone would let rollouts of the first group pass.
+    assert scale != 1.0 or (advantages(rewards, 12)[:12] != 0).any()
+
+
+def test_rewards_compared_one_by_one():
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [NAN, 2.0], [0.0, 2.0]])
+    assert equal_rewards(rewards, 2).tolist() == [False, False, True, True]
+    assert equal_rewards(rewards.nansum(dim=1, keepdim=True), 2).tolist() == [True] * 4
+
+
+def test_a_response_without_a_reward_does_not_make_a_group_differ():
+    """TRL leaves it out of the mean; the others' equal rewards are no signal because of it."""
+    rewards = torch.tensor([0.9] * 12 + [NAN] + [0.9] * 12 + [0.1] + [NAN] * 13)
+    assert equal_rewards(rewards[:, None], 13).tolist() == [True] * 13 + [False] * 13 + [True] * 13
 
 
 def test_draws_estimate_the_sum_over_the_gated_in_without_bias():

@@ -8,35 +8,6 @@ from rollout_stubs import generation_batch, inject, make_rows, picture
 
 from cppo.errors import UserError
 from cppo.policy import plain_scores, unwrapped
-from cppo.training.gate import equal_rewards
-
-
-def advantages(rewards, size):
-    """TRL's own formula in float32."""
-    grouped = rewards.view(-1, size)
-    return ((grouped - grouped.mean(dim=1, keepdim=True)) / (grouped.std(dim=1, keepdim=True) + 1e-4)).flatten()
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])
-def test_equal_rewards_at_any_scale(scale):
-    rewards = scale * torch.tensor([0.9] * 12 + [0.9] * 10 + [0.0] * 2 + [0.1] * 12 + [1.0] * 11 + [0.999])
-    expected = [True] * 12 + [False] * 12 + [True] * 12 + [False] * 12
-    assert equal_rewards(rewards[:, None], 12).tolist() == expected
-    # Rounding alone would let rollouts of the first group pass.
-    assert scale != 1.0 or (advantages(rewards, 12)[:12] != 0).any()
-
-
-def test_rewards_compared_one_by_one():
-    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [float("nan"), 2.0], [0.0, 2.0]])
-    assert equal_rewards(rewards, 2).tolist() == [False, False, True, True]
-    assert equal_rewards(rewards.nansum(dim=1, keepdim=True), 2).tolist() == [True] * 4
-
-
-def test_a_response_without_a_reward_does_not_make_a_group_differ():
-    """TRL leaves it out of the mean; the others' equal rewards are no signal because of it."""
-    nan = float("nan")
-    rewards = torch.tensor([0.9] * 12 + [nan] + [0.9] * 12 + [0.1] + [nan] * 13)
-    assert equal_rewards(rewards[:, None], 13).tolist() == [True] * 13 + [False] * 13 + [True] * 13
 
 
 def test_an_unscorable_response_gates_no_other_in(make_trainer):

@@ -11,7 +11,7 @@ from torch import Tensor
 from cppo.data import Record, chat_messages
 from cppo.evaluation.detectors import true_spans
 from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_stream
-from cppo.perception import gate_rollouts, select_tokens
+from cppo.perception import equal_rewards, gate_rollouts, select_tokens
 from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES, ResponseScores, dependency_score, plain_scores, view_divergence
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS
 from cppo.rewards import accuracy_reward, format_reward
@@ -131,17 +131,20 @@ def inspect_record(
     columns = token_columns(scored, mask & bool(record.images), options, draws.to(mask.device))
     correct = accuracy_reward(texts, answer=[record.answer] * len(texts), choices=[record.choices] * len(texts))
     well_formed = format_reward(texts)
-    rewards = [
-        options.reward_weights[0] * right + options.reward_weights[1] * formed
-        for right, formed in zip(correct, well_formed, strict=True)
-    ]
-    advantages = [reward - sum(rewards) / len(rewards) for reward in rewards]
-    gated_in = gate_rollouts(options.gate, torch.tensor(advantages), torch.tensor(correct)).tolist()
+    rewards = torch.tensor(
+        [
+            options.reward_weights[0] * right + options.reward_weights[1] * formed
+            for right, formed in zip(correct, well_formed, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    advantages = (rewards - rewards.mean()).masked_fill(equal_rewards(rewards[:, None], len(rewards)), 0.0)
+    gated_in = gate_rollouts(options.gate, advantages, torch.tensor(correct)).tolist()
     responses = []
     for row, ids in enumerate(rows):
         truth = token_truth(processor, ids, record)
         tokens = tuple(_token(processor, ids[place], columns, row, place, truth[place]) for place in range(len(ids)))
-        advantage = None if len(rows) == 1 else advantages[row]
+        advantage = None if len(rows) == 1 else advantages[row].item()
         responses.append(
             InspectedResponse(texts[row], correct[row] > 0, well_formed[row] > 0, advantage, gated_in[row], tokens)
         )

@@ -149,6 +149,23 @@ def gate_rollouts(gate: str, advantages: Tensor, correctness: Tensor | None = No
     return correctness > 0
 
 
+def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:
+    """Which rollouts are of a group whose rewards are all the same, up to rounding: no success of any of them.
+
+    The mean that is subtracted for the advantages is rounded: 12 rewards of 0.9 in float32 are left with advantages of
+    6e-4 each once TRL has divided by the standard deviation + 1e-4.
+
+    rewards: [B, F], one column a reward that is compared on its own; B is a multiple of group_size, and groups stand
+    side by side. NaN, which TRL leaves out of a group's mean, is left out here. Returns bool [B].
+    """
+    grouped = rewards.unflatten(0, (-1, group_size))
+    most = grouped.nan_to_num(-math.inf).amax(dim=1)
+    least = grouped.nan_to_num(math.inf).amin(dim=1)
+    rounding = 4 * torch.finfo(rewards.dtype).eps * torch.maximum(most.abs(), least.abs())
+    # A group without any known reward has most < least.
+    return ((most <= least) | (most - least <= rounding)).all(dim=1).repeat_interleave(group_size)
+
+
 def draw_rollouts(gate: Tensor, group_size: int, limit: int, generator: torch.Generator) -> Tensor:
     """Draw at most `limit` gated-in rollouts of each group, uniformly, and weight them for those left out.
 

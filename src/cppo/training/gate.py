@@ -1,13 +1,12 @@
 """Which rollouts of a generation batch the perception term learns from."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cppo.perception import draw_rollouts, gate_rollouts
+from cppo.perception import draw_rollouts, equal_rewards, gate_rollouts
 from cppo.training.view_inputs import Row, prompt_images
 from cppo.training.view_scoring import response_mask
 
@@ -41,28 +40,6 @@ def gated_rollouts(trainer: Any, output: dict[str, Any], rows: list[Row], reward
     # Views are made of the prompt's images, and would not fit a response with images of a tool.
     own_images_only = ~trainer._has_placeholder(output["completion_ids"])
     return gate & has_images & own_images_only & response_mask(output).any(dim=1)
-
-
-def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:
-    """Whether a rollout's whole group got the same rewards, up to rounding.
-
-    TRL subtracts a group's mean, which is rounded, and divides by its standard deviation + 1e-4: 12 rewards of 0.9 are
-    left with advantages of 6e-4 each, which are no signal.
-
-    Args:
-        rewards: [B, F], one column a reward that is compared on its own; groups stand side by side. NaN, which
-            TRL leaves out of a group's mean, is left out here.
-        group_size: G; B is a multiple of it.
-
-    Returns:
-        bool [B].
-    """
-    grouped = rewards.unflatten(0, (-1, group_size))
-    most = grouped.nan_to_num(-math.inf).amax(dim=1)
-    least = grouped.nan_to_num(math.inf).amin(dim=1)
-    rounding = 4 * torch.finfo(rewards.dtype).eps * torch.maximum(most.abs(), least.abs())
-    # A group without any known reward has most < least.
-    return ((most <= least) | (most - least <= rounding)).all(dim=1).repeat_interleave(group_size)
 
 
 def rollout_weights(args: "CPPOConfig", gates: Tensor, group_size: int, batch_number: int) -> Tensor:
