@@ -53,6 +53,14 @@ def test_reference_columns_of_tasks():
     assert row["sample_id"] == source[2].id
 
 
+def test_choices_reach_the_trainer(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "q", "answer": "B", "choices": ["red", "blue"]}\n{"prompt": "r", "answer": "7"}\n')
+    source = load_records(str(file))
+    assert [record.choices for record in source] == [("red", "blue"), None]
+    assert [row["choices"] for row in to_dataset(source)] == [["red", "blue"], []]
+
+
 def test_nothing_is_decoded_until_a_row_is_asked_for(tmp_path):
     picture("red").save(tmp_path / "a.png")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "q", "answer": "a", "image": "a.png"}')

@@ -123,6 +123,13 @@ def test_the_card_counts_items_with_images():
     assert set(rows[1].to_dict()) == {"condition", "n", "accuracy", "change", "consistency"}
 
 
+def test_the_card_compares_numbers_within_the_tolerance():
+    clean, blurred = (EvalResult((item("a", *boxed(answer)),), 1) for answer in (100, 95))
+    results = {"clean": clean, "blur": blurred}
+    consistency = [perception_card(results, tolerance=tolerance)[1].consistency.mean for tolerance in (0.0, 0.1)]
+    assert consistency == [0.0, 1.0]
+
+
 def test_the_card_refuses_what_cannot_be_compared():
     clean = EvalResult((item("a", *boxed(3)),), 1)
     with pytest.raises(ValueError, match="'clean'"):

@@ -6,6 +6,7 @@ from PIL import Image
 from cppo.data import Record
 from cppo.evaluation import BLANK, blank_images, evaluate, get_condition
 from cppo.evaluation import evaluate as evaluate_function
+from cppo.evaluation.evaluate import score_item
 from cppo.evaluation.generate import response_stream
 from cppo.evaluation.statistics import bootstrap_interval, wilson_interval
 
@@ -72,6 +73,23 @@ def test_average_over_samples(script):
     assert result.pass_at(1).mean == pytest.approx(result.accuracy, abs=1e-12)
     passed = result.to_dict([4])["pass_at_k"]
     assert passed == {"4": {"mean": 0.75, "ci95": list(wilson_interval(3, 4))}}
+
+
+@pytest.mark.parametrize(
+    ("record", "answer", "tolerance", "correct"),
+    [
+        (Record("c", "q 0", (), "B", choices=("red", "blue")), "blue", 0.0, 1.0),
+        (Record("c", "q 0", (), "B"), "blue", 0.0, 0.0),
+        (Record("n", "q 0", (), "100"), "95", 0.1, 1.0),
+        (Record("n", "q 0", (), "100"), "95", 0.0, 0.0),
+    ],
+)
+def test_choices_and_tolerance_decide_what_is_right(script, record, answer, tolerance, correct):
+    script.answer = lambda number, sample: GOOD % answer
+    (item,) = evaluate(None, None, [record], tolerance=tolerance).items
+    assert item == score_item(record, [GOOD % answer], tolerance)
+    assert item.correct == (correct,)
+    assert item.choices == (record.choices or ())
 
 
 def test_what_was_answered_is_not_asked_again(script):

@@ -8,7 +8,7 @@ from PIL import Image
 from cppo.assets.build import build_micro
 from cppo.errors import UserError
 from cppo.evaluation import generate_responses, load_model
-from cppo.evaluation.generate import inverse_cumulative, nucleus, response_stream
+from cppo.evaluation.generate import DrawnToken, response_stream
 from cppo.policy import vision_placeholder_ids
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
@@ -126,6 +126,16 @@ def test_streams_differ_by_each_argument():
     assert len(first) == 4
 
 
+class Grid:
+    """A stream whose one number is given."""
+
+    def __init__(self, number):
+        self._number = number
+
+    def random(self, count):
+        return np.array([self._number] * count)
+
+
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
 def test_drawn_tokens_have_the_tempered_nucleus_shares(top_p):
     """One uniform number a row on a fine grid: the share of each token is its probability to within the grid."""
@@ -136,13 +146,24 @@ def test_drawn_tokens_have_the_tempered_nucleus_shares(top_p):
         if mass < top_p:
             kept[token] = shares[token]
             mass += shares[token]
-    grid = torch.arange(rows, dtype=torch.float64)[:, None] / rows
-    probabilities = torch.softmax(torch.tensor(logits) / temperature, dim=-1).expand(rows, -1)
-    weights = nucleus(probabilities, top_p) if top_p < 1 else probabilities
-    found = np.bincount(inverse_cumulative(weights, grid)[:, 0].numpy(), minlength=5) / rows
+    draw = DrawnToken([Grid(row / rows) for row in range(rows)], 1, temperature, top_p)
+    left = draw(torch.zeros(rows, 1), torch.tensor(logits).expand(rows, -1))
+    assert (left.isfinite().sum(dim=1) == 1).all()
+    found = np.bincount(left.argmax(dim=1).numpy(), minlength=5) / rows
     assert np.abs(found - kept / mass).max() <= 1 / rows + 1e-12
     assert found[2] == 0
     assert (found > 0).sum() == (4 if top_p == 1 else 1 + (shares.max() < top_p))
+
+
+def test_temperature_and_top_p_reach_the_draw(tiny):
+    """Near temperature 0, and in a nucleus of one token, the stream decides nothing."""
+
+    def sample(**given):
+        return generate_responses(*tiny, PROMPTS, IMAGES, max_new_tokens=NEW_TOKENS, streams=streams(1), **given)
+
+    greedy = generate_responses(*tiny, PROMPTS, IMAGES, max_new_tokens=NEW_TOKENS)
+    assert sample(temperature=1e-4) == sample(temperature=2.0, top_p=1e-6) == greedy
+    assert sample(temperature=2.0) != greedy
 
 
 def test_the_checkpoints_own_sampling_defaults_play_no_part(tiny):

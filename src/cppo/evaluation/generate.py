@@ -68,7 +68,7 @@ def generate_tokens(
     """
     inputs = inputs.to(model.device)
     config = _generation_config(model, processor, max_new_tokens)
-    draw = LogitsProcessorList([_DrawnToken(streams, max_new_tokens, temperature, top_p)] if temperature > 0 else [])
+    draw = LogitsProcessorList([DrawnToken(streams, max_new_tokens, temperature, top_p)] if temperature > 0 else [])
     with evaluation_mode(model):
         output = model.generate(**inputs, generation_config=config, logits_processor=draw)
     return [_until_end(row, set(config.eos_token_id)) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
@@ -80,7 +80,7 @@ def response_stream(seed: int, record_id: str, sample: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(key).digest(), "little")))
 
 
-class _DrawnToken(LogitsProcessor):
+class DrawnToken(LogitsProcessor):
     """Leaves each row the one token that its stream draws, one uniform number a token, for greedy search to take.
 
     generate's own sampling draws all rows from one global stream: a response would change with its batch.
