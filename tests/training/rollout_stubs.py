@@ -98,11 +98,11 @@ def generation_batch(trainer, rows):
     return trainer._generate_and_score_completions([row for row in rows for _ in range(trainer.num_generations)])
 
 
-def cut(trainer, batch, parts):
-    """The generation batch in so many micro-batches of one optimizer step, in order."""
+def cut(trainer, batch, parts, steps=1):
+    """The generation batch in so many micro-batches of so many optimizer steps, in order."""
     chunks = split_tensor_dict(split_pixel_values_by_grid(batch), parts)
     trainer._buffered_inputs = [unsplit_pixel_values_by_grid(chunk) for chunk in chunks]
-    trainer.args.steps_per_generation = trainer.current_gradient_accumulation_steps = parts
+    trainer.args.steps_per_generation, trainer.current_gradient_accumulation_steps = parts, parts // steps
     trainer._step, trainer._step_tokens = 0, None
     return trainer._buffered_inputs
 

@@ -13,6 +13,7 @@ from method_reference import (
     best,
     cppo,
     k3_contrast,
+    mean,
     pgpo_weights,
     positive,
     published,
@@ -30,7 +31,7 @@ from rollout_stubs import (
     token_reward,
 )
 
-from cppo.methods import METHODS
+from cppo.methods import METHODS, SHAPING_SINKS
 from cppo.training.detection import detect_and_shape
 from cppo.training.rollout_views import decayed_steps
 
@@ -81,7 +82,7 @@ def seen(trainer_of, processor, rows):
 def losses(trainer, rows, parts=1):
     """The step's loss, in so many micro-batches."""
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
-    if trainer.args.perception_sink == "advantage":
+    if trainer.args.perception_sink in SHAPING_SINKS:
         detect_and_shape(trainer, micro_batches)
     return [trainer._compute_loss(trainer.model, inputs) for inputs in micro_batches]
 
@@ -125,6 +126,23 @@ def test_pgpo(trainer_of, seen, rows, scorer, parts):
     loss = math.fsum(trainer._compute_loss(trainer.model, inputs).item() for inputs in micro_batches)
     assert loss == pytest.approx(rl_loss(rollouts), abs=2e-6)
     assert max(map(max, weights)) > 1.5
+
+
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+@pytest.mark.parametrize("method", ["vppo", "pgpo"])
+def test_metrics_of_shaped_advantages(trainer_of, seen, rows, method, scorer):
+    """The share of the selected tokens, and the mean dependency of a rollout, of those with an image."""
+    trainer = trainer_of(method, scorer)
+    trainer._metrics["train"].clear()
+    losses(trainer, rows, 4)
+    shown = [r for r in seen(method) if r.has_images]
+    selected = [max(1, math.floor(0.4 * r.tokens)) if method == "vppo" else r.tokens for r in shown]
+    expected = {
+        "selected_fraction": sum(selected) / sum(r.tokens for r in shown),
+        "dependency": mean(mean(r.minus["k3"]) for r in shown),
+    }
+    for name, value in expected.items():
+        assert trainer._metrics["train"][f"perception/{name}"] == [pytest.approx(value, rel=1e-6)], name
 
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])

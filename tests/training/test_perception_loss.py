@@ -146,6 +146,19 @@ def test_gates_and_normalizations(exact, reference, rows, gate, normalization, p
         assert abs(term - reference_term(reference, **options)) > 1e-3
 
 
+def test_a_generation_batch_that_serves_two_steps(exact, reference, rows):
+    """Equal parts of its mean over rollouts for each step; the mean over the step's own tokens."""
+    micro_batches = cut(exact, generation_batch(exact, rows), 4, steps=2)
+    total = math.fsum(term_of(exact, inputs).item() for inputs in micro_batches)
+    assert total == pytest.approx(2 * reference_term(reference), abs=1e-7)
+    exact.args.perception_normalization = "token"
+    for first in (0, 2):
+        exact._step, exact._step_tokens = 4 + first, None  # the steps of the second generation batch
+        term = math.fsum(term_of(exact, inputs).item() for inputs in micro_batches[first : first + 2])
+        own = reference[first * GROUP : (first + 2) * GROUP]
+        assert term == pytest.approx(reference_term(own, normalization="token"), abs=1e-7)
+
+
 @pytest.mark.parametrize("gate", ["advantage", "none"])
 @pytest.mark.parametrize("parts", [1, 8])
 def test_a_bounded_number_of_rollouts_a_group(exact, reference, rows, gate, parts):
