@@ -1,5 +1,6 @@
-"""Which rollouts are gated in where rewards are equal, or large, or a tool has put images into a response."""
+"""Which rollouts are gated in and drawn where rewards are weighted, or large, or tools have written the response."""
 
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from rollout_stubs import generation_batch, inject, make_rows, picture
 
 from cppo.errors import UserError
 from cppo.policy import plain_scores, unwrapped
+from cppo.training.gate import rollout_weights, token_draws
 
 
 def test_an_unscorable_response_gates_no_other_in(make_trainer):
@@ -27,6 +29,67 @@ def test_large_rewards_are_gated_like_small_ones(make_trainer, scale):
     trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=reward))
     batch = generation_batch(trainer, make_rows([1, 1]))
     assert [views is not None for views in batch["perception_views"]] == [False, True, True, True] * 2
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "expected"),
+    [
+        ([(1, 0), (0, 1)], {"reward_weights": [0.9, 0.1]}, [True, False]),
+        ([(1, 0), (0, 2)], {"reward_weights": [2.0, 1.0]}, [False, False]),
+        (
+            [(1, 0), (0, 2)],
+            {"reward_weights": [2.0, 1.0], "multi_objective_aggregation": "normalize_then_sum"},
+            [True, False],
+        ),
+    ],
+)
+def test_the_gate_weights_and_sums_rewards_as_trl_does(make_trainer, pairs, options, expected):
+    """Each of two pairs of rewards is given to every second rollout."""
+
+    def first(completion_ids, **kwargs):
+        return [float(pairs[place % 2][0]) for place in range(len(completion_ids))]
+
+    def second(completion_ids, **kwargs):
+        return [float(pairs[place % 2][1]) for place in range(len(completion_ids))]
+
+    trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=[first, second], **options))
+    batch = generation_batch(trainer, make_rows([1, 1]))
+    assert [views is not None for views in batch["perception_views"]] == expected * 4
+
+
+def test_responses_with_a_tools_image_or_no_token_of_their_own_are_left_out(make_trainer):
+    rows = make_rows([1, 1])
+    trainer = inject(make_trainer(rows, perception_gate="none"))
+
+    generate = trainer._generate
+
+    def generate_with_tools(prompts):
+        prompt_ids, completion_ids, _, *rest = generate(prompts)
+        completion_ids[1].append(trainer.model.config.image_token_id)
+        own = [[int(place != 2)] * len(ids) for place, ids in enumerate(completion_ids)]
+        return prompt_ids, completion_ids, own, *rest
+
+    trainer._generate = generate_with_tools
+    batch = generation_batch(trainer, rows)
+    assert [views is not None for views in batch["perception_views"]] == [True, False, False, *[True] * 5]
+
+
+def draws(seed=1, batch=0, rank=0):
+    args = SimpleNamespace(seed=seed, perception_rollouts_per_group=1)
+    tokens = token_draws(args, torch.Size([2, 50]), batch, rank)
+    return tokens, rollout_weights(args, torch.ones(64, dtype=torch.bool), 8, batch)
+
+
+def test_every_seed_batch_and_rank_draws_its_own_tokens():
+    found = [draws()[0], draws(seed=2)[0], draws(batch=1)[0], draws(rank=1)[0]]
+    assert not any(torch.equal(one, other) for one, other in combinations(found, 2))
+    assert torch.equal(found[0], draws()[0])
+
+
+def test_every_seed_and_batch_draws_its_own_rollouts():
+    found = [draws()[1], draws(seed=2)[1], draws(batch=1)[1]]
+    assert not any(torch.equal(one, other) for one, other in combinations(found, 2))
+    assert torch.equal(found[0], draws(rank=1)[1])
 
 
 def test_a_response_with_images_is_scored_unshared(make_trainer, processor):

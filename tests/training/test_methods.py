@@ -33,7 +33,8 @@ from rollout_stubs import (
 
 from cppo.methods import METHODS, SHAPING_SINKS
 from cppo.training.detection import detect_and_shape
-from cppo.training.rollout_views import decayed_steps
+from cppo.training.rollout_views import RolloutViews, decayed_steps
+from cppo.views import ViewStrengths
 
 PUBLISHED = [name for name in METHODS if not name.startswith("cppo-")]
 
@@ -251,6 +252,45 @@ def test_augmented_prompts_show_the_view_in_rollouts_and_update(make_trainer, mo
     shown_again = watch_images(again, monkeypatch)
     generation_batch(again, rows)
     assert [a[0].tobytes() for a in shown] == [b[0].tobytes() for b in shown_again]
+
+
+def noisy(fraction, seed=1):
+    return RolloutViews(seed, ["diffusion_noise"], ViewStrengths(), fraction, decay=False)
+
+
+def changed_rows(views, rows, epoch=0):
+    """Which of the rows `augmented` shows otherwise than they are."""
+    shown = views.augmented(rows, epoch, 0.0)
+    return [new["images"] != old["images"] for new, old in zip(shown, rows, strict=True)]
+
+
+def test_the_fraction_is_that_of_the_views():
+    rows = make_rows([2]) * 8
+    own = rows[0]["images"]
+    assert [seen != own for seen in noisy(0.25).mixed(rows, 0, 4, 0, 0.0)] == [False, False, False, True] * 2
+    assert [seen != own for seen in noisy(0.25).mixed(rows[:4], 2, 4, 0, 0.0)] == [False, True, False, False]
+    # Four standard deviations of 160 draws with probability 1/4 are 22.
+    assert abs(sum(changed_rows(noisy(0.25), make_rows([1] * 160))) - 40) <= 22
+
+
+def test_rollout_views_are_drawn_by_seed_epoch_and_place_of_the_image():
+    (row,) = make_rows([1])
+    twice = [{**row, "images": row["images"] * 2}]
+
+    def augmented(seed, epoch):
+        return noisy(1.0, seed).augmented(twice, epoch, 0.0)[0]["images"]
+
+    def mixed(seed, epoch):
+        return noisy(1.0, seed).mixed(twice, 0, 1, epoch, 0.0)[0]
+
+    for shown in (augmented, mixed):
+        pictures = [image.tobytes() for key in ((1, 0), (2, 0), (1, 1)) for image in shown(*key)]
+        assert len(set(pictures)) == 6
+        assert [image.tobytes() for image in shown(1, 0)] == pictures[:2]
+    rows = make_rows([1] * 40)
+    chosen = [changed_rows(noisy(0.5, seed), rows, epoch) for seed, epoch in ((1, 0), (2, 0), (1, 1))]
+    assert chosen[0] not in chosen[1:]
+    assert chosen[1] != chosen[2]
 
 
 def watch_images(trainer, monkeypatch):

@@ -13,6 +13,7 @@ from rollout_stubs import (
     inject,
     lazy_dataset,
     make_rows,
+    parity_reward,
     term_of,
     token_reward,
 )
@@ -187,13 +188,15 @@ def test_last_samples_are_rollouts_of_the_batch(make_trainer, processor):
     rollouts = []
 
     def reward(prompts, completion_ids, **kwargs):
-        values = token_reward(completion_ids)
-        for prompt, ids, value in zip(prompts, completion_ids, values, strict=True):
-            rollouts.append((prompt[0]["content"][-1]["text"], [processor.decode([i]) for i in ids], value))
+        values, parities = token_reward(completion_ids), parity_reward(completion_ids)
+        for prompt, ids, value, parity in zip(prompts, completion_ids, values, parities, strict=True):
+            tokens = [processor.decode([i]) for i in ids]
+            rollouts.append((prompt[0]["content"][-1]["text"], tokens, 0.75 * value + 0.25 * parity))
         return values
 
     rows = make_rows([1, 0, 2])
-    options = {"perception_gate": "none", "per_device_train_batch_size": 12, "reward_funcs": reward}
+    options = {"perception_gate": "none", "per_device_train_batch_size": 12}
+    options |= {"reward_funcs": [reward, parity_reward], "reward_weights": [0.75, 0.25]}
     trainer = inject(make_trainer(rows, **options))
     trainer.train()
     by_text = {row["prompt"][0]["content"]: row for row in rows}
