@@ -1,21 +1,23 @@
 """What a cell's process does: the same prompts for every method, and evaluations that training does not notice."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerState
 
-from cppo.comparison.cell import measurement_of, run_folder
+from cppo.comparison.cell import StepMeter, measurement_of, run_folder
 from cppo.comparison.jobs import RESULT, cell_job, start_job, study_jobs
 from cppo.comparison.measure import Measurement
 from cppo.comparison.pool import run_jobs
 from cppo.comparison.study import load_study
 from cppo.data import load_records
-from cppo.evaluation import evaluate, get_condition, load_model
+from cppo.evaluation import EvalResult, ItemResult, evaluate, get_condition, load_model
 from cppo.evaluation.detectors import detector_quality
 from cppo.evaluation.inspection import InspectOptions, inspect_record
 from cppo.policy import DEPENDENCY_SCORES
-from cppo.views import ViewSampler
+from cppo.views import ViewSampler, ViewStrengths
 
 MEASURED = ("step_time", "time/", "memory/")
 """How the names of metrics begin that differ from run to run."""
@@ -98,6 +100,63 @@ def test_all_methods_are_judged_with_the_tasks_tolerance(write_study):
         assert measurement_of(evaluation, cell.recipe.options).tolerance == 0.1
 
 
+def test_the_conditions_are_the_recipes_own_views(write_study, monkeypatch):
+    """A rotation by 0 degrees is no change, which no published view is."""
+    own = {"preserving_views": ["rotation"], "view_rotation_degrees": 0.0, "removing_views": ["crop"]}
+    entries = {"conditions": ["clean", "trained_preserving", "trained_removing"], "detector_items": 0}
+    study = load_study(write_study(options={"max_steps": 2, **own}, **entries))
+    job = start_job(study, "digits")
+    measurement = measurement_of(job.identity["evaluation"], study.cells[0].recipe.options)
+    assert measurement.sampler == ViewSampler(0, ("rotation",), ("crop",), ViewStrengths(rotation_degrees=0.0))
+    shown = {}
+
+    def answer(model, processor, records, *, condition, **options):
+        shown[condition.name] = [image.tobytes() for record in records for image in condition.show(record, 0)]
+        return EvalResult(tuple(ItemResult(record.id, "", ("",), (0.0,), (0.0,), 1) for record in records), 1)
+
+    monkeypatch.setattr("cppo.comparison.measure.evaluate", answer)
+    measurement.take(torch.nn.Identity(), None)
+    assert shown["trained_preserving"] == shown["clean"]
+    assert all(one != other for one, other in zip(shown["trained_removing"], shown["clean"], strict=True))
+
+
+def test_a_measurement_leaves_torchs_random_state_alone(monkeypatch):
+    records = load_records("tasks:digits?n=2", split="test")
+
+    def answer(*args, **options):
+        torch.rand(1)
+        return EvalResult((ItemResult("a", "", ("",), (1.0,), (0.0,), 1),), 1)
+
+    monkeypatch.setattr("cppo.comparison.measure.evaluate", answer)
+    before = torch.random.get_rng_state()
+    found = Measurement(records, ["clean"], 0, ViewSampler(0), 0.5, 40, None, 0.0).take(torch.nn.Identity(), None)
+    assert found["correct"] == {"clean": "1"}
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_steps_are_timed_without_the_evaluations(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(
+        "cppo.comparison.cell.time", SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: 2 * now[0])
+    )
+
+    def measure():
+        now[0] += 50.0
+        return {}
+
+    meter = StepMeter([0, 1, 3], measure)
+    meter.evaluate(0)
+    args, state = SimpleNamespace(device=torch.device("cpu")), TrainerState()
+    meter.on_train_begin(args, state, None)
+    for state.global_step, seconds in enumerate((1.0, 2.0, 4.0), start=1):
+        now[0] += seconds
+        meter.on_step_end(args, state, None)
+    assert meter.seconds == [1.0, 2.0, 4.0]
+    assert meter.cpu_seconds == [2.0, 4.0, 8.0]
+    assert [one["step"] for one in meter.evaluations] == [0, 1, 3]
+    assert meter.evaluation_seconds == 150.0
+
+
 def test_a_real_process(study):
     job = start_job(study, "digits")
     done = []
@@ -115,10 +174,7 @@ def test_detectors_and_accuracy_against_one_item_at_a_time():
     records = load_records("tasks:digits?noise=100&n=12", split="test", limit=12)
     sampler = ViewSampler(0)
     measurement = Measurement(records, ["clean", "blank"], 12, sampler, 0.5, 40, None, 0.0)
-    torch.manual_seed(5)
-    before = torch.random.get_rng_state()
     found = measurement.take(model, processor)
-    assert torch.equal(torch.random.get_rng_state(), before)
     for condition in ("clean", "blank"):
         shown = get_condition(condition)
         expected = evaluate(model, processor, records, batch_size=1, max_new_tokens=40, condition=shown)
