@@ -45,14 +45,14 @@ def data(tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """A model that answers 1 whatever it is asked, in half of its samples; `calls` counts what was asked."""
+    """A model that answers 1 whatever it is asked, in half of its samples; the images that it was shown, by call."""
     import sys
 
     module = sys.modules["cppo.evaluation.evaluate"]
     calls = []
 
     def generate(model, processor, prompts, images, *, streams, **options):
-        calls.append(len(prompts))
+        calls.append(images)
         return [f"<think> ? </think> \\boxed{{{1 if stream.random() < 0.5 else 'no'}}}" for stream in streams]
 
     monkeypatch.setattr(module, "generate_responses", generate)
@@ -91,7 +91,7 @@ def test_a_stopped_evaluation_goes_on(model, data, tmp_path, monkeypatch, capsys
     scripted.clear()
     assert evaluate(model, *argv, "--responses", str(part), "--json", str(tmp_path / "part.json"), "--by", "level") == 0
     # of 3 x 7 items 10 were there: 7 clean ones and 3 blank ones, so 4 blank ones and 7 shuffled ones are asked twice
-    assert sum(scripted) == 2 * (4 + 7)
+    assert sum(map(len, scripted)) == 2 * (4 + 7)
     assert [json.loads(line)["responses"] for line in part.read_bytes().splitlines()[1:]] == [
         json.loads(line)["responses"] for line in lines[1:]
     ]
@@ -206,6 +206,20 @@ def test_the_card(model, data, tmp_path, capsys):
     assert "perception card" in out
     assert "held_out_removing: one of strong_blur, pixelate, shuffle" in out
     assert "held_out_removing" in out
+
+
+def test_the_card_takes_the_runs_own_views(model, data, tmp_path, scripted):
+    """A rotation by 0 degrees is no change, which no published view is."""
+    run = tmp_path / "run"
+    shutil.copytree(model, run)
+    (run / "config.yaml").write_text(
+        f"model: {model}\ndata: {data}\noutput_dir: gone\n"
+        "preserving_views: [rotation]\nview_rotation_degrees: 0.0\nremoving_views: [crop]\n"
+    )
+    assert evaluate(str(run), "--data", data, "--card", "trained_preserving", "trained_removing") == 0
+    clean, preserving, removing = ([one.tobytes() for (one,) in images] for images in scripted)
+    assert preserving == clean
+    assert all(one != other for one, other in zip(removing, clean, strict=True))
 
 
 def test_tasks_have_columns(model, capsys, scripted):

@@ -9,7 +9,10 @@ from huggingface_hub import ModelCard
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
+from cppo.evaluation import CLEAN, EvalResult, ItemResult
 from cppo.recipes import load_recipe
+from cppo.runs.run import run_training
+from cppo.runs.sources import load_sources
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 OPTIONS = {
@@ -52,6 +55,25 @@ def test_the_run_directory(workplace):
     assert (run / "model.safetensors").is_file()
     assert (run / "processor_config.json").is_file()
     assert "Example responses" in (run / "report.html").read_text()
+
+
+def test_the_gain_is_what_training_brought(workplace, tmp_path, monkeypatch):
+    conditions = {}
+
+    def answer(trainer, source, label, *, condition=CLEAN, **options):
+        conditions[label] = condition.name
+        right = {"before": 1, "after": 3, "blank image": 0}[label]
+        marks = [float(place < right) for place in range(len(source))]
+        items = tuple(ItemResult(str(place), "", ("",), (mark,), (0.0,), 1) for place, mark in enumerate(marks))
+        return EvalResult(items, 1, condition.name)
+
+    monkeypatch.setattr("cppo.runs.run.answer_all", answer)
+    options = {"output_dir": str(tmp_path), "max_steps": 1, "probe_steps": 0}
+    recipe = load_recipe("train", str(workplace / "tiny.yaml"), options)
+    result = run_training(recipe, load_sources(recipe))
+    assert [found.accuracy for found in (result.before, result.after, result.blank)] == [0.25, 0.75, 0.0]
+    assert result.gain.mean == 0.5
+    assert conditions == {"before": "clean", "after": "clean", "blank image": "blank"}
 
 
 def test_probes_show_the_same_items_each_time(workplace):
