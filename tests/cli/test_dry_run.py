@@ -17,6 +17,7 @@ from cppo.recipes import load_recipe
 from cppo.runs.dry_run import BatchNeeds, MemoryParts, rehearse
 from cppo.runs.peak_memory import PeakMemory
 from cppo.runs.sources import load_sources
+from cppo.training.trainer import CPPOTrainer
 
 SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 DATA = ["tasks:digits?n=14", "tasks:chart?n=6"]
@@ -93,8 +94,19 @@ def test_the_plan_tells_what_a_method_makes_of_views(options, text):
     assert method_text(load_recipe("train", "micro", options).resolved) == text
 
 
-def test_memory_that_stays_and_the_worst_batch(folder):
-    recipe = load_recipe("train", str(folder / "tiny.yaml"), {"max_steps": 7})
+def test_memory_that_stays_and_the_worst_batch(folder, monkeypatch):
+    batches = []
+    generate = CPPOTrainer._generate_and_score_completions
+
+    def watch(trainer, inputs):
+        output = generate(trainer, inputs)
+        batches.append((output["completion_mask"].sum(dim=1).tolist(), trainer._rewards.tolist()))
+        return output
+
+    monkeypatch.setattr(CPPOTrainer, "_generate_and_score_completions", watch)
+    # A model that soon ends its response.
+    ends = {"sequence_bias": [[[load_processor(folder / "model").tokenizer.eos_token_id], 7.0]]}
+    recipe = load_recipe("train", str(folder / "tiny.yaml"), {"max_steps": 7, "generation_kwargs": ends})
     plan = rehearse(recipe, load_sources(recipe))
     weights = load_file(folder / "model" / "model.safetensors")
     numbers = sum(weight.numel() for weight in weights.values())
@@ -103,7 +115,10 @@ def test_memory_that_stays_and_the_worst_batch(folder):
     # AdamW: two moments a weight and a step count a tensor, all float32.
     assert plan.memory.optimizer == 8 * numbers + 4 * len(weights)
     assert plan.memory.libraries > 2**26
-    assert plan.at_worst.peak(plan.memory) >= plan.memory.libraries
+    _, (as_answered, _), (lengths, rewards) = batches
+    assert min(as_answered) < 8
+    assert lengths == [8] * 8
+    assert rewards == [[0.0, 0.0], [1.0, 1.0]] * 4
 
 
 def test_the_peak_is_the_larger_phase():

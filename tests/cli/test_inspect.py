@@ -16,6 +16,8 @@ from cppo.evaluation.inspection import (
     InspectedItem,
     InspectedResponse,
     InspectedToken,
+    InspectOptions,
+    inspect_record,
 )
 from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES
 from cppo.reports.inspection import json_item, render_inspection
@@ -138,18 +140,30 @@ def test_the_command(tmp_path, capsys):
     assert page.stat().st_size < 200_000
 
 
-def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys):
+def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(resolve_model("micro"), run)
     (run / "config.yaml").write_text(
         "model: micro\ndata: tasks:digits\noutput_dir: gone\nperception_score: kl\nremoving_views: [crop]\n"
-        "max_completion_length: 5\n"
+        "max_completion_length: 5\nperception_selector: top\nperception_top_fraction: 0.8\nperception_gate: none\n"
     )
+    looked = []
+
+    def inspect(model, processor, record, sampler, options):
+        looked.append(options)
+        return inspect_record(model, processor, record, sampler, options)
+
+    monkeypatch.setattr("cppo.evaluation.inspection.inspect_record", inspect)
     asked = ["--model", str(run), "--data", "tasks:digits", "--limit", "1"]
     figures = tmp_path / "tokens.json"
     assert main(["inspect", *asked, "--out", str(tmp_path / "x.html"), "--samples", "1", "--json", str(figures)]) == 0
-    tokens = json.loads(figures.read_text())[0]["tokens"]
+    (item,) = json.loads(figures.read_text())
+    tokens = item["tokens"]
     assert len(tokens) == 5
+    assert sum(token["selected"] for token in tokens) == 4
+    # The advantage of a single response is 0: only the gate "none" lets it in.
+    assert item["gated"]
+    assert looked == [InspectOptions(1, max_new_tokens=5, selector="top", top_fraction=0.8, gate="none")]
     assert all(token["score"] == token["scores"]["kl"] for token in tokens)
     capsys.readouterr()
     assert main(["views", *asked, "--out", str(tmp_path / "views.html"), "--draws", "1"]) == 0

@@ -48,14 +48,14 @@ def test_training_goes_on_as_without_them(make_trainer, tmp_path, items):
 
 
 def test_what_a_probe_finds(make_trainer, tmp_path, processor, items):
-    trainer, _ = train(make_trainer, tmp_path, "run", items, every=2, perception_score="kl")
+    trainer, _ = train(make_trainer, tmp_path, "run", items, every=2, perception_score="kl", temperature=0.7)
     probes = [json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()]
     assert [probe["step"] for probe in probes] == [0, 2, 3]
     model = trainer.model.eval()
     found = evaluate(model, processor, items, **ASKED)
     assert (probes[-1]["accuracy"], probes[-1]["n"]) == (found.accuracy, 5)
     assert [item["id"] for item in probes[-1]["items"]] == [items[place].id for place in range(3)]
-    options = InspectOptions(samples=1, max_new_tokens=6, seed=3)
+    options = InspectOptions(samples=1, max_new_tokens=6, seed=3, temperature=0.7)
     for place, item in enumerate(probes[-1]["items"]):
         inspected = inspect_record(model, processor, items[place], trainer.args.view_sampler(), options)
         tokens = inspected.responses[0].tokens

@@ -1,6 +1,7 @@
 """Which rollouts the gate lets through, what is sampled, and the forms in which a row may carry its images."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rollout_stubs import (
 )
 from transformers import AutoProcessor
 
+from cppo.training.setup import ban_vision_placeholders
 from cppo.training.trainer import CPPOTrainer
 from cppo.training.view_inputs import canonical_rows
 from cppo.views import load_rgb
@@ -114,6 +116,17 @@ def test_vision_placeholders_are_never_sampled(make_trainer, tiny_model):
     prompts = trainer._tokenize_prompts([[{"role": "user", "content": "What?"}]] * 4)
     completions, _ = trainer._generate_single_turn(*prompts, 4)
     assert {token for ids in completions for token in ids} <= banned
+
+
+def test_vllm_is_told_never_to_sample_vision_placeholders(make_trainer):
+    trainer = make_trainer(make_rows([1, 1]))
+    placeholders = trainer._placeholder_ids
+    trainer.use_vllm = True
+    trainer.vllm_generation = SimpleNamespace(generation_kwargs={"seed": 1, "logit_bias": {9: 2.0}})
+    assert ban_vision_placeholders(trainer) == placeholders
+    bias = {**dict.fromkeys(placeholders, -100.0), 9: 2.0}
+    assert trainer.vllm_generation.generation_kwargs == {"seed": 1, "logit_bias": bias}
+    assert trainer.model.config.image_token_id in placeholders
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointing"])
