@@ -4,9 +4,12 @@ One process trains every case in turn: starting it takes longer than a training.
 output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes.
 """
 
+import functools
 import json
 import sys
 
+import pytest
+import rollout_stubs
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -40,6 +43,27 @@ def untied_model(folder):
     return model
 
 
+def recorded(reward, found):
+    """The reward function, which also notes in `found` what it gave to which tokens."""
+
+    @functools.wraps(reward)
+    def record(completion_ids, **columns):
+        rewards = reward(completion_ids, **columns)
+        found.update(zip(map(tuple, completion_ids), rewards, strict=True))
+        return rewards
+
+    return record
+
+
+def check_samples(trainer, rewards):
+    """This process's samples are its own rollouts, each with its own reward."""
+    decode = trainer.processing_class.decode
+    by_text = {tuple(decode([token]) for token in ids): reward for ids, reward in rewards.items()}
+    assert trainer.last_samples
+    for sample in trainer.last_samples:
+        assert sample["reward"] == pytest.approx(by_text[tuple(sample["completion_tokens"])])
+
+
 def main() -> None:
     folder_of_model, folder, rows_a_process, cases = sys.argv[1:]
     torch.set_num_threads(1)
@@ -47,6 +71,8 @@ def main() -> None:
     results = {}
     for name, options in json.loads(cases).items():
         untied, sharded = options.pop("untied", False), options.pop("sharded", False)
+        rewards = {}
+        reward = getattr(rollout_stubs, options.pop("reward", "token_reward"))
         trainer = build_trainer(
             untied_model(folder_of_model) if untied else folder_of_model,
             folder,
@@ -59,9 +85,11 @@ def main() -> None:
             learning_rate=0.05,
             lr_scheduler_type="constant",
             perception_weight=0.5,
+            reward_funcs=recorded(reward, rewards),
             **{"log_perception_grad_share": not sharded, **options},
         )
         inject(trainer, same_each_time=True).train()
+        check_samples(trainer, rewards)
         logs = [log for log in trainer.state.log_history if "loss" in log]
         weights = {weight: value.detach() for weight, value in trainer.model.named_parameters()}
         if sharded and trainer.accelerator.num_processes > 1:

@@ -45,6 +45,12 @@ def parity_reward(completion_ids, **kwargs):
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
+def uneven_reward(completion_ids, answer, **kwargs):
+    """`token_reward` for rows 0 and 3; the rollouts of others are all alike."""
+    rewards = token_reward(completion_ids)
+    return [reward if row in ("0", "3") else 0.9 for reward, row in zip(rewards, answer, strict=True)]
+
+
 def drawn_completions(prompt_ids, draw=0, longest=10):
     """A completion for each prompt, from its tokens and its place among its copies; never an end token."""
     seen, completions = {}, []

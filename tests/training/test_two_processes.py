@@ -25,6 +25,9 @@ CASES = {
     "advantages kernel": {"method": "vppo", "entropy_coef": 0.0, "scorer": "kernel"},
     "divergence and entropy": {"method": "papo", "entropy_coef": 0.0},
     "weighted": {"method": "cppo-likelihood", "perception_rollouts_per_group": 1},
+    "correct": {"perception_gate": "correct", "perception_gate_reward": "parity_reward", "reward": "parity_reward"},
+    # The first process has the rows whose rewards are all alike.
+    "equal rewards": {"reward": "uneven_reward"},
     "one view": {"method": "cppo-likelihood-all-tokens", "perception_memory": "sequential"},
     "sharded": {"sharded": True, "beta": 0.1},
     "sharded untied": {"sharded": True, "untied": True},
