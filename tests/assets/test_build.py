@@ -3,12 +3,13 @@ import json
 import pytest
 import torch
 from PIL import Image
+from small_model import SMALL
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from cppo.assets import resolve_model
 from cppo.assets.build import SPECIAL_TOKENS, build_micro, build_tokenizer, main
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 2}
+TWO_LAYERS = {**SMALL, "vision_layers": 2}
 TEXTS = ["What is the sum of the top row?", "<think> I see 3 and 5. 3 + 5 = 8. </think> \\boxed{8}"]
 
 
@@ -19,18 +20,18 @@ def weights(folder):
 def test_same_seed_same_weights_and_the_global_random_state_is_untouched(tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = weights(build_micro(tmp_path / "a", seed=1, texts=TEXTS, **SMALL))
+    first = weights(build_micro(tmp_path / "a", seed=1, texts=TEXTS, **TWO_LAYERS))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    again = weights(build_micro(tmp_path / "b", seed=1, texts=TEXTS, **SMALL))
-    other = weights(build_micro(tmp_path / "c", seed=2, texts=TEXTS, **SMALL))
+    again = weights(build_micro(tmp_path / "b", seed=1, texts=TEXTS, **TWO_LAYERS))
+    other = weights(build_micro(tmp_path / "c", seed=2, texts=TEXTS, **TWO_LAYERS))
     assert all(torch.equal(first[name], again[name]) for name in first)
     name = "model.language_model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(first[name], other[name])
 
 
 def test_overrides_shape_the_model(tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(build_micro(tmp_path, texts=TEXTS, **SMALL))
+    model = AutoModelForImageTextToText.from_pretrained(build_micro(tmp_path, texts=TEXTS, **TWO_LAYERS))
     assert isinstance(model, Qwen2_5_VLForConditionalGeneration)
     assert model.config.text_config.hidden_size == 32
     assert len(model.model.visual.blocks) == 2
@@ -44,7 +45,7 @@ def test_an_unknown_override_is_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (300, 20), (640, 480), (96, 64)])
 def test_images_of_any_size_yield_the_grids_tokens_and_run(tmp_path, size):
-    folder = build_micro(tmp_path, texts=TEXTS, **SMALL)
+    folder = build_micro(tmp_path, texts=TEXTS, **TWO_LAYERS)
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     text = "<|vision_start|><|image_pad|><|vision_end|>hi"
     batch = processor(images=[[Image.new("RGB", size)]], text=[text], return_tensors="pt")
@@ -58,7 +59,7 @@ def test_images_of_any_size_yield_the_grids_tokens_and_run(tmp_path, size):
 
 
 def test_at_64_pixels_every_vision_layer_attends_to_the_whole_image(tmp_path):
-    folder = build_micro(tmp_path, texts=TEXTS, **SMALL)
+    folder = build_micro(tmp_path, texts=TEXTS, **TWO_LAYERS)
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     pixels = processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
     far = pixels["pixel_values"].clone()
@@ -79,7 +80,7 @@ def test_any_text_survives_the_tokenizer_and_digits_stay_apart():
 
 
 def test_chat_template_and_left_padding(tmp_path):
-    processor = AutoProcessor.from_pretrained(build_micro(tmp_path, texts=TEXTS, **SMALL))
+    processor = AutoProcessor.from_pretrained(build_micro(tmp_path, texts=TEXTS, **TWO_LAYERS))
     chat = [
         {"role": "system", "content": "Look."},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
@@ -19,7 +20,6 @@ from cppo.runs.peak_memory import PeakMemory
 from cppo.runs.sources import load_sources
 from cppo.training.trainer import CPPOTrainer
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 DATA = ["tasks:digits?n=14", "tasks:chart?n=6"]
 OPTIONS = {
     "data": DATA,

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.cli.eval_report import category_rows, report_lines
@@ -13,8 +14,6 @@ from cppo.cli.main import main
 from cppo.cli.trained import trained_recipe
 from cppo.evaluation import EvalResult, ItemResult, wilson_interval
 from cppo.files import content_fingerprint, model_fingerprint
-
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub.errors import HTTPError
+from small_model import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cppo.assets.build import build_micro
@@ -19,7 +20,6 @@ from cppo.cli.checks import check_model
 from cppo.cli.main import main
 from cppo.errors import UserError
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 OPTIONS = {
     "data": "tasks:digits?n=8",
     "eval_data": "tasks:digits?n=8",

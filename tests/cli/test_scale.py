@@ -11,6 +11,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
@@ -18,7 +19,6 @@ from cppo.errors import UserError
 from cppo.recipes import accelerate_files, load_recipe, recipe_names
 from cppo.runs.run import build_config
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
@@ -14,7 +15,6 @@ from cppo.recipes import load_recipe
 from cppo.runs.run import run_training
 from cppo.runs.sources import load_sources
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 OPTIONS = {
     "data": "tasks:digits?n=8",
     "eval_data": "tasks:digits?n=8",

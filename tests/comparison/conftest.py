@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.comparison import pool
 from cppo.comparison.study import load_study
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 STUDY = {
     "recipe": "micro",
     "options": {

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.errors import UserError
@@ -11,7 +12,6 @@ from cppo.evaluation import generate_responses, load_model
 from cppo.evaluation.generate import DrawnToken, response_stream
 from cppo.policy import vision_placeholder_ids
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 NEW_TOKENS = 6
 
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from small_model import SMALL
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from cppo.assets.build import build_micro
 from cppo.policy import ResponseScores, concatenate_rows, plain_scores, slice_rows
 
 TEMPERATURE = 0.7
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 PROMPT = "<|im_start|>user\n{}What?<|im_end|>\n<|im_start|>assistant\n"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 

@@ -117,11 +117,11 @@ def reference_rollouts(model, processor, rows, seed):
     return rollouts
 
 
-def chosen_tokens(scores):
+def chosen_tokens(scores, fraction=TOP_FRACTION):
     """Places of the best tokens among those with a positive score."""
     candidates = [place for place, score in enumerate(scores) if score > 0]
     ranked = sorted(candidates, key=lambda place: (-scores[place], place))
-    return ranked[: max(1, math.floor(TOP_FRACTION * len(candidates)))] if candidates else []
+    return ranked[: max(1, math.floor(fraction * len(candidates)))] if candidates else []
 
 
 def reference_term(

@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from float64_reference import GROUP, divergences, entropy, log_softmax, reference_logits
+from float64_reference import GROUP, chosen_tokens, divergences, entropy, log_softmax, reference_logits
 from rollout_stubs import drawn_completions, parity_reward, token_reward
 
 from cppo.views import ViewSampler, ViewStrengths, load_rgb
@@ -71,6 +72,9 @@ def seen_rollouts(model, processor, rows, seed, views):
     return seen
 
 
+top_of_positive = partial(chosen_tokens, fraction=0.5)
+
+
 def mean(values):
     values = list(values)
     return math.fsum(values) / len(values)
@@ -78,12 +82,6 @@ def mean(values):
 
 def best(scores, count):
     return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
-
-
-def top_of_positive(scores, fraction=0.5):
-    positive = [place for place in range(len(scores)) if scores[place] > 0]
-    count = max(1, math.floor(fraction * len(positive))) if positive else 0
-    return [place for place in best(scores, len(scores)) if place in positive][:count]
 
 
 def relative_shift(r):

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from small_model import SMALL
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from cppo.assets.build import build_micro
@@ -10,7 +11,6 @@ from cppo.data import load_records
 from cppo.errors import UserError
 from cppo.runs.sft import run_sft, sft_config, sft_dataset
 
-SMALL = {"text_hidden": 32, "text_layers": 1, "text_intermediate": 48, "vision_hidden": 32, "vision_layers": 1}
 CPU = {
     "use_cpu": True,
     "bf16": False,
