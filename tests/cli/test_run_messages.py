@@ -16,9 +16,10 @@ from small_model import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cppo.assets.build import build_micro
-from cppo.cli.checks import check_model
+from cppo.cli.checks import check_model, check_recipe
 from cppo.cli.main import main
 from cppo.errors import UserError
+from cppo.recipes import load_recipe
 
 OPTIONS = {
     "data": "tasks:digits?n=8",
@@ -171,6 +172,22 @@ def test_a_model_that_the_hub_cannot_give_is_one_line(monkeypatch, answer, part)
         check_model("nobody/none")
     assert part in str(caught.value)
     assert ask.call_count == 1
+
+
+def test_a_folder_that_is_not_there_is_told_beside_its_neighbours(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", MagicMock(side_effect=ConnectionError("offline")))
+    for name in ("first", "second"):
+        Path("runs", name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"model: there is no folder runs/frist; runs has first, second$"):
+        check_model("runs/frist")
+
+
+@pytest.mark.parametrize(("option", "package"), [("use_vllm", "vllm"), ("use_liger_kernel", "liger-kernel")])
+def test_a_package_that_an_option_needs_is_asked_for_first(monkeypatch, option, package):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(UserError, match=f"{option} needs a package that is not installed; pip install {package}$"):
+        check_recipe(load_recipe("train", "micro", {option: True}))
 
 
 def test_a_model_in_the_cache_is_not_asked_for(monkeypatch):

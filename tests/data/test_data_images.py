@@ -57,6 +57,14 @@ def test_paths_that_leave_the_folder(folder, tmp_path):
         assert reason_of(folder, name) == f"image {name!r} leaves the folder of the data file"
 
 
+def test_an_image_that_is_far_longer_than_wide(folder):
+    for size in ((600, 3), (2, 400)):
+        Image.new("RGB", size).save(folder / "long.png")
+        assert reason_of(folder, "long.png").endswith(f"one side of {size[0]} x {size[1]} is 200 times the other")
+    Image.new("RGB", (597, 3)).save(folder / "long.png")
+    assert len(load_records(str(folder / "rows.jsonl"))) == 100
+
+
 def test_paths_inside_the_folder(folder):
     (folder / "bilder für 日本").mkdir()
     noise_image(5).save(folder / "bilder für 日本" / "ü 1.png")

@@ -82,10 +82,10 @@ def test_column_mapping(tmp_path):
     [
         (
             {},
-            "no row has the column 'answer'; the rows have 'prompt', 'gt', 'note': .*columns: {answer: THEIR",
+            "no row has the column 'answer'; the rows have 'prompt', 'gt', 'note': .*columns .{answer: THEIR",
         ),
         ({"answer": "truth"}, "no row has the column 'truth'"),
-        ({"answer": "gt", "images": "pictures"}, "no row has the column 'pictures'.*columns: {images:"),
+        ({"answer": "gt", "images": "pictures"}, "no row has the column 'pictures'.*columns .{images:"),
     ],
 )
 def test_column_that_no_row_has(tmp_path, columns, message):

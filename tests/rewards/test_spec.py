@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,31 @@ def test_what_ones_own_code_raises_names_file_and_line(own):
         load("own.py:brevity")(completions=[""])
     with pytest.raises(UserError, match=r"'own.py:later' failed in own.py line 19: TypeError"):
         asyncio.run(load("own.py:later")(completions=None))
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("1.5", "it returned float"),
+        ("None", "it returned NoneType"),
+        ("'ab'", "it returned str"),
+        ("[1.0]", "it returned 1$"),
+        ("[1.0, '0.5']", "for completion 1 it returned an object of type str"),
+        ("[[1.0], 0.5]", "for completion 0 it returned an object of type list"),
+    ],
+)
+def test_what_is_no_reward_is_one_line(own, returned, said):
+    Path("odd.py").write_text(f"def odd(**columns):\n    return {returned}\n")
+    with pytest.raises(UserError, match=f"'odd.py:odd' must return a list of 2 numbers.*{said}") as caught:
+        load("odd.py:odd")(completions=["a", "b"])
+    assert "\n" not in str(caught.value)
+
+
+def test_kinds_of_numbers_that_are_rewards(own):
+    Path("odd.py").write_text(
+        "import numpy, torch\n\ndef odd(**columns):\n    return (True, None, numpy.float32(0.5), torch.tensor(2.0))\n"
+    )
+    assert load("odd.py:odd")(completions=["a"] * 4) == [1.0, None, 0.5, 2.0]
 
 
 @pytest.mark.parametrize(

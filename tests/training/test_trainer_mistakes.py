@@ -74,6 +74,16 @@ def test_trls_fused_head_is_refused_where_fsdp2_shards_it_alone(make_trainer, mo
         check_head(trainer)
 
 
+def test_an_infinite_reward_is_refused(make_trainer):
+    def endless(completions, **columns):
+        return [float("inf")] + [0.0] * (len(completions) - 1)
+
+    trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=[endless]))
+    with pytest.raises(UserError, match="the reward endless is infinite") as caught:
+        generation_batch(trainer, make_rows([1, 1]))
+    one_line(caught)
+
+
 def test_slices_of_images_that_are_not_understood_are_refused(make_trainer, monkeypatch):
     monkeypatch.setattr("cppo.training.setup.unshared_reason", lambda config: "its kind is new")
     make_trainer(make_rows([1, 1]))

@@ -1,6 +1,8 @@
 """load_rgb against Pillow-free arithmetic and hand-made files."""
 
+import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -194,6 +196,13 @@ def photo() -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF", "JPEG", "WEBP"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image))])
+def test_an_image_that_came_from_another_process(file_format, copied):
+    image = encoded(CORNERS, file_format)
+    assert (array(copied(image)) == np.asarray(encoded(CORNERS, file_format).convert("RGB"))).all()
 
 
 def test_truncated_file_names_the_file(tmp_path):

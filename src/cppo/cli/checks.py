@@ -11,6 +11,8 @@ from cppo.recipes import Recipe, RunDirectory, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
 
+OPTIONAL_PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel"}
+"""Options of TRL that need a package, by its module."""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """Loggers that are an extra of this package; `cppo.runs.loggers` asks the others that transformers knows."""
 HUB_SECONDS = 10.0
@@ -38,6 +40,9 @@ def check_inputs(recipe: Recipe) -> None:
             "it; or continue its run with --resume_from_checkpoint"
         )
     _check_quantization(options)
+    for name, package in OPTIONAL_PACKAGES.items():
+        if recipe.config.get(name) and importlib.util.find_spec(package) is None:
+            raise UserError(f"{name} needs a package that is not installed; pip install {package.replace('_', '-')}")
     check_data(options.data)
     check_columns(options.columns)
     if options.eval_data is not None:
@@ -118,7 +123,10 @@ def _check_hub_model(name: str) -> None:
     except RepositoryNotFoundError as error:
         raise UserError(f"model: {name} is no folder here, and the hub has no such model that you may read") from error
     except (OSError, ValueError, HTTPError) as error:
-        reason = first_line(error)
+        reason, folder = first_line(error), Path(name).parent
+        if folder != Path() and folder.is_dir():
+            there = ", ".join(sorted(one.name for one in folder.iterdir() if one.is_dir())[:8]) or "no folder"
+            raise UserError(f"model: there is no folder {name}; {folder} has {there}") from error
         raise UserError(
             f"model: {name} is neither a folder nor in this machine's cache, and the hub did not answer: {reason}"
         ) from error

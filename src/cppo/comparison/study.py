@@ -213,7 +213,10 @@ def _variant(entry: str | dict[str, Any], where: str) -> Variant:
     values = {"method": entry} if isinstance(entry, str) else dict(entry)
     method = values.pop("method", None)
     if not isinstance(method, str):
-        raise UserError(f"{where}: {entry!r}: give a method's name, or {{label: NAME, method: NAME, option: VALUE}}")
+        has = f" (it has {', '.join(map(str, entry))})" if isinstance(entry, dict) else ""
+        raise UserError(
+            f"{where}: {entry!r}: give a method's name, or {{label: NAME, method: NAME, option: VALUE}}{has}"
+        )
     label = values.pop("label", method)
     place = f"{where}: {label}"
     if not isinstance(label, str):

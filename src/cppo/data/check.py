@@ -128,7 +128,7 @@ class RowChecks:
             if absent(theirs):
                 raise UserError(
                     f"{name}: no row has the column {theirs!r}; the rows have {found}: "
-                    f"say which one to read with columns: {{{ours}: THEIR_NAME}}"
+                    f'say which one to read with --columns "{{{ours}: THEIR_NAME}}", or `columns` of a recipe'
                 )
         for extra in filter(absent, self._extras):
             raise UserError(f"{name}: no row has the column {extra!r}; the rows have {found}")

@@ -16,6 +16,8 @@ from cppo.views import load_rgb
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 MAX_PIXELS = 100_000_000
+MAX_ASPECT_RATIO = 200
+"""Of the longer side to the shorter one; Qwen-VL's processors refuse more."""
 """An image of more is refused before it is decoded: a small file may unpack to any size."""
 
 _URL = re.compile(r"(?:file|data):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -76,6 +78,9 @@ def decode_image(ref: ImageRef, *, folder: Path | None = None, draft: bool = Fal
         with Image.open(data if isinstance(data, Path) else BytesIO(data), formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+            longer, shorter = max(image.size), min(image.size)
+            if longer >= MAX_ASPECT_RATIO * max(shorter, 1):
+                raise ValueError(f"one side of {image.width} x {image.height} is {MAX_ASPECT_RATIO} times the other")
             if draft:
                 image.draft(image.mode, (1, 1))
             image.load()

@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,24 +135,44 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
 
 
 def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
-    """The function, whose exceptions become a UserError that names the line they come from."""
+    """The function; exceptions become a UserError that names the line they come from, and so does what is no reward."""
 
     def failure(error: Exception) -> UserError:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name} line {frame.lineno}"
         return UserError(f"rewards: {text!r} failed in {where}: {type(error).__name__}: {error}")
 
-    async def awaited(**columns: Any) -> Any:
-        try:
-            return await function(**columns)
-        except Exception as error:
-            raise failure(error) from error
+    def checked(found: Any, completions: Sequence[Any]) -> list[float | None]:
+        wanted = f"rewards: {text!r} must return a list of {len(completions)} numbers, or None, one a completion"
+        if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+            raise UserError(f"{wanted}; it returned {type(found).__name__}")
+        values = list(found)
+        if len(values) != len(completions):
+            raise UserError(f"{wanted}; it returned {len(values)}")
+        numbers: list[float | None] = []
+        for place, value in enumerate(values):
+            try:
+                if isinstance(value, str | bytes):
+                    raise TypeError
+                numbers.append(None if value is None else float(value))
+            except (TypeError, ValueError, RuntimeError) as error:
+                kind = type(value).__name__
+                raise UserError(f"{wanted}; for completion {place} it returned an object of type {kind}") from error
+        return numbers
 
-    def called(**columns: Any) -> Any:
+    async def awaited(*, completions: Sequence[Any], **columns: Any) -> Any:
         try:
-            return function(**columns)
+            found = await function(completions=completions, **columns)
         except Exception as error:
             raise failure(error) from error
+        return checked(found, completions)
+
+    def called(*, completions: Sequence[Any], **columns: Any) -> Any:
+        try:
+            found = function(completions=completions, **columns)
+        except Exception as error:
+            raise failure(error) from error
+        return checked(found, completions)
 
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     reward: RewardFunction = awaited if is_async else called

@@ -51,7 +51,7 @@ OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
     "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
     "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
-    "_calculate_rewards": "the gate 'correct' and the samples need the rewards, which TRL's output leaves out",
+    "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; infinite ones are refused",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
     "_get_per_token_logps_and_entropies": "the views are scored in the anchor's forward pass",
@@ -211,6 +211,11 @@ class CPPOTrainer(CardedTrainer):
     @timed("reward")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        for name, endless in zip(self.reward_func_names, self._rewards.isinf().any(dim=0).tolist(), strict=True):
+            if endless:
+                raise UserError(
+                    f"the reward {name} is infinite, which makes no advantage: let it return finite numbers"
+                )
         return self._rewards
 
     @timed("rollout")

@@ -56,7 +56,10 @@ def load_rgb(image: Image.Image) -> Image.Image:
 
 
 def _first_frame(image: Image.Image) -> Image.Image:
-    frame = image.tell()
+    try:
+        frame = image.tell()
+    except AttributeError:  # came through a pickle, from a worker say, with its pixels alone
+        return image
     if frame == 0:
         image.load()
         return image
