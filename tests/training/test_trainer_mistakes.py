@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
 from PIL import Image
 from rollout_stubs import (
     build_trainer,
@@ -18,7 +19,7 @@ from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.training.config import CPPOConfig
-from cppo.training.setup import check_head, check_setup, keep_float32_outputs, share_prompts
+from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
 
 
@@ -72,6 +73,38 @@ def test_trls_fused_head_is_refused_where_fsdp2_shards_it_alone(make_trainer, mo
         one_line(caught)
     else:
         check_head(trainer)
+
+
+def test_columns_with_other_names(make_trainer, caplog):
+    image, chat = Image.new("RGB", (64, 64)), [{"role": "user", "content": "What?"}]
+    with_image = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+
+    def warned(columns, **options):
+        caplog.clear()
+        check_columns(Dataset.from_list([columns]), **options)
+        return "needs images: is it among" in caplog.text
+
+    with pytest.raises(UserError, match="no column `prompt`: rename one; its columns are question, images") as caught:
+        check_columns(Dataset.from_list([{"question": "What?", "images": [image]}]), True)
+    one_line(caught)
+    assert warned({"prompt": chat, "pictures": [image]}, uses_perception=True)
+    assert warned({"prompt": "What?"}, uses_perception=True)
+    assert not warned({"prompt": chat, "pictures": [image]}, uses_perception=False)
+    for columns in ({"prompt": chat, "image": image}, {"prompt": chat, "images": [image]}):
+        assert not warned(columns, uses_perception=True)
+    caplog.clear()
+    check_columns([{"prompt": with_image}], True)
+    check_columns([], True)
+    check_columns(IterableDataset.from_generator(lambda: iter([{"question": "What?"}])), True)
+    assert not caplog.text
+
+
+def test_an_image_that_stands_for_a_list_is_refused(make_trainer):
+    rows = make_rows([1, 1])
+    rows[0]["images"] = rows[0]["images"][0]
+    with pytest.raises(UserError, match="images: expected a list of PIL images, got Image; a single image") as caught:
+        generation_batch(inject(make_trainer(rows)), rows)
+    one_line(caught)
 
 
 def test_an_infinite_reward_is_refused(make_trainer):

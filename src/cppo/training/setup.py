@@ -14,6 +14,7 @@ from cppo.policy import (
     vision_placeholder_ids,
     vision_tower_parameters,
 )
+from cppo.training.view_inputs import embedded_images
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,27 @@ def check_setup(trainer: Any) -> None:
         raise UserError(
             "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
             "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
+        )
+
+
+def check_columns(dataset: Any, uses_perception: bool) -> None:
+    """Hold the first row of a dataset that is no stream against what training reads.
+
+    Raises UserError for one without a prompt, and warns of one without images.
+    """
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
+        return
+    # Not `column_names`: a transform may make other columns.
+    row = dataset[0]
+    named = ", ".join(row)
+    if "prompt" not in row:
+        raise UserError(f"train_dataset has no column `prompt`: rename one; its columns are {named}")
+    if not uses_perception or {"images", "image"} & set(row):
+        return
+    if isinstance(row["prompt"], str) or not any(embedded_images(row["prompt"])):
+        logger.warning(
+            "train_dataset has no column `images` or `image`, and the perception loss needs images: is it among %s?",
+            named,
         )
 
 

@@ -35,6 +35,7 @@ from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import (
     ban_vision_placeholders,
+    check_columns,
     check_head,
     check_setup,
     check_sharded_rows,
@@ -129,6 +130,8 @@ class CPPOTrainer(CardedTrainer):
                 f"rollout_view_mode = 'mix' makes the rollouts itself, but {'tools' if tools else 'rollout_func'} "
                 "makes some from the images in the rows: choose 'augment', or another method"
             )
+        if environment_factory is None:
+            check_columns(train_dataset, args.uses_perception)
         super().__init__(
             model,
             reward_funcs,

@@ -30,9 +30,12 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
     The rollouts, the anchor and the views all start from these images, so that they share one conversion.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image cannot be read, or `images` is no list.
     """
     if row.get("images") is not None:
+        if not isinstance(row["images"], Sequence) or isinstance(row["images"], str):
+            kind = type(row["images"]).__name__
+            raise UserError(f"images: expected a list of PIL images, got {kind}; a single image is the column `image`")
         images = list(row["images"])
     else:
         images = [row["image"]] if row.get("image") is not None else []
