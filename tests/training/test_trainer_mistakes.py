@@ -99,6 +99,13 @@ def test_columns_with_other_names(make_trainer, caplog):
     assert not caplog.text
 
 
+def test_fewer_rows_than_prompts_generated_together_are_refused(make_trainer):
+    with pytest.raises(UserError, match="train_dataset: 1 usable rows are fewer than the 2 prompts") as caught:
+        inject(make_trainer(make_rows([1]))).train()
+    one_line(caught)
+    inject(make_trainer(make_rows([1, 1]))).train()
+
+
 def test_an_image_that_stands_for_a_list_is_refused(make_trainer):
     rows = make_rows([1, 1])
     rows[0]["images"] = rows[0]["images"][0]

@@ -41,6 +41,7 @@ from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_o
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig
 from cppo.training.model_card import RunFacts
+from cppo.training.setup import check_enough
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {
@@ -191,7 +192,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     check_vision_model(options.model)
     train, long = drop_long_rows(sources.train, options, options.system_prompt)
     warn_of_left_out(train, long, options)
-    _check_enough(train, args)
+    check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)
     return PreparedRun(options, args, reward_specs(recipe), train, long)
 
@@ -297,20 +298,6 @@ def _warn(source: RecordSource, uses_perception: bool) -> None:
         tell(
             f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
             "images; is the column named `images`, or mapped with --columns?"
-        )
-
-
-def _check_enough(source: RecordSource, args: CPPOConfig) -> None:
-    """Whether there is a whole generation batch.
-
-    Raises:
-        UserError: otherwise.
-    """
-    prompts = (args.generation_batch_size or 0) // (args.num_generations or 1)
-    if len(source) < prompts:
-        raise UserError(
-            f"{source.name}: {len(source)} usable rows are fewer than the {prompts} prompts of a generation batch; "
-            f"lower per_device_train_batch_size (now {args.per_device_train_batch_size}), or give more rows"
         )
 
 

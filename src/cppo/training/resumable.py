@@ -9,6 +9,7 @@ from trl import GRPOTrainer
 
 from cppo.training.rollout_state import RolloutState, load_weights
 from cppo.training.sampler import ResumableRepeatSampler
+from cppo.training.setup import check_enough
 
 
 class ResumableGRPOTrainer(GRPOTrainer):
@@ -16,6 +17,7 @@ class ResumableGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
+        check_enough("train_dataset", len(sampler.data_source), self.args)
         # Same data, same arguments: only the order after a resume differs from TRL's.
         self._train_sampler = ResumableRepeatSampler(
             sampler.data_source,

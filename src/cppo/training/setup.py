@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.policy import (
@@ -63,6 +64,16 @@ def check_columns(dataset: Any, uses_perception: bool) -> None:
         logger.warning(
             "train_dataset has no column `images` or `image`, and the perception loss needs images: is it among %s?",
             named,
+        )
+
+
+def check_enough(name: str, rows: int, args: GRPOConfig) -> None:
+    """Raise UserError where the rows of a dataset are fewer than the prompts that are generated together."""
+    prompts = (args.generation_batch_size or 0) // (args.num_generations or 1)
+    if rows < prompts:
+        raise UserError(
+            f"{name}: {rows} usable rows are fewer than the {prompts} prompts of a generation batch; "
+            f"lower per_device_train_batch_size (now {args.per_device_train_batch_size}), or give more rows"
         )
 
 
