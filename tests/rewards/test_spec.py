@@ -93,6 +93,7 @@ def test_what_ones_own_code_raises_names_file_and_line(own):
         ("'ab'", "it returned str"),
         ("[1.0]", "it returned 1$"),
         ("[1.0, '0.5']", "for completion 1 it returned an object of type str"),
+        ("[0.0, float('nan')]", "for completion 1 it returned nan$"),
         ("[[1.0], 0.5]", "for completion 0 it returned an object of type list"),
     ],
 )

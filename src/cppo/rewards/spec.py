@@ -8,6 +8,7 @@ with them and returns the reward function.
 import importlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import traceback
@@ -158,6 +159,8 @@ def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
             except (TypeError, ValueError, RuntimeError) as error:
                 kind = type(value).__name__
                 raise UserError(f"{wanted}; for completion {place} it returned an object of type {kind}") from error
+            if value is not None and math.isnan(value):
+                raise UserError(f"{wanted}; for completion {place} it returned nan")
         return numbers
 
     async def awaited(*, completions: Sequence[Any], **columns: Any) -> Any:
