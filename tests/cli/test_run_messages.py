@@ -186,7 +186,7 @@ def test_a_folder_that_is_not_there_is_told_beside_its_neighbours(monkeypatch, t
 @pytest.mark.parametrize(("option", "package"), [("use_vllm", "vllm"), ("use_liger_kernel", "liger-kernel")])
 def test_a_package_that_an_option_needs_is_asked_for_first(monkeypatch, option, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
-    with pytest.raises(UserError, match=f"{option} needs a package that is not installed; pip install {package}$"):
+    with pytest.raises(UserError, match=f"{option} needs the package {package}; pip install {package}$"):
         check_recipe(load_recipe("train", "micro", {option: True}))
 
 

@@ -2,17 +2,24 @@
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, check_spec
 from cppo.errors import UserError, first_line
-from cppo.recipes import Recipe, RunDirectory, RunOptions, TrainOptions
+from cppo.recipes import Recipe, RunDirectory, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
 
-OPTIONAL_PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel"}
-"""Options of TRL that need a package, by its module."""
+OPTIONAL_PACKAGES = {
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "use_vllm": "vllm",
+    "use_liger_kernel": "liger-kernel",
+}
+"""Options that need a package which is installed apart."""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """Loggers that are an extra of this package; `cppo.runs.loggers` asks the others that transformers knows."""
 HUB_SECONDS = 10.0
@@ -39,10 +46,7 @@ def check_inputs(recipe: Recipe) -> None:
             f"model: {options.model} is an adapter: `cppo export --model {options.model} --out DIR` makes a model of "
             "it; or continue its run with --resume_from_checkpoint"
         )
-    _check_quantization(options)
-    for name, package in OPTIONAL_PACKAGES.items():
-        if recipe.config.get(name) and importlib.util.find_spec(package) is None:
-            raise UserError(f"{name} needs a package that is not installed; pip install {package.replace('_', '-')}")
+    _check_packages({**vars(options), **recipe.config})
     check_data(options.data)
     check_columns(options.columns)
     if options.eval_data is not None:
@@ -132,10 +136,10 @@ def _check_hub_model(name: str) -> None:
         ) from error
 
 
-def _check_quantization(options: RunOptions) -> None:
-    for name in ("load_in_4bit", "load_in_8bit"):
-        if getattr(options, name) and importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(f"{name} needs the package bitsandbytes; pip install bitsandbytes")
+def _check_packages(options: Mapping[str, Any]) -> None:
+    for name, package in OPTIONAL_PACKAGES.items():
+        if options.get(name) and importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise UserError(f"{name} needs the package {package}; pip install {package}")
 
 
 def check_loggers(report_to: str | list[str] | None) -> None:

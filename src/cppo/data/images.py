@@ -16,9 +16,9 @@ from cppo.views import load_rgb
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 MAX_PIXELS = 100_000_000
+"""An image of more is refused before it is decoded: a small file may unpack to any size."""
 MAX_ASPECT_RATIO = 200
 """Of the longer side to the shorter one; Qwen-VL's processors refuse more."""
-"""An image of more is refused before it is decoded: a small file may unpack to any size."""
 
 _URL = re.compile(r"(?:file|data):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 

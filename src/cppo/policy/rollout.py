@@ -85,12 +85,15 @@ def sliced_generation(model: PreTrainedModel, rows: int | None) -> Iterator[None
         model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
         rows: at least 1.
     """
+    if rows is None:
+        yield
+        return
     own = vars(model).get("generate")
     original: Any = model.generate
 
     def generate(**inputs: Any) -> Tensor:
         total = len(inputs["input_ids"])
-        if rows is None or total <= rows:
+        if total <= rows:
             return cast(Tensor, original(**inputs))
         slices = [_rows_between(model.config, inputs, start, start + rows) for start in range(0, total, rows)]
         answers: list[Tensor] = [original(**one) for one in slices]

@@ -117,10 +117,10 @@ def check_head(trainer: Any) -> None:
 
     Each process would train its part of the head on its own rollouts alone.
     """
+    if not trainer.accelerator.is_fsdp2 or trainer._shares_prompts or trainer.args.needs_logits:
+        return
     model = unwrapped(trainer.model)
-    fused = not (trainer._shares_prompts or trainer.args.needs_logits)
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    if trainer.accelerator.is_fsdp2 and fused and not tied:
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise UserError(
             "scorer = 'kernel' is TRL's fused head, which with FSDP2 trains an untied output layer on a part of the "
             "rollouts: use 'shared' where the model can share prompts, else 'plain', or DeepSpeed"
