@@ -2,10 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 from small_model import SMALL
 
 from cppo.assets.build import build_micro
@@ -294,16 +296,46 @@ def test_rewards_of_ones_own(workplace, tmp_path, capsys, monkeypatch):
     assert json.loads(figures.read_text())["tolerance"] == 0.1
 
 
+def test_a_column_that_a_reward_names(workplace, tmp_path, monkeypatch):
+    """Each completion is rewarded by its own row's cells, under the file's names and as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "held_out"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / f"{name}.png")
+        rows = [{"q": f"{n}?", "images": f"{name}.png", "solution": n, "weight": {"of": n}} for n in range(8)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("own.py").write_text(
+        "def own(completions, solution, weight, answer, trainer_state, scale=0.5, **kwargs):\n"
+        "    for one, cell, text in zip(solution, weight, answer, strict=True):\n"
+        "        assert cell == {'of': one} and text == str(one)\n"
+        "    return [scale * one for one in solution]\n"
+    )
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", "run", "--rewards", "own.py:own"]
+    argv += ["--data", "data.jsonl", "--eval_data", "held_out.jsonl", "--columns", "{prompt: q, answer: solution}"]
+    assert main([*argv, "--max_steps", "1", "--eval_strategy", "steps", "--eval_steps", "1", "--eval_limit", "4"]) == 0
+    trained, evaluated = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][
+        :2
+    ]
+    assert 0 < trained["rewards/own/mean"] <= 3.5
+    assert 0 < evaluated["eval_rewards/own/mean"] <= 3.5
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--rewards", "acuracy"], "'acuracy' is none of accuracy, format, length, repetition"),
         (["--rewards", "accuracy", "--reward_weights", "1", "2"], "2 weights for 1 rewards (accuracy)"),
         (["--rewards", "gone.py:f"], "there is no file gone.py"),
-        (["--rewards", "json:dumps"], "'json:dumps' failed"),
+        (["--rewards", "json:dumps"], "no row has the column 'obj'"),
+        (["--rewards", "own.py:of_length"], "tasks:digits: no row has the column 'length'; the rows have family, seed"),
+        (["--rewards", "own.py:of_file"], "'own.py:of_file' failed in own.py line 5: ZeroDivisionError"),
     ],
 )
-def test_mistakes_in_rewards(workplace, tmp_path, capsys, options, words):
+def test_mistakes_in_rewards(workplace, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "def of_length(completions, length, **kwargs):\n    return [0.0 for _ in completions]\n\n"
+        "def of_file(completions, **kwargs):\n    return [1 / 0]\n"
+    )
     argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run"), *options]
     assert main([*argv, "--final_eval_samples", "0"]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cppo: error")]

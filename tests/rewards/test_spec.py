@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cppo.errors import UserError
-from cppo.rewards import accuracy_reward, check_rewards, format_reward, load_reward, number_tolerance
+from cppo.rewards import accuracy_reward, check_rewards, format_reward, load_reward, number_tolerance, reward_columns
 
 OWN = """
 import dataclasses
@@ -76,6 +76,20 @@ def test_ones_own(own):
     assert asyncio.run(load("own.py:later")(completions=["x"])) == [0.5]
     assert "own" not in sys.modules
     assert load("trl.rewards:think_format_reward").__name__ == "think_format_reward"
+
+
+def test_columns_that_rewards_name(own):
+    Path("named.py").write_text(
+        "class Graded:\n"
+        "    def __call__(self, *, grade, completions, log_extra, **kwargs):\n"
+        "        return [1.0 for _ in completions]\n\n"
+        "def get_graded():\n    return Graded()\n\n"
+        "async def topical(completions, topic, answer, grade, weight=1.0, **kwargs):\n    return [0.0]\n"
+    )
+    assert reward_columns(map(load, ["named.py:get_graded?", "named.py:topical"])) == ("grade", "topic", "answer")
+    assert reward_columns(map(load, ["accuracy", "format", "own.py:brevity"])) == ("answer",)
+    assert reward_columns(map(load, ["length?max_completion_len=9&soft_punish_cache=2", "repetition?"])) == ()
+    assert reward_columns([load("trl.rewards:accuracy_reward")]) == ("solution",)
 
 
 def test_what_ones_own_code_raises_names_file_and_line(own):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cppo.assets import resolve_model
 from cppo.cli.checks import check_data, check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.eval_report import category_rows, report_lines
+from cppo.cli.eval_report import category_rows, category_text, report_lines
 from cppo.cli.parser import Parser, add_data_options, at_least, fraction, number_from
 from cppo.cli.response_file import ResponseFile
 from cppo.cli.trained import add_answer_options, answer_settings, trained_recipe
@@ -98,7 +98,7 @@ def _evaluate(
 
         def keep(record: Any, item: Any, name: str = condition.name, indices: Any = indices) -> None:
             if stored:
-                stored.append(name, record, item, source.extras(next(indices)))
+                stored.append(name, record, item, _categories(source, next(indices)))
 
         with tqdm(
             total=len(source), initial=answered, desc=condition.name, unit="item", leave=False, disable=None
@@ -132,9 +132,14 @@ def _report(
         report |= {"blank_accuracy": blind["accuracy"], "blank_accuracy_ci95": blind["accuracy_ci95"]}
     report |= settings
     if arguments.by:
-        extras = [source.extras(index) for index in range(len(source))]
-        report["by"] = {name: category_rows(clean, [row[name] for row in extras]) for name in arguments.by}
+        rows = [_categories(source, index) for index in range(len(source))]
+        report["by"] = {name: category_rows(clean, [row[name] for row in rows]) for name in arguments.by}
     return report
+
+
+def _categories(source: RecordSource, index: int) -> dict[str, str]:
+    """The categories of a record, one for each column of --by."""
+    return {name: category_text(value) for name, value in source.extras(index).items()}
 
 
 ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "tolerance")

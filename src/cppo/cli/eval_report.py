@@ -1,5 +1,6 @@
 """The figures of `cppo eval` as JSON values, and as the lines on the terminal."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,15 @@ if TYPE_CHECKING:
 
 SHOWN_CATEGORIES = 30
 SHOWN_CHARS = 40
+NO_CATEGORY = "(none)"
+MAX_CATEGORY_CHARS = 200
+
+
+def category_text(value: Any) -> str:
+    """A cell as the name of a category: text as it is, "(none)" for null and absent, all else as JSON, cut short."""
+    if value is None:
+        return NO_CATEGORY
+    return value if isinstance(value, str) else json.dumps(value, default=repr)[:MAX_CATEGORY_CHARS]
 
 
 def category_rows(result: "EvalResult", categories: Sequence[str]) -> list[dict[str, Any]]:

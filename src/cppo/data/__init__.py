@@ -4,11 +4,12 @@ from cppo.data.check import BadRows
 from cppo.data.mapping import check_columns
 from cppo.data.pixels import PixelBounds
 from cppo.data.readers import load_records, load_rows
-from cppo.data.record import Record, RecordSource, chat_messages, question_text, to_dataset
+from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, chat_messages, question_text, to_dataset
 from cppo.data.spec import check_spec, hub_dataset
 from cppo.data.summary import DataSummary, summarize
 
 __all__ = [
+    "RECORD_COLUMNS",
     "BadRows",
     "DataSummary",
     "PixelBounds",

@@ -21,8 +21,6 @@ LAYOUTS: dict[str, dict[str, str]] = {
 """Column names of well-known data sets and libraries; columns that have our name are not listed."""
 
 IMAGE_MARK = "<image>"
-NO_CATEGORY = "(none)"
-MAX_CATEGORY_CHARS = 200
 ROLES = ("system", "user", "assistant")
 
 
@@ -71,15 +69,8 @@ def parse_row(
         response=None if response is None else _text(response, "response"),
         perception_spans=_spans(field("perception_spans"), response),
         choices=_choices(field("choices")),
-        extras={name: category_text(_cell(row, name)) for name in extras},
+        extras={name: _cell(row, name) for name in extras},
     )
-
-
-def category_text(value: Any) -> str:
-    """A cell as the name of a category: text as it is, "(none)" for null and absent, all else as JSON, cut short."""
-    if value is None:
-        return NO_CATEGORY
-    return value if isinstance(value, str) else json.dumps(value, default=repr)[:MAX_CATEGORY_CHARS]
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from cppo.data.check import RowChecks
 from cppo.data.images import RowError
-from cppo.data.mapping import category_text, check_columns
+from cppo.data.mapping import check_columns
 from cppo.data.pixels import ANY_SIZE, PixelBounds
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
@@ -40,8 +40,8 @@ def load_records(
         columns: {our column: column of the file}, or the name of a known layout.
         max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
         pixels: bounds within which each image is scaled.
-        extras: further columns that `RecordSource.extras` then knows, by the files' own names; of a task its options,
-            `family`, `seed`, `split`, `prompt` and `answer`.
+        extras: further columns to keep, by the files' own names: `RecordSource.extras` knows their values, and
+            `to_dataset` passes them on. A task has its options, `family`, `seed`, `split`, `prompt` and `answer`.
 
     Raises:
         UserError: naming file, row and reason; a bad SPEC or option, a column that no row has, too many bad
@@ -75,7 +75,7 @@ def load_records(
             raise UserError(f"data {spec.text!r}: another source generates the same items; give one another seed")
         generated.add(replace(rows, n=0))
         parts.append(rows)
-    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped, pixels=pixels)
+    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped, pixels=pixels, extras=extras)
 
 
 def load_rows(
@@ -130,10 +130,10 @@ class TaskRows:
     def place(self, index: int) -> str:
         return f"tasks:{self.family} item {index}"
 
-    def extras(self, index: int) -> Mapping[str, str]:
+    def extras(self, index: int) -> Mapping[str, Any]:
         own = self[index] if {"prompt", "answer"} & set(self.extra_names) else None
         columns = {**self._shared_columns, **({} if own is None else {"prompt": own.prompt, "answer": own.answer})}
-        return {name: category_text(columns[name]) for name in self.extra_names}
+        return {name: columns[name] for name in self.extra_names}
 
     @property
     def _shared_columns(self) -> dict[str, Any]:

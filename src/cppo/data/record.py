@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BASE_COLUMNS = ("prompt", "images", "answer", "sample_id")
 OPTIONAL_COLUMNS = ("response", "perception_spans")
+RECORD_COLUMNS = (*BASE_COLUMNS, *OPTIONAL_COLUMNS, "choices")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Record:
 class StoredRow:
     """A checked row whose images are not decoded yet.
 
-    `place` names it in messages: "my.jsonl line 3". `extras` are the columns that were asked for beyond a record's own,
-    as text.
+    `place` names it in messages: "my.jsonl line 3". `extras` are the cells of columns that were asked for beyond a
+    record's own.
     """
 
     place: str
@@ -60,7 +61,7 @@ class StoredRow:
     response: str | None
     perception_spans: tuple[tuple[int, int], ...] | None
     choices: tuple[str, ...] | None = None
-    extras: Mapping[str, str] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> Record:
         """Decode the images. Raises UserError if one has become unreadable since the check."""
@@ -95,7 +96,7 @@ class StoredRows:
     def place(self, index: int) -> str:
         return self.rows[index].place
 
-    def extras(self, index: int) -> Mapping[str, str]:
+    def extras(self, index: int) -> Mapping[str, Any]:
         return self.rows[index].extras
 
 
@@ -114,7 +115,7 @@ class Rows(Protocol):
 
     def place(self, index: int) -> str: ...
 
-    def extras(self, index: int) -> Mapping[str, str]: ...
+    def extras(self, index: int) -> Mapping[str, Any]: ...
 
 
 class RecordSource(Sequence[Record]):
@@ -124,7 +125,7 @@ class RecordSource(Sequence[Record]):
         name: the SPECs it was read from.
         skipped: the bad rows as (line or row number, "FILE: reason").
         pixels: bounds within which each image is scaled as its record is made. They change no `id`.
-        columns: the columns that every record fills, as `to_dataset` names them.
+        columns: the columns that every record fills, as `to_dataset` names them, and the extras.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class RecordSource(Sequence[Record]):
         name: str,
         skipped: Sequence[tuple[int, str]],
         pixels: PixelBounds = ANY_SIZE,
+        extras: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.skipped = list(skipped)
@@ -143,6 +145,7 @@ class RecordSource(Sequence[Record]):
         )
         if any(part.has_choices for part in parts):
             self.columns += ("choices",)
+        self.columns += tuple(name for name in extras if name not in self.columns)
         self._parts = tuple(parts)
         self._ends = list(accumulate(len(part) for part in self._parts))
         self._kept: Sequence[int] = range(self._ends[-1])
@@ -174,8 +177,8 @@ class RecordSource(Sequence[Record]):
         part, position = self._find(index)
         return part.place(position)
 
-    def extras(self, index: int) -> Mapping[str, str]:
-        """The further columns that `load_records` was asked for, as text; no image is decoded."""
+    def extras(self, index: int) -> Mapping[str, Any]:
+        """The further columns that `load_records` was asked for; no image is decoded."""
         part, position = self._find(index)
         return part.extras(position)
 
@@ -215,12 +218,14 @@ class _RowBuilder:
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         # The rollouts of one prompt arrive as repeated numbers; decoded once, they share the image objects.
-        records = {number: self.source[number] for number in set[int]().union(*batch.values())}
-        return {
-            column: [self._value(records[number], column) for number in numbers] for column, numbers in batch.items()
-        }
+        rows = {number: self._row(number, tuple(batch)) for number in set[int]().union(*batch.values())}
+        return {column: [rows[number][column] for number in numbers] for column, numbers in batch.items()}
 
-    def _value(self, record: Record, column: str) -> Any:
+    def _row(self, number: int, columns: tuple[str, ...]) -> dict[str, Any]:
+        record, extras = self.source[number], self.source.extras(number)
+        return {column: self._value(record, column, extras) for column in columns}
+
+    def _value(self, record: Record, column: str, extras: Mapping[str, Any]) -> Any:
         if column == "prompt":
             return chat_messages(record.prompt, self.system_prompt)
         if column == "images":
@@ -229,7 +234,9 @@ class _RowBuilder:
             return [list(span) for span in record.perception_spans or ()]
         if column == "choices":
             return list(record.choices or ())
-        return record.id if column == "sample_id" else getattr(record, column)
+        if column == "sample_id":
+            return record.id
+        return getattr(record, column) if column in RECORD_COLUMNS else extras[column]
 
 
 def to_dataset(source: RecordSource, *, system_prompt: str | None = None) -> "datasets.Dataset":
@@ -237,7 +244,8 @@ def to_dataset(source: RecordSource, *, system_prompt: str | None = None) -> "da
 
     A row is {"prompt": chat messages, "images": RGB PIL images (an empty list for text only), "answer": str,
     "sample_id": str}; where every record has them also "response": str and "perception_spans":
-    [[start, end], ...], and where some record has them "choices": list of str, empty for the others.
+    [[start, end], ...], and where some record has them "choices": list of str, empty for the others; then the extras of
+    `load_records`.
     """
     import datasets
 

@@ -7,15 +7,18 @@ from cppo.rewards.match import answer_kind, answers_match
 from cppo.rewards.spec import (
     DEFAULT_REWARDS,
     DEFAULT_WEIGHTS,
+    RewardFunction,
     RewardSpec,
     check_rewards,
     load_reward,
     number_tolerance,
+    reward_columns,
 )
 
 __all__ = [
     "DEFAULT_REWARDS",
     "DEFAULT_WEIGHTS",
+    "RewardFunction",
     "RewardSpec",
     "accuracy_reward",
     "answer_kind",
@@ -26,4 +29,5 @@ __all__ = [
     "get_accuracy_reward",
     "load_reward",
     "number_tolerance",
+    "reward_columns",
 ]

@@ -5,6 +5,7 @@
 with them and returns the reward function.
 """
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -32,6 +33,16 @@ BUILT_IN = {
 """Names of the rewards that need no import path; those whose function is named `get_...` may have options."""
 DEFAULT_REWARDS = ("accuracy", "format")
 DEFAULT_WEIGHTS = (0.9, 0.1)
+TRL_ARGUMENTS = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)
+"""What TRL passes to a reward beside the columns of the data."""
 _IMPORT_PATH = re.compile(r"(?P<module>[^:?]+):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -135,6 +146,17 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
     return _with_clear_errors(function, spec.text) if spec.path not in BUILT_IN.values() else function
 
 
+def reward_columns(functions: Iterable[RewardFunction]) -> tuple[str, ...]:
+    """The columns of the data that reward functions name as parameters without a default."""
+    names: dict[str, None] = {}
+    for function in functions:
+        for name, parameter in _parameters(function).items():
+            named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            if named and parameter.default is inspect.Parameter.empty and name not in TRL_ARGUMENTS:
+                names[name] = None
+    return tuple(names)
+
+
 def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
     """The function; exceptions become a UserError that names the line they come from, and so does what is no reward."""
 
@@ -179,6 +201,7 @@ def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
 
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     reward: RewardFunction = awaited if is_async else called
+    functools.update_wrapper(reward, function)  # its signature, for `reward_columns`
     reward.__name__ = getattr(function, "__name__", type(function).__name__)
     return reward
 
@@ -216,8 +239,12 @@ def _load_file(path: Path) -> Any:
 
 def _takes_all_columns(function: Any) -> bool:
     """Whether a function can be called as TRL calls a reward: with completions and every other column by name."""
+    parameters = _parameters(function)
+    return not parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of built-in functions some have none
-        return True
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # functions written in C may have no signature
+        return {}

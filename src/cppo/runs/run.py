@@ -31,7 +31,7 @@ from cppo.recipes import (
     resolved_options,
     warn_of_changes,
 )
-from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardSpec, check_rewards, load_reward, number_tolerance
+from cppo.rewards import DEFAULT_WEIGHTS, number_tolerance
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.answers import answer_all
 from cppo.runs.loggers import check_loggers
@@ -128,7 +128,7 @@ def run_training(recipe: Recipe, sources: RunSources, report: WriteReport | None
     asked: dict[str, Any] = {
         "max_new_tokens": args.max_completion_length,
         "system_prompt": options.system_prompt,
-        "tolerance": number_tolerance(prepared.rewards),
+        "tolerance": number_tolerance(sources.reward_specs),
     }
     if probes is not None:
         trainer.add_callback(HeldOutProbe(trainer, files, probes, every=options.probe_steps, asked=asked))
@@ -174,7 +174,6 @@ class PreparedRun:
 
     options: TrainOptions
     args: CPPOConfig
-    rewards: list[RewardSpec]
     train: RecordSource
     long: list[LongRow]
 
@@ -194,7 +193,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     warn_of_left_out(train, long, options)
     check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)
-    return PreparedRun(options, args, reward_specs(recipe), train, long)
+    return PreparedRun(options, args, train, long)
 
 
 def build_trainer(
@@ -211,11 +210,10 @@ def build_trainer(
         for name, source in (("train_dataset", prepared.train), ("eval_dataset", sources.evaluation))
     }
     adapter = adapter_arguments(options, prepared.args)
-    rewards = [load_reward(spec) for spec in prepared.rewards]
     try:
         trainer = trainer_class(
             model=resolve_model(options.model),
-            reward_funcs=rewards,
+            reward_funcs=sources.rewards,
             args=prepared.args,
             **datasets,
             **adapter,
@@ -238,12 +236,6 @@ def build_config(recipe: Recipe) -> CPPOConfig:
         raise
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(f"recipe {recipe.name} with the options given: {one_line_with_remedy(error)}") from error
-
-
-def reward_specs(recipe: Recipe) -> list[RewardSpec]:
-    """The rewards that a recipe names, or the default ones. Raises UserError as `check_rewards`."""
-    assert isinstance(recipe.options, TrainOptions)
-    return check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
 
 
 def _run_defaults(recipe: Recipe) -> dict[str, Any]:
