@@ -1,29 +1,35 @@
-"""The tables and figures of docs/results/evidence.md, from the results of the evidence studies that lie beside it.
+"""The tables and figures of docs/results/evidence.md, from the cells of the evidence studies that lie beside it.
 
-Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there; after
-`<!-- table: STUDY METHOD -->` it is that method's differences from the others. Figures that the page shows go into the
-folder `figures`. Differences are paired by seed, with the study's control if nothing else is said, after the last step,
-in points, with 95 % t intervals over seeds; one of at least five seeds whose interval excludes 0 is bold.
+Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there. After
+`<!-- table: STUDY against METHOD -->` the differences are from that method in place of the study's control, and a last
+word `means` leaves the single tasks out. Figures that the page shows go into the folder `figures`. Differences are
+after the last step, in points, with 95 % intervals over seeds and items both; one of at least five seeds whose interval
+excludes 0 is bold.
 
     python benchmarks/evidence.py docs/results
 """
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cppo.comparison.comparisons import compare
+from cppo.comparison.jobs import study_jobs
+from cppo.comparison.study import load_study
 from cppo.comparison.tables import points
-from cppo.evaluation.statistics import t_interval
 from cppo.reports.charts import interval_chart
 
 PAGE = "evidence.md"
 OVER_TASKS = "mean of tasks"
 LEAST_SEEDS = 5
-TABLE = re.compile(r"(<!-- table: (?P<study>\S+)(?: (?P<method>\S+))? -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+TABLE = re.compile(
+    r"(<!-- table: (?P<study>\S+)(?: against (?P<control>\S+))?(?P<means> means)? -->\n).*?(?P<end><!-- end -->)",
+    re.DOTALL,
+)
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }
@@ -31,7 +37,14 @@ text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b24
 </style><rect width="100%" height="100%" fill="#fff"/>"""
 
 Rows = dict[tuple[str, str], dict[str, dict[str, Any]]]
-"""(task, method) -> condition -> difference from the control, an interval in fractions of 1."""
+"""(task, method) -> condition -> difference from the control, with `low` and `high` over seeds and items; fractions."""
+
+
+@cache
+def results_of(folder: Path, study: str, control: str | None = None) -> dict[str, Any]:
+    """What a study's finished cells show against one of its methods; None: its control."""
+    loaded = load_study(study, {"output_dir": str(folder / study)})
+    return compare(replace(loaded, control=control or loaded.control), study_jobs(loaded), [], [])
 
 
 def differences(results: Mapping[str, Any]) -> Rows:
@@ -43,39 +56,23 @@ def differences(results: Mapping[str, Any]) -> Rows:
         if "difference" in method
     }
     found |= {(OVER_TASKS, label): difference for label, difference in results["over_tasks"].items()}
-    return {key: {name: one["equal_steps"] for name, one in row.items()} for key, row in found.items()}
+    return {key: {name: _crossed(one["equal_steps"]) for name, one in row.items()} for key, row in found.items()}
 
 
-def against_others(rows: Rows, method: str) -> Rows:
-    """A method's differences from the others: what both differ from the control by, subtracted seed by seed."""
-    found: Rows = {}
-    for (task, other), row in rows.items():
-        if other == method or (task, method) not in rows:
-            continue
-        found[task, other] = {}
-        for condition, theirs in row.items():
-            ours = rows[task, method][condition]["by_seed"]
-            shared = [ours[seed] - value for seed, value in theirs["by_seed"].items() if seed in ours]
-            found[task, other][condition] = asdict(t_interval(shared))
-    return found
+def _crossed(difference: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = difference["crossed_ci95"] or (None, None)
+    return {**difference, "low": low, "high": high}
 
 
-def table(results: Mapping[str, Any], method: str | None = None) -> Iterator[str]:
-    """A study's differences as lines of Markdown: every method's from the control, or one method's from the others."""
-    study, conditions = results["study"], results["study"]["conditions"]
-    rows = differences(results)
-    if method is None:
-        ran, left = len(results["cells"]), len(results["unfinished"])
-        yield f"{ran} cells have run, {left} have not. Against `{study['control']}`:"
-    else:
-        rows = against_others(rows, method)
-        yield f"`{method}` against the others:"
-    yield ""
-    yield f"| task | {'method' if method is None else 'against'} | seeds | {' | '.join(conditions)} |"
+def table(results: Mapping[str, Any], means: bool) -> Iterator[str]:
+    """A study's differences from the control as lines of Markdown; with `means` those averaged over the tasks alone."""
+    conditions = results["study"]["conditions"]
+    yield f"| task | against `{results['study']['control']}` | seeds | {' | '.join(conditions)} |"
     yield "|" + "---|" * (3 + len(conditions))
-    for (task, label), row in rows.items():
-        values = " | ".join(marked(row[name]) for name in conditions)
-        yield f"| {task} | {label} | {row[conditions[0]]['n']} | {values} |"
+    for (task, label), row in differences(results).items():
+        if not means or task == OVER_TASKS:
+            values = " | ".join(marked(row[name]) for name in conditions)
+            yield f"| {task} | {label} | {row[conditions[0]]['n']} | {values} |"
 
 
 def marked(difference: Mapping[str, Any]) -> str:
@@ -104,17 +101,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where the page and the studies' folders are")
     folder = parser.parse_args(argv).folder
 
-    def results_of(found: re.Match) -> dict[str, Any]:
-        return json.loads((folder / found["study"] / "results.json").read_text(encoding="utf-8"))
+    def filled(found: re.Match) -> str:
+        lines = table(results_of(folder, found["study"], found["control"]), bool(found["means"]))
+        return "\n".join([found[1] + "\n".join(lines), found["end"]])
 
     page = folder / PAGE
-    text = TABLE.sub(
-        lambda found: "\n".join([found[1] + "\n".join(table(results_of(found), found["method"])), found["end"]]),
-        page.read_text(encoding="utf-8"),
-    )
+    text = TABLE.sub(filled, page.read_text(encoding="utf-8"))
     for found in FIGURE.finditer(text):
         (folder / "figures").mkdir(exist_ok=True)
-        (folder / found[0]).write_text(figure(results_of(found), found["condition"]), encoding="utf-8")
+        drawn = figure(results_of(folder, found["study"]), found["condition"])
+        (folder / found[0]).write_text(drawn, encoding="utf-8")
     page.write_text(text, encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -27,11 +28,11 @@ from transformers import PrinterCallback, TrainerCallback
 from cppo import CPPOTrainer
 from cppo.assets import resolve_model
 from cppo.data import load_records, to_dataset
-from cppo.evaluation.statistics import Z_95
 from cppo.recipes import load_recipe
 from cppo.rewards import accuracy_reward, format_reward
 from cppo.runs.run import build_config
 
+Z_95 = NormalDist().inv_cdf(0.975)
 TERMS: dict[str, dict[str, Any]] = {
     "CPPO": {},
     "its positive part alone": {"perception_removing_weight": 0.0},

@@ -12,7 +12,7 @@ from cppo.assets.build import build_micro
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.main import main
 from cppo.cli.trained import trained_recipe
-from cppo.evaluation import EvalResult, ItemResult, wilson_interval
+from cppo.evaluation import EvalResult, ItemResult, mean_interval
 from cppo.files import content_fingerprint, model_fingerprint
 
 
@@ -281,7 +281,7 @@ def test_long_tables_are_cut_and_counted():
     result = EvalResult(items, 1)
     rows = category_rows(result, [f"c{n // 2}" for n in range(80)])
     assert len(rows) == 40
-    assert rows[0] == {"value": "c0", "n": 2, "accuracy": 0.5, "accuracy_ci95": list(wilson_interval(1, 2))}
+    assert rows[0] == {"value": "c0", "n": 2, "accuracy": 0.5, "accuracy_ci95": list(mean_interval([1.0, 0.0]))}
     report = {**result.to_dict(), "temperature": 0.0, "top_p": 1.0, "skipped_rows": 0, "by": {"c" * 99: rows}}
     lines = report_lines(report, ())
     assert lines[-1] == "... and 10 more (all of them with --json)"

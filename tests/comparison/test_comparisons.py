@@ -1,14 +1,14 @@
-"""What the cells show, against scipy's paired t-test, interpolation by hand and a bootstrap by brute force."""
+"""What the cells show, against scipy's paired t-test, interpolation and analysis of variance by hand."""
 
 import math
 import random
-from collections import Counter
 
 import pytest
 from browser import GOOD, LOOK, evaluate_in_page, needs_browser
+from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp, ttest_rel
 
-from cppo.comparison.comparisons import compare_task, item_interval, over_tasks
+from cppo.comparison.comparisons import compare_task, over_tasks
 from cppo.comparison.page import render
 from cppo.comparison.tables import markdown, task_tables
 
@@ -74,29 +74,28 @@ def test_equal_time_is_when_the_fastest_method_ends(made):
     assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
 
 
-def test_the_bootstrap_draws_items_and_keeps_seeds(made):
+def test_intervals_over_seeds_and_items_are_the_analysis_of_variance(made):
+    """The variance of the mean is (seeds' mean square + items' - residual) / number of answers, by loops."""
     results, items = made
-    sums = [
-        sum(
-            int(items["digits", "other3", seed]["clean"][item]) - int(items["digits", "grpo", seed]["clean"][item])
-            for seed in SEEDS
-        )
-        for item in range(ITEMS)
+    differences = [
+        [
+            int(after) - int(before)
+            for before, after in zip(
+                items["digits", "grpo", seed]["clean"], items["digits", "other3", seed]["clean"], strict=True
+            )
+        ]
+        for seed in SEEDS
     ]
-    # The exact distribution of the total of ITEMS draws with replacement, by convolution.
-    chances = {0: 1.0}
-    for _ in range(ITEMS):
-        following = Counter()
-        for total, chance in chances.items():
-            for value in sums:
-                following[total + value] += chance / ITEMS
-        chances = following
-    interval = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]["items_ci95"]
-    for end, share in zip(interval, (0.025, 0.975), strict=True):
-        total = round(end * ITEMS * len(SEEDS), 6)
-        noise = 5 * math.sqrt(share * (1 - share) / 10_000)  # five standard deviations of the resampling
-        assert sum(chance for value, chance in chances.items() if value < total) <= share + noise
-        assert sum(chance for value, chance in chances.items() if value <= total) >= share - noise
+    total, n = sum(map(sum, differences)), len(SEEDS) * ITEMS
+    of_seeds = sum(sum(row) ** 2 for row in differences) / ITEMS - total**2 / n
+    of_items = sum(sum(column) ** 2 for column in zip(*differences, strict=True)) / len(SEEDS) - total**2 / n
+    rest = sum(value**2 for row in differences for value in row) - total**2 / n - of_seeds - of_items
+    mean_squares = [of_seeds / (len(SEEDS) - 1), of_items / (ITEMS - 1), rest / (len(SEEDS) - 1) / (ITEMS - 1)]
+    together = max(mean_squares[0] + mean_squares[1] - mean_squares[2], *mean_squares[:2])
+    freedom = together**2 / (mean_squares[0] ** 2 / (len(SEEDS) - 1) + mean_squares[1] ** 2 / (ITEMS - 1))
+    expected = student_t.interval(0.95, freedom, total / n, math.sqrt(together / n))
+    found = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]
+    assert found["crossed_ci95"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_curves_hold_t_intervals_over_seeds(made):
@@ -112,33 +111,10 @@ def test_curves_hold_t_intervals_over_seeds(made):
 def test_a_single_seed_has_no_interval(made):
     results, _ = made
     found = results["comparison"]["digits"]["methods"]["other7"]["difference"]["clean"]["equal_steps"]
-    assert (found["n"], found["low"], found["high"]) == (1, None, None)
+    assert (found["n"], found["low"], found["high"], found["crossed_ci95"]) == (1, None, None, None)
     tables = list(task_tables(results, "digits"))
     row = next(row for row in tables[1].rows if row[0] == "other7")
-    assert row[2].count("[") == 0
-
-
-def drawn_items(tasks, draws, rng):
-    """Quantiles of the mean over tasks of resampled item means, one loop at a time."""
-    means = []
-    for _ in range(draws):
-        total = 0.0
-        for pairs in tasks:
-            number = len(pairs[0][0])
-            for item in rng.choices(range(number), k=number):
-                total += sum(int(after[item]) - int(before[item]) for before, after in pairs) / len(pairs) / number
-        means.append(total / len(tasks))
-    means.sort()
-    return means[int(0.025 * draws)], means[int(0.975 * draws)]
-
-
-def test_items_of_several_tasks_are_drawn_apart():
-    rng = random.Random(3)
-    tasks = [
-        [("".join(rng.choice("01") for _ in range(n)), "".join(rng.choice("0111") for _ in range(n))) for _ in range(2)]
-        for n in (30, 60)
-    ]
-    assert item_interval(tasks) == pytest.approx(drawn_items(tasks, 4000, rng), abs=0.012)
+    assert not {"[", "{"} & set(row[2])
 
 
 def test_over_tasks_a_seed_counts_once():
@@ -162,8 +138,8 @@ def test_over_tasks_a_seed_counts_once():
     assert pooled["by_seed"] == pytest.approx({"0": 0.2, "2": -0.2})
     interval = ttest_1samp([0.2, -0.2], 0).confidence_interval(0.95)
     assert (pooled["low"], pooled["high"]) == pytest.approx((interval.low, interval.high))
-    # Of chart one of two items is gained: half of what two draws with replacement can have, 0 to 2 of 2.
-    assert pooled["items_ci95"] == [0.0, 0.5]
+    # On both seeds one of chart's two items is gained, of digits' none: only other items could show another mean.
+    assert pooled["crossed_ci95"] == pytest.approx(student_t.interval(0.95, 1, 0.25, 0.25))
     assert over_tasks({"digits": comparison["digits"]}, "grpo", items) == {}
 
 

@@ -14,10 +14,10 @@ from cppo.evaluation import (
     EvalResult,
     ItemResult,
     get_condition,
+    mean_interval,
     paired_bootstrap,
     perception_card,
     same_answers,
-    wilson_interval,
 )
 from cppo.views import HELD_OUT_PRESERVING, ViewSampler, ViewStrengths, held_out_view, view_generators
 
@@ -116,7 +116,7 @@ def test_the_card_counts_items_with_images():
     assert (rows[0].consistency.mean, rows[0].change.mean, rows[0].n) == (1.0, 0.0, 50)
     same = int((clean_answers == other_answers).sum())
     assert rows[1].consistency.mean == same / 50
-    assert (rows[1].consistency.low, rows[1].consistency.high) == wilson_interval(same, 50)
+    assert (rows[1].consistency.low, rows[1].consistency.high) == mean_interval([1.0] * same + [0.0] * (50 - same))
     assert rows[1].accuracy.mean == (other_answers == 3).mean()
     right = [(answers == 3).astype(float).tolist() for answers in (clean_answers, other_answers)]
     assert rows[1].change == paired_bootstrap(*right, seed=4)

@@ -8,7 +8,7 @@ from cppo.evaluation import BLANK, blank_images, evaluate, get_condition
 from cppo.evaluation import evaluate as evaluate_function
 from cppo.evaluation.evaluate import score_item
 from cppo.evaluation.generate import response_stream
-from cppo.evaluation.statistics import bootstrap_interval, wilson_interval
+from cppo.evaluation.statistics import bootstrap_interval, mean_interval
 
 GOOD = "<think> seen </think> \\boxed{%s}"
 
@@ -50,7 +50,7 @@ def test_accuracy_format_rate_and_interval(script):
     assert result.accuracies == [1.0, 1.0, 0.0, 0.0, 1.0]
     assert result.accuracy == 3 / 5
     assert result.format_rate == 3 / 5
-    assert result.accuracy_ci95 == wilson_interval(3, 5)
+    assert result.accuracy_ci95 == mean_interval([1.0, 1.0, 1.0, 0.0, 0.0])
     assert [len(prompts) for prompts, _, _ in script.calls] == [2, 2, 1]
     assert all(options["temperature"] == 0.0 for _, _, options in script.calls)
     assert [item.id for item in result.items] == ["r0", "r1", "r2", "r3", "r4"]
@@ -72,7 +72,7 @@ def test_average_over_samples(script):
     assert result.pass_at(2).mean == pytest.approx((0 + 3 / 6 + 5 / 6 + 6 / 6) / 4, abs=1e-12)
     assert result.pass_at(1).mean == pytest.approx(result.accuracy, abs=1e-12)
     passed = result.to_dict([4])["pass_at_k"]
-    assert passed == {"4": {"mean": 0.75, "ci95": list(wilson_interval(3, 4))}}
+    assert passed == {"4": {"mean": 0.75, "ci95": list(mean_interval([1.0, 1.0, 1.0, 0.0]))}}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_progress_counts_records(script):
 def test_json_values(script):
     figures = evaluate(None, None, records(3)).to_dict()
     assert figures["accuracy"] == 1.0
-    assert figures["accuracy_ci95"] == list(wilson_interval(3, 3))
+    assert figures["accuracy_ci95"] == list(mean_interval([1.0] * 3))
     assert (figures["n"], figures["samples"], figures["format_rate"]) == (3, 1, 1.0)
 
 

@@ -10,20 +10,25 @@ import pytest
 from cppo.evaluation.statistics import (
     MeanInterval,
     bootstrap_interval,
+    crossed_interval,
     mean_interval,
     paired_bootstrap,
     pass_at_k,
     t_interval,
-    wilson_interval,
 )
 
 Z = 1.959963984540054
 
 
-@pytest.mark.parametrize(("successes", "n"), [(1, 3), (521, 1000), (999, 1000), (7.25, 20)])
+def marks(right, n):
+    """Scores of n items of which so many are right."""
+    return [1.0] * right + [0.0] * (n - right)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 3), (521, 1000), (999, 1000)])
 def test_wilson_bounds_solve_the_defining_equation(successes, n):
     fraction = successes / n
-    for bound in wilson_interval(successes, n):
+    for bound in mean_interval(marks(successes, n)):
         assert abs(fraction - bound) == pytest.approx(Z * math.sqrt(bound * (1 - bound) / n), rel=1e-9)
 
 
@@ -35,20 +40,13 @@ def test_wilson_published_values():
         (0, 20, (0.0000, 0.1611)),
         (1, 29, (0.0061, 0.1718)),
     ]:
-        assert wilson_interval(successes, n) == pytest.approx(expected, abs=5e-5)
+        assert mean_interval(marks(successes, n)) == pytest.approx(expected, abs=5e-5)
 
 
 def test_wilson_at_the_ends():
-    assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == 1.0
-    low, high = wilson_interval(0, 10), wilson_interval(10, 10)
+    low, high = mean_interval(marks(0, 10)), mean_interval(marks(10, 10))
+    assert (low[0], high[1]) == (0.0, 1.0)
     assert low[1] == pytest.approx(1 - high[0], abs=1e-12)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses(successes, n):
-    with pytest.raises(ValueError, match="wilson_interval"):
-        wilson_interval(successes, n)
 
 
 def test_bootstrap_agrees_with_resampling_item_by_item():
@@ -111,9 +109,8 @@ def test_a_mean_of_fractions_gets_a_bootstrap_and_a_proportion_wilsons():
     half = Z * np.std(values) / math.sqrt(300)
     assert low == pytest.approx(np.mean(values) - half, abs=0.002)
     assert high == pytest.approx(np.mean(values) + half, abs=0.002)
-    assert mean_interval([1.0, 0.0, 1.0]) == wilson_interval(2, 3)
-    assert mean_interval([0.0] * 10) == wilson_interval(0, 10)
-    with pytest.raises(ValueError, match="wilson_interval"):
+    assert mean_interval(values) == (low, high)
+    with pytest.raises(ValueError, match="no values"):
         mean_interval([])
 
 
@@ -136,3 +133,31 @@ def test_t_interval_of_one_value_has_no_ends():
     assert t_interval([0.5]) == MeanInterval(0.5, None, None, 1)
     with pytest.raises(ValueError, match="at least one"):
         t_interval([])
+
+
+def crossed_draws(rng, seed_spread, item_spread, seeds=6, items=80):
+    """Two tasks whose differences have a part of each seed, which they share, one of each item, and noise."""
+    of_seeds = rng.normal(0, seed_spread, (seeds, 1))
+    return [of_seeds + rng.normal(0, item_spread, (1, items)) + rng.normal(0, 0.4, (seeds, items)) for _ in range(2)]
+
+
+@pytest.mark.parametrize(("seed_spread", "item_spread"), [(0.03, 0.2), (0.0, 0.4), (0.1, 0.0)])
+def test_crossed_intervals_cover_the_mean_for_new_seeds_and_items(seed_spread, item_spread):
+    rng = np.random.default_rng(1)
+    draws = [crossed_draws(rng, seed_spread, item_spread) for _ in range(800)]
+    covered = np.mean([low <= 0.0 <= high for low, high in map(crossed_interval, draws)])
+    assert 0.93 <= covered <= 0.99
+    if item_spread > 0.3:  # where items differ, the interval over seeds is too short
+        by_seed = [t_interval(np.mean([task.mean(axis=1) for task in draw], axis=0)) for draw in draws]
+        assert np.mean([one.low <= 0.0 <= one.high for one in by_seed]) < 0.85
+
+
+def test_crossed_interval_where_only_seeds_or_only_items_differ():
+    """Then it is Student's interval over those."""
+    values = np.random.default_rng(2).normal(size=12)
+    found = t_interval(values)
+    by_seed, by_item = np.repeat(values[:, None], 30, axis=1), np.repeat(values[None], 5, axis=0)
+    assert crossed_interval([by_seed]) == pytest.approx((found.low, found.high))
+    assert crossed_interval([by_item]) == pytest.approx((found.low, found.high))
+    assert crossed_interval([by_seed[:1]]) is None
+    assert crossed_interval([np.ones((3, 4))]) == (1.0, 1.0)

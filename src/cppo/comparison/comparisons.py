@@ -11,17 +11,25 @@ from cppo.comparison.page import render
 from cppo.comparison.results import RESULTS, collect
 from cppo.comparison.study import Study
 from cppo.comparison.tables import markdown
-from cppo.evaluation.statistics import bootstrap_means, t_interval
+from cppo.evaluation.statistics import crossed_interval, t_interval
 
 Cells = dict[int, dict[str, Any]]
 """Cells of one method on one task by seed."""
 Answers = Mapping[tuple[str, str, int], Mapping[str, str]]
 """The answers of the last evaluation of a cell (task, label, seed), as texts of 0 and 1 by condition."""
-RESAMPLES = 10_000
 
 
 def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
     """Write `results.json`, `summary.md` and `report.html`; returns the results."""
+    results = compare(study, jobs, timing, command)
+    write_json(study.output_dir / RESULTS, results)
+    (study.output_dir / "summary.md").write_text(markdown(results), encoding="utf-8")
+    (study.output_dir / "report.html").write_text(render(results), encoding="utf-8")
+    return results
+
+
+def compare(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
+    """What the finished cells show, as the JSON values of `results.json`."""
     results = collect(study, jobs, timing, command)
     items = {
         (job.request["task"], job.request["label"], job.request["seed"]): result["evaluations"][-1]["correct"]
@@ -30,9 +38,6 @@ def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], comm
     }
     results["comparison"] = {task: compare_task(results, task, items) for task in study.tasks}
     results["over_tasks"] = over_tasks(results["comparison"], results["study"]["control"], items)
-    write_json(study.output_dir / RESULTS, results)
-    (study.output_dir / "summary.md").write_text(markdown(results), encoding="utf-8")
-    (study.output_dir / "report.html").write_text(render(results), encoding="utf-8")
     return results
 
 
@@ -70,7 +75,7 @@ def compare_task(results: Mapping[str, Any], task: str, items: Answers) -> dict[
                         **_paired(
                             {seed: b["accuracy"][name][-1] - a["accuracy"][name][-1] for seed, (a, b) in pairs.items()}
                         ),
-                        "items_ci95": item_interval([[(a[name], b[name]) for a, b in answers]]),
+                        "crossed_ci95": _crossed([[(a[name], b[name]) for a, b in answers]]),
                     },
                     "equal_time": _paired(
                         {
@@ -109,7 +114,7 @@ def over_tasks(comparison: Mapping[str, Any], control: str, items: Answers) -> d
             for budget in budgets:
                 by_seed = [difference[condition][budget]["by_seed"] for difference in found]
                 row[budget] = _paired({seed: float(np.mean([one[str(seed)] for one in by_seed])) for seed in shared})
-            row["equal_steps"]["items_ci95"] = item_interval(
+            row["equal_steps"]["crossed_ci95"] = _crossed(
                 [
                     [(items[task, control, seed][condition], items[task, label, seed][condition]) for seed in shared]
                     for task in comparison
@@ -140,22 +145,14 @@ def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
     return {**asdict(t_interval(list(differences.values()))), "by_seed": {str(s): d for s, d in differences.items()}}
 
 
-def item_interval(tasks: Sequence[Sequence[tuple[str, str]]]) -> list[float]:
-    """The bootstrap's 95 % interval of a difference over items, for these seeds: each item's mean over seeds counts
-    once, so it says nothing about other seeds. Of several tasks the items of each are drawn apart, and the tasks count
-    alike.
-
-    Args:
-        tasks: for each task and seed the answers before and after, as texts of 0 and 1.
-    """
-    rng = np.random.default_rng(0)
-    total = np.zeros(RESAMPLES)
+def _crossed(tasks: Sequence[Sequence[tuple[str, str]]]) -> list[float] | None:
+    """`crossed_interval` of answers: for each task and seed those before and after, as texts of 0 and 1."""
+    differences = []
     for pairs in tasks:
         marks = np.array([[[mark == "1" for mark in side] for side in pair] for pair in pairs], dtype=np.float64)
-        differences = (marks[:, 1] - marks[:, 0]).mean(axis=0)
-        total += bootstrap_means(differences, rng, RESAMPLES)
-    low, high = np.quantile(total / len(tasks), [0.025, 0.975])
-    return [float(low), float(high)]
+        differences.append(marks[:, 1] - marks[:, 0])
+    interval = crossed_interval(differences)
+    return None if interval is None else list(interval)
 
 
 def _at(cell: Mapping[str, Any], condition: str, step: float) -> float:

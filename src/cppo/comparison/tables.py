@@ -54,8 +54,8 @@ def notes(results: Mapping[str, Any]) -> str:
     return (
         f"{finished} cell{'' if finished == 1 else 's'} finished, {len(unfinished)} not{named}. Accuracy in per cent "
         f"on {' or '.join(f'{number:,}' for number in results['items'])} held-out items, greedy decoding. [ ]: 95 % t "
-        f"interval over seeds; differences are paired by seed against {study['control']}. {{ }}: 95 % bootstrap over "
-        f"items, for these seeds alone. For each task and seed all methods {prompts}. The cells were run by "
+        f"interval over seeds; differences are paired by seed against {study['control']}. {{ }}: 95 % interval over "
+        f"other seeds and other items both. For each task and seed all methods {prompts}. The cells were run by "
         f"{len(codes)} version{'' if len(codes) == 1 else 's'} of the code."
     )
 
@@ -149,8 +149,8 @@ def points(interval: Mapping[str, Any]) -> str:
 
 
 def _with_items(difference: Mapping[str, Any]) -> str:
-    low, high = difference["items_ci95"]
-    return f"{points(difference)} {{{100 * low:+.1f}, {100 * high:+.1f}}}"
+    crossed = difference["crossed_ci95"]
+    return points(difference) + (f" {{{100 * crossed[0]:+.1f}, {100 * crossed[1]:+.1f}}}" if crossed else "")
 
 
 def _fraction(interval: Mapping[str, Any] | None) -> str:

@@ -21,7 +21,6 @@ from cppo.evaluation.statistics import (
     paired_bootstrap,
     pass_at_k,
     t_interval,
-    wilson_interval,
 )
 from cppo.views import CARD_CONDITIONS, CONDITION_NAMES
 
@@ -57,6 +56,5 @@ __all__ = [
     "prompt_lengths",
     "same_answers",
     "t_interval",
-    "wilson_interval",
     "without_long_rows",
 ]

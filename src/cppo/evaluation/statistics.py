@@ -5,37 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
-
-Z_95 = 1.959963984540054
-"""The 97.5 % point of the standard normal distribution."""
-
-
-def wilson_interval(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval for a binomial fraction (Wilson 1927): its ends p solve |s/n - p| = z sqrt(p(1-p)/n).
-
-    Args:
-        successes: number of successes in [0, n]. It may be fractional: the sum of per-item means of several samples.
-            The interval is then wider than needed, since an item's mean varies less than one sample of it.
-        n: number of independent items.
-        z: half-width in standard deviations; the default gives 95 %.
-
-    Returns:
-        (low, high), fractions of 1.
-
-    Raises:
-        ValueError: n < 1, or successes outside [0, n].
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"wilson_interval needs n >= 1 and 0 <= successes <= n, got {successes} of {n}")
-    fraction = successes / n
-    shrink = 1 / (1 + z * z / n)
-    centre = shrink * (fraction + z * z / (2 * n))
-    half = shrink * z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
-    # The bounds at 0 and n successes are exactly 0 and 1; rounding would leave them a hair off.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return low, high
 
 
 def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
@@ -67,8 +38,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     Raises:
         ValueError: there are no values.
     """
+    if not len(values):
+        raise ValueError("mean_interval: there are no values")
     if set(values) <= {0.0, 1.0}:
-        return wilson_interval(sum(values), len(values))
+        low, high = binomtest(round(sum(values)), len(values)).proportion_ci(0.95, method="wilson")
+        return float(low), float(high)
     return bootstrap_interval(values)
 
 
@@ -141,3 +115,38 @@ def t_interval(values: Sequence[float]) -> MeanInterval:
         return MeanInterval(mean, None, None, 1)
     half = float(student_t.ppf(0.975, n - 1)) * float(numbers.std(ddof=1)) / math.sqrt(n)
     return MeanInterval(mean, mean - half, mean + half, n)
+
+
+def crossed_interval(tasks: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """95 % interval of a mean difference over other seeds and other items both, where each seed answers each item.
+
+    With seeds and items as crossed random effects the mean's variance is what the seeds' means say, plus what the
+    items' means say, less their residual, which both hold; the degrees of freedom are Satterthwaite's (1946). As an
+    estimate of that sum can fall below one of its parts, the larger part is its least value.
+
+    Args:
+        tasks: for each task [seeds, items], a difference for each (say 1, 0 or -1). The tasks count alike; their seeds
+            are the same ones in the same order, their items are others.
+
+    Returns:
+        (low, high), or None for a single seed or item.
+    """
+    if any(min(one.shape) < 2 for one in tasks):
+        return None
+    by_seed = np.mean([one.mean(axis=1) for one in tasks], axis=0)
+    seeds = len(by_seed)
+    of_seeds = float(by_seed.var(ddof=1)) / seeds
+    of_items = [float(one.mean(axis=0).var(ddof=1)) / one.shape[1] / len(tasks) ** 2 for one in tasks]
+    of_both = 0.0
+    for one in tasks:
+        rest = one - one.mean(axis=1, keepdims=True) - one.mean(axis=0, keepdims=True) + one.mean()
+        freedom = (one.shape[0] - 1) * (one.shape[1] - 1)
+        of_both += float((rest**2).sum()) / freedom / one.size / len(tasks) ** 2
+    variance = max(of_seeds + sum(of_items) - of_both, of_seeds, sum(of_items))
+    mean = float(by_seed.mean())
+    if variance == 0.0:
+        return mean, mean
+    spread = of_seeds**2 / (seeds - 1)
+    spread += sum(part**2 / (one.shape[1] - 1) for part, one in zip(of_items, tasks, strict=True))
+    half = float(student_t.ppf(0.975, variance**2 / spread)) * math.sqrt(variance)
+    return mean - half, mean + half
