@@ -87,7 +87,7 @@ class MicroShape:
     max_positions: int = 1024
 
 
-def task_words(per_setting: int = 100) -> list[str]:
+def task_words() -> list[str]:
     """The words of the generated tasks' prompts and responses, each once, with and without a space before it.
 
     The tokenizer's merges are learned from them; how often a word occurs does not matter, so every one becomes a token.
@@ -95,7 +95,7 @@ def task_words(per_setting: int = 100) -> list[str]:
     words = {"user", "assistant", "system"}
     for name, ask, level in product(TASK_NAMES, ("name", "reason"), ("1", "2", "3")):
         options = parse_task_options(name, {"ask": ask, "level": level})
-        for index in range(per_setting):
+        for index in range(100):
             item = make_item(name, options, seed=0, index=index, split="train")
             words.update(re.findall(r"[A-Za-z]+", f"{item.prompt} {item.response}"))
     marks = ["<think>", "</think>", "\\boxed{", *"0123456789+-*=.,?"]

@@ -5,8 +5,8 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
+from cppo import __version__
 from cppo.errors import UserError, tell, tell_mistake
 
 COMMANDS = {
@@ -49,7 +49,7 @@ def _run(argv: list[str]) -> int:
         print(_overview())
         return 0
     if argv[0] == "--version":
-        print(f"cppo {_version()}")
+        print(f"cppo {__version__}")
         return 0
     command, *rest = argv
     if command not in COMMANDS:
@@ -82,14 +82,3 @@ def _overview() -> str:
         "`cppo COMMAND --help` shows a command's options. `cppo train` alone trains the embedded micro model.",
     ]
     return "\n".join(lines)
-
-
-def _version() -> str:
-    try:
-        return version("cppo")
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

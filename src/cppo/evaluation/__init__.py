@@ -1,6 +1,6 @@
 """Evaluation: greedy or sampled accuracy of a model on records, with honest intervals."""
 
-from cppo.evaluation.card import CardRow, evaluate_conditions, perception_card, same_answers
+from cppo.evaluation.card import CardRow, perception_card, same_answers
 from cppo.evaluation.conditions import (
     BLANK,
     CLEAN,
@@ -41,7 +41,6 @@ __all__ = [
     "bootstrap_interval",
     "check_vision_model",
     "evaluate",
-    "evaluate_conditions",
     "generate_responses",
     "get_condition",
     "load_model",

@@ -1,16 +1,12 @@
 """The perception card: what a model's answers owe to the image, read off its answers under several conditions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cppo.data import Record
-from cppo.evaluation.conditions import Condition, get_condition
-from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import PairedDifference, paired_bootstrap
 from cppo.rewards import answers_match, extract_answer
-from cppo.views import CARD_CONDITIONS, ViewSampler
 
 
 @dataclass(frozen=True)
@@ -34,29 +30,6 @@ class CardRow:
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values."""
         return asdict(self)
-
-
-def evaluate_conditions(
-    model: Any,
-    processor: Any,
-    source: Sequence[Record],
-    conditions: Sequence[Condition] | None = None,
-    *,
-    trained: ViewSampler | None = None,
-    **options: Any,
-) -> dict[str, EvalResult]:
-    """`evaluate` the same records under each condition; results by the conditions' names.
-
-    Args:
-        conditions: those of the card by default.
-        trained: what the card's `trained_preserving` draws from (see `get_condition`); used by the default alone.
-        options: those of `evaluate`, but `condition`.
-    """
-    if conditions is None:
-        conditions = [get_condition(name, trained) for name in CARD_CONDITIONS]
-    return {
-        condition.name: evaluate(model, processor, source, condition=condition, **options) for condition in conditions
-    }
 
 
 def perception_card(results: Mapping[str, EvalResult], *, tolerance: float = 0.0, seed: int = 0) -> tuple[CardRow, ...]:

@@ -188,107 +188,13 @@ def noisyrollout() -> Options:
     }
 
 
-def no_gate() -> Options:
-    """CPPO on every rollout with images, whatever its advantage."""
-    return {**cppo(), "perception_gate": "none"}
-
-
-def correct_gate() -> Options:
-    """CPPO on the rollouts with a right answer, whatever their advantage."""
-    return {**cppo(), "perception_gate": "correct", "perception_gate_reward": "accuracy_reward"}
-
-
-def all_tokens() -> Options:
-    """CPPO on every response token: no detection."""
-    return {**cppo(), "perception_selector": "all"}
-
-
-def random_tokens() -> Options:
-    """CPPO on random response tokens, in each rollout as many as the published rule selects."""
-    return {**cppo(), "perception_selector": "random"}
-
-
-def cpl_only() -> Options:
-    """CPPO without the RL loss: the contrastive term alone trains.
-
-    Rewards still decide which rollouts are gated in. A KL to the reference is part of the RL loss and goes with it.
-    """
-    return {**cppo(), "rl_weight": 0.0}
-
-
-def positive_only() -> Options:
-    """CPPO with I+ alone in the contrast: softplus(d+ / tau). I- still serves detection."""
-    return {**cppo(), "perception_removing_weight": 0.0}
-
-
-def negative_only() -> Options:
-    """CPPO with I- alone in the contrast: softplus(-d- / tau)."""
-    return {**cppo(), "perception_preserving_weight": 0.0}
-
-
-def detached_views() -> Options:
-    """CPPO whose gradient flows through the anchor alone, not through the policy under the views."""
-    return {**cppo(), "perception_view_gradients": False}
-
-
-def detached_anchor() -> Options:
-    """CPPO whose gradient flows through the views' passes alone: the image's answers are their fixed target."""
-    return {**cppo(), "perception_anchor_gradients": False}
-
-
-def kl() -> Options:
-    """CPPO with the exact KL over the vocabulary in place of k3 on the sampled token."""
-    return {**cppo(), "perception_divergence": "kl"}
-
-
-def js() -> Options:
-    """CPPO with the exact Jensen-Shannon divergence over the vocabulary in place of k3."""
-    return {**cppo(), "perception_divergence": "js"}
-
-
-def score_absolute() -> Options:
-    """CPPO that detects by the entropy shift in nats, not relative to the entropy."""
-    return {**cppo(), "perception_score": "entropy_shift_absolute"}
-
-
-def score_entropy() -> Options:
-    """CPPO that detects by the entropy under the image alone, the control for every shift."""
-    return {**cppo(), "perception_score": "entropy"}
-
-
-def score_k3() -> Options:
-    """CPPO that detects by the k3 divergence of image and I- on the sampled token."""
-    return {**cppo(), "perception_score": "k3"}
-
-
-def score_kl() -> Options:
-    """CPPO that detects by the exact KL divergence of image and I-."""
-    return {**cppo(), "perception_score": "kl"}
-
-
-def score_js() -> Options:
-    """CPPO that detects by the exact Jensen-Shannon divergence of image and I-."""
-    return {**cppo(), "perception_score": "js"}
-
-
-def score_logp() -> Options:
-    """CPPO that detects by how much log-probability the sampled token loses under I-."""
-    return {**cppo(), "perception_score": "logp_shift"}
-
-
-def static_view() -> Options:
-    """CPPO with a picture of noise as I-: nothing of the image is left, where the published views spare parts by
-    chance."""
-    return {**cppo(), "removing_views": ["static"]}
-
-
 def static_view_js() -> Options:
     """CPPO with a picture of noise as I-, detecting by the exact Jensen-Shannon divergence from it.
 
     Ours: of the scores and views tried, the one that finds the true perception tokens of all task families
     (docs/results/detectors.md).
     """
-    return {**static_view(), "perception_score": "js"}
+    return {**cppo(), "removing_views": ["static"], "perception_score": "js"}
 
 
 def likelihood() -> Options:
@@ -316,41 +222,96 @@ def likelihood_all_tokens() -> Options:
     return {**likelihood(), "perception_selector": "all"}
 
 
+PUBLISHED = {
+    "grpo": grpo,
+    "dapo": dapo,
+    "grpo+views": grpo_views,
+    "cppo": cppo,
+    "papo": papo,
+    "papo-dapo": papo_dapo,
+    "vppo": vppo,
+    "pgpo": pgpo,
+    "dvrp": dvrp,
+    "noisyrollout": noisyrollout,
+}
+ABLATIONS: Mapping[str, tuple[Options, str]] = {
+    "cppo-no-gate": ({"perception_gate": "none"}, "CPPO on every rollout with images, whatever its advantage."),
+    "cppo-correct-gate": (
+        {"perception_gate": "correct", "perception_gate_reward": "accuracy_reward"},
+        "CPPO on the rollouts with a right answer, whatever their advantage.",
+    ),
+    "cppo-all-tokens": ({"perception_selector": "all"}, "CPPO on every response token: no detection."),
+    "cppo-random-tokens": (
+        {"perception_selector": "random"},
+        "CPPO on random response tokens, in each rollout as many as the published rule selects.",
+    ),
+    "cppo-cpl-only": (
+        {"rl_weight": 0.0},
+        "CPPO without the RL loss: the contrastive term alone trains.\n\n"
+        "Rewards still decide which rollouts are gated in. A KL to the reference is part of the RL loss and goes with "
+        "it.",
+    ),
+    "cppo-positive-only": (
+        {"perception_removing_weight": 0.0},
+        "CPPO with I+ alone in the contrast: softplus(d+ / tau). I- still serves detection.",
+    ),
+    "cppo-negative-only": (
+        {"perception_preserving_weight": 0.0},
+        "CPPO with I- alone in the contrast: softplus(-d- / tau).",
+    ),
+    "cppo-detached-views": (
+        {"perception_view_gradients": False},
+        "CPPO whose gradient flows through the anchor alone, not through the policy under the views.",
+    ),
+    "cppo-detached-anchor": (
+        {"perception_anchor_gradients": False},
+        "CPPO whose gradient flows through the views' passes alone: the image's answers are their fixed target.",
+    ),
+    "cppo-kl": (
+        {"perception_divergence": "kl"},
+        "CPPO with the exact KL over the vocabulary in place of k3 on the sampled token.",
+    ),
+    "cppo-js": (
+        {"perception_divergence": "js"},
+        "CPPO with the exact Jensen-Shannon divergence over the vocabulary in place of k3.",
+    ),
+    "cppo-score-absolute": (
+        {"perception_score": "entropy_shift_absolute"},
+        "CPPO that detects by the entropy shift in nats, not relative to the entropy.",
+    ),
+    "cppo-score-entropy": (
+        {"perception_score": "entropy"},
+        "CPPO that detects by the entropy under the image alone, the control for every shift.",
+    ),
+    "cppo-score-k3": (
+        {"perception_score": "k3"},
+        "CPPO that detects by the k3 divergence of image and I- on the sampled token.",
+    ),
+    "cppo-score-kl": ({"perception_score": "kl"}, "CPPO that detects by the exact KL divergence of image and I-."),
+    "cppo-score-js": (
+        {"perception_score": "js"},
+        "CPPO that detects by the exact Jensen-Shannon divergence of image and I-.",
+    ),
+    "cppo-score-logp": (
+        {"perception_score": "logp_shift"},
+        "CPPO that detects by how much log-probability the sampled token loses under I-.",
+    ),
+    "cppo-static": (
+        {"removing_views": ["static"]},
+        "CPPO with a picture of noise as I-: nothing of the image is left, where the published views spare parts by "
+        "chance.",
+    ),
+}
+"""What each changes in CPPO, and its text."""
+OURS = {
+    "cppo-static-js": static_view_js,
+    "cppo-likelihood": likelihood,
+    "cppo-likelihood-all-tokens": likelihood_all_tokens,
+}
 METHODS: Mapping[str, Method] = {
-    name: declared(name, declaration)
-    for name, declaration in {
-        "grpo": grpo,
-        "dapo": dapo,
-        "grpo+views": grpo_views,
-        "cppo": cppo,
-        "papo": papo,
-        "papo-dapo": papo_dapo,
-        "vppo": vppo,
-        "pgpo": pgpo,
-        "dvrp": dvrp,
-        "noisyrollout": noisyrollout,
-        "cppo-no-gate": no_gate,
-        "cppo-correct-gate": correct_gate,
-        "cppo-all-tokens": all_tokens,
-        "cppo-random-tokens": random_tokens,
-        "cppo-cpl-only": cpl_only,
-        "cppo-positive-only": positive_only,
-        "cppo-negative-only": negative_only,
-        "cppo-detached-views": detached_views,
-        "cppo-detached-anchor": detached_anchor,
-        "cppo-kl": kl,
-        "cppo-js": js,
-        "cppo-score-absolute": score_absolute,
-        "cppo-score-entropy": score_entropy,
-        "cppo-score-k3": score_k3,
-        "cppo-score-kl": score_kl,
-        "cppo-score-js": score_js,
-        "cppo-score-logp": score_logp,
-        "cppo-static": static_view,
-        "cppo-static-js": static_view_js,
-        "cppo-likelihood": likelihood,
-        "cppo-likelihood-all-tokens": likelihood_all_tokens,
-    }.items()
+    **{name: declared(name, declaration) for name, declaration in PUBLISHED.items()},
+    **{name: Method(name, {**cppo(), **changes}, text) for name, (changes, text) in ABLATIONS.items()},
+    **{name: declared(name, declaration) for name, declaration in OURS.items()},
 }
 """Every method by name: published ones, CPPO's ablations, then ours."""
 

@@ -5,7 +5,7 @@ wrapped (DDP, FSDP, PEFT): the head is used inside the forward, and there is one
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cppo.policy.attention import share_prompts
 from cppo.policy.head import LanguageHead
-from cppo.policy.packing import PackedBatch, PackedRow, PromptGroup, pack, prompt_groups
+from cppo.policy.packing import PackedBatch, PackedRow, pack, prompt_groups
 from cppo.policy.scorer import ResponseScores
 from cppo.policy.wrappers import unwrapped
 
@@ -68,7 +68,6 @@ def shared_prompt_scores(
     num_response_tokens: int,
     temperature: float,
     vision: Mapping[str, Any],
-    groups: Sequence[PromptGroup] | None = None,
 ) -> ResponseScores:
     """Score the last `num_response_tokens` tokens of each row, as `plain_scores` does, in one packed pass.
 
@@ -78,13 +77,11 @@ def shared_prompt_scores(
         num_response_tokens: T.
         temperature: the logits are divided by it before anything is computed.
         vision: image inputs of the B rows.
-        groups: rows with the same prompt and images, if known; else they are found.
 
     Returns:
         Log-probabilities and entropies, zero where `attention_mask` is; no logits.
     """
-    if groups is None:
-        groups = prompt_groups(input_ids, attention_mask, num_response_tokens, vision)
+    groups = prompt_groups(input_ids, attention_mask, num_response_tokens, vision)
     batch = pack(unwrapped(model), input_ids, attention_mask, num_response_tokens, {"anchor": groups})
 
     def readout(hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:

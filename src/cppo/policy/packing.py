@@ -76,11 +76,6 @@ class PackedBatch:
     columns: Tensor
     shape: tuple[int, int]
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that go through the backbone, over all passes."""
-        return sum(row.layout.num_tokens for row in self.passes)
-
     def unpack(self, view: str, values: Tensor) -> Tensor:
         """One value for each of the view's scored tokens, [n_view], as [B, T] with zeros everywhere else."""
         part = self.tokens[view]

@@ -1,6 +1,7 @@
 """Supervised fine-tuning of a vision-language model on reference responses, with TRL's `SFTTrainer`.
 
-    run_sft("micro", "tasks:digits?n=2000", "runs/sft", sft_args={"max_steps": 100, "use_cpu": True, "bf16": False})
+    data = load_records("tasks:digits?n=2000")
+    run_sft("micro", data, "runs/sft", sft_args={"max_steps": 100, "use_cpu": True, "bf16": False})
 
 The loss is taken on the response alone: a record's prompt (images, question) conditions it and is never a target.
 """
