@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
     {"errors", "files"},
+    {"imports"},
     {"methods"},
     {"tasks", "views", "perception", "rewards", "recipes"},
     {"data", "policy", "assets"},

@@ -17,7 +17,9 @@ from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint, replace_text
 from cppo.recipes import Recipe, TrainOptions, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
+from cppo.views import own_files
 
+VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
 REQUEST, RESULT, LOG, MODEL = "request.json", "cell.json", "log.txt", "model"
 
 
@@ -75,7 +77,7 @@ def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = cont
     identity = {
         "evaluation": study.evaluations[task],
         "start_weights": start_weights(recipe.options.model),
-        **_contents(_data_files(recipe.options.eval_data), fingerprint),
+        **_contents([*_data_files(recipe.options.eval_data), *_view_files(recipe)], fingerprint),
     }
     request = {"task": task, "recipe": _recipe_values(recipe), "steps": [0]}
     return Job("start", f"{task}, start", study.output_dir / "start" / task, identity, request)
@@ -188,11 +190,16 @@ def _data_files(specs: str | list[str] | None) -> list[Path]:
 
 
 def _cell_files(recipe: Recipe) -> list[Path]:
-    """The local files that training and evaluation read."""
+    """The local files that training and evaluation read, code of the user's own included."""
     options = recipe.options
     assert isinstance(options, TrainOptions)
     rewards = [spec.file for spec in check_rewards(options.rewards or DEFAULT_REWARDS, None) if spec.file]
-    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards]
+    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards, *_view_files(recipe)]
+
+
+def _view_files(recipe: Recipe) -> list[Path]:
+    options = given_options(recipe)
+    return own_files([one for name in VIEW_LISTS for one in options.get(name, ())])
 
 
 def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:

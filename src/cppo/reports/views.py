@@ -10,7 +10,7 @@ from cppo.data import Record, question_text
 from cppo.evaluation import ItemResult, PairedDifference, paired_bootstrap, same_answers
 from cppo.reports.page import render_page
 from cppo.rewards import extract_answer
-from cppo.views import EVERY_PRESERVING, View, ViewSampler, family_draws, image_data_uri
+from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, View, ViewSampler, family_draws, image_data_uri
 
 THUMBNAIL = 320
 """Longest side in pixels of a picture on the page."""
@@ -40,7 +40,9 @@ class ShownView:
         """What the family is for."""
         if self.family is None:
             return "image"
-        return "I+" if self.family in EVERY_PRESERVING else "I\u2212"
+        if self.family in EVERY_PRESERVING:
+            return "I+"
+        return "I\u2212" if self.family in EVERY_REMOVING else "own"
 
     @property
     def uris(self) -> list[str]:

@@ -6,13 +6,8 @@ with them and returns the reward function.
 """
 
 import functools
-import importlib
-import importlib.util
 import inspect
 import math
-import re
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +16,7 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError
+from cppo.imports import check_import_path, failure, import_object, own_file
 
 RewardFunction = Callable[..., Any]
 
@@ -43,7 +39,6 @@ TRL_ARGUMENTS = (
     "environments",
 )
 """What TRL passes to a reward beside the columns of the data."""
-_IMPORT_PATH = re.compile(r"(?P<module>[^:?]+):(?P<name>[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,7 @@ class RewardSpec:
     @property
     def file(self) -> Path | None:
         """The user's file that the function stands in; None for a built-in or a module."""
-        name = self.path.rpartition(":")[0]
-        return Path(name) if name.endswith(".py") else None
+        return own_file(self.path)
 
 
 def parse_reward(text: str) -> RewardSpec:
@@ -77,17 +71,9 @@ def parse_reward(text: str) -> RewardSpec:
                 raise UserError(f"rewards: {text!r}: {name} has no options")
             return RewardSpec(text, path, None)
         return RewardSpec(text, path, options or {})
-    match = _IMPORT_PATH.fullmatch(name)
-    if match is None:
+    if not check_import_path(name, f"rewards: {text!r}"):
         raise UserError(
             f"rewards: {text!r} is none of {', '.join(BUILT_IN)}, and no module:function or file.py:function"
-        )
-    if match["module"].endswith(".py"):
-        if not Path(match["module"]).is_file():
-            raise UserError(f"rewards: {text!r}: there is no file {match['module']}")
-    elif not _module_exists(match["module"]):
-        raise UserError(
-            f"rewards: {text!r}: there is no module {match['module']}; install it, or give file.py:function"
         )
     return RewardSpec(text, name, options)
 
@@ -122,14 +108,7 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
         UserError: it cannot be imported, is no function, or refuses its options. The function itself raises it, with
             file and line, where the user's code raises anything.
     """
-    module_name, _, name = spec.path.rpartition(":")
-    try:
-        module = _load_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
-        function = getattr(module, name)
-    except AttributeError as error:
-        raise UserError(f"rewards: {spec.text!r}: {module_name} has no {name}") from error
-    except Exception as error:  # whatever the user's code raises
-        raise UserError(f"rewards: {spec.text!r} cannot be imported: {type(error).__name__}: {error}") from error
+    function = import_object(spec.path, f"rewards: {spec.text!r}")
     if spec.options is not None:
         try:
             inspect.signature(function).bind(**spec.options)
@@ -160,11 +139,6 @@ def reward_columns(functions: Iterable[RewardFunction]) -> tuple[str, ...]:
 def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
     """The function; exceptions become a UserError that names the line they come from, and so does what is no reward."""
 
-    def failure(error: Exception) -> UserError:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(frame.filename).name} line {frame.lineno}"
-        return UserError(f"rewards: {text!r} failed in {where}: {type(error).__name__}: {error}")
-
     def checked(found: Any, completions: Sequence[Any]) -> list[float | None]:
         wanted = f"rewards: {text!r} must return a list of {len(completions)} numbers, or None, one a completion"
         if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
@@ -189,14 +163,14 @@ def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
         try:
             found = await function(completions=completions, **columns)
         except Exception as error:
-            raise failure(error) from error
+            raise failure(error, f"rewards: {text!r}") from error
         return checked(found, completions)
 
     def called(*, completions: Sequence[Any], **columns: Any) -> Any:
         try:
             found = function(completions=completions, **columns)
         except Exception as error:
-            raise failure(error) from error
+            raise failure(error, f"rewards: {text!r}") from error
         return checked(found, completions)
 
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
@@ -217,24 +191,6 @@ def _options(text: str, query: str) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UserError(f"rewards: {text!r}: {value!r} is not a value") from error
     return options
-
-
-def _module_exists(name: str) -> bool:
-    """Whether the module can be found; only the outermost package is looked for, as finding more imports it."""
-    outermost = name.partition(".")[0]
-    return outermost.isidentifier() and importlib.util.find_spec(outermost) is not None
-
-
-def _load_file(path: Path) -> Any:
-    # Registered under a name of its own, so that dataclasses and pickles in it work, and no installed module is hidden.
-    name = f"cppo_rewards_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _takes_all_columns(function: Any) -> bool:

@@ -200,14 +200,14 @@ class CPPOConfig(GRPOConfig):
         default_factory=lambda: ["color_jitter", "perspective", "rotation"],
         metadata={
             "help": "Families of information-preserving views (I+): color_jitter, perspective, rotation, "
-            "diffusion_noise; one is drawn for each image."
+            "diffusion_noise, or file.py:function; one is drawn for each image."
         },
     )
     removing_views: list[str] = field(
         default_factory=lambda: ["noise_rectangles", "crop"],
         metadata={
-            "help": "Families of information-removing views (I-): noise_rectangles, crop, black_patches, static; one "
-            "is drawn for each image."
+            "help": "Families of information-removing views (I-): noise_rectangles, crop, black_patches, static, or "
+            "file.py:function; one is drawn for each image."
         },
     )
     view_brightness: Annotated[list[float], "[0, inf)"] = field(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cppo.errors import UserError
+from cppo.views.own import is_own, load_own
 
 PRESERVING_FAMILIES = ("color_jitter", "perspective", "rotation")
 REMOVING_FAMILIES = ("noise_rectangles", "crop")
@@ -72,10 +73,11 @@ class ViewStrengths:
 
 
 def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """The families as a tuple, in the given order.
+    """The families as a tuple, in the given order; those of the user's own are imported.
 
     Raises:
-        UserError: `families` is empty, not a list, or has an unknown or repeated name; `field` is named.
+        UserError: `families` is empty, not a list, or has an unknown or repeated name; `field` is named. One of the
+            user's own cannot be imported.
     """
     choices = ", ".join(known)
     if isinstance(families, str) or not isinstance(families, Sequence):
@@ -83,8 +85,10 @@ def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) 
     if not families:
         raise UserError(f"{field}: the list is empty; give at least one of {choices}")
     for name in families:
-        if name not in known:
-            raise UserError(f"{field}: unknown view family {name!r}; choose from {choices}")
+        if is_own(name):
+            load_own(name)
+        elif name not in known:
+            raise UserError(f"{field}: unknown view family {name!r}; choose from {choices}, or give file.py:function")
     if len(set(families)) < len(families):
         raise UserError(f"{field}: a family is listed twice in {list(families)}; name each once")
     return tuple(families)

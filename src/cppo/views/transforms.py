@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cppo.views.images import load_rgb
+from cppo.views.own import is_own, own_view
 from cppo.views.strengths import (
     DIFFUSION_STEPS,
     KNOWN_PRESERVING,
@@ -51,7 +52,7 @@ def preserving_view(
         A new RGB image of the size of `load_rgb(image)`; the input is not changed.
 
     Raises:
-        UserError: the image cannot be read; `families` is empty or names another than KNOWN_PRESERVING.
+        UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_PRESERVING nor one's own.
     """
     names = check_families("preserving_families", families, KNOWN_PRESERVING)
     return family_view(names[rng.integers(len(names))], image, rng, strengths).image
@@ -71,7 +72,7 @@ def removing_view(
         crop nothing to remove.
 
     Raises:
-        UserError: the image cannot be read; `families` is empty or names another than KNOWN_REMOVING.
+        UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_REMOVING nor one's own.
     """
     names = check_families("removing_families", families, KNOWN_REMOVING)
     return family_view(names[rng.integers(len(names))], image, rng, strengths).image
@@ -80,11 +81,13 @@ def removing_view(
 def family_view(
     family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths = PUBLISHED
 ) -> View:
-    """One draw of a family, preserving or removing.
+    """One draw of a family, preserving or removing, or of the user's own (docs/methods.md).
 
     Raises:
-        UserError: the image cannot be read.
+        UserError: the image cannot be read, or the user's own code fails.
     """
+    if is_own(family):
+        return View(own_view(family, load_rgb(image), rng), family, {})
     perturbed, parameters = _TRANSFORMS[family](load_rgb(image), rng, strengths)
     return View(perturbed, family, parameters)
 

@@ -1,0 +1,78 @@
+"""Functions of the user's own, named `module:function` or `file.py:function`, and what goes wrong in them."""
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from cppo.errors import UserError
+
+_IMPORT_PATH = re.compile(r"(?P<module>[^:?]+):(?P<name>[A-Za-z_]\w*)")
+
+
+def own_file(path: str) -> Path | None:
+    """The user's file in which `file.py:function` stands; None for a module."""
+    name = path.rpartition(":")[0]
+    return Path(name) if name.endswith(".py") else None
+
+
+def check_import_path(path: str, what: str) -> bool:
+    """Whether `path` names a function in the form above; nothing is imported. `what` begins the message of an error.
+
+    Raises:
+        UserError: the file or the module does not exist.
+    """
+    match = _IMPORT_PATH.fullmatch(path)
+    if match is None:
+        return False
+    if match["module"].endswith(".py"):
+        if not Path(match["module"]).is_file():
+            raise UserError(f"{what}: there is no file {match['module']}")
+    elif not _module_exists(match["module"]):
+        raise UserError(f"{what}: there is no module {match['module']}; install it, or give file.py:function")
+    return True
+
+
+def import_object(path: str, what: str) -> Any:
+    """What `path` names; this runs the code of the file or module.
+
+    Raises:
+        UserError: it cannot be imported, or has no such name.
+    """
+    module_name, _, name = path.rpartition(":")
+    file = own_file(path)
+    try:
+        module = _load_file(file) if file else importlib.import_module(module_name)
+        return getattr(module, name)
+    except AttributeError as error:
+        raise UserError(f"{what}: {module_name} has no {name}") from error
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def failure(error: Exception, what: str) -> UserError:
+    """What the user's code raised, as one line that names the line it comes from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name} line {frame.lineno}"
+    return UserError(f"{what} failed in {where}: {type(error).__name__}: {error}")
+
+
+def _module_exists(name: str) -> bool:
+    """Whether the module can be found; only the outermost package is looked for, as finding more imports it."""
+    outermost = name.partition(".")[0]
+    return outermost.isidentifier() and importlib.util.find_spec(outermost) is not None
+
+
+def _load_file(path: Path) -> Any:
+    # Registered under a name of its own, so that dataclasses and pickles in it work, and no installed module is hidden.
+    name = f"cppo_own_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
