@@ -94,6 +94,9 @@ def test_help_all_lists_inherited_fields(capsys):
         (["trian"], ["trian", "did you mean `train`"]),
         (["train", "--lerning_rate", "3"], ["--lerning_rate", "did you mean `--learning_rate`"]),
         (["train", "--lerning-rate=3"], ["--lerning-rate", "did you mean `--learning_rate`"]),
+        (["train", "--max-prompt-length", "9"], ["--max-prompt-length", "here it is `max_prompt_tokens`"]),
+        (["sft", "--dtype", "bfloat16"], ["--dtype", "here it is `model_init_kwargs`, with {dtype: bfloat16}"]),
+        (["train", "--remove_unused_columns"], ["remove_unused_columns = true", "leave it false"]),
         (["train", "--zzzzqq", "3"], ["--zzzzqq", "--help"]),
         (["train", "stray"], ["stray"]),
         (["train", "--max_steps"], ["--max_steps", "expected"]),
@@ -209,6 +212,15 @@ def test_overview_and_version(capsys):
     assert all(command in overview for command in cli.COMMANDS)
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("cppo ")
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    """As `cppo methods | head -1`: the reader closes before all is written."""
+    command = [sys.executable, "-m", "cppo", "methods"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+        assert process.stderr.read() == b""
 
 
 def test_recipes_list_and_copy(capsys, tmp_path, monkeypatch):

@@ -138,6 +138,16 @@ def test_a_failed_start_leaves_no_empty_folder(told, tmp_path, capsys, wrong):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_default_recipe_is_named_where_the_model_is_no_tiny_one(told, tmp_path, capsys, monkeypatch):
+    argv = ["train", "--model", str(told[0] / "model"), "--output_dir", str(tmp_path / "run"), "--num_generations", "3"]
+    for bytes_of_small_models, lines in ((1 << 20, 1), (0, 2)):
+        monkeypatch.setattr("cppo.cli.train.SMALL_BYTES", bytes_of_small_models)
+        assert main(argv) == 2  # for another reason, found later
+        assert len(told_lines := capsys.readouterr().err.splitlines()) == lines
+    assert told_lines[0].startswith("cppo: warning: without --config the recipe micro is taken")
+    assert "learning_rate 0.0001, max_completion_length 80, data tasks:digits?noise=150&n=4000" in told_lines[0]
+
+
 def test_a_folder_that_was_there_stays(told, tmp_path):
     argv = ["train", "--config", str(told[0] / "tiny.yaml"), "--output_dir", str(tmp_path), "--data", "nowhere.jsonl"]
     assert main(argv) == 2

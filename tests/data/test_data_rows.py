@@ -104,6 +104,8 @@ def test_column_that_no_row_has(tmp_path, columns, message):
         ({"answer": ["4"]}, "answer must be text"),
         ({"prompt": None}, "column 'prompt' is missing or null"),
         ({"prompt": "  "}, "prompt is empty"),
+        ({"prompt": "see <|image_pad|>"}, "prompt holds <|image_pad|>, a model's own mark; write <image> where"),
+        ({"answer": "<|vision_start|>"}, "answer holds <|vision_start|>"),
         ({"prompt": "\ud800"}, "surrogate"),
         ({"prompt": 5}, "prompt must be text or a list of chat messages"),
         ({"prompt": []}, "prompt must be text or a list of chat messages"),

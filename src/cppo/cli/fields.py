@@ -46,6 +46,7 @@ def _parser(options: Schema, default_recipe: str, description: str, *, show_inhe
         prog=f"cppo {options.command}",
         description=description,
         usage=f"cppo {options.command} [--config NAME|FILE.yaml] [--any_field VALUE ...]",
+        named_otherwise=options.named_otherwise,
     )
     parser.add_argument("--help-all", action="help", help="show the fields inherited from TRL and transformers too")
     parser.add_argument(

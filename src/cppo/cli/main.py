@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,15 +27,21 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run one command. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 if nobody reads."""
     try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
+        status = _run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         tell_mistake(error)
         return 2
     except KeyboardInterrupt:
         tell("stopped")
         return 130
+    except BrokenPipeError:
+        # A reader such as `head` has had enough. The interpreter would complain of what is still to be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import yaml
@@ -12,10 +12,15 @@ from cppo.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are `UserError`s and whose options cannot be abbreviated."""
+    """An argument parser whose mistakes are `UserError`s and whose options cannot be abbreviated.
 
-    def __init__(self, **kwargs: object) -> None:
+    Args:
+        named_otherwise: names that are no options, and what the message says to write in their place.
+    """
+
+    def __init__(self, *, named_otherwise: Mapping[str, str] | None = None, **kwargs: object) -> None:
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)  # type: ignore[arg-type]
+        self._named_otherwise = named_otherwise or {}
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -42,6 +47,8 @@ class Parser(argparse.ArgumentParser):
         name = "--" + word[2:].partition("=")[0].replace("-", "_")
         near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.6)
         hint = f"; did you mean `{near[0]}`?" if near else f" (see `{self.prog} --help`)"
+        if name[2:] in self._named_otherwise:
+            hint = f"; here it is {self._named_otherwise[name[2:]]}"
         return f"unknown option `{word.partition('=')[0]}`{hint}"
 
 

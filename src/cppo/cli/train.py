@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cppo.assets import resolve_model
 from cppo.cli.checks import check_options, check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from cppo.runs.dry_run import BatchNeeds, Plan
     from cppo.runs.run import BestCheckpoint, RunResult
 
+DEFAULT_RECIPE = "micro"
 MIB = 2**20
+SMALL_BYTES = 100 * MIB
 DESCRIPTION = (
     "Trains a vision-language model with CPPO: GRPO plus a contrastive loss on the response tokens that depend on the "
     "image; or with another method (`cppo methods` lists them). Without arguments it trains the embedded micro model "
@@ -25,17 +29,25 @@ DESCRIPTION = (
 
 def run(argv: Sequence[str]) -> None:
     """Train, write the report, print what was gained. Raises UserError for a user's mistake."""
-    recipe = parse_recipe("train", argv, default_recipe="micro", description=DESCRIPTION)
+    recipe = parse_recipe("train", argv, default_recipe=DEFAULT_RECIPE, description=DESCRIPTION)
+    named = any(word.partition("=")[0] == "--config" for word in argv)
     with RunDirectory(recipe.output_dir).without_empty_leftovers():
-        _run(recipe)
+        _run(recipe, named)
 
 
-def _run(recipe: Recipe) -> None:
+def _run(recipe: Recipe, named: bool) -> None:
     check_recipe(recipe)
     check_options(recipe)
     options = recipe.options
     assert isinstance(options, TrainOptions)
     sources = load_sources(recipe)
+    if not (named or is_small(options.model)):
+        used = recipe.config
+        tell(
+            f"warning: without --config the recipe {DEFAULT_RECIPE} is taken, which is made for a tiny model: "
+            f"learning_rate {used['learning_rate']:g}, max_completion_length {used['max_completion_length']}, "
+            f"data {options.data}; `cppo recipes list` shows others"
+        )
     quiet_libraries()
 
     if options.dry_run:
@@ -70,6 +82,12 @@ def _run(recipe: Recipe) -> None:
             ]
         )
     )
+
+
+def is_small(model: str) -> bool:
+    """Whether a model is a folder with few weights, as those that the packaged micro model becomes."""
+    folder = Path(resolve_model(model))
+    return folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES
 
 
 def closing_lines(result: "RunResult") -> list[str]:

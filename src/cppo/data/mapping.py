@@ -1,6 +1,7 @@
 """One given row (a JSON object or a dict) -> one checked `StoredRow`, under a column mapping."""
 
 import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ LAYOUTS: dict[str, dict[str, str]] = {
 """Column names of well-known data sets and libraries; columns that have our name are not listed."""
 
 IMAGE_MARK = "<image>"
+_MODEL_MARK = re.compile(r"<\|(?:image|video|vision)\w*\|>|<video>")
+"""What vision-language models read as the place of an image or video: in a text it would be taken for one."""
 ROLES = ("system", "user", "assistant")
 
 
@@ -93,6 +96,8 @@ def _text(value: Any, name: str) -> str:
         raise RowError(f"{name} must be text, found {json.dumps(value, default=repr):.80}")
     if not value.strip():
         raise RowError(f"{name} is empty")
+    if (mark := _MODEL_MARK.search(value)) is not None:
+        raise RowError(f"{name} holds {mark[0]}, a model's own mark; write {IMAGE_MARK} where an image stands")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -51,6 +51,22 @@ _RANGES: dict[str, str] = {
 }
 
 
+_NAMED_OTHERWISE = {
+    "model_name_or_path": "`model`",
+    "dataset_name": "`data`, with hub:ORG/NAME or a file",
+    "dataset_train_split": "`data`, with hub:ORG/NAME:SPLIT",
+    "dataset_test_split": "`eval_data`, with hub:ORG/NAME:SPLIT",
+    "dtype": "`model_init_kwargs`, with {dtype: bfloat16}",
+    "torch_dtype": "`model_init_kwargs`, with {dtype: bfloat16}",
+    "attn_implementation": "`model_init_kwargs`, with {attn_implementation: NAME}",
+    "trust_remote_code": "`model_init_kwargs`, with {trust_remote_code: true}",
+    "max_prompt_length": "`max_prompt_tokens`",
+    "reward_funcs": "`rewards`",
+    "reward_model_name_or_path": "`rewards`, with file.py:function",
+}
+"""What TRL's scripts and earlier versions call what is another option here."""
+
+
 @dataclass(frozen=True)
 class Schema:
     """The options of one command: `run` ones (of `options_class`), `own` configuration fields, `inherited` ones."""
@@ -71,14 +87,20 @@ class Schema:
         """The default of every option of CPPO's own."""
         return {name: field.default for name, field in self.own.items()}
 
+    @property
+    def named_otherwise(self) -> Mapping[str, str]:
+        """Names that users of TRL may try, and what to write."""
+        return _NAMED_OTHERWISE if self.inherited else {}
+
     def unknown(self, name: str, *, where: str) -> UserError:
-        """The error for an option that does not exist, with the nearest existing name."""
+        """The error for an option that does not exist, with what takes its place or the nearest existing name."""
         near = difflib.get_close_matches(name, self.fields, n=1, cutoff=0.6)
-        hint = (
-            f"; did you mean `{near[0]}`?"
-            if near
-            else f" (see `cppo {self.command} {'--help-all' if self.inherited else '--help'}`)"
-        )
+        if name in self.named_otherwise:
+            hint = f"; here it is {self.named_otherwise[name]}"
+        elif near:
+            hint = f"; did you mean `{near[0]}`?"
+        else:
+            hint = f" (see `cppo {self.command} {'--help-all' if self.inherited else '--help'}`)"
         return UserError(f"{where}: unknown option `{name}`{hint}")
 
     def check(self, values: Mapping[str, Any], *, where: str) -> dict[str, Any]:

@@ -143,8 +143,10 @@ def run_training(recipe: Recipe, sources: RunSources, report: WriteReport | None
     before = answer("before")
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except BaseException:
+    except BaseException as error:
         recorder.stop(trainer.state)
+        if isinstance(error, ImportError):  # optimizers look for their libraries only here
+            raise UserError(f"a library that an option needs is missing: {one_line(error)}") from error
         raise
     trainer.save_model(recipe.output_dir)
     after = answer("after")
@@ -218,8 +220,8 @@ def build_trainer(
             **datasets,
             **adapter,
         )
-    # How the libraries refuse them.
-    except (ValueError, RuntimeError, ImportError) as error:
+    # How the libraries refuse them, and how a hub that does not answer is told.
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
         raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
     if options.use_peft:
         name_base(trainer.model, options.model)
@@ -234,7 +236,7 @@ def build_config(recipe: Recipe) -> CPPOConfig:
         return CPPOConfig(**{**_run_defaults(recipe), **recipe.config})
     except UserError:
         raise
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise UserError(f"recipe {recipe.name} with the options given: {one_line_with_remedy(error)}") from error
 
 

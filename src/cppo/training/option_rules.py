@@ -30,6 +30,8 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             "perception_view_gradients and perception_anchor_gradients are both false: nothing is left to train; "
             "perception_sink = 'none' leaves the perception term out"
         )
+    if options.get("remove_unused_columns"):
+        raise UserError("remove_unused_columns = true takes images and answers from views and rewards: leave it false")
     _check_method(options)
     if options["per_device_generation_batch_size"] is not None:
         for name in ("use_vllm", "use_transformers_continuous_batching"):
