@@ -1,14 +1,15 @@
-"""What the cells show, against scipy's paired t-test, interpolation and analysis of variance by hand."""
+"""What the cells show, against scipy's paired t-test, interpolation, analysis of variance and bootstrap by hand."""
 
 import math
 import random
+from collections import Counter
 
 import pytest
 from browser import GOOD, LOOK, evaluate_in_page, needs_browser
 from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp, ttest_rel
 
-from cppo.comparison.comparisons import compare_task, over_tasks
+from cppo.comparison.comparisons import answer_intervals, compare_task, over_tasks
 from cppo.comparison.page import render
 from cppo.comparison.tables import markdown, task_tables
 
@@ -98,6 +99,31 @@ def test_intervals_over_seeds_and_items_are_the_analysis_of_variance(made):
     assert found["crossed_ci95"] == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_bootstrap_draws_items_and_keeps_seeds(made):
+    results, items = made
+    sums = [
+        sum(
+            int(items["digits", "other3", seed]["clean"][item]) - int(items["digits", "grpo", seed]["clean"][item])
+            for seed in SEEDS
+        )
+        for item in range(ITEMS)
+    ]
+    # The exact distribution of the total of ITEMS draws with replacement, by convolution.
+    chances = {0: 1.0}
+    for _ in range(ITEMS):
+        following = Counter()
+        for total, chance in chances.items():
+            for value in sums:
+                following[total + value] += chance / ITEMS
+        chances = following
+    interval = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]["items_ci95"]
+    for end, share in zip(interval, (0.025, 0.975), strict=True):
+        total = round(end * ITEMS * len(SEEDS), 6)
+        noise = 5 * math.sqrt(share * (1 - share) / 10_000)  # five standard deviations of the resampling
+        assert sum(chance for value, chance in chances.items() if value < total) <= share + noise
+        assert sum(chance for value, chance in chances.items() if value <= total) >= share - noise
+
+
 def test_curves_hold_t_intervals_over_seeds(made):
     results, _ = made
     found = results["comparison"]["digits"]["methods"]["grpo"]["curves"]
@@ -115,6 +141,29 @@ def test_a_single_seed_has_no_interval(made):
     tables = list(task_tables(results, "digits"))
     row = next(row for row in tables[1].rows if row[0] == "other7")
     assert not {"[", "{"} & set(row[2])
+
+
+def drawn_items(tasks, draws, rng):
+    """Quantiles of the mean over tasks of resampled item means, one loop at a time."""
+    means = []
+    for _ in range(draws):
+        total = 0.0
+        for pairs in tasks:
+            number = len(pairs[0][0])
+            for item in rng.choices(range(number), k=number):
+                total += sum(int(after[item]) - int(before[item]) for before, after in pairs) / len(pairs) / number
+        means.append(total / len(tasks))
+    means.sort()
+    return means[int(0.025 * draws)], means[int(0.975 * draws)]
+
+
+def test_items_of_several_tasks_are_drawn_apart():
+    rng = random.Random(3)
+    tasks = [
+        [("".join(rng.choice("01") for _ in range(n)), "".join(rng.choice("0111") for _ in range(n))) for _ in range(2)]
+        for n in (30, 60)
+    ]
+    assert answer_intervals(tasks)["items_ci95"] == pytest.approx(drawn_items(tasks, 4000, rng), abs=0.012)
 
 
 def test_over_tasks_a_seed_counts_once():
@@ -138,6 +187,8 @@ def test_over_tasks_a_seed_counts_once():
     assert pooled["by_seed"] == pytest.approx({"0": 0.2, "2": -0.2})
     interval = ttest_1samp([0.2, -0.2], 0).confidence_interval(0.95)
     assert (pooled["low"], pooled["high"]) == pytest.approx((interval.low, interval.high))
+    # Of chart one of two items is gained: half of what two draws with replacement can have, 0 to 2 of 2.
+    assert pooled["items_ci95"] == [0.0, 0.5]
     # On both seeds one of chart's two items is gained, of digits' none: only other items could show another mean.
     assert pooled["crossed_ci95"] == pytest.approx(student_t.interval(0.95, 1, 0.25, 0.25))
     assert over_tasks({"digits": comparison["digits"]}, "grpo", items) == {}

@@ -11,12 +11,13 @@ from cppo.comparison.page import render
 from cppo.comparison.results import RESULTS, collect
 from cppo.comparison.study import Study
 from cppo.comparison.tables import markdown
-from cppo.evaluation.statistics import crossed_interval, t_interval
+from cppo.evaluation.statistics import bootstrap_means, crossed_interval, t_interval
 
 Cells = dict[int, dict[str, Any]]
 """Cells of one method on one task by seed."""
 Answers = Mapping[tuple[str, str, int], Mapping[str, str]]
 """The answers of the last evaluation of a cell (task, label, seed), as texts of 0 and 1 by condition."""
+RESAMPLES = 10_000
 
 
 def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def compare_task(results: Mapping[str, Any], task: str, items: Answers) -> dict[
                         **_paired(
                             {seed: b["accuracy"][name][-1] - a["accuracy"][name][-1] for seed, (a, b) in pairs.items()}
                         ),
-                        "crossed_ci95": _crossed([[(a[name], b[name]) for a, b in answers]]),
+                        **answer_intervals([[(a[name], b[name]) for a, b in answers]]),
                     },
                     "equal_time": _paired(
                         {
@@ -114,7 +115,7 @@ def over_tasks(comparison: Mapping[str, Any], control: str, items: Answers) -> d
             for budget in budgets:
                 by_seed = [difference[condition][budget]["by_seed"] for difference in found]
                 row[budget] = _paired({seed: float(np.mean([one[str(seed)] for one in by_seed])) for seed in shared})
-            row["equal_steps"]["crossed_ci95"] = _crossed(
+            row["equal_steps"] |= answer_intervals(
                 [
                     [(items[task, control, seed][condition], items[task, label, seed][condition]) for seed in shared]
                     for task in comparison
@@ -145,14 +146,24 @@ def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
     return {**asdict(t_interval(list(differences.values()))), "by_seed": {str(s): d for s, d in differences.items()}}
 
 
-def _crossed(tasks: Sequence[Sequence[tuple[str, str]]]) -> list[float] | None:
-    """`crossed_interval` of answers: for each task and seed those before and after, as texts of 0 and 1."""
-    differences = []
+def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]]) -> dict[str, Any]:
+    """95 % intervals of a difference in which items count: for these seeds and other items (`items_ci95`, a bootstrap
+    of each item's mean over seeds), and for other seeds and other items (`crossed_ci95`, see `crossed_interval`).
+
+    Of several tasks the items of each are drawn apart, and the tasks count alike.
+
+    Args:
+        tasks: for each task and seed the answers before and after, as texts of 0 and 1.
+    """
+    rng = np.random.default_rng(0)
+    total, differences = np.zeros(RESAMPLES), []
     for pairs in tasks:
         marks = np.array([[[mark == "1" for mark in side] for side in pair] for pair in pairs], dtype=np.float64)
         differences.append(marks[:, 1] - marks[:, 0])
-    interval = crossed_interval(differences)
-    return None if interval is None else list(interval)
+        total += bootstrap_means(differences[-1].mean(axis=0), rng, RESAMPLES)
+    low, high = np.quantile(total / len(tasks), [0.025, 0.975])
+    crossed = crossed_interval(differences)
+    return {"items_ci95": [float(low), float(high)], "crossed_ci95": None if crossed is None else list(crossed)}
 
 
 def _at(cell: Mapping[str, Any], condition: str, step: float) -> float:
