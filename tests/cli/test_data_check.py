@@ -147,3 +147,17 @@ def test_looking_at_data_needs_no_torch(thousand):
     argv = [sys.executable, "-c", code, "data", "check", str(thousand[0])]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
+
+
+def test_choices_that_the_answer_is_none_of_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["red", "blue", "12 cm"]
+    answers = ["B", "(a)", "Blue.", "c. 12 cm", "12 cm", "D", "green", "a. blue", "7"]
+    rows = [{"prompt": f"{n}?", "answer": answer, "choices": options} for n, answer in enumerate(answers)]
+    rows[-1].pop("choices")
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", "check", "my.jsonl"]) == 0
+    wrong = "my.jsonl line 6, my.jsonl line 7, my.jsonl line 8"
+    assert f"choices     8 rows have them; the answer is none of them in 3: {wrong}\n" in capsys.readouterr().out
+    assert main(["data", "check", "tasks:digits?n=2"]) == 0
+    assert "choices" not in capsys.readouterr().out

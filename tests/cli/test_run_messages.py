@@ -20,6 +20,8 @@ from cppo.cli.checks import check_model, check_recipe
 from cppo.cli.main import main
 from cppo.errors import UserError
 from cppo.recipes import load_recipe
+from cppo.runs.run import prepare_run
+from cppo.runs.sources import load_sources
 
 OPTIONS = {
     "data": "tasks:digits?n=8",
@@ -146,6 +148,17 @@ def test_the_default_recipe_is_named_where_the_model_is_no_tiny_one(told, tmp_pa
         assert len(told_lines := capsys.readouterr().err.splitlines()) == lines
     assert told_lines[0].startswith("cppo: warning: without --config the recipe micro is taken")
     assert "learning_rate 0.0001, max_completion_length 80, data tasks:digits?noise=150&n=4000" in told_lines[0]
+
+
+def test_held_out_data_that_is_trained_on_is_told(told, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text("".join(f'{{"prompt": "{n}?", "answer": "{n}"}}\n' for n in range(3)))
+    Path("other.jsonl").write_text('{"prompt": "x?", "answer": "1"}\n')
+    for held_out, warns in ((["other.jsonl", "mine.jsonl"], True), (["other.jsonl"], False)):
+        given = {"data": "mine.jsonl", "eval_data": held_out, "eval_limit": 1, "per_device_train_batch_size": 2}
+        recipe = load_recipe("train", str(told[0] / "tiny.yaml"), {**given, "final_eval_samples": 1})
+        prepare_run(recipe, load_sources(recipe))
+        assert ("mine.jsonl is both data and eval_data" in capsys.readouterr().err) == warns
 
 
 def test_a_folder_that_was_there_stays(told, tmp_path):

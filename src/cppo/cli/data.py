@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cppo.data import DataSummary, RecordSource
 
 
+SHOWN_PLACES = 5
+
+
 def run(argv: Sequence[str]) -> None:
     """Print the table and the bad rows; exit status 1 if there are too many of them. Raises UserError."""
     arguments = _parser().parse_all(argv)
@@ -58,6 +61,8 @@ def run(argv: Sequence[str]) -> None:
     bad, total = len(source.skipped), len(source) + len(source.skipped)
     print(f"rows        {total:,}, {len(source):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
     print("\n".join(_lines(summary)))
+    if summary.choice_rows:
+        print(_choices_line(source, summary))
     if tokens:
         print(f"prompts     {_spread(sorted(tokens))} tokens with images (model {arguments.model})")
     if arguments.max_prompt_tokens is not None:
@@ -90,6 +95,13 @@ def _lines(summary: "DataSummary") -> list[str]:
         f"repeated    {summary.repeated_rows:,} rows have the question and images of an earlier one; "
         f"{summary.shared_images:,} images stand in several rows",
     ]
+
+
+def _choices_line(source: "RecordSource", summary: "DataSummary") -> str:
+    """How many rows have choices, and which of them have an answer that no choice is."""
+    wrong = [source.place(index) for index in summary.no_choice]
+    shown = f": {', '.join(wrong[:SHOWN_PLACES])}{', ...' if len(wrong) > SHOWN_PLACES else ''}" if wrong else ""
+    return f"choices     {summary.choice_rows:,} rows have them; the answer is none of them in {len(wrong):,}{shown}"
 
 
 def _prompt_tokens(source: "RecordSource", model: str, system_prompt: str | None) -> list[int]:

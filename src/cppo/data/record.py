@@ -218,14 +218,12 @@ class _RowBuilder:
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         # The rollouts of one prompt arrive as repeated numbers; decoded once, they share the image objects.
-        rows = {number: self._row(number, tuple(batch)) for number in set[int]().union(*batch.values())}
-        return {column: [rows[number][column] for number in numbers] for column, numbers in batch.items()}
+        rows = {
+            number: (self.source[number], self.source.extras(number)) for number in set[int]().union(*batch.values())
+        }
+        return {column: [self._value(column, *rows[number]) for number in numbers] for column, numbers in batch.items()}
 
-    def _row(self, number: int, columns: tuple[str, ...]) -> dict[str, Any]:
-        record, extras = self.source[number], self.source.extras(number)
-        return {column: self._value(record, column, extras) for column in columns}
-
-    def _value(self, record: Record, column: str, extras: Mapping[str, Any]) -> Any:
+    def _value(self, column: str, record: Record, extras: Mapping[str, Any]) -> Any:
         if column == "prompt":
             return chat_messages(record.prompt, self.system_prompt)
         if column == "images":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from cppo.data.record import Record
-from cppo.rewards import answer_kind
+from cppo.rewards import answer_kind, names_choice
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class DataSummary:
         images_a_row: {number of images: rows}.
         sizes: (width, height) in pixels of every image, sorted by area.
         answer_kinds: {kind: rows}, see `cppo.rewards.answer_kind`.
+        choice_rows: rows with `choices`.
+        no_choice: places of those whose answer is none of their choices.
         repeated_rows: rows with the question and images of an earlier one.
         shared_images: distinct images that stand in more than one row.
         images: digests of the distinct images' pixels.
@@ -30,6 +32,8 @@ class DataSummary:
     images_a_row: dict[int, int]
     sizes: list[tuple[int, int]]
     answer_kinds: dict[str, int]
+    choice_rows: int
+    no_choice: list[int]
     repeated_rows: int
     shared_images: int
     images: frozenset[str]
@@ -42,19 +46,25 @@ def summarize(records: Sequence[Record], progress: Callable[[int], object] = lam
     rows_of_image: Counter[str] = Counter()
     rows_of_key: Counter[tuple[str, ...]] = Counter()
     sizes: list[tuple[int, int]] = []
-    for record in records:
+    choice_rows, no_choice = 0, []
+    for place, record in enumerate(records):
         digests = [_digest(image) for image in record.images]
         images_a_row[len(digests)] += 1
         kinds[answer_kind(record.answer)] += 1
         rows_of_image.update(set(digests))
         rows_of_key[(json.dumps(record.prompt, sort_keys=True), *digests)] += 1
         sizes += [image.size for image in record.images]
+        choice_rows += record.choices is not None
+        if record.choices is not None and not names_choice(record.answer, record.choices):
+            no_choice.append(place)
         progress(1)
     return DataSummary(
         rows=len(records),
         images_a_row=dict(sorted(images_a_row.items())),
         sizes=sorted(sizes, key=lambda size: (size[0] * size[1], size)),
         answer_kinds=dict(kinds.most_common()),
+        choice_rows=choice_rows,
+        no_choice=no_choice,
         repeated_rows=len(records) - len(rows_of_key),
         shared_images=sum(count > 1 for count in rows_of_image.values()),
         images=frozenset(rows_of_image),

@@ -3,7 +3,7 @@
 from cppo.rewards.answer import accuracy_reward, get_accuracy_reward
 from cppo.rewards.extract import extract_answer
 from cppo.rewards.format import format_reward
-from cppo.rewards.match import answer_kind, answers_match
+from cppo.rewards.match import answer_kind, answers_match, names_choice
 from cppo.rewards.spec import (
     DEFAULT_REWARDS,
     DEFAULT_WEIGHTS,
@@ -28,6 +28,7 @@ __all__ = [
     "format_reward",
     "get_accuracy_reward",
     "load_reward",
+    "names_choice",
     "number_tolerance",
     "reward_columns",
 ]

@@ -85,6 +85,12 @@ def answers_match(
     return _same(given, expected, given_latex, expected_latex, timeout, tolerance)
 
 
+def names_choice(answer: str, choices: Sequence[str]) -> bool:
+    """Whether an answer names one of the options of a multiple-choice question, by letter or text."""
+    option = _option(_plain_text(_bare_latex(answer)), [_plain_text(_bare_latex(choice)) for choice in choices])
+    return option is not None and option < len(choices)
+
+
 def answer_kind(expected: str) -> str:
     """How `answers_match` compares with an expected answer.
 

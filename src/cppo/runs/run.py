@@ -195,6 +195,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     warn_of_left_out(train, long, options)
     check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)
+    _warn_of_shared_files(options)
     return PreparedRun(options, args, train, long)
 
 
@@ -293,6 +294,14 @@ def _warn(source: RecordSource, uses_perception: bool) -> None:
             f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
             "images; is the column named `images`, or mapped with --columns?"
         )
+
+
+def _warn_of_shared_files(options: TrainOptions) -> None:
+    """Say where held-out data are training data; a task or a data set with splits has others under the same name."""
+    given = ([one] if isinstance(one, str) else one or [] for one in (options.data, options.eval_data))
+    shared = [spec for spec in set.intersection(*map(set, given)) if spec.endswith((".jsonl", ".parquet"))]
+    if shared:
+        tell(f"warning: {', '.join(sorted(shared))} is both data and eval_data: what is called held-out is trained on")
 
 
 def _check_steps_left(checkpoint: Path, args: CPPOConfig) -> None:
