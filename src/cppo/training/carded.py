@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cppo.training.model_card import RunFacts, model_card
-from cppo.training.resumable import ResumableGRPOTrainer
+from cppo.training.resume import ResumableGRPOTrainer
 
 
 class CardedTrainer(ResumableGRPOTrainer):

@@ -1,0 +1,152 @@
+"""A GRPOTrainer whose resumed run repeats the uninterrupted one exactly: data order, buffered rollouts, weights."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import IterableDataset
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from cppo.errors import UserError
+from cppo.training.setup import check_enough
+
+
+class ResumableGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` with checkpoints that hold the place in the data and the rollouts still to be trained on."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        check_enough("train_dataset", len(sampler.data_source), self.args)
+        # Same data, same arguments: only the order after a resume differs from TRL's.
+        self._train_sampler = ResumableRepeatSampler(
+            sampler.data_source,
+            mini_repeat_count=sampler.mini_repeat_count,
+            batch_size=sampler.batch_size,
+            repeat_count=sampler.repeat_count,
+            shuffle=sampler.shuffle,
+            seed=sampler.seed,
+        )
+        return self._train_sampler
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Written before TRL's files: a checkpoint whose trainer_state.json is there is complete.
+        folder = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        pending = self._buffered_inputs if self._step % generate_every else None
+        epoch = math.floor(self.state.epoch or 0)
+        RolloutState(self._step, epoch, pending).save(folder, self.accelerator.process_index)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = RolloutState.load(checkpoint, self.accelerator.process_index, self.accelerator.device)
+        self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
+        if not isinstance(self.train_dataset, IterableDataset):
+            self._train_sampler.epoch = state.epoch
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_weights(self, checkpoint: str) -> bool:
+        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
+        if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        return load_weights(self.model, checkpoint)
+
+
+class ResumableRepeatSampler(RepeatSampler):
+    """TRL's `RepeatSampler` whose order in epoch e depends on (seed, e) alone, as TRL's in an uninterrupted run.
+
+    TRL's draws one permutation after another from one generator, so a run resumed in its second epoch would see the
+    first epoch's order again. `epoch` counts the passes begun; set it before iterating to begin later.
+    """
+
+    epoch: int = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle and self.seed is not None:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch):
+                torch.randperm(self.num_samples, generator=self.generator)
+        self.epoch += 1
+        return super().__iter__()
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """What a checkpoint must hold beyond TRL's: the trainer's place in the data.
+
+    Attributes:
+        micro_step: micro-batches done, TRL's `_step`, which it restarts at 0.
+        epoch: passes over the data begun before the current one.
+        buffered_inputs: rollouts and views that are still to be trained on, one dictionary a micro-batch, or None
+            where the next micro-batch generates anew.
+    """
+
+    micro_step: int
+    epoch: int
+    buffered_inputs: list[dict[str, Any]] | None
+
+    def save(self, checkpoint: str, process_index: int) -> None:
+        """Write to the checkpoint folder, one file a process; complete or not there at all."""
+        path = _path(checkpoint, process_index)
+        os.makedirs(checkpoint, exist_ok=True)
+        torch.save(vars(self), path + ".part")
+        os.replace(path + ".part", path)
+
+    @classmethod
+    def load(cls, checkpoint: str, process_index: int, device: torch.device) -> "RolloutState":
+        """Read what `save` wrote, rollouts on `device`, views on the CPU.
+
+        Raises:
+            UserError: the file is not there or not readable.
+        """
+        path = _path(checkpoint, process_index)
+        try:
+            state = cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing: this checkpoint was not written by CPPOTrainer with as many processes as now; "
+                "start anew from its weights with model=CHECKPOINT instead of resuming"
+            ) from None
+        except Exception as error:
+            raise UserError(f"{path} cannot be read ({error}): resume from an earlier checkpoint") from error
+        if state.buffered_inputs is None:
+            return state
+        buffered = [
+            {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+            for batch in state.buffered_inputs
+        ]
+        return cls(state.micro_step, state.epoch, buffered)
+
+
+def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
+    """Load the weights of a checkpoint that `save_pretrained` wrote; False if the folder holds no such model.
+
+    `save_pretrained` gives the weights of some families (Qwen2.5-VL, LLaVA) other names in the file than in the model,
+    and only `from_pretrained` translates them back. `Trainer` does not: it skips what it cannot match, with a warning,
+    and a resumed run goes on from the weights it was started with (huggingface/transformers issue 43701).
+    """
+    if not os.path.isfile(os.path.join(checkpoint, CONFIG_NAME)):
+        return False
+    saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
+    return True
+
+
+def _path(checkpoint: str, process_index: int) -> str:
+    return os.path.join(checkpoint, f"rollout_state_{process_index}.pt")
