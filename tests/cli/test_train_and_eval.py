@@ -304,7 +304,7 @@ def test_a_column_that_a_reward_names(workplace, tmp_path, monkeypatch):
         rows = [{"q": f"{n}?", "images": f"{name}.png", "solution": n, "weight": {"of": n}} for n in range(8)]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("own.py").write_text(
-        "def own(completions, solution, weight, answer, trainer_state, scale=0.5, **kwargs):\n"
+        "def own(completions, solution, answer, trainer_state, weight=(), scale=0.5, **kwargs):\n"
         "    for one, cell, text in zip(solution, weight, answer, strict=True):\n"
         "        assert cell == {'of': one} and text == str(one)\n"
         "    return [scale * one for one in solution]\n"
@@ -327,6 +327,7 @@ def test_a_column_that_a_reward_names(workplace, tmp_path, monkeypatch):
         (["--rewards", "gone.py:f"], "there is no file gone.py"),
         (["--rewards", "json:dumps"], "no row has the column 'obj'"),
         (["--rewards", "own.py:of_length"], "tasks:digits: no row has the column 'length'; the rows have family, seed"),
+        (["--rewards", "own.py:of_length"], "reward 'own.py:of_length' has a parameter of that name"),
         (["--rewards", "own.py:of_file"], "'own.py:of_file' failed in own.py line 5: ZeroDivisionError"),
     ],
 )

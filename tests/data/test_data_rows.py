@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cppo.data import load_records, load_rows
+from cppo.data import MissingColumn, load_records, load_rows
 from cppo.errors import UserError
 
 
@@ -307,3 +307,19 @@ def test_the_documented_example_prints_what_it_says():
     code, printed = re.search(r"```python\n(.*?)```.*?```\n(.*?)```", text, re.DOTALL).groups()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == printed, done.stderr
+
+
+def test_columns_of_later_rows_count_where_the_reading_stops_early(tmp_path):
+    """An optional column that only later rows fill is there; one of no row is not, however few are read."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"q": f"{n}?", "a": str(n), **({"options": ["x", "y"], "level": n} if n > 6 else {})} for n in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prompt": "q", "answer": "a", "choices": "options"}
+    few = load_records(str(file), columns=columns, limit=2, extras=["level"], optional=["topic"])
+    assert (len(few), few.extras(0), few.columns[-1]) == (2, {"level": None, "topic": None}, "level")
+    every = load_records(str(file), columns=columns, optional=["level", "topic"])
+    assert (every.extras(8)["level"], every.columns[-1]) == (8, "level")
+    with pytest.raises(UserError, match="no row has the column 'colour'; the rows have 'q', 'a', 'options', 'level'"):
+        load_records(str(file), columns={**columns, "id": "colour"}, limit=2)
+    with pytest.raises(MissingColumn, match="no row has the column 'topic'"):
+        load_records(str(file), columns=columns, limit=2, extras=["topic"])

@@ -86,10 +86,18 @@ def test_columns_that_rewards_name(own):
         "def get_graded():\n    return Graded()\n\n"
         "async def topical(completions, topic, answer, grade, weight=1.0, **kwargs):\n    return [0.0]\n"
     )
-    assert reward_columns(map(load, ["named.py:get_graded?", "named.py:topical"])) == ("grade", "topic", "answer")
-    assert reward_columns(map(load, ["accuracy", "format", "own.py:brevity"])) == ("answer",)
-    assert reward_columns(map(load, ["length?max_completion_len=9&soft_punish_cache=2", "repetition?"])) == ()
-    assert reward_columns([load("trl.rewards:accuracy_reward")]) == ("solution",)
+    assert reward_columns(load("named.py:get_graded?")) == {"grade": True}
+    assert reward_columns(load("named.py:topical")) == {"topic": True, "answer": True, "grade": True, "weight": False}
+    assert reward_columns(load("accuracy")) == {"answer": True, "choices": False}
+    assert reward_columns(load("length?max_completion_len=9&soft_punish_cache=2")) == {}
+    assert reward_columns(load("own.py:brevity")) == {}
+    assert reward_columns(load("trl.rewards:accuracy_reward")) == {"solution": True}
+
+
+def test_a_column_that_is_not_named_is_told(own):
+    Path("named.py").write_text("def graded(completions, **columns):\n    return columns['grade']\n")
+    with pytest.raises(UserError, match="KeyError: 'grade'; a column of the data is passed where a parameter has its"):
+        load("named.py:graded")(completions=["a"])
 
 
 def test_what_ones_own_code_raises_names_file_and_line(own):

@@ -33,20 +33,35 @@ class BadRows(UserError):
         self.rows, self.total = rows, total
 
 
+class MissingColumn(UserError):
+    """No row has a column that was asked for beyond those of the record: `column`, by the file's own name."""
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
 class RowChecks:
     """Checks the rows of one file after the other, since ids must be unique over all of them.
 
-    `extras` are further columns to keep, by the files' own names.
-    `skipped` collects the bad rows as (number, "FILE: reason"). Raises UserError unless `max_bad_fraction` is
-    a fraction of 1.
+    `extras` are further columns to keep, by the files' own names; those in `optional` too, where a file has them.
+    `skipped` collects the bad rows as (number, "FILE: reason"), `found` the columns that some row has. Raises
+    UserError unless `max_bad_fraction` is a fraction of 1.
     """
 
-    def __init__(self, columns: Mapping[str, str], max_bad_fraction: float, extras: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, str],
+        max_bad_fraction: float,
+        extras: Sequence[str] = (),
+        optional: Sequence[str] = (),
+    ) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction={max_bad_fraction} must lie between 0 and 1")
         self.skipped: list[tuple[int, str]] = []
         self._columns = columns
-        self._extras = tuple(extras)
+        self.found: set[str] = set()
+        self._extras, self._optional = tuple(extras), tuple(optional)
         self._max_bad_fraction = max_bad_fraction
         self._place_of_id: dict[str, str] = {}
         self._problems: dict[Path | bytes | TableImage, str | None] = {}
@@ -62,8 +77,8 @@ class RowChecks:
     ) -> tuple[StoredRow, ...]:
         """The good rows of one file, at most `limit`, from (number, row or RowError) pairs.
 
-        `unit` says what is numbered, "line" or "row". Raises UserError if a column is in no row at all, if
-        too large a fraction of the rows looked at is bad (BadRows), or if none is good.
+        `unit` says what is numbered, "line" or "row". Raises UserError if a column is in no row at all, those beyond
+        `limit` included, if too large a fraction of the rows looked at is bad (BadRows), or if none is good.
         """
         good: list[StoredRow] = []
         bad: list[tuple[int, str]] = []
@@ -84,7 +99,11 @@ class RowChecks:
                         bad.append((number, str(checked)))
                     else:
                         good.append(checked)
+        if unit == "line":  # of a table each row has every column
+            while self._absent(present) and (left := next(rows, None)) is not None:
+                present.update(dict.fromkeys(left[1]) if isinstance(left[1], Mapping) else {})
         self._check_columns_present(name, present)
+        self.found.update(present)
         if not good and not bad:
             raise UserError(f"{name}: there are no rows")
         total = len(good) + len(bad)
@@ -103,7 +122,8 @@ class RowChecks:
         if isinstance(value, RowError):
             return value
         try:
-            return parse_row(value, columns=self._columns, folder=folder, place=place, extras=self._extras)
+            extras = (*self._extras, *self._optional)
+            return parse_row(value, columns=self._columns, folder=folder, place=place, extras=extras)
         except RowError as error:
             return error
 
@@ -117,21 +137,26 @@ class RowChecks:
             self._place_of_id[row.id] = row.place
         return row
 
+    def _absent(self, present: Mapping[str, None]) -> dict[str, str | None]:
+        """The columns that are looked for and in none of the rows, by the file's names: which of ours each is."""
+        ours = {self._columns.get(name, name): name for name in (*REQUIRED_COLUMNS, *self._columns)}
+        wanted: dict[str, str | None] = {**dict.fromkeys(self._extras), **ours}
+        return {
+            theirs: name
+            for theirs, name in wanted.items()
+            if present and theirs not in present and theirs.partition(".")[0] not in present
+        }
+
     def _check_columns_present(self, name: str, present: Mapping[str, None]) -> None:
         found = ", ".join(map(repr, present))
-
-        def absent(theirs: str) -> bool:
-            return bool(present) and theirs not in present and theirs.partition(".")[0] not in present
-
-        for ours in dict.fromkeys((*REQUIRED_COLUMNS, *self._columns)):
-            theirs = self._columns.get(ours, ours)
-            if absent(theirs):
-                raise UserError(
-                    f"{name}: no row has the column {theirs!r}; the rows have {found}: "
-                    f'say which one to read with --columns "{{{ours}: THEIR_NAME}}", or `columns` of a recipe'
-                )
-        for extra in filter(absent, self._extras):
-            raise UserError(f"{name}: no row has the column {extra!r}; the rows have {found}")
+        for theirs, ours in sorted(self._absent(present).items(), key=lambda one: one[1] is None):
+            message = f"{name}: no row has the column {theirs!r}; the rows have {found}"
+            if ours is None:
+                raise MissingColumn(message, theirs)
+            raise UserError(
+                f'{message}: say which one to read with --columns "{{{ours}: THEIR_NAME}}", or in a recipe with '
+                "`columns` beside its `data`"
+            )
 
 
 def _encoded(row: StoredRow | RowError) -> list[Path | bytes | TableImage]:

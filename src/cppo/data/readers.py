@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cppo.data.check import RowChecks
+from cppo.data.check import MissingColumn, RowChecks
 from cppo.data.images import RowError
 from cppo.data.mapping import check_columns
 from cppo.data.pixels import ANY_SIZE, PixelBounds
@@ -30,6 +30,7 @@ def load_records(
     max_bad_fraction: float = 0.01,
     pixels: PixelBounds = ANY_SIZE,
     extras: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> RecordSource:
     """Read one SPEC, or several one after the other.
 
@@ -42,10 +43,11 @@ def load_records(
         pixels: bounds within which each image is scaled.
         extras: further columns to keep, by the files' own names: `RecordSource.extras` knows their values, and
             `to_dataset` passes them on. A task has its options, `family`, `seed`, `split`, `prompt` and `answer`.
+        optional: as `extras`, where the data have them.
 
     Raises:
-        UserError: naming file, row and reason; a bad SPEC or option, a column that no row has, too many bad
-            rows, no good row, or the same generated items twice.
+        UserError: naming file, row and reason; a bad SPEC or option, a column that no row has (MissingColumn for one of
+            `extras`), too many bad rows, no good row, or the same generated items twice.
     """
     if split not in SPLITS:
         raise UserError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
@@ -54,7 +56,7 @@ def load_records(
         raise UserError("data: no source is given; write tasks:NAME or the path of a file")
     if len(set(texts)) < len(texts):
         raise UserError(f"data: a source is given twice: {', '.join(texts)}")
-    checks = RowChecks(check_columns(columns), max_bad_fraction, extras)
+    checks = RowChecks(check_columns(columns), max_bad_fraction, extras, optional)
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
     parts: list[TaskRows | StoredRows] = []
@@ -70,12 +72,14 @@ def load_records(
             parts.append(StoredRows(_read_table(spec, checks, left, split)))
             continue
         n = spec.n if left is None else min(spec.n, left)
-        rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n, tuple(extras))
+        rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n, tuple(extras), tuple(optional))
+        checks.found.update(rows.columns)
         if replace(rows, n=0) in generated:
             raise UserError(f"data {spec.text!r}: another source generates the same items; give one another seed")
         generated.add(replace(rows, n=0))
         parts.append(rows)
-    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped, pixels=pixels, extras=extras)
+    kept = [*extras, *(name for name in optional if name.partition(".")[0] in checks.found or name in checks.found)]
+    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped, pixels=pixels, extras=kept)
 
 
 def load_rows(
@@ -100,7 +104,7 @@ def load_rows(
 class TaskRows:
     """Items 0 .. n-1 of a generated task; an item is generated each time it is asked for.
 
-    Raises UserError if one of `extra_names`, the columns of `extras`, does not exist.
+    Raises MissingColumn if one of `extra_names`, the columns of `extras`, does not exist.
     """
 
     filled: ClassVar[frozenset[str]] = frozenset(OPTIONAL_COLUMNS)
@@ -111,14 +115,18 @@ class TaskRows:
     split: str
     n: int
     extra_names: tuple[str, ...] = ()
+    optional_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        known = (*self._shared_columns, "prompt", "answer")
         for name in self.extra_names:
-            if name not in known:
-                raise UserError(
-                    f"tasks:{self.family}: no row has the column {name!r}; the rows have {', '.join(known)}"
-                )
+            if name not in self.columns:
+                has = ", ".join(self.columns)
+                raise MissingColumn(f"tasks:{self.family}: no row has the column {name!r}; the rows have {has}", name)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What `extras` may name."""
+        return (*self._shared_columns, "prompt", "answer")
 
     def __len__(self) -> int:
         return self.n
@@ -131,9 +139,9 @@ class TaskRows:
         return f"tasks:{self.family} item {index}"
 
     def extras(self, index: int) -> Mapping[str, Any]:
-        own = self[index] if {"prompt", "answer"} & set(self.extra_names) else None
+        own = self[index] if {"prompt", "answer"} & {*self.extra_names, *self.optional_names} else None
         columns = {**self._shared_columns, **({} if own is None else {"prompt": own.prompt, "answer": own.answer})}
-        return {name: columns[name] for name in self.extra_names}
+        return {name: columns.get(name) for name in (*self.extra_names, *self.optional_names)}
 
     @property
     def _shared_columns(self) -> dict[str, Any]:

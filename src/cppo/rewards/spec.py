@@ -114,7 +114,8 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
             inspect.signature(function).bind(**spec.options)
             function = function(**spec.options)
         except Exception as error:  # unknown or missing options, or what the user's code raises
-            raise UserError(f"rewards: {spec.text!r}: {error}") from error
+            called = "a function that is named with `?` is called with these options, and makes the reward function"
+            raise UserError(f"rewards: {spec.text!r}: {error} ({called})") from error
     if not callable(function) or isinstance(function, type):
         raise UserError(f"rewards: {spec.text!r} is of type {type(function).__name__}, not a function")
     if not _takes_all_columns(function):
@@ -125,19 +126,24 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
     return _with_clear_errors(function, spec.text) if spec.path not in BUILT_IN.values() else function
 
 
-def reward_columns(functions: Iterable[RewardFunction]) -> tuple[str, ...]:
-    """The columns of the data that reward functions name as parameters without a default."""
-    names: dict[str, None] = {}
-    for function in functions:
-        for name, parameter in _parameters(function).items():
-            named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-            if named and parameter.default is inspect.Parameter.empty and name not in TRL_ARGUMENTS:
-                names[name] = None
-    return tuple(names)
+def reward_columns(function: RewardFunction) -> dict[str, bool]:
+    """The columns of the data that a reward function names as parameters; whether it needs them, having no default."""
+    return {
+        name: parameter.default is inspect.Parameter.empty
+        for name, parameter in _parameters(function).items()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        and name not in TRL_ARGUMENTS
+    }
 
 
 def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
     """The function; exceptions become a UserError that names the line they come from, and so does what is no reward."""
+
+    def failed(error: Exception) -> UserError:
+        told = failure(error, f"rewards: {text!r}")
+        if isinstance(error, KeyError):
+            told = UserError(f"{told}; a column of the data is passed where a parameter has its name")
+        return told
 
     def checked(found: Any, completions: Sequence[Any]) -> list[float | None]:
         wanted = f"rewards: {text!r} must return a list of {len(completions)} numbers, or None, one a completion"
@@ -163,14 +169,14 @@ def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
         try:
             found = await function(completions=completions, **columns)
         except Exception as error:
-            raise failure(error, f"rewards: {text!r}") from error
+            raise failed(error) from error
         return checked(found, completions)
 
     def called(*, completions: Sequence[Any], **columns: Any) -> Any:
         try:
             found = function(completions=completions, **columns)
         except Exception as error:
-            raise failure(error, f"rewards: {text!r}") from error
+            raise failed(error) from error
         return checked(found, completions)
 
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

@@ -1,10 +1,10 @@
 """What a training run reads, checked: its rewards and its data. Imports no torch: mistakes are found before a model is
 loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cppo.data import RECORD_COLUMNS, PixelBounds, RecordSource, load_records
+from cppo.data import RECORD_COLUMNS, MissingColumn, PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
 from cppo.recipes import Recipe, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
@@ -33,40 +33,52 @@ def load_sources(recipe: Recipe) -> RunSources:
     options = recipe.options
     assert isinstance(options, TrainOptions)
     specs = check_rewards(options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
-    rewards = [load_reward(spec) for spec in specs]
-    needed = reward_columns(rewards)
+    rewards = {spec.text: load_reward(spec) for spec in specs}
     evaluates = recipe.config.get("eval_strategy", "no") != "no"
     probes = options.eval_data is not None if options.probe_steps is None else options.probe_steps > 0
     return RunSources(
         specs,
-        rewards,
-        _load(options, options.data, "train", columns=needed),
+        list(rewards.values()),
+        _load(options, options.data, "train", rewards=rewards),
         _held_out(options, options.final_eval_samples) if options.final_eval_samples else None,
-        _held_out(options, options.eval_limit, needed) if evaluates else None,
+        _held_out(options, options.eval_limit, rewards) if evaluates else None,
         _held_out(options, options.probe_items) if probes else None,
     )
 
 
-def _held_out(options: TrainOptions, limit: int | None, columns: Sequence[str] = ()) -> RecordSource:
+def _held_out(
+    options: TrainOptions, limit: int | None, rewards: Mapping[str, RewardFunction] | None = None
+) -> RecordSource:
     if options.eval_data is None:
         raise UserError("evaluation needs `eval_data`: give held-out data")
-    return _load(options, options.eval_data, "test", limit, columns)
+    return _load(options, options.eval_data, "test", limit, rewards)
 
 
 def _load(
-    options: TrainOptions, specs: str | list[str], split: str, limit: int | None = None, columns: Sequence[str] = ()
+    options: TrainOptions,
+    specs: str | list[str],
+    split: str,
+    limit: int | None = None,
+    rewards: Mapping[str, RewardFunction] | None = None,
 ) -> RecordSource:
-    """The records of SPECs with the `columns` that rewards name."""
-    source = load_records(
-        specs,
-        split=split,
-        limit=limit,
-        columns=options.columns,
-        max_bad_fraction=options.max_bad_fraction,
-        pixels=PixelBounds(options.min_pixels, options.max_pixels),
-        extras=[name for name in columns if name not in RECORD_COLUMNS],
-    )
-    for name in columns:
+    """The records of SPECs with the columns that rewards, by their names, name as parameters."""
+    named = {text: reward_columns(function) for text, function in (rewards or {}).items()}
+    needed = {column: text for text, columns in named.items() for column, needs in columns.items() if needs}
+    wanted = dict.fromkeys(column for columns in named.values() for column in columns)
+    try:
+        source = load_records(
+            specs,
+            split=split,
+            limit=limit,
+            columns=options.columns,
+            max_bad_fraction=options.max_bad_fraction,
+            pixels=PixelBounds(options.min_pixels, options.max_pixels),
+            extras=[name for name in needed if name not in RECORD_COLUMNS],
+            optional=[name for name in wanted if name not in {*needed, *RECORD_COLUMNS}],
+        )
+    except MissingColumn as error:
+        raise UserError(f"{error}; reward {needed[error.column]!r} has a parameter of that name") from error
+    for name, text in needed.items():
         if name not in source.columns:
-            raise UserError(f"rewards: one has a parameter {name}, a column that not every row of {source.name} fills")
+            raise UserError(f"{source.name}: not every row has {name!r}; reward {text!r} has a parameter of that name")
     return source
