@@ -54,10 +54,11 @@ def import_object(path: str, what: str) -> Any:
 
 
 def failure(error: Exception, what: str) -> UserError:
-    """What the user's code raised, as one line that names the line it comes from."""
+    """What the user's code raised, as one line that names the line it comes from, unless that is not the user's."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(frame.filename).name} line {frame.lineno}"
-    return UserError(f"{what} failed in {where}: {type(error).__name__}: {error}")
+    own = not Path(frame.filename).is_relative_to(Path(__file__).parent)
+    where = f" in {Path(frame.filename).name} line {frame.lineno}" if own else ""
+    return UserError(f"{what} failed{where}: {type(error).__name__}: {error}")
 
 
 def _module_exists(name: str) -> bool:

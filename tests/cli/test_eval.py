@@ -203,7 +203,9 @@ def test_the_card(model, data, tmp_path, capsys):
     assert figures(file)["trained_views"]["preserving"] == ["color_jitter", "perspective", "rotation"]
     out = capsys.readouterr().out
     assert "perception card" in out
-    assert "held_out_removing: one of strong_blur, pixelate, shuffle" in out
+    assert "held_out_removing: one of strong_blur, pixelate, shuffle\n" in out
+    published = "color_jitter, perspective, rotation (published; the model's own are not known)"
+    assert f"trained_preserving: one of {published}" in out
     assert "held_out_removing" in out
 
 
@@ -272,6 +274,10 @@ def test_the_trained_views_are_the_runs_own(tmp_path):
     views = trained_recipe(str(tmp_path))["views"]
     assert views.removing_families == ("crop",)
     assert views.strengths.crop_side == (0.3, 0.4)
+    (tmp_path / "config.yaml").write_text("model: gone\ndata: gone.jsonl\nremoving_views: ['gone.py:f']\n")
+    taken = trained_recipe(str(tmp_path))
+    assert "views" not in taken
+    assert "there is no file gone.py" in taken["views_error"]
     (tmp_path / "config.yaml").write_text("learning_rate: [1]\nnonsense: 3\n")
     assert "views" not in trained_recipe(str(tmp_path))
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cppo.data import Record
 from cppo.errors import UserError
+from cppo.evaluation import get_condition
 from cppo.recipes import schema
 from cppo.training.option_rules import view_sampler
 from cppo.views import ViewSampler, check_families, preserving_view
@@ -32,6 +34,12 @@ def pixels(image, rng):
 
 def broken(image, rng):
     return image[0]
+
+def alone(image):
+    return image
+
+def global_noise(image, rng):
+    return Image.fromarray(np.random.randint(0, 256, (image.height, image.width, 3), dtype=np.uint8))
 """
 
 
@@ -74,6 +82,12 @@ def test_a_view_is_rgb_and_changes_no_image(own):
         ("own.py:gone", "own.py has no gone"),
         ("own.py:LIMIT", "is of type int, not a function"),
         ("bad.py:f", "cannot be imported: SyntaxError"),
+        ("own.py:smaller", "must return a PIL image of (64, 48) pixels, not one of (2, 2)"),
+        ("own.py:pixels", "must return a PIL image of (64, 48) pixels, not ndarray"),
+        ("own.py:broken", "failed in own.py line 21: TypeError"),
+        ("own.py:alone", "view 'own.py:alone' failed: TypeError: alone() takes 1 positional argument"),
+        ("own.py:global_noise", "draws two views from one generator's state: take all that is random from rng"),
+        (str.upper, "is no name; choose from"),
     ],
 )
 def test_mistakes_are_found_before_a_run(own, family, words):
@@ -88,17 +102,17 @@ def test_mistakes_are_found_before_a_run(own, family, words):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("function", "words"),
-    [
-        ("smaller", r"must return a PIL image of \(14, 9\) pixels, not one of \(2, 2\)"),
-        ("pixels", r"must return a PIL image of \(14, 9\) pixels, not ndarray"),
-        ("broken", "failed in own.py line 21: TypeError"),
-    ],
-)
-def test_mistakes_of_a_draw(own, function, words):
-    with pytest.raises(UserError, match=words):
-        preserving_view(picture(), np.random.default_rng(0), families=[f"own.py:{function}"])
+def test_a_draw_that_fails_later_is_one_line_too(own):
+    Path("late.py").write_text("def late(image, rng):\n    return image if image.width == 64 else image.size\n")
+    with pytest.raises(UserError, match=r"'late.py:late' must return a PIL image of \(14, 9\) pixels, not tuple"):
+        preserving_view(picture(), np.random.default_rng(0), families=["late.py:late"])
+
+
+def test_a_condition_of_the_card(own):
+    shown = get_condition("own.py:mirrored").show(Record("id", "?", (picture(),), "1"), 0)
+    assert shown[0].getpixel((13, 0)) == (0, 0, 0)
+    with pytest.raises(UserError, match=r"own.py has no gone"):
+        get_condition("own.py:gone")
 
 
 def test_files_of_the_same_name_in_other_folders_are_others(own, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from cppo.data import PixelBounds, RecordSource, check_columns, load_records
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint
-from cppo.views import ViewSampler
+from cppo.views import CARD_CONDITIONS, ViewSampler
 
 if TYPE_CHECKING:
     from cppo.evaluation import CardRow, Condition, EvalResult
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_all(argv)
     _check_files(arguments)
     ks = _check_sampling(arguments)
-    settings, trained = _settings(arguments)
+    settings, trained, published = _settings(arguments)
     source = load_records(
         arguments.data,
         split="test",
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--card: none of the rows of {source.name} has an image")
     quiet_libraries()
 
-    from cppo.evaluation import CARD_CONDITIONS, get_condition, perception_card
+    from cppo.evaluation import get_condition, perception_card
 
     on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
     names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
@@ -55,8 +55,10 @@ def run(argv: Sequence[str]) -> None:
     report = _report(arguments, source, results, {**settings, "skipped_rows": len(source.skipped)}, ks)
     if card:
         report["card"] = [row.to_dict() for row in card]
-        report["card_families"] = {one.name: one.families for one in conditions if len(one.families) > 1}
-        report["trained_views"] = _views(trained)
+        report["card_families"] = {
+            one.name: one.families for one in conditions if one.name.startswith("trained_") or len(one.families) > 1
+        }
+        report["trained_views"] = {**_views(trained), "source": "published" if published else "run"}
     for line in report_lines(report, card):
         print(line)
     if arguments.json:
@@ -166,8 +168,13 @@ def _check_sampling(arguments: Any) -> list[int]:
     return sorted(set(arguments.pass_k)) if arguments.pass_k else powers
 
 
-def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler]:
-    """What decides the responses and their scores, as given, as trained, or by default; and the trained views."""
+def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler, bool]:
+    """What decides the responses and their scores, as given, as trained, or by default; the trained views; and whether
+    these are the published ones, for want of a run's.
+
+    Raises:
+        UserError: the card needs the run's views, and they cannot be loaded.
+    """
     trained = trained_recipe(arguments.model)
     greedy = arguments.samples == 1 and not arguments.temperature
     settings = {
@@ -178,7 +185,10 @@ def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler]:
         "tolerance": trained.get("tolerance", 0.0) if arguments.tolerance is None else arguments.tolerance,
         **answer_settings(arguments, trained),
     }
-    return settings, trained.get("views", ViewSampler(0))
+    on_card = [] if arguments.card is None else arguments.card or CARD_CONDITIONS
+    if "views_error" in trained and any(name.startswith("trained_") for name in on_card):
+        raise UserError(f"--card: {trained['views_error']}; the run trained with it")
+    return settings, trained.get("views", ViewSampler(0)), "views" not in trained
 
 
 def _identity(arguments: Any) -> dict[str, Any]:
@@ -221,7 +231,8 @@ def _parser() -> Parser:
         "--card",
         nargs="*",
         metavar="CONDITION",
-        help="accuracy and consistency under perturbed images (default: blank, trained and held-out kinds)",
+        help="accuracy and consistency under perturbed images (default: "
+        f"{', '.join(CARD_CONDITIONS)}; also trained_removing, a family, or file.py:function)",
     )
     parser.add_argument(
         "--by", nargs="+", default=[], metavar="COLUMN", help="accuracy for each value of these columns of the data"

@@ -56,7 +56,10 @@ def report_lines(report: Mapping[str, Any], card: "Sequence[CardRow]") -> list[s
     if card:
         lines += ["", f"{'perception card':<22}{'accuracy':<23}{'against clean, points':<24}same answer as clean"]
         lines += [_card_line(row) for row in card]
-        lines += [f"{name}: one of {', '.join(kinds)}" for name, kinds in report["card_families"].items()]
+        for name, kinds in report["card_families"].items():
+            published = name.startswith("trained_") and report["trained_views"]["source"] == "published"
+            remark = " (published; the model's own are not known)" if published else ""
+            lines.append(f"{name}: one of {', '.join(kinds)}{remark}")
     for column, rows in report.get("by", {}).items():
         shown = [(_printable(row["value"]), row) for row in rows[:SHOWN_CATEGORIES]]
         title = _printable(f"by {column}")

@@ -97,5 +97,8 @@ def trained_recipe(model: str) -> dict[str, Any]:
             taken["tolerance"] = number_tolerance(check_rewards(rewards, None))
     own = own_recipe(model)
     if own is not None:
-        taken["views"] = recipe_sampler(own, 0)
+        try:
+            taken["views"] = recipe_sampler(own, 0)
+        except UserError as error:  # a view of the user's own that is not where the run found it
+            taken["views_error"] = str(error)
     return taken

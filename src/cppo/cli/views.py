@@ -130,7 +130,7 @@ def _parser() -> Parser:
         "--families",
         nargs="+",
         metavar="NAME",
-        help=f"these instead of the recipe's: {', '.join((*EVERY_PRESERVING, *EVERY_REMOVING))}",
+        help=f"these instead of the recipe's: {', '.join((*EVERY_PRESERVING, *EVERY_REMOVING))}, or file.py:function",
     )
     parser.add_argument("--draws", type=at_least(1), default=4, metavar="N", help="draws of each family (default: 4)")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the draws (default: 0)")

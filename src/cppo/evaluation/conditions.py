@@ -14,6 +14,8 @@ from cppo.views import (
     ViewSampler,
     ViewStrengths,
     any_family_view,
+    check_families,
+    is_own,
     view_generators,
 )
 
@@ -62,7 +64,7 @@ def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
     - `trained_preserving`, `trained_removing`: I+ and I- as in training, by the families and strengths of `trained`
       (its seed plays no part), the published ones without it;
     - `held_out_preserving`, `held_out_removing`: kinds never used in training (`cppo.views.held_out`);
-    - the name of a single family: that one alone.
+    - the name of a single family, also of the user's own: that one alone.
 
     Raises:
         UserError: there is no condition of that name.
@@ -76,9 +78,10 @@ def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
         "held_out_preserving": HELD_OUT_PRESERVING,
         "held_out_removing": HELD_OUT_REMOVING,
     }
-    if name not in CONDITION_NAMES:
-        raise UserError(f"condition {name!r} is unknown; choose from {', '.join(CONDITION_NAMES)}")
-    return Condition(name, tuple(groups.get(name, (name,))), trained.strengths)
+    if not is_own(name) and name not in CONDITION_NAMES:
+        raise UserError(f"condition {name!r} is unknown; choose from {', '.join(CONDITION_NAMES)}, or file.py:function")
+    families = groups[name] if name in groups else check_families("condition", [name], (name,))
+    return Condition(name, tuple(families), trained.strengths)
 
 
 def blank_images(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:

@@ -9,7 +9,7 @@ from cppo.views.condition_names import CARD_CONDITIONS, CONDITION_NAMES
 from cppo.views.draws import EVERY_PRESERVING, EVERY_REMOVING, any_family_view, family_draws
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
-from cppo.views.own import own_files
+from cppo.views.own import is_own, own_files
 from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators
 from cppo.views.strengths import (
     KNOWN_PRESERVING,
@@ -42,6 +42,7 @@ __all__ = [
     "family_view",
     "held_out_view",
     "image_data_uri",
+    "is_own",
     "load_rgb",
     "own_files",
     "preserving_view",

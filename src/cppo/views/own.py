@@ -10,6 +10,8 @@ from PIL import Image
 from cppo.errors import UserError
 from cppo.imports import check_import_path, failure, import_object, own_file
 
+TRIAL_SIZE = (48, 64, 3)
+"""Rows, columns and colours of the image that a family is tried on."""
 ViewFunction = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -19,10 +21,10 @@ def is_own(family: str) -> bool:
 
 
 def load_own(family: str) -> ViewFunction:
-    """The function that `family` names; its file or module is run once a process.
+    """The function that `family` names; its file or module is run once a process, and two views are drawn for trial.
 
     Raises:
-        UserError: it does not exist, cannot be imported, or is no function.
+        UserError: it does not exist, cannot be imported, is no function, or the trial fails.
     """
     if not check_import_path(family, f"view {family!r}"):
         raise UserError(f"view {family!r}: write module:function or file.py:function")
@@ -35,6 +37,10 @@ def _loaded(path: str, family: str) -> ViewFunction:
     function = import_object(path, f"view {family!r}")
     if not callable(function) or isinstance(function, type):
         raise UserError(f"view {family!r} is of type {type(function).__name__}, not a function")
+    trial = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=TRIAL_SIZE, dtype=np.uint8))
+    first, second = (_drawn(function, family, trial, np.random.default_rng(1)) for _ in range(2))
+    if first.tobytes() != second.tobytes():
+        raise UserError(f"view {family!r} draws two views from one generator's state: take all that is random from rng")
     return function
 
 
@@ -44,10 +50,12 @@ def own_view(family: str, image: Image.Image, rng: np.random.Generator) -> Image
     Raises:
         UserError: the function raises, or returns no image of that size.
     """
+    return _drawn(load_own(family), family, image, rng)
+
+
+def _drawn(function: ViewFunction, family: str, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     try:
-        view = load_own(family)(image.copy(), rng)
-    except UserError:
-        raise
+        view = function(image.copy(), rng)
     except Exception as error:  # whatever the user's code raises
         raise failure(error, f"view {family!r}") from error
     if not isinstance(view, Image.Image) or view.size != image.size:

@@ -85,6 +85,8 @@ def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) 
     if not families:
         raise UserError(f"{field}: the list is empty; give at least one of {choices}")
     for name in families:
+        if not isinstance(name, str):
+            raise UserError(f"{field}: {name!r} is no name; choose from {choices}, or write file.py:function")
         if is_own(name):
             load_own(name)
         elif name not in known:
