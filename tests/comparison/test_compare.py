@@ -52,7 +52,7 @@ def test_results_table_and_page(write_study, stub_cells, capsys):
     output = capsys.readouterr()
     assert "clean 75.0 (+50.0 [+50.0, +50.0])" in output.out
     assert "5/5  digits, cppo, seed 1  under 1 min left" in output.err
-    assert "| cppo | 2 | +50.0 [+50.0, +50.0] {+0.0, +100.0} |" in (stub_cells.parent / "summary.md").read_text()
+    assert "| cppo | 2 | +50.0 [+50.0, +50.0] {-41.9, +141.9} |" in (stub_cells.parent / "summary.md").read_text()
     assert "<svg" in (stub_cells.parent / "report.html").read_text()
 
 
@@ -191,6 +191,23 @@ def test_changed_files_are_not_the_same_data(write_study, stub_cells, tmp_path, 
     assert main(["compare", "--config", file]) == 2
     assert "start/rows was run with other options (contents_of_files)" in capsys.readouterr().err
     assert ran(stub_cells) == 3
+
+
+def test_rows_are_read_before_the_first_cell(write_study, stub_cells, tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"question": "a", "answer": "1"}\n')
+    task = {"data": str(data), "eval_data": str(data)}
+    assert main(["compare", "--config", write_study(tasks={"rows": task}, seeds=1)]) == 2
+    error = capsys.readouterr().err
+    assert "rows, grpo: " in error
+    assert "no row has the column 'prompt'; the rows have 'question', 'answer'" in error
+    assert error.count("\n") == 1
+    assert ran(stub_cells) == 0
+    file = write_study(tasks={"rows": {**task, "columns": {"prompt": "question"}}}, seeds=1)
+    assert main(["compare", "--config", file]) == 0
+    assert f"warning: {data} is both data and eval_data" in capsys.readouterr().err
+    data.unlink()
+    assert main(["compare", "--config", file, "--report_only"]) == 2
 
 
 def test_a_cell_that_cannot_be_written_stops_no_other(write_study, stub_cells, capsys, monkeypatch):

@@ -14,6 +14,7 @@ from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations
 
 OPTIONAL_PACKAGES = {
+    "deepspeed": "deepspeed",
     "load_in_4bit": "bitsandbytes",
     "load_in_8bit": "bitsandbytes",
     "use_vllm": "vllm",

@@ -17,6 +17,8 @@ from cppo.comparison.jobs import Job, adopt, pending, study_jobs, timing_jobs
 from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
+from cppo.recipes import TrainOptions
+from cppo.runs.sources import held_out, load_sources, warn_of_shared_files
 
 FILES = {"results": "results.json", "table": "summary.md", "report": "report.html"}
 
@@ -27,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
     options = study_schema()
     given = {name: words for name, words in vars(arguments).items() if name in options.fields}
     study = load_study(arguments.config, given_values(options, given))
-    check_cells(study)
+    check_cells(study, read=not arguments.report_only)
     jobs, timing = study_jobs(study), timing_jobs(study)
     command = ["cppo", "compare", *(word for word in argv if word != "--report_only")]
     failed: list[str] = []
@@ -73,19 +75,33 @@ def free_workers(study: Study, gpus: Sequence[str]) -> int:
     return study.options.workers or len(gpus) or max(1, len(os.sched_getaffinity(0)) // study.options.threads)
 
 
-def check_cells(study: Study) -> None:
-    """Every method on every task, and every seed's data, before the first of them starts. Raises UserError."""
-    checked = set()
+def check_cells(study: Study, read: bool) -> None:
+    """Every method on every task, and every seed's data, before the first of them starts; with `read` the rows too.
+
+    Raises:
+        UserError: something that a cell could not use.
+    """
+    checked: set[tuple[str, ...]] = set()
     for cell in study.cells:
         what = (cell.task, cell.label, str(cell.recipe.options.data))
         if what in checked:
             continue
+        options = cell.recipe.options
+        assert isinstance(options, TrainOptions)
         try:
             check_inputs(cell.recipe)
             check_options(cell.recipe)
+            data = (str(options.data), str(options.eval_data), str(options.rewards), str(options.columns))
+            if read and data not in checked:
+                load_sources(cell.recipe)
+                held_out(options, study.options.eval_items)
         except UserError as error:
             raise UserError(f"study {study.name}: {cell.task}, {cell.label}: {error}") from error
-        checked.add(what)
+        checked |= {what, data}
+    for task in study.tasks if read else ():
+        options = study.cell_recipe(task, study.variants[0], 0).options
+        assert isinstance(options, TrainOptions)
+        warn_of_shared_files(options)
 
 
 @contextmanager

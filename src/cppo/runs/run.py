@@ -38,7 +38,7 @@ from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
 from cppo.runs.recorder import RunRecorder, WriteReport
 from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
-from cppo.runs.sources import RunSources
+from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
 from cppo.training.model_card import RunFacts
 from cppo.training.setup import check_enough
@@ -195,7 +195,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     warn_of_left_out(train, long, options)
     check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)
-    _warn_of_shared_files(options)
+    warn_of_shared_files(options)
     return PreparedRun(options, args, train, long)
 
 
@@ -294,14 +294,6 @@ def _warn(source: RecordSource, uses_perception: bool) -> None:
             f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
             "images; is the column named `images`, or mapped with --columns?"
         )
-
-
-def _warn_of_shared_files(options: TrainOptions) -> None:
-    """Say where held-out data are training data; a task or a data set with splits has others under the same name."""
-    given = ([one] if isinstance(one, str) else one or [] for one in (options.data, options.eval_data))
-    shared = [spec for spec in set.intersection(*map(set, given)) if spec.endswith((".jsonl", ".parquet"))]
-    if shared:
-        tell(f"warning: {', '.join(sorted(shared))} is both data and eval_data: what is called held-out is trained on")
 
 
 def _check_steps_left(checkpoint: Path, args: CPPOConfig) -> None:

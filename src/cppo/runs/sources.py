@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cppo.data import RECORD_COLUMNS, MissingColumn, PixelBounds, RecordSource, load_records
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.recipes import Recipe, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
 
@@ -40,15 +40,20 @@ def load_sources(recipe: Recipe) -> RunSources:
         specs,
         list(rewards.values()),
         _load(options, options.data, "train", rewards=rewards),
-        _held_out(options, options.final_eval_samples) if options.final_eval_samples else None,
-        _held_out(options, options.eval_limit, rewards) if evaluates else None,
-        _held_out(options, options.probe_items) if probes else None,
+        held_out(options, options.final_eval_samples) if options.final_eval_samples else None,
+        held_out(options, options.eval_limit, rewards) if evaluates else None,
+        held_out(options, options.probe_items) if probes else None,
     )
 
 
-def _held_out(
+def held_out(
     options: TrainOptions, limit: int | None, rewards: Mapping[str, RewardFunction] | None = None
 ) -> RecordSource:
+    """The first `limit` records of `eval_data`, with the columns that rewards name.
+
+    Raises:
+        UserError: as `load_sources`.
+    """
     if options.eval_data is None:
         raise UserError("evaluation needs `eval_data`: give held-out data")
     return _load(options, options.eval_data, "test", limit, rewards)
@@ -82,3 +87,11 @@ def _load(
         if name not in source.columns:
             raise UserError(f"{source.name}: not every row has {name!r}; reward {text!r} has a parameter of that name")
     return source
+
+
+def warn_of_shared_files(options: TrainOptions) -> None:
+    """Say where held-out data are training data; a task or a data set with splits has others under the same name."""
+    given = ([one] if isinstance(one, str) else one or [] for one in (options.data, options.eval_data))
+    shared = [spec for spec in set.intersection(*map(set, given)) if spec.endswith((".jsonl", ".parquet"))]
+    if shared:
+        tell(f"warning: {', '.join(sorted(shared))} is both data and eval_data: what is called held-out is trained on")

@@ -4,6 +4,7 @@ Names of models, data and options come from users and land in YAML, Markdown and
 language's own literal, and absolute paths shrink to their last part.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -190,6 +191,9 @@ def _snippet(trainer: Any, base: str, facts: RunFacts | None) -> str:
 def _evaluation(facts: RunFacts | None) -> str:
     specs = [portable(spec) for spec in facts.specs("eval_data") or facts.specs("data")] if facts else []
     command = ["cppo", "eval", "--model", ".", "--data", *(specs or ["test.jsonl"]), "--blank"]
+    if columns := facts.recipe.get("columns") if facts else None:
+        # JSON is YAML too, on one line.
+        command += ["--columns", columns if isinstance(columns, str) else json.dumps(columns)]
     return "Accuracy with an interval, with and without looking (here, in the folder of this file):\n\n" + _fenced(
         shlex.join(command), "sh"
     )
