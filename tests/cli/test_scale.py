@@ -77,6 +77,10 @@ def test_a_recipe_may_extend_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("extends: cppo-paper\nlearning_rate: 1.0e-5\n")
     Path("own.yaml").write_text("extends: mine.yaml\ndata: my.jsonl\n")
+    (tmp_path / "deep").mkdir()
+    Path("deep/base.yaml").write_text("extends: micro\nlearning_rate: 2.0e-5\n")
+    Path("deep/own.yaml").write_text("extends: base.yaml\n")
+    assert load_recipe("train", "deep/own.yaml").config["learning_rate"] == 2.0e-5
     own, paper = load_recipe("train", "own.yaml"), load_recipe("train", "cppo-paper")
     assert own.options.data == "my.jsonl"
     assert own.options.columns is None

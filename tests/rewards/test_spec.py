@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from cppo.errors import UserError
-from cppo.rewards import accuracy_reward, check_rewards, format_reward, load_reward, number_tolerance, reward_columns
+from cppo.rewards import (
+    accuracy_reward,
+    check_rewards,
+    format_reward,
+    load_reward,
+    named_rewards,
+    number_tolerance,
+    reward_columns,
+)
 
 OWN = """
 import dataclasses
@@ -92,6 +100,17 @@ def test_columns_that_rewards_name(own):
     assert reward_columns(load("length?max_completion_len=9&soft_punish_cache=2")) == {}
     assert reward_columns(load("own.py:brevity")) == {}
     assert reward_columns(load("trl.rewards:accuracy_reward")) == {"solution": True}
+
+
+def test_names_in_python(own):
+    """What is no name stays: functions, models and the names of models on the hub."""
+    assert named_rewards("format") is format_reward
+    first, second, *rest = named_rewards(["accuracy?tolerance=0.1", "own.py:brevity", format_reward, "org/model"])
+    assert first([r"\\boxed{95}"], answer=["100"]) == [1.0]
+    assert second(completions=["abcd"]) == [0.25]
+    assert rest == [format_reward, "org/model"]
+    with pytest.raises(UserError, match=r"there is no file gone.py"):
+        named_rewards(["gone.py:f"])
 
 
 def test_a_column_that_is_not_named_is_told(own):

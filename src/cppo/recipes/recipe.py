@@ -135,7 +135,8 @@ def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[s
     base = given.pop(EXTENDS)
     if not isinstance(base, str):
         raise UserError(f"recipe {name_or_file}: {EXTENDS}: {base!r} is neither the name of a recipe nor a file")
-    return _override(_read_recipe(base, (*extended_by, name_or_file)), given)
+    beside = recipe_file(name_or_file).parent / base
+    return _override(_read_recipe(str(beside) if beside.is_file() else base, (*extended_by, name_or_file)), given)
 
 
 def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

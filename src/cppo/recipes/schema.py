@@ -61,6 +61,7 @@ _NAMED_OTHERWISE = {
     "attn_implementation": "`model_init_kwargs`, with {attn_implementation: NAME}",
     "trust_remote_code": "`model_init_kwargs`, with {trust_remote_code: true}",
     "max_prompt_length": "`max_prompt_tokens`",
+    "warmup_ratio": "`warmup_steps`, which may be a fraction below 1",
     "reward_funcs": "`rewards`",
     "reward_model_name_or_path": "`rewards`, with file.py:function",
 }

@@ -11,6 +11,7 @@ from cppo.rewards.spec import (
     RewardSpec,
     check_rewards,
     load_reward,
+    named_rewards,
     number_tolerance,
     reward_columns,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "format_reward",
     "get_accuracy_reward",
     "load_reward",
+    "named_rewards",
     "names_choice",
     "number_tolerance",
     "reward_columns",

@@ -126,6 +126,18 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
     return _with_clear_errors(function, spec.text) if spec.path not in BUILT_IN.values() else function
 
 
+def named_rewards(rewards: Any) -> Any:
+    """What a trainer was given as rewards, where a built-in's name, or an import path, stands for its function.
+
+    Raises:
+        UserError: as `load_reward`. Any other text is left as it is: a model's name.
+    """
+    if isinstance(rewards, list | tuple):
+        return [named_rewards(one) for one in rewards]
+    is_named = isinstance(rewards, str) and (rewards.partition("?")[0] in BUILT_IN or ":" in rewards)
+    return load_reward(parse_reward(rewards)) if is_named else rewards
+
+
 def reward_columns(function: RewardFunction) -> dict[str, bool]:
     """The columns of the data that a reward function names as parameters; whether it needs them, having no default."""
     return {

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS
 from cppo.policy import shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import without_empty_images
+from cppo.rewards import named_rewards
 from cppo.training.carded import CardedTrainer
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import detect_and_shape, step_normalizer
@@ -73,9 +75,10 @@ class CPPOTrainer(CardedTrainer):
     """Drop-in for `trl.GRPOTrainer` that adds the contrastive perception loss; same constructor.
 
     Args:
-        model, reward_funcs, args, train_dataset, ...: as for `trl.GRPOTrainer`; `args` is a `CPPOConfig`. A row may
-            bring a `sample_id` (or `id`), from which, with seed and epoch, its views are drawn; without one an id is
-            made from its prompt and images.
+        model, reward_funcs, args, train_dataset, ...: as for `trl.GRPOTrainer`; `args` is a `CPPOConfig`. The model may
+            also be "micro", and a reward a name or path that `cppo train --rewards` takes, such as "accuracy". A row
+            may bring a `sample_id` (or `id`), from which, with seed and epoch, its views are drawn; without one an id
+            is made from its prompt and images.
 
     Attributes:
         last_samples: a few rollouts of the last logged step, for reports; a method without a perception term marks no
@@ -133,8 +136,8 @@ class CPPOTrainer(CardedTrainer):
         if environment_factory is None:
             check_columns(train_dataset, args.uses_perception)
         super().__init__(
-            model,
-            reward_funcs,
+            resolve_model(model) if isinstance(model, str) else model,
+            named_rewards(reward_funcs),
             args,
             train_dataset,
             eval_dataset,
