@@ -270,5 +270,5 @@ def test_values_that_do_not_fit_together_are_refused(tmp_path, values, message):
 def test_rewards_may_be_named(make_trainer):
     trainer = make_trainer(make_rows([1, 1]), reward_funcs=["accuracy", "format"], reward_weights=[0.9, 0.1])
     assert trainer.reward_func_names == ["accuracy_reward", "format_reward"]
-    with pytest.raises(UserError, match="rewards: 'gone.py:f': there is no file gone.py"):
+    with pytest.raises(UserError, match=r"rewards: 'gone.py:f': there is no file gone.py"):
         make_trainer(make_rows([1, 1]), reward_funcs="gone.py:f")
