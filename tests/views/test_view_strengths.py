@@ -20,7 +20,7 @@ PICTURE = Image.new("RGB", (4, 4))
         (["blur"], "unknown view family 'blur'"),
         ("rotation", "not a list"),
         (None, "not a list"),
-        ([3], "unknown view family 3"),
+        ([3], "3 is no name; choose from"),
     ],
 )
 def test_bad_families(view, families, message):
