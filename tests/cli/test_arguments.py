@@ -96,7 +96,6 @@ def test_help_all_lists_inherited_fields(capsys):
         (["train", "--lerning-rate=3"], ["--lerning-rate", "did you mean `--learning_rate`"]),
         (["train", "--max-prompt-length", "9"], ["--max-prompt-length", "here it is `max_prompt_tokens`"]),
         (["sft", "--dtype", "bfloat16"], ["--dtype", "here it is `model_init_kwargs`, with {dtype: bfloat16}"]),
-        (["train", "--remove_unused_columns"], ["remove_unused_columns = true", "leave it false"]),
         (["train", "--zzzzqq", "3"], ["--zzzzqq", "--help"]),
         (["train", "stray"], ["stray"]),
         (["train", "--max_steps"], ["--max_steps", "expected"]),
