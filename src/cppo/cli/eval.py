@@ -28,7 +28,8 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_all(argv)
     _check_files(arguments)
     ks = _check_sampling(arguments)
-    settings, trained, published = _settings(arguments)
+    on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
+    settings, trained, published = _settings(arguments, on_card)
     source = load_records(
         arguments.data,
         split="test",
@@ -44,7 +45,6 @@ def run(argv: Sequence[str]) -> None:
 
     from cppo.evaluation import get_condition, perception_card
 
-    on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
     names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
     conditions = [get_condition(name, trained) for name in names]
     results = _evaluate(arguments, source, conditions, settings, trained)
@@ -168,7 +168,7 @@ def _check_sampling(arguments: Any) -> list[int]:
     return sorted(set(arguments.pass_k)) if arguments.pass_k else powers
 
 
-def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler, bool]:
+def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], ViewSampler, bool]:
     """What decides the responses and their scores, as given, as trained, or by default; the trained views; and whether
     these are the published ones, for want of a run's.
 
@@ -185,7 +185,6 @@ def _settings(arguments: Any) -> tuple[dict[str, Any], ViewSampler, bool]:
         "tolerance": trained.get("tolerance", 0.0) if arguments.tolerance is None else arguments.tolerance,
         **answer_settings(arguments, trained),
     }
-    on_card = [] if arguments.card is None else arguments.card or CARD_CONDITIONS
     if "views_error" in trained and any(name.startswith("trained_") for name in on_card):
         raise UserError(f"--card: {trained['views_error']}; the run trained with it")
     return settings, trained.get("views", ViewSampler(0)), "views" not in trained

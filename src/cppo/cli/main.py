@@ -80,7 +80,7 @@ def _close_process_group() -> None:
 
 def _overview() -> str:
     lines = [
-        "cppo fine-tunes a vision-language model with reinforcement learning and teaches it to look.",
+        "cppo fine-tunes a vision-language model with reinforcement learning and a loss meant to teach it to look.",
         "",
         "usage: cppo COMMAND [options]",
         "",

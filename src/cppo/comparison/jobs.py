@@ -77,7 +77,7 @@ def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = cont
     identity = {
         "evaluation": study.evaluations[task],
         "start_weights": start_weights(recipe.options.model),
-        **_contents([*_data_files(recipe.options.eval_data), *_view_files(recipe)], fingerprint),
+        **_contents([*_data_files(recipe.options.eval_data), *_view_files(study.evaluations[task])], fingerprint),
     }
     request = {"task": task, "recipe": _recipe_values(recipe), "steps": [0]}
     return Job("start", f"{task}, start", study.output_dir / "start" / task, identity, request)
@@ -90,7 +90,7 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
         "evaluation": study.evaluations[cell.task],
         "steps": study.evaluation_steps(cell.recipe),
         "start_weights": start_weights(cell.recipe.options.model),
-        **_contents(_cell_files(cell.recipe), fingerprint),
+        **_contents([*_cell_files(cell.recipe), *_view_files(study.evaluations[cell.task])], fingerprint),
     }
     request = {
         **_who(cell),
@@ -194,11 +194,10 @@ def _cell_files(recipe: Recipe) -> list[Path]:
     options = recipe.options
     assert isinstance(options, TrainOptions)
     rewards = [spec.file for spec in check_rewards(options.rewards or DEFAULT_REWARDS, None) if spec.file]
-    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards, *_view_files(recipe)]
+    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards, *_view_files(given_options(recipe))]
 
 
-def _view_files(recipe: Recipe) -> list[Path]:
-    options = given_options(recipe)
+def _view_files(options: Mapping[str, Any]) -> list[Path]:
     return own_files([one for name in VIEW_LISTS for one in options.get(name, ())])
 
 

@@ -37,7 +37,7 @@ def pooled_table(results: Mapping[str, Any]) -> Table | None:
         [
             label,
             str(found[conditions[0]]["equal_steps"]["n"]),
-            *(_with_items(found[name]["equal_steps"]) for name in conditions),
+            *(_with_crossed(found[name]["equal_steps"]) for name in conditions),
         ]
         for label, found in pooled.items()
     ]
@@ -81,7 +81,7 @@ def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
             [
                 label,
                 str(difference[conditions[0]]["equal_steps"]["n"]),
-                *(_with_items(difference[name]["equal_steps"]) for name in conditions),
+                *(_with_crossed(difference[name]["equal_steps"]) for name in conditions),
             ]
             for label, difference in compared.items()
         ]
@@ -148,7 +148,7 @@ def points(interval: Mapping[str, Any]) -> str:
     return text if interval["low"] is None else f"{text} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
 
 
-def _with_items(difference: Mapping[str, Any]) -> str:
+def _with_crossed(difference: Mapping[str, Any]) -> str:
     crossed = difference["crossed_ci95"]
     return points(difference) + (f" {{{100 * crossed[0]:+.1f}, {100 * crossed[1]:+.1f}}}" if crossed else "")
 
