@@ -1,4 +1,4 @@
-"""CPPO: reinforcement learning for vision-language models with a loss meant to teach them to look (arXiv 2601.00501)."""
+"""CPPO: reinforcement learning for vision-language models with a loss meant to teach them to look, arXiv 2601.00501."""
 
 from typing import TYPE_CHECKING, Any
 
