@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cppo.cli import main as cli
-from cppo.cli.parser import Parser
+from cppo.cli.parser import Parser, add_data_options
 from cppo.cli.trained import add_answer_options, answer_settings
 
 # Runs the command line in a fresh interpreter, then says whether torch got imported.
@@ -255,12 +255,13 @@ def test_a_run_folder_without_a_model_names_its_latest_checkpoint(capsys, tmp_pa
 
 def test_a_given_setting_wins_over_the_run_directorys_and_that_over_the_default():
     parser = Parser(prog="cppo eval")
+    add_data_options(parser, required=False)
     add_answer_options(parser)
-    trained = {"max_completion_length": 80, "system_prompt": "Look.", "max_pixels": 900}
-    names = ("max_new_tokens", "system_prompt", "min_pixels", "max_pixels")
+    trained = {"max_completion_length": 80, "system_prompt": "Look.", "max_pixels": 900, "columns": "trl"}
+    names = ("max_new_tokens", "system_prompt", "min_pixels", "max_pixels", "columns")
     for words, expected in (
-        ([], (80, "Look.", None, 900)),
-        (["--max-new-tokens", "5", "--system_prompt", "", "--min_pixels", "4"], (5, "", 4, 900)),
+        ([], (80, "Look.", None, 900, "trl")),
+        (["--max-new-tokens", "5", "--system_prompt", "", "--min_pixels", "4", "--columns", "{}"], (5, "", 4, 900, {})),
     ):
         assert answer_settings(parser.parse_all(words), trained) == dict(zip(names, expected, strict=True))
-    assert answer_settings(parser.parse_all([]), {}) == dict(zip(names, (512, None, None, None), strict=True))
+    assert answer_settings(parser.parse_all([]), {}) == dict(zip(names, (512, None, None, None, None), strict=True))

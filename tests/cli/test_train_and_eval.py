@@ -297,8 +297,8 @@ def test_rewards_of_ones_own(workplace, tmp_path, capsys, monkeypatch):
     assert json.loads(figures.read_text())["tolerance"] == 0.1
 
 
-def test_a_column_that_a_reward_names(workplace, tmp_path, monkeypatch):
-    """Each completion is rewarded by its own row's cells, under the file's names and as they stand there."""
+def test_columns_under_the_names_of_a_file(workplace, tmp_path, monkeypatch, capsys):
+    """Each completion is rewarded by its own row's cells, as they stand there; evaluation reads what training read."""
     monkeypatch.chdir(tmp_path)
     for name in ("data", "held_out"):
         Image.new("RGB", (32, 32), "red").save(tmp_path / f"{name}.png")
@@ -318,6 +318,18 @@ def test_a_column_that_a_reward_names(workplace, tmp_path, monkeypatch):
     ]
     assert 0 < trained["rewards/own/mean"] <= 3.5
     assert 0 < evaluated["eval_rewards/own/mean"] <= 3.5
+    asked = ["--data", "held_out.jsonl", "--limit", "2", "--device", "cpu"]
+    assert main(["eval", "--model", "run", *asked, "--json", "as_trained.json"]) == 0
+    report = json.loads(Path("as_trained.json").read_text())
+    assert report["columns"] == {"prompt": "q", "answer": "solution"}
+    capsys.readouterr()
+    assert main(["eval", "--model", "run", *asked, "--columns", "{}"]) == 2
+    assert "column 'prompt'" in capsys.readouterr().err
+    Path("other.jsonl").write_text('{"prompt": "1?", "answer": 1}\n')
+    assert main(["inspect", "--model", "run", "--data", "other.jsonl", "--out", "page.html"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "column 'q'" in line
+    assert "--columns {} reads without" in line
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cppo.cli.main import main
 from cppo.cli.views import _parser, _records
-from cppo.data import PixelBounds, load_records
+from cppo.data import load_records
 from cppo.evaluation import ItemResult
 from cppo.reports.views import (
     ShownItem,
@@ -161,7 +161,7 @@ def test_a_recipes_families_are_drawn(recipe, families, drawn, picture, tmp_path
 def test_one_image_is_scaled_too(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     arguments = _parser().parse_all(["--image", str(tmp_path / "large.png"), "--out", "x.png"])
-    (record,) = _records(arguments, PixelBounds(None, 1024))
+    (record,) = _records(arguments, {"min_pixels": None, "max_pixels": 1024})
     assert record.images[0].size == (32, 32)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cppo.assets import resolve_model
-from cppo.cli.checks import check_data, check_model, check_output_file
+from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, category_text, report_lines
 from cppo.cli.parser import Parser, add_data_options, at_least, fraction, number_from
 from cppo.cli.response_file import ResponseFile
-from cppo.cli.trained import add_answer_options, answer_settings, trained_recipe
-from cppo.data import PixelBounds, RecordSource, check_columns, load_records
+from cppo.cli.trained import add_answer_options, answer_settings, load_rows, trained_recipe
+from cppo.data import RecordSource
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint
@@ -30,15 +30,7 @@ def run(argv: Sequence[str]) -> None:
     ks = _check_sampling(arguments)
     on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
     settings, trained, published = _settings(arguments, on_card)
-    source = load_records(
-        arguments.data,
-        split="test",
-        limit=arguments.limit,
-        columns=arguments.columns,
-        max_bad_fraction=arguments.max_bad_fraction,
-        pixels=PixelBounds(settings["min_pixels"], settings["max_pixels"]),
-        extras=arguments.by,
-    )
+    source = load_rows(arguments, settings, extras=arguments.by)
     if arguments.card is not None and not any(record.images for record in source):
         raise UserError(f"--card: none of the rows of {source.name} has an image")
     quiet_libraries()
@@ -68,8 +60,6 @@ def run(argv: Sequence[str]) -> None:
 def _check_files(arguments: Any) -> None:
     """The files and folders that are named. Raises UserError."""
     check_model(arguments.model)
-    check_data(arguments.data)
-    check_columns(arguments.columns)
     check_output_file("--json", arguments.json)
     check_output_file("--responses", arguments.responses)
     if arguments.json and arguments.responses and Path(arguments.json).resolve() == Path(arguments.responses).resolve():
@@ -197,7 +187,6 @@ def _identity(arguments: Any) -> dict[str, Any]:
     return {
         "model": model_fingerprint(folder) if folder.is_dir() else arguments.model,
         "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
-        "columns": arguments.columns,
     }
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cppo.cli.checks import check_data, check_model, check_output_file
+from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import Parser, add_data_options, at_least
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
+    load_rows,
     own_recipe,
     recipe_options,
     recipe_sampler,
     trained_recipe,
 )
-from cppo.data import PixelBounds, check_columns, load_records
 from cppo.errors import UserError
 
 DEFAULT_LIMIT = 20
@@ -27,8 +27,6 @@ def run(argv: Sequence[str]) -> None:
     """Inspect, write page and JSON, print the detectors' quality. Raises UserError for a user's mistake."""
     arguments = _parser().parse_all(argv)
     check_model(arguments.model)
-    check_data(arguments.data)
-    check_columns(arguments.columns)
     if Path(arguments.out).suffix.lower() != ".html":
         raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the figures)")
     check_output_file("--out", arguments.out)
@@ -36,14 +34,7 @@ def run(argv: Sequence[str]) -> None:
     config = arguments.config or own_recipe(arguments.model)
     sampler, options = recipe_sampler(config, arguments.seed), recipe_options(config)
     settings = answer_settings(arguments, trained_recipe(arguments.model))
-    source = load_records(
-        arguments.data,
-        split="test",
-        limit=arguments.limit,
-        columns=arguments.columns,
-        max_bad_fraction=arguments.max_bad_fraction,
-        pixels=PixelBounds(settings["min_pixels"], settings["max_pixels"]),
-    )
+    source = load_rows(arguments, settings)
     quiet_libraries()
 
     from cppo.evaluation import load_model

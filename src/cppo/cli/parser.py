@@ -101,7 +101,10 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, 
     what = "tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]"
     parser.add_argument("--data", required=required, nargs="+", metavar="SPEC", help=f"{note}{what}")
     parser.add_argument(
-        "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
+        "--columns",
+        type=columns_option,
+        metavar="{..}",
+        help="your column names {prompt: question, ...}, or a layout (default: a run directory's own)",
     )
     parser.add_argument(
         "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"

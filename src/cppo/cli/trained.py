@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from cppo.cli.checks import check_data
 from cppo.cli.parser import add_pixel_bounds, at_least
+from cppo.data import PixelBounds, RecordSource, check_columns, load_records
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
 from cppo.rewards import check_rewards, number_tolerance
@@ -36,7 +38,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of these options, except --device and --dtype: as given, else as trained, else the default."""
+    """The values of these options (but --device and --dtype) and of --columns: as given, as trained, or the default."""
 
     def given(option: str, default: Any, recipe_field: str | None = None) -> Any:
         value = getattr(arguments, option)
@@ -47,7 +49,30 @@ def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -
         "system_prompt": given("system_prompt", None),
         "min_pixels": given("min_pixels", None),
         "max_pixels": given("max_pixels", None),
+        "columns": given("columns", None),
     }
+
+
+def load_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extras: Sequence[str] = ()) -> RecordSource:
+    """The rows of --data and --limit, with these `answer_settings`. Raises UserError as `load_records` does."""
+    check_data(arguments.data)
+    check_columns(settings["columns"])
+    try:
+        return load_records(
+            arguments.data,
+            split="test",
+            limit=arguments.limit,
+            columns=settings["columns"],
+            max_bad_fraction=arguments.max_bad_fraction,
+            pixels=PixelBounds(settings["min_pixels"], settings["max_pixels"]),
+            extras=extras,
+        )
+    except UserError as error:
+        if arguments.columns is not None or not settings["columns"]:
+            raise
+        raise UserError(
+            f"{error} (read with the columns that {arguments.model} was trained with; --columns {{}} reads without)"
+        ) from error
 
 
 def own_recipe(model: str) -> str | None:
@@ -88,7 +113,13 @@ def trained_recipe(model: str) -> dict[str, Any]:
         recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
         recipe = None
-    wanted = {"system_prompt": str, "max_completion_length": int, "min_pixels": int, "max_pixels": int}
+    wanted: dict[str, Any] = {
+        "system_prompt": str,
+        "max_completion_length": int,
+        "min_pixels": int,
+        "max_pixels": int,
+        "columns": dict | str,
+    }
     given = recipe if isinstance(recipe, dict) else {}
     taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
     rewards = given.get("rewards")

@@ -1,24 +1,25 @@
 """`cppo views`: what the I+ and I- of every family look like, and what they do to a model's answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from cppo.cli.checks import check_data, check_model, check_output_file
+from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import Parser, add_data_options, at_least
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
+    load_rows,
     own_recipe,
     recipe_families,
     recipe_sampler,
     trained_recipe,
 )
-from cppo.data import PixelBounds, Record, check_columns, load_records
+from cppo.data import PixelBounds, Record
 from cppo.errors import UserError
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
 
@@ -51,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     sampler, families = recipe_sampler(config, arguments.seed), recipe_families(config)
     if arguments.families is not None:
         families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
-    records = _records(arguments, PixelBounds(settings["min_pixels"], settings["max_pixels"]))
+    records = _records(arguments, settings)
     quiet_libraries()
 
     from cppo.evaluation import evaluate, load_model
@@ -84,8 +85,9 @@ def run(argv: Sequence[str]) -> None:
     print(f"views      {arguments.out}")
 
 
-def _records(arguments: Any, pixels: PixelBounds) -> list[Record]:
+def _records(arguments: Any, settings: Mapping[str, Any]) -> list[Record]:
     if arguments.data is None:
+        pixels = PixelBounds(settings["min_pixels"], settings["max_pixels"])
         try:
             with Image.open(arguments.image) as file:
                 image = pixels.apply(load_rgb(file))
@@ -96,16 +98,7 @@ def _records(arguments: Any, pixels: PixelBounds) -> list[Record]:
             raise UserError(f"--image: {arguments.image}: {reason}") from error
         prompt = arguments.prompt or DEFAULT_PROMPT
         return [Record(stable_sample_id(prompt, [image]), prompt, (image,), arguments.answer or "")]
-    check_data(arguments.data)
-    check_columns(arguments.columns)
-    source = load_records(
-        arguments.data,
-        split="test",
-        limit=arguments.limit,
-        columns=arguments.columns,
-        max_bad_fraction=arguments.max_bad_fraction,
-        pixels=pixels,
-    )
+    source = load_rows(arguments, settings)
     with_images = [record for record in source if record.images]
     if not with_images:
         raise UserError(f"{source.name}: none of the rows has an image")
