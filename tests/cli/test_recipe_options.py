@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -248,6 +249,22 @@ def test_an_unfinished_run_asks_what_to_do(tmp_path):
         files.check_usable(resume=None, overwrite=False)
     files.check_usable(resume=True, overwrite=False)
     files.check_usable(resume=None, overwrite=True)
+
+
+def test_a_checkpoint_of_another_run_replaces_no_run(tmp_path):
+    other, files = tmp_path / "other", RunDirectory(tmp_path / "finished")
+    for folder in (other, files.path):
+        folder.mkdir()
+    resume = str(checkpoint(other, 5))
+    files.check_usable(resume=resume, overwrite=False)
+    files.summary.write_text("{}")
+    files.metrics.write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="finished run; give --overwrite"):
+        files.check_usable(resume=resume, overwrite=False)
+    files.check_usable(resume=resume, overwrite=True)
+    files.begin(checkpoint=Path(resume), overwrite=True)
+    assert list(files.path.iterdir()) == []
+    assert Path(resume).is_dir()
 
 
 def test_a_foreign_config_file_is_left_alone(tmp_path):

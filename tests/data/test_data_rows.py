@@ -250,6 +250,16 @@ def test_share_of_bad_rows(tmp_path, good, bad, fraction, accepted):
             load_records(path, max_bad_fraction=fraction)
 
 
+@pytest.mark.parametrize(("bad", "fraction", "accepted"), [(1, 0.01, True), (2, 0.01, False), (1, 0.0, False)])
+def test_one_bad_row_among_the_first_few_of_a_file_is_no_large_share(tmp_path, bad, fraction, accepted):
+    path = write_jsonl(tmp_path / "rows.jsonl", [*({"prompt": "?", "answer": ""} for _ in range(bad)), *good_rows(500)])
+    if accepted:
+        assert len(load_records(path, limit=64, max_bad_fraction=fraction)) == 64
+    else:
+        with pytest.raises(UserError, match=f"{bad} of {64 + bad} rows"):
+            load_records(path, limit=64, max_bad_fraction=fraction)
+
+
 def test_limit_counts_good_rows_and_reads_no_further(tmp_path):
     first = write_jsonl(tmp_path / "first.jsonl", [{"prompt": "?", "answer": ""}, *good_rows(5)])
     second = tmp_path / "second.jsonl"

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 from cppo.assets.build import build_micro
 from cppo.data import load_records
 from cppo.errors import UserError
-from cppo.runs.sft import run_sft, sft_config, sft_dataset
+from cppo.runs.sft import sft_config, sft_dataset, sft_trainer
 
 CPU = {
     "use_cpu": True,
@@ -76,11 +76,18 @@ def response_loss(folder, records):
     return total / count
 
 
+def run_sft(model, data, folder, resume=None, **how):
+    trainer = sft_trainer(str(model), data, str(folder), **how)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    return folder
+
+
 def test_the_loss_is_that_of_the_response_tokens_alone(tiny, rows_file, tmp_path):
     recorder = EvalLoss()
     args = {**CPU, "max_steps": 1, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
     records = load_records(str(rows_file))
-    run_sft(str(tiny), records, str(tmp_path / "out"), records, sft_args=args, callbacks=[recorder])
+    run_sft(tiny, records, tmp_path / "out", eval_data=records, sft_args=args, callbacks=[recorder])
     assert recorder.losses == pytest.approx([response_loss(tiny, records)], rel=1e-4)
 
 
@@ -88,18 +95,39 @@ def test_training_learns_the_responses_and_saves_a_model_that_loads(tiny, rows_f
     out = tmp_path / "out"
     args = {**CPU, "max_steps": 40, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
     records = load_records(str(rows_file))
-    assert run_sft(str(tiny), records, str(out), sft_args=args) == str(out)
+    run_sft(tiny, records, out, sft_args=args)
     assert response_loss(out, records) < 0.2 * response_loss(tiny, records)
     assert AutoProcessor.from_pretrained(out).chat_template == AutoProcessor.from_pretrained(tiny).chat_template
 
 
 def test_same_seed_same_weights(tiny, tmp_path):
     args = {**CPU, "max_steps": 2, "per_device_train_batch_size": 4}
-    states = []
-    for name in ("a", "b"):
-        folder = run_sft(str(tiny), load_records("tasks:digits?n=16&noise=25"), str(tmp_path / name), sft_args=args)
-        states.append(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    data = load_records("tasks:digits?n=16&noise=25")
+    assert_same_weights(*(run_sft(tiny, data, tmp_path / name, sft_args=args) for name in ("a", "b")))
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, best):
+    """Of this family `Trainer` alone loads no weight, since the file names them otherwise than the model.
+
+    Every evaluation is worse than the first here, whose checkpoint is the best.
+    """
+    data = load_records("tasks:digits?n=16&noise=25")
+    args = {**CPU, "max_steps": 3, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1}
+    if best:
+        args |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 10.0}
+    whole = run_sft(tiny, data, tmp_path / "whole", eval_data=data, sft_args=args)
+    if best:
+        assert_same_weights(whole, whole / "checkpoint-1")
+    resumed = run_sft(
+        tiny, data, tmp_path / "resumed", resume=str(whole / "checkpoint-1"), eval_data=data, sft_args=args
+    )
+    assert_same_weights(whole, resumed)
+
+
+def assert_same_weights(*folders):
+    first, second = (AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_rows_are_prompt_completion_with_images():
@@ -115,16 +143,15 @@ def test_columns_are_mapped(tiny, tmp_path):
     file.write_text(json.dumps({"question": "1 + 1?", "answer": "2", "solution": "\\boxed{2}"}) + "\n")
     columns = {"prompt": "question", "response": "solution"}
     args = {**CPU, "max_steps": 1}
-    folder = run_sft(str(tiny), load_records(str(file), columns=columns), str(tmp_path / "out"), sft_args=args)
+    run_sft(tiny, load_records(str(file), columns=columns), tmp_path / "out", sft_args=args)
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert folder == str(tmp_path / "out")
 
 
 def test_data_without_responses_is_refused(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
     with pytest.raises(UserError, match=r"rows\.jsonl.*'response'"):
-        run_sft("micro", load_records(str(file)), str(tmp_path / "out"), sft_args=CPU)
+        run_sft("micro", load_records(str(file)), tmp_path / "out", sft_args=CPU)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +170,7 @@ def test_refused_options_are_named(tmp_path, args, message):
 
 def test_a_model_that_is_missing_or_blind_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        run_sft(str(tmp_path / "nowhere"), load_records("tasks:digits?n=4"), str(tmp_path / "out"), sft_args=CPU)
+        run_sft(tmp_path / "nowhere", load_records("tasks:digits?n=4"), tmp_path / "out", sft_args=CPU)
     blind = tmp_path / "blind"
     config = LlamaConfig(
         vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
@@ -151,4 +178,4 @@ def test_a_model_that_is_missing_or_blind_is_refused(tiny, tmp_path):
     LlamaForCausalLM(config).save_pretrained(blind)
     AutoProcessor.from_pretrained(tiny).tokenizer.save_pretrained(blind)
     with pytest.raises(UserError, match="blind"):
-        run_sft(str(blind), load_records("tasks:digits?n=4"), str(tmp_path / "out"), sft_args=CPU)
+        run_sft(blind, load_records("tasks:digits?n=4"), tmp_path / "out", sft_args=CPU)

@@ -102,6 +102,8 @@ PUBLISHED_DEFAULTS = {
 """arXiv 2601.00501 and its published implementation; the normalisation is the one departure."""
 
 CLASS_MARKS = {
+    "__dict__",
+    "__weakref__",
     "__module__",
     "__annotations__",
     "__doc__",

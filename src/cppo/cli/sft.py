@@ -33,7 +33,7 @@ def _run(recipe: Recipe) -> None:
     from cppo.reports import write_report
     from cppo.runs.recorder import RunRecorder
     from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
-    from cppo.runs.sft import run_sft
+    from cppo.runs.sft import sft_trainer
 
     files = RunDirectory(recipe.output_dir)
     data, long = drop_long_rows(data, options)
@@ -41,13 +41,8 @@ def _run(recipe: Recipe) -> None:
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     if checkpoint is not None:
         warn_of_changes(recipe, recipe.config, checkpoint)
-    files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
-    files.config.write_text(dump_recipe(recipe, recipe.config), encoding="utf-8")
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
-    if checkpoint is not None:
-        arguments["resume_from_checkpoint"] = str(checkpoint)
-    started = time.monotonic()
-    folder = run_sft(
+    trainer = sft_trainer(
         options.model,
         data,
         recipe.output_dir,
@@ -56,6 +51,14 @@ def _run(recipe: Recipe) -> None:
         callbacks=[RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)],
         options=options,
     )
-    summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
-    files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
-    print(f"model      {folder}\nreport     {write_report(files.path)}")
+    main = trainer.is_world_process_zero()
+    if main:
+        files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
+        files.config.write_text(dump_recipe(recipe, recipe.config), encoding="utf-8")
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model()
+    if main:
+        summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
+        files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
+        print(f"model      {recipe.output_dir}\nreport     {write_report(files.path)}")

@@ -78,7 +78,8 @@ class RowChecks:
         """The good rows of one file, at most `limit`, from (number, row or RowError) pairs.
 
         `unit` says what is numbered, "line" or "row". Raises UserError if a column is in no row at all, those beyond
-        `limit` included, if too large a fraction of the rows looked at is bad (BadRows), or if none is good.
+        `limit` included, if too large a fraction of the rows looked at is bad (BadRows; of the first few of a file one
+        may be, since the file's own fraction is not known), or if none is good.
         """
         good: list[StoredRow] = []
         bad: list[tuple[int, str]] = []
@@ -108,7 +109,8 @@ class RowChecks:
             raise UserError(f"{name}: there are no rows")
         total = len(good) + len(bad)
         skipped = [(number, f"{name}: {reason}") for number, reason in bad]
-        if not good or len(bad) / total > self._max_bad_fraction:
+        let_pass = len(bad) == 1 and len(good) == limit and self._max_bad_fraction > 0
+        if not good or (len(bad) / total > self._max_bad_fraction and not let_pass):
             raise BadRows(
                 f"{name}: {len(bad)} of {total} rows cannot be used (max_bad_fraction is "
                 f"{self._max_bad_fraction:g}); the first is {unit} {bad[0][0]}: {bad[0][1]}",

@@ -75,7 +75,7 @@ class RunDirectory:
             raise UserError(f"output_dir: {self.config} was not written by a run; choose another --output_dir")
         if self.card.is_file() and not self.card.read_text("utf-8", "replace").startswith("---\n"):
             raise UserError(f"output_dir: {self.card} is not a model card; choose another --output_dir")
-        if self.find_checkpoint(resume) is None and not overwrite:
+        if not overwrite and not self._holds(self.find_checkpoint(resume)):
             self._check_no_earlier_run()
         if not write:
             existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
@@ -87,6 +87,10 @@ class RunDirectory:
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
+
+    def _holds(self, checkpoint: Path | None) -> bool:
+        """Whether a checkpoint is one of this run's own."""
+        return checkpoint is not None and checkpoint.resolve().parent == self.path.resolve()
 
     def _check_no_earlier_run(self) -> None:
         if self.summary.is_file():
@@ -113,8 +117,8 @@ class RunDirectory:
             raise
 
     def begin(self, *, checkpoint: Path | None, overwrite: bool) -> None:
-        """Make the folder ready: a new run starts without the files of an earlier one (without its checkpoints too, if
-        `overwrite`), a resumed one keeps the steps up to its checkpoint.
+        """Make the folder ready: a run that is new here starts without the files of an earlier one (without its
+        checkpoints too, if `overwrite`), one that goes on here keeps the steps up to its checkpoint.
 
         Raises:
             UserError: the folder cannot be made or written to.
@@ -122,7 +126,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.summary.unlink(missing_ok=True)
-            if checkpoint is None:
+            if checkpoint is None or not self._holds(checkpoint):
                 for file in (self.config, self.metrics, self.samples, self.probes, self.progress, self.report):
                     file.unlink(missing_ok=True)
                 for entry in self.path.iterdir():

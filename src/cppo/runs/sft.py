@@ -1,7 +1,9 @@
 """Supervised fine-tuning of a vision-language model on reference responses, with TRL's `SFTTrainer`.
 
     data = load_records("tasks:digits?n=2000")
-    run_sft("micro", data, "runs/sft", sft_args={"max_steps": 100, "use_cpu": True, "bf16": False})
+    trainer = sft_trainer("micro", data, "runs/sft", sft_args={"max_steps": 100, "use_cpu": True, "bf16": False})
+    trainer.train()
+    trainer.save_model()
 
 The loss is taken on the response alone: a record's prompt (images, question) conditions it and is never a target.
 """
@@ -20,6 +22,7 @@ from cppo.errors import UserError, first_line, one_line_with_remedy
 from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
+from cppo.training.resume import TranslatedWeights
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into
 # the saved configuration that generation is to go without a cache, and say nothing of a run below `logging_steps`.
@@ -63,7 +66,11 @@ def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
         raise UserError(f"sft options: {one_line_with_remedy(error)}") from error
 
 
-def run_sft(
+class ResumableSFTTrainer(TranslatedWeights, SFTTrainer):
+    """`trl.SFTTrainer` whose resumed run goes on from its checkpoint's weights in every family."""
+
+
+def sft_trainer(
     model: str,
     data: RecordSource,
     output_dir: str,
@@ -71,13 +78,12 @@ def run_sft(
     sft_args: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     options: RunOptions | None = None,
-) -> str:
-    """Train `model` (a folder, hub id or packaged name) on the responses of `data` and save it to `output_dir`.
+) -> SFTTrainer:
+    """The trainer of `model` (a folder, hub id or packaged name) on the responses of `data`.
 
-    `sft_args` are fields of `trl.SFTConfig`; of `options` those of an adapter are taken. Returns the folder, which then
-    holds model (or adapter), tokenizer and processor. Raises UserError for a refused option, data without reference
-    responses, or a model that cannot be loaded or has no vision tower. Callbacks given here take the place of the
-    Trainer's own printing.
+    `sft_args` are fields of `trl.SFTConfig`; of `options` those of an adapter are taken. Callbacks given here take the
+    place of the Trainer's own printing. Raises UserError for a refused option, data without reference responses, or a
+    model that cannot be loaded or has no vision tower.
     """
     config = sft_config(output_dir, sft_args or {})
     check_loggers(config)
@@ -85,7 +91,7 @@ def run_sft(
     eval_dataset = None if eval_data is None else sft_dataset(eval_data)
     adapter = {} if options is None else adapter_arguments(options, config)
     try:
-        trainer = SFTTrainer(
+        trainer = ResumableSFTTrainer(
             model=resolve_model(model),
             args=config,
             train_dataset=train_dataset,
@@ -99,6 +105,4 @@ def run_sft(
         name_base(trainer.model, model)
     for callback in (ProgressCallback, PrinterCallback) if callbacks else ():
         trainer.remove_callback(callback)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model(output_dir)
-    return output_dir
+    return trainer

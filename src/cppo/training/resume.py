@@ -18,7 +18,25 @@ from cppo.errors import UserError
 from cppo.training.setup import check_enough
 
 
-class ResumableGRPOTrainer(GRPOTrainer):
+class TranslatedWeights:
+    """For a `Trainer`: loads a checkpoint's weights under the model's own names (`load_weights`), not the file's."""
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self: Any) -> None:
+        if not self._load_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_weights(self: Any, checkpoint: str) -> bool:
+        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
+        if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        return load_weights(self.model, checkpoint)
+
+
+class ResumableGRPOTrainer(TranslatedWeights, GRPOTrainer):
     """`trl.GRPOTrainer` with checkpoints that hold the place in the data and the rollouts still to be trained on."""
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -52,20 +70,6 @@ class ResumableGRPOTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
         if not isinstance(self.train_dataset, IterableDataset):
             self._train_sampler.epoch = state.epoch
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self._load_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _load_weights(self, checkpoint: str) -> bool:
-        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
-        if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return False
-        return load_weights(self.model, checkpoint)
 
 
 class ResumableRepeatSampler(RepeatSampler):
