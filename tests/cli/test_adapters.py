@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 
 from cppo.assets import adapter_base, resolve_model
@@ -70,6 +71,21 @@ def test_the_other_commands_take_the_adapter(run, tmp_path, capsys):
     assert figures[0] == figures[1]
     page = ["--limit", "1", "--max_new_tokens", "12", "--out", str(tmp_path / "page.html")]
     assert main(["inspect", "--model", str(run), "--data", "tasks:digits", *page]) == 0
+
+
+def test_responses_of_an_adapter_belong_to_its_model_too(run, tmp_path, capsys):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(resolve_model("micro"), base)
+    shutil.copytree(run, adapter, ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    argv = ["eval", "--model", str(adapter), "--data", "tasks:digits", "--limit", "2", "--max_new_tokens", "4"]
+    argv += ["--responses", str(tmp_path / "responses.jsonl")]
+    assert main(argv) == 0
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    assert main(argv) == 2
+    assert "adapter's model was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["", "checkpoint-1"])

@@ -107,11 +107,12 @@ def test_the_method_says_what_is_selected_and_gated_in(micro, record, item):
     assert selected[0] != selected[1]
 
 
-def scripted(micro, monkeypatch, record, *texts):
+def scripted(micro, monkeypatch, record, *texts, tolerance=0.0):
     """The record's inspected responses, given as texts."""
     rows = micro[1].tokenizer(list(texts))["input_ids"]
     monkeypatch.setattr("cppo.evaluation.inspection.generate_tokens", lambda *args, **options: rows)
-    found = inspect_record(*micro, record, ViewSampler(0), InspectOptions(samples=len(rows))).responses
+    options = InspectOptions(samples=len(rows), tolerance=tolerance)
+    found = inspect_record(*micro, record, ViewSampler(0), options).responses
     assert [response.text for response in found] == list(texts)
     return found
 
@@ -128,6 +129,13 @@ def test_the_text_of_the_right_choice_is_right(micro, monkeypatch):
     record = Record("1", "which?", (), "B", choices=("red", "blue"))
     found = scripted(micro, monkeypatch, record, "\\boxed{blue}", "\\boxed{red}", "\\boxed{B}")
     assert [response.correct for response in found] == [True, False, True]
+
+
+@pytest.mark.parametrize(("tolerance", "right"), [(0.0, False), (0.1, True)])
+def test_a_number_may_be_as_far_off_as_the_run_let_it(micro, monkeypatch, tolerance, right):
+    record = Record("1", "3 + 7 = ?", (), "10")
+    found = scripted(micro, monkeypatch, record, "\\boxed{9}", "\\boxed{10}", tolerance=tolerance)
+    assert [response.correct for response in found] == [right, True]
 
 
 def test_text_only_rows_depend_on_no_image(micro):

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cppo.assets import resolve_model
+from cppo.assets import adapter_base, resolve_model
 from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, category_text, report_lines
@@ -182,12 +182,18 @@ def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], V
 
 def _identity(arguments: Any) -> dict[str, Any]:
     """Which model and which data: with the settings, what must be the same for responses to go into one file."""
-    folder = Path(resolve_model(arguments.model))
     specs = [(text, parse_spec(text)) for text in arguments.data]
+    base = adapter_base(arguments.model)
     return {
-        "model": model_fingerprint(folder) if folder.is_dir() else arguments.model,
+        "model": _model_identity(arguments.model),
+        **({} if base is None else {"adapter's model": _model_identity(base)}),
         "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
     }
+
+
+def _model_identity(name: str) -> str:
+    folder = Path(resolve_model(name))
+    return model_fingerprint(folder) if folder.is_dir() else name
 
 
 def _views(sampler: ViewSampler) -> dict[str, Any]:

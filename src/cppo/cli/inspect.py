@@ -33,7 +33,8 @@ def run(argv: Sequence[str]) -> None:
     check_output_file("--json", arguments.json)
     config = arguments.config or own_recipe(arguments.model)
     sampler, options = recipe_sampler(config, arguments.seed), recipe_options(config)
-    settings = answer_settings(arguments, trained_recipe(arguments.model))
+    trained = trained_recipe(arguments.model)
+    settings = answer_settings(arguments, trained)
     source = load_rows(arguments, settings)
     quiet_libraries()
 
@@ -44,12 +45,14 @@ def run(argv: Sequence[str]) -> None:
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     asked = InspectOptions(
         samples=arguments.samples,
+        temperature=options.get("temperature", 1.0),
         max_new_tokens=settings["max_new_tokens"],
         seed=arguments.seed,
         system_prompt=settings["system_prompt"],
         selector=options["perception_selector"],
         top_fraction=options["perception_top_fraction"],
         gate=options["perception_gate"],
+        tolerance=trained.get("tolerance", 0.0),
     )
     score = options["perception_score"]
     items = [
@@ -81,7 +84,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help="a recipe whose views, score, selection and gate are taken (default: a run directory's own)",
+        help="a recipe whose views, score, selection, gate and temperature are taken (default: a run directory's own)",
     )
     parser.add_argument(
         "--limit", type=at_least(1), default=DEFAULT_LIMIT, metavar="N", help=f"items (default: {DEFAULT_LIMIT})"

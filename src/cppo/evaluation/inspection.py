@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cppo.data import Record, chat_messages
 from cppo.evaluation.detectors import true_spans
+from cppo.evaluation.evaluate import score_item
 from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_stream
 from cppo.perception import equal_rewards, gate_rollouts, select_tokens
 from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES, ResponseScores, dependency_score, plain_scores, view_divergence
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS
-from cppo.rewards import accuracy_reward, format_reward
+from cppo.rewards import DEFAULT_WEIGHTS
 from cppo.views import ViewSampler
 
 VIEWS = ("image", "preserving", "removing")
@@ -30,7 +31,7 @@ class InspectOptions:
         temperature: of sampling and of all scores.
         selector, top_fraction: which tokens of each response are selected by their score (`select_tokens`).
         gate: which responses take part in the perception loss (`gate_rollouts`).
-        reward_weights: of accuracy and format, for the advantage that the gate looks at.
+        tolerance: of a number in an answer, as a fraction of it.
     """
 
     samples: int = 4
@@ -41,7 +42,7 @@ class InspectOptions:
     selector: str = "top_positive"
     top_fraction: float = 0.5
     gate: str = "advantage"
-    reward_weights: tuple[float, float] = (0.9, 0.1)
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class InspectedToken:
 
 @dataclass(frozen=True)
 class InspectedResponse:
-    """A response. `advantage` is None where a single one leaves nothing to compare with; `gated_in` says whether the
-    gate lets it take part in the perception loss.
+    """A response. `advantage` is by the default rewards (accuracy, format), None where a single response leaves nothing
+    to compare with; `gated_in` says whether the gate then lets it take part in the perception loss.
     """
 
     text: str
@@ -129,24 +130,21 @@ def inspect_record(
     # The responses' own streams end at `samples`.
     draws = torch.from_numpy(response_stream(options.seed, record.id, options.samples).random(tuple(mask.shape)))
     columns = token_columns(scored, mask & bool(record.images), options, draws.to(mask.device))
-    correct = accuracy_reward(texts, answer=[record.answer] * len(texts), choices=[record.choices] * len(texts))
-    well_formed = format_reward(texts)
-    rewards = torch.tensor(
-        [
-            options.reward_weights[0] * right + options.reward_weights[1] * formed
-            for right, formed in zip(correct, well_formed, strict=True)
-        ],
-        dtype=torch.float64,
+    found = score_item(record, texts, options.tolerance)
+    rewards = torch.tensor(DEFAULT_WEIGHTS, dtype=torch.float64) @ torch.tensor(
+        [found.correct, found.well_formed], dtype=torch.float64
     )
     advantages = (rewards - rewards.mean()).masked_fill(equal_rewards(rewards[:, None], len(rewards)), 0.0)
-    gated_in = gate_rollouts(options.gate, advantages, torch.tensor(correct)).tolist()
+    gated_in = gate_rollouts(options.gate, advantages, torch.tensor(found.correct)).tolist()
     responses = []
     for row, ids in enumerate(rows):
         truth = token_truth(processor, ids, record)
         tokens = tuple(_token(processor, ids[place], columns, row, place, truth[place]) for place in range(len(ids)))
         advantage = None if len(rows) == 1 else advantages[row].item()
         responses.append(
-            InspectedResponse(texts[row], correct[row] > 0, well_formed[row] > 0, advantage, gated_in[row], tokens)
+            InspectedResponse(
+                texts[row], found.correct[row] > 0, found.well_formed[row] > 0, advantage, gated_in[row], tokens
+            )
         )
     return InspectedItem(record, shown["preserving"], shown["removing"], tuple(responses))
 

@@ -58,6 +58,7 @@ class HeldOutProbe(TrainerCallback):
             system_prompt=asked["system_prompt"],
             selector=args.perception_selector,
             top_fraction=args.perception_top_fraction,
+            tolerance=asked["tolerance"],
         )
 
     def on_train_begin(
