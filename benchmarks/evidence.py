@@ -1,10 +1,11 @@
 """The tables and figures of docs/results/evidence.md, from the cells of the evidence studies that lie beside it.
 
-Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there. After
-`<!-- table: STUDY against METHOD -->` the differences are from that method in place of the study's control, and a last
-word `means` leaves the single tasks out. Figures that the page shows go into the folder `figures`. Differences are
-after the last step, in points, with 95 % intervals over seeds and items both; one of at least five seeds whose interval
-excludes 0 is bold.
+Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there. Several
+studies, with blanks between, share one. `of METHOD,METHOD` keeps these rows alone, `against METHOD` takes the
+differences from that method in place of the study's control, `at equal time` takes them at the time at which the
+fastest method has ended, and `means` leaves the single tasks out; they stand in this order. Figures that the page shows
+go into the folder `figures`. Differences are in points after the last step, with 95 % intervals over seeds and items
+both, at equal time over seeds; one of at least five seeds whose interval excludes 0 is bold.
 
     python benchmarks/evidence.py docs/results
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cppo.comparison.comparisons import compare
-from cppo.comparison.jobs import study_jobs
+from cppo.comparison.jobs import study_jobs, timing_jobs
 from cppo.comparison.study import load_study
 from cppo.comparison.tables import points
 from cppo.reports.charts import interval_chart
@@ -27,7 +28,8 @@ PAGE = "evidence.md"
 OVER_TASKS = "mean of tasks"
 LEAST_SEEDS = 5
 TABLE = re.compile(
-    r"(<!-- table: (?P<study>\S+)(?: against (?P<control>\S+))?(?P<means> means)? -->\n).*?(?P<end><!-- end -->)",
+    r"(<!-- table: (?P<studies>\S+(?: evidence-\S+)*)(?: of (?P<methods>\S+))?(?: against (?P<control>\S+))?"
+    r"(?P<equal_time> at equal time)?(?P<means> means)? -->\n).*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
@@ -44,10 +46,10 @@ Rows = dict[tuple[str, str], dict[str, dict[str, Any]]]
 def results_of(folder: Path, study: str, control: str | None = None) -> dict[str, Any]:
     """What a study's finished cells show against one of its methods; None: its control."""
     loaded = load_study(study, {"output_dir": str(folder / study)})
-    return compare(replace(loaded, control=control or loaded.control), study_jobs(loaded), [], [])
+    return compare(replace(loaded, control=control or loaded.control), study_jobs(loaded), timing_jobs(loaded), [])
 
 
-def differences(results: Mapping[str, Any]) -> Rows:
+def differences(results: Mapping[str, Any], budget: str = "equal_steps") -> Rows:
     """Every method's difference from the control, on each task and, with several, averaged over them."""
     found = {
         (task, label): method["difference"]
@@ -56,23 +58,35 @@ def differences(results: Mapping[str, Any]) -> Rows:
         if "difference" in method
     }
     found |= {(OVER_TASKS, label): difference for label, difference in results["over_tasks"].items()}
-    return {key: {name: _crossed(one["equal_steps"]) for name, one in row.items()} for key, row in found.items()}
+    return {key: {name: _widest(one[budget]) for name, one in row.items()} for key, row in found.items()}
 
 
-def _crossed(difference: Mapping[str, Any]) -> dict[str, Any]:
+def _widest(difference: Mapping[str, Any]) -> dict[str, Any]:
+    """The difference with the interval over seeds and items both, where there is one."""
+    if "crossed_ci95" not in difference:
+        return dict(difference)
     low, high = difference["crossed_ci95"] or (None, None)
     return {**difference, "low": low, "high": high}
 
 
-def table(results: Mapping[str, Any], means: bool) -> Iterator[str]:
-    """A study's differences from the control as lines of Markdown; with `means` those averaged over the tasks alone."""
-    conditions = results["study"]["conditions"]
-    yield f"| task | against `{results['study']['control']}` | seeds | {' | '.join(conditions)} |"
-    yield "|" + "---|" * (3 + len(conditions))
-    for (task, label), row in differences(results).items():
-        if not means or task == OVER_TASKS:
-            values = " | ".join(marked(row[name]) for name in conditions)
-            yield f"| {task} | {label} | {row[conditions[0]]['n']} | {values} |"
+def table(folder: Path, found: Mapping[str, str | None]) -> Iterator[str]:
+    """The lines of Markdown that a marker, the groups of `TABLE`, asks for."""
+    studies = (found["studies"] or "").split()
+    methods = found["methods"] and found["methods"].split(",")
+    several = len(studies) > 1
+    for number, study in enumerate(studies):
+        results = results_of(folder, study, found["control"])
+        conditions = results["study"]["conditions"]
+        if number == 0:
+            head = f"against `{results['study']['control']}`" + (found["equal_time"] or "")
+            yield f"{'| study ' * several}| task | {head} | seeds | {' | '.join(conditions)} |"
+            yield "|" + "---|" * (several + 3 + len(conditions))
+        rows = differences(results, "equal_time" if found["equal_time"] else "equal_steps")
+        for (task, label), row in rows.items():
+            if (task == OVER_TASKS or not found["means"]) and (not methods or label in methods):
+                values = " | ".join(marked(row[name]) for name in conditions)
+                name = f"| {study.removeprefix('evidence-')} " * several
+                yield f"{name}| {task} | {label} | {row[conditions[0]]['n']} | {values} |"
 
 
 def marked(difference: Mapping[str, Any]) -> str:
@@ -102,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = parser.parse_args(argv).folder
 
     def filled(found: re.Match) -> str:
-        lines = table(results_of(folder, found["study"], found["control"]), bool(found["means"]))
-        return "\n".join([found[1] + "\n".join(lines), found["end"]])
+        return "\n".join([found[1] + "\n".join(table(folder, found.groupdict())), found["end"]])
 
     page = folder / PAGE
     text = TABLE.sub(filled, page.read_text(encoding="utf-8"))

@@ -160,6 +160,11 @@ def test_a_table_against_another_method(benchmark_module) -> None:
     found = rows["chart", "cppo"]["clean"]
     assert found["mean"] == pytest.approx(sum(pairs) / 10, abs=1e-9)
     spread = math.sqrt(sum((x - found["mean"]) ** 2 for x in pairs) / 9 / 10)
-    assert found["high"] - found["mean"] >= 1.96 * spread  # never less than seeds alone allow
-    lines = list(evidence.table(results, means=True))
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [[f"| {evidence.OVER_TASKS}", other] for other in others]
+    assert found["high"] - found["mean"] >= 1.96 * spread
+    marker = "<!-- table: evidence-unlimited evidence-prior of cppo,papo at equal time means -->\n<!-- end -->"
+    asked = evidence.TABLE.fullmatch(marker).groupdict()
+    lines = list(evidence.table(folder, asked))
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        [f"| {study}", evidence.OVER_TASKS, method] for study in ("unlimited", "prior") for method in ("cppo", "papo")
+    ]
+    assert evidence.points(stored["over_tasks"]["cppo"]["clean"]["equal_time"]) in lines[2]
