@@ -1,12 +1,13 @@
-"""Reads the fields of configuration dataclasses from their source, without importing them.
+"""The fields of configuration dataclasses: one way to write them, and one to read them without importing the class.
 
 TRL's and transformers' configuration classes import torch. The command line has to find a misspelt option in the blink
 of an eye, so it reads names, annotations, defaults and help texts from the syntax tree instead.
 """
 
 import ast
+import copy
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ class OptionField:
     default: Any
     help: str
     interval: str | None
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of an options class: its default (a list or mapping is copied for each instance) and its help."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 def dataclass_fields(module: str, class_name: str) -> dict[str, OptionField]:
@@ -134,9 +142,12 @@ def _read_default(node: ast.expr | None) -> tuple[Any, dict[str, Any]]:
     """The default and the entries of the metadata, where they are literals (else UNSET)."""
     if node is None:
         return UNSET, {}
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "option":
+        default, text = map(_literal, node.args)
+        return default, {"help": text}
     if not (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "field"):
         return _literal(node), {}
-    default: Any = UNSET
+    default = UNSET
     metadata: dict[str, Any] = {}
     for keyword in node.keywords:
         if keyword.arg == "default":
