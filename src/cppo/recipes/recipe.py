@@ -145,7 +145,7 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     """
     kept = dict(values)
     if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
-        kept = without_method(kept)
+        kept = without_method(kept, schema("train").own)
     if "data" in overrides:
         kept.pop("columns", None)
         kept.pop("eval_data", None)
