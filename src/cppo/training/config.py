@@ -2,15 +2,15 @@
 
 import copy
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from trl import GRPOConfig
 
-from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS, get_method
 from cppo.perception import EXACT_DIVERGENCES
-from cppo.recipes import in_interval
+from cppo.recipes import schema
 from cppo.recipes.static_fields import option
+from cppo.recipes.values import check_value
 from cppo.training.option_rules import check_combinations, view_sampler
 from cppo.training.rollout_views import RolloutViews
 from cppo.views import ViewSampler
@@ -208,21 +208,20 @@ class CPPOConfig(GRPOConfig):
     def __new__(cls, *args: Any, **given: Any) -> "CPPOConfig":
         config = super().__new__(cls)
         # Only here is it known what was given: the fields hold no trace of it.
-        vars(config)["_given"] = {*given, *(option.name for option, _ in zip(fields(cls), args, strict=False))}
+        vars(config)["_given"] = {*given, *(field.name for field, _ in zip(fields(cls), args, strict=False))}
         return config
 
     def __post_init__(self) -> None:
         self._take_method_options(vars(self).pop("_given"))
         super().__post_init__()
-        # Not `fields`: a parser of transformers puts plain types in the place of the annotations there.
-        for name, annotation in CPPOConfig.__annotations__.items():
-            _check_option(name, annotation, getattr(self, name))
+        for name, field in schema("train").own.items():
+            setattr(self, name, check_value(field, getattr(self, name), where=name))
         check_combinations(vars(self))
 
     def _take_method_options(self, given: set[str]) -> None:
         """Set what the method sets and nobody gave."""
-        options = {option.name: option for option in fields(self)}
-        parsed = given >= {name for name, option in options.items() if option.init}
+        options = {field.name: field for field in fields(self)}
+        parsed = given >= {name for name, field in options.items() if field.init}
         for name, value in get_method(self.method).options.items():
             if name not in given or (parsed and getattr(self, name) == _default(options[name])):
                 setattr(self, name, copy.copy(value))
@@ -268,24 +267,5 @@ class CPPOConfig(GRPOConfig):
         return RolloutViews(self.seed, self.rollout_views, strengths, fraction, decay)
 
 
-def _default(option: Field) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()
-
-
-def _check_option(name: str, annotation: Any, value: Any) -> None:
-    """Hold a value against the choices or the interval in its field's annotation.
-
-    Raises:
-        UserError: it is outside; the message names the field. (The views' own rules are checked by the views.)
-    """
-    kind, interval = get_args(annotation) if get_origin(annotation) is Annotated else (annotation, None)
-    if int in (kind, *get_args(kind)) and value is not None and type(value) is not int:
-        raise UserError(f"{name} = {value!r}: give a whole number")
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    if choices and value not in choices:
-        raise UserError(f"{name} = {value!r}: choose one of {', '.join(choices)}")
-    if value is None or interval is None:
-        return
-    for number in value if isinstance(value, list) else [value]:
-        if not in_interval(number, interval):
-            raise UserError(f"{name} = {value!r}: give numbers in {interval}")
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
