@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,7 @@ from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.answers import answer_all
 from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
-from cppo.runs.recorder import RunRecorder, WriteReport
+from cppo.runs.recorder import RunRecorder
 from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
@@ -95,7 +96,7 @@ class RunResult:
     best: BestCheckpoint | None
 
 
-def run_training(recipe: Recipe, sources: RunSources, report: WriteReport | None = None) -> RunResult:
+def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., object] | None = None) -> RunResult:
     """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`).
 
     Args:
