@@ -141,8 +141,7 @@ ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_pr
 def _check_sampling(arguments: Any) -> list[int]:
     """The k of pass@k: those asked for, else powers of two up to the number of samples.
 
-    Raises:
-        UserError: options of sampling that do not go together.
+    Raises UserError for options of sampling that do not go together.
     """
     samples, temperature = arguments.samples, arguments.temperature
     if samples > 1 and temperature == 0:
@@ -158,10 +157,8 @@ def _check_sampling(arguments: Any) -> list[int]:
 
 def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], ViewSampler, bool]:
     """What decides the responses and their scores, as given, as trained, or by default; the trained views; and whether
-    these are the published ones, for want of a run's.
-
-    Raises:
-        UserError: the card needs the run's views, and they cannot be loaded.
+    these are the published ones, for want of a run's. Raises UserError where the card needs the run's views, and they
+    cannot be loaded.
     """
     trained = trained_recipe(arguments.model)
     greedy = arguments.samples == 1 and not arguments.temperature

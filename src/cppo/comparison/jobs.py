@@ -127,8 +127,7 @@ def timing_jobs(study: Study) -> list[Job]:
 def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
     """The jobs without a result. With `rerun` also those whose options have changed since.
 
-    Raises:
-        UserError: a finished job's options have changed, and `rerun` is not given.
+    Raises UserError where a finished job's options have changed and `rerun` is not given.
     """
     waiting = []
     for job in jobs:
@@ -145,10 +144,8 @@ def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
 
 def adopt(study: Study, jobs: list[Job]) -> list[Job]:
     """Copy the results that the study lacks and another of its `cells_from` has, under the same task, label and seed
-    and with equal options; returns the jobs that got one.
-
-    Raises:
-        UserError: one of the folders is not there, or a result in it cannot be read.
+    and with equal options; returns the jobs that got one. Raises UserError where one of the folders is not there, or a
+    result in it cannot be read.
     """
     folders = [Path(name) for name in study.options.cells_from]
     for folder in folders:

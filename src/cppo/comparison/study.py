@@ -158,8 +158,7 @@ def study_file(name_or_file: str) -> Path:
 def load_study(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Study:
     """Read and check a study and every cell's options; `overrides` (checked values) win over the file's.
 
-    Raises:
-        UserError: unreadable file, unknown option, wrong value, method or label, in one line that says where.
+    Raises UserError, which says where, for an unreadable file, a wrong option, value, method or label.
     """
     file, where = study_file(name_or_file), f"study {name_or_file}"
     given = {**read_mapping(file, where), **(overrides or {})}

@@ -44,8 +44,7 @@ def option(default: Any, help: str) -> Any:
 def dataclass_fields(module: str, class_name: str) -> dict[str, OptionField]:
     """The fields that `class_name` itself declares in `module` (not the inherited ones), in source order.
 
-    Raises:
-        LookupError: the module's file or the class is not there.
+    Raises LookupError where the module's file or the class is not there.
     """
     for node in _module_tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:

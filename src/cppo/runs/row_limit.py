@@ -18,10 +18,7 @@ def drop_long_rows(
 ) -> tuple[RecordSource, list[LongRow]]:
     """The rows to train on and those left out by `max_prompt_tokens`; without that option all, at no cost.
 
-    Every process counts all rows and so keeps the same ones.
-
-    Raises:
-        UserError: no row is left.
+    Every process counts all rows and so keeps the same ones. Raises UserError where no row is left.
     """
     limit = options.max_prompt_tokens
     if limit is None:

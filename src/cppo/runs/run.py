@@ -184,8 +184,7 @@ class PreparedRun:
 def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     """Check configuration, kind of model and rows; warn of what is left out.
 
-    Raises:
-        UserError: a refused value, a logger that is missing, too few rows, a model that sees no images.
+    Raises UserError for a refused value, a logger that is missing, too few rows, a model that sees no images.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -205,8 +204,7 @@ def build_trainer(
 ) -> CPPOTrainer:
     """The trainer of a run, its model loaded.
 
-    Raises:
-        UserError: options that do not go together, loggers that are not installed.
+    Raises UserError for options that do not go together, and loggers that are not installed.
     """
     options = prepared.options
     datasets = {
@@ -277,8 +275,7 @@ def package_versions() -> dict[str, str]:
 def _may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
     """Whether one process can run the model alone.
 
-    Raises:
-        UserError: not, although probes or answers to held-out items were asked for.
+    Raises UserError where it cannot, although probes or answers to held-out items were asked for.
     """
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return True
@@ -298,11 +295,7 @@ def _warn(source: RecordSource, uses_perception: bool) -> None:
 
 
 def _check_steps_left(checkpoint: Path, args: CPPOConfig) -> None:
-    """Whether there are steps after the checkpoint.
-
-    Raises:
-        UserError: otherwise.
-    """
+    """Refuse a checkpoint after which there are no steps. Raises UserError."""
     step = checkpoint_step(checkpoint)
     if 0 < args.max_steps <= step:
         raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
