@@ -1,14 +1,16 @@
 """Mistakes in arguments and files: one line, exit status 2, before torch is imported."""
 
 import json
+import re
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 
 import pytest
 import yaml
 
 from cppo.cli import main as cli
-from cppo.cli.parser import Parser, add_data_options
+from cppo.cli.parser import COUNT, Parser, add_data_options, number_in
 from cppo.cli.trained import add_answer_options, answer_settings
 
 # Runs the command line in a fresh interpreter, then says whether torch got imported.
@@ -112,7 +114,10 @@ def test_help_all_lists_inherited_fields(capsys):
         (["sft"], ["sft", "no `data` is given"]),
         (["sft", "--config", "micro"], ["micro", "cppo train"]),
         (["eval", "--model", "micro"], ["--data"]),
-        (["eval", "--model", "micro", "--data", "tasks:digits", "--samples", "0"], ["--samples", "at least 1"]),
+        (
+            ["eval", "--model", "micro", "--data", "tasks:digits", "--samples", "0"],
+            ["--samples", "whole number in [1, inf)"],
+        ),
         (["methods", "gppo"], ["'gppo'", "did you mean", "cppo", "papo"]),
         (["train", "--max_steps", "-2"], ["--max_steps", "[-1, inf)"]),
         (["recipes", "copy", "nope"], ["'nope'", "micro"]),
@@ -122,6 +127,16 @@ def test_arguments(capsys, argv, words):
     message = error_of(capsys, *argv)
     for word in words:
         assert word in message
+
+
+def test_a_number_lies_in_its_interval_and_is_written_in_digits_where_it_is_whole():
+    assert (COUNT("12"), number_in("(0, 1]")("1"), number_in("[0, inf)")("1e3")) == (12, 1.0, 1000.0)
+    for text in ("0", "-1", "1.0", "1e3", "1_000", " 5", "+5", "²", "inf", ""):
+        with pytest.raises(ArgumentTypeError, match=re.escape(f"a whole number in [1, inf), got {text!r}")):
+            COUNT(text)
+    for text in ("0", "1.1", "nan", "inf", "half"):
+        with pytest.raises(ArgumentTypeError, match=re.escape(f"a number in (0, 1], got {text!r}")):
+            number_in("(0, 1]")(text)
 
 
 def test_missing_data_file(capsys, model):

@@ -11,11 +11,10 @@ from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
-from cppo.cli.train import method_text
 from cppo.data import load_records
 from cppo.evaluation import load_processor
 from cppo.recipes import load_recipe
-from cppo.runs.dry_run import BatchNeeds, MemoryParts, rehearse
+from cppo.runs.dry_run import BatchNeeds, MemoryParts, memory_parts, method_text, rehearse
 from cppo.runs.peak_memory import PeakMemory
 from cppo.runs.sources import load_sources
 from cppo.training.trainer import CPPOTrainer
@@ -95,11 +94,12 @@ def test_the_plan_tells_what_a_method_makes_of_views(options, text):
 
 
 def test_memory_that_stays_and_the_worst_batch(folder, monkeypatch):
-    batches = []
+    batches, trainers = [], []
     generate = CPPOTrainer._generate_and_score_completions
 
     def watch(trainer, inputs):
         output = generate(trainer, inputs)
+        trainers.append(trainer)
         batches.append((output["completion_mask"].sum(dim=1).tolist(), trainer._rewards.tolist()))
         return output
 
@@ -107,14 +107,19 @@ def test_memory_that_stays_and_the_worst_batch(folder, monkeypatch):
     # A model that soon ends its response.
     ends = {"sequence_bias": [[[load_processor(folder / "model").tokenizer.eos_token_id], 7.0]]}
     recipe = load_recipe("train", str(folder / "tiny.yaml"), {"max_steps": 7, "generation_kwargs": ends})
-    plan = rehearse(recipe, load_sources(recipe))
+    text = "\n".join(rehearse(recipe, load_sources(recipe)))
     weights = load_file(folder / "model" / "model.safetensors")
     numbers = sum(weight.numel() for weight in weights.values())
-    assert (plan.steps, plan.trained_weights, plan.all_weights) == (7, numbers, numbers)
-    assert plan.memory.weights == plan.memory.gradients == 4 * numbers
+    assert f"{numbers:,} of {numbers:,} weights trained, float32 on cpu, 1 process(es)" in text
+    assert "steps      7, " in text
+    memory = memory_parts(trainers[-1], libraries=0)
     # AdamW: two moments a weight and a step count a tensor, all float32.
-    assert plan.memory.optimizer == 8 * numbers + 4 * len(weights)
-    assert plan.memory.libraries > 2**26
+    assert memory == MemoryParts(0, 4 * numbers, 4 * numbers, 8 * numbers + 4 * len(weights))
+    libraries, shown = re.search(r"memory     libraries (\d+) MiB, (.*)", text).groups()
+    assert int(libraries) > 64
+    assert shown == ", ".join(
+        f"{name} {getattr(memory, name) / 2**20:.0f} MiB" for name in ("weights", "gradients", "optimizer")
+    )
     _, (as_answered, _), (lengths, rewards) = batches
     assert min(as_answered) < 8
     assert lengths == [8] * 8

@@ -181,7 +181,7 @@ def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys, monk
         (["--model", "gone/at/all", "--data", "tasks:digits", "--out", "x.html"], "there is no folder"),
         (["--model", "micro", "--data", "gone.jsonl", "--out", "x.html"], "gone.jsonl"),
         (["--model", "micro", "--data", "tasks:digits", "--out", "no/x.html"], "--out: cannot write no/x.html"),
-        (["--model", "micro", "--data", "tasks:digits", "--out", "x.html", "--samples", "0"], "at least 1"),
+        (["--model", "micro", "--data", "tasks:digits", "--out", "x.html", "--samples", "0"], "[1, inf)"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):

@@ -219,7 +219,7 @@ def test_texts_are_escaped_and_long_answers_cut():
         (["--image", "broken.png", "--out", "x.png", "--answer", "5"], "--answer needs --model"),
         (["--image", "broken.png", "--out", "x.png", "--dtype", "float32"], "--dtype needs --model"),
         (["--data", "tasks:digits", "--out", "x.html", "--config", "gone"], "recipe 'gone'"),
-        (["--image", "broken.png", "--out", "x.png", "--draws", "0"], "at least 1"),
+        (["--image", "broken.png", "--out", "x.png", "--draws", "0"], "[1, inf)"),
         (["--image", "broken.png", "--out", "x.png", "--families", "fog"], "--families: unknown view family 'fog'"),
     ],
 )

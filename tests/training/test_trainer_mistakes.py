@@ -234,8 +234,8 @@ def test_a_bad_value_is_refused_with_its_field(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", NOT_PAIRS)
-def test_one_number_where_two_are_asked_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match=f"{name} = 0.5: give two numbers") as caught:
+def test_one_number_where_a_pair_is_asked_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf"{name}: expected a list .*, got 0\.5") as caught:
         CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: 0.5})
     one_line(caught)
 

@@ -17,10 +17,7 @@ def resolve_model(name: str) -> str:
 def adapter_base(name: str) -> str | None:
     """The name of the model that the adapter in the folder `name` belongs to; None where there is no adapter.
 
-    A folder that holds a whole model as well is that model.
-
-    Raises:
-        UserError: the adapter does not say.
+    A folder that holds a whole model as well is that model. Raises UserError where the adapter does not say.
     """
     folder = Path(resolve_model(name))
     file = folder / ADAPTER_CONFIG

@@ -76,11 +76,8 @@ def check_data(specs: str | list[str]) -> None:
 
 
 def check_model(name: str) -> None:
-    """A model on this machine: folder, config.json, a vision tower in it; or a name that the hub knows; or an adapter
-    of such a model.
-
-    Raises:
-        UserError: otherwise.
+    """Refuse what is no model on this machine (a folder with a config.json and a vision tower in it), no name that the
+    hub knows, and no adapter of such a model. Raises UserError.
     """
     folder = Path(resolve_model(name))
     if not folder.exists():
@@ -113,8 +110,7 @@ def check_model(name: str) -> None:
 def _check_hub_model(name: str) -> None:
     """Whether a Hugging Face name is on this machine or can be fetched. The libraries would try six times.
 
-    Raises:
-        UserError: the hub cannot be reached, or has no such model for this user.
+    Raises UserError where the hub cannot be reached, or has no such model for this user.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError

@@ -78,8 +78,7 @@ def free_workers(study: Study, gpus: Sequence[str]) -> int:
 def check_cells(study: Study, read: bool) -> None:
     """Every method on every task, and every seed's data, before the first of them starts; with `read` the rows too.
 
-    Raises:
-        UserError: something that a cell could not use.
+    Raises UserError for something that a cell could not use.
     """
     checked: set[tuple[str, ...]] = set()
     for cell in study.cells:

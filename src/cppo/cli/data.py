@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cppo.cli.checks import check_data, check_model
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import Parser, add_pixel_bounds, at_least, columns_option, fraction
+from cppo.cli.parser import COUNT, Parser, add_pixel_bounds, columns_option, number_in
 from cppo.data import BadRows, PixelBounds, check_columns, load_records
 from cppo.errors import UserError
 
@@ -127,13 +127,13 @@ def _parser() -> Parser:
     )
     check.add_argument("--split", default="train", choices=("train", "test"), help="where a SPEC names none")
     check.add_argument(
-        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="more bad rows: exit status 1"
+        "--max_bad_fraction", type=number_in("[0, 1]"), default=0.01, metavar="X", help="more bad rows: exit status 1"
     )
     check.add_argument("--against", metavar="SPEC", help="held-out data: count the images that both have")
     check.add_argument("--model", metavar="DIR|NAME", help="count prompt tokens with this model's processor")
     check.add_argument("--system_prompt", metavar="TEXT", help="count it too, before every prompt that brings none")
     add_pixel_bounds(check)
     check.add_argument(
-        "--max_prompt_tokens", type=at_least(1), metavar="N", help="name the rows that are longer (needs --model)"
+        "--max_prompt_tokens", type=COUNT, metavar="N", help="name the rows that are longer (needs --model)"
     )
     return parser

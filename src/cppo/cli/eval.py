@@ -10,7 +10,7 @@ from cppo.assets import adapter_base, resolve_model
 from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, category_text, report_lines
-from cppo.cli.parser import Parser, add_data_options, at_least, fraction, number_from
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, number_in
 from cppo.cli.response_file import ResponseFile
 from cppo.cli.trained import add_answer_options, answer_settings, load_rows, trained_recipe
 from cppo.data import RecordSource
@@ -141,16 +141,13 @@ ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_pr
 def _check_sampling(arguments: Any) -> list[int]:
     """The k of pass@k: those asked for, else powers of two up to the number of samples.
 
-    Raises:
-        UserError: options of sampling that do not go together.
+    Raises UserError for options of sampling that do not go together.
     """
     samples, temperature = arguments.samples, arguments.temperature
     if samples > 1 and temperature == 0:
         raise UserError(f"--temperature 0 is greedy: {samples} samples would all be the same; give --samples 1")
     if arguments.top_p is not None and not (samples > 1 or temperature):
         raise UserError("--top_p needs sampling: give --temperature above 0, or --samples above 1")
-    if arguments.top_p == 0:
-        raise UserError("--top_p must be above 0")
     for k in arguments.pass_k or ():
         if k > samples:
             raise UserError(f"--pass_k {k} needs at least {k} samples an item, but --samples is {samples}")
@@ -160,10 +157,8 @@ def _check_sampling(arguments: Any) -> list[int]:
 
 def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], ViewSampler, bool]:
     """What decides the responses and their scores, as given, as trained, or by default; the trained views; and whether
-    these are the published ones, for want of a run's.
-
-    Raises:
-        UserError: the card needs the run's views, and they cannot be loaded.
+    these are the published ones, for want of a run's. Raises UserError where the card needs the run's views, and they
+    cannot be loaded.
     """
     trained = trained_recipe(arguments.model)
     greedy = arguments.samples == 1 and not arguments.temperature
@@ -208,16 +203,19 @@ def _parser() -> Parser:
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
     add_data_options(parser)
     parser.add_argument(
-        "--samples", type=at_least(1), default=1, metavar="N", help="1 (default) is greedy; more: avg@N and pass@k"
+        "--samples", type=COUNT, default=1, metavar="N", help="1 (default) is greedy; more: avg@N and pass@k"
     )
     parser.add_argument(
-        "--temperature", type=number_from(0), metavar="X", help="0 is greedy (default: 1 for several samples, else 0)"
+        "--temperature",
+        type=number_in("[0, inf)"),
+        metavar="X",
+        help="0 is greedy (default: 1 for several samples, else 0)",
     )
-    parser.add_argument("--top_p", type=fraction, metavar="X", help="of the sampling (default: 1)")
+    parser.add_argument("--top_p", type=number_in("(0, 1]"), metavar="X", help="of the sampling (default: 1)")
     parser.add_argument(
-        "--pass_k", type=at_least(1), nargs="+", metavar="K", help="k of pass@k (default: powers of two up to N)"
+        "--pass_k", type=COUNT, nargs="+", metavar="K", help="k of pass@k (default: powers of two up to N)"
     )
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N items")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N items")
     parser.add_argument(
         "--blank", action="store_true", help="also the accuracy with a grey image: what needs no looking"
     )
@@ -235,15 +233,13 @@ def _parser() -> Parser:
         "--responses", metavar="FILE", help="store every response in a .jsonl file; go on from it where it stopped"
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
-    parser.add_argument(
-        "--batch_size", type=at_least(1), default=64, metavar="N", help="responses at once (default: 64)"
-    )
+    parser.add_argument("--batch_size", type=COUNT, default=64, metavar="N", help="responses at once (default: 64)")
     parser.add_argument(
         "--tolerance",
-        type=fraction,
+        type=number_in("[0, 1]"),
         metavar="X",
         help="how far a number may lie from the expected one, as a fraction of it (default: as trained, else 0)",
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the sampling (default: 0)")
     add_answer_options(parser)
     return parser

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import Parser, add_data_options, at_least
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
@@ -87,11 +87,11 @@ def _parser() -> Parser:
         help="a recipe whose views, score, selection, gate and temperature are taken (default: a run directory's own)",
     )
     parser.add_argument(
-        "--limit", type=at_least(1), default=DEFAULT_LIMIT, metavar="N", help=f"items (default: {DEFAULT_LIMIT})"
+        "--limit", type=COUNT, default=DEFAULT_LIMIT, metavar="N", help=f"items (default: {DEFAULT_LIMIT})"
     )
     parser.add_argument(
-        "--samples", type=at_least(1), default=4, metavar="N", help="responses an item; 1 is greedy (default: 4)"
+        "--samples", type=COUNT, default=4, metavar="N", help="responses an item; 1 is greedy (default: 4)"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of sampling and views (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of sampling and views (default: 0)")
     add_answer_options(parser)
     return parser

@@ -9,6 +9,7 @@ from typing import NoReturn
 import yaml
 
 from cppo.errors import UserError
+from cppo.recipes import in_interval
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,41 +60,25 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=110)
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """The argparse type of whole numbers from `minimum` on."""
+def number_in(interval: str, *, whole: bool = False) -> Callable[[str], float]:
+    """The argparse type of the numbers in an interval such as "(0, 1]"; of the `whole` ones, in digits alone."""
 
-    def whole_number(text: str) -> int:
-        if not text.isdigit() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
-        return int(text)
-
-    return whole_number
-
-
-def number_from(minimum: float) -> Callable[[str], float]:
-    """The argparse type of finite numbers from `minimum` on."""
-
-    def number(text: str) -> float:
+    def convert(text: str) -> float:
         try:
-            value = float(text)
+            value = int(text) if whole else float(text)
         except ValueError:
             value = math.nan
-        if not minimum <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"expected a number of at least {minimum:g}, got {text!r}")
+        if not in_interval(value, interval) or (whole and not text.isdecimal()):
+            raise argparse.ArgumentTypeError(f"expected a {'whole ' * whole}number in {interval}, got {text!r}")
         return value
 
-    return number
+    return convert
 
 
-def fraction(text: str) -> float:
-    """The argparse type of fractions of 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a fraction in [0, 1], got {text!r}")
-    return value
+COUNT = number_in("[1, inf)", whole=True)
+"""The argparse type of how many."""
+SEED = number_in("[0, inf)", whole=True)
+"""The argparse type of seeds."""
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:
@@ -107,14 +92,14 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, 
         help="your column names {prompt: question, ...}, or a layout (default: a run directory's own)",
     )
     parser.add_argument(
-        "--max_bad_fraction", type=fraction, default=0.01, metavar="X", help="bad rows skipped up to it"
+        "--max_bad_fraction", type=number_in("[0, 1]"), default=0.01, metavar="X", help="bad rows skipped up to it"
     )
 
 
 def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
     """The options --min_pixels and --max_pixels, for `cppo.data.PixelBounds`."""
     for name, what in (("min", "scale images of fewer pixels up to N"), ("max", "scale images of more down to N")):
-        parser.add_argument(f"--{name}_pixels", type=at_least(1), metavar="N", help=f"{what}, as a training run does")
+        parser.add_argument(f"--{name}_pixels", type=COUNT, metavar="N", help=f"{what}, as a training run does")
 
 
 def columns_option(text: str) -> dict[str, str] | str:

@@ -22,8 +22,8 @@ VERSION = 1
 class ResponseFile:
     """Responses on disk, by condition in the order of the records.
 
-    Raises:
-        UserError: the file is of something else or of other settings, is damaged, or cannot be read or written.
+    Raises UserError for a file of something else or of other settings, a damaged one, or one that cannot be read or
+    written.
     """
 
     def __init__(self, path: str, settings: Mapping[str, Any]) -> None:
@@ -40,8 +40,7 @@ class ResponseFile:
     def known(self, condition: str, source: Any) -> "tuple[ItemResult, ...]":
         """Results of the first records of `source` under a condition.
 
-        Raises:
-            UserError: the last of them is of another record.
+        Raises UserError where the last of them is of another record.
         """
         from cppo.evaluation import ItemResult
 

@@ -1,9 +1,8 @@
 """`cppo train`: reinforcement learning from a recipe."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cppo.assets import resolve_model
 from cppo.cli.checks import check_options, check_recipe
@@ -14,12 +13,10 @@ from cppo.recipes import Recipe, RunDirectory, TrainOptions
 from cppo.runs.sources import load_sources
 
 if TYPE_CHECKING:
-    from cppo.runs.dry_run import BatchNeeds, Plan
     from cppo.runs.run import BestCheckpoint, RunResult
 
 DEFAULT_RECIPE = "micro"
-MIB = 2**20
-SMALL_BYTES = 100 * MIB
+SMALL_BYTES = 100 * 2**20
 DESCRIPTION = (
     "Trains a vision-language model with CPPO: GRPO plus a contrastive loss on the response tokens that depend on the "
     "image; or with another method (`cppo methods` lists them). Without arguments it trains the embedded micro model "
@@ -53,9 +50,9 @@ def _run(recipe: Recipe, named: bool) -> None:
     if options.dry_run:
         from cppo.runs.dry_run import rehearse
 
-        plan = rehearse(recipe, sources)
-        if plan is not None:
-            print("\n".join(plan_lines(plan, recipe)))
+        lines = rehearse(recipe, sources)
+        if lines is not None:
+            print("\n".join(lines))
         return
 
     from cppo.reports import write_report
@@ -113,61 +110,3 @@ def best_lines(best: "BestCheckpoint | None") -> list[str]:
         return []
     used = "the model below" if best.is_the_model else "not the model below: --load_best_model_at_end takes it"
     return [f"best       {best.path}, {best.metric} {best.value:.4g} ({used})"]
-
-
-def plan_lines(plan: "Plan", recipe: Recipe) -> list[str]:
-    """What a run would do, as text lines; "as now" is with the model's present answers, "at worst" with full length."""
-    config = recipe.resolved
-    mean, longest = plan.prompt_tokens
-    rewards = ", ".join(f"{name} x {weight:g}" for name, weight in plan.rewards.items())
-    return [
-        f"model      {recipe.options.model}: {plan.trained_weights:,} of {plan.all_weights:,} weights trained, "
-        f"{plan.dtype} on {plan.device}, {plan.processes} process(es)",
-        f"rows       {plan.rows:,} to train on, {plan.skipped_rows:,} bad, {plan.long_rows:,} too long; "
-        f"{plan.held_out_rows:,} held out",
-        f"steps      {plan.steps:,}, {plan.epochs:.2f} epochs; every {plan.generation_steps} share {plan.prompts} "
-        f"prompts x {plan.generations} responses",
-        f"tokens     prompts {mean:.0f} on average, {longest:,} at most in {plan.probed_rows:,} rows, images included; "
-        f"responses up to {plan.response_tokens:,}",
-        f"method     {config['method']}: {method_text(config)}",
-        f"loss       {plan.loss_type}, scorer {config['scorer']}",
-        f"rewards    {rewards}",
-        "memory     "
-        + ", ".join(f"{part.name} {_mib(getattr(plan.memory, part.name))}" for part in fields(plan.memory)),
-        *(
-            _needs_line(label, needs, plan)
-            for label, needs in (("as now", plan.as_answered), ("at worst", plan.at_worst))
-        ),
-        f"written    nothing; without --dry_run it goes to {recipe.output_dir}",
-    ]
-
-
-def method_text(config: Mapping[str, Any]) -> str:
-    """What a method makes of views, from the options in force."""
-    sink, weight = config["perception_sink"], config["perception_weight"]
-    entropy = config["perception_removing_entropy_weight"]
-    used = []
-    if sink == "advantage":
-        used.append(f"perception_sink advantage, kept by the tokens of the best {config['perception_score']}")
-    elif sink == "weights":
-        used.append(f"perception_sink weights, of every token by its {config['perception_score']}")
-    elif sink != "none" and weight:
-        used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {config['perception_memory']}")
-    if sink in ("contrast", "divergence") and entropy:
-        used.append(f"entropy under I- x {entropy:g}")
-    if config["rollout_views"]:
-        share = f"{config['rollout_view_mode']} {config['rollout_view_fraction']:g}"
-        used.append(f"rollouts from {', '.join(config['rollout_views'])} ({share})")
-    return "; ".join(used) or "no views"
-
-
-def _needs_line(label: str, needs: "BatchNeeds", plan: "Plan") -> str:
-    minutes = plan.steps * needs.step_seconds / 60
-    return (
-        f"{label:<10} rollout {_mib(needs.rollout)}, update {_mib(needs.update)}, {_mib(needs.peak(plan.memory))} "
-        f"at the peak; {needs.step_seconds:.2f} s a step, {minutes:,.1f} minutes for all steps"
-    )
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:,.0f} MiB"

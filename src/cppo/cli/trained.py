@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cppo.cli.checks import check_data
-from cppo.cli.parser import add_pixel_bounds, at_least
+from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, check_columns, load_records
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
@@ -25,7 +25,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """The options of how a model answers: --max_new_tokens, --system_prompt, pixel bounds, --device and --dtype."""
     parser.add_argument(
         "--max_new_tokens",
-        type=at_least(1),
+        type=COUNT,
         metavar="N",
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )

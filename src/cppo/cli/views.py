@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import Parser, add_data_options, at_least
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
@@ -125,14 +125,14 @@ def _parser() -> Parser:
         metavar="NAME",
         help=f"these instead of the recipe's: {', '.join((*EVERY_PRESERVING, *EVERY_REMOVING))}, or file.py:function",
     )
-    parser.add_argument("--draws", type=at_least(1), default=4, metavar="N", help="draws of each family (default: 4)")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument("--draws", type=COUNT, default=4, metavar="N", help="draws of each family (default: 4)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the draws (default: 0)")
     parser.add_argument("--model", metavar="DIR|NAME", help="let this model answer under every view, greedily")
     parser.add_argument("--prompt", metavar="TEXT", help=f"what to ask of --image (default: {DEFAULT_PROMPT!r})")
     parser.add_argument("--answer", metavar="TEXT", help="the right answer to --prompt")
     parser.add_argument(
         "--limit",
-        type=at_least(1),
+        type=COUNT,
         default=DEFAULT_LIMIT,
         metavar="N",
         help=f"rows of --data (default: {DEFAULT_LIMIT})",

@@ -93,12 +93,15 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
         **_contents([*_cell_files(cell.recipe), *_view_files(study.evaluations[cell.task])], fingerprint),
     }
     request = {
-        **_who(cell),
+        "task": cell.task,
+        "label": cell.label,
+        "seed": cell.seed,
         "recipe": _recipe_values(cell.recipe),
         "steps": identity["steps"],
         "keep_model": study.options.keep_models,
     }
-    return Job("cell", f"{cell.task}, {cell.label}, seed {cell.seed}", _folder(study, "cells", cell), identity, request)
+    folder = study.output_dir / "cells" / cell.task / cell.label / f"seed-{cell.seed}"
+    return Job("cell", f"{cell.task}, {cell.label}, seed {cell.seed}", folder, identity, request)
 
 
 def timing_jobs(study: Study) -> list[Job]:
@@ -124,8 +127,7 @@ def timing_jobs(study: Study) -> list[Job]:
 def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
     """The jobs without a result. With `rerun` also those whose options have changed since.
 
-    Raises:
-        UserError: a finished job's options have changed, and `rerun` is not given.
+    Raises UserError where a finished job's options have changed and `rerun` is not given.
     """
     waiting = []
     for job in jobs:
@@ -142,10 +144,8 @@ def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
 
 def adopt(study: Study, jobs: list[Job]) -> list[Job]:
     """Copy the results that the study lacks and another of its `cells_from` has, under the same task, label and seed
-    and with equal options; returns the jobs that got one.
-
-    Raises:
-        UserError: one of the folders is not there, or a result in it cannot be read.
+    and with equal options; returns the jobs that got one. Raises UserError where one of the folders is not there, or a
+    result in it cannot be read.
     """
     folders = [Path(name) for name in study.options.cells_from]
     for folder in folders:
@@ -204,14 +204,6 @@ def _view_files(options: Mapping[str, Any]) -> list[Path]:
 def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:
     """What the files hold on which a result depends, as an entry of its identity; none where there are no files."""
     return {"contents_of_files": {str(file): fingerprint(file) for file in files}} if files else {}
-
-
-def _folder(study: Study, kind: str, cell: Cell) -> Path:
-    return study.output_dir / kind / cell.task / cell.label / f"seed-{cell.seed}"
-
-
-def _who(cell: Cell) -> dict[str, Any]:
-    return {"task": cell.task, "label": cell.label, "seed": cell.seed}
 
 
 def _recipe_values(recipe: Recipe) -> dict[str, Any]:

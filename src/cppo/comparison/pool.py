@@ -61,8 +61,7 @@ def run_jobs(
 def start(job: Job, threads: int, gpu: str | None = None) -> subprocess.Popen:
     """Start a job's process; it ends itself when its standard input closes, so it never outlives this one.
 
-    Raises:
-        OSError: the job's folder cannot be written, or no process started.
+    Raises OSError where the job's folder cannot be written, or no process started.
     """
     job.begin()
     count = str(threads)

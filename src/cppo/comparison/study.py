@@ -11,7 +11,7 @@ from typing import Any
 from cppo.comparison.options import StudyOptions
 from cppo.errors import UserError
 from cppo.methods import with_method
-from cppo.recipes import Recipe, Schema, load_recipe, read_mapping, schema
+from cppo.recipes import Recipe, Schema, load_recipe, packaged_names, packaged_or_file, read_mapping, schema
 from cppo.recipes.static_fields import dataclass_fields
 from cppo.views import CONDITION_NAMES
 
@@ -147,25 +147,18 @@ def study_schema() -> Schema:
 
 def study_names() -> list[str]:
     """Names of the packaged studies."""
-    return sorted(path.stem for path in STUDIES_DIR.glob("*.yaml"))
+    return packaged_names(STUDIES_DIR)
 
 
 def study_file(name_or_file: str) -> Path:
     """The file of a packaged study's name, or of a user's own. Raises UserError for neither."""
-    if name_or_file in study_names():
-        return STUDIES_DIR / f"{name_or_file}.yaml"
-    if Path(name_or_file).is_file():
-        return Path(name_or_file)
-    raise UserError(
-        f"study {name_or_file!r}: no such file, and not one of the packaged studies ({', '.join(study_names())})"
-    )
+    return packaged_or_file(STUDIES_DIR, "study", name_or_file)
 
 
 def load_study(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Study:
     """Read and check a study and every cell's options; `overrides` (checked values) win over the file's.
 
-    Raises:
-        UserError: unreadable file, unknown option, wrong value, method or label, in one line that says where.
+    Raises UserError, which says where, for an unreadable file, a wrong option, value, method or label.
     """
     file, where = study_file(name_or_file), f"study {name_or_file}"
     given = {**read_mapping(file, where), **(overrides or {})}

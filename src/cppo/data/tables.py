@@ -41,8 +41,7 @@ class TableImage:
 def open_table(spec: PathSpec | HubSpec, split: str) -> "datasets.Dataset":
     """The table that a SPEC names, memory-mapped; `split` where the SPEC names none.
 
-    Raises:
-        UserError: it cannot be read, or has no such split.
+    Raises UserError where it cannot be read, or has no such split.
     """
     import datasets
 

@@ -11,7 +11,7 @@ from cppo.evaluation.conditions import (
 from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.generate import generate_responses, prompt_inputs
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement
-from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths, without_long_rows
+from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import (
     MeanInterval,
@@ -55,5 +55,4 @@ __all__ = [
     "prompt_lengths",
     "same_answers",
     "t_interval",
-    "without_long_rows",
 ]

@@ -66,8 +66,7 @@ def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
     - `held_out_preserving`, `held_out_removing`: kinds never used in training (`cppo.views.held_out`);
     - the name of a single family, also of the user's own: that one alone.
 
-    Raises:
-        UserError: there is no condition of that name.
+    Raises UserError for any other name.
     """
     trained = ViewSampler(0) if trained is None else trained
     groups: dict[str, Sequence[str]] = {

@@ -15,11 +15,8 @@ FAILURES = (OSError, ValueError, ImportError)
 
 
 def check_vision_model(name: str) -> None:
-    """Whether `name` (a packaged name, a folder, a Hugging Face name) is a model with a vision tower, or an adapter of
-    one.
-
-    Raises:
-        UserError: its configuration cannot be read, or has no vision part.
+    """Refuse a `name` (a packaged name, a folder, a Hugging Face name) that is neither a model with a vision tower nor
+    an adapter of one. Raises UserError, also where its configuration cannot be read.
     """
     try:
         config = AutoConfig.from_pretrained(resolve_model(adapter_base(name) or name))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cppo.data import Record, RecordSource, chat_messages
-from cppo.errors import UserError
 from cppo.evaluation.generate import prompt_inputs
 
 PROMPTS_AT_ONCE = 16
@@ -43,21 +42,3 @@ def prompt_lengths(
 def long_rows(source: RecordSource, counts: list[int], limit: int) -> list[LongRow]:
     """The records of more than `limit` prompt tokens, in order."""
     return [LongRow(source.place(index), count) for index, count in enumerate(counts) if count > limit]
-
-
-def without_long_rows(
-    source: RecordSource, processor: Any, limit: int, system_prompt: str | None = None
-) -> tuple[RecordSource, list[LongRow]]:
-    """The records of at most `limit` prompt tokens in their order, and those left out.
-
-    Raises:
-        UserError: none is left.
-    """
-    counts = prompt_lengths(processor, source, system_prompt=system_prompt)
-    kept = source.keep([index for index, count in enumerate(counts) if count <= limit])
-    if not len(kept):
-        raise UserError(
-            f"{source.name}: max_prompt_tokens = {limit} leaves no row: the shortest prompt has {min(counts)} tokens, "
-            "images included; raise it, or lower max_pixels"
-        )
-    return kept, long_rows(source, counts, limit)

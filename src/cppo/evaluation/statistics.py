@@ -35,8 +35,7 @@ def bootstrap_means(values: Sequence[float] | np.ndarray, rng: np.random.Generat
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean of scores in [0, 1]: Wilson's where every item scores 0 or 1, else the bootstrap's.
 
-    Raises:
-        ValueError: there are no values.
+    Raises ValueError without values.
     """
     if not len(values):
         raise ValueError("mean_interval: there are no values")
@@ -49,10 +48,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Chance that k of n responses, drawn without replacement, hold a correct one: 1 - C(n - c, k) / C(n, k).
 
-    The unbiased estimate of solving an item in k attempts (Chen et al. 2021, arXiv 2107.03374).
-
-    Raises:
-        ValueError: not 1 <= k <= n and 0 <= correct <= n.
+    The unbiased estimate of solving an item in k attempts (Chen et al. 2021, arXiv 2107.03374). Raises ValueError
+    unless 1 <= k <= n and 0 <= correct <= n.
     """
     if not 1 <= k <= n or not 0 <= correct <= n:
         raise ValueError(f"pass_at_k needs 1 <= k <= n and 0 <= correct <= n, got k {k}, {correct} of {n}")
@@ -102,10 +99,8 @@ class MeanInterval:
 def t_interval(values: Sequence[float]) -> MeanInterval:
     """Student's interval of the mean of independent values, one per seed: mean -+ t s / sqrt(n) with n - 1 degrees.
 
-    Of paired differences (same seed, same data, two methods) it is the paired t interval.
-
-    Raises:
-        ValueError: no values.
+    Of paired differences (same seed, same data, two methods) it is the paired t interval. Raises ValueError without
+    values.
     """
     if not len(values):
         raise ValueError("t_interval needs at least one value")

@@ -1,10 +1,13 @@
 """The blocks that every method is made of, and the options of `CPPOConfig` that say which one it takes.
 
-1. Views: images that the policy is also scored under (I+, I-), or that rollouts are made from.
-2. Score: how much each response token depends on the image.
-3. Selector and gate: the tokens, and the rollouts, that the method acts on.
-4. Sink: what the divergences or scores go into: a loss of their own, or the advantages.
-5. RL: the loss that all this is added to (TRL's options).
+1. Views: images that the policy is also scored under (I+, I-), or that rollouts are made from (`preserving_views`,
+   `removing_views`, `rollout_view*`, and the strengths `view_*`).
+2. Score: how much each response token depends on the image (`perception_score`).
+3. Selector and gate: the tokens, and the rollouts, that the method acts on (`perception_selector`,
+   `perception_top_fraction`; `perception_gate*`, `perception_rollouts_per_group`, `perception_weighting`).
+4. Sink: what the divergences or scores go into, a loss of their own or the advantages (`perception_sink`, the other
+   options `perception_*`).
+5. RL: the loss that all this is added to (TRL's options, `rl_weight`).
 
 A method sets options; it has no code of its own. A block that no published method needed yet is one more function
 behind one of these options.
@@ -17,56 +20,21 @@ from typing import Any
 
 Options = dict[str, Any]
 
-VIEWS = (
-    "preserving_views",
-    "removing_views",
-    "view_brightness",
-    "view_contrast",
-    "view_saturation",
-    "view_perspective_distortion",
-    "view_perspective_probability",
-    "view_rotation_degrees",
-    "view_diffusion_steps",
-    "view_noise_rectangles",
-    "view_noise_side",
-    "view_crop_side",
-    "view_patch_side",
-    "view_patch_probability",
-    "rollout_views",
-    "rollout_view_mode",
-    "rollout_view_fraction",
-    "rollout_view_decay",
-)
-SCORE = ("perception_score",)
-SELECTOR_AND_GATE = (
-    "perception_selector",
-    "perception_top_fraction",
-    "perception_gate",
-    "perception_gate_reward",
-    "perception_rollouts_per_group",
-    "perception_weighting",
-)
-SINK = (
-    "perception_sink",
-    "perception_weight",
-    "perception_temperature",
-    "perception_divergence",
-    "perception_preserving_weight",
-    "perception_removing_weight",
-    "perception_removing_entropy_weight",
-    "perception_advantage_floor",
-    "perception_weight_threshold",
-    "perception_weight_slope",
-    "perception_normalization",
-    "perception_view_gradients",
-    "perception_anchor_gradients",
-)
-RL = ("rl_weight",)
 SHAPING_SINKS = ("advantage", "weights")
 """Values of `perception_sink` that change the advantages and add no loss."""
 
-METHOD_OPTIONS = frozenset((*VIEWS, *SCORE, *SELECTOR_AND_GATE, *SINK, *RL))
-"""The options of CPPO's own that belong to a method: a recipe's values for them go when another method is chosen."""
+EXECUTION_OPTIONS = frozenset(
+    {
+        "scorer",
+        "perception_memory",
+        "per_device_generation_batch_size",
+        "view_threads",
+        "log_perception_grad_share",
+        "freeze_vision_tower",
+    }
+)
+"""The options of CPPO's own that say how a method is computed. All others but `method` are the method's: a recipe's
+values for them go when another method is chosen."""
 
 
 @dataclass(frozen=True)

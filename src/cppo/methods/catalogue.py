@@ -5,11 +5,11 @@ run, so that methods can be compared on the same one. The published values of th
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from cppo.errors import UserError
-from cppo.methods.blocks import METHOD_OPTIONS, Method, Options, declared
+from cppo.methods.blocks import EXECUTION_OPTIONS, Method, Options, declared
 
 DEFAULT_METHOD = "cppo"
 """What `CPPOConfig.method` is where nothing is said."""
@@ -330,8 +330,14 @@ def with_method(options: Mapping[str, Any], name: str) -> Options:
     return {**get_method(name).options, **options}
 
 
-def without_method(options: Mapping[str, Any]) -> Options:
-    """`options` without those that belong to a method, those that their own method sets, and its name."""
+def without_method(options: Mapping[str, Any], own: Container[str]) -> Options:
+    """`options` without those that belong to a method (of CPPO's `own`), those that their own method sets, and its
+    name.
+    """
     name = options.get("method", DEFAULT_METHOD)
-    own = METHODS[name].options if isinstance(name, str) and name in METHODS else {}
-    return {option: value for option, value in options.items() if option not in {*METHOD_OPTIONS, *own, "method"}}
+    set_by_it = METHODS[name].options if isinstance(name, str) and name in METHODS else {}
+    return {
+        option: value
+        for option, value in options.items()
+        if option in EXECUTION_OPTIONS or (option not in own and option not in set_by_it)
+    }

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from cppo.errors import UserError
+from cppo.recipes.static_fields import option
 
 ADAPTER_OPTIONS = (
     "lora_r",
@@ -28,76 +29,48 @@ class RunOptions:
             "folder that `datasets` saved, or a list of them."
         }
     )
-    model: str = field(
-        default="micro",
-        metadata={"help": "The model: `micro` (it comes with the package), a folder, or a Hugging Face name."},
+    model: str = option("micro", "The model: `micro` (it comes with the package), a folder, or a Hugging Face name.")
+    eval_data: str | list[str] | None = option(
+        None, "Held-out data, written like `data`; the split `test` where a task has splits."
     )
-    eval_data: str | list[str] | None = field(
-        default=None, metadata={"help": "Held-out data, written like `data`; the split `test` where a task has splits."}
+    columns: dict[str, str] | str | None = option(
+        None,
+        "Your column names, e.g. {prompt: question, images: image, answer: solution}, or a known layout: geometry3k, "
+        "trl, verl, virl39k.",
     )
-    columns: dict[str, str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Your column names, e.g. {prompt: question, images: image, answer: solution}, or a known layout: "
-            "geometry3k, trl, verl, virl39k."
-        },
+    min_pixels: Annotated[int | None, "[1, 100000000]"] = option(
+        None, "Images of fewer pixels are scaled up to so many, before views and the model's own processor."
     )
-    min_pixels: Annotated[int | None, "[1, 100000000]"] = field(
-        default=None,
-        metadata={
-            "help": "Images of fewer pixels are scaled up to so many, before views and the model's own processor.",
-        },
+    max_pixels: Annotated[int | None, "[1, 100000000]"] = option(
+        None, "Images of more pixels are scaled down to so many: fewer image tokens, less memory."
     )
-    max_pixels: Annotated[int | None, "[1, 100000000]"] = field(
-        default=None,
-        metadata={
-            "help": "Images of more pixels are scaled down to so many: fewer image tokens, less memory.",
-        },
+    max_prompt_tokens: Annotated[int | None, "[1, inf)"] = option(
+        None,
+        "Rows whose prompt is longer, image tokens included, are named and left out of training. Without it none is "
+        "left out, nor shortened.",
     )
-    max_prompt_tokens: Annotated[int | None, "[1, inf)"] = field(
-        default=None,
-        metadata={
-            "help": "Rows whose prompt is longer, image tokens included, are named and left out of training. Without "
-            "it none is left out, nor shortened.",
-        },
+    resume_from_checkpoint: bool | str | None = option(
+        None, "Continue from a checkpoint folder, or with `true` from the latest one of output_dir."
     )
-    resume_from_checkpoint: bool | str | None = field(
-        default=None,
-        metadata={"help": "Continue from a checkpoint folder, or with `true` from the latest one of output_dir."},
+    overwrite: bool = option(False, "Replace the files of an earlier run in output_dir.")
+    quiet: bool = option(False, "Plain lines on a terminal too: no progress bar, no table of samples.")
+    use_peft: bool = option(
+        False, "Train a LoRA adapter and leave the model's own weights as they are (`cppo export` merges)."
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the files of an earlier run in output_dir."})
-    quiet: bool = field(
-        default=False, metadata={"help": "Plain lines on a terminal too: no progress bar, no table of samples."}
+    lora_r: Annotated[int, "[1, inf)"] = option(16, "LoRA: rank of the update.")
+    lora_alpha: Annotated[int, "[1, inf)"] = option(32, "LoRA: the update is scaled by lora_alpha / lora_r.")
+    lora_dropout: Annotated[float, "[0, 1)"] = option(
+        0.0, "LoRA: dropout before the update. Above 0 an image and its views differ by chance too."
     )
-    use_peft: bool = field(
-        default=False,
-        metadata={"help": "Train a LoRA adapter and leave the model's own weights as they are (`cppo export` merges)."},
+    lora_target_modules: list[str] | None = option(
+        None,
+        "LoRA: names of the modules, matched as PEFT does, in the vision tower too; `all-linear` for every linear "
+        "layer but the head. Without it the linear layers of the language model.",
     )
-    lora_r: Annotated[int, "[1, inf)"] = field(default=16, metadata={"help": "LoRA: rank of the update."})
-    lora_alpha: Annotated[int, "[1, inf)"] = field(
-        default=32, metadata={"help": "LoRA: the update is scaled by lora_alpha / lora_r."}
-    )
-    lora_dropout: Annotated[float, "[0, 1)"] = field(
-        default=0.0,
-        metadata={
-            "help": "LoRA: dropout before the update. Above 0 an image and its views differ by chance too.",
-        },
-    )
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "LoRA: names of the modules, matched as PEFT does, in the vision tower too; `all-linear` for every "
-            "linear layer but the head. Without it the linear layers of the language model."
-        },
-    )
-    load_in_4bit: bool = field(
-        default=False, metadata={"help": "QLoRA: hold the model in 4 bit (needs bitsandbytes, a CUDA GPU, use_peft)."}
-    )
-    load_in_8bit: bool = field(default=False, metadata={"help": "The same in 8 bit."})
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "Kind of 4-bit number."})
-    use_bnb_nested_quant: bool = field(
-        default=False, metadata={"help": "Whether the scales of the 4-bit numbers are quantized too."}
-    )
+    load_in_4bit: bool = option(False, "QLoRA: hold the model in 4 bit (needs bitsandbytes, a CUDA GPU, use_peft).")
+    load_in_8bit: bool = option(False, "The same in 8 bit.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("nf4", "Kind of 4-bit number.")
+    use_bnb_nested_quant: bool = option(False, "Whether the scales of the 4-bit numbers are quantized too.")
 
     def __post_init__(self) -> None:
         if not self.use_peft:
@@ -113,46 +86,30 @@ class RunOptions:
 class TrainOptions(RunOptions):
     """Options of `cppo train`."""
 
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "A system message put before every prompt that brings none."}
+    system_prompt: str | None = option(None, "A system message put before every prompt that brings none.")
+    max_bad_fraction: Annotated[float, "[0, 1]"] = option(
+        0.01, "Rows that cannot be used are skipped up to this share of the data."
     )
-    max_bad_fraction: Annotated[float, "[0, 1]"] = field(
-        default=0.01,
-        metadata={"help": "Rows that cannot be used are skipped up to this share of the data."},
+    eval_limit: Annotated[int | None, "[1, inf)"] = option(
+        256, "Items of eval_data used by evaluations DURING training."
     )
-    eval_limit: Annotated[int | None, "[1, inf)"] = field(
-        default=256,
-        metadata={"help": "Items of eval_data used by evaluations DURING training."},
+    final_eval_samples: Annotated[int, "[0, inf)"] = option(
+        0, "Items of eval_data answered greedily before and after training, and after it with a blank image (0 = off)."
     )
-    final_eval_samples: Annotated[int, "[0, inf)"] = field(
-        default=0,
-        metadata={
-            "help": "Items of eval_data answered greedily before and after training, and after it with a blank image "
-            "(0 = off).",
-        },
+    probe_steps: Annotated[int | None, "[0, inf)"] = option(
+        None,
+        "Every so many steps the report's held-out accuracy and perception tokens are taken on the first probe_items "
+        "of eval_data (default: eight times per run, but not with FSDP or DeepSpeed; 0 = off).",
     )
-    probe_steps: Annotated[int | None, "[0, inf)"] = field(
-        default=None,
-        metadata={
-            "help": "Every so many steps the report's held-out accuracy and perception tokens are taken on the first "
-            "probe_items of eval_data (default: eight times per run, but not with FSDP or DeepSpeed; 0 = off).",
-        },
+    probe_items: Annotated[int, "[1, inf)"] = option(64, "Items of eval_data answered greedily at each probe.")
+    rewards: list[str] | None = option(
+        None,
+        "Reward functions, weighted by reward_weights (default 1 each): accuracy, format, length, repetition, or your "
+        "own as module:function or file.py:function, options after `?`. Without it accuracy and format, weighted 0.9 "
+        "and 0.1.",
     )
-    probe_items: Annotated[int, "[1, inf)"] = field(
-        default=64, metadata={"help": "Items of eval_data answered greedily at each probe."}
-    )
-    rewards: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Reward functions, weighted by reward_weights (default 1 each): accuracy, format, length, "
-            "repetition, or your own as module:function or file.py:function, options after `?`. Without it accuracy "
-            "and format, weighted 0.9 and 0.1."
-        },
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Check options, data and model, train three batches in a temporary folder, print the plan with "
-            "steps, tokens, memory and time, and write nothing."
-        },
+    dry_run: bool = option(
+        False,
+        "Check options, data and model, train three batches in a temporary folder, print the plan with steps, tokens, "
+        "memory and time, and write nothing.",
     )

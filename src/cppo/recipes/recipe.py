@@ -48,25 +48,32 @@ class Recipe:
         return self.config.get("method", DEFAULT_METHOD)
 
 
+def packaged_names(folder: Path) -> list[str]:
+    """Names of the YAML files in a folder of the package."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def packaged_or_file(folder: Path, what: str, name_or_file: str) -> Path:
+    """The file of a packaged name in `folder`, or a user's own.
+
+    Raises UserError for neither; the message says `what` was looked for: "recipe".
+    """
+    names = packaged_names(folder)
+    if name_or_file in names:
+        return folder / f"{name_or_file}.yaml"
+    if Path(name_or_file).is_file():
+        return Path(name_or_file)
+    raise UserError(f"{what} {name_or_file!r}: no such file, and not one of the packaged ones ({', '.join(names)})")
+
+
 def recipe_names() -> list[str]:
     """Names of the packaged recipes."""
-    return sorted(path.stem for path in RECIPES_DIR.glob("*.yaml"))
+    return packaged_names(RECIPES_DIR)
 
 
 def recipe_file(name_or_file: str) -> Path:
-    """The file of a packaged recipe's name, or of a user's own.
-
-    Raises:
-        UserError: neither a packaged name nor a file.
-    """
-    if name_or_file in recipe_names():
-        return RECIPES_DIR / f"{name_or_file}.yaml"
-    path = Path(name_or_file)
-    if path.is_file():
-        return path
-    raise UserError(
-        f"recipe {name_or_file!r}: no such file, and not one of the packaged recipes ({', '.join(recipe_names())})"
-    )
+    """The file of a packaged recipe's name, or of a user's own. Raises UserError for neither."""
+    return packaged_or_file(RECIPES_DIR, "recipe", name_or_file)
 
 
 def accelerate_files() -> dict[str, Path]:
@@ -85,11 +92,8 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
 
     Without an `output_dir` it is `runs/<name of the recipe>`. If `overrides` names other `data`, the recipe's `columns`
     and held-out data are dropped with the recipe's own; if another `method`, so are the recipe's options of methods. So
-    it is with a recipe that `extends` another.
-
-    Raises:
-        UserError: unreadable file, unknown option, wrong value, no data, recipes that extend one another. The message
-            names file and option.
+    it is with a recipe that `extends` another. Raises UserError, which names file and option, for an
+    unreadable file, an unknown option, a wrong value, no data, or recipes that extend one another.
     """
     file = recipe_file(name_or_file)
     where = f"recipe {name_or_file}"
@@ -145,7 +149,7 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     """
     kept = dict(values)
     if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
-        kept = without_method(kept)
+        kept = without_method(kept, schema("train").own)
     if "data" in overrides:
         kept.pop("columns", None)
         kept.pop("eval_data", None)

@@ -48,8 +48,7 @@ class RunDirectory:
     def find_checkpoint(self, resume: bool | str | None) -> Path | None:
         """The checkpoint folder that `resume` names: None or False none, True the latest here, else that folder.
 
-        Raises:
-            UserError: no checkpoint here, or the folder is not a complete checkpoint.
+        Raises UserError where there is none here, or that folder is not a complete checkpoint.
         """
         if resume is None or resume is False:
             return None
@@ -64,12 +63,9 @@ class RunDirectory:
         return folder
 
     def check_usable(self, *, resume: bool | str | None, overwrite: bool, write: bool = True) -> None:
-        """Whether a run may write here: the folder can be made and written to (it is made now, permissions alone do not
-        tell), and holds no earlier run and no foreign file of the same name. Without `write` nothing is made, and
-        permissions must do.
-
-        Raises:
-            UserError: otherwise.
+        """Refuse a folder that cannot be made or written to (it is made now, permissions alone do not tell), or holds
+        an earlier run or a foreign file of the same name. Without `write` nothing is made, and permissions must do.
+        Raises UserError.
         """
         if self.config.is_file() and not self.config.read_text("utf-8", "replace").startswith(CONFIG_HEADER):
             raise UserError(f"output_dir: {self.config} was not written by a run; choose another --output_dir")
@@ -118,10 +114,8 @@ class RunDirectory:
 
     def begin(self, *, checkpoint: Path | None, overwrite: bool) -> None:
         """Make the folder ready: a run that is new here starts without the files of an earlier one (without its
-        checkpoints too, if `overwrite`), one that goes on here keeps the steps up to its checkpoint.
-
-        Raises:
-            UserError: the folder cannot be made or written to.
+        checkpoints too, if `overwrite`), one that goes on here keeps the steps up to its checkpoint. Raises UserError
+        where the folder cannot be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)

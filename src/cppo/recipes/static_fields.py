@@ -1,12 +1,13 @@
-"""Reads the fields of configuration dataclasses from their source, without importing them.
+"""The fields of configuration dataclasses: one way to write them, and one to read them without importing the class.
 
 TRL's and transformers' configuration classes import torch. The command line has to find a misspelt option in the blink
 of an eye, so it reads names, annotations, defaults and help texts from the syntax tree instead.
 """
 
 import ast
+import copy
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,17 @@ class OptionField:
     interval: str | None
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of an options class: its default (a list or mapping is copied for each instance) and its help."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
 def dataclass_fields(module: str, class_name: str) -> dict[str, OptionField]:
     """The fields that `class_name` itself declares in `module` (not the inherited ones), in source order.
 
-    Raises:
-        LookupError: the module's file or the class is not there.
+    Raises LookupError where the module's file or the class is not there.
     """
     for node in _module_tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
@@ -134,9 +141,12 @@ def _read_default(node: ast.expr | None) -> tuple[Any, dict[str, Any]]:
     """The default and the entries of the metadata, where they are literals (else UNSET)."""
     if node is None:
         return UNSET, {}
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "option":
+        default, text = map(_literal, node.args)
+        return default, {"help": text}
     if not (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "field"):
         return _literal(node), {}
-    default: Any = UNSET
+    default = UNSET
     metadata: dict[str, Any] = {}
     for keyword in node.keywords:
         if keyword.arg == "default":

@@ -41,8 +41,7 @@ def value_from_words(field: OptionField, words: list[str], *, where: str) -> Any
 def check_value(field: OptionField, value: Any, *, where: str) -> Any:
     """`value` in the option's own type; text is read as YAML would read it where the option is not text.
 
-    Raises:
-        UserError: a wrong type, a value outside the choices or the range.
+    Raises UserError for a wrong type, or a value outside the choices or the range.
     """
     if isinstance(field.default, str) and isinstance(value, str) and value == field.default:
         return value  # such as the text `none`, which elsewhere stands for no value

@@ -4,6 +4,7 @@ from here; each series differs from the others in all three, so that a chart is 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -40,22 +41,13 @@ class Series:
     band: Sequence[Band] = ()
 
 
-def figure(
-    title: str,
-    series: Sequence[Series],
-    *,
-    note: str = "",
-    x_title: str = "optimizer step",
-    y_title: str = "",
-    percent: bool = False,
-    smooth: bool = True,
-) -> Markup:
-    """A titled card with the series' `line_chart` and its legend; arguments as there.
+def figure(title: str, series: Sequence[Series], *, note: str = "", **axes: Any) -> Markup:
+    """A titled card with the series' `line_chart`, which takes `axes`, and its legend.
 
     Args:
         note: what is shown, in small print under the title.
     """
-    svg = line_chart(series, title=title, x_title=x_title, y_title=y_title, percent=percent, smooth=smooth)
+    svg = line_chart(series, title=title, **axes)
     return Markup('<figure class="card"><h3>{}</h3><div class="note">{}</div>{}{}</figure>').format(
         title, note, svg, legend([one.label if one.points else None for one in series])
     )

@@ -61,8 +61,7 @@ class RunData:
 def read_run(path: str | Path) -> RunData:
     """Read the run directory `path`; a line that a stop cut off is left out.
 
-    Raises:
-        UserError: it is not a run directory, or one of its files cannot be read.
+    Raises UserError where it is no run directory, or one of its files cannot be read.
     """
     files = RunDirectory(path)
     if not files.config.is_file():

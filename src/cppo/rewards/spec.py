@@ -58,9 +58,8 @@ class RewardSpec:
 def parse_reward(text: str) -> RewardSpec:
     """Read one reward's name. Imports nothing of it.
 
-    Raises:
-        UserError: neither a built-in nor an import path, a file or module that does not exist, an option that is not
-            name=value.
+    Raises UserError for a name that is neither a built-in nor an import path, a file or module that does not exist, or
+    an option that is not name=value.
     """
     name, mark, query = text.partition("?")
     options = _options(text, query) if mark else None
@@ -81,8 +80,7 @@ def parse_reward(text: str) -> RewardSpec:
 def check_rewards(rewards: Sequence[str], weights: Sequence[float] | None) -> list[RewardSpec]:
     """Read every reward's name, and hold their weights against them.
 
-    Raises:
-        UserError: as `parse_reward`; no reward, one given twice, or another number of weights.
+    Raises UserError as `parse_reward` does, and for no reward, one given twice, or another number of weights.
     """
     if not rewards:
         raise UserError(f"rewards: give at least one, e.g. {' '.join(DEFAULT_REWARDS)}")
@@ -104,9 +102,8 @@ def number_tolerance(specs: Sequence[RewardSpec]) -> float:
 def load_reward(spec: RewardSpec) -> RewardFunction:
     """The function itself; of a file or module of the user's, this runs its code.
 
-    Raises:
-        UserError: it cannot be imported, is no function, or refuses its options. The function itself raises it, with
-            file and line, where the user's code raises anything.
+    Raises UserError where it cannot be imported, is no function, or refuses its options. The function itself raises it,
+    with file and line, where the user's code raises anything.
     """
     function = import_object(spec.path, f"rewards: {spec.text!r}")
     if spec.options is not None:
@@ -129,8 +126,7 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
 def named_rewards(rewards: Any) -> Any:
     """What a trainer was given as rewards, where a built-in's name, or an import path, stands for its function.
 
-    Raises:
-        UserError: as `load_reward`. Any other text is left as it is: a model's name.
+    Any other text is left as it is: a model's name. Raises UserError as `load_reward` does.
     """
     if isinstance(rewards, list | tuple):
         return [named_rewards(one) for one in rewards]

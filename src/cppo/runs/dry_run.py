@@ -5,8 +5,8 @@ Memory and time are measured, not modelled: the longest prompts go through the r
 
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,11 @@ class MemoryParts:
     gradients: int
     optimizer: int
 
+    @property
+    def kept(self) -> int:
+        """Bytes beside those of the gradients, which come and go with the updates."""
+        return self.libraries + self.weights + self.optimizer
+
 
 @dataclass(frozen=True)
 class BatchNeeds:
@@ -69,54 +74,7 @@ class BatchNeeds:
 
     def peak(self, memory: MemoryParts) -> int:
         """Bytes at the most at any time."""
-        kept = memory.libraries + memory.weights + memory.optimizer
-        return kept + max(self.rollout, memory.gradients + self.update)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do, and what its first steps needed.
-
-    Attributes:
-        rows: trained on; `skipped_rows` were bad, `long_rows` too long.
-        held_out_rows: of the final evaluation.
-        prompts, generations: of a generation batch of all processes: prompts, and rollouts of each.
-        steps: optimizer steps of the run; `generation_steps` of them share a generation batch.
-        epochs: passes over the rows.
-        prompt_tokens: mean and largest of `probed_rows` rows, images included.
-        response_tokens: the longest response.
-        trained_weights, all_weights: numbers, of the policy.
-        dtype, device: of the policy's weights.
-        processes: that train together.
-        loss_type: of the policy loss, as TRL names it.
-        rewards: names and weights.
-        memory: what stays.
-        as_answered: of the longest of the probed prompts, as the model answers them now.
-        at_worst: of the same with every response of full length and every second one rewarded.
-    """
-
-    rows: int
-    skipped_rows: int
-    long_rows: int
-    held_out_rows: int
-    prompts: int
-    generations: int
-    steps: int
-    generation_steps: int
-    epochs: float
-    probed_rows: int
-    prompt_tokens: tuple[float, int]
-    response_tokens: int
-    trained_weights: int
-    all_weights: int
-    dtype: str
-    device: str
-    processes: int
-    loss_type: str
-    rewards: dict[str, float]
-    memory: MemoryParts
-    as_answered: BatchNeeds
-    at_worst: BatchNeeds
+        return memory.kept + max(self.rollout, memory.gradients + self.update)
 
 
 class _StepClock(TrainerCallback):
@@ -147,6 +105,8 @@ class _Rehearsal(CPPOTrainer):
         self.phase = "rollout"
         self.rollout_peaks: list[int] = []
         self.update_peaks: list[int] = []
+        self.clock = _StepClock()
+        self.add_callback(self.clock)
 
     @property
     def _at_worst(self) -> bool:
@@ -185,10 +145,14 @@ class _Rehearsal(CPPOTrainer):
             self.generation_kwargs["min_new_tokens"] = length
 
 
-def rehearse(recipe: Recipe, sources: RunSources) -> Plan | None:
+def rehearse(recipe: Recipe, sources: RunSources) -> list[str] | None:
     """Check a recipe with its data and model by training three generation batches; None but on the main process.
 
     Nothing is written but a temporary folder that is removed, and no logger is called.
+
+    Returns:
+        What the run would do and need, as text lines; "as now" is with the model's present answers, "at worst" with
+        every response of full length and every second one rewarded.
 
     Raises:
         UserError: as `cppo.runs.run.run_training`; or a batch does not fit into memory, naming the phase.
@@ -197,24 +161,67 @@ def rehearse(recipe: Recipe, sources: RunSources) -> Plan | None:
         quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "eval_strategy": "no"}
         check_loggers(build_config(recipe))
         prepared = prepare_run(replace(recipe, config={**recipe.config, **quiet}), sources)
-        return _train_briefly(prepared, sources)
+        return _plan_lines(recipe, prepared, sources)
 
 
-def _train_briefly(prepared: PreparedRun, sources: RunSources) -> Plan | None:
-    args, options, train = prepared.args, prepared.options, prepared.train
-    generations, response_tokens = args.num_generations, args.max_completion_length
-    batch_size, micro_batches = args.generation_batch_size, args.steps_per_generation
+def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> list[str] | None:
+    """Train on the longest of the probed prompts, and tell what the run would do and need."""
+    args, train, config = prepared.args, prepared.train, recipe.resolved
+    generations, batch_size, micro_batches = args.num_generations, args.generation_batch_size, args.steps_per_generation
     assert generations is not None
-    assert response_tokens is not None
     assert batch_size is not None
     assert micro_batches is not None
     steps_per_batch = max(1, micro_batches * args.num_iterations // args.gradient_accumulation_steps)
     prompts = batch_size // generations
-    probed, lengths = probe_rows(train, options)
+    probed, lengths = probe_rows(train, prepared.options)
     longest = sorted(range(len(probed)), key=lambda index: -lengths[index])
     # Fewer rows than a generation batch has prompts were probed: the longest are repeated.
     batch = train.keep([probed[longest[index % len(longest)]] for index in range(prompts)])
 
+    trainer, steps, libraries = _train_briefly(prepared, sources, batch, 3 * steps_per_batch)
+    memory = memory_parts(trainer, libraries)
+    as_answered, at_worst = (
+        BatchNeeds(
+            rollout=max(trainer.rollout_peaks[number] - memory.kept, 0),
+            update=max(trainer.update_peaks[number] - memory.kept - memory.gradients, 0),
+            step_seconds=sum(trainer.clock.seconds[number * steps_per_batch :][:steps_per_batch]) / steps_per_batch,
+        )
+        for number in (1, 2)
+    )
+    if not trainer.is_world_process_zero():
+        return None
+    weights = list(unwrapped(trainer.model).parameters())
+    trained = sum(one.numel() for one in weights if one.requires_grad)
+    rewards = zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
+    return [
+        f"model      {recipe.options.model}: {trained:,} of {sum(one.numel() for one in weights):,} weights trained, "
+        f"{str(weights[0].dtype).removeprefix('torch.')} on {args.device}, "
+        f"{trainer.accelerator.num_processes} process(es)",
+        f"rows       {len(train):,} to train on, {len(train.skipped):,} bad, {len(prepared.long):,} too long; "
+        f"{len(sources.held_out or ()):,} held out",
+        f"steps      {steps:,}, {steps / steps_per_batch * prompts / len(train):.2f} epochs; every {steps_per_batch} "
+        f"share {prompts} prompts x {generations} responses",
+        f"tokens     prompts {sum(lengths) / len(lengths):.0f} on average, {max(lengths):,} at most in {len(probed):,} "
+        f"rows, images included; responses up to {args.max_completion_length:,}",
+        f"method     {config['method']}: {method_text(config)}",
+        f"loss       {args.loss_type}, scorer {config['scorer']}",
+        f"rewards    {', '.join(f'{name} x {weight:g}' for name, weight in rewards)}",
+        f"memory     {', '.join(f'{part} {_mib(size)}' for part, size in asdict(memory).items())}",
+        _needs_line("as now", as_answered, memory, steps),
+        _needs_line("at worst", at_worst, memory, steps),
+        f"written    nothing; without --dry_run it goes to {recipe.output_dir}",
+    ]
+
+
+def _train_briefly(
+    prepared: PreparedRun, sources: RunSources, batch: RecordSource, max_steps: int
+) -> tuple[_Rehearsal, int, int]:
+    """Train `max_steps` steps on the rows of `batch`.
+
+    Returns:
+        The trainer, the optimizer steps of the whole run, and the bytes in use before the model was loaded.
+    """
+    args = prepared.args
     memory = PeakMemory(args.device)
     with memory:
         libraries = memory.read() if args.device.type == "cpu" else 0
@@ -222,55 +229,25 @@ def _train_briefly(prepared: PreparedRun, sources: RunSources) -> Plan | None:
         assert isinstance(trainer, _Rehearsal)
         trainer.memory = memory
         steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-        trainer.train_dataset = to_dataset(batch, system_prompt=options.system_prompt)
-        args.max_steps = 3 * steps_per_batch
-        clock = _StepClock()
-        trainer.add_callback(clock)
+        trainer.train_dataset = to_dataset(batch, system_prompt=prepared.options.system_prompt)
+        args.max_steps = max_steps
         try:
             trainer.train()
         except torch.OutOfMemoryError as error:
             raise UserError(_OUT_OF_MEMORY[trainer.phase]) from error
         trainer.end_batch()
+    return trainer, steps, libraries
 
+
+def memory_parts(trainer: CPPOTrainer, libraries: int) -> MemoryParts:
+    """What stays in this process's memory after a step of `trainer`; `libraries` bytes were in use before the model."""
     assert trainer.optimizer is not None
     policy = unwrapped(trainer.model)
-    weights = _bytes(policy.parameters()) + _bytes(trainer.ref_model.parameters() if trainer.ref_model else ())
-    gradients = _bytes(one for one in policy.parameters() if one.requires_grad)
-    state = _bytes(value for group in trainer.optimizer.state.values() for value in group.values())
-    kept = libraries + weights + state
-    measured = [
-        BatchNeeds(
-            rollout=max(trainer.rollout_peaks[batch] - kept, 0),
-            update=max(trainer.update_peaks[batch] - kept - gradients, 0),
-            step_seconds=sum(clock.seconds[batch * steps_per_batch : (batch + 1) * steps_per_batch]) / steps_per_batch,
-        )
-        for batch in (1, 2)
-    ]
-    if not trainer.is_world_process_zero():
-        return None
-    return Plan(
-        rows=len(train),
-        skipped_rows=len(train.skipped),
-        long_rows=len(prepared.long),
-        held_out_rows=len(sources.held_out) if sources.held_out else 0,
-        prompts=prompts,
-        generations=generations,
-        steps=steps,
-        generation_steps=steps_per_batch,
-        epochs=steps / steps_per_batch * prompts / len(train),
-        probed_rows=len(probed),
-        prompt_tokens=(sum(lengths) / len(lengths), max(lengths)),
-        response_tokens=response_tokens,
-        trained_weights=sum(one.numel() for one in policy.parameters() if one.requires_grad),
-        all_weights=sum(one.numel() for one in policy.parameters()),
-        dtype=str(next(policy.parameters()).dtype).removeprefix("torch."),
-        device=str(args.device),
-        processes=trainer.accelerator.num_processes,
-        loss_type=args.loss_type,
-        rewards=dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)),
-        memory=MemoryParts(libraries=libraries, weights=weights, gradients=gradients, optimizer=state),
-        as_answered=measured[0],
-        at_worst=measured[1],
+    return MemoryParts(
+        libraries=libraries,
+        weights=_bytes(policy.parameters()) + _bytes(trainer.ref_model.parameters() if trainer.ref_model else ()),
+        gradients=_bytes(one for one in policy.parameters() if one.requires_grad),
+        optimizer=_bytes(value for group in trainer.optimizer.state.values() for value in group.values()),
     )
 
 
@@ -286,3 +263,33 @@ def _bytes(tensors: Iterable[Any]) -> int:
     """Bytes of this process's part of the tensors among `tensors`."""
     mine = (one.to_local() if isinstance(one, DTensor) else one for one in tensors)
     return sum(one.numel() * one.element_size() for one in mine if isinstance(one, Tensor))
+
+
+def method_text(config: Mapping[str, Any]) -> str:
+    """What a method makes of views, from the options in force."""
+    sink, weight = config["perception_sink"], config["perception_weight"]
+    entropy = config["perception_removing_entropy_weight"]
+    used = []
+    if sink == "advantage":
+        used.append(f"perception_sink advantage, kept by the tokens of the best {config['perception_score']}")
+    elif sink == "weights":
+        used.append(f"perception_sink weights, of every token by its {config['perception_score']}")
+    elif sink != "none" and weight:
+        used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {config['perception_memory']}")
+    if sink in ("contrast", "divergence") and entropy:
+        used.append(f"entropy under I- x {entropy:g}")
+    if config["rollout_views"]:
+        share = f"{config['rollout_view_mode']} {config['rollout_view_fraction']:g}"
+        used.append(f"rollouts from {', '.join(config['rollout_views'])} ({share})")
+    return "; ".join(used) or "no views"
+
+
+def _needs_line(label: str, needs: BatchNeeds, memory: MemoryParts, steps: int) -> str:
+    return (
+        f"{label:<10} rollout {_mib(needs.rollout)}, update {_mib(needs.update)}, {_mib(needs.peak(memory))} "
+        f"at the peak; {needs.step_seconds:.2f} s a step, {steps * needs.step_seconds / 60:,.1f} minutes for all steps"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

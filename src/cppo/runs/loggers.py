@@ -7,10 +7,8 @@ from cppo.errors import UserError, one_line
 
 
 def check_loggers(args: TrainingArguments) -> None:
-    """Whether every logger is known and installed, and W&B has a key or is offline.
-
-    Raises:
-        UserError: otherwise; the reason is the logger's own.
+    """Refuse a logger that is not known or not installed, and W&B without a key unless it is offline. Raises UserError
+    with the logger's own reason.
     """
     try:
         for callback in get_reporting_integration_callbacks(args.report_to):

@@ -4,8 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -22,12 +21,6 @@ REPORT_SECONDS = 10
 REPORT_SHARE = 50
 
 
-class WriteReport(Protocol):
-    """Writes a run directory's report; with `refresh` one that loads itself again every so many seconds."""
-
-    def __call__(self, run_dir: Path, /, *, refresh: int | None = None) -> object: ...
-
-
 class RunRecorder(TrainerCallback):
     """Appends to `metrics.jsonl` one JSON object a logged step, and to `samples.jsonl` examples from `samples()`; keeps
     `progress.json` and the report up to date.
@@ -37,7 +30,7 @@ class RunRecorder(TrainerCallback):
     Args:
         quiet: no bar and no samples on a terminal.
         versions: of the packages, for the report of a run that has not finished.
-        report: writes the report.
+        report: writes it, as `cppo.reports.write_report`.
         now: seconds of a clock.
     """
 
@@ -48,7 +41,7 @@ class RunRecorder(TrainerCallback):
         *,
         quiet: bool = False,
         versions: Mapping[str, str] | None = None,
-        report: WriteReport | None = None,
+        report: Callable[..., object] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._files = files

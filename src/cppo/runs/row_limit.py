@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cppo.data import RecordSource
-from cppo.errors import tell
-from cppo.evaluation import LongRow, load_processor, without_long_rows
+from cppo.errors import UserError, tell
+from cppo.evaluation import LongRow, load_processor, long_rows, prompt_lengths
 from cppo.recipes import RunOptions
 
 NAMED_ROWS = 10
@@ -18,14 +18,19 @@ def drop_long_rows(
 ) -> tuple[RecordSource, list[LongRow]]:
     """The rows to train on and those left out by `max_prompt_tokens`; without that option all, at no cost.
 
-    Every process counts all rows and so keeps the same ones.
-
-    Raises:
-        UserError: no row is left.
+    Every process counts all rows and so keeps the same ones. Raises UserError where no row is left.
     """
-    if options.max_prompt_tokens is None:
+    limit = options.max_prompt_tokens
+    if limit is None:
         return source, []
-    return without_long_rows(source, load_processor(options.model), options.max_prompt_tokens, system_prompt)
+    counts = prompt_lengths(load_processor(options.model), source, system_prompt=system_prompt)
+    kept = source.keep([index for index, count in enumerate(counts) if count <= limit])
+    if not len(kept):
+        raise UserError(
+            f"{source.name}: max_prompt_tokens = {limit} leaves no row: the shortest prompt has {min(counts)} tokens, "
+            "images included; raise it, or lower max_pixels"
+        )
+    return kept, long_rows(source, counts, limit)
 
 
 def warn_of_rows(reasons: Sequence[str], what: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,7 @@ from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.answers import answer_all
 from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
-from cppo.runs.recorder import RunRecorder, WriteReport
+from cppo.runs.recorder import RunRecorder
 from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
@@ -95,7 +96,7 @@ class RunResult:
     best: BestCheckpoint | None
 
 
-def run_training(recipe: Recipe, sources: RunSources, report: WriteReport | None = None) -> RunResult:
+def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., object] | None = None) -> RunResult:
     """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`).
 
     Args:
@@ -183,8 +184,7 @@ class PreparedRun:
 def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     """Check configuration, kind of model and rows; warn of what is left out.
 
-    Raises:
-        UserError: a refused value, a logger that is missing, too few rows, a model that sees no images.
+    Raises UserError for a refused value, a logger that is missing, too few rows, a model that sees no images.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -204,8 +204,7 @@ def build_trainer(
 ) -> CPPOTrainer:
     """The trainer of a run, its model loaded.
 
-    Raises:
-        UserError: options that do not go together, loggers that are not installed.
+    Raises UserError for options that do not go together, and loggers that are not installed.
     """
     options = prepared.options
     datasets = {
@@ -276,8 +275,7 @@ def package_versions() -> dict[str, str]:
 def _may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
     """Whether one process can run the model alone.
 
-    Raises:
-        UserError: not, although probes or answers to held-out items were asked for.
+    Raises UserError where it cannot, although probes or answers to held-out items were asked for.
     """
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return True
@@ -297,11 +295,7 @@ def _warn(source: RecordSource, uses_perception: bool) -> None:
 
 
 def _check_steps_left(checkpoint: Path, args: CPPOConfig) -> None:
-    """Whether there are steps after the checkpoint.
-
-    Raises:
-        UserError: otherwise.
-    """
+    """Refuse a checkpoint after which there are no steps. Raises UserError."""
     step = checkpoint_step(checkpoint)
     if 0 < args.max_steps <= step:
         raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")

@@ -26,9 +26,8 @@ class RunSources:
 def load_sources(recipe: Recipe) -> RunSources:
     """Read what a recipe for `cppo train` asks for; a reward of the user's own is imported.
 
-    Raises:
-        UserError: a reward that cannot be used, or names a column that is not there; data that cannot be used, naming
-            file, row and reason; evaluation without held-out data.
+    Raises UserError for a reward that cannot be used, or names a column that is not there; data that cannot be used,
+    naming file, row and reason; evaluation without held-out data.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -51,8 +50,7 @@ def held_out(
 ) -> RecordSource:
     """The first `limit` records of `eval_data`, with the columns that rewards name.
 
-    Raises:
-        UserError: as `load_sources`.
+    Raises UserError as `load_sources` does.
     """
     if options.eval_data is None:
         raise UserError("evaluation needs `eval_data`: give held-out data")

@@ -20,8 +20,7 @@ __all__ = ["TASK_NAMES", "TaskItem", "TaskOptions", "make_item", "parse_task_opt
 def parse_task_options(name: str, options: Mapping[str, str]) -> TaskOptions:
     """The options of family `name` from their text.
 
-    Raises:
-        UserError: no such family, no such option, or a value out of range.
+    Raises UserError for no such family, no such option, or a value out of range.
     """
     _check_family(name)
     try:
@@ -33,8 +32,7 @@ def parse_task_options(name: str, options: Mapping[str, str]) -> TaskOptions:
 def make_item(name: str, options: TaskOptions, *, seed: int, index: int, split: str) -> TaskItem:
     """Item `index` (from 0, without end) of a split of family `name`; a pure function of its arguments.
 
-    Raises:
-        UserError: no such family or split.
+    Raises UserError where there is no such family or split.
     """
     _check_family(name)
     if split not in SPLITS:

@@ -2,8 +2,9 @@
 
 from importlib.metadata import version
 
-SUPPORTED_TRL = ("1.16", "1.17")
-"""First supported version of TRL, and the first that is not."""
+from packaging.specifiers import SpecifierSet
+
+SUPPORTED_TRL = ">=1.16,<1.17"
 
 
 def check_trl_version(installed: str) -> None:
@@ -15,11 +16,9 @@ def check_trl_version(installed: str) -> None:
     Raises:
         ImportError: the version is outside `SUPPORTED_TRL`; the message says what to install.
     """
-    low, high = SUPPORTED_TRL
-    release = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
-    if not tuple(map(int, low.split("."))) <= release < tuple(map(int, high.split("."))):
+    if not SpecifierSet(SUPPORTED_TRL).contains(installed, prereleases=True):
         raise ImportError(
-            f"cppo works with trl>={low},<{high}, but trl {installed} is installed: pip install 'trl>={low},<{high}'"
+            f"cppo works with trl{SUPPORTED_TRL}, but trl {installed} is installed: pip install 'trl{SUPPORTED_TRL}'"
         )
 
 

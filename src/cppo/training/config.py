@@ -1,15 +1,16 @@
 """CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
 
 import copy
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args, get_origin
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Annotated, Any, Literal
 
 from trl import GRPOConfig
 
-from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS, get_method
 from cppo.perception import EXACT_DIVERGENCES
-from cppo.recipes import in_interval
+from cppo.recipes import schema
+from cppo.recipes.static_fields import option
+from cppo.recipes.values import check_value
 from cppo.training.option_rules import check_combinations, view_sampler
 from cppo.training.rollout_views import RolloutViews
 from cppo.views import ViewSampler
@@ -28,280 +29,199 @@ class CPPOConfig(GRPOConfig):
         UserError: a value is out of its range; the message names the field.
     """
 
-    method: str = field(
-        default="cppo",
-        metadata={
-            "help": "The method, whose options it sets: `cppo`, `grpo` (TRL's) or another that `cppo methods` lists."
-        },
+    method: str = option(
+        "cppo", "The method, whose options it sets: `cppo`, `grpo` (TRL's) or another that `cppo methods` lists."
     )
-    perception_sink: Literal["contrast", "divergence", "advantage", "weights", "none"] = field(
-        default="contrast",
-        metadata={
-            "help": "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); "
-            "'divergence', w+ d+ - w- d-; 'advantage', which they alone keep, in rollouts weighted by their score "
-            "(VPPO); 'weights': every token's advantage is weighted by its score (PGPO); 'none' trains on the RL loss "
-            "alone."
-        },
+    perception_sink: Literal["contrast", "divergence", "advantage", "weights", "none"] = option(
+        "contrast",
+        "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); 'divergence', "
+        "w+ d+ - w- d-; 'advantage', which they alone keep, in rollouts weighted by their score (VPPO); 'weights': "
+        "every token's advantage is weighted by its score (PGPO); 'none' trains on the RL loss alone.",
     )
-    perception_weight: Annotated[float, "[0, inf)"] = field(
-        default=0.01,
-        metadata={
-            "help": "Weight lambda of the perception loss. 0 leaves it out, with the passes that nothing else needs.",
-        },
+    perception_weight: Annotated[float, "[0, inf)"] = option(
+        0.01, "Weight lambda of the perception loss. 0 leaves it out, with the passes that nothing else needs."
     )
-    perception_preserving_weight: Annotated[float, "[0, inf)"] = field(
-        default=1.0,
-        metadata={"help": "Factor w+ of the divergence from I+; 0 skips its passes."},
+    perception_preserving_weight: Annotated[float, "[0, inf)"] = option(
+        1.0, "Factor w+ of the divergence from I+; 0 skips its passes."
     )
-    perception_removing_weight: Annotated[float, "[0, inf)"] = field(
-        default=1.0, metadata={"help": "Factor w- of the divergence from I-."}
+    perception_removing_weight: Annotated[float, "[0, inf)"] = option(1.0, "Factor w- of the divergence from I-.")
+    perception_removing_entropy_weight: Annotated[float, "[0, inf)"] = option(
+        0.0,
+        "Weight of a penalty on the entropy under I-, mean over all response tokens of the rollouts scored (PAPO); "
+        "TRL's entropy_coef, negative, is its like under the image.",
     )
-    perception_removing_entropy_weight: Annotated[float, "[0, inf)"] = field(
-        default=0.0,
-        metadata={
-            "help": "Weight of a penalty on the entropy under I-, mean over all response tokens of the rollouts scored "
-            "(PAPO); TRL's entropy_coef, negative, is its like under the image.",
-        },
+    perception_temperature: Annotated[float, "(0, inf)"] = option(
+        0.1, "Temperature tau of the contrast, in nats of divergence."
     )
-    perception_temperature: Annotated[float, "(0, inf)"] = field(
-        default=0.1,
-        metadata={"help": "Temperature tau of the contrast, in nats of divergence."},
+    perception_top_fraction: Annotated[float, "(0, 1]"] = option(
+        0.5,
+        "Fraction of a rollout's tokens with a positive dependency score ('top_positive'), or of all its tokens "
+        "('top'), that are selected.",
     )
-    perception_top_fraction: Annotated[float, "(0, 1]"] = field(
-        default=0.5,
-        metadata={
-            "help": "Fraction of a rollout's tokens with a positive dependency score ('top_positive'), or of all its "
-            "tokens ('top'), that are selected.",
-        },
+    perception_selector: Literal["top_positive", "top", "random", "all"] = option(
+        "top_positive",
+        "Tokens selected in a rollout: the best-scored of those with a positive score (published), of all, random "
+        "ones, as many as 'top_positive' selects, or all.",
     )
-    perception_selector: Literal["top_positive", "top", "random", "all"] = field(
-        default="top_positive",
-        metadata={
-            "help": "Tokens selected in a rollout: the best-scored of those with a positive score (published), of all, "
-            "random ones, as many as 'top_positive' selects, or all."
-        },
-    )
-    perception_divergence: Literal["k3", "kl", "js", "nll"] = field(
-        default="k3",
-        metadata={
-            "help": "Divergence of anchor and view: 'k3' on the sampled token (published), exact 'kl' or 'js' over "
-            "the vocabulary, or 'nll', the sampled token's negative log-probability under the view."
-        },
+    perception_divergence: Literal["k3", "kl", "js", "nll"] = option(
+        "k3",
+        "Divergence of anchor and view: 'k3' on the sampled token (published), exact 'kl' or 'js' over the vocabulary, "
+        "or 'nll', the sampled token's negative log-probability under the view.",
     )
     perception_score: Literal["entropy_shift", "entropy_shift_absolute", "entropy", "k3", "kl", "js", "logp_shift"] = (
-        field(
-            default="entropy_shift",
-            metadata={
-                "help": "How a token's dependency on the image is scored: rise of its entropy under I-, relative to "
-                "that entropy (published) or in nats ('entropy_shift_absolute'), its entropy under the image alone, "
-                "'k3' on the sampled token or exact 'kl' or 'js' of anchor and I-, or fall of the sampled token's "
-                "log-probability ('logp_shift')."
-            },
+        option(
+            "entropy_shift",
+            "How a token's dependency on the image is scored: rise of its entropy under I-, relative to that entropy "
+            "(published) or in nats ('entropy_shift_absolute'), its entropy under the image alone, 'k3' on the sampled "
+            "token or exact 'kl' or 'js' of anchor and I-, or fall of the sampled token's log-probability "
+            "('logp_shift').",
         )
     )
-    perception_gate: Literal["advantage", "correct", "none"] = field(
-        default="advantage",
-        metadata={
-            "help": "Rollouts that the perception loss learns from: those with a positive advantage (published), those "
-            "that `perception_gate_reward` calls correct, or all."
-        },
+    perception_gate: Literal["advantage", "correct", "none"] = option(
+        "advantage",
+        "Rollouts that the perception loss learns from: those with a positive advantage (published), those that "
+        "`perception_gate_reward` calls correct, or all.",
     )
-    perception_gate_reward: str | None = field(
-        default=None,
-        metadata={"help": "Name of the reward function that decides for perception_gate='correct' (value > 0)."},
+    perception_gate_reward: str | None = option(
+        None, "Name of the reward function that decides for perception_gate='correct' (value > 0)."
     )
-    perception_weighting: Literal["equal", "advantage"] = field(
-        default="equal",
-        metadata={
-            "help": "How much each gated-in rollout counts in the perception loss: all alike (published), or by its "
-            "advantage (needs perception_gate='advantage' and perception_normalization='rollout')."
-        },
+    perception_weighting: Literal["equal", "advantage"] = option(
+        "equal",
+        "How much each gated-in rollout counts in the perception loss: all alike (published), or by its advantage "
+        "(needs perception_gate='advantage' and perception_normalization='rollout').",
     )
-    perception_advantage_floor: Annotated[float, "[0, 1]"] = field(
-        default=0.9,
-        metadata={
-            "help": "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike.",
-        },
+    perception_advantage_floor: Annotated[float, "[0, 1]"] = option(
+        0.9, "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike."
     )
-    perception_weight_threshold: Annotated[float, "(0, 1)"] = field(
-        default=0.4,
-        metadata={
-            "help": "Sink 'weights': the score, scaled to [0, 1] over a rollout's tokens, that has the weight 1."
-        },
+    perception_weight_threshold: Annotated[float, "(0, 1)"] = option(
+        0.4, "Sink 'weights': the score, scaled to [0, 1] over a rollout's tokens, that has the weight 1."
     )
-    perception_weight_slope: Annotated[float, "[0, inf)"] = field(
-        default=2.0,
-        metadata={"help": "Sink 'weights': by how much the weight grows from there to the best score."},
+    perception_weight_slope: Annotated[float, "[0, inf)"] = option(
+        2.0, "Sink 'weights': by how much the weight grows from there to the best score."
     )
-    perception_rollouts_per_group: Annotated[int | None, "[1, inf)"] = field(
-        default=None,
-        metadata={
-            "help": "At most so many gated-in rollouts of a group are scored under the views, drawn by the seed and "
-            "weighted so that the loss keeps its expectation: for long responses (needs "
-            "perception_normalization='rollout'). Without it all are.",
-        },
+    perception_rollouts_per_group: Annotated[int | None, "[1, inf)"] = option(
+        None,
+        "At most so many gated-in rollouts of a group are scored under the views, drawn by the seed and weighted so "
+        "that the loss keeps its expectation: for long responses (needs perception_normalization='rollout'). Without "
+        "it all are.",
     )
-    perception_normalization: Literal["rollout", "token", "microbatch"] = field(
-        default="rollout",
-        metadata={
-            "help": "'rollout': mean over a rollout's selected tokens, then over the gated-in ones of the step (of the "
-            "generation batch, in equal parts, where it serves several steps); 'token': "
-            "mean over the step's selected tokens (one more pass to detect them first); 'microbatch' (published): mean "
-            "over a micro-batch's selected tokens, which depends on how the batch is cut."
-        },
+    perception_normalization: Literal["rollout", "token", "microbatch"] = option(
+        "rollout",
+        "'rollout': mean over a rollout's selected tokens, then over the gated-in ones of the step (of the generation "
+        "batch, in equal parts, where it serves several steps); 'token': mean over the step's selected tokens (one "
+        "more pass to detect them first); 'microbatch' (published): mean over a micro-batch's selected tokens, which "
+        "depends on how the batch is cut.",
     )
-    perception_view_gradients: bool = field(
-        default=True,
-        metadata={"help": "Whether the gradient also flows through the policy under the views (published)."},
+    perception_view_gradients: bool = option(
+        True, "Whether the gradient also flows through the policy under the views (published)."
     )
-    perception_anchor_gradients: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether the gradient also flows through the policy under the image itself (published). Without, "
-            "what the policy says under the image is a fixed target for the views, which RL alone moves."
-        },
+    perception_anchor_gradients: bool = option(
+        True,
+        "Whether the gradient also flows through the policy under the image itself (published). Without, what the "
+        "policy says under the image is a fixed target for the views, which RL alone moves.",
     )
-    perception_memory: Literal["joint", "sequential"] = field(
-        default="joint",
-        metadata={
-            "help": "'joint': one pass for the image and both views; 'sequential': a pass each, computed again for the "
-            "backward pass, so that memory peaks near one pass (needs scorer='shared')."
-        },
+    perception_memory: Literal["joint", "sequential"] = option(
+        "joint",
+        "'joint': one pass for the image and both views; 'sequential': a pass each, computed again for the backward "
+        "pass, so that memory peaks near one pass (needs scorer='shared').",
     )
-    scorer: Literal["shared", "kernel", "plain"] = field(
-        default="shared",
-        metadata={
-            "help": "'shared': each prompt and image once per group, for policy and reference; 'kernel': "
-            "a row for each rollout, as TRL does, and what 'shared' falls back to where a model cannot share; 'plain': "
-            "a row each with whole logits, in float64 for a float64 model."
-        },
+    scorer: Literal["shared", "kernel", "plain"] = option(
+        "shared",
+        "'shared': each prompt and image once per group, for policy and reference; 'kernel': a row for each rollout, "
+        "as TRL does, and what 'shared' falls back to where a model cannot share; 'plain': a row each with whole "
+        "logits, in float64 for a float64 model.",
     )
-    freeze_vision_tower: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep the vision tower's weights as they are; the projector into the language model (Qwen's merger "
-            "too) and the language model are trained."
-        },
+    freeze_vision_tower: bool = option(
+        False,
+        "Keep the vision tower's weights as they are; the projector into the language model (Qwen's merger too) and "
+        "the language model are trained.",
     )
-    rl_weight: Annotated[float, "[0, inf)"] = field(
-        default=1.0,
-        metadata={
-            "help": "Weight of the RL loss, KL to the reference included; 0 trains on the perception term alone.",
-        },
+    rl_weight: Annotated[float, "[0, inf)"] = option(
+        1.0, "Weight of the RL loss, KL to the reference included; 0 trains on the perception term alone."
     )
-    log_perception_grad_share: bool = field(
-        default=False,
-        metadata={
-            "help": "Log |g_perception| / (|g_perception| + |g_rl|) each step, for one more backward pass and "
-            "one more copy of the gradients."
-        },
+    log_perception_grad_share: bool = option(
+        False,
+        "Log |g_perception| / (|g_perception| + |g_rl|) each step, for one more backward pass and one more copy of the "
+        "gradients.",
     )
-    preserving_views: list[str] = field(
-        default_factory=lambda: ["color_jitter", "perspective", "rotation"],
-        metadata={
-            "help": "Families of information-preserving views (I+): color_jitter, perspective, rotation, "
-            "diffusion_noise, or file.py:function; one is drawn for each image."
-        },
+    preserving_views: list[str] = option(
+        ["color_jitter", "perspective", "rotation"],
+        "Families of information-preserving views (I+): color_jitter, perspective, rotation, diffusion_noise, or "
+        "file.py:function; one is drawn for each image.",
     )
-    removing_views: list[str] = field(
-        default_factory=lambda: ["noise_rectangles", "crop"],
-        metadata={
-            "help": "Families of information-removing views (I-): noise_rectangles, crop, black_patches, static, or "
-            "file.py:function; one is drawn for each image."
-        },
+    removing_views: list[str] = option(
+        ["noise_rectangles", "crop"],
+        "Families of information-removing views (I-): noise_rectangles, crop, black_patches, static, or "
+        "file.py:function; one is drawn for each image.",
     )
-    view_brightness: Annotated[list[float], "[0, inf)"] = field(
-        default_factory=lambda: [0.2, 1.3],
-        metadata={"help": "I+ colour jitter: range of the brightness factor."},
+    view_brightness: Annotated[list[float], "[0, inf)"] = option(
+        [0.2, 1.3], "I+ colour jitter: range of the brightness factor."
     )
-    view_contrast: Annotated[list[float], "[0, inf)"] = field(
-        default_factory=lambda: [0.2, 1.8],
-        metadata={"help": "I+ colour jitter: range of the contrast factor."},
+    view_contrast: Annotated[list[float], "[0, inf)"] = option(
+        [0.2, 1.8], "I+ colour jitter: range of the contrast factor."
     )
-    view_saturation: Annotated[list[float], "[0, inf)"] = field(
-        default_factory=lambda: [0.2, 1.8],
-        metadata={"help": "I+ colour jitter: range of the saturation factor."},
+    view_saturation: Annotated[list[float], "[0, inf)"] = option(
+        [0.2, 1.8], "I+ colour jitter: range of the saturation factor."
     )
-    view_perspective_distortion: Annotated[float, "[0, 0.6666)"] = field(
-        default=0.2,
-        metadata={
-            "help": "I+ perspective: how far corners move, as a fraction of half the side.",
-        },
+    view_perspective_distortion: Annotated[float, "[0, 0.6666)"] = option(
+        0.2, "I+ perspective: how far corners move, as a fraction of half the side."
     )
-    view_perspective_probability: Annotated[float, "[0, 1]"] = field(
-        default=0.5,
-        metadata={"help": "I+ perspective: probability that it is applied."},
+    view_perspective_probability: Annotated[float, "[0, 1]"] = option(
+        0.5, "I+ perspective: probability that it is applied."
     )
-    view_rotation_degrees: Annotated[float, "[0, 180]"] = field(
-        default=10.0, metadata={"help": "I+ rotation: largest angle, in degrees."}
+    view_rotation_degrees: Annotated[float, "[0, 180]"] = option(10.0, "I+ rotation: largest angle, in degrees.")
+    view_diffusion_steps: Annotated[int, "[0, 1000]"] = option(200, "Diffusion noise: how far it goes, of 1,000 steps.")
+    view_noise_rectangles: int = option(50, "I- noise: number of rectangles.")
+    view_noise_side: Annotated[list[float], "(0, 1]"] = option(
+        [0.05, 0.15], "I- noise: range of a rectangle's sides, as fractions of the image's."
     )
-    view_diffusion_steps: Annotated[int, "[0, 1000]"] = field(
-        default=200,
-        metadata={"help": "Diffusion noise: how far it goes, of 1,000 steps."},
+    view_crop_side: Annotated[list[float], "(0, 1]"] = option(
+        [0.6, 0.7], "I- crop: range of the crop's sides, as fractions of the image's."
     )
-    view_noise_rectangles: int = field(default=50, metadata={"help": "I- noise: number of rectangles."})
-    view_noise_side: Annotated[list[float], "(0, 1]"] = field(
-        default_factory=lambda: [0.05, 0.15],
-        metadata={"help": "I- noise: range of a rectangle's sides, as fractions of the image's."},
+    view_patch_side: Annotated[int, "[1, inf)"] = option(14, "I- black patches: their side, in pixels.")
+    view_patch_probability: Annotated[float, "[0, 1]"] = option(
+        0.6, "I- black patches: probability that a patch is blacked."
     )
-    view_crop_side: Annotated[list[float], "(0, 1]"] = field(
-        default_factory=lambda: [0.6, 0.7],
-        metadata={"help": "I- crop: range of the crop's sides, as fractions of the image's."},
+    rollout_views: list[str] = option(
+        [], "Families of views that rollouts are made from instead of the image; none by default."
     )
-    view_patch_side: Annotated[int, "[1, inf)"] = field(
-        default=14, metadata={"help": "I- black patches: their side, in pixels."}
+    rollout_view_mode: Literal["augment", "mix"] = option(
+        "augment",
+        "'augment': a share of the prompts shows the view in rollouts and update; 'mix': a share of each group's "
+        "rollouts is made from it, and the update sees the image (NoisyRollout).",
     )
-    view_patch_probability: Annotated[float, "[0, 1]"] = field(
-        default=0.6, metadata={"help": "I- black patches: probability that a patch is blacked."}
+    rollout_view_fraction: Annotated[float, "[0, 1]"] = option(
+        0.5, "That share of the prompts, or of a group's rollouts."
     )
-    rollout_views: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Families of views that rollouts are made from instead of the image; none by default."},
+    rollout_view_decay: bool = option(
+        False, "Whether diffusion noise of rollouts fades out at two thirds of the run (NoisyRollout)."
     )
-    rollout_view_mode: Literal["augment", "mix"] = field(
-        default="augment",
-        metadata={
-            "help": "'augment': a share of the prompts shows the view in rollouts and update; 'mix': a share of each "
-            "group's rollouts is made from it, and the update sees the image (NoisyRollout)."
-        },
+    per_device_generation_batch_size: Annotated[int | None, "[1, inf)"] = option(
+        None,
+        "Rollouts that a process generates at a time, for less memory; without it all of a generation batch, as TRL "
+        "does. Not with vLLM, which needs none.",
     )
-    rollout_view_fraction: Annotated[float, "[0, 1]"] = field(
-        default=0.5, metadata={"help": "That share of the prompts, or of a group's rollouts."}
-    )
-    rollout_view_decay: bool = field(
-        default=False,
-        metadata={"help": "Whether diffusion noise of rollouts fades out at two thirds of the run (NoisyRollout)."},
-    )
-    per_device_generation_batch_size: Annotated[int | None, "[1, inf)"] = field(
-        default=None,
-        metadata={
-            "help": "Rollouts that a process generates at a time, for less memory; without it all of a generation "
-            "batch, as TRL does. Not with vLLM, which needs none."
-        },
-    )
-    view_threads: Annotated[int, "[1, inf)"] = field(
-        default=2,
-        metadata={"help": "Threads that make the views while the rollouts are being generated."},
+    view_threads: Annotated[int, "[1, inf)"] = option(
+        2, "Threads that make the views while the rollouts are being generated."
     )
 
     def __new__(cls, *args: Any, **given: Any) -> "CPPOConfig":
         config = super().__new__(cls)
         # Only here is it known what was given: the fields hold no trace of it.
-        vars(config)["_given"] = {*given, *(option.name for option, _ in zip(fields(cls), args, strict=False))}
+        vars(config)["_given"] = {*given, *(field.name for field, _ in zip(fields(cls), args, strict=False))}
         return config
 
     def __post_init__(self) -> None:
         self._take_method_options(vars(self).pop("_given"))
         super().__post_init__()
-        # Not `fields`: a parser of transformers puts plain types in the place of the annotations there.
-        for name, annotation in CPPOConfig.__annotations__.items():
-            _check_option(name, annotation, getattr(self, name))
+        for name, field in schema("train").own.items():
+            setattr(self, name, check_value(field, getattr(self, name), where=name))
         check_combinations(vars(self))
 
     def _take_method_options(self, given: set[str]) -> None:
         """Set what the method sets and nobody gave."""
-        options = {option.name: option for option in fields(self)}
-        parsed = given >= {name for name, option in options.items() if option.init}
+        options = {field.name: field for field in fields(self)}
+        parsed = given >= {name for name, field in options.items() if field.init}
         for name, value in get_method(self.method).options.items():
             if name not in given or (parsed and getattr(self, name) == _default(options[name])):
                 setattr(self, name, copy.copy(value))
@@ -347,24 +267,5 @@ class CPPOConfig(GRPOConfig):
         return RolloutViews(self.seed, self.rollout_views, strengths, fraction, decay)
 
 
-def _default(option: Field) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()
-
-
-def _check_option(name: str, annotation: Any, value: Any) -> None:
-    """Hold a value against the choices or the interval in its field's annotation.
-
-    Raises:
-        UserError: it is outside; the message names the field. (The views' own rules are checked by the views.)
-    """
-    kind, interval = get_args(annotation) if get_origin(annotation) is Annotated else (annotation, None)
-    if int in (kind, *get_args(kind)) and value is not None and type(value) is not int:
-        raise UserError(f"{name} = {value!r}: give a whole number")
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    if choices and value not in choices:
-        raise UserError(f"{name} = {value!r}: choose one of {', '.join(choices)}")
-    if value is None or interval is None:
-        return
-    for number in value if isinstance(value, list) else [value]:
-        if not in_interval(number, interval):
-            raise UserError(f"{name} = {value!r}: give numbers in {interval}")
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

@@ -46,11 +46,8 @@ class ViewPrefetcher:
     def submit(self, image: Image.Image, sample_id: str, epoch: int, image_index: int) -> None:
         """Start making the views of an image. An image that cannot be read is reported by `views`, not here.
 
-        The image is decoded here, in the calling thread: a PIL image is not safe to decode in two threads,
-        and the caller needs it decoded anyway.
-
-        Raises:
-            RuntimeError: the prefetcher is closed.
+        The image is decoded here, in the calling thread: a PIL image is not safe to decode in two threads, and the
+        caller needs it decoded anyway. Raises RuntimeError once the prefetcher is closed.
         """
         key = (id(image), sample_id, epoch, image_index)
         if key in self._pending:
@@ -72,10 +69,7 @@ class ViewPrefetcher:
     def views(self, image: Image.Image, sample_id: str, epoch: int, image_index: int) -> _Pair:
         """The pair (I+, I-), as `ViewSampler.views` gives it: made ahead if submitted, else made now.
 
-        A pair made ahead is handed out once and then no longer held.
-
-        Raises:
-            UserError: the image cannot be read.
+        A pair made ahead is handed out once and then no longer held. Raises UserError where the image cannot be read.
         """
         entry = self._forget((id(image), sample_id, epoch, image_index))
         # A future that could be cancelled was not begun: making the pair here beats waiting for its turn.

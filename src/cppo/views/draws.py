@@ -18,8 +18,7 @@ EVERY_REMOVING = (*KNOWN_REMOVING, *HELD_OUT_REMOVING)
 def any_family_view(family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> View:
     """One draw of a family of `EVERY_PRESERVING` or `EVERY_REMOVING`; held-out ones have one strength only.
 
-    Raises:
-        UserError: the image cannot be read.
+    Raises UserError where the image cannot be read.
     """
     if family in HELD_OUT_PRESERVING or family in HELD_OUT_REMOVING:
         return held_out_view(family, image, rng)

@@ -45,11 +45,8 @@ SHUFFLED_PATCHES = (12, 16)
 def held_out_view(family: str, image: Image.Image, rng: np.random.Generator) -> View:
     """One draw of a held-out family: a new RGB image of the size of `load_rgb(image)`.
 
-    A removing family leaves images of a few pixels much as they are. JPEG pixels may differ by a level between
-    versions of the JPEG library.
-
-    Raises:
-        UserError: the image cannot be read.
+    A removing family leaves images of a few pixels much as they are. JPEG pixels may differ by a level between versions
+    of the JPEG library. Raises UserError where the image cannot be read.
     """
     perturbed, parameters = _TRANSFORMS[family](load_rgb(image), rng)
     return View(perturbed, family, parameters)

@@ -23,8 +23,7 @@ def is_own(family: str) -> bool:
 def load_own(family: str) -> ViewFunction:
     """The function that `family` names; its file or module is run once a process, and two views are drawn for trial.
 
-    Raises:
-        UserError: it does not exist, cannot be imported, is no function, or the trial fails.
+    Raises UserError where it does not exist, cannot be imported, is no function, or the trial fails.
     """
     if not check_import_path(family, f"view {family!r}"):
         raise UserError(f"view {family!r}: write module:function or file.py:function")
@@ -47,8 +46,7 @@ def _loaded(path: str, family: str) -> ViewFunction:
 def own_view(family: str, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """One draw: an RGB image of the size of `image`, which is a copy for the function to do with as it likes.
 
-    Raises:
-        UserError: the function raises, or returns no image of that size.
+    Raises UserError where the function raises, or returns no image of that size.
     """
     return _drawn(load_own(family), family, image, rng)
 

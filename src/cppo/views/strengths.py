@@ -75,9 +75,8 @@ class ViewStrengths:
 def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """The families as a tuple, in the given order; those of the user's own are imported.
 
-    Raises:
-        UserError: `families` is empty, not a list, or has an unknown or repeated name; `field` is named. One of the
-            user's own cannot be imported.
+    Raises UserError, which names `field`, where `families` is empty, no list, or has an unknown or repeated name, or
+    one of the user's own cannot be imported.
     """
     choices = ", ".join(known)
     if isinstance(families, str) or not isinstance(families, Sequence):

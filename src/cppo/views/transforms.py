@@ -83,8 +83,7 @@ def family_view(
 ) -> View:
     """One draw of a family, preserving or removing, or of the user's own (docs/methods.md).
 
-    Raises:
-        UserError: the image cannot be read, or the user's own code fails.
+    Raises UserError where the image cannot be read, or the user's own code fails.
     """
     if is_own(family):
         return View(own_view(family, load_rgb(image), rng), family, {})
