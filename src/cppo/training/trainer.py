@@ -48,7 +48,6 @@ from cppo.training.setup import (
 from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images
 from cppo.training.view_scoring import ViewRequest, idle_pass, scores_in_chunks
-from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
@@ -158,10 +157,7 @@ class CPPOTrainer(CardedTrainer):
         self._shares_prompts = share_prompts(self)
         check_head(self)
         self._views = ViewMaker(
-            ViewPrefetcher(args.view_sampler(), threads=args.view_threads),
-            self.processing_class,
-            self.tools,
-            self.chat_template_kwargs,
+            args.view_sampler(), args.view_threads, self.processing_class, self.tools, self.chat_template_kwargs
         )
         self._rollout_views = args.rollout_view_sampler()
         self._rollout_images: list[list[Any]] | None = None

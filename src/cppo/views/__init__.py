@@ -4,7 +4,6 @@ Every view has the size of the anchor image and mode RGB, and is a pure function
 held-out families are for evaluation alone.
 """
 
-from cppo.views.ahead import ViewPrefetcher
 from cppo.views.condition_names import CARD_CONDITIONS, CONDITION_NAMES
 from cppo.views.draws import EVERY_PRESERVING, EVERY_REMOVING, any_family_view, family_draws
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
@@ -33,7 +32,6 @@ __all__ = [
     "PRESERVING_FAMILIES",
     "REMOVING_FAMILIES",
     "View",
-    "ViewPrefetcher",
     "ViewSampler",
     "ViewStrengths",
     "any_family_view",
