@@ -54,7 +54,8 @@ SHARED_PROMPT_TEXT_MODELS = (
     "qwen2",
     "qwen3",
 )
-"""Their text parts with plain causal attention: no sinks, no soft caps, no attention between image tokens."""
+"""Their text parts with plain causal attention: no sinks, no soft caps, no attention between image tokens. The logits
+are the head's output, without soft cap or scale."""
 
 IMAGES_A_ROW = "batch_num_images"
 """LLaVA-OneVision's input with the number of images of each row that has any."""
