@@ -18,7 +18,7 @@ from cppo.views.strengths import (
     ViewStrengths,
     check_families,
 )
-from cppo.views.transforms import View, family_view, preserving_view, removing_view
+from cppo.views.transforms import View, drawn_view, family_view, preserving_view, removing_view
 
 __all__ = [
     "CARD_CONDITIONS",
@@ -36,6 +36,7 @@ __all__ = [
     "ViewStrengths",
     "any_family_view",
     "check_families",
+    "drawn_view",
     "family_draws",
     "family_view",
     "held_out_view",
