@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cppo.perception import entropy_from_logits
+from cppo.policy.families import unwrapped
 from cppo.policy.vision_inputs import model_images, without_empty_images
-from cppo.policy.wrappers import unwrapped
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from cppo.methods import SHAPING_SINKS
 from cppo.policy import shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import without_empty_images
 from cppo.rewards import named_rewards
-from cppo.training.carded import CardedTrainer
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import detect_and_shape, step_normalizer
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
+from cppo.training.model_card import CardedTrainer
 from cppo.training.perception_term import METRICS, Detection, PerceptionTerm, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.row_scorer import row_scorer
