@@ -79,12 +79,14 @@ def test_what_the_model_is_given():
 def test_rows_of_scores():
     values = torch.arange(12.0).reshape(4, 3)
     whole = ResponseScores(values, values + 100, values[..., None].expand(4, 3, 2), torch.tensor(1.0))
-    part = whole.rows(1, 3)
+    part = whole.pick(slice(1, 3))
     assert part.logps.tolist() == values[1:3].tolist()
     assert part.entropies.tolist() == (values[1:3] + 100).tolist()
     assert part.logits.shape == (2, 3, 2)
     assert part.aux_loss is whole.aux_loss
-    assert ResponseScores(values, values).rows(0, 1).logits is None
+    assert whole.pick([2, 0]).logps.tolist() == values[[2, 0]].tolist()
+    assert whole.detached().aux_loss is None
+    assert ResponseScores(values, values).pick(slice(1)).logits is None
 
 
 @pytest.fixture(scope="module")

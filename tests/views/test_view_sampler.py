@@ -127,9 +127,9 @@ def test_strengths_reach_the_views():
 
 
 def test_bad_sampler_options():
-    with pytest.raises(UserError, match="preserving_families: unknown view family 'blur'"):
+    with pytest.raises(UserError, match="preserving_views: unknown view family 'blur'"):
         ViewSampler(0, preserving_families=["blur"])
-    with pytest.raises(UserError, match="removing_families: the list is empty"):
+    with pytest.raises(UserError, match="removing_views: the list is empty"):
         ViewSampler(0, removing_families=[])
     for seed in (1.5, "1", None, True):
         with pytest.raises(UserError, match="view seed"):

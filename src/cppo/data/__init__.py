@@ -1,8 +1,8 @@
 """Data: one record schema, its readers, and the check that finds bad rows before training starts."""
 
 from cppo.data.check import BadRows, MissingColumn
+from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
-from cppo.data.pixels import PixelBounds
 from cppo.data.readers import load_records, load_rows
 from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, chat_messages, question_text, to_dataset
 from cppo.data.spec import check_spec, hub_dataset

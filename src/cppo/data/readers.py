@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cppo.data.check import MissingColumn, RowChecks
-from cppo.data.images import RowError
+from cppo.data.images import ANY_SIZE, PixelBounds, RowError
 from cppo.data.mapping import check_columns
-from cppo.data.pixels import ANY_SIZE, PixelBounds
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
 from cppo.data.tables import open_table, table_rows

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from PIL import Image
 
-from cppo.data.images import ImageRef, RowError, decode_image
-from cppo.data.pixels import ANY_SIZE, PixelBounds
+from cppo.data.images import ANY_SIZE, ImageRef, PixelBounds, RowError, decode_image
 from cppo.errors import UserError
 from cppo.views import stable_sample_id
 

@@ -45,9 +45,8 @@ def log_distribution(name: str, logits: Tensor) -> Tensor:
 def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
     """Published estimate of KL(anchor || view) from the log-probabilities of the sampled token alone.
 
-    `k3 = exp(x) - x - 1` with `x = clamp(view_logp - logp, -20, 20)`, the value clamped to [-10, 10] (it is
-    never negative); the gradient is zero where a clamp acts. Written with `expm1`, which keeps small values
-    exact.
+    `k3 = exp(x) - x - 1` with `x = clamp(view_logp - logp, -20, 20)`, never negative and cut at 10; the gradient
+    is zero where a clamp acts. Written with `expm1`, which keeps small values exact.
 
     logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Raises ValueError on unequal
     shapes. Two equal log-probabilities give exactly 0, two of -inf (a banned token) too. Noise in bf16:
@@ -57,7 +56,7 @@ def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
     # -inf - (-inf) is NaN; equal arguments have value and gradient zero anyway.
     log_ratio = (view_logps - logps).masked_fill(logps == view_logps, 0.0)
     log_ratio = log_ratio.clamp(-K3_LOG_RATIO_LIMIT, K3_LOG_RATIO_LIMIT)
-    return (torch.expm1(log_ratio) - log_ratio).clamp(-K3_VALUE_LIMIT, K3_VALUE_LIMIT)
+    return (torch.expm1(log_ratio) - log_ratio).clamp(max=K3_VALUE_LIMIT)
 
 
 def kl_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:

@@ -1,14 +1,19 @@
 """The vision-language model as a scorer of response tokens."""
 
 from cppo.policy.dependency import DEPENDENCY_SCORES, DIVERGENCES, dependency_score, view_divergence
-from cppo.policy.families import takes_images_a_row, unshared_reason, vision_placeholder_ids, vision_tower_parameters
+from cppo.policy.families import (
+    takes_images_a_row,
+    unshared_reason,
+    unwrapped,
+    vision_placeholder_ids,
+    vision_tower_parameters,
+)
 from cppo.policy.head import LanguageHead
 from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores
 from cppo.policy.packing import PackedBatch, PromptGroup, pack, prompt_groups
 from cppo.policy.rollout import shared_prefill, sliced_generation
 from cppo.policy.scorer import ResponseScores, plain_scores
 from cppo.policy.vision_inputs import concatenate_rows, slice_rows
-from cppo.policy.wrappers import unwrapped
 
 __all__ = [
     "DEPENDENCY_SCORES",

@@ -1,8 +1,9 @@
-"""Facts that differ between families of vision-language models."""
+"""Facts that differ between families of vision-language models, and the model inside what trainers wrap around it."""
 
 from typing import Any
 
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from cppo.errors import UserError
 
@@ -54,10 +55,21 @@ SHARED_PROMPT_TEXT_MODELS = (
     "qwen2",
     "qwen3",
 )
-"""Their text parts with plain causal attention: no sinks, no soft caps, no attention between image tokens."""
+"""Their text parts with plain causal attention: no sinks, no soft caps, no attention between image tokens. The logits
+are the head's output, without soft cap or scale."""
 
 IMAGES_A_ROW = "batch_num_images"
 """LLaVA-OneVision's input with the number of images of each row that has any."""
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The transformers model inside DDP, FSDP, `torch.compile` and PEFT wrappers."""
+    while not isinstance(model, PreTrainedModel):
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
+    return model
 
 
 def takes_images_a_row(config: Any) -> bool:

@@ -24,17 +24,13 @@ class LanguageHead:
     """Scores hidden states [n, H] of n tokens with a model's output projection, inside the model's forward.
 
     Args:
-        model: a transformers model with a language-model head.
+        model: a transformers model with a language-model head whose output is the logits, without soft cap or scale.
         float32: compute the head in float32, outside autocast (TRL's `cast_lm_head_to_fp32`).
     """
 
     def __init__(self, model: PreTrainedModel, float32: bool = False) -> None:
         self._projection = model.get_output_embeddings()
         self._float32 = float32
-        config = model.config.get_text_config()
-        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        scale = getattr(config, "logit_scale", None)
-        self._scale: float = 1.0 if scale is None else scale
         # An adapter on the head is a module of another class, and its weight alone would leave the adapter out.
         # FSDP2 puts a class of its own before the module's.
         kind = type(self._projection)
@@ -56,8 +52,8 @@ class LanguageHead:
                     targets,
                     temperature,
                     VOCABULARY_TILE,
-                    self._softcap,
-                    self._scale,
+                    None,  # no soft cap
+                    1.0,  # no scale
                     ("entropy",),
                 )
             return logps, entropies
@@ -109,10 +105,7 @@ class LanguageHead:
                 logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias)
             else:
                 logits = self._projection(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self._scale
-        if self._softcap is not None:
-            logits = self._softcap * torch.tanh(logits / self._softcap)
-        return logits / temperature
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
 
     def _in_chunks(
         self, function: Callable[..., tuple[Tensor, ...]], hidden: Tensor, *others: Tensor

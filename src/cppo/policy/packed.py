@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cppo.policy.attention import share_prompts
+from cppo.policy.families import unwrapped
 from cppo.policy.head import LanguageHead
 from cppo.policy.packing import PackedBatch, PackedRow, pack, prompt_groups
 from cppo.policy.scorer import ResponseScores
-from cppo.policy.wrappers import unwrapped
 
 Readout = Callable[[Tensor, LanguageHead], dict[str, Tensor]]
 """(hidden states of the scored tokens [n, H], head) -> whatever the caller needs of them."""

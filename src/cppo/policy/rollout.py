@@ -51,7 +51,6 @@ def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig |
     if any(config is not None and _needs_encoded(config) for config in (generation_config, model.generation_config)):
         yield
         return
-    own = vars(model).get("forward")
     original_forward = model.forward
 
     @functools.wraps(original_forward)
@@ -64,14 +63,8 @@ def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig |
     signature = inspect.signature(original_forward)
     taken = [parameter for name, parameter in signature.parameters.items() if name != "mm_encoder_outputs"]
     vars(forward)["__signature__"] = signature.replace(parameters=taken)
-    model.forward = forward
-    try:
+    with _replaced(model, "forward", forward):
         yield
-    finally:
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own
 
 
 @contextmanager
@@ -88,7 +81,6 @@ def sliced_generation(model: PreTrainedModel, rows: int | None) -> Iterator[None
     if rows is None:
         yield
         return
-    own = vars(model).get("generate")
     original: Any = model.generate
 
     def generate(**inputs: Any) -> Tensor:
@@ -101,14 +93,22 @@ def sliced_generation(model: PreTrainedModel, rows: int | None) -> Iterator[None
         padding = inputs["generation_config"].pad_token_id
         return torch.cat([pad(answer, (0, longest - answer.shape[1]), value=padding) for answer in answers])
 
-    vars(model)["generate"] = generate
+    with _replaced(model, "generate", generate):
+        yield
+
+
+@contextmanager
+def _replaced(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Within this context, `function` stands in the place of the model's method of that name."""
+    own = vars(model).get(name)
+    vars(model)[name] = function
     try:
         yield
     finally:
         if own is None:
-            del vars(model)["generate"]
+            del vars(model)[name]
         else:
-            vars(model)["generate"] = own
+            vars(model)[name] = own
 
 
 def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:

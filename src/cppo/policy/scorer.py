@@ -1,6 +1,6 @@
 """The plain scorer: one row a response, the whole vocabulary in memory. Slow, simple, and the oracle for all others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cppo.perception import entropy_from_logits
+from cppo.policy.families import unwrapped
 from cppo.policy.vision_inputs import model_images, without_empty_images
-from cppo.policy.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,17 @@ class ResponseScores:
     logits: Tensor | None = None
     aux_loss: Tensor | None = None
 
-    def pick(self, rows: list[int]) -> "ResponseScores":
-        """The scores of these rows, without the auxiliary loss."""
-        return ResponseScores(
-            self.logps[rows], self.entropies[rows], None if self.logits is None else self.logits[rows]
-        )
+    def pick(self, rows: list[int] | slice) -> "ResponseScores":
+        """The scores of these rows, beside the auxiliary loss of all."""
+        return self._each(lambda values: values[rows], self.aux_loss)
 
     def detached(self) -> "ResponseScores":
         """The same scores as constants, without the auxiliary loss."""
-        return ResponseScores(
-            self.logps.detach(), self.entropies.detach(), None if self.logits is None else self.logits.detach()
-        )
+        return self._each(Tensor.detach, None)
 
-    def rows(self, start: int, end: int) -> "ResponseScores":
-        """The scores of rows `start` to `end` (exclusive)."""
-        logits = None if self.logits is None else self.logits[start:end]
-        return ResponseScores(self.logps[start:end], self.entropies[start:end], logits, self.aux_loss)
+    def _each(self, change: Callable[[Tensor], Tensor], aux_loss: Tensor | None) -> "ResponseScores":
+        logits = None if self.logits is None else change(self.logits)
+        return ResponseScores(change(self.logps), change(self.entropies), logits, aux_loss)
 
 
 def plain_scores(

@@ -1,8 +1,7 @@
 """Reward functions in TRL's form, `f(completions, **columns) -> list[float]`, safe on hostile model text."""
 
-from cppo.rewards.answer import accuracy_reward, get_accuracy_reward
+from cppo.rewards.answer import accuracy_reward, format_reward, get_accuracy_reward
 from cppo.rewards.extract import extract_answer
-from cppo.rewards.format import format_reward
 from cppo.rewards.match import answer_kind, answers_match, names_choice
 from cppo.rewards.spec import (
     DEFAULT_REWARDS,

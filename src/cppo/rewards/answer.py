@@ -1,11 +1,13 @@
-"""Is the boxed answer right?"""
+"""The packaged rewards: is the boxed answer right, and has the response the asked-for form?"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from cppo.errors import UserError
-from cppo.rewards.extract import completion_text, extract_answer
+from cppo.rewards.extract import MAX_RESPONSE_CHARS, completion_text, extract_answer
 from cppo.rewards.match import answers_match
+
+_OPENING, _CLOSING = "<think>", "</think>"
 
 
 def get_accuracy_reward(tolerance: float = 0.0) -> Callable[..., list[float]]:
@@ -48,3 +50,24 @@ def get_accuracy_reward(tolerance: float = 0.0) -> Callable[..., list[float]]:
 
 
 accuracy_reward = get_accuracy_reward()
+
+
+def format_reward(completions: Sequence[Any], **kwargs: Any) -> list[float]:
+    r"""1.0 for each completion of the form `<think>...</think> ... \boxed{...}`, else 0.0.
+
+    Precisely: after leading white space the text begins with `<think>`; `<think>` and `</think>` each occur
+    exactly once in the whole text, in this order; and after `</think>` there is a `\boxed{...}` with balanced
+    braces that is not empty. Text around the box is allowed. Tags are case-sensitive. A text of more than
+    1,000,000 characters gets 0.0.
+
+    completions: texts or chats, B of them. The other columns that TRL passes are ignored.
+    """
+    return [float(_is_well_formed(completion_text(completion))) for completion in completions]
+
+
+def _is_well_formed(text: str) -> bool:
+    if len(text) > MAX_RESPONSE_CHARS or not text.lstrip().startswith(_OPENING):
+        return False
+    if text.count(_OPENING) != 1 or text.count(_CLOSING) != 1:
+        return False
+    return bool(extract_answer(text.partition(_CLOSING)[2]))

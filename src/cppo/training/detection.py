@@ -1,16 +1,18 @@
 """Detection apart from the loss: before a step, to count its perception tokens, or to shape its advantages by them."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cppo.policy import concatenate_rows, slice_rows
 from cppo.training.advantage_shaping import shape_advantages
 from cppo.training.perception_term import Detection, perception_token_mask
 from cppo.training.row_scorer import row_scorer
 from cppo.training.shared_views import score_shared
-from cppo.training.view_scoring import ViewRequest, detection_scores, idle_pass, model_inputs
+from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs
 
 
 @torch.no_grad()
@@ -28,8 +30,13 @@ def detect(trainer: Any, model: Any, request: ViewRequest, inputs: dict[str, Any
     if trainer._shares_prompts:
         with trainer.accelerator.autocast():
             return score_shared(model, trainer.args, request, ids, mask, vision, detect_only=True)
-    scores = detection_scores(row_scorer(trainer, model, length), request, ids, mask, vision)
-    return perception_token_mask(trainer.args, *scores, request.response_mask, draws=request.draws)
+    own = replace(request, rows=list(range(len(request.rows))), kinds=("removing",))
+    images = concatenate_rows([slice_rows(vision, row, row + 1) for row in request.rows])
+    own.score(row_scorer(trainer, model, length), ids[request.rows], mask[request.rows], images, view_gradients=True)
+    assert own.found is not None
+    return perception_token_mask(
+        trainer.args, own.found.anchor, own.found.removing, request.response_mask, draws=request.draws
+    )
 
 
 def step_normalizer(trainer: Any, model: Any, inputs: dict[str, Any]) -> Tensor | float:

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCardData
 from cppo.assets import MICRO_DIR
 from cppo.data import hub_dataset
 from cppo.methods import get_method
+from cppo.training.resume import ResumableGRPOTrainer
 
 TAGS = ("cppo", "trl", "grpo", "reinforcement-learning", "vision-language")
 VERSIONS_OF = ("cppo", "torch", "transformers", "trl")
@@ -90,6 +91,36 @@ def model_card(trainer: Any, facts: RunFacts | None, name: str, datasets: Sequen
         "## Versions\n\n" + ", ".join(f"{package} {version(package)}" for package in VERSIONS_OF),
     ]
     return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+class CardedTrainer(ResumableGRPOTrainer):
+    """Writes the card beside every model that it saves.
+
+    Attributes:
+        run_facts: what a run from a recipe knows beyond its trainer, and puts here.
+    """
+
+    run_facts: RunFacts | None = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call:  # not a checkpoint's: TRL asks for the card of the whole run then
+            self._write_card(output_dir or str(self.args.output_dir))
+
+    def create_model_card(  # type: ignore[override]  # as TRL's
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        datasets = [] if dataset_name is None else [dataset_name]
+        self._write_card(str(self.args.output_dir), model_name, datasets, [tags] if isinstance(tags, str) else tags)
+
+    def _write_card(
+        self, folder: str, name: str | None = None, datasets: list[str] | None = None, tags: list[str] | None = None
+    ) -> None:
+        if not self.is_world_process_zero():
+            return
+        name = name or (self.args.hub_model_id or str(Path(folder).resolve())).split("/")[-1]
+        card = model_card(self, self.run_facts, name, datasets or [], tags or [])
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
 
 
 def portable(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS
-from cppo.views import KNOWN_PRESERVING, KNOWN_REMOVING, ViewSampler, ViewStrengths, check_families
+from cppo.views import KNOWN_PRESERVING, ViewSampler, ViewStrengths, check_families
 
 
 def check_combinations(options: Mapping[str, Any]) -> None:
@@ -160,6 +160,4 @@ def view_sampler(options: Mapping[str, Any]) -> ViewSampler:
         UserError: a family or a strength is not valid.
     """
     strengths = ViewStrengths(**{part.name: options[f"view_{part.name}"] for part in fields(ViewStrengths)})
-    preserving = check_families("preserving_views", options["preserving_views"], KNOWN_PRESERVING)
-    removing = check_families("removing_views", options["removing_views"], KNOWN_REMOVING)
-    return ViewSampler(options.get("seed", 42), preserving, removing, strengths)
+    return ViewSampler(options.get("seed", 42), options["preserving_views"], options["removing_views"], strengths)

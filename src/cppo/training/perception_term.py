@@ -44,9 +44,6 @@ class ExactDivergences:
     removing: Tensor | None = None
 
 
-NO_DIVERGENCES = ExactDivergences()
-
-
 @dataclass(frozen=True)
 class ViewScores:
     """Scores of the n gated-in rollouts of a micro-batch under the image, I+ and I-, and their response mask [n, T].
@@ -59,7 +56,7 @@ class ViewScores:
     removing: ResponseScores | None
     preserving: ResponseScores | None
     response_mask: Tensor
-    exact: ExactDivergences = NO_DIVERGENCES
+    exact: ExactDivergences = ExactDivergences()
     draws: Tensor | None = None
 
 

@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from PIL import Image
 
 from cppo.training.view_inputs import Row, embedded_images, prompt_images, replace_images, sample_id
-from cppo.views import ViewStrengths, family_view, view_generators
+from cppo.views import ViewStrengths, drawn_view, view_generators
 
 DECAY_STEEPNESS = 30.0
 DECAY_MIDPOINT = 2 / 3
@@ -77,8 +76,8 @@ class RolloutViews:
         if self.decay:
             strengths = replace(strengths, diffusion_steps=decayed_steps(strengths.diffusion_steps, progress))
         for index, image in enumerate(images):
-            rng: np.random.Generator = view_generators(self.seed, name, epoch, index)[0]
-            yield family_view(self.families[int(rng.integers(len(self.families)))], image, rng, strengths).image
+            rng, _ = view_generators(self.seed, name, epoch, index)
+            yield drawn_view(self.families, image, rng, strengths)
 
 
 def decayed_steps(steps: int, progress: float) -> int:

@@ -25,12 +25,12 @@ from cppo.methods import SHAPING_SINKS
 from cppo.policy import shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import without_empty_images
 from cppo.rewards import named_rewards
-from cppo.training.carded import CardedTrainer
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import detect_and_shape, step_normalizer
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
+from cppo.training.model_card import CardedTrainer
 from cppo.training.perception_term import METRICS, Detection, PerceptionTerm, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.row_scorer import row_scorer
@@ -48,7 +48,6 @@ from cppo.training.setup import (
 from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images
 from cppo.training.view_scoring import ViewRequest, idle_pass, scores_in_chunks
-from cppo.views import ViewPrefetcher
 
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
@@ -158,10 +157,7 @@ class CPPOTrainer(CardedTrainer):
         self._shares_prompts = share_prompts(self)
         check_head(self)
         self._views = ViewMaker(
-            ViewPrefetcher(args.view_sampler(), threads=args.view_threads),
-            self.processing_class,
-            self.tools,
-            self.chat_template_kwargs,
+            args.view_sampler(), args.view_threads, self.processing_class, self.tools, self.chat_template_kwargs
         )
         self._rollout_views = args.rollout_view_sampler()
         self._rollout_images: list[list[Any]] | None = None

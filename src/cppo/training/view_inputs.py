@@ -1,6 +1,7 @@
 """From a row of the dataset to what the model takes for its perturbed views."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,10 +11,12 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from cppo.errors import UserError
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs
-from cppo.views import ViewPrefetcher, load_rgb, stable_sample_id
+from cppo.views import ViewSampler, load_rgb, stable_sample_id
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
+ViewPair = Future[tuple[Image.Image, Image.Image]]
+"""The views I+ and I- of one image, being made."""
 
 
 @dataclass(frozen=True)
@@ -133,49 +136,62 @@ class ViewMaker:
     """Makes the views of a generation batch: pixels on other threads while rollouts are generated, inputs afterwards.
 
     Args:
-        prefetcher: makes the perturbed images.
+        sampler: draws the perturbed images.
+        threads: how many draw at once, at least 1.
         processing_class: the model's processor.
         tools, chat_template_kwargs: what the trainer renders its prompts with.
     """
 
     def __init__(
-        self, prefetcher: ViewPrefetcher, processing_class: Any, tools: list[Any], chat_template_kwargs: dict[str, Any]
+        self,
+        sampler: ViewSampler,
+        threads: int,
+        processing_class: Any,
+        tools: list[Any],
+        chat_template_kwargs: dict[str, Any],
     ) -> None:
-        self._prefetcher = prefetcher
+        self._sampler = sampler
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cppo-views")
         self._process = partial(
             process_prompt, processing_class, tools=tools or None, chat_template_kwargs=chat_template_kwargs
         )
 
     def begin(self, rows: Sequence[Row], epoch: int) -> "BatchViews":
-        """Start on the views of canonical rows; those of the last batch that nobody asked for are dropped."""
-        self._prefetcher.clear()
-        names: list[str] = []
-        for index, row in enumerate(rows):
-            if index > 0 and row["prompt"] is rows[index - 1]["prompt"]:
-                names.append(names[-1])
-                continue
-            names.append(sample_id(row))
-            for image_index, image in enumerate(prompt_images(row)):
-                self._prefetcher.submit(image, names[-1], epoch, image_index)
-        return BatchViews(self._prefetcher, self._process, rows, names, epoch)
+        """Start on the views of canonical rows; copies of a prompt share theirs."""
+        begun: dict[int, tuple[str, list[ViewPair]]] = {}
+        for row in rows:
+            if id(row["prompt"]) not in begun:
+                name = sample_id(row)
+                # Of copies: reward functions are given the row's own images, and may change them meanwhile.
+                pairs = [
+                    self._pool.submit(self._sampler.views, image.copy(), name, epoch, index)
+                    for index, image in enumerate(prompt_images(row))
+                ]
+                begun[id(row["prompt"])] = name, pairs
+        return BatchViews(self._process, rows, begun)
 
 
 @dataclass(frozen=True)
 class BatchViews:
-    """The views of one generation batch, being made."""
+    """The views of one generation batch, being made.
 
-    prefetcher: ViewPrefetcher
+    Attributes:
+        process: from chat messages to the model's inputs.
+        rows: of the batch.
+        begun: by the id of each prompt object its sample id, and the pairs (I+, I-) of its images.
+    """
+
     process: Callable[[Messages], PromptInputs]
     rows: Sequence[Row]
-    names: Sequence[str]
-    epoch: int
+    begun: Mapping[int, tuple[str, list[ViewPair]]]
 
     def inputs(
         self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]], kinds: Sequence[str]
     ) -> list[dict[str, VisionInputs] | None]:
         """For each gated-in row the model's inputs under the views of these kinds; None for the other rows.
 
-        The processor runs once per prompt; its rollouts share the same tensors.
+        The processor runs once per prompt; its rollouts share the same tensors. Views of the other prompts that are not
+        begun yet are never made.
 
         Args:
             gate: which rows are gated in.
@@ -183,21 +199,25 @@ class BatchViews:
             kinds: "removing", "preserving" or both.
 
         Raises:
-            UserError: the processor makes other tokens of a view than of its image.
+            UserError: a view cannot be made, or the processor makes other tokens of it than of its image.
         """
+        wanted = {id(row["prompt"]) for row, gated_in in zip(self.rows, gate, strict=True) if gated_in}
+        for prompt in self.begun.keys() - wanted:
+            for pair in self.begun[prompt][1]:
+                pair.cancel()
         made: dict[int, dict[str, VisionInputs]] = {}
         inputs: list[dict[str, VisionInputs] | None] = []
-        for row, name, gated_in, tokens in zip(self.rows, self.names, gate, prompt_tokens, strict=True):
+        for row, gated_in, tokens in zip(self.rows, gate, prompt_tokens, strict=True):
             prompt = id(row["prompt"])
             if gated_in and prompt not in made:
-                made[prompt] = self._of_prompt(row, name, tokens, kinds)
+                made[prompt] = self._of_prompt(row, tokens, kinds)
             inputs.append(made[prompt] if gated_in else None)
         return inputs
 
-    def _of_prompt(self, row: Row, name: str, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
-        messages, images = prompt_messages(row), prompt_images(row)
+    def _of_prompt(self, row: Row, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
+        messages, (name, begun) = prompt_messages(row), self.begun[id(row["prompt"])]
         assert not isinstance(messages, str)  # a row with images has chat messages
-        pairs = [self.prefetcher.views(image, name, self.epoch, index) for index, image in enumerate(images)]
+        pairs = [pair.result() for pair in begun]
         views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
         inputs = {}
         for kind in kinds:

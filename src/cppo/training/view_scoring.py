@@ -14,7 +14,7 @@ from torch import Tensor
 from cppo.errors import UserError
 from cppo.policy import ResponseScores, concatenate_rows, slice_rows
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
-from cppo.training.perception_term import NO_DIVERGENCES, ExactDivergences, ViewScores
+from cppo.training.perception_term import ExactDivergences, ViewScores
 
 VISION_KEYS = (
     "pixel_values",
@@ -119,16 +119,16 @@ class ViewRequest:
             scores = score(
                 torch.cat([input_ids, *ids]), torch.cat([attention_mask, *mask]), concatenate_rows([vision, *parts])
             )
-            self.anchor, views = scores.rows(0, total), scores.rows(total, total + len(parts))
+            self.anchor, views = scores.pick(slice(total)), scores.pick(slice(total, None))
         else:
             self.anchor = score(input_ids, attention_mask, vision)
             with torch.no_grad():
                 views = score(torch.cat(ids), torch.cat(mask), concatenate_rows(parts))
-        by_kind = {kind: views.rows(n * place, n * (place + 1)) for place, kind in enumerate(self.kinds)}
-        self.keep(by_kind)
+        by_kind = {kind: views.pick(slice(n * place, n * (place + 1))) for place, kind in enumerate(self.kinds)}
+        self.keep(by_kind, ExactDivergences())
         return self.anchor
 
-    def keep(self, views: Mapping[str, ResponseScores], exact: ExactDivergences = NO_DIVERGENCES) -> None:
+    def keep(self, views: Mapping[str, ResponseScores], exact: ExactDivergences) -> None:
         """Remember the requested rows' scores under each view, [n, T], beside the anchor's."""
         assert self.anchor is not None
         self.found = ViewScores(
@@ -169,19 +169,3 @@ def idle_pass(score: Score, input_ids: Tensor, attention_mask: Tensor, vision: V
     images = vision.get("num_images") or [0]
     row = next((row for row, count in enumerate(images) if count), 0)
     score(input_ids[row : row + 1], attention_mask[row : row + 1], slice_rows(vision, row, row + 1))
-
-
-@torch.no_grad()
-def detection_scores(
-    score: Score, request: ViewRequest, ids: Tensor, mask: Tensor, vision: VisionInputs
-) -> tuple[ResponseScores, ResponseScores]:
-    """Scores of a buffered micro-batch's gated-in rollouts (at least one) under the image and under I-."""
-    rows, n = request.rows, len(request.rows)
-    anchor = [slice_rows(vision, row, row + 1) for row in rows]
-    removing = request.view_inputs("removing", vision, ids.device)
-    scores = score(
-        torch.cat([ids[rows], ids[rows]]),
-        torch.cat([mask[rows], mask[rows]]),
-        concatenate_rows([*anchor, *removing]),
-    )
-    return scores.rows(0, n), scores.rows(n, 2 * n)

@@ -4,9 +4,14 @@ Every view has the size of the anchor image and mode RGB, and is a pure function
 held-out families are for evaluation alone.
 """
 
-from cppo.views.ahead import ViewPrefetcher
-from cppo.views.condition_names import CARD_CONDITIONS, CONDITION_NAMES
-from cppo.views.draws import EVERY_PRESERVING, EVERY_REMOVING, any_family_view, family_draws
+from cppo.views.draws import (
+    CARD_CONDITIONS,
+    CONDITION_NAMES,
+    EVERY_PRESERVING,
+    EVERY_REMOVING,
+    any_family_view,
+    family_draws,
+)
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
 from cppo.views.own import is_own, own_files
@@ -19,7 +24,7 @@ from cppo.views.strengths import (
     ViewStrengths,
     check_families,
 )
-from cppo.views.transforms import View, family_view, preserving_view, removing_view
+from cppo.views.transforms import View, drawn_view, family_view, preserving_view, removing_view
 
 __all__ = [
     "CARD_CONDITIONS",
@@ -33,11 +38,11 @@ __all__ = [
     "PRESERVING_FAMILIES",
     "REMOVING_FAMILIES",
     "View",
-    "ViewPrefetcher",
     "ViewSampler",
     "ViewStrengths",
     "any_family_view",
     "check_families",
+    "drawn_view",
     "family_draws",
     "family_view",
     "held_out_view",

@@ -13,6 +13,10 @@ from cppo.views.transforms import View, family_view
 EVERY_PRESERVING = (*KNOWN_PRESERVING, *HELD_OUT_PRESERVING)
 EVERY_REMOVING = (*KNOWN_REMOVING, *HELD_OUT_REMOVING)
 """The families that training may use, and those held out for evaluation."""
+CARD_CONDITIONS = ("clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing")
+"""Conditions of `cppo.evaluation` that the perception card shows; `clean` is what the others are compared with."""
+CONDITION_NAMES = (*CARD_CONDITIONS, "trained_removing", *EVERY_PRESERVING, *EVERY_REMOVING)
+"""All of them; named here because an option is checked before torch is imported."""
 
 
 def any_family_view(family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> View:

@@ -19,7 +19,7 @@ from cppo.views.strengths import (
     ViewStrengths,
     check_families,
 )
-from cppo.views.transforms import preserving_view, removing_view
+from cppo.views.transforms import drawn_view
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class ViewSampler:
         strengths: see `ViewStrengths`.
 
     Raises:
-        UserError: the seed is not a whole number; a list of families is empty or has an unknown or repeated
-            name.
+        UserError: the seed is not a whole number; a list of families is empty or has an unknown or repeated name.
+            The list is named as the option is, `preserving_views` or `removing_views`.
     """
 
     seed: int
@@ -44,11 +44,9 @@ class ViewSampler:
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UserError(f"view seed = {self.seed!r}: give a whole number")
-        for name, known in (
-            ("preserving_families", KNOWN_PRESERVING),
-            ("removing_families", KNOWN_REMOVING),
-        ):
-            object.__setattr__(self, name, check_families(name, getattr(self, name), known))
+        for kind, known in (("preserving", KNOWN_PRESERVING), ("removing", KNOWN_REMOVING)):
+            families = check_families(f"{kind}_views", getattr(self, f"{kind}_families"), known)
+            object.__setattr__(self, f"{kind}_families", families)
 
     def views(
         self, image: Image.Image, sample_id: str, epoch: int, image_index: int
@@ -69,8 +67,8 @@ class ViewSampler:
         preserving_rng, removing_rng = view_generators(self.seed, sample_id, epoch, image_index)
         rgb = load_rgb(image)
         return (
-            preserving_view(rgb, preserving_rng, families=self.preserving_families, strengths=self.strengths),
-            removing_view(rgb, removing_rng, families=self.removing_families, strengths=self.strengths),
+            drawn_view(self.preserving_families, rgb, preserving_rng, self.strengths),
+            drawn_view(self.removing_families, rgb, removing_rng, self.strengths),
         )
 
 

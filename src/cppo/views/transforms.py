@@ -55,7 +55,7 @@ def preserving_view(
         UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_PRESERVING nor one's own.
     """
     names = check_families("preserving_families", families, KNOWN_PRESERVING)
-    return family_view(names[rng.integers(len(names))], image, rng, strengths).image
+    return drawn_view(names, image, rng, strengths)
 
 
 def removing_view(
@@ -75,7 +75,18 @@ def removing_view(
         UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_REMOVING nor one's own.
     """
     names = check_families("removing_families", families, KNOWN_REMOVING)
-    return family_view(names[rng.integers(len(names))], image, rng, strengths).image
+    return drawn_view(names, image, rng, strengths)
+
+
+def drawn_view(
+    families: Sequence[str], image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths
+) -> Image.Image:
+    """One draw of one of `families`, which are valid and of which each is as likely.
+
+    Raises:
+        UserError: the image cannot be read, or the user's own code fails.
+    """
+    return family_view(families[int(rng.integers(len(families)))], image, rng, strengths).image
 
 
 def family_view(

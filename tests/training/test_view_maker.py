@@ -1,0 +1,109 @@
+"""Views made ahead are the sampler's own, come from other threads, and are made for gated-in prompts alone."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+import torch
+from rollout_stubs import make_rows
+
+from cppo.errors import UserError
+from cppo.training.view_inputs import ViewMaker, canonical_rows, process_prompt, prompt_messages, replace_images
+from cppo.views import ViewSampler
+
+KINDS = ("removing", "preserving")
+
+
+@dataclass(frozen=True)
+class WatchedSampler(ViewSampler):
+    """Notes the thread and the row of every call, and waits for `gate`."""
+
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    called: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event = field(default_factory=threading.Event)
+
+    def views(self, image, sample_id, epoch, image_index):
+        self.calls.append((threading.current_thread().name, sample_id))
+        self.called.set()
+        assert self.gate.wait(30)
+        return super().views(image, sample_id, epoch, image_index)
+
+
+class FailingSampler(ViewSampler):
+    def views(self, image, sample_id, epoch, image_index):
+        raise UserError("no views today")
+
+
+@pytest.fixture
+def rows():
+    """Three prompts with one image, two and one, two copies of each."""
+    return canonical_rows([row for row in make_rows([1, 2, 1]) for _ in range(2)])
+
+
+@pytest.fixture
+def tokens(rows, processor):
+    return [process_prompt(processor, prompt_messages(row), None, {}).token_ids for row in rows]
+
+
+def test_views_made_ahead_are_the_samplers_own_whatever_becomes_of_the_image(rows, tokens, processor):
+    process = partial(process_prompt, processor, tools=None, chat_template_kwargs={})
+    expected = []
+    for row in rows:
+        pairs = [ViewSampler(3).views(image, row["sample_id"], 1, place) for place, image in enumerate(row["images"])]
+        preserving, removing = (
+            process(replace_images(prompt_messages(row), images)).vision for images in zip(*pairs, strict=True)
+        )
+        expected.append({"removing": removing, "preserving": preserving})
+    sampler = WatchedSampler(3)
+    begun = ViewMaker(sampler, 2, processor, [], {}).begin(rows, epoch=1)
+    for row in rows:
+        for image in row["images"]:
+            image.paste("red", (0, 0, *image.size))
+    sampler.gate.set()
+    made = begun.inputs([True] * len(rows), tokens, KINDS)
+    assert sorted(name for _, name in sampler.calls) == ["row-0", "row-1", "row-1", "row-2"]
+    assert all(thread.startswith("cppo-views") for thread, _ in sampler.calls)
+    for views, wanted in zip(made, expected, strict=True):
+        for kind in KINDS:
+            assert torch.equal(views[kind]["pixel_values"], wanted[kind]["pixel_values"])
+            assert views[kind]["num_images"] == wanted[kind]["num_images"]
+    assert made[0] is made[1]
+    assert made[0] is not made[2]
+
+
+def test_views_of_gated_out_prompts_that_wait_are_not_made(rows, tokens, processor):
+    sampler = WatchedSampler(3)
+    begun = ViewMaker(sampler, 1, processor, [], {}).begin(rows, epoch=0)
+    assert sampler.called.wait(30)  # the only thread stands at the gate with the first row
+    _, waiting = begun.begun[id(rows[2]["prompt"])]
+
+    def open_the_gate():
+        while not all(pair.cancelled() for pair in waiting):
+            time.sleep(0.01)
+        sampler.gate.set()
+
+    threading.Thread(target=open_the_gate, daemon=True).start()
+    made = begun.inputs([False, False, False, False, True, False], tokens, ("removing",))
+    assert [view is not None for view in made] == [False, False, False, False, True, False]
+    assert [name for _, name in sampler.calls] == ["row-0", "row-2"]
+
+
+def test_an_error_of_a_view_surfaces_where_it_is_needed(rows, tokens, processor):
+    begun = ViewMaker(FailingSampler(3), 2, processor, [], {}).begin(rows, epoch=0)
+    assert begun.inputs([False] * len(rows), tokens, KINDS) == [None] * len(rows)
+    with pytest.raises(UserError, match="no views today"):
+        ViewMaker(FailingSampler(3), 2, processor, [], {}).begin(rows, epoch=0).inputs([True] * 6, tokens, KINDS)
+
+
+def test_the_threads_end_with_the_maker(rows, tokens, processor):
+    already = set(threading.enumerate())
+    maker = ViewMaker(ViewSampler(3), 2, processor, [], {})
+    maker.begin(rows, epoch=0).inputs([True] * len(rows), tokens, KINDS)
+    threads = set(threading.enumerate()) - already
+    assert threads
+    del maker
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
