@@ -129,6 +129,42 @@ def test_pgpo(trainer_of, seen, rows, scorer, parts):
     assert max(map(max, weights)) > 1.5
 
 
+def test_every_methods_loss_is_compared():
+    """These five have tests of their own: shaped advantages, random tokens, and images that are shown otherwise."""
+    assert METHODS.keys() - TERMS.keys() == {"vppo", "pgpo", "cppo-random-tokens", "grpo+views", "noisyrollout"}
+
+
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+@pytest.mark.parametrize(("method", "upper"), [("grpo", 1.2), ("dapo", 1.28), ("papo-dapo", 1.28), ("vppo", 1.28)])
+def test_the_clip_of_ratios_beyond_it(trainer_of, rows, monkeypatch, method, upper, scorer):
+    """Rollouts from an earlier policy: what the loss gains on the one at ratio 1 is min(r A, clip(r) A) - A a token."""
+    trainer = trainer_of(method, scorer)
+    (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
+    if trainer.args.perception_sink in SHAPING_SINKS:
+        detect_and_shape(trainer, [inputs])
+    score, scored = trainer._get_per_token_logps_and_entropies, []
+
+    def keep(*args, **kwargs):
+        scored.append(score(*args, **kwargs))
+        return scored[-1]
+
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", keep)
+    at_one = trainer._compute_loss(trainer.model, inputs).item()
+    mask = inputs["completion_mask"]
+    ratios = torch.from_numpy(np.random.default_rng(0).uniform(0.6, 1.6, mask.shape))
+    earlier = {**inputs, "old_per_token_logps": scored[0][0].detach() - ratios.log()}
+    found = trainer._compute_loss(trainer.model, earlier).item() - at_one
+    gains = []
+    for row, kept in enumerate(mask.tolist()):
+        advantages = torch.atleast_1d(inputs["advantages"][row]).tolist()
+        for place in range(sum(kept)):
+            advantage, ratio = advantages[place % len(advantages)], ratios[row, place].item()
+            clipped = min(max(ratio, 0.8), upper)
+            gains.append(min(ratio * advantage, clipped * advantage) - advantage)
+    assert found == pytest.approx(-math.fsum(gains) / len(gains), abs=2e-7)
+    assert abs(found) > 1e-3
+
+
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 @pytest.mark.parametrize("method", ["vppo", "pgpo"])
 def test_metrics_of_shaped_advantages(trainer_of, seen, rows, method, scorer):

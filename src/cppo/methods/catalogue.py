@@ -16,7 +16,7 @@ DEFAULT_METHOD = "cppo"
 
 
 def grpo() -> Options:
-    """GRPO: TRL's trainer and loss alone.
+    """GRPO (arXiv 2402.03300): TRL's trainer and loss alone.
 
     No views and no perception term. The loss is the one that `loss_type` names: TRL's default "dapo" is a mean over the
     tokens of the step, the GRPO paper's own, "grpo", over a rollout's tokens and then over rollouts.
@@ -49,7 +49,10 @@ def cppo() -> Options:
 
     Added to GRPO with weight 0.01: softplus((d+ - d-) / 0.1), d the k3 divergence, over the top half of the tokens with
     a positive relative entropy shift, in rollouts with a positive advantage. Published runs: KL 0.01 to the reference,
-    G = 5, and the mean over a micro-batch's tokens; ours is over a rollout's tokens, then over rollouts.
+    G = 5, and the mean over a micro-batch's tokens; ours is over a rollout's tokens, then over rollouts. The paper
+    speaks of the token's distribution, its code takes k3 of the sampled token, and so do we (`cppo-kl` has the other).
+    The gate passes what earns more than its group, so a well-formatted wrong answer among wrong ones
+    (`cppo-correct-gate` does not).
     """
     return {
         "perception_sink": "contrast",
@@ -191,8 +194,8 @@ def noisyrollout() -> Options:
 def static_view_js() -> Options:
     """CPPO with a picture of noise as I-, detecting by the exact Jensen-Shannon divergence from it.
 
-    Ours: of the scores and views tried, the one that finds the true perception tokens of all task families
-    (docs/results/detectors.md).
+    Ours, after CPPO (arXiv 2601.00501): of the scores and views tried, the one that finds the true perception tokens of
+    all task families (docs/results/detectors.md).
     """
     return {**cppo(), "removing_views": ["static"], "perception_score": "js"}
 
@@ -303,6 +306,7 @@ ABLATIONS: Mapping[str, tuple[Options, str]] = {
     ),
 }
 """What each changes in CPPO, and its text."""
+OF_CPPO = "\n\nCPPO is arXiv 2601.00501; all else is as in `cppo`."
 OURS = {
     "cppo-static-js": static_view_js,
     "cppo-likelihood": likelihood,
@@ -310,7 +314,7 @@ OURS = {
 }
 METHODS: Mapping[str, Method] = {
     **{name: declared(name, declaration) for name, declaration in PUBLISHED.items()},
-    **{name: Method(name, {**cppo(), **changes}, text) for name, (changes, text) in ABLATIONS.items()},
+    **{name: Method(name, {**cppo(), **changes}, text + OF_CPPO) for name, (changes, text) in ABLATIONS.items()},
     **{name: declared(name, declaration) for name, declaration in OURS.items()},
 }
 """Every method by name: published ones, CPPO's ablations, then ours."""
