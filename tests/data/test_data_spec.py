@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cppo.data import check_spec, load_records
+from cppo.data import load_records, parse_spec
 from cppo.errors import UserError
 from cppo.tasks import make_item, parse_task_options
 
@@ -61,7 +61,7 @@ def test_reader_options_have_defaults():
 )
 def test_wrong_spec_is_one_line_that_names_the_mistake(spec, part):
     with pytest.raises(UserError) as caught:
-        check_spec(spec)
+        parse_spec(spec)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -95,7 +95,7 @@ def test_wrong_arguments(specs, options, part):
 
 def test_checking_a_spec_imports_nothing_heavy():
     code = (
-        "import sys\nfrom cppo.data import check_spec\ncheck_spec('tasks:digits?noise=90')\n"
+        "import sys\nfrom cppo.data import parse_spec\nparse_spec('tasks:digits?noise=90')\n"
         "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cppo.assets import adapter_base, resolve_model
-from cppo.data import PixelBounds, check_columns, check_spec
+from cppo.data import PixelBounds, check_columns, parse_spec
 from cppo.errors import UserError, first_line
 from cppo.recipes import Recipe, RunDirectory, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
@@ -72,7 +72,7 @@ def check_options(recipe: Recipe) -> None:
 def check_data(specs: str | list[str]) -> None:
     """Every SPEC's syntax, options and file. Raises UserError."""
     for spec in [specs] if isinstance(specs, str) else specs:
-        check_spec(spec)
+        parse_spec(spec)
 
 
 def check_model(name: str) -> None:

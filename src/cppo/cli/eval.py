@@ -12,7 +12,7 @@ from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, category_text, report_lines
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, number_in
 from cppo.cli.response_file import ResponseFile
-from cppo.cli.trained import add_answer_options, answer_settings, load_rows, trained_recipe
+from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
 from cppo.data import RecordSource
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> None:
     ks = _check_sampling(arguments)
     on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
     settings, trained, published = _settings(arguments, on_card)
-    source = load_rows(arguments, settings, extras=arguments.by)
+    source = asked_rows(arguments, settings, extras=arguments.by)
     if arguments.card is not None and not any(record.images for record in source):
         raise UserError(f"--card: none of the rows of {source.name} has an image")
     quiet_libraries()
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
         card = perception_card(shown, tolerance=settings["tolerance"])
     report = _report(arguments, source, results, {**settings, "skipped_rows": len(source.skipped)}, ks)
     if card:
-        report["card"] = [row.to_dict() for row in card]
+        report["card"] = [asdict(row) for row in card]
         report["card_families"] = {
             one.name: one.families for one in conditions if one.name.startswith("trained_") or len(one.families) > 1
         }

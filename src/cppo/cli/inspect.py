@@ -12,7 +12,7 @@ from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
-    load_rows,
+    asked_rows,
     own_recipe,
     recipe_options,
     recipe_sampler,
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> None:
     sampler, options = recipe_sampler(config, arguments.seed), recipe_options(config)
     trained = trained_recipe(arguments.model)
     settings = answer_settings(arguments, trained)
-    source = load_rows(arguments, settings)
+    source = asked_rows(arguments, settings)
     quiet_libraries()
 
     from cppo.evaluation import load_model

@@ -2,15 +2,13 @@
 
 import argparse
 import contextlib
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from cppo.cli.checks import check_data
 from cppo.cli.parser import COUNT, add_pixel_bounds
-from cppo.data import PixelBounds, RecordSource, check_columns, load_records
+from cppo.data import PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
 from cppo.rewards import check_rewards, number_tolerance
@@ -53,10 +51,8 @@ def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -
     }
 
 
-def load_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extras: Sequence[str] = ()) -> RecordSource:
+def asked_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extras: Sequence[str] = ()) -> RecordSource:
     """The rows of --data and --limit, with these `answer_settings`. Raises UserError as `load_records` does."""
-    check_data(arguments.data)
-    check_columns(settings["columns"])
     try:
         return load_records(
             arguments.data,
@@ -94,7 +90,7 @@ def recipe_options(config: str | None) -> dict[str, Any]:
 
 def recipe_sampler(config: str | None, seed: int) -> ViewSampler:
     """The sampler of a recipe's views, of the published ones without a recipe, with another seed."""
-    return dataclasses.replace(view_sampler({**recipe_options(config), "seed": seed}), seed=seed)
+    return view_sampler({**recipe_options(config), "seed": seed})
 
 
 def recipe_families(config: str | None) -> tuple[str, ...]:

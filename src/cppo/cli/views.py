@@ -13,7 +13,7 @@ from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
-    load_rows,
+    asked_rows,
     own_recipe,
     recipe_families,
     recipe_sampler,
@@ -98,7 +98,7 @@ def _records(arguments: Any, settings: Mapping[str, Any]) -> list[Record]:
             raise UserError(f"--image: {arguments.image}: {reason}") from error
         prompt = arguments.prompt or DEFAULT_PROMPT
         return [Record(stable_sample_id(prompt, [image]), prompt, (image,), arguments.answer or "")]
-    source = load_rows(arguments, settings)
+    source = asked_rows(arguments, settings)
     with_images = [record for record in source if record.images]
     if not with_images:
         raise UserError(f"{source.name}: none of the rows has an image")

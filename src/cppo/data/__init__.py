@@ -5,7 +5,7 @@ from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
 from cppo.data.readers import load_records, load_rows
 from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, chat_messages, question_text, to_dataset
-from cppo.data.spec import check_spec, hub_dataset
+from cppo.data.spec import hub_dataset, parse_spec
 from cppo.data.summary import DataSummary, summarize
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "RecordSource",
     "chat_messages",
     "check_columns",
-    "check_spec",
     "hub_dataset",
     "load_records",
     "load_rows",
+    "parse_spec",
     "question_text",
     "summarize",
     "to_dataset",

@@ -94,11 +94,6 @@ def hub_dataset(spec: str) -> str | None:
     return found[1] if found else None
 
 
-def check_spec(spec: str) -> None:
-    """Check a SPEC without reading its rows: syntax, task and options, file. Raises UserError."""
-    parse_spec(spec)
-
-
 def _parse_task(spec: str) -> TaskSpec:
     family, _, query = spec.removeprefix("tasks:").partition("?")
     if family not in TASK_NAMES:

@@ -1,8 +1,7 @@
 """The perception card: what a model's answers owe to the image, read off its answers under several conditions."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import PairedDifference, paired_bootstrap
@@ -26,10 +25,6 @@ class CardRow:
     accuracy: Rate
     change: PairedDifference
     consistency: Rate
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return asdict(self)
 
 
 def perception_card(results: Mapping[str, EvalResult], *, tolerance: float = 0.0, seed: int = 0) -> tuple[CardRow, ...]:

@@ -1,34 +1,20 @@
 """Greedy answers to held-out records in the middle of a run, each rank taking its share of them."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from cppo.data import Record
+from cppo.data import RecordSource
 from cppo.evaluation import CLEAN, EvalResult, ItemResult, evaluate
 from cppo.training.trainer import CPPOTrainer
 
 EVALUATION_BATCH = 64
 
 
-class _Share(Sequence[Record]):
-    """Every `step`-th record from `start` on, still read one at a time."""
-
-    def __init__(self, source: Sequence[Record], start: int, step: int) -> None:
-        self._source, self._indices = source, range(start, len(source), step)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        return self._source[self._indices[index]]
-
-
 def answer_all(
-    trainer: CPPOTrainer, source: Sequence[Record], label: str, *, show_bar: bool = True, **asked: Any
+    trainer: CPPOTrainer, source: RecordSource, label: str, *, show_bar: bool = True, **asked: Any
 ) -> EvalResult:
     """Greedy evaluation of the model as it is now.
 
@@ -38,7 +24,7 @@ def answer_all(
     """
     accelerator = trainer.accelerator
     ranks = accelerator.num_processes
-    share = _Share(source, accelerator.process_index, ranks)
+    share = source.keep(range(accelerator.process_index, len(source), ranks))
     model, processor = accelerator.unwrap_model(trainer.model), trainer.processing_class
     shown = show_bar and accelerator.is_main_process and sys.stderr.isatty() and not trainer.args.disable_tqdm
     mine: tuple[ItemResult, ...] = ()

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cppo.data import Record, question_text
+from cppo.data import RecordSource, question_text
 from cppo.evaluation import EvalResult
 from cppo.evaluation.generate import evaluation_mode
 from cppo.evaluation.inspection import InspectedItem, InspectOptions, inspect_record
@@ -40,7 +40,7 @@ class HeldOutProbe(TrainerCallback):
         self,
         trainer: CPPOTrainer,
         files: RunDirectory,
-        items: Sequence[Record],
+        items: RecordSource,
         *,
         every: int | None,
         asked: dict[str, Any],
