@@ -18,6 +18,7 @@ from transformers import AutoProcessor, Qwen2_5_VLProcessor
 from trl import GRPOConfig
 
 from cppo.errors import UserError
+from cppo.rewards import accuracy_reward
 from cppo.training.config import CPPOConfig
 from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
@@ -73,6 +74,19 @@ def test_trls_fused_head_is_refused_where_fsdp2_shards_it_alone(make_trainer, mo
         one_line(caught)
     else:
         check_head(trainer)
+
+
+def test_a_column_that_a_reward_needs():
+    def graded(completions, level, images, weight=1, **kwargs):
+        return [0.0] * len(completions)
+
+    row = {"prompt": "What?", "images": [], "answer": "7"}
+    with pytest.raises(UserError, match="reward graded needs the column 'level': train_dataset has prompt") as caught:
+        check_columns([row], False, ["my/reward-model", torch.nn.Linear(1, 1), graded])
+    one_line(caught)
+    with pytest.raises(UserError, match="needs the column 'answer'"):
+        check_columns([{"prompt": "What?"}], False, accuracy_reward)
+    check_columns([{**row, "level": 1}], False, graded)
 
 
 def test_columns_with_other_names(make_trainer, caplog):

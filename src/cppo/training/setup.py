@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
@@ -15,6 +16,7 @@ from cppo.policy import (
     vision_placeholder_ids,
     vision_tower_parameters,
 )
+from cppo.rewards import reward_columns
 from cppo.training.view_inputs import embedded_images
 
 logger = logging.getLogger(__name__)
@@ -46,10 +48,10 @@ def check_setup(trainer: Any) -> None:
         )
 
 
-def check_columns(dataset: Any, uses_perception: bool) -> None:
-    """Hold the first row of a dataset that is no stream against what training reads.
+def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> None:
+    """Hold the first row of a dataset that is no stream against what training and reward functions read.
 
-    Raises UserError for one without a prompt, and warns of one without images.
+    Raises UserError for one without a prompt or a column that a function needs, and warns of one without images.
     """
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
         return
@@ -58,6 +60,14 @@ def check_columns(dataset: Any, uses_perception: bool) -> None:
     named = ", ".join(row)
     if "prompt" not in row:
         raise UserError(f"train_dataset has no column `prompt`: rename one; its columns are {named}")
+    for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
+        columns = {} if isinstance(reward, str | torch.nn.Module) else reward_columns(reward)
+        for name, needed in columns.items():
+            if needed and name not in {*row, "images"}:
+                raise UserError(
+                    f"reward {getattr(reward, '__name__', repr(reward))} needs the column {name!r}: train_dataset has "
+                    f"{named}"
+                )
     if not uses_perception or {"images", "image"} & set(row):
         return
     if isinstance(row["prompt"], str) or not any(embedded_images(row["prompt"])):

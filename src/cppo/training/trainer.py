@@ -132,11 +132,12 @@ class CPPOTrainer(CardedTrainer):
                 f"rollout_view_mode = 'mix' makes the rollouts itself, but {'tools' if tools else 'rollout_func'} "
                 "makes some from the images in the rows: choose 'augment', or another method"
             )
+        rewards = named_rewards(reward_funcs)
         if environment_factory is None:
-            check_columns(train_dataset, args.uses_perception)
+            check_columns(train_dataset, args.uses_perception, rewards)
         super().__init__(
             resolve_model(model) if isinstance(model, str) else model,
-            named_rewards(reward_funcs),
+            rewards,
             args,
             train_dataset,
             eval_dataset,
