@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cppo.evaluation.inspection import score_dependency
+from cppo.views import ViewSampler
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CASE = "400/100/400-G5-half"
 
@@ -83,11 +86,16 @@ def test_detectors_by_hand(benchmark_module, tmp_path: Path) -> None:
     words = ["--model", "start=micro", "--task", task, "--items", "3", "--resamples", "5", "--json", str(file)]
     module.main(words)
     cells = {(cell["view"], cell["score"]): cell for cell in json.loads(file.read_text())["cells"]}
-    assert {view for view, _ in cells} == set(module.VIEWS)
+    assert {view for view, _ in cells} == {*module.VIEWS, module.LARGER}
     model, processor = module.load_model("micro", device="cpu", dtype=None)
     records = module.load_records(f"tasks:{task}&seed=4001", split="test", limit=3)
-    samplers = {name: module.ViewSampler(4001, removing_families=kinds) for name, kinds in module.VIEWS.items()}
-    items = list(module.scored_items(model, processor, records, samplers, 80))
+    items = list(module.scored_items(model, processor, records, module.view_samplers(4001), 80))
+    twice = {str(seed): ViewSampler(seed, removing_families=("static",)) for seed in (4001, 4002)}
+    scores = score_dependency(model, processor, records, twice, max_new_tokens=80).scores
+    for row, item in enumerate(items):
+        both = [scores[draw]["js"][row].tolist() for draw in twice]
+        length = len(item["truth"])
+        assert item[module.LARGER, "js"][0] == pytest.approx(list(map(max, *both))[:length], abs=1e-9)
     for (view, score), cell in cells.items():
         pairs = [(v, t) for item in items for v, t in zip(item[view, score][0], item["truth"], strict=True)]
         true, precision = sum(t for _, t in pairs), 0.0
@@ -96,6 +104,12 @@ def test_detectors_by_hand(benchmark_module, tmp_path: Path) -> None:
             precision += sum(t for v, t in pairs if v == value) / true * sum(above) / len(above)
         assert cell["auprc"] == pytest.approx(precision, abs=1e-9)
         assert cell["chance"] == pytest.approx(true / len(pairs))
+        kept = [t for item in items for flag, t in zip(item[view, score][1], item["truth"], strict=True) if flag]
+        assert cell["precision"] == pytest.approx(sum(kept) / len(kept))
+        assert cell["recall"] == pytest.approx(sum(kept) / true)
+        for name in ("auprc", "precision", "recall"):
+            low, high = cell[f"{name}_ci95"]
+            assert 0 <= low <= high <= 1
     assert cells["static", "js"]["auprc"] > 0.9
 
 
