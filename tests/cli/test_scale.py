@@ -136,25 +136,30 @@ def test_configurations_are_listed_and_copied(capsys, tmp_path):
         assert (tmp_path / f"{name}.yaml").read_text() == file.read_text()
 
 
-def launch(model, folder, processes, *options):
-    """`cppo train` under torchrun, or alone."""
+def launch(processes, *words):
+    """A command under torchrun, or alone."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "cppo"]
+    return subprocess.run(
+        [sys.executable, *(torchrun if processes > 1 else ["-m", "cppo"]), *words],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def launch_train(model, folder, processes, *options):
     sizes = ["--num_generations", "2", "--per_device_train_batch_size", str(8 // processes), "--max_steps", "2"]
     rest = ["--max_completion_length", "8", "--perception_gate", "none", "--gradient_checkpointing", "false", *ON_CPU]
     data = ["--data", "tasks:digits?n=12", "--eval_data", "tasks:digits?n=9", "--final_eval_samples", "9"]
-    return subprocess.run(
-        [
-            sys.executable, *(torchrun if processes > 1 else ["-m", "cppo"]),
-            "train", "--config", "micro", "--model", model, "--output_dir", str(folder), *data, *sizes, *rest, *options,
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    named = ["train", "--config", "micro", "--model", model, "--output_dir", str(folder)]
+    return launch(processes, *named, *data, *sizes, *rest, *options)
 
 
 def test_the_same_command_under_torchrun(model, tmp_path):
     """Two processes answer the same held-out items as one, write each file once, and say each thing once."""
-    runs = {count: launch(model, tmp_path / str(count), count) for count in (1, 2)}
+    runs = {count: launch_train(model, tmp_path / str(count), count) for count in (1, 2)}
     for count, run in runs.items():
         assert run.returncode == 0, run.stderr[-3000:]
         assert run.stdout.count("before ") == 1
@@ -168,6 +173,21 @@ def test_the_same_command_under_torchrun(model, tmp_path):
     assert before[0]["n"] == 9
 
 
+def test_sft_under_torchrun(model, tmp_path):
+    """An earlier run's checkpoints are removed, and each file is written, by the first process alone."""
+    folder = tmp_path / "run"
+    (folder / "checkpoint-7").mkdir(parents=True)
+    (folder / "checkpoint-7" / "trainer_state.json").write_text('{"global_step": 7}')
+    sizes = ["--per_device_train_batch_size", "2", "--max_steps", "2", "--gradient_checkpointing", "false"]
+    data = ["--data", "tasks:digits?n=12", "--logging_steps", "1"]
+    named = ["sft", "--model", model, "--output_dir", str(folder), "--overwrite"]
+    run = launch(2, *named, *data, *sizes, *ON_CPU)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("model ") == 1
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert not (folder / "checkpoint-7").exists()
+
+
 def test_a_mistake_that_the_first_process_does_not_see_is_said_too(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("cppo.errors.PATIENCE_SECONDS", 0.0)
@@ -176,6 +196,6 @@ def test_a_mistake_that_the_first_process_does_not_see_is_said_too(monkeypatch, 
 
 
 def test_a_mistake_under_torchrun_is_said_once(model, tmp_path):
-    run = launch(model, tmp_path / "run", 2, "--data", "nothing.jsonl")
+    run = launch_train(model, tmp_path / "run", 2, "--data", "nothing.jsonl")
     assert run.returncode != 0
     assert run.stderr.count("cppo: error: ") == 1
