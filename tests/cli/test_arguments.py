@@ -108,6 +108,8 @@ def test_help_all_lists_inherited_fields(capsys):
         (["train", "--num_generations", "1"], ["--num_generations", "[2, inf)"]),
         (["train", "--reward_weights", "a", "b"], ["--reward_weights", "a list", "number"]),
         (["train", "--columns", "3"], ["columns: '3'", "mapping"]),
+        (["train", "--max_steps", "0"], ["max_steps: 0 trains nothing"]),
+        (["sft", "--data", "tasks:digits", "--max_steps", "0"], ["max_steps: 0 trains nothing"]),
         (["train", "--columns", "{a: b}"], ["'a' is not one of"]),
         (["train", "--config", "nope"], ["'nope'", "micro"]),
         (["train", "--final_eval_samples", "-1"], ["--final_eval_samples", "[0, inf)"]),

@@ -11,7 +11,16 @@ import yaml
 
 from cppo.cli.fields import parse_recipe
 from cppo.errors import UserError
-from cppo.recipes import RunDirectory, TrainOptions, dump_recipe, load_recipe, recipe_file, recipe_names, schema
+from cppo.recipes import (
+    RunDirectory,
+    TrainOptions,
+    dump_recipe,
+    load_recipe,
+    recipe_file,
+    recipe_names,
+    schema,
+    warn_of_changes,
+)
 from cppo.recipes.run_dir import CONFIG_HEADER
 from cppo.recipes.static_fields import UNSET, OptionField
 from cppo.recipes.values import check_value, in_interval, value_from_words
@@ -249,6 +258,22 @@ def test_an_unfinished_run_asks_what_to_do(tmp_path):
         files.check_usable(resume=None, overwrite=False)
     files.check_usable(resume=True, overwrite=False)
     files.check_usable(resume=None, overwrite=True)
+
+
+def test_who_says_how_often_to_save_saves():
+    assert load_recipe("sft", "micro-sft").config["save_strategy"] == "no"
+    assert "save_strategy" not in load_recipe("sft", "micro-sft", {"save_steps": 5}).config
+    given = {"save_steps": 5, "save_strategy": "no"}
+    assert load_recipe("sft", "micro-sft", given).config["save_strategy"] == "no"
+
+
+def test_a_checkpoint_of_another_command_is_refused(tmp_path):
+    recipe = load_recipe("train", "micro", {"output_dir": str(tmp_path)})
+    (tmp_path / "config.yaml").write_text(dump_recipe(recipe, recipe.config))
+    last, sft = checkpoint(tmp_path, 5), load_recipe("sft", "micro-sft")
+    warn_of_changes(recipe, recipe.config, last)
+    with pytest.raises(UserError, match="another command's run than `cppo sft`; start from its weights with --model"):
+        warn_of_changes(sft, sft.config, last)
 
 
 def test_a_checkpoint_of_another_run_replaces_no_run(tmp_path):

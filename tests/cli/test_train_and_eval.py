@@ -325,6 +325,8 @@ def test_columns_under_the_names_of_a_file(workplace, tmp_path, monkeypatch, cap
     capsys.readouterr()
     assert main(["eval", "--model", "run", *asked, "--columns", "{}"]) == 2
     assert "column 'prompt'" in capsys.readouterr().err
+    assert main(["eval", "--model", "run", "--data", "gone.jsonl"]) == 2
+    assert capsys.readouterr().err.endswith("there is no such file\n")
     Path("other.jsonl").write_text('{"prompt": "1?", "answer": 1}\n')
     assert main(["inspect", "--model", "run", "--data", "other.jsonl", "--out", "page.html"]) == 2
     [line] = capsys.readouterr().err.splitlines()

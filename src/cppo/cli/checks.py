@@ -58,6 +58,8 @@ def check_inputs(recipe: Recipe) -> None:
         raise UserError("probe_steps needs `eval_data`: give held-out data, or 0")
     elif recipe.config.get("eval_strategy", "no") != "no":
         raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
+    if recipe.config.get("max_steps") == 0:
+        raise UserError("max_steps: 0 trains nothing; give at least 1, or -1 for the epochs of `num_train_epochs`")
     PixelBounds(options.min_pixels, options.max_pixels)
     check_loggers(recipe.config.get("report_to"))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from cppo.cli.checks import check_data
 from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
@@ -53,6 +54,7 @@ def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -
 
 def asked_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extras: Sequence[str] = ()) -> RecordSource:
     """The rows of --data and --limit, with these `answer_settings`. Raises UserError as `load_records` does."""
+    check_data(arguments.data)
     try:
         return load_records(
             arguments.data,

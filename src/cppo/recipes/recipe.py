@@ -145,7 +145,7 @@ def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[s
 
 def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with `overrides`. Column names, held-out data and its evaluation belong to the data they came with, and
-    a method's options to the method.
+    a method's options to the method; who says how often to save wants to save.
     """
     kept = dict(values)
     if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
@@ -155,6 +155,8 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
         kept.pop("eval_data", None)
         if "eval_data" not in overrides:
             kept.pop("final_eval_samples", None)
+    if "save_steps" in overrides and kept.get("save_strategy") == "no":
+        kept.pop("save_strategy")
     return {**kept, **overrides}
 
 
