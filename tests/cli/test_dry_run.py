@@ -115,8 +115,8 @@ def test_memory_that_stays_and_the_worst_batch(folder, monkeypatch):
     memory = memory_parts(trainers[-1], libraries=0)
     # AdamW: two moments a weight and a step count a tensor, all float32.
     assert memory == MemoryParts(0, 4 * numbers, 4 * numbers, 8 * numbers + 4 * len(weights))
-    libraries, shown = re.search(r"memory     libraries (\d+) MiB, (.*)", text).groups()
-    assert int(libraries) > 64
+    libraries, shown = re.search(r"memory     libraries ([\d,]+) MiB, (.*)", text).groups()
+    assert int(libraries.replace(",", "")) > 64
     assert shown == ", ".join(
         f"{name} {getattr(memory, name) / 2**20:.0f} MiB" for name in ("weights", "gradients", "optimizer")
     )
