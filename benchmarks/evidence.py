@@ -58,11 +58,11 @@ def differences(results: Mapping[str, Any], budget: str = "equal_steps") -> Rows
         if "difference" in method
     }
     found |= {(OVER_TASKS, label): difference for label, difference in results["over_tasks"].items()}
-    return {key: {name: _widest(one[budget]) for name, one in row.items()} for key, row in found.items()}
+    return {key: {name: _over_items_too(one[budget]) for name, one in row.items()} for key, row in found.items()}
 
 
-def _widest(difference: Mapping[str, Any]) -> dict[str, Any]:
-    """The difference with the interval over seeds and items both, where there is one."""
+def _over_items_too(difference: Mapping[str, Any]) -> dict[str, Any]:
+    """The difference with the interval over seeds and items both, in the place of that over seeds, where it has one."""
     if "crossed_ci95" not in difference:
         return dict(difference)
     low, high = difference["crossed_ci95"] or (None, None)

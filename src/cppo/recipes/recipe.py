@@ -11,7 +11,7 @@ import yaml
 from cppo.errors import UserError, one_line
 from cppo.methods import DEFAULT_METHOD, with_method, without_method
 from cppo.recipes.options import ADAPTER_OPTIONS, RunOptions
-from cppo.recipes.run_dir import CONFIG_HEADER
+from cppo.recipes.run_dir import config_header
 from cppo.recipes.schema import schema
 
 RECIPES_DIR = Path(__file__).parent
@@ -125,7 +125,7 @@ def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any
 
 def dump_recipe(recipe: Recipe, config: Mapping[str, Any]) -> str:
     """`resolved_options` as YAML that `load_recipe` reads again."""
-    header = f"{CONFIG_HEADER} (cppo {recipe.command}, from {recipe.name}).\n"
+    header = f"{config_header(recipe.command)}{recipe.name}).\n"
     return header + yaml.safe_dump(resolved_options(recipe, config), sort_keys=False, allow_unicode=True)
 
 

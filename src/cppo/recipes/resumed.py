@@ -8,7 +8,7 @@ import yaml
 
 from cppo.errors import UserError, tell
 from cppo.recipes.recipe import Recipe, resolved_options
-from cppo.recipes.run_dir import CONFIG_HEADER
+from cppo.recipes.run_dir import CONFIG_HEADER, config_header
 from cppo.recipes.schema import schema
 
 _FREE = (
@@ -69,7 +69,7 @@ def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
     """Say on one line what `changed_options` finds. Raises UserError for another method, or another command's run."""
     file = checkpoint.parent / "config.yaml"
     header = file.read_text("utf-8", "replace").partition("\n")[0] if file.is_file() else ""
-    if header.startswith(CONFIG_HEADER) and f"(cppo {recipe.command}," not in header:
+    if header.startswith(CONFIG_HEADER) and not header.startswith(config_header(recipe.command)):
         raise UserError(
             f"resume_from_checkpoint: {checkpoint} is of another command's run than `cppo {recipe.command}`; start "
             f"from its weights with --model {checkpoint}"

@@ -15,6 +15,11 @@ CONFIG_HEADER = "# Resolved recipe of a cppo run"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
+def config_header(command: str) -> str:
+    """How the first line of a run's recipe begins; the name of the recipe that the run was given follows."""
+    return f"{CONFIG_HEADER} (cppo {command}, from "
+
+
 class RunDirectory:
     """The files of one run.
 
