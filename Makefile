@@ -1,5 +1,5 @@
-# make demo   sets up .venv and runs the main job (3 to 10 minutes on 2 cores)
-# make test   sets up .venv and passes the tests
+# make demo   sets up .venv and runs the main job (4 to 10 minutes on 2 cores)
+# make test   sets up .venv, then lint, type check and tests
 # make help   lists the rest
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -27,11 +27,11 @@ test: $(STAMP) ## lint, type check and tests
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4
 
-micro: $(STAMP) ## rebuild the embedded micro VLM from nothing (at most 45 minutes on 2 cores)
+micro: $(STAMP) ## rebuild the embedded micro VLM from nothing (about 25 minutes on 2 cores)
 	$(BIN)/python -m cppo.assets.rebuild
 
 gpu-smoke: $(STAMP) ## prove the CUDA path on a machine with a GPU (about 5 minutes)
 	$(BIN)/python benchmarks/gpu_smoke.py
 
-clean: ## remove the environment and everything generated
-	rm -rf .venv runs dist build .pytest_cache .ruff_cache .mypy_cache
+clean: ## remove the environment, builds and caches (not your runs)
+	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache

@@ -9,6 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 from cppo.assets.build import build_micro
 from cppo.data import load_records
 from cppo.errors import UserError
+from cppo.recipes import RunOptions
 from cppo.runs.sft import sft_config, sft_dataset, sft_trainer
 
 CPU = {
@@ -136,6 +137,13 @@ def test_rows_are_prompt_completion_with_images():
     assert row["prompt"] == [{"role": "user", "content": record.prompt}]
     assert row["completion"] == [{"role": "assistant", "content": record.response}]
     assert [image.tobytes() for image in row["images"]] == [record.images[0].tobytes()]
+
+
+def test_a_system_prompt_goes_before_rows_that_have_none(tiny, tmp_path):
+    options = RunOptions("tasks:shapes?n=3", system_prompt="Look closely.")
+    trainer = sft_trainer(str(tiny), load_records(options.data), str(tmp_path), sft_args=CPU, options=options)
+    assert [message["role"] for message in trainer.train_dataset[1]["prompt"]] == ["system", "user"]
+    assert trainer.train_dataset[1]["prompt"][0]["content"] == "Look closely."
 
 
 def test_columns_are_mapped(tiny, tmp_path):

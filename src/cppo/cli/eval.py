@@ -236,10 +236,10 @@ def _parser() -> Parser:
     parser.add_argument("--batch_size", type=COUNT, default=64, metavar="N", help="responses at once (default: 64)")
     parser.add_argument(
         "--tolerance",
-        type=number_in("[0, 1]"),
+        type=number_in("[0, 1)"),
         metavar="X",
         help="how far a number may lie from the expected one, as a fraction of it (default: as trained, else 0)",
     )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of samples and perturbations (default: 0)")
     add_answer_options(parser)
     return parser

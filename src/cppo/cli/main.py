@@ -14,14 +14,14 @@ COMMANDS = {
     "train": "train a vision-language model with CPPO or another method",
     "sft": "supervised fine-tuning on reference responses",
     "compare": "compare methods over seeds and tasks from one start checkpoint",
-    "eval": "accuracy and format rate of a model on data",
+    "eval": "accuracy, pass@k and format rate of a model on data, and its perception card",
     "export": "write a run or checkpoint as a plain model folder, adapters merged",
     "inspect": "show which response tokens depend on the image",
     "report": "write a run's report, or put several runs side by side",
     "views": "show the views of images: what is kept, what is removed",
     "data": "check data: what it holds, and every row that a run could not use",
     "methods": "list the methods, or show what one of them sets",
-    "recipes": "list the packaged recipes, or copy one to edit",
+    "recipes": "list the packaged recipes, studies and launch configurations, or copy one to edit",
 }
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 

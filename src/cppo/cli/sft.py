@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import quiet_libraries
 from cppo.cli.fields import parse_recipe
-from cppo.data import PixelBounds, load_records
 from cppo.recipes import Recipe, RunDirectory, dump_recipe, warn_of_changes
+from cppo.runs.sources import load_rows
 
 DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `response` column, with TRL's SFTTrainer."
 
@@ -23,11 +23,8 @@ def run(argv: Sequence[str]) -> None:
 def _run(recipe: Recipe) -> None:
     check_recipe(recipe)
     options = recipe.options
-    pixels = PixelBounds(options.min_pixels, options.max_pixels)
-    data = load_records(options.data, split="train", columns=options.columns, pixels=pixels)
-    held_out = None
-    if options.eval_data is not None:
-        held_out = load_records(options.eval_data, split="test", columns=options.columns, pixels=pixels)
+    data = load_rows(options, options.data, "train")
+    evaluation = None if options.eval_data is None else load_rows(options, options.eval_data, "test")
     quiet_libraries()
 
     from cppo.reports import write_report
@@ -46,7 +43,7 @@ def _run(recipe: Recipe) -> None:
         options.model,
         data,
         recipe.output_dir,
-        eval_data=held_out,
+        eval_data=evaluation,
         sft_args={"disable_tqdm": False, **arguments},
         callbacks=[RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)],
         options=options,

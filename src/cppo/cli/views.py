@@ -1,4 +1,4 @@
-"""`cppo views`: what the I+ and I- of every family look like, and what they do to a model's answers."""
+"""`cppo views`: what I+ and I- look like, and what they do to a model's answers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,7 +110,9 @@ def _strengths(config: str | None) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="cppo views", description="Shows the images' views, I+ and I-, of every family.")
+    parser = Parser(
+        prog="cppo views", description="Shows the images' views, I+ and I-: the published families, or others."
+    )
     parser.add_argument("--image", metavar="FILE", help="an image file")
     add_data_options(parser, required=False, note="rows instead of one image: ")
     parser.add_argument("--out", required=True, metavar="FILE", help="a .png grid (of --image), or a .html page")

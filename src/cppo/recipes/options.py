@@ -38,6 +38,10 @@ class RunOptions:
         "Your column names, e.g. {prompt: question, images: image, answer: solution}, or a known layout: geometry3k, "
         "trl, verl, virl39k.",
     )
+    system_prompt: str | None = option(None, "A system message put before every prompt that brings none.")
+    max_bad_fraction: Annotated[float, "[0, 1]"] = option(
+        0.01, "Rows that cannot be used are skipped up to this share of the data."
+    )
     min_pixels: Annotated[int | None, "[1, 100000000]"] = option(
         None, "Images of fewer pixels are scaled up to so many, before views and the model's own processor."
     )
@@ -86,10 +90,6 @@ class RunOptions:
 class TrainOptions(RunOptions):
     """Options of `cppo train`."""
 
-    system_prompt: str | None = option(None, "A system message put before every prompt that brings none.")
-    max_bad_fraction: Annotated[float, "[0, 1]"] = option(
-        0.01, "Rows that cannot be used are skipped up to this share of the data."
-    )
     eval_limit: Annotated[int | None, "[1, inf)"] = option(
         256, "Items of eval_data used by evaluations DURING training."
     )

@@ -13,9 +13,7 @@ NAMED_ROWS = 10
 """Rows left out that a run names on stderr; `cppo data check` names all."""
 
 
-def drop_long_rows(
-    source: RecordSource, options: RunOptions, system_prompt: str | None = None
-) -> tuple[RecordSource, list[LongRow]]:
+def drop_long_rows(source: RecordSource, options: RunOptions) -> tuple[RecordSource, list[LongRow]]:
     """The rows to train on and those left out by `max_prompt_tokens`; without that option all, at no cost.
 
     Every process counts all rows and so keeps the same ones. Raises UserError where no row is left.
@@ -23,7 +21,7 @@ def drop_long_rows(
     limit = options.max_prompt_tokens
     if limit is None:
         return source, []
-    counts = prompt_lengths(load_processor(options.model), source, system_prompt=system_prompt)
+    counts = prompt_lengths(load_processor(options.model), source, system_prompt=options.system_prompt)
     kept = source.keep([index for index, count in enumerate(counts) if count <= limit])
     if not len(kept):
         raise UserError(

@@ -191,7 +191,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     args = build_config(recipe)
     check_loggers(args)
     check_vision_model(options.model)
-    train, long = drop_long_rows(sources.train, options, options.system_prompt)
+    train, long = drop_long_rows(sources.train, options)
     warn_of_left_out(train, long, options)
     check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)

@@ -31,17 +31,19 @@ DEFAULTS: dict[str, Any] = {"max_length": None, "report_to": "none", "use_cache"
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "completion_only_loss": True}
 
 
-def sft_row(record: Record) -> dict[str, Any]:
+def sft_row(record: Record, system_prompt: str | None = None) -> dict[str, Any]:
     """A record as TRL's conversational prompt-completion row."""
     return {
-        "prompt": chat_messages(record.prompt),
+        "prompt": chat_messages(record.prompt, system_prompt),
         "completion": [{"role": "assistant", "content": record.response}],
         "images": list(record.images),
     }
 
 
-def sft_dataset(source: RecordSource) -> Dataset:
+def sft_dataset(source: RecordSource, system_prompt: str | None = None) -> Dataset:
     """The records as a lazy dataset: rows are read (images decoded or drawn) when a batch asks for them.
+
+    `system_prompt` goes before every prompt that has none of its own.
 
     Raises UserError if a record has no reference response.
     """
@@ -49,7 +51,7 @@ def sft_dataset(source: RecordSource) -> Dataset:
         raise UserError(f"data {source.name!r}: supervised fine-tuning needs a 'response' in every row")
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [sft_row(source[number]) for number in batch["number"]]
+        rows = [sft_row(source[number], system_prompt) for number in batch["number"]]
         return {key: [row[key] for row in rows] for key in rows[0]}
 
     return Dataset.from_dict({"number": list(range(len(source)))}).with_transform(read)
@@ -81,14 +83,15 @@ def sft_trainer(
 ) -> SFTTrainer:
     """The trainer of `model` (a folder, hub id or packaged name) on the responses of `data`.
 
-    `sft_args` are fields of `trl.SFTConfig`; of `options` those of an adapter are taken. Callbacks given here take the
-    place of the Trainer's own printing. Raises UserError for a refused option, data without reference responses, or a
-    model that cannot be loaded or has no vision tower.
+    `sft_args` are fields of `trl.SFTConfig`; of `options` the system prompt and those of an adapter are taken.
+    Callbacks given here take the place of the Trainer's own printing. Raises UserError for a refused option, data
+    without reference responses, or a model that cannot be loaded or has no vision tower.
     """
     config = sft_config(output_dir, sft_args or {})
     check_loggers(config)
-    train_dataset = sft_dataset(data)
-    eval_dataset = None if eval_data is None else sft_dataset(eval_data)
+    system_prompt = None if options is None else options.system_prompt
+    train_dataset = sft_dataset(data, system_prompt)
+    eval_dataset = None if eval_data is None else sft_dataset(eval_data, system_prompt)
     adapter = {} if options is None else adapter_arguments(options, config)
     try:
         trainer = ResumableSFTTrainer(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cppo.data import RECORD_COLUMNS, MissingColumn, PixelBounds, RecordSource, load_records
 from cppo.errors import UserError, tell
-from cppo.recipes import Recipe, TrainOptions
+from cppo.recipes import Recipe, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
 
 
@@ -38,7 +38,7 @@ def load_sources(recipe: Recipe) -> RunSources:
     return RunSources(
         specs,
         list(rewards.values()),
-        _load(options, options.data, "train", rewards=rewards),
+        load_rows(options, options.data, "train", rewards=rewards),
         held_out(options, options.final_eval_samples) if options.final_eval_samples else None,
         held_out(options, options.eval_limit, rewards) if evaluates else None,
         held_out(options, options.probe_items) if probes else None,
@@ -46,7 +46,7 @@ def load_sources(recipe: Recipe) -> RunSources:
 
 
 def held_out(
-    options: TrainOptions, limit: int | None, rewards: Mapping[str, RewardFunction] | None = None
+    options: RunOptions, limit: int | None, rewards: Mapping[str, RewardFunction] | None = None
 ) -> RecordSource:
     """The first `limit` records of `eval_data`, with the columns that rewards name.
 
@@ -54,17 +54,20 @@ def held_out(
     """
     if options.eval_data is None:
         raise UserError("evaluation needs `eval_data`: give held-out data")
-    return _load(options, options.eval_data, "test", limit, rewards)
+    return load_rows(options, options.eval_data, "test", limit, rewards)
 
 
-def _load(
-    options: TrainOptions,
+def load_rows(
+    options: RunOptions,
     specs: str | list[str],
     split: str,
     limit: int | None = None,
     rewards: Mapping[str, RewardFunction] | None = None,
 ) -> RecordSource:
-    """The records of SPECs with the columns that rewards, by their names, name as parameters."""
+    """The records of SPECs with the columns that rewards, by their names, name as parameters.
+
+    Raises UserError as `load_sources` does.
+    """
     named = {text: reward_columns(function) for text, function in (rewards or {}).items()}
     needed = {column: text for text, columns in named.items() for column, needs in columns.items() if needs}
     wanted = dict.fromkeys(column for columns in named.values() for column in columns)

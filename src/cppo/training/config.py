@@ -48,7 +48,7 @@ class CPPOConfig(GRPOConfig):
     perception_removing_entropy_weight: Annotated[float, "[0, inf)"] = option(
         0.0,
         "Weight of a penalty on the entropy under I-, mean over all response tokens of the rollouts scored (PAPO); "
-        "TRL's entropy_coef, negative, is its like under the image.",
+        "the counterpart under the image is TRL's entropy_coef with a negative value.",
     )
     perception_temperature: Annotated[float, "(0, inf)"] = option(
         0.1, "Temperature tau of the contrast, in nats of divergence."
@@ -182,16 +182,14 @@ class CPPOConfig(GRPOConfig):
     view_patch_probability: Annotated[float, "[0, 1]"] = option(
         0.6, "I- black patches: probability that a patch is blacked."
     )
-    rollout_views: list[str] = option(
-        [], "Families of views that rollouts are made from instead of the image; none by default."
-    )
+    rollout_views: list[str] = option([], "Families of views that rollouts are made from instead of the image.")
     rollout_view_mode: Literal["augment", "mix"] = option(
         "augment",
         "'augment': a share of the prompts shows the view in rollouts and update; 'mix': a share of each group's "
         "rollouts is made from it, and the update sees the image (NoisyRollout).",
     )
     rollout_view_fraction: Annotated[float, "[0, 1]"] = option(
-        0.5, "That share of the prompts, or of a group's rollouts."
+        0.5, "The share of prompts ('augment') or of a group's rollouts ('mix') that see a view."
     )
     rollout_view_decay: bool = option(
         False, "Whether diffusion noise of rollouts fades out at two thirds of the run (NoisyRollout)."
