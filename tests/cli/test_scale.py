@@ -195,6 +195,16 @@ def test_a_mistake_that_the_first_process_does_not_see_is_said_too(monkeypatch, 
     assert capsys.readouterr().err.startswith("cppo: error: unknown command `tarin`")
 
 
+def test_only_training_is_for_several_processes(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert main(["eval", "--model", "micro", "--data", "tasks:digits"]) == 2
+    assert capsys.readouterr().err == (
+        "cppo: error: `cppo eval` runs in one process: start it without accelerate launch or torchrun\n"
+    )
+    assert main(["train", "--data", "nowhere.jsonl"]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+
+
 def test_a_mistake_under_torchrun_is_said_once(model, tmp_path):
     run = launch_train(model, tmp_path / "run", 2, "--data", "nothing.jsonl")
     assert run.returncode != 0

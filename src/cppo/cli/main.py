@@ -23,6 +23,8 @@ COMMANDS = {
     "methods": "list the methods, or show what one of them sets",
     "recipes": "list the packaged recipes, studies and launch configurations, or copy one to edit",
 }
+OF_SEVERAL_PROCESSES = ("train", "sft")
+"""The commands that a launcher may start; the others would do all of their work once in every process."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,6 +65,8 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise UserError(f"unknown command `{command}`; {hint}")
+    if command not in OF_SEVERAL_PROCESSES and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise UserError(f"`cppo {command}` runs in one process: start it without accelerate launch or torchrun")
     try:
         importlib.import_module(f"cppo.cli.{command}").run(rest)
         _close_process_group()
