@@ -78,6 +78,7 @@ def test_every_loss_of_trl_gains_the_weighted_term(make_trainer, loss_type):
     batch = generation_batch(trainer, rows)
     for inputs in cut(trainer, batch, 2):
         loss = trainer._compute_loss(trainer.model, inputs).item()
+        trainer._log_perception()
         term = trainer._metrics["train"]["perception/cpl"][-1]
         plain = {key: value for key, value in inputs.items() if not key.startswith("perception_")}
         without = GRPOTrainer._compute_loss(trainer, trainer.model, plain).item()

@@ -32,6 +32,7 @@ from rollout_stubs import (
 )
 
 from cppo.methods import METHODS, SHAPING_SINKS
+from cppo.training import row_scorer
 from cppo.training.detection import detect_and_shape
 from cppo.training.rollout_views import RolloutViews, decayed_steps
 from cppo.views import ViewStrengths
@@ -358,6 +359,19 @@ def test_the_noise_fades_as_published():
 def test_whole_logits_are_kept_only_for_a_score_that_is_taken(trainer_of):
     methods = ("cppo", "cppo-likelihood", "cppo-likelihood-all-tokens")
     assert [trainer_of(method, "shared").args.needs_logits for method in methods] == [False, True, False]
+
+
+def test_scores_without_entropies_take_no_whole_logits(make_trainer, monkeypatch):
+    """Those of the reference and the old policy; the policy's own are needed for the exact divergence."""
+    seen = []
+    plain = row_scorer.plain_scores
+    monkeypatch.setattr(row_scorer, "plain_scores", lambda *args: seen.append(1) or plain(*args))
+    trainer = make_trainer(make_rows([1, 1]), scorer="kernel", perception_divergence="js", beta=0.1, max_steps=1)
+    batch = generation_batch(trainer, make_rows([1, 1]))
+    assert "ref_per_token_logps" in batch
+    assert not seen
+    trainer._compute_loss(trainer.model, cut(trainer, batch, 1)[0])
+    assert seen
 
 
 @pytest.mark.parametrize(

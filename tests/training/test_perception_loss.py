@@ -210,7 +210,9 @@ def test_metrics(exact, reference, rows, view_gradients):
     exact.args.perception_view_gradients = view_gradients
     exact._metrics["train"].clear()
     (inputs,) = cut(exact, generation_batch(exact, rows), 1)
+    exact._perception_sums.zero_()
     exact._compute_loss(exact.model, inputs)
+    exact._log_perception()
     gated = [rollout for rollout in reference if rollout.gates["advantage"]]
     tokens = sum(len(rollout.scores["kl"]) for rollout in gated)
     chosen = [(rollout, place) for rollout in gated for place in chosen_tokens(rollout.scores["entropy_shift"])]

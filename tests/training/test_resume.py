@@ -5,10 +5,12 @@ import hashlib
 import pytest
 import torch
 from rollout_stubs import lazy_dataset, make_rows
-from transformers import TrainerCallback
+from tiny_families import build_family
+from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cppo.errors import UserError
 from cppo.training.config import CPPOConfig
+from cppo.training.resume import load_weights
 from cppo.training.trainer import CPPOTrainer
 
 
@@ -147,6 +149,18 @@ def test_the_weights_of_the_checkpoint_are_loaded(make_trainer, tmp_path):
     assert any(not torch.equal(weight, trained[name]) for name, weight in resumed.model.state_dict().items())
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
     assert all(torch.equal(weight, trained[name]) for name, weight in resumed.model.state_dict().items())
+
+
+def test_a_head_in_float32_is_loaded_as_it_was_saved(tmp_path):
+    folder = build_family("qwen2_5_vl", tmp_path / "model")
+    trained, started = (AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16) for _ in range(2))
+    for model in (trained, started):
+        model.lm_head.float()
+    trained.lm_head.weight.data += 1e-4 * torch.rand_like(trained.lm_head.weight)
+    trained.save_pretrained(tmp_path / "checkpoint")
+    assert load_weights(started, str(tmp_path / "checkpoint"))
+    assert torch.equal(started.lm_head.weight, trained.lm_head.weight)
+    assert started.dtype == torch.bfloat16
 
 
 def test_a_checkpoint_without_the_state_is_refused(make_trainer, tmp_path):

@@ -108,6 +108,18 @@ def test_one_view_after_another_gives_the_same_gradient(make_trainer, options):
     assert (sequential - joint).norm() <= 1e-5 * joint.norm()
 
 
+def test_views_without_gradients_take_no_backward_pass(make_trainer):
+    rows = make_rows([1, 2])
+    trainer = inject(make_trainer(rows, perception_view_gradients=False, perception_weight=1.0))
+    ran, back = [], []
+    layer = trainer.model.model.language_model.layers[0]
+    layer.register_forward_hook(lambda module, args, output: ran.append(args[0].shape[1]))
+    layer.register_full_backward_hook(lambda module, into, out: back.append(out[0].shape[1]))
+    gradient(trainer, generation_batch(trainer, rows))
+    assert len(ran) == 2  # the image; both views together
+    assert back == ran[:1]
+
+
 def test_a_model_that_cannot_share_says_why_and_trains(make_trainer, caplog, monkeypatch):
     reason = "its text part attends through a sliding window"
     monkeypatch.setattr("cppo.training.setup.unshared_reason", lambda config: reason)

@@ -52,6 +52,16 @@ def test_the_cut_into_micro_batches_does_not_matter(make_trainer, loss_type, nor
     assert (weights[0] - weights[1]).abs().max() <= 1e-5
 
 
+def test_the_logged_means_do_not_depend_on_the_cut(make_trainer):
+    logs = []
+    for batch, parts in ((8, 1), (1, 8)):
+        cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+        trainer = inject(make_trainer(make_rows([1, 2]), perception_gate="none", **cut_so))
+        trainer.train()
+        logs.append([step_logs(trainer)[0][f"perception/{name}"] for name in METRICS])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+
+
 def test_the_published_normalization_depends_on_the_cut(make_trainer):
     options = {**SGD, "perception_normalization": "microbatch", "perception_weight": 0.5}
     weights = []
@@ -214,6 +224,16 @@ def test_last_samples_are_rollouts_of_the_batch(make_trainer, processor):
         pairs = list(zip(sample["score"], sample["perception"], strict=True))
         chosen, rest = ([score for score, picked in pairs if picked is kind] for kind in (True, False))
         assert min(chosen, default=1.0) >= max(rest, default=0.0)
+
+
+@pytest.mark.parametrize("method", ["cppo", "vppo"])
+def test_last_samples_are_of_the_last_logged_step(make_trainer, method):
+    """Also where a generation batch begins with another step."""
+    options = {"method": method, "steps_per_generation": 2, "logging_steps": 2, "max_steps": 6}
+    trainer = inject(make_trainer(make_rows([1, 1, 1, 1]), **options))
+    trainer.train()
+    assert {sample["step"] for sample in trainer.last_samples} == {6}
+    assert any(any(sample["perception"]) for sample in trainer.last_samples)
 
 
 def test_evaluation_keeps_the_best_checkpoint(make_trainer, tmp_path):

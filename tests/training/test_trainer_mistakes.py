@@ -22,6 +22,7 @@ from cppo.rewards import accuracy_reward
 from cppo.training.config import CPPOConfig
 from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
+from cppo.training.view_inputs import prompt_messages
 
 
 def one_line(caught):
@@ -146,15 +147,23 @@ def test_slices_of_images_that_are_not_understood_are_refused(make_trainer, monk
 
 
 def test_rows_of_both_kinds_are_refused_where_the_vision_tower_is_sharded(make_trainer, monkeypatch):
-    mixed, pictures, text = make_rows([1, 0]), make_rows([1, 2]), make_rows([0, 0])
-    trainer = inject(make_trainer(mixed))
-    generation_batch(trainer, mixed)
-    monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
-    with pytest.raises(UserError, match="rows with and without images") as caught:
-        generation_batch(trainer, mixed)
-    one_line(caught)
-    for rows in (pictures, text):
+    pictures, text = make_rows([1, 2]), make_rows([0, 0])
+    embedded = [{**row, "prompt": prompt_messages(row), "images": []} for row in make_rows([1])]
+    trainer = inject(make_trainer([pictures[0], text[0]]))
+    generation_batch(trainer, [pictures[0], text[0]])
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    for first in (pictures[0], embedded[0]):
+        with pytest.raises(UserError, match="rows with and without images") as caught:
+            generation_batch(trainer, [first, text[1]])
+        one_line(caught)
+    for rows in (pictures, text, [embedded[0], pictures[1]]):
         generation_batch(trainer, rows)
+
+
+def test_a_tied_head_cannot_be_cast(make_trainer, tiny_model):
+    assert tiny_model.config.tie_word_embeddings
+    with pytest.raises(UserError, match="cast_lm_head_to_fp32: this model's output layer is tied"):
+        make_trainer(make_rows([1, 1]), cast_lm_head_to_fp32=True)
 
 
 def test_a_model_split_over_devices_shares_no_prompts(make_trainer, caplog):
@@ -264,6 +273,10 @@ def test_nan_is_refused(tmp_path, name):
     ("values", "message"),
     [
         ({"perception_gate": "correct"}, "perception_gate_reward"),
+        (
+            {"log_perception_grad_share": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "use_reentrant: false",
+        ),
         (
             {
                 "perception_normalization": "token",

@@ -185,7 +185,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
     own = {"_views", "_view_request", "_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
-    own |= {"_shares_prompts", "_placeholder_ids", "_phases", "_rollout_views", "_rollout_images"}
+    own |= {"_shares_prompts", "_placeholder_ids", "_phases", "_rollout_views", "_rollout_images", "_perception_sums"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 
@@ -206,6 +206,19 @@ def test_a_patch_release_is_taken(installed):
 
 def default_of(field):
     return field.default_factory() if field.default is dataclasses.MISSING else field.default
+
+
+@pytest.mark.parametrize(
+    ("options", "views"),
+    [
+        ({}, ("removing", "preserving")),
+        ({"perception_removing_entropy_weight": 0.05}, ("removing", "preserving")),
+        ({"perception_removing_entropy_weight": 0.05, "perception_weight": 0.0}, ("removing",)),
+        ({"perception_removing_weight": 0.0, "perception_selector": "all"}, ("preserving",)),
+    ],
+)
+def test_only_the_views_that_count_are_scored(tmp_path, options, views):
+    assert CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **options).scored_views == views
 
 
 def test_inherited_fields_keep_trls_defaults():

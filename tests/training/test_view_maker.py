@@ -8,6 +8,9 @@ from functools import partial
 import pytest
 import torch
 from rollout_stubs import make_rows
+from tiny_families import build_family
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoProcessor
 
 from cppo.errors import UserError
 from cppo.training.view_inputs import ViewMaker, canonical_rows, process_prompt, prompt_messages, replace_images
@@ -95,6 +98,21 @@ def test_an_error_of_a_view_surfaces_where_it_is_needed(rows, tokens, processor)
     assert begun.inputs([False] * len(rows), tokens, KINDS) == [None] * len(rows)
     with pytest.raises(UserError, match="no views today"):
         ViewMaker(FailingSampler(3), 2, processor, [], {}).begin(rows, epoch=0).inputs([True] * 6, tokens, KINDS)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "idefics3"])
+def test_a_first_token_that_the_template_writes_stands_there_once(family, tmp_path):
+    """As the anchor has it, which TRL lets `apply_chat_template` tokenize."""
+    processor = AutoProcessor.from_pretrained(build_family(family, tmp_path))
+    first = processor.tokenizer.bos_token = processor.tokenizer.pad_token
+    special = [(first, processor.tokenizer.pad_token_id)]
+    adds_it = TemplateProcessing(single=f"{first} $A", special_tokens=special)
+    processor.tokenizer.backend_tokenizer.post_processor = adds_it
+    processor.chat_template = first + processor.chat_template
+    messages = prompt_messages(canonical_rows(make_rows([1]))[0])
+    anchor = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert anchor["input_ids"][0].count(processor.tokenizer.pad_token_id) == 1
+    assert process_prompt(processor, messages, None, {}).token_ids == anchor["input_ids"][0]
 
 
 def test_the_threads_end_with_the_maker(rows, tokens, processor):

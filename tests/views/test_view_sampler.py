@@ -132,7 +132,7 @@ def test_bad_sampler_options():
     with pytest.raises(UserError, match="removing_views: the list is empty"):
         ViewSampler(0, removing_families=[])
     for seed in (1.5, "1", None, True):
-        with pytest.raises(UserError, match="view seed"):
+        with pytest.raises(UserError, match="seed = "):
             ViewSampler(seed)
 
 

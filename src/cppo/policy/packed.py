@@ -28,10 +28,10 @@ def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool
     """Let `model(shared_prompt=batch, readout=readout)` run a packed batch and return what `readout` makes of it.
 
     The backbone runs over the batch's passes; then `readout` gets the hidden states of all scored tokens, in the order
-    of `PackedBatch.tokens`, and the head. One pass for all views is the fast way. Of several, each is computed again
-    in the backward pass, so that the memory in use peaks near that of one. Without `shared_prompt` the model's forward
-    is the former one, TRL's fused head included, which must be added before; PEFT and other wrappers may come before
-    or after.
+    of `PackedBatch.tokens`, and the head. One pass for all views is the fast way. Of several with gradients, each is
+    computed again in the backward pass, so that the memory in use peaks near that of one. Without `shared_prompt` the
+    model's forward is the former one, TRL's fused head included, which must be added before; PEFT and other wrappers
+    may come before or after.
 
     Args:
         model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
@@ -53,10 +53,15 @@ def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool
             return original_forward(*args, **kwargs)
         if readout is None:
             raise ValueError("shared_prompt is given without a readout: pass what to do with its hidden states")
-        run = functools.partial(_hidden_states, self)
-        again = len(shared_prompt.passes) > 1 and torch.is_grad_enabled()
-        hidden = [checkpoint(run, row, use_reentrant=False) if again else run(row) for row in shared_prompt.passes]
-        return readout(torch.cat(hidden), LanguageHead(self, cast_lm_head_to_fp32))
+        again = torch.is_grad_enabled() and sum(row.gradients for row in shared_prompt.passes) > 1
+
+        def run(row: PackedRow) -> Tensor:
+            if again and row.gradients:
+                return checkpoint(_hidden_states, self, row, use_reentrant=False)
+            with torch.set_grad_enabled(row.gradients and torch.is_grad_enabled()):
+                return _hidden_states(self, row)
+
+        return readout(torch.cat([run(row) for row in shared_prompt.passes]), LanguageHead(self, cast_lm_head_to_fp32))
 
     model.forward = MethodType(forward, model)
 

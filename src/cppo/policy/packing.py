@@ -1,7 +1,9 @@
 """Build packed rows: the responses of a batch under several views, prompts and images once per group and view."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -43,6 +45,7 @@ class PackedRow:
         vision: image inputs in the order of the prompts.
         layout: who sees whom.
         scored: which segment tokens predict a response token; None for all of them.
+        gradients: whether the pass takes part in the backward pass.
     """
 
     input_ids: Tensor
@@ -50,6 +53,7 @@ class PackedRow:
     vision: VisionInputs
     layout: SharedPromptLayout
     scored: Tensor | None
+    gradients: bool
 
     def scored_tokens(self, hidden: Tensor) -> Tensor:
         """Of hidden states [1, N, H] those that predict response tokens, [n, H]."""
@@ -62,7 +66,8 @@ class PackedBatch:
     """Rows to run and, for their n scored tokens in order, where these belong in a batch of B rows of T responses.
 
     Attributes:
-        passes: one packed row for all views together, or one per view.
+        passes: one packed row for all views together, one for those with and one for those without gradients, or one
+            per view.
         tokens: each view's part of the scored tokens.
         targets: the response tokens, [n].
         rows, columns: their places in the batch, [n] each.
@@ -121,6 +126,7 @@ def pack(
     num_response_tokens: int,
     views: Mapping[str, Sequence[PromptGroup]],
     sequential: bool = False,
+    detached: Collection[str] = (),
 ) -> PackedBatch:
     """Pack the responses of a batch for scoring under each view.
 
@@ -131,6 +137,7 @@ def pack(
         num_response_tokens: T.
         views: for each view, by name, the groups to score; a row at most once per view.
         sequential: one backbone pass per view instead of one for all: less memory, see `add_shared_prompt_forward`.
+        detached: the views through which no gradient is to flow, the last ones; their passes build no graph.
 
     Raises:
         UserError: a prompt has no token.
@@ -142,16 +149,20 @@ def pack(
         count = sum(packer.lengths[row] for group in groups for row in group.rows)
         tokens[name] = slice(num_scored, num_scored + count)
         num_scored += count
-    parts = [list(groups) for groups in views.values() if groups]
-    passes = parts if sequential else [[group for groups in parts for group in groups]]
-    rows = [row for groups in passes for group in groups for row in group.rows]
+    parts = [(list(groups), name not in detached) for name, groups in views.items() if groups]
+    if not sequential:
+        parts = [
+            ([group for groups, _ in alike for group in groups], gradients)
+            for gradients, alike in groupby(parts, key=itemgetter(1))
+        ]
+    rows = [row for groups, _ in parts for group in groups for row in group.rows]
     lengths = [packer.lengths[row] for row in rows]
     device = input_ids.device
     columns = torch.cat([torch.arange(length) for length in lengths]).to(device)
     places = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths)).to(device)
     targets = input_ids[places, packer.prompt_end + columns]
     shape = (input_ids.shape[0], num_response_tokens)
-    return PackedBatch(tuple(packer.row(groups) for groups in passes), tokens, targets, places, columns, shape)
+    return PackedBatch(tuple(packer.row(*part) for part in parts), tokens, targets, places, columns, shape)
 
 
 class _Packer:
@@ -168,7 +179,7 @@ class _Packer:
         self._rope_index = getattr(model.base_model, "get_rope_index", None)
         self._positions: dict[tuple[Any, ...], Tensor] = {}
 
-    def row(self, groups: Sequence[PromptGroup]) -> PackedRow:
+    def row(self, groups: Sequence[PromptGroup], gradients: bool) -> PackedRow:
         prompts, prompt_positions, segments, segment_positions, owners = [], [], [], [], []
         for number, group in enumerate(groups):
             first = group.rows[0]
@@ -196,6 +207,7 @@ class _Packer:
             joined_images(self._config, [group.vision for group in groups]),
             layout,
             self._scored([row for group in groups for row in group.rows]),
+            gradients,
         )
 
     def _scored(self, rows: Sequence[int]) -> Tensor | None:

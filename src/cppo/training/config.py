@@ -240,10 +240,13 @@ class CPPOConfig(GRPOConfig):
         """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
         if self.perception_sink in SHAPING_SINKS:
             return ("removing",)
-        detects = self.perception_selector != "all"
-        in_loss = self.perception_removing_weight or self.perception_removing_entropy_weight
-        views = (("removing", detects or in_loss), ("preserving", self.perception_preserving_weight))
-        return tuple(view for view, looks in views if looks)
+        removing = self.perception_selector != "all" or self.perception_removing_weight
+        weight = self.perception_weight
+        views = {
+            "removing": (weight and removing) or self.perception_removing_entropy_weight,
+            "preserving": weight and self.perception_preserving_weight,
+        }
+        return tuple(view for view, looks in views.items() if looks)
 
     @property
     def needs_logits(self) -> bool:

@@ -76,7 +76,8 @@ def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
         request = ViewRequest.of(inputs, trainer.args.scored_views)
         detection = detect(trainer, trainer.model_wrapped, request, inputs)
         detections.append((request, detection))
-        trainer._keep_samples(inputs, request.rows, detection)
+        if detection is not None:
+            inputs["perception_detected"] = (request.rows, *detection)
         del inputs["perception_views"]  # the loss has no use for them
     accelerator, args = trainer.accelerator, trainer.args
     dependency = shape_advantages(micro_batches, detections, args, accelerator.gather, accelerator.process_index)

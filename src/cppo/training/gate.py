@@ -28,8 +28,9 @@ def gated_rollouts(trainer: Any, output: dict[str, Any], rows: list[Row], reward
         mine: the place of this process's rollouts among all.
     """
     args = trainer.args
-    # TRL normalizes the sum of the rewards, or each of them.
-    compared = rewards[:, None] if trainer.multi_objective_aggregation == "sum_then_normalize" else trainer._rewards
+    # TRL normalizes the sum of the rewards, or each of them; one of weight 0 only looks on.
+    weighted = trainer._rewards[:, trainer.reward_weights.to(rewards.device) != 0]
+    compared = rewards[:, None] if trainer.multi_objective_aggregation == "sum_then_normalize" else weighted
     equal = equal_rewards(compared, trainer.num_generations)[mine]
     advantages = output["advantages"].masked_fill(equal, 0.0)
     correctness = None

@@ -30,6 +30,12 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             "perception_view_gradients and perception_anchor_gradients are both false: nothing is left to train; "
             "perception_sink = 'none' leaves the perception term out"
         )
+    checkpointing = options.get("gradient_checkpointing_kwargs") or {}
+    if options["log_perception_grad_share"] and checkpointing.get("use_reentrant"):
+        raise UserError(
+            "log_perception_grad_share = true takes a gradient of its own, which reentrant checkpointing forbids: set "
+            "gradient_checkpointing_kwargs = {use_reentrant: false}"
+        )
     if options.get("remove_unused_columns"):
         raise UserError("remove_unused_columns = true takes images and answers from views and rewards: leave it false")
     _check_method(options)

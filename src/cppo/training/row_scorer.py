@@ -57,5 +57,7 @@ def row_scorer(
 
     if shares:
         return shared
-    # TRL's function cannot be told the number of images in each row, which LLaVA-OneVision needs.
-    return plain if trainer.args.needs_logits or takes_images_a_row(unwrapped(model).config) else kernel
+    # Exact divergences are taken where entropies are: reference and old log-probabilities need neither. TRL's function
+    # cannot be told the number of images in each row, which LLaVA-OneVision needs.
+    whole = trainer.args.scorer == "plain" or (trainer.args.needs_logits and compute_entropy)
+    return plain if whole or takes_images_a_row(unwrapped(model).config) else kernel

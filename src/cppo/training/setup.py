@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
@@ -46,6 +47,20 @@ def check_setup(trainer: Any) -> None:
             "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
             "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
         )
+
+
+def check_castable_head(model: Any, args: GRPOConfig) -> None:
+    """Raise UserError where TRL would cast a tied output layer, which it cannot in a vision-language model.
+
+    model: as for the trainer, its configuration at least a file or hub name.
+    """
+    if args.cast_lm_head_to_fp32:
+        config = AutoConfig.from_pretrained(model) if isinstance(model, str) else unwrapped(model).config
+        if config.tie_word_embeddings:
+            raise UserError(
+                "cast_lm_head_to_fp32: this model's output layer is tied to its embeddings, which TRL cannot cast in a "
+                "vision-language model: set false"
+            )
 
 
 def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> None:
@@ -142,9 +157,9 @@ def check_sharded_rows(trainer: Any, any_images: bool, all_images: bool) -> None
 
     Its weights are gathered on each pass through it, which ranks with nothing but text would not make.
     """
-    if any_images and not all_images and (trainer.accelerator.is_fsdp2 or is_deepspeed_zero3_enabled()):
+    if any_images and not all_images and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
         raise UserError(
-            "a batch holds rows with and without images, for which FSDP2 and ZeRO-3 would wait forever: train on rows "
+            "a batch holds rows with and without images, for which FSDP and ZeRO-3 would wait forever: train on rows "
             "with images alone, or in data parallel"
         )
 

@@ -47,14 +47,14 @@ def score_shared(
         wanted = set(request.rows)
         kept = [PromptGroup([row for row in group.rows if row in wanted], group.vision) for group in anchors]
         anchors = [group for group in kept if group.rows]
-    # Without gradients through the views their passes stand alone, so that no backward pass runs through them.
     batch = pack(
         unwrapped(model),
         input_ids,
         attention_mask,
         num_tokens,
         {"anchor": anchors, **views},
-        sequential=args.perception_memory == "sequential" or not args.perception_view_gradients,
+        sequential=args.perception_memory == "sequential",
+        detached=() if args.perception_view_gradients else kinds,
     )
     found = model(shared_prompt=batch, readout=_Readout(args, request, batch, detect_only))
 
@@ -81,7 +81,6 @@ def _view_groups(
 ) -> list[PromptGroup]:
     """The requested rows under one view, together where they share prompt and views."""
     place = {row: index for index, row in enumerate(request.rows)}
-    inputs = request.view_inputs(kind, vision, device)
     groups = []
     for anchor in anchors:
         by_views: dict[int, list[int]] = {}
@@ -89,7 +88,9 @@ def _view_groups(
             if row in place:
                 # The rollouts of a prompt share one dictionary; equal prompts of other rows have views of their own.
                 by_views.setdefault(id(request.views[place[row]]), []).append(row)
-        groups += [PromptGroup(rows, inputs[place[rows[0]]]) for rows in by_views.values()]
+        groups += [
+            PromptGroup(rows, request.view_inputs(place[rows[0]], kind, vision, device)) for rows in by_views.values()
+        ]
     return groups
 
 

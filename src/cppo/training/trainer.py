@@ -37,6 +37,7 @@ from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import (
     ban_vision_placeholders,
+    check_castable_head,
     check_columns,
     check_head,
     check_setup,
@@ -46,7 +47,7 @@ from cppo.training.setup import (
     share_prompts,
 )
 from cppo.training.shared_views import score_shared
-from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images
+from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, prompt_images, replace_images
 from cppo.training.view_scoring import ViewRequest, idle_pass, scores_in_chunks
 
 OVERRIDES = {
@@ -135,8 +136,10 @@ class CPPOTrainer(CardedTrainer):
         rewards = named_rewards(reward_funcs)
         if environment_factory is None:
             check_columns(train_dataset, args.uses_perception, rewards)
+        model = resolve_model(model) if isinstance(model, str) else model
+        check_castable_head(model, args)
         super().__init__(
-            resolve_model(model) if isinstance(model, str) else model,
+            model,
             rewards,
             args,
             train_dataset,
@@ -165,6 +168,7 @@ class CPPOTrainer(CardedTrainer):
         self._view_request: ViewRequest | None = None
         self._rewards: Tensor | None = None
         self._step_tokens: Tensor | None = None
+        self._perception_sums = torch.zeros(len(METRICS), 2, device=self.accelerator.device)
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples()
         self._phases = PhaseClock(self.accelerator.device)
@@ -225,7 +229,7 @@ class CPPOTrainer(CardedTrainer):
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         rows = canonical_rows(inputs)
         # TRL gathers the images to log on the ranks that have any, and would wait forever for the others.
-        have_images = [bool(row.get("images")) for row in rows]
+        have_images = [bool(row.get("images") or ("prompt" in row and prompt_images(row))) for row in rows]
         any_of_rank, all_of_rank = self.accelerator.gather(
             torch.tensor([[any(have_images), all(have_images)]], device=self.accelerator.device)
         ).T
@@ -326,9 +330,10 @@ class CPPOTrainer(CardedTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         rl_weight = self.args.rl_weight if self.model.training else 1.0
-        if "perception_views" not in inputs:
-            if self.model.training and not self.args.uses_perception:
-                self._keep_samples(inputs)
+        if "perception_views" not in inputs or not self.args.adds_perception_loss:
+            if self.model.training:
+                rows, *detected = inputs.get("perception_detected", [()])
+                self._keep_samples(inputs, rows, Detection(*detected) if detected else None)
             return rl_weight * super()._compute_loss(model, inputs)
         normalizer = step_normalizer(self, model, inputs)
         request = self._view_request = ViewRequest.of(inputs, self.args.scored_views)
@@ -342,17 +347,18 @@ class CPPOTrainer(CardedTrainer):
             if self._grad_share is not None:
                 self._grad_share.add(term.loss)
             loss = loss + term.loss
+            self._perception_sums += term.statistics
         self._keep_samples(inputs, request.rows, term)
-        self._log_perception(term)
         return loss
 
     # Metrics
 
-    def _log_perception(self, term: PerceptionTerm | None) -> None:
-        device = self.accelerator.device
-        local = torch.zeros(len(METRICS), 2, device=device) if term is None else term.statistics
-        for name, (total, count) in zip(METRICS, self.accelerator.reduce(local, "sum").tolist(), strict=True):
+    def _log_perception(self) -> None:
+        """Log the means over the tokens of the optimizer step's micro-batches, of all ranks."""
+        sums = self.accelerator.reduce(self._perception_sums, "sum").tolist()
+        for name, (total, count) in zip(METRICS, sums, strict=True):
             self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
+        self._perception_sums.zero_()
 
     def _keep_samples(
         self, inputs: dict[str, Any], rows: Sequence[int] = (), found: PerceptionTerm | Detection | None = None
@@ -368,6 +374,8 @@ class CPPOTrainer(CardedTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._step_tokens = None
+            if self.args.adds_perception_loss:
+                self._log_perception()
             if self._grad_share is not None:
                 self._metrics["train"]["perception/grad_norm_share"].append(self._grad_share.value(self.accelerator))
                 self._grad_share = None

@@ -123,7 +123,10 @@ def process_prompt(
     """Run chat template and processor over one prompt, with the call that TRL makes for the anchor."""
     text = apply_chat_template({"prompt": messages}, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
     images = list(embedded_images(messages))
-    inputs = dict(processing_class(images=[images], text=[text], padding=True, return_tensors="pt"))
+    # A template that writes the first token itself is not to get it twice: so is the anchor tokenized.
+    first = processing_class.tokenizer.bos_token
+    options = {"add_special_tokens": False} if first and text.startswith(first) else {}
+    inputs = dict(processing_class(images=[images], text=[text], padding=True, return_tensors="pt", **options))
     token_ids = inputs.pop("input_ids")[0].tolist()
     vision = {key: value for key, value in inputs.items() if key not in ("attention_mask", *PER_TOKEN_KEYS)}
     vision["num_images"] = [len(images)]
@@ -224,9 +227,9 @@ class BatchViews:
             view = self.process(replace_images(messages, views[kind]))
             if view.token_ids != tokens:
                 raise UserError(
-                    f"row {name}: the processor makes {len(view.token_ids)} prompt tokens of a perturbed view but "
-                    f"{len(tokens)} of the image itself; use a processor whose number of image tokens depends on the "
-                    "image's size alone"
+                    f"row {name}: the processor makes other prompt tokens of a perturbed view ({len(view.token_ids)}) "
+                    f"than of the image itself ({len(tokens)}); use a processor whose number of image tokens depends "
+                    "on the image's size alone"
                 )
             inputs[kind] = view.vision
         return inputs

@@ -91,16 +91,14 @@ class ViewRequest:
         weights, mask = inputs["perception_weights"][rows], response_mask(inputs)[rows]
         return cls(rows, [views[row] for row in rows], kinds, weights, mask, draws)
 
-    def view_inputs(self, kind: str, anchor: VisionInputs, device: torch.device) -> list[VisionInputs]:
-        """Image inputs of the requested rows under one view, one part a row, with exactly the anchor's keys."""
-        parts = []
-        for row, views in zip(self.rows, self.views, strict=True):
-            part: VisionInputs = {}
-            for key, value in anchor.items():
-                found = value[row : row + 1] if key in PER_TOKEN_KEYS else views[kind][key]
-                part[key] = found.to(device) if isinstance(found, Tensor) else found
-            parts.append(part)
-        return parts
+    def view_inputs(self, index: int, kind: str, anchor: VisionInputs, device: torch.device) -> VisionInputs:
+        """Image inputs of one of the requested rows under one view, with exactly the anchor's keys."""
+        row, views = self.rows[index], self.views[index]
+        inputs: VisionInputs = {}
+        for key, value in anchor.items():
+            found = value[row : row + 1] if key in PER_TOKEN_KEYS else views[kind][key]
+            inputs[key] = found.to(device) if isinstance(found, Tensor) else found
+        return inputs
 
     def score(
         self, score: Score, input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs, view_gradients: bool
@@ -114,7 +112,7 @@ class ViewRequest:
             self.anchor = score(input_ids, attention_mask, vision)
             return self.anchor
         ids, mask = [input_ids[self.rows]] * len(self.kinds), [attention_mask[self.rows]] * len(self.kinds)
-        parts = [part for kind in self.kinds for part in self.view_inputs(kind, vision, input_ids.device)]
+        parts = [self.view_inputs(index, kind, vision, input_ids.device) for kind in self.kinds for index in range(n)]
         if view_gradients:
             scores = score(
                 torch.cat([input_ids, *ids]), torch.cat([attention_mask, *mask]), concatenate_rows([vision, *parts])

@@ -43,7 +43,7 @@ class ViewSampler:
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise UserError(f"view seed = {self.seed!r}: give a whole number")
+            raise UserError(f"seed = {self.seed!r}: give a whole number")
         for kind, known in (("preserving", KNOWN_PRESERVING), ("removing", KNOWN_REMOVING)):
             families = check_families(f"{kind}_views", getattr(self, f"{kind}_families"), known)
             object.__setattr__(self, f"{kind}_families", families)

@@ -54,7 +54,7 @@ def preserving_view(
     Raises:
         UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_PRESERVING nor one's own.
     """
-    names = check_families("preserving_families", families, KNOWN_PRESERVING)
+    names = check_families("families", families, KNOWN_PRESERVING)
     return drawn_view(names, image, rng, strengths)
 
 
@@ -74,7 +74,7 @@ def removing_view(
     Raises:
         UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_REMOVING nor one's own.
     """
-    names = check_families("removing_families", families, KNOWN_REMOVING)
+    names = check_families("families", families, KNOWN_REMOVING)
     return drawn_view(names, image, rng, strengths)
 
 
