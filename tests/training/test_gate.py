@@ -58,18 +58,18 @@ def test_the_gate_weights_and_sums_rewards_as_trl_does(make_trainer, pairs, opti
 
 
 def test_a_reward_of_weight_0_gates_nothing_in(make_trainer):
-    def alike(completion_ids, **kwargs):
-        return [0.9] * len(completion_ids)
+    def second_alike(completion_ids, **kwargs):
+        return [1.0, 0.0] * 6 + [0.9] * 12
 
     def watched(completion_ids, **kwargs):
         return [float(place) for place in range(len(completion_ids))]
 
     options = {"reward_weights": [1.0, 0.0], "multi_objective_aggregation": "normalize_then_sum"}
     options |= {"num_generations": 12, "per_device_train_batch_size": 24}
-    trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=[alike, watched], **options))
+    trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=[second_alike, watched], **options))
     batch = generation_batch(trainer, make_rows([1, 1]))
-    assert (batch["advantages"] > 0).any()  # by rounding alone
-    assert batch["perception_views"] == [None] * 24
+    assert (batch["advantages"][12:] > 0).all()  # by rounding alone
+    assert [views is not None for views in batch["perception_views"]] == [True, False] * 6 + [False] * 12
 
 
 def test_responses_with_a_tools_image_or_no_token_of_their_own_are_left_out(make_trainer):
