@@ -12,6 +12,7 @@ from small_model import SMALL
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
+from cppo.errors import UserError
 from cppo.evaluation import CLEAN, EvalResult, ItemResult
 from cppo.recipes import load_recipe
 from cppo.runs.run import run_training
@@ -332,6 +333,28 @@ def test_columns_under_the_names_of_a_file(workplace, tmp_path, monkeypatch, cap
     [line] = capsys.readouterr().err.splitlines()
     assert "column 'q'" in line
     assert "--columns {} reads without" in line
+
+
+def test_own_rewards_are_tried_before_a_model_is_loaded(tmp_path, monkeypatch):
+    """They get what training would pass; None is a reward; an async one is let be."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "def good(completions, prompts, completion_ids, level, answer, images, trainer_state, log_metric, **kwargs):\n"
+        "    assert [one['type'] for one in prompts[0][-1]['content']] == ['image', 'text']\n"
+        "    assert completions[0][-1]['content'].endswith(f'{{{answer[0]}}}') and level[0] == 1\n"
+        "    assert {len(one) for one in (prompts, completion_ids, level, answer, images)} == {len(completions)}\n"
+        "    log_metric('x', 0.5 + trainer_state.global_step / trainer_state.max_steps)\n"
+        "    return [None] * len(completions)\n\n"
+        "def short(completions, **kwargs):\n    return [0.5]\n\n"
+        "async def later(completions, **kwargs):\n    return [0.5]\n"
+    )
+
+    def sources(reward):
+        return load_sources(load_recipe("train", "micro", {"rewards": [reward]}))
+
+    assert [sources(f"own.py:{name}").rewards[0].__name__ for name in ("good", "later")] == ["good", "later"]
+    with pytest.raises(UserError, match=r"'own.py:short' must return a list of 2 numbers.*returned 1 \(tried on the"):
+        sources("own.py:short")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ class RewardSpec:
         """The user's file that the function stands in; None for a built-in or a module."""
         return own_file(self.path)
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is one of `BUILT_IN`, under its name there or by its path."""
+        return self.path in BUILT_IN.values()
+
 
 def parse_reward(text: str) -> RewardSpec:
     """Read one reward's name. Imports nothing of it.
@@ -120,7 +125,7 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
             f"rewards: {spec.text!r} must take **kwargs, as every column is passed by name; a function that makes a "
             "reward function is called with the options after `?`"
         )
-    return _with_clear_errors(function, spec.text) if spec.path not in BUILT_IN.values() else function
+    return function if spec.is_built_in else _with_clear_errors(function, spec.text)
 
 
 def named_rewards(rewards: Any) -> Any:

@@ -1,10 +1,11 @@
-"""What a training run reads, checked: its rewards and its data. Imports no torch: mistakes are found before a model is
-loaded."""
+"""What a training run reads, checked: its rewards and its data. Mistakes are found before a model is loaded, most of
+them before torch."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cppo.data import RECORD_COLUMNS, MissingColumn, PixelBounds, RecordSource, load_records
+from cppo.data import RECORD_COLUMNS, MissingColumn, PixelBounds, RecordSource, load_records, to_dataset
 from cppo.errors import UserError, tell
 from cppo.recipes import Recipe, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
@@ -24,7 +25,7 @@ class RunSources:
 
 
 def load_sources(recipe: Recipe) -> RunSources:
-    """Read what a recipe for `cppo train` asks for; a reward of the user's own is imported.
+    """Read what a recipe for `cppo train` asks for; a reward of the user's own is imported and tried.
 
     Raises UserError for a reward that cannot be used, or names a column that is not there; data that cannot be used,
     naming file, row and reason; evaluation without held-out data.
@@ -35,10 +36,14 @@ def load_sources(recipe: Recipe) -> RunSources:
     rewards = {spec.text: load_reward(spec) for spec in specs}
     evaluates = recipe.config.get("eval_strategy", "no") != "no"
     probes = options.eval_data is not None if options.probe_steps is None else options.probe_steps > 0
+    train = load_rows(options, options.data, "train", rewards=rewards)
+    own = [rewards[spec.text] for spec in specs if not spec.is_built_in]
+    if own:
+        _try_rewards(own, train.keep([0]), options.system_prompt)
     return RunSources(
         specs,
         list(rewards.values()),
-        load_rows(options, options.data, "train", rewards=rewards),
+        train,
         held_out(options, options.final_eval_samples) if options.final_eval_samples else None,
         held_out(options, options.eval_limit, rewards) if evaluates else None,
         held_out(options, options.probe_items) if probes else None,
@@ -88,6 +93,36 @@ def load_rows(
         if name not in source.columns:
             raise UserError(f"{source.name}: not every row has {name!r}; reward {text!r} has a parameter of that name")
     return source
+
+
+def _try_rewards(rewards: list[RewardFunction], source: RecordSource, system_prompt: str | None) -> None:
+    """Call rewards of the user's own as the trainer will: with two made-up completions of the one row of `source`.
+
+    An `async` one is left out: what it keeps open, such as connections, would belong to another event loop than the
+    trainer's. Raises UserError for one that fails, or returns no rewards.
+    """
+    from transformers import TrainerState  # imports torch
+    from trl.data_utils import prepare_multimodal_messages
+
+    row = to_dataset(source, system_prompt=system_prompt)[0]
+    prompt = row.pop("prompt")
+    if row["images"]:
+        prompt = prepare_multimodal_messages(prompt, images=row["images"])
+    texts = (rf"<think> It is seen. </think> \boxed{{{row['answer']}}}", "I cannot tell.")
+    arguments = {
+        **{name: [value] * len(texts) for name, value in row.items()},
+        "prompts": [prompt] * len(texts),
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "completion_ids": [[0]] * len(texts),
+        "trainer_state": TrainerState(epoch=0, max_steps=1, num_train_epochs=1),
+        **dict.fromkeys(("log_extra", "log_metric"), lambda *_, **__: None),
+    }
+    for reward in rewards:
+        try:
+            if not inspect.iscoroutinefunction(reward):
+                reward(**arguments)
+        except UserError as error:
+            raise UserError(f"{error} (tried on the first row with two made-up completions)") from error
 
 
 def warn_of_shared_files(options: TrainOptions) -> None:
