@@ -231,7 +231,6 @@ def test_sft_fills_a_run_directory(workplace, tmp_path, capsys):
         "model": str(workplace / "model"),
         "data": "tasks:digits?n=8",
         "max_steps": 2,
-        "logging_steps": 1,
         **{name: OPTIONS[name] for name in ("use_cpu", "bf16", "gradient_checkpointing")},
     }
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(recipe))

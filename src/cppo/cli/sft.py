@@ -44,7 +44,7 @@ def _run(recipe: Recipe) -> None:
         data,
         recipe.output_dir,
         eval_data=evaluation,
-        sft_args={"disable_tqdm": False, **arguments},
+        sft_args={"disable_tqdm": False, "logging_steps": 1, **arguments},
         callbacks=[RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)],
         options=options,
     )
