@@ -130,6 +130,8 @@ def test_one_run_is_its_report_and_several_are_side_by_side(tmp_path, capsys):
     ("words", "message"),
     [
         (["gone", "--out", "x.html"], "gone is not a run directory"),
+        (["study", "--out", "x.html"], "study: `cppo compare --config STUDY --report_only` writes its report; of one"),
+        (["study", "--out", "x.html"], "such as study/cells/digits/grpo/seed-0"),
         (["run", "--out", "x.pdf"], "write a .html file"),
         (["run", "--out", "no/x.html"], "--out: cannot write no/x.html"),
         (["--out", "x.html"], "RUN"),
@@ -139,6 +141,8 @@ def test_one_run_is_its_report_and_several_are_side_by_side(tmp_path, capsys):
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run")
+    (tmp_path / "study" / "cells" / "digits" / "grpo").mkdir(parents=True)
+    write_run(tmp_path / "study" / "cells" / "digits" / "grpo" / "seed-0")
     assert main(["report", *words]) == 2
     error = capsys.readouterr().err
     assert message in error

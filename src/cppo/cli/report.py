@@ -20,6 +20,12 @@ def run(argv: Sequence[str]) -> None:
 
     if len(arguments.runs) > STYLES:
         raise UserError(f"{len(arguments.runs)} runs: at most {STYLES} can be told apart on one page")
+    for path in arguments.runs:
+        if cell := next(Path(path).glob("cells/*/*/*/config.yaml"), None):
+            raise UserError(
+                f"{path} is the folder of a study: `cppo compare --config STUDY --report_only` writes its report; of "
+                f"one run give the folder, such as {cell.parent}"
+            )
     runs = [read_run(path) for path in arguments.runs]
     page = render_report(runs[0]) if len(runs) == 1 else render_runs(runs)
     Path(arguments.out).write_text(page, encoding="utf-8")
