@@ -65,7 +65,8 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
     assert main(["train", "--config", str(folder / "tiny.yaml"), "--dry_run"]) == 0
     lines = dict(re.split(r" {2,}| (?=rollout)", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     counts = prompt_tokens(folder)
-    assert lines["rows"] == "20 to train on, 0 bad, 0 too long; 0 held out"
+    assert lines["rows"] == "20 to train on, 0 bad, 0 too long"
+    assert lines["held-out"] == "nothing is answered"
     # 20 rows in batches of 4 prompts, one step each, twice.
     assert lines["steps"] == "10, 2.00 epochs; every 1 share 4 prompts x 2 responses"
     assert lines["tokens"].startswith(f"prompts {sum(counts) / 20:.0f} on average, {max(counts)} at most in 20 rows")
@@ -106,12 +107,14 @@ def test_memory_that_stays_and_the_worst_batch(folder, monkeypatch):
     monkeypatch.setattr(CPPOTrainer, "_generate_and_score_completions", watch)
     # A model that soon ends its response.
     ends = {"sequence_bias": [[[load_processor(folder / "model").tokenizer.eos_token_id], 7.0]]}
-    recipe = load_recipe("train", str(folder / "tiny.yaml"), {"max_steps": 7, "generation_kwargs": ends})
+    evaluated = {"eval_data": "tasks:digits?n=30", "eval_strategy": "epoch", "eval_limit": 20, "probe_items": 10}
+    recipe = load_recipe("train", str(folder / "tiny.yaml"), {"max_steps": 7, "generation_kwargs": ends, **evaluated})
     text = "\n".join(rehearse(recipe, load_sources(recipe)))
     weights = load_file(folder / "model" / "model.safetensors")
     numbers = sum(weight.numel() for weight in weights.values())
     assert f"{numbers:,} of {numbers:,} weights trained, float32 on cpu, 1 process(es)" in text
     assert "steps      7, " in text
+    assert "held-out   20 items in each evaluation, 10 items in each probe\n" in text
     memory = memory_parts(trainers[-1], libraries=0)
     # AdamW: two moments a weight and a step count a tensor, all float32.
     assert memory == MemoryParts(0, 4 * numbers, 4 * numbers, 8 * numbers + 4 * len(weights))

@@ -13,7 +13,7 @@ from cppo.evaluation import evaluate
 from cppo.evaluation.inspection import InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
 from cppo.runs.probes import HeldOutProbe
-from cppo.runs.run import _may_probe
+from cppo.runs.run import may_probe
 
 ASKED = {"max_new_tokens": 6, "system_prompt": None, "tolerance": 0.0}
 
@@ -82,7 +82,7 @@ def test_eight_times_a_run_by_default(make_trainer, tmp_path, items):
 def test_what_runs_the_whole_model_is_refused_where_it_is_sharded(name):
     options = SimpleNamespace(**{"probe_steps": 0, "final_eval_samples": 0, name: 5})
     whole, sharded = (SimpleNamespace(is_fsdp_enabled=yes, is_deepspeed_enabled=False) for yes in (False, True))
-    assert _may_probe(whole, options)
+    assert may_probe(whole, options)
     with pytest.raises(UserError, match=f"{name} runs the whole model in each process"):
-        _may_probe(sharded, options)
-    assert not _may_probe(sharded, SimpleNamespace(probe_steps=0, final_eval_samples=0))
+        may_probe(sharded, options)
+    assert not may_probe(sharded, SimpleNamespace(probe_steps=0, final_eval_samples=0))

@@ -21,7 +21,7 @@ from cppo.policy import unwrapped
 from cppo.recipes import Recipe, TrainOptions
 from cppo.runs.loggers import check_loggers
 from cppo.runs.peak_memory import PeakMemory
-from cppo.runs.run import PreparedRun, build_config, build_trainer, prepare_run
+from cppo.runs.run import PreparedRun, build_config, build_trainer, may_probe, prepare_run
 from cppo.runs.sources import RunSources
 from cppo.training.trainer import CPPOTrainer
 
@@ -190,6 +190,12 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
     )
     if not trainer.is_world_process_zero():
         return None
+    held_out = {
+        "before and after training": sources.held_out,
+        "in each evaluation": sources.evaluation,
+        "in each probe": sources.probes if may_probe(trainer, prepared.options) else None,
+    }
+    answered = [f"{len(source):,} items {when}" for when, source in held_out.items() if source is not None]
     weights = list(unwrapped(trainer.model).parameters())
     trained = sum(one.numel() for one in weights if one.requires_grad)
     rewards = zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
@@ -197,8 +203,8 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"model      {recipe.options.model}: {trained:,} of {sum(one.numel() for one in weights):,} weights trained, "
         f"{str(weights[0].dtype).removeprefix('torch.')} on {args.device}, "
         f"{trainer.accelerator.num_processes} process(es)",
-        f"rows       {len(train):,} to train on, {len(train.skipped):,} bad, {len(prepared.long):,} too long; "
-        f"{len(sources.held_out or ()):,} held out",
+        f"rows       {len(train):,} to train on, {len(train.skipped):,} bad, {len(prepared.long):,} too long",
+        f"held-out   {', '.join(answered) or 'nothing is answered'}",
         f"steps      {steps:,}, {steps / steps_per_batch * prompts / len(train):.2f} epochs; every {steps_per_batch} "
         f"share {prompts} prompts x {generations} responses",
         f"tokens     prompts {sum(lengths) / len(lengths):.0f} on average, {max(lengths):,} at most in {len(probed):,} "

@@ -116,7 +116,7 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
         warn_of_changes(recipe, resolved, checkpoint)
     trainer = build_trainer(prepared, sources)
     main = trainer.is_world_process_zero()
-    probes = sources.probes if _may_probe(trainer, options) else None
+    probes = sources.probes if may_probe(trainer, options) else None
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
         files.config.write_text(dump_recipe(recipe, resolved), encoding="utf-8")
@@ -272,7 +272,7 @@ def package_versions() -> dict[str, str]:
     return {"cppo": __version__, **{package: version(package) for package in VERSIONS_OF}}
 
 
-def _may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
+def may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
     """Whether one process can run the model alone.
 
     Raises UserError where it cannot, although probes or answers to held-out items were asked for.
