@@ -282,6 +282,11 @@ def test_the_trained_views_are_the_runs_own(tmp_path):
     assert "views" not in trained_recipe(str(tmp_path))
 
 
+def test_the_trained_tolerance_needs_no_file_of_another_reward(tmp_path):
+    (tmp_path / "config.yaml").write_text("rewards: ['gone.py:f', 'accuracy?tolerance=0.1']\n")
+    assert trained_recipe(str(tmp_path))["tolerance"] == 0.1
+
+
 def test_long_tables_are_cut_and_counted():
     items = tuple(ItemResult(str(n), "1", ("",), (float(n % 2),), (0.0,), 1) for n in range(80))
     result = EvalResult(items, 1)

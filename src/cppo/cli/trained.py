@@ -12,7 +12,7 @@ from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
-from cppo.rewards import check_rewards, number_tolerance
+from cppo.rewards import RewardSpec, check_rewards, number_tolerance
 from cppo.training.option_rules import view_sampler
 from cppo.views import ViewSampler
 
@@ -122,8 +122,11 @@ def trained_recipe(model: str) -> dict[str, Any]:
     taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
     rewards = given.get("rewards")
     if isinstance(rewards, list) and all(isinstance(reward, str) for reward in rewards):
-        with contextlib.suppress(UserError):  # a reward of files that are no longer there does not matter here
-            taken["tolerance"] = number_tolerance(check_rewards(rewards, None))
+        specs: list[RewardSpec] = []
+        for reward in rewards:
+            with contextlib.suppress(UserError):  # a reward of files that are no longer there does not matter here
+                specs += check_rewards([reward], None)
+        taken["tolerance"] = number_tolerance(specs)
     own = own_recipe(model)
     if own is not None:
         try:
