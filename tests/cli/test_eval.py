@@ -97,6 +97,7 @@ def test_a_stopped_evaluation_goes_on(model, data, tmp_path, monkeypatch, capsys
     ours, theirs = figures(tmp_path / "part.json"), figures(tmp_path / "whole.json")
     assert {name: ours[name] for name in theirs} == theirs
     scripted.clear()
+    monkeypatch.setattr("cppo.evaluation.load_model", None)  # where nothing is missing no model is loaded
     assert evaluate(model, *argv, "--responses", str(part), "--limit", "5") == 0
     assert not scripted
     capsys.readouterr()

@@ -82,7 +82,9 @@ def _evaluate(
     identity = {**_identity(arguments), "dtype": dtype, **settings, "trained_views": _views(trained)}
     stored = ResponseFile(arguments.responses, identity) if arguments.responses else None
     known = {one.name: stored.known(one.name, source) if stored else () for one in conditions}
-    model, processor = load_model(arguments.model, device=device, dtype=dtype)
+    model = processor = None
+    if any(len(items) < len(source) for items in known.values()):
+        model, processor = load_model(arguments.model, device=device, dtype=dtype)
     results = {}
     for condition in conditions:
         answered = len(known[condition.name])
