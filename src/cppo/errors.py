@@ -1,8 +1,10 @@
 """The one exception that stands for a user's mistake, and how the user is told of one."""
 
+import difflib
 import os
 import sys
 import time
+from collections.abc import Iterable
 
 PATIENCE_SECONDS = 15.0
 """How long another process of a launcher lets the first one speak of a mistake that all of them see."""
@@ -31,6 +33,18 @@ def tell_mistake(error: UserError) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(PATIENCE_SECONDS)
     print(f"cppo: error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def did_you_mean(word: object, names: Iterable[str]) -> str:
+    """The question whether the nearest of the names was meant; empty where none is near."""
+    near = difflib.get_close_matches(str(word).lower(), names, n=1)
+    return f"did you mean `{near[0]}`?" if near else ""
+
+
+def choose_one(word: object, names: Iterable[object]) -> str:
+    """What to give in the place of `word`: the nearest of the names, where one is near, and then all of them."""
+    known = list(map(str, names))
+    return f"{did_you_mean(word, known)} choose one of {', '.join(known)}".lstrip()
 
 
 def one_line(error: Exception) -> str:

@@ -263,7 +263,7 @@ def test_what_would_train_nothing_is_refused(workplace, tmp_path, capsys):
     [
         (["--reward_weights", "0.5"], "reward_weights: 1 weights for 2 rewards (accuracy, format)"),
         (["--remove_unused_columns"], "remove_unused_columns = true takes images and answers from views and rewards"),
-        (["--loss_type", "foo"], "--loss_type: 'foo' is not one of grpo, "),
+        (["--loss_type", "foo"], "--loss_type: 'foo' is unknown; choose one of grpo, "),
         (["--report_to", "wandb"], "wandb"),
     ],
 )
@@ -359,7 +359,7 @@ def test_own_rewards_are_tried_before_a_model_is_loaded(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--rewards", "acuracy"], "'acuracy' is none of accuracy, format, length, repetition"),
+        (["--rewards", "acuracy"], "'acuracy' is unknown; did you mean `accuracy`? choose one of accuracy, format"),
         (["--rewards", "accuracy", "--reward_weights", "1", "2"], "2 weights for 1 rewards (accuracy)"),
         (["--rewards", "gone.py:f"], "there is no file gone.py"),
         (["--rewards", "json:dumps"], "no row has the column 'obj'"),

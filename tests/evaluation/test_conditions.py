@@ -71,7 +71,7 @@ def test_trained_views_take_families_and_strengths():
 
 
 def test_an_unknown_name():
-    with pytest.raises(UserError, match="'blurr' is unknown; choose from clean, blank"):
+    with pytest.raises(UserError, match=r"'blurr' is unknown; did you mean `blur`\? choose one of clean, blank"):
         get_condition("blurr")
 
 

@@ -155,7 +155,7 @@ def test_kinds_of_numbers_that_are_rewards(own):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("acuracy", "'acuracy' is none of accuracy, format, length, repetition, and no module:function"),
+        ("acuracy", "'acuracy' is unknown; did you mean `accuracy`? choose one of accuracy, format,"),
         ("format?x=1", "format has no options"),
         ("accuracy?tolerance", "'tolerance' is not option=value"),
         ("accuracy?tolerance=2", "tolerance = 2 must be in"),

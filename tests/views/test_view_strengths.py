@@ -29,9 +29,9 @@ def test_bad_families(view, families, message):
 
 
 def test_families_of_the_other_kind_and_repeated_ones_are_refused():
-    with pytest.raises(UserError, match="families: unknown view family 'crop'; choose from color_jitter"):
+    with pytest.raises(UserError, match="families: 'crop' is unknown; choose one of color_jitter"):
         preserving_view(PICTURE, np.random.default_rng(0), families=["crop"])
-    with pytest.raises(UserError, match="families: unknown view family 'rotation'"):
+    with pytest.raises(UserError, match="families: 'rotation' is unknown"):
         removing_view(PICTURE, np.random.default_rng(0), families=["rotation"])
     with pytest.raises(UserError, match="twice"):
         removing_view(PICTURE, np.random.default_rng(0), families=["crop", "crop"])

@@ -1,6 +1,5 @@
 """`cppo COMMAND ...`: runs the command's module, and turns a user's mistake into one line and exit status 2."""
 
-import difflib
 import errno
 import importlib
 import os
@@ -8,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from cppo import __version__
-from cppo.errors import UserError, tell, tell_mistake
+from cppo.errors import UserError, choose_one, tell, tell_mistake
 
 COMMANDS = {
     "train": "train a vision-language model with CPPO or another method",
@@ -62,9 +61,7 @@ def _run(argv: list[str]) -> int:
         return 0
     command, *rest = argv
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"choose one of {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command `{command}`; {hint}")
+        raise UserError(f"unknown command `{command}`; {choose_one(command, COMMANDS)}")
     if command not in OF_SEVERAL_PROCESSES and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UserError(f"`cppo {command}` runs in one process: start it without accelerate launch or torchrun")
     try:

@@ -1,14 +1,13 @@
 """The argument parser of all commands, and the types of its arguments."""
 
 import argparse
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import yaml
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one, did_you_mean
 from cppo.recipes import in_interval
 
 
@@ -25,6 +24,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"{value!r} is unknown; {choose_one(value, action.choices)}")
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse `argv`; an argument that is left over is an error that names the nearest option.
@@ -46,8 +49,8 @@ class Parser(argparse.ArgumentParser):
         if not word.startswith("--"):
             return f"unexpected argument `{word}` (see `{self.prog} --help`)"
         name = "--" + word[2:].partition("=")[0].replace("-", "_")
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.6)
-        hint = f"; did you mean `{near[0]}`?" if near else f" (see `{self.prog} --help`)"
+        near = did_you_mean(name, self._option_string_actions)
+        hint = f"; {near}" if near else f" (see `{self.prog} --help`)"
         if name[2:] in self._named_otherwise:
             hint = f"; here it is {self._named_otherwise[name[2:]]}"
         return f"unknown option `{word.partition('=')[0]}`{hint}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cppo.cli.parser import Parser
 from cppo.comparison.study import study_file, study_names
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.recipes import accelerate_files, recipe_file, recipe_names, recipe_summary
 
 
@@ -39,7 +39,7 @@ def copy_recipe(name: str, dest: str | None) -> Path:
     """Copy the packaged `name` to the file or folder `dest`; never over an existing file. Returns the copy."""
     files = packaged_files()
     if name not in files:
-        raise UserError(f"no packaged recipe {name!r}; choose one of {', '.join(files)}")
+        raise UserError(f"no packaged recipe {name!r}; {choose_one(name, files)}")
     target = Path(dest) if dest else Path(f"{name}.yaml")
     if target.is_dir():
         target = target / f"{name}.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cppo.comparison.options import StudyOptions
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.methods import with_method
 from cppo.recipes import Recipe, Schema, load_recipe, packaged_names, packaged_or_file, read_mapping, schema
 from cppo.recipes.static_fields import dataclass_fields
@@ -173,7 +173,7 @@ def load_study(name_or_file: str, overrides: Mapping[str, Any] | None = None) ->
     unknown = [name for name in options.conditions if name not in CONDITION_NAMES]
     if unknown or not options.conditions:
         raise UserError(
-            f"{where}: conditions: {', '.join(unknown) or 'none'}: choose from {', '.join(CONDITION_NAMES)}"
+            f"{where}: conditions: {', '.join(unknown) or 'none'}: {choose_one(''.join(unknown[:1]), CONDITION_NAMES)}"
         )
     train = schema("train")
     base = train.check(options.options, where=f"{where}: options")

@@ -9,7 +9,7 @@ from typing import Any
 
 from cppo.data.images import ImageRef, RowError, image_ref
 from cppo.data.record import StoredRow
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 
 REQUIRED_COLUMNS = ("prompt", "answer")
 COLUMNS = (*REQUIRED_COLUMNS, "images", "id", "response", "perception_spans", "choices")
@@ -34,13 +34,12 @@ def check_columns(columns: Mapping[str, str] | str | None) -> dict[str, str]:
     """
     if isinstance(columns, str):
         if columns not in LAYOUTS:
-            raise UserError(
-                f"columns: {columns!r} is no layout ({', '.join(LAYOUTS)}) and no mapping such as {{prompt: question}}"
-            )
+            hint = f"{choose_one(columns, LAYOUTS)}, or give a mapping such as {{prompt: question}}"
+            raise UserError(f"columns: {columns!r} is no layout; {hint}")
         return LAYOUTS[columns]
     for ours, theirs in (columns or {}).items():
         if ours not in COLUMNS:
-            raise UserError(f"columns: {ours!r} is not one of {', '.join(COLUMNS)} (write {{ours: theirs}})")
+            raise UserError(f"columns: {ours!r} is unknown; {choose_one(ours, COLUMNS)} (write {{ours: theirs}})")
         if not isinstance(theirs, str) or not theirs:
             raise UserError(f"columns: {ours} must name a column of the file, not {theirs!r}")
     return dict(columns or {})

@@ -15,7 +15,7 @@ from cppo.data.mapping import check_columns
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
 from cppo.data.tables import open_table, table_rows
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.tasks import TaskOptions, make_item
 from cppo.tasks.base import SPLITS
 
@@ -49,7 +49,7 @@ def load_records(
             `extras`), too many bad rows, no good row, or the same generated items twice.
     """
     if split not in SPLITS:
-        raise UserError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"split={split!r} is unknown; {choose_one(split, SPLITS)}")
     texts = [specs] if isinstance(specs, str) else list(specs)
     if not texts:
         raise UserError("data: no source is given; write tasks:NAME or the path of a file")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.tasks import TASK_NAMES, TaskOptions, parse_task_options
 from cppo.tasks.base import SPLITS
 
@@ -97,7 +97,7 @@ def hub_dataset(spec: str) -> str | None:
 def _parse_task(spec: str) -> TaskSpec:
     family, _, query = spec.removeprefix("tasks:").partition("?")
     if family not in TASK_NAMES:
-        raise UserError(f"data {spec!r}: unknown task {family!r}; choose one of {', '.join(TASK_NAMES)}")
+        raise UserError(f"data {spec!r}: unknown task {family!r}; {choose_one(family, TASK_NAMES)}")
     options: dict[str, str] = {}
     for pair in query.split("&") if query else []:
         key, equals, value = pair.partition("=")
@@ -110,7 +110,7 @@ def _parse_task(spec: str) -> TaskSpec:
     n = _whole_number(spec, "n", options.pop("n", str(DEFAULT_TASK_ITEMS)), least=1)
     split = options.pop("split", None)
     if split is not None and split not in SPLITS:
-        raise UserError(f"data {spec!r}: split={split} is unknown; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"data {spec!r}: split={split} is unknown; {choose_one(split, SPLITS)}")
     return TaskSpec(spec, family, parse_task_options(family, options), seed, n, split)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from cppo.data import Record
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.views import (
     CONDITION_NAMES,
     HELD_OUT_PRESERVING,
@@ -78,7 +78,7 @@ def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
         "held_out_removing": HELD_OUT_REMOVING,
     }
     if not is_own(name) and name not in CONDITION_NAMES:
-        raise UserError(f"condition {name!r} is unknown; choose from {', '.join(CONDITION_NAMES)}, or file.py:function")
+        raise UserError(f"condition {name!r} is unknown; {choose_one(name, CONDITION_NAMES)}, or file.py:function")
     families = groups[name] if name in groups else check_families("condition", [name], (name,))
     return Condition(name, tuple(families), trained.strengths)
 

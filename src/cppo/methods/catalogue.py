@@ -4,11 +4,10 @@ What no method sets keeps TRL's default: learning rate, group size, KL to a refe
 run, so that methods can be compared on the same one. The published values of those stand in the docstrings.
 """
 
-import difflib
 from collections.abc import Container, Mapping
 from typing import Any
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.methods.blocks import EXECUTION_OPTIONS, Method, Options, declared
 
 DEFAULT_METHOD = "cppo"
@@ -323,9 +322,7 @@ METHODS: Mapping[str, Method] = {
 def get_method(name: str) -> Method:
     """The method of that name. Raises UserError that lists the names."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"method = {name!r}: {hint}choose one of {', '.join(METHODS)}")
+        raise UserError(f"method = {name!r}: {choose_one(name, METHODS)}")
     return METHODS[name]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cppo.errors import UserError, one_line
+from cppo.errors import UserError, choose_one, one_line
 from cppo.methods import DEFAULT_METHOD, with_method, without_method
 from cppo.recipes.options import ADAPTER_OPTIONS, RunOptions
 from cppo.recipes.run_dir import config_header
@@ -63,7 +63,7 @@ def packaged_or_file(folder: Path, what: str, name_or_file: str) -> Path:
         return folder / f"{name_or_file}.yaml"
     if Path(name_or_file).is_file():
         return Path(name_or_file)
-    raise UserError(f"{what} {name_or_file!r}: no such file, and not one of the packaged ones ({', '.join(names)})")
+    raise UserError(f"{what} {name_or_file!r}: no such file, nor a packaged name; {choose_one(name_or_file, names)}")
 
 
 def recipe_names() -> list[str]:

@@ -1,12 +1,11 @@
 """Which options each training command takes: the run's own, those of CPPO, and those inherited from TRL."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from cppo.errors import UserError
+from cppo.errors import UserError, did_you_mean
 from cppo.methods import METHODS
 from cppo.recipes.options import RunOptions, TrainOptions
 from cppo.recipes.static_fields import OptionField, dataclass_fields
@@ -95,11 +94,11 @@ class Schema:
 
     def unknown(self, name: str, *, where: str) -> UserError:
         """The error for an option that does not exist, with what takes its place or the nearest existing name."""
-        near = difflib.get_close_matches(name, self.fields, n=1, cutoff=0.6)
+        near = did_you_mean(name, self.fields)
         if name in self.named_otherwise:
             hint = f"; here it is {self.named_otherwise[name]}"
         elif near:
-            hint = f"; did you mean `{near[0]}`?"
+            hint = f"; {near}"
         else:
             hint = f" (see `cppo {self.command} {'--help-all' if self.inherited else '--help'}`)"
         return UserError(f"{where}: unknown option `{name}`{hint}")

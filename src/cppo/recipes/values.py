@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.recipes.static_fields import OptionField
 
 _TRUE = {"true", "yes", "on"}
@@ -52,7 +52,7 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
         raise UserError(f"{where}: expected {_describe(field)}, got {value!r}")
     for item in fitted if isinstance(fitted, list) else [fitted]:
         if field.choices and item is not None and item not in field.choices:
-            raise UserError(f"{where}: {item!r} is not one of {', '.join(map(str, field.choices))}")
+            raise UserError(f"{where}: {item!r} is unknown; {choose_one(item, field.choices)}")
         if field.interval and _is_number(item) and not in_interval(item, field.interval):
             raise UserError(f"{where}: {item!r} is outside {field.interval}")
     return fitted

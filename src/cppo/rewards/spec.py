@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.imports import check_import_path, failure, import_object, own_file
 
 RewardFunction = Callable[..., Any]
@@ -77,7 +77,7 @@ def parse_reward(text: str) -> RewardSpec:
         return RewardSpec(text, path, options or {})
     if not check_import_path(name, f"rewards: {text!r}"):
         raise UserError(
-            f"rewards: {text!r} is none of {', '.join(BUILT_IN)}, and no module:function or file.py:function"
+            f"rewards: {name!r} is unknown; {choose_one(name, BUILT_IN)}, or give module:function or file.py:function"
         )
     return RewardSpec(text, name, options)
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.policy import (
     add_shared_prompt_forward,
     unshared_reason,
@@ -32,9 +32,8 @@ def check_setup(trainer: Any) -> None:
         raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")
     name = trainer.args.perception_gate_reward
     if trainer.args.perception_gate == "correct" and name not in trainer.reward_func_names:
-        raise UserError(
-            f"perception_gate_reward = {name!r} is none of the reward functions {', '.join(trainer.reward_func_names)}"
-        )
+        hint = choose_one(name, trainer.reward_func_names)
+        raise UserError(f"perception_gate_reward = {name!r} is none of the reward functions; {hint}")
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
     if trainer.args.scorer == "shared" and is_deepspeed_zero3_enabled():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.views.own import is_own, load_own
 
 PRESERVING_FAMILIES = ("color_jitter", "perspective", "rotation")
@@ -89,7 +89,7 @@ def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) 
         if is_own(name):
             load_own(name)
         elif name not in known:
-            raise UserError(f"{field}: unknown view family {name!r}; choose from {choices}, or give file.py:function")
+            raise UserError(f"{field}: {name!r} is unknown; {choose_one(name, known)}, or give file.py:function")
     if len(set(families)) < len(families):
         raise UserError(f"{field}: a family is listed twice in {list(families)}; name each once")
     return tuple(families)
