@@ -129,6 +129,7 @@ def test_help_all_lists_inherited_fields(capsys):
         ),
         (["methods", "gppo"], ["'gppo'", "did you mean", "cppo", "papo"]),
         (["train", "--max_steps", "-2"], ["--max_steps", "[-1, inf)"]),
+        (["recipes"], ["required: list|copy"]),
         (["recipes", "copy", "nope"], ["'nope'", "micro"]),
     ],
 )

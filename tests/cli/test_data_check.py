@@ -129,7 +129,7 @@ def test_nothing_usable(tmp_path, capsys):
 
 def test_mistakes(capsys, tmp_path):
     for argv, words in (
-        (["data"], "command"),
+        (["data"], "required: check"),
         (["data", "check"], "SPEC"),
         (["data", "check", "gone.jsonl"], "no such file"),
         (["data", "check", "tasks:digits", "--against", "tasks:nope"], "unknown task"),

@@ -119,7 +119,7 @@ def _spread(values: list[int]) -> str:
 
 def _parser() -> Parser:
     parser = Parser(prog="cppo data", description="Look at data before a run.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(metavar="check", required=True, parser_class=Parser)
     check = commands.add_parser("check", help="what is there, and every row that a run could not use")
     check.add_argument("specs", nargs="+", metavar="SPEC", help="tasks:NAME, a file, a folder or hub:ORG/NAME[:SPLIT]")
     check.add_argument(

@@ -14,7 +14,7 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="cppo recipes", description="Recipes, studies and accelerate configurations that come with the package."
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", metavar="list|copy", required=True, parser_class=Parser)
     commands.add_parser("list", help="names, and what each is for")
     copy = commands.add_parser("copy", help="copy one, to edit it and give it as `--config FILE.yaml`")
     copy.add_argument("name", metavar="NAME", help="a name from `cppo recipes list`")
