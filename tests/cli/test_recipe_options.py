@@ -206,7 +206,10 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("data: tasks:digits\nmax_steps: many\n", ["mine.yaml", "max_steps", "many"]),
         ("learning_rate: 3\n", ["mine.yaml", "no `data`"]),
         ("- a\n- b\n", ["mine.yaml", "a mapping"]),
-        ("a: [\n", ["mine.yaml", "not valid YAML"]),
+        ("a: [\n", ["mine.yaml: not valid YAML: line 2: expected the node content"]),
+        ("a: 1\n  b: 2\n", ["mine.yaml: not valid YAML: line 2: mapping values are not allowed here"]),
+        ("a: 'x\n", ["line 2: found unexpected end of stream (while scanning a quoted scalar from line 1)"]),
+        ("a: 2026-02-30\n", ["mine.yaml: cannot be read: day is out of range"]),
         ("data: tasks:digits\ndataset_text_field: text\n", ["cppo sft", "dataset_text_field"]),
     ],
 )

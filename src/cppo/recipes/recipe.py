@@ -160,12 +160,21 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     return {**kept, **overrides}
 
 
+def _syntax_error(error: yaml.MarkedYAMLError) -> str:
+    """In which line YAML is wrong, and what is; where it began, if that is another line."""
+    line, begun = (None if mark is None else mark.line + 1 for mark in (error.problem_mark, error.context_mark))
+    since = "" if begun in (None, line) else f" ({error.context} from line {begun})"
+    return f"line {line}: {error.problem}{since}"
+
+
 def read_mapping(file: Path, where: str) -> dict[str, Any]:
     """The options that a YAML file gives, unchecked. Raises UserError for a file that is no mapping of names."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # bytes that are no text, or such a date as 2026-02-30
         raise UserError(f"{where}: cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {_syntax_error(error)}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
