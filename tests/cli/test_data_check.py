@@ -161,3 +161,16 @@ def test_choices_that_the_answer_is_none_of_are_named(tmp_path, capsys, monkeypa
     assert f"choices     8 rows have them; the answer is none of them in 3: {wrong}\n" in capsys.readouterr().out
     assert main(["data", "check", "tasks:digits?n=2"]) == 0
     assert "choices" not in capsys.readouterr().out
+
+
+def test_sizes_are_shown_within_the_bounds_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for size in ((40, 10), (60, 60), (90, 40)):
+        Image.new("RGB", size).save(f"{size[0]}.png")
+    rows = [{"prompt": f"{n}?", "answer": "1", "images": f"{n}.png"} for n in (40, 60, 90)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", "check", "my.jsonl", "--max_pixels", "900"]) == 0
+    sizes = "sizes       40 x 10 to 90 x 40 pixels, median 60 x 60\n"
+    assert sizes + "scaled      40 x 10 to 45 x 20 pixels, median 30 x 30\n" in capsys.readouterr().out
+    assert main(["data", "check", "my.jsonl"]) == 0
+    assert "scaled" not in capsys.readouterr().out

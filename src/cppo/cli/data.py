@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
             print(f"long row  {row.place}: {row.tokens} prompt tokens")
     bad, total = len(source.skipped), len(source) + len(source.skipped)
     print(f"rows        {total:,}, {len(source):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
-    print("\n".join(_lines(summary)))
+    print("\n".join(_lines(summary, pixels)))
     if summary.choice_rows:
         print(_choices_line(source, summary))
     if tokens:
@@ -80,21 +80,27 @@ def _print_bad(skipped: Sequence[tuple[int, str]]) -> None:
         print(f"bad row {number}  {reason}")
 
 
-def _lines(summary: "DataSummary") -> list[str]:
+def _lines(summary: "DataSummary", pixels: PixelBounds) -> list[str]:
     images = ", ".join(f"{count:,} rows with {number}" for number, count in summary.images_a_row.items())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.answer_kinds.items())
     lines = [f"images      {images}"]
     if summary.sizes:
-        small, middle, large = (
-            "{} x {}".format(*summary.sizes[place]) for place in (0, len(summary.sizes) // 2, len(summary.sizes) - 1)
-        )
-        lines.append(f"sizes       {small} to {large} pixels, median {middle}")
+        lines.append(f"sizes       {_sizes(summary.sizes)}")
+    if summary.sizes and pixels != PixelBounds():
+        lines.append(f"scaled      {_sizes([pixels.size(*size) for size in summary.sizes])}")
     return [
         *lines,
         f"answers     {kinds}",
         f"repeated    {summary.repeated_rows:,} rows have the question and images of an earlier one; "
         f"{summary.shared_images:,} images stand in several rows",
     ]
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """The smallest, largest and middle one of (width, height) pairs, by their pixels."""
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    small, middle, large = ("{} x {}".format(*ordered[place]) for place in (0, len(ordered) // 2, -1))
+    return f"{small} to {large} pixels, median {middle}"
 
 
 def _choices_line(source: "RecordSource", summary: "DataSummary") -> str:

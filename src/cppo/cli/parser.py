@@ -101,8 +101,10 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, 
 
 def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
     """The options --min_pixels and --max_pixels, for `cppo.data.PixelBounds`."""
-    for name, what in (("min", "scale images of fewer pixels up to N"), ("max", "scale images of more down to N")):
-        parser.add_argument(f"--{name}_pixels", type=COUNT, metavar="N", help=f"{what}, as a training run does")
+    bounds = (("min", 1, "scale images of fewer pixels up to N"), ("max", 784, "scale larger ones down to N >= 784"))
+    for name, least, what in bounds:
+        kind = number_in(f"[{least}, inf)", whole=True)
+        parser.add_argument(f"--{name}_pixels", type=kind, metavar="N", help=f"{what}, as a training run does")
 
 
 def columns_option(text: str) -> dict[str, str] | str:

@@ -19,7 +19,7 @@ class DataSummary:
     Attributes:
         rows: how many.
         images_a_row: {number of images: rows}.
-        sizes: (width, height) in pixels of every image, sorted by area.
+        sizes: (width, height) in pixels of every image.
         answer_kinds: {kind: rows}, see `cppo.rewards.answer_kind`.
         choice_rows: rows with `choices`.
         no_choice: places of those whose answer is none of their choices.
@@ -61,7 +61,7 @@ def summarize(records: Sequence[Record], progress: Callable[[int], object] = lam
     return DataSummary(
         rows=len(records),
         images_a_row=dict(sorted(images_a_row.items())),
-        sizes=sorted(sizes, key=lambda size: (size[0] * size[1], size)),
+        sizes=sizes,
         answer_kinds=dict(kinds.most_common()),
         choice_rows=choice_rows,
         no_choice=no_choice,

@@ -45,8 +45,8 @@ class RunOptions:
     min_pixels: Annotated[int | None, "[1, 100000000]"] = option(
         None, "Images of fewer pixels are scaled up to so many, before views and the model's own processor."
     )
-    max_pixels: Annotated[int | None, "[1, 100000000]"] = option(
-        None, "Images of more pixels are scaled down to so many: fewer image tokens, less memory."
+    max_pixels: Annotated[int | None, "[784, 100000000]"] = option(
+        None, "Images of more pixels are scaled down to so many, at least 28 x 28: fewer image tokens, less memory."
     )
     max_prompt_tokens: Annotated[int | None, "[1, inf)"] = option(
         None,
