@@ -10,8 +10,11 @@ import pytest
 import yaml
 
 from cppo.cli import main as cli
+from cppo.cli.checks import check_options
 from cppo.cli.parser import COUNT, Parser, add_data_options, number_in
 from cppo.cli.trained import add_answer_options, answer_settings
+from cppo.errors import UserError
+from cppo.recipes import load_recipe
 
 # Runs the command line in a fresh interpreter, then says whether torch got imported.
 RUNNER = """
@@ -139,6 +142,30 @@ def test_arguments(capsys, argv, words):
     message = error_of(capsys, *argv)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "words"),
+    [
+        ({"num_generations": 3}, 1, "per_device_train_batch_size = 128: 1 x 128 rollouts must be a multiple of 3,"),
+        ({"num_generations": 3}, 3, None),
+        ({"num_generations": 3, "gradient_accumulation_steps": 2}, 1, "give per_device_train_batch_size = 126,"),
+        ({"per_device_train_batch_size": 3, "steps_per_generation": 2}, 2, "give per_device_train_batch_size = 2,"),
+        ({"per_device_train_batch_size": 1}, 4, "give per_device_train_batch_size = 2,"),
+        ({"generation_batch_size": 320}, 1, "1 x 320 rollouts must be a multiple of 128"),
+        ({"generation_batch_size": 320}, 1, "give generation_batch_size = 256,"),
+        ({"generation_batch_size": 384, "num_generations": 3}, 1, None),
+        ({"eval_strategy": "steps", "num_generations_eval": 5}, 2, "per_device_eval_batch_size = 8: 2 x 8 rollouts"),
+    ],
+)
+def test_groups_are_whole(monkeypatch, options, processes, words):
+    recipe = load_recipe("train", "micro", options)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    if words is None:
+        check_options(recipe)
+    else:
+        with pytest.raises(UserError, match=re.escape(words)):
+            check_options(recipe)
 
 
 def test_a_number_lies_in_its_interval_and_is_written_in_digits_where_it_is_whole():

@@ -141,7 +141,7 @@ def test_a_failed_start_leaves_no_empty_folder(told, tmp_path, capsys, wrong):
 
 
 def test_the_default_recipe_is_named_where_the_model_is_no_tiny_one(told, tmp_path, capsys, monkeypatch):
-    argv = ["train", "--model", str(told[0] / "model"), "--output_dir", str(tmp_path / "run"), "--num_generations", "3"]
+    argv = ["train", "--model", str(told[0] / "model"), "--output_dir", str(tmp_path / "run"), "--report_to", "x"]
     for bytes_of_small_models, lines in ((1 << 20, 1), (0, 2)):
         monkeypatch.setattr("cppo.cli.train.SMALL_BYTES", bytes_of_small_models)
         assert main(argv) == 2  # for another reason, found later

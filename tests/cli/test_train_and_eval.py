@@ -169,11 +169,11 @@ def test_resuming_continues_the_metrics(workplace, tmp_path):
 
 def test_a_value_that_only_the_trainer_refuses(workplace, capsys, tmp_path):
     argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
-    assert main([*argv, "--num_generations", "3"]) == 2
+    assert main([*argv, "--generation_batch_size", "8", "--steps_per_generation", "2"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("cppo: error: ")
     assert error.count("\n") == 1
-    assert "num_generations" in error
+    assert "'generation_batch_size' and 'steps_per_generation'" in error
 
 
 def test_eval_writes_one_json_object(workplace, capsys, tmp_path):

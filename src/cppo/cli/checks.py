@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, parse_spec
 from cppo.errors import UserError, first_line
-from cppo.recipes import Recipe, RunDirectory, TrainOptions
+from cppo.recipes import Recipe, RunDirectory, TrainOptions, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
-from cppo.training.option_rules import check_combinations
+from cppo.training.option_rules import check_combinations, check_group_sizes
 
 OPTIONAL_PACKAGES = {
     "deepspeed": "deepspeed",
@@ -23,6 +24,8 @@ OPTIONAL_PACKAGES = {
 """Options that need a package which is installed apart."""
 LOGGERS = ("tensorboard", "trackio", "wandb")
 """Loggers that are an extra of this package; `cppo.runs.loggers` asks the others that transformers knows."""
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers say how many processes train together, as accelerate reads it."""
 HUB_SECONDS = 10.0
 """How long the hub may take to say whether it has a model."""
 
@@ -68,6 +71,8 @@ def check_options(recipe: Recipe) -> None:
     """Whether the options of a recipe for `cppo train` go together, and its rewards exist. Raises UserError."""
     assert isinstance(recipe.options, TrainOptions)
     check_combinations(recipe.resolved)
+    inherited = {name: field.default for name, field in schema("train").inherited.items()}
+    check_group_sizes({**inherited, **recipe.config}, max(int(os.environ.get(name, "1")) for name in WORLD_SIZES))
     check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
 
 
