@@ -132,6 +132,7 @@ def test_help_all_lists_inherited_fields(capsys):
         ),
         (["methods", "gppo"], ["'gppo'", "did you mean", "cppo", "papo"]),
         (["train", "--max_steps", "-2"], ["--max_steps", "[-1, inf)"]),
+        (["eval", "--model", "micro", "--data", "no.jsonl", "--card", "nope"], ["--card: 'nope' is unknown"]),
         (["train", "--max_pixels", "783"], ["--max_pixels: 783 is outside [784, 100000000]"]),
         (["data", "check", "x", "--max_pixels", "783"], ["--max_pixels: expected a whole number in [784, inf)"]),
         (["recipes"], ["required: list|copy"]),

@@ -248,7 +248,7 @@ def test_tasks_have_columns(model, capsys, scripted):
         (["--top_p", "0.9"], "--top_p needs sampling"),
         (["--top_p", "0", "--samples", "2"], "--top_p: expected a number in (0, 1], got '0'"),
         (["--temperature", "nan"], "expected a number in [0, inf), got 'nan'"),
-        (["--card", "blurr"], "condition 'blurr' is unknown; did you mean `blur`? choose one of clean, blank"),
+        (["--card", "blurr"], "--card: 'blurr' is unknown; did you mean `blur`? choose one of clean, blank"),
         (["--responses", "/nowhere/r.jsonl"], "--responses: cannot write /nowhere/r.jsonl"),
         (["--responses", "a.json", "--json", "a.json"], "both name a.json"),
     ],

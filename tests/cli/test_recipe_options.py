@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cppo.cli.checks import check_recipe
 from cppo.cli.fields import parse_recipe
 from cppo.errors import UserError
 from cppo.recipes import (
@@ -19,7 +20,6 @@ from cppo.recipes import (
     recipe_file,
     recipe_names,
     schema,
-    warn_of_changes,
 )
 from cppo.recipes.run_dir import CONFIG_HEADER
 from cppo.recipes.static_fields import UNSET, OptionField
@@ -270,13 +270,21 @@ def test_who_says_how_often_to_save_saves():
     assert load_recipe("sft", "micro-sft", given).config["save_strategy"] == "no"
 
 
-def test_a_checkpoint_of_another_command_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("command", "name", "changed", "words"),
+    [
+        ("sft", "micro-sft", {"model": "micro"}, "another command's run than `cppo sft`; start from its"),
+        ("train", "micro", {"method": "papo"}, "of a run with method cppo; add --method cppo"),
+        ("train", "micro", {"max_steps": 5}, "is at step 5 already; raise max_steps"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_continued_is_refused_at_once(tmp_path, command, name, changed, words):
     recipe = load_recipe("train", "micro", {"output_dir": str(tmp_path)})
     (tmp_path / "config.yaml").write_text(dump_recipe(recipe, recipe.config))
-    last, sft = checkpoint(tmp_path, 5), load_recipe("sft", "micro-sft")
-    warn_of_changes(recipe, recipe.config, last)
-    with pytest.raises(UserError, match="another command's run than `cppo sft`; start from its weights with --model"):
-        warn_of_changes(sft, sft.config, last)
+    given = {"output_dir": str(tmp_path), "resume_from_checkpoint": str(checkpoint(tmp_path, 5))}
+    check_recipe(load_recipe("train", "micro", given))
+    with pytest.raises(UserError, match=words):
+        check_recipe(load_recipe(command, name, {**given, **changed}))
 
 
 def test_a_checkpoint_of_another_run_replaces_no_run(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, parse_spec
 from cppo.errors import UserError, first_line
-from cppo.recipes import Recipe, RunDirectory, TrainOptions, schema
+from cppo.recipes import Recipe, RunDirectory, TrainOptions, check_checkpoint, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations, check_group_sizes
 
@@ -31,10 +31,14 @@ HUB_SECONDS = 10.0
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """The files that a recipe names, and whether its output folder is free. Raises UserError."""
+    """The files and the checkpoint that a recipe names, and whether its output folder is free. Raises UserError."""
     check_inputs(recipe)
     options = recipe.options
-    RunDirectory(recipe.output_dir).check_usable(
+    files = RunDirectory(recipe.output_dir)
+    checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
+    if checkpoint is not None:
+        check_checkpoint(recipe, checkpoint)
+    files.check_usable(
         resume=options.resume_from_checkpoint,
         overwrite=options.overwrite,
         write=not (isinstance(options, TrainOptions) and options.dry_run),

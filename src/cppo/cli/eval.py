@@ -17,7 +17,7 @@ from cppo.data import RecordSource
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint
-from cppo.views import CARD_CONDITIONS, ViewSampler
+from cppo.views import CARD_CONDITIONS, CONDITION_NAMES, ViewSampler, check_families
 
 if TYPE_CHECKING:
     from cppo.evaluation import CardRow, Condition, EvalResult
@@ -28,7 +28,10 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_all(argv)
     _check_files(arguments)
     ks = _check_sampling(arguments)
-    on_card = [] if arguments.card is None else ["clean", *(arguments.card or CARD_CONDITIONS)]
+    on_card: Sequence[str] = ()
+    if arguments.card is not None:
+        asked = list(dict.fromkeys(["clean", *(arguments.card or CARD_CONDITIONS)]))
+        on_card = check_families("--card", asked, CONDITION_NAMES)
     settings, trained, published = _settings(arguments, on_card)
     source = asked_rows(arguments, settings, extras=arguments.by)
     if arguments.card is not None and not any(record.images for record in source):
@@ -42,8 +45,7 @@ def run(argv: Sequence[str]) -> None:
     results = _evaluate(arguments, source, conditions, settings, trained)
     card: Sequence[CardRow] = ()
     if on_card:
-        shown = {name: results[name] for name in dict.fromkeys(on_card)}
-        card = perception_card(shown, tolerance=settings["tolerance"])
+        card = perception_card({name: results[name] for name in on_card}, tolerance=settings["tolerance"])
     report = _report(arguments, source, results, {**settings, "skipped_rows": len(source.skipped)}, ks)
     if card:
         report["card"] = [asdict(row) for row in card]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from cppo.data import Record
-from cppo.errors import UserError, choose_one
 from cppo.views import (
     CONDITION_NAMES,
     HELD_OUT_PRESERVING,
@@ -15,7 +14,6 @@ from cppo.views import (
     ViewStrengths,
     any_family_view,
     check_families,
-    is_own,
     view_generators,
 )
 
@@ -77,10 +75,8 @@ def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
         "held_out_preserving": HELD_OUT_PRESERVING,
         "held_out_removing": HELD_OUT_REMOVING,
     }
-    if not is_own(name) and name not in CONDITION_NAMES:
-        raise UserError(f"condition {name!r} is unknown; {choose_one(name, CONDITION_NAMES)}, or file.py:function")
-    families = groups[name] if name in groups else check_families("condition", [name], (name,))
-    return Condition(name, tuple(families), trained.strengths)
+    check_families("condition", [name], CONDITION_NAMES)
+    return Condition(name, tuple(groups.get(name, [name])), trained.strengths)
 
 
 def blank_images(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:

@@ -14,8 +14,8 @@ from cppo.recipes.recipe import (
     recipe_summary,
     resolved_options,
 )
-from cppo.recipes.resumed import warn_of_changes
-from cppo.recipes.run_dir import RunDirectory, checkpoint_step
+from cppo.recipes.resumed import check_checkpoint, warn_of_changes
+from cppo.recipes.run_dir import RunDirectory
 from cppo.recipes.schema import Schema, schema
 from cppo.recipes.values import in_interval
 
@@ -26,7 +26,7 @@ __all__ = [
     "Schema",
     "TrainOptions",
     "accelerate_files",
-    "checkpoint_step",
+    "check_checkpoint",
     "dump_recipe",
     "in_interval",
     "load_recipe",

@@ -8,7 +8,7 @@ import yaml
 
 from cppo.errors import UserError, tell
 from cppo.recipes.recipe import Recipe, resolved_options
-from cppo.recipes.run_dir import CONFIG_HEADER, config_header
+from cppo.recipes.run_dir import CONFIG_HEADER, checkpoint_step, config_header
 from cppo.recipes.schema import schema
 
 _FREE = (
@@ -49,11 +49,8 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
         recipe, config: the resumed run's, as for `dump_recipe`. What one of the two runs does not give counts as its
             default.
     """
-    try:
-        before = yaml.safe_load((checkpoint.parent / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}  # a checkpoint of another trainer
-    if not isinstance(before, dict):
+    before = _options_of(checkpoint)
+    if not before:
         return {}
     defaults = {name: field.default for name, field in schema(recipe.command).fields.items()}
     now = resolved_options(recipe, config)
@@ -65,8 +62,8 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
     }
 
 
-def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> None:
-    """Say on one line what `changed_options` finds. Raises UserError for another method, or another command's run."""
+def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse a checkpoint of another command's run, of another method, or after which there are no steps: UserError."""
     file = checkpoint.parent / "config.yaml"
     header = file.read_text("utf-8", "replace").partition("\n")[0] if file.is_file() else ""
     if header.startswith(CONFIG_HEADER) and not header.startswith(config_header(recipe.command)):
@@ -74,19 +71,35 @@ def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
             f"resume_from_checkpoint: {checkpoint} is of another command's run than `cppo {recipe.command}`; start "
             f"from its weights with --model {checkpoint}"
         )
-    changed = changed_options(recipe, config, checkpoint)
-    if "method" in changed:
-        before, _ = changed["method"]
+    method = _options_of(checkpoint).get("method", recipe.method)
+    if method != recipe.method:
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint} is of a run with method {before}; add --method {before}, or "
-            f"take its recipe with --config {checkpoint.parent / 'config.yaml'}"
+            f"resume_from_checkpoint: {checkpoint} is of a run with method {method}; add --method {method}, or "
+            f"take its recipe with --config {file}"
         )
+    step = checkpoint_step(checkpoint)
+    if 0 < recipe.config.get("max_steps", -1) <= step:
+        raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
+
+
+def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> None:
+    """Say on one line what `changed_options` finds."""
+    changed = changed_options(recipe, config, checkpoint)
     if changed:
         listed = "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
         tell(
             f"warning: resumed with other options than the run began with ({listed}): "
             "it will not go on as the interrupted run would have"
         )
+
+
+def _options_of(checkpoint: Path) -> dict[str, Any]:
+    """The recipe of a checkpoint's run; empty for a checkpoint of another trainer."""
+    try:
+        options = yaml.safe_load((checkpoint.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return options if isinstance(options, dict) else {}
 
 
 def _shown(value: Any) -> str:

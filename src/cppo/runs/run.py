@@ -27,7 +27,6 @@ from cppo.recipes import (
     Recipe,
     RunDirectory,
     TrainOptions,
-    checkpoint_step,
     dump_recipe,
     resolved_options,
     warn_of_changes,
@@ -112,7 +111,6 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     resolved = resolved_config(recipe, args)
     if checkpoint is not None:
-        _check_steps_left(checkpoint, args)
         warn_of_changes(recipe, resolved, checkpoint)
     trainer = build_trainer(prepared, sources)
     main = trainer.is_world_process_zero()
@@ -292,10 +290,3 @@ def _warn(source: RecordSource, uses_perception: bool) -> None:
             f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
             "images; is the column named `images`, or mapped with --columns?"
         )
-
-
-def _check_steps_left(checkpoint: Path, args: CPPOConfig) -> None:
-    """Refuse a checkpoint after which there are no steps. Raises UserError."""
-    step = checkpoint_step(checkpoint)
-    if 0 < args.max_steps <= step:
-        raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
