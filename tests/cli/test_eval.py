@@ -233,7 +233,7 @@ def test_tasks_have_columns(model, capsys, scripted):
         ["digits", "3"],
     ]
     assert evaluate(model, *data, "--by", "colour") == 2
-    assert "tasks:digits: no row has the column 'colour'; the rows have family, seed, " in capsys.readouterr().err
+    assert "tasks:digits: no row has the column 'colour'; the rows have 'family', 'seed', " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

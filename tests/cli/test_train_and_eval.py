@@ -324,13 +324,13 @@ def test_columns_under_the_names_of_a_file(workplace, tmp_path, monkeypatch, cap
     assert report["columns"] == {"prompt": "q", "answer": "solution"}
     capsys.readouterr()
     assert main(["eval", "--model", "run", *asked, "--columns", "{}"]) == 2
-    assert "column 'prompt'" in capsys.readouterr().err
+    assert "columns 'prompt'" in capsys.readouterr().err
     assert main(["eval", "--model", "run", "--data", "gone.jsonl"]) == 2
     assert capsys.readouterr().err.endswith("there is no such file\n")
     Path("other.jsonl").write_text('{"prompt": "1?", "answer": 1}\n')
     assert main(["inspect", "--model", "run", "--data", "other.jsonl", "--out", "page.html"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "column 'q'" in line
+    assert "columns 'q'" in line
     assert "--columns {} reads without" in line
 
 
@@ -363,15 +363,15 @@ def test_own_rewards_are_tried_before_a_model_is_loaded(tmp_path, monkeypatch):
         (["--rewards", "accuracy", "--reward_weights", "1", "2"], "2 weights for 1 rewards (accuracy)"),
         (["--rewards", "gone.py:f"], "there is no file gone.py"),
         (["--rewards", "json:dumps"], "no row has the column 'obj'"),
-        (["--rewards", "own.py:of_length"], "tasks:digits: no row has the column 'length'; the rows have family, seed"),
-        (["--rewards", "own.py:of_length"], "reward 'own.py:of_length' has a parameter of that name"),
+        (["--rewards", "own.py:of_length"], "no row has the columns 'length', 'width'; the rows have 'family'"),
+        (["--rewards", "own.py:of_length"], "needed by the parameters of reward 'own.py:of_length'"),
         (["--rewards", "own.py:of_file"], "'own.py:of_file' failed in own.py line 5: ZeroDivisionError"),
     ],
 )
 def test_mistakes_in_rewards(workplace, tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(
-        "def of_length(completions, length, **kwargs):\n    return [0.0 for _ in completions]\n\n"
+        "def of_length(completions, length, width, **kwargs):\n    return [0.0 for _ in completions]\n\n"
         "def of_file(completions, **kwargs):\n    return [1 / 0]\n"
     )
     argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run"), *options]

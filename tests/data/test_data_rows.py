@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cppo.data import MissingColumn, load_records, load_rows
+from cppo.data import MissingColumns, load_records, load_rows
 from cppo.errors import UserError
 
 
@@ -85,7 +85,11 @@ def test_column_mapping(tmp_path):
             "no row has the column 'answer'; the rows have 'prompt', 'gt', 'note': .*columns .{answer: THEIR",
         ),
         ({"answer": "truth"}, "no row has the column 'truth'"),
-        ({"answer": "gt", "images": "pictures"}, "no row has the column 'pictures'.*columns .{images:"),
+        (
+            {"prompt": "question"},
+            "no row has the columns 'question', 'answer'; .* --columns .{prompt: THEIR_NAME, answer: THEIR_NAME}",
+        ),
+        ({"answer": "gt", "images": "pictures"}, "no row has the column 'pictures'.*columns .{answer: gt, images: T"),
     ],
 )
 def test_column_that_no_row_has(tmp_path, columns, message):
@@ -331,5 +335,5 @@ def test_columns_of_later_rows_count_where_the_reading_stops_early(tmp_path):
     assert (every.extras(8)["level"], every.columns[-1]) == (8, "level")
     with pytest.raises(UserError, match="no row has the column 'colour'; the rows have 'q', 'a', 'options', 'level'"):
         load_records(str(file), columns={**columns, "id": "colour"}, limit=2)
-    with pytest.raises(MissingColumn, match="no row has the column 'topic'"):
-        load_records(str(file), columns=columns, limit=2, extras=["topic"])
+    with pytest.raises(MissingColumns, match="no row has the columns 'topic', 'place'; the rows have 'q'"):
+        load_records(str(file), columns=columns, limit=2, extras=["topic", "level", "place"])

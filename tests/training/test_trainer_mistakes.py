@@ -85,6 +85,8 @@ def test_a_column_that_a_reward_needs():
     with pytest.raises(UserError, match="reward graded needs the column 'level': train_dataset has prompt") as caught:
         check_columns([row], False, ["my/reward-model", torch.nn.Linear(1, 1), graded])
     one_line(caught)
+    with pytest.raises(UserError, match="needs the columns 'level', 'unit': train_dataset has prompt"):
+        check_columns([row], False, lambda completions, level, unit: [])
     with pytest.raises(UserError, match="needs the column 'answer'"):
         check_columns([{"prompt": "What?"}], False, accuracy_reward)
     check_columns([{**row, "level": 1}], False, graded)

@@ -1,6 +1,6 @@
 """Data: one record schema, its readers, and the check that finds bad rows before training starts."""
 
-from cppo.data.check import BadRows, MissingColumn
+from cppo.data.check import BadRows, MissingColumns
 from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
 from cppo.data.readers import load_records, load_rows
@@ -12,7 +12,7 @@ __all__ = [
     "RECORD_COLUMNS",
     "BadRows",
     "DataSummary",
-    "MissingColumn",
+    "MissingColumns",
     "PixelBounds",
     "Record",
     "RecordSource",

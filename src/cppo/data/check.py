@@ -33,12 +33,18 @@ class BadRows(UserError):
         self.rows, self.total = rows, total
 
 
-class MissingColumn(UserError):
-    """No row has a column that was asked for beyond those of the record: `column`, by the file's own name."""
+class MissingColumns(UserError):
+    """No row of `name` has `columns`, asked for beyond those of the record, by the file's own names; it has `found`."""
 
-    def __init__(self, message: str, column: str) -> None:
-        super().__init__(message)
-        self.column = column
+    def __init__(self, name: str, columns: Sequence[str], found: Iterable[str]) -> None:
+        super().__init__(no_row_has(name, columns, found))
+        self.columns = columns
+
+
+def no_row_has(name: str, columns: Sequence[str], found: Iterable[str]) -> str:
+    """The words for columns that no row of `name` has, beside those that are `found`."""
+    which = f"column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))}"
+    return f"{name}: no row has the {which}; the rows have {', '.join(map(repr, found))}"
 
 
 class RowChecks:
@@ -150,15 +156,17 @@ class RowChecks:
         }
 
     def _check_columns_present(self, name: str, present: Mapping[str, None]) -> None:
-        found = ", ".join(map(repr, present))
-        for theirs, ours in sorted(self._absent(present).items(), key=lambda one: one[1] is None):
-            message = f"{name}: no row has the column {theirs!r}; the rows have {found}"
-            if ours is None:
-                raise MissingColumn(message, theirs)
+        absent = self._absent(present)
+        records = {ours: theirs for theirs, ours in absent.items() if ours is not None}
+        if records:
+            mapping = {**self._columns, **dict.fromkeys(records, "THEIR_NAME")}
+            columns = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
             raise UserError(
-                f'{message}: say which one to read with --columns "{{{ours}: THEIR_NAME}}", or in a recipe with '
-                "`columns` beside its `data`"
+                f"{no_row_has(name, list(records.values()), present)}: say which to read with --columns "
+                f'"{{{columns}}}", or in a recipe with `columns` beside its `data`'
             )
+        if absent:
+            raise MissingColumns(name, list(absent), present)
 
 
 def _encoded(row: StoredRow | RowError) -> list[Path | bytes | TableImage]:

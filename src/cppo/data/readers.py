@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cppo.data.check import MissingColumn, RowChecks
+from cppo.data.check import MissingColumns, RowChecks
 from cppo.data.images import ANY_SIZE, PixelBounds, RowError
 from cppo.data.mapping import check_columns
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
@@ -45,8 +45,8 @@ def load_records(
         optional: as `extras`, where the data have them.
 
     Raises:
-        UserError: naming file, row and reason; a bad SPEC or option, a column that no row has (MissingColumn for one of
-            `extras`), too many bad rows, no good row, or the same generated items twice.
+        UserError: naming file, row and reason; a bad SPEC or option, columns that no row has (MissingColumns for those
+            of `extras`), too many bad rows, no good row, or the same generated items twice.
     """
     if split not in SPLITS:
         raise UserError(f"split={split!r} is unknown; {choose_one(split, SPLITS)}")
@@ -103,7 +103,7 @@ def load_rows(
 class TaskRows:
     """Items 0 .. n-1 of a generated task; an item is generated each time it is asked for.
 
-    Raises MissingColumn if one of `extra_names`, the columns of `extras`, does not exist.
+    Raises MissingColumns if some of `extra_names`, the columns of `extras`, do not exist.
     """
 
     filled: ClassVar[frozenset[str]] = frozenset(OPTIONAL_COLUMNS)
@@ -117,10 +117,9 @@ class TaskRows:
     optional_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in self.extra_names:
-            if name not in self.columns:
-                has = ", ".join(self.columns)
-                raise MissingColumn(f"tasks:{self.family}: no row has the column {name!r}; the rows have {has}", name)
+        missing = [name for name in self.extra_names if name not in self.columns]
+        if missing:
+            raise MissingColumns(f"tasks:{self.family}", missing, self.columns)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 them before torch."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cppo.data import RECORD_COLUMNS, MissingColumn, PixelBounds, RecordSource, load_records, to_dataset
+from cppo.data import RECORD_COLUMNS, MissingColumns, PixelBounds, RecordSource, load_records, to_dataset
 from cppo.errors import UserError, tell
 from cppo.recipes import Recipe, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
@@ -87,12 +87,19 @@ def load_rows(
             extras=[name for name in needed if name not in RECORD_COLUMNS],
             optional=[name for name in wanted if name not in {*needed, *RECORD_COLUMNS}],
         )
-    except MissingColumn as error:
-        raise UserError(f"{error}; reward {needed[error.column]!r} has a parameter of that name") from error
-    for name, text in needed.items():
-        if name not in source.columns:
-            raise UserError(f"{source.name}: not every row has {name!r}; reward {text!r} has a parameter of that name")
+    except MissingColumns as error:
+        raise UserError(f"{error}; {_takers(needed, error.columns)}") from error
+    partly = [name for name in needed if name not in source.columns]
+    if partly:
+        names = ", ".join(map(repr, partly))
+        raise UserError(f"{source.name}: not every row has {names}; {_takers(needed, partly)}")
     return source
+
+
+def _takers(needed: Mapping[str, str], columns: Sequence[str]) -> str:
+    """Which rewards need the columns, in words; `needed`: the reward of each."""
+    rewards = dict.fromkeys(needed[column] for column in columns)
+    return f"needed by the parameters of reward {', '.join(map(repr, rewards))}"
 
 
 def _try_rewards(rewards: list[RewardFunction], source: RecordSource, system_prompt: str | None) -> None:

@@ -76,12 +76,12 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
         raise UserError(f"train_dataset has no column `prompt`: rename one; its columns are {named}")
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
         columns = {} if isinstance(reward, str | torch.nn.Module) else reward_columns(reward)
-        for name, needed in columns.items():
-            if needed and name not in {*row, "images"}:
-                raise UserError(
-                    f"reward {getattr(reward, '__name__', repr(reward))} needs the column {name!r}: train_dataset has "
-                    f"{named}"
-                )
+        missing = [repr(name) for name, needed in columns.items() if needed and name not in {*row, "images"}]
+        if missing:
+            raise UserError(
+                f"reward {getattr(reward, '__name__', repr(reward))} needs the column{'s' * (len(missing) > 1)} "
+                f"{', '.join(missing)}: train_dataset has {named}"
+            )
     if not uses_perception or {"images", "image"} & set(row):
         return
     if isinstance(row["prompt"], str) or not any(embedded_images(row["prompt"])):
