@@ -55,7 +55,7 @@ def test_reader_options_have_defaults():
         ("tasks:digits?n=1e3", "n=1e3 must be a whole number"),
         ("tasks:digits?seed=-1", "seed=-1 must be a whole number"),
         ("tasks:digits?split=validation", "split=validation is unknown"),
-        ("tasks:digits?nose=90", "nose"),
+        ("tasks:digits?sed=9", "'sed'; did you mean `seed`? choose one of seed, n, split, noise, level, prior, ask"),
         ("tasks:digits?noise=loud", "noise=loud"),
     ],
 )

@@ -110,7 +110,7 @@ def test_options_are_parsed_from_text():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nois": "3"}, "unknown task option 'nois': the options are noise, level, prior, ask"),
+        ({"nois": "3"}, "unknown task option 'nois'; did you mean `noise`? choose one of seed, n, split, noise"),
         ({"noise": "loud"}, "noise=loud: give a number"),
         ({"noise": "256"}, "noise=256: give a standard deviation between 0 and 255"),
         ({"noise": "nan"}, "noise=nan: give a standard deviation"),

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 
 IMAGE_SIDE = 64
 SPLITS = ("train", "test")
+ITEM_OPTIONS = ("seed", "n", "split")
+"""What a data spec may say of every family beside `TaskOptions`: which items."""
 ASKS = ("reason", "name")
 TEST_SHARE = 4
 """One generated scene in `TEST_SHARE` belongs to the test split."""
@@ -83,7 +85,7 @@ class TaskOptions:
         values: dict[str, Any] = {}
         for name, text in options.items():
             if name not in kinds:
-                raise UserError(f"unknown task option {name!r}: the options are {', '.join(kinds)}")
+                raise UserError(f"unknown task option {name!r}; {choose_one(name, (*ITEM_OPTIONS, *kinds))}")
             try:
                 values[name] = kinds[name](text)
             except ValueError:
