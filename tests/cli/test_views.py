@@ -220,7 +220,7 @@ def test_texts_are_escaped_and_long_answers_cut():
         (["--image", "broken.png", "--out", "x.png", "--dtype", "float32"], "--dtype needs --model"),
         (["--data", "tasks:digits", "--out", "x.html", "--config", "gone"], "recipe 'gone'"),
         (["--image", "broken.png", "--out", "x.png", "--draws", "0"], "[1, inf)"),
-        (["--image", "broken.png", "--out", "x.png", "--families", "fog"], "--families: unknown view family 'fog'"),
+        (["--image", "broken.png", "--out", "x.png", "--families", "fog"], "--families: 'fog' is unknown"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):

@@ -112,7 +112,7 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
         ({"method": "cppo-detached-views", "perception_anchor_gradients": False}, "are both false"),
         ({"method": "vppo", "rl_weight": 0.0}, "rl_weight = 0"),
         ({"method": "papo-dapo", "perception_selector": "top"}, "perception_removing_entropy_weight"),
-        ({"rollout_views": ["crop"]}, "rollout_views: unknown view family 'crop'"),
+        ({"rollout_views": ["crop"]}, "rollout_views: 'crop' is unknown"),
         ({"rollout_view_decay": True}, "rollout_view_decay"),
         ({"perception_preserving_weight": 0.0, "perception_removing_weight": 0.0}, "are both 0"),
         ({"method": "cppo-likelihood", "perception_view_gradients": False}, "perception_view_gradients = true"),

@@ -127,7 +127,7 @@ def test_strengths_reach_the_views():
 
 
 def test_bad_sampler_options():
-    with pytest.raises(UserError, match="preserving_views: unknown view family 'blur'"):
+    with pytest.raises(UserError, match="preserving_views: 'blur' is unknown"):
         ViewSampler(0, preserving_families=["blur"])
     with pytest.raises(UserError, match="removing_views: the list is empty"):
         ViewSampler(0, removing_families=[])

@@ -17,7 +17,7 @@ PICTURE = Image.new("RGB", (4, 4))
     ("families", "message"),
     [
         ([], "empty"),
-        (["blur"], "unknown view family 'blur'"),
+        (["blur"], "'blur' is unknown"),
         ("rotation", "not a list"),
         (None, "not a list"),
         ([3], "3 is no name; choose from"),
