@@ -27,15 +27,18 @@ def detect(trainer: Any, model: Any, request: ViewRequest, inputs: dict[str, Any
         if trainer.accelerator.num_processes > 1:
             idle_pass(row_scorer(trainer, model, length, shares=trainer._shares_prompts), ids, mask, vision)
         return None
-    if trainer._shares_prompts:
-        with trainer.accelerator.autocast():
-            return score_shared(model, trainer.args, request, ids, mask, vision, detect_only=True)
     own = replace(request, rows=list(range(len(request.rows))), kinds=("removing",))
     images = concatenate_rows([slice_rows(vision, row, row + 1) for row in request.rows])
-    own.score(row_scorer(trainer, model, length), ids[request.rows], mask[request.rows], images, view_gradients=True)
-    assert own.found is not None
+    rows = ids[request.rows], mask[request.rows], images
+    if trainer._shares_prompts:
+        with trainer.accelerator.autocast():
+            score_shared(model, trainer.args, own, *rows)
+    else:
+        own.score(row_scorer(trainer, model, length), *rows, view_gradients=True)
+    scores = own.found
+    assert scores is not None
     return perception_token_mask(
-        trainer.args, own.found.anchor, own.found.removing, request.response_mask, draws=request.draws
+        trainer.args, scores.anchor, scores.removing, request.response_mask, scores.exact.score, request.draws
     )
 
 

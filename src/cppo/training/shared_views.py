@@ -13,7 +13,7 @@ from cppo.perception import EXACT_DIVERGENCES
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, ResponseScores, pack, prompt_groups, unwrapped
 from cppo.policy.vision_inputs import VisionInputs
 from cppo.training.config import CPPOConfig
-from cppo.training.perception_term import Detection, ExactDivergences, perception_token_mask
+from cppo.training.perception_term import ExactDivergences, perception_token_mask
 from cppo.training.view_scoring import ViewRequest
 
 
@@ -24,8 +24,7 @@ def score_shared(
     input_ids: Tensor,
     attention_mask: Tensor,
     vision: VisionInputs,
-    detect_only: bool = False,
-) -> Detection | None:
+) -> None:
     """Score all rows as they are and the requested ones under their views; keep the scores in the request.
 
     Args:
@@ -34,19 +33,10 @@ def score_shared(
         request: of this micro-batch.
         input_ids, attention_mask: [B, P + T].
         vision: image inputs of the B rows.
-        detect_only: leave out I+ and all rows that are not requested, and keep no scores.
-
-    Returns:
-        Dependency scores and selected tokens of the requested rows, [n, T] each; None if none is requested.
     """
     num_tokens = request.response_mask.shape[1]
     anchors = prompt_groups(input_ids, attention_mask, num_tokens, vision)
-    kinds = ("removing",) if detect_only else request.kinds
-    views = {kind: _view_groups(request, kind, anchors, vision, input_ids.device) for kind in kinds}
-    if detect_only:
-        wanted = set(request.rows)
-        kept = [PromptGroup([row for row in group.rows if row in wanted], group.vision) for group in anchors]
-        anchors = [group for group in kept if group.rows]
+    views = {kind: _view_groups(request, kind, anchors, vision, input_ids.device) for kind in request.kinds}
     batch = pack(
         unwrapped(model),
         input_ids,
@@ -54,9 +44,9 @@ def score_shared(
         num_tokens,
         {"anchor": anchors, **views},
         sequential=args.perception_memory == "sequential",
-        detached=() if args.perception_view_gradients else kinds,
+        detached=() if args.perception_view_gradients else request.kinds,
     )
-    found = model(shared_prompt=batch, readout=_Readout(args, request, batch, detect_only))
+    found = model(shared_prompt=batch, readout=_Readout(args, request, batch))
 
     def rows_of(view: str) -> ResponseScores:
         return ResponseScores(
@@ -64,16 +54,12 @@ def score_shared(
         )
 
     def exact(name: str) -> Tensor | None:
-        return batch.unpack(kinds[0], found[name])[request.rows] if name in found else None
+        return batch.unpack(request.kinds[0], found[name])[request.rows] if name in found else None
 
-    if not detect_only:
-        request.anchor = rows_of("anchor")
-    if not request.rows:
-        return None
-    if not detect_only:
+    request.anchor = rows_of("anchor")
+    if request.rows:
         divergences = ExactDivergences(exact("score"), exact("d_preserving"), exact("d_removing"))
-        request.keep({kind: rows_of(kind).pick(request.rows) for kind in kinds}, divergences)
-    return Detection(found["score_BT"], found["token_mask"])
+        request.keep({kind: rows_of(kind).pick(request.rows) for kind in request.kinds}, divergences)
 
 
 def _view_groups(
@@ -97,8 +83,8 @@ def _view_groups(
 class _Readout:
     """What is read off the hidden states of a packed batch; runs inside the model's forward."""
 
-    def __init__(self, args: CPPOConfig, request: ViewRequest, batch: PackedBatch, detect_only: bool) -> None:
-        self.args, self.request, self.batch, self.detect_only = args, request, batch, detect_only
+    def __init__(self, args: CPPOConfig, request: ViewRequest, batch: PackedBatch) -> None:
+        self.args, self.request, self.batch = args, request, batch
         # All views hold the same tokens in the same order.
         self.any_view = next(view for view in batch.tokens if view != "anchor")
 
@@ -124,12 +110,8 @@ class _Readout:
                 found["score"] = head.divergence(
                     args.perception_score, hidden[anchor][anchor_places], hidden[removing], args.temperature
                 )
-        found["score_BT"], found["token_mask"] = self._detect(found)
-        if self.detect_only:
-            return found
-
         selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
-        selected[self.request.rows] = found["token_mask"]
+        selected[self.request.rows] = self._selected(found)
         picked = batch.gather(self.any_view, selected).nonzero().squeeze(1)
         compared = {} if removing is None else {"d_removing": removing}
         if preserving is not None:
@@ -162,8 +144,8 @@ class _Readout:
         part = self.batch.tokens[self.any_view]
         return values.new_zeros(part.stop - part.start).index_put((picked,), values)
 
-    def _detect(self, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Dependency scores and selected tokens of the requested rows, [n, T] each."""
+    def _selected(self, found: dict[str, Tensor]) -> Tensor:
+        """The selected tokens of the requested rows, bool [n, T]."""
         batch, request = self.batch, self.request
 
         def scores(view: str) -> ResponseScores:
@@ -172,4 +154,5 @@ class _Readout:
 
         exact = batch.unpack("removing", found["score"])[request.rows] if "score" in found else None
         removing = scores("removing") if "removing" in batch.tokens else None
-        return perception_token_mask(self.args, scores("anchor"), removing, request.response_mask, exact, request.draws)
+        mask, draws = request.response_mask, request.draws
+        return perception_token_mask(self.args, scores("anchor"), removing, mask, exact, draws).token_mask
