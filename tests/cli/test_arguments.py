@@ -30,6 +30,12 @@ def run_cli(*argv):
     return subprocess.run([sys.executable, "-c", RUNNER, *map(str, argv)], capture_output=True, text=True, timeout=300)
 
 
+@pytest.fixture(autouse=True)
+def _no_run_here(tmp_path, monkeypatch):
+    """The default output folder, `runs/NAME`, is new whatever stands where the tests are started."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def model(tmp_path):
     """A folder that passes the checks made before torch: nothing in it can be loaded."""
@@ -50,30 +56,43 @@ def error_of(capsys, *argv):
 
 
 def test_a_mistake_ends_with_status_2_one_line_and_no_torch(tmp_path, model):
-    contents = {"empty": "", "broken": "{\n", "columns": '{"question": "q", "answer": "a"}\n'}
-    for name, content in contents.items():
-        (tmp_path / f"{name}.jsonl").write_text(content)
-    data = [["--data", tmp_path / f"{name}.jsonl", "--model", model] for name in contents]
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    (tmp_path / "columns.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    reasons = {
+        "empty": "empty.jsonl: there are no rows",
+        "broken": "line 1: is not valid JSON",
+        "columns": "no row has the column 'prompt'",
+    }
+    data = [(["--data", tmp_path / f"{name}.jsonl", "--model", model], words) for name, words in reasons.items()]
+    out = ["--output_dir", tmp_path / "run"]
     cases = [
-        *(["train", *words, "--output_dir", tmp_path / "run"] for words in data),
-        *(["eval", *words] for words in data),
-        *(["sft", "--config", "micro-warmup", *words, "--output_dir", tmp_path / "run"] for words in data),
-        ["train", "--perception_gate", "correct"],
-        ["train", "--perception_memory", "sequential", "--scorer", "kernel"],
-        ["train", "--perception_rollouts_per_group", "1", "--perception_normalization", "token"],
-        ["train", "--view_crop_side", "0.9", "0.3"],
-        ["train", "--view_noise_rectangles", "0"],
-        ["train", "--loss_type", "foo"],
-        ["train", "--lerning_rate", "3"],
-        ["train", "--data", "nope.jsonl", "--model", model],
-        ["train", "--model", tmp_path / "gone"],
-        ["eval", "--model", model, "--data", "tasks:nope"],
+        *((["train", *argv, *out], words) for argv, words in data),
+        *((["eval", *argv], words) for argv, words in data),
+        *((["sft", "--config", "micro-warmup", *argv, *out], words) for argv, words in data),
+        (["train", "--perception_gate", "correct"], "perception_gate = 'correct' needs perception_gate_reward"),
+        (
+            ["train", "--perception_memory", "sequential", "--scorer", "kernel"],
+            "perception_memory = 'sequential' needs scorer = 'shared'",
+        ),
+        (
+            ["train", "--perception_rollouts_per_group", "1", "--perception_normalization", "token"],
+            "perception_rollouts_per_group = 1 needs perception_normalization",
+        ),
+        (["train", "--view_crop_side", "0.9", "0.3"], "view_crop_side = [0.9, 0.3]: give [low, high]"),
+        (["train", "--view_noise_rectangles", "0"], "view_noise_rectangles = 0: give a whole number of at least 1"),
+        (["train", "--loss_type", "foo"], "--loss_type: 'foo' is not one of"),
+        (["train", "--lerning_rate", "3"], "did you mean `--learning_rate`?"),
+        (["train", "--data", "nope.jsonl", "--model", model], "data 'nope.jsonl': there is no such file"),
+        (["train", "--model", tmp_path / "gone"], "model: there is no folder"),
+        (["eval", "--model", model, "--data", "tasks:nope"], "unknown task 'nope'"),
     ]
-    for argv in cases:
+    for argv, words in cases:
         result = run_cli(*argv)
         assert result.returncode == 2, argv
         assert result.stdout == "no torch\n", argv
         assert result.stderr.startswith("cppo: error: "), argv
+        assert words in result.stderr, argv
         assert result.stderr.count("\n") == 1, argv
 
 
