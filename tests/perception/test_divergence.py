@@ -153,7 +153,7 @@ def test_k3_equals_the_loop_with_its_clamps():
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
         value = k3_divergence(torch.tensor(logps, dtype=dtype), torch.tensor(view_logps, dtype=dtype))
         torch.testing.assert_close(value.float(), expected, rtol=tolerance, atol=1e-6)
-    assert expected.max() == 10.0  # both clamps were met
+    assert expected.max() == 10.0  # the values' clamp was met; that of the ratios, below
 
 
 def test_k3_gradient_is_the_closed_form_and_zero_at_the_clamp():
@@ -163,6 +163,16 @@ def test_k3_gradient_is_the_closed_form_and_zero_at_the_clamp():
     slope = [math.exp(x) - 1.0 for x in (-0.5, 1.7, 0.0)] + [0.0]
     torch.testing.assert_close(view_logps.grad, torch.tensor(slope, dtype=torch.float64), rtol=1e-12, atol=0)
     torch.testing.assert_close(logps.grad, -view_logps.grad, rtol=1e-12, atol=0)
+
+
+def test_k3_of_a_token_that_the_anchor_all_but_bans_is_10_with_gradient_0():
+    """exp of these log-ratios overflows float32, and 0 times infinity would be the gradient."""
+    logps = torch.tensor([-100.0, -INF, -1.0, -1.0], requires_grad=True)
+    view_logps = torch.tensor([-1.0, -1.0, -100.0, -INF], requires_grad=True)
+    value = k3_divergence(logps, view_logps)
+    value.sum().backward()
+    assert value.tolist() == [10.0] * 4
+    assert logps.grad.tolist() == view_logps.grad.tolist() == [0.0] * 4
 
 
 def test_k3_is_unbiased_for_kl_on_sampled_tokens():

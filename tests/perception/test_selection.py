@@ -123,6 +123,16 @@ def test_equal_rewards_at_any_scale(scale):
     assert scale != 1.0 or (advantages(rewards, 12)[:12] != 0).any()
 
 
+@pytest.mark.parametrize("reward", [0.9, -1.0, 1e6])
+def test_rewards_are_equal_up_to_rounding_and_no_further(reward):
+    """One unit in the last place is what a sum in another order makes; some hundreds of them are a difference."""
+    one = torch.tensor(reward)
+    next_one = torch.nextafter(one, torch.tensor(math.inf))
+    rewards = torch.stack([one, next_one, one, one + 300 * (next_one - one)])
+    assert len(rewards.unique()) == 3
+    assert equal_rewards(rewards[:, None], 2).tolist() == [True, True, False, False]
+
+
 def test_rewards_compared_one_by_one():
     rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [NAN, 2.0], [0.0, 2.0]])
     assert equal_rewards(rewards, 2).tolist() == [False, False, True, True]
