@@ -129,6 +129,10 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
         ({"method": "noisyrollout", "rollout_view_fraction": 0.05}, "give at least 0.125"),
         ({"perception_sink": "contrasts"}, "perception_sink: 'contrasts' is unknown; did you mean `contrast`"),
         ({"per_device_generation_batch_size": 4, "use_vllm": True}, "use_vllm = true, which chooses"),
+        (
+            {"per_device_generation_batch_size": 4, "use_transformers_continuous_batching": True},
+            "use_transformers_continuous_batching = true, which chooses",
+        ),
         ({"per_device_generation_batch_size": 0}, "per_device_generation_batch_size"),
         ({"rollout_view_fraction": 1.5}, "rollout_view_fraction"),
     ],

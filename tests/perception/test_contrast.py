@@ -164,6 +164,8 @@ def test_arguments_that_do_not_fit_are_named():
         contrastive_perception_loss(d, d, mask[:1])
     with pytest.raises(ValueError, match="num_tokens must not be negative"):
         contrastive_perception_loss(d, d, mask, num_tokens=-1)
+    with pytest.raises(ValueError, match=r"weights must have the shape \(2,\), but has \(1,\)"):
+        rollout_mean_loss(d, mask, 1, torch.ones(1))
     with pytest.raises(ValueError, match="num_rollouts must not be negative"):
         rollout_mean_loss(d, mask, math.nan)
     with pytest.raises(ValueError, match=r"token_loss must have the shape \[B, T\]"):

@@ -44,17 +44,19 @@ def test_a_gate_reward_that_is_not_there_is_refused(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "zero3", "named"),
     [
-        ({"log_perception_grad_share": True}, "log_perception_grad_share"),
-        ({"perception_memory": "sequential"}, "perception_memory"),
-        ({"perception_view_gradients": False}, "perception_view_gradients"),
+        ({"log_perception_grad_share": True}, False, "log_perception_grad_share"),
+        ({"perception_memory": "sequential"}, False, "perception_memory"),
+        ({"perception_view_gradients": False}, False, "perception_view_gradients"),
+        ({}, True, "scorer = 'shared' does not gather ZeRO-3 weights alike on all ranks"),
     ],
 )
-def test_what_sharded_training_cannot_do_is_refused(make_trainer, options, named):
+def test_what_sharded_training_cannot_do_is_refused(make_trainer, monkeypatch, options, zero3, named):
     trainer = make_trainer(make_rows([1, 1]), **options)
     check_setup(trainer)
-    trainer.is_fsdp_enabled = True
+    trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled = zero3, not zero3
+    monkeypatch.setattr("cppo.training.setup.is_deepspeed_zero3_enabled", lambda: zero3)
     with pytest.raises(UserError, match=named) as caught:
         check_setup(trainer)
     one_line(caught)
@@ -148,12 +150,14 @@ def test_slices_of_images_that_are_not_understood_are_refused(make_trainer, monk
         make_trainer(make_rows([1, 1]), per_device_generation_batch_size=4)
 
 
-def test_rows_of_both_kinds_are_refused_where_the_vision_tower_is_sharded(make_trainer, monkeypatch):
+@pytest.mark.parametrize("sharded", ["fsdp", "zero3"])
+def test_rows_of_both_kinds_are_refused_where_the_vision_tower_is_sharded(make_trainer, monkeypatch, sharded):
     pictures, text = make_rows([1, 2]), make_rows([0, 0])
     embedded = [{**row, "prompt": prompt_messages(row), "images": []} for row in make_rows([1])]
     trainer = inject(make_trainer([pictures[0], text[0]]))
     generation_batch(trainer, [pictures[0], text[0]])
-    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", sharded == "fsdp")
+    monkeypatch.setattr("cppo.training.setup.is_deepspeed_zero3_enabled", lambda: sharded == "zero3")
     for first in (pictures[0], embedded[0]):
         with pytest.raises(UserError, match="rows with and without images") as caught:
             generation_batch(trainer, [first, text[1]])
@@ -176,6 +180,17 @@ def test_a_model_split_over_devices_shares_no_prompts(make_trainer, caplog):
     trainer.model.hf_device_map = {"visual": 0, "language_model": 1}
     assert not share_prompts(trainer)
     assert "the model is split over them" in caplog.text
+
+
+def test_a_mixture_of_experts_shares_no_prompts(make_trainer, caplog):
+    trainer = make_trainer(make_rows([1, 1]), perception_memory="sequential")
+    trainer.aux_loss_enabled = True
+    with pytest.raises(UserError, match="'sequential' needs shared prompts, but a mixture-of-experts") as caught:
+        share_prompts(trainer)
+    one_line(caught)
+    trainer.args.perception_memory = "joint"
+    assert not share_prompts(trainer)
+    assert "a mixture-of-experts model balances its experts over whole rows" in caplog.text
 
 
 def test_fsdp2_rounds_no_outputs():
