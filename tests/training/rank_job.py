@@ -13,7 +13,7 @@ import rollout_stubs
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from rollout_stubs import build_trainer, inject, make_rows
+from rollout_stubs import build_trainer, inject, make_rows, step_logs
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -90,7 +90,7 @@ def main() -> None:
         )
         inject(trainer, same_each_time=True).train()
         check_samples(trainer, rewards)
-        logs = [log for log in trainer.state.log_history if "loss" in log]
+        logs = step_logs(trainer)
         weights = {weight: value.detach() for weight, value in trainer.model.named_parameters()}
         if sharded and trainer.accelerator.num_processes > 1:
             assert all(isinstance(value, DTensor) for value in weights.values())

@@ -3,6 +3,7 @@
 import zlib
 
 import numpy as np
+import torch
 from datasets import Dataset
 from PIL import Image
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
@@ -115,8 +116,18 @@ def cut(trainer, batch, parts, steps=1):
 
 def term_of(trainer, inputs):
     """The perception term of a micro-batch as the trainer's loss holds it: what changes with its weight."""
-    losses = []
+    losses, own = [], trainer.args.perception_weight
     for weight in (0.0, 1.0):
         trainer.args.perception_weight = weight
         losses.append(trainer._compute_loss(trainer.model, inputs))
+    trainer.args.perception_weight = own
     return losses[1] - losses[0]
+
+
+def step_logs(trainer):
+    """What was logged of each training step."""
+    return [log for log in trainer.state.log_history if "loss" in log]
+
+
+def flat_weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rollout_stubs import cut, generation_batch, inject, make_rows
+from rollout_stubs import cut, flat_weights, generation_batch, inject, make_rows, step_logs
 from trl import GRPOConfig, GRPOTrainer
 
 from cppo.training.config import CPPOConfig
@@ -21,7 +21,7 @@ STEPS = {
 
 def trained_weights(trainer):
     inject(trainer).train()
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    return flat_weights(trainer.model)
 
 
 SETTINGS = {
@@ -38,7 +38,7 @@ def test_weight_zero_and_method_grpo_are_trls_grpo(make_trainer, setting):
     rows = make_rows([1, 2, 1, 3] if setting == "images of two sizes" else [1, 1, 1, 1])
     options = STEPS | SETTINGS[setting]
     trl = make_trainer(rows, GRPOTrainer, GRPOConfig, **options)
-    start = torch.cat([parameter.detach().flatten() for parameter in trl.model.parameters()])
+    start = flat_weights(trl.model)
     expected = trained_weights(trl)
     assert (expected - start).abs().max() > 1e-3
     for ours in [{"perception_weight": 0.0}] + ([{"method": "grpo"}] if setting == "plain" else []):
@@ -94,7 +94,7 @@ def test_every_loss_of_trl_trains_a_step(make_trainer, loss_type):
     trainer = make_trainer(make_rows([1, 0]), loss_type=loss_type, perception_weight=0.25, max_steps=1)
     before = trainer.model.model.visual.merger.mlp[0].weight.detach().clone()
     inject(trainer).train()
-    (logged,) = [log for log in trainer.state.log_history if "loss" in log]
+    (logged,) = step_logs(trainer)
     assert abs(logged["loss"]) < 100
     assert 0 < logged["grad_norm"] < 1e4
     assert logged["perception/cpl"] > 0

@@ -26,6 +26,7 @@ from rollout_stubs import (
     cut,
     drawn_completions,
     generation_batch,
+    inject,
     make_rows,
     parity_reward,
     token_reward,
@@ -59,8 +60,7 @@ def trainer_of(tiny, tmp_path_factory, rows):
             rewards = [token_reward, parity_reward]
             trainer = build_trainer(tiny, tmp_path_factory.mktemp("run"), rows, reward_funcs=rewards, **given)
             trainer.model.double()
-            trainer._generate_single_turn = lambda prompt_ids, *rest, **more: (drawn_completions(prompt_ids), None)
-            made[method, scorer] = trainer
+            made[method, scorer] = inject(trainer, same_each_time=True)
         return made[method, scorer]
 
     return make
@@ -97,6 +97,19 @@ def test_losses(trainer_of, seen, rows, method, scorer):
     term = TERMS[method](seen(method))
     assert loss.item() == pytest.approx(rl + term, abs=2e-7)
     assert method in ("grpo", "dapo") or abs(term) > 1e-4
+
+
+@pytest.mark.parametrize("method", ["grpo", "cppo"])
+def test_the_rl_weight_scales_trls_loss_alone_and_in_training_alone(trainer_of, seen, rows, monkeypatch, method):
+    trainer, rl = trainer_of(method, "plain"), rl_loss(seen(method))
+    monkeypatch.setattr(trainer.args, "rl_weight", 0.5)
+    (loss,) = losses(trainer, rows)
+    assert loss.item() == pytest.approx(0.5 * rl + TERMS[method](seen(method)), abs=2e-7)
+    assert abs(rl) > 1e-3
+    if method == "grpo":
+        (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
+        trainer.model.eval()
+        assert trainer._compute_loss(trainer.model, inputs).item() == pytest.approx(rl, abs=2e-7)
 
 
 @pytest.mark.parametrize("parts", [1, 4])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
-from rollout_stubs import build_trainer, inject, make_rows
+from rollout_stubs import build_trainer, inject, make_rows, step_logs
 from tiny_families import FAMILIES, build_family
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -47,7 +47,7 @@ def train(tmp_path):
         if drawn:
             inject(trainer, same_each_time=True)
         trainer.train(resume_from_checkpoint=resume)
-        return trainer, [log for log in trainer.state.log_history if "loss" in log]
+        return trainer, step_logs(trainer)
 
     return run
 

@@ -21,8 +21,8 @@ from float64_reference import (
 from rollout_stubs import (
     build_trainer,
     cut,
-    drawn_completions,
     generation_batch,
+    inject,
     make_rows,
     parity_reward,
     term_of,
@@ -47,11 +47,6 @@ def rows():
     return make_rows([1, 2, 0, 1])
 
 
-def stub(trainer):
-    trainer._generate_single_turn = lambda prompt_ids, *rest, **more: (drawn_completions(prompt_ids), None)
-    return trainer
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["unshared", "shared"])
 def sharing(request):
     """Whether prompts and images are shared over a group; every test here holds for both."""
@@ -65,14 +60,15 @@ def exact(tiny, tmp_path_factory, rows, sharing):
     trainer = build_trainer(tiny, tmp_path_factory.mktemp("exact"), rows, scorer=scorer, **OPTIONS)
     trainer.model.double()
     assert trainer._shares_prompts == sharing
-    return stub(trainer)
+    return inject(trainer, same_each_time=True)
 
 
 @pytest.fixture(scope="module")
 def quick(tiny, tmp_path_factory, rows, sharing):
     """A trainer in float32, with TRL's kernel or with shared prompts."""
     scorer = "shared" if sharing else "kernel"
-    return stub(build_trainer(tiny, tmp_path_factory.mktemp("quick"), rows, scorer=scorer, **OPTIONS))
+    trainer = build_trainer(tiny, tmp_path_factory.mktemp("quick"), rows, scorer=scorer, **OPTIONS)
+    return inject(trainer, same_each_time=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from rollout_stubs import lazy_dataset, make_rows
+from rollout_stubs import flat_weights, lazy_dataset, make_rows, step_logs
 from tiny_families import build_family
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
@@ -38,7 +38,7 @@ class WeightRecorder(TrainerCallback):
         self.weights = {}
 
     def on_step_end(self, args, state, control, model, **kwargs):
-        self.weights[state.global_step] = digest(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        self.weights[state.global_step] = digest(flat_weights(model))
 
 
 def digest(tensor):
@@ -58,7 +58,7 @@ def run(make_trainer, rows, options, resume=None, folder="out"):
     )
     trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == max(weights.weights)
-    return trainer.records, weights.weights, [log for log in trainer.state.log_history if "loss" in log]
+    return trainer.records, weights.weights, step_logs(trainer)
 
 
 def comparable(logs):

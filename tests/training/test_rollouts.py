@@ -12,6 +12,7 @@ from rollout_stubs import (
     inject,
     make_rows,
     picture,
+    step_logs,
     token_reward,
 )
 from transformers import AutoProcessor
@@ -20,10 +21,6 @@ from cppo.training.setup import ban_vision_placeholders
 from cppo.training.trainer import CPPOTrainer
 from cppo.training.view_inputs import canonical_rows
 from cppo.views import load_rgb
-
-
-def step_logs(trainer):
-    return [log for log in trainer.state.log_history if "loss" in log]
 
 
 def test_rows_whose_prompt_an_environment_brings_stay_as_they_are():

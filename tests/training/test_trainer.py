@@ -9,11 +9,13 @@ import torch
 from peft import LoraConfig
 from rollout_stubs import (
     cut,
+    flat_weights,
     generation_batch,
     inject,
     lazy_dataset,
     make_rows,
     parity_reward,
+    step_logs,
     term_of,
     token_reward,
 )
@@ -24,14 +26,6 @@ from cppo.training.perception_term import METRICS
 from cppo.training.trainer import CPPOTrainer
 
 SGD = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-
-
-def weights_of(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-
-
-def step_logs(trainer):
-    return [log for log in trainer.state.log_history if "loss" in log]
 
 
 @pytest.mark.parametrize(
@@ -45,9 +39,9 @@ def test_the_cut_into_micro_batches_does_not_matter(make_trainer, loss_type, nor
     for batch, parts in ((8, 1), (1, 8)):
         cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
         trainer = inject(make_trainer(make_rows([1, 2]), **options, **cut_so))
-        before = weights_of(trainer)
+        before = flat_weights(trainer.model)
         trainer.train()
-        weights.append(weights_of(trainer))
+        weights.append(flat_weights(trainer.model))
         assert (weights[-1] - before).abs().max() > 1e-3
     assert (weights[0] - weights[1]).abs().max() <= 1e-5
 
@@ -69,7 +63,7 @@ def test_the_published_normalization_depends_on_the_cut(make_trainer):
         cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
         trainer = inject(make_trainer(make_rows([1, 2]), **options, **cut_so))
         trainer.train()
-        weights.append(weights_of(trainer))
+        weights.append(flat_weights(trainer.model))
     assert (weights[0] - weights[1]).abs().max() > 1e-4
 
 
@@ -80,7 +74,7 @@ def test_the_tokens_of_every_step_are_counted_anew(make_trainer):
         options = {"perception_normalization": normalization, "perception_weight": 0.5, "max_steps": 3}
         trainer = inject(make_trainer(make_rows([1, 2, 1]), **SGD, **options))
         trainer.train()
-        weights.append(weights_of(trainer))
+        weights.append(flat_weights(trainer.model))
     assert (weights[0] - weights[1]).abs().max() <= 1e-5
 
 
@@ -102,7 +96,6 @@ def test_the_logged_share_is_that_of_the_gradient_norms(make_trainer, checkpoint
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     term = whole = 0.0
     for inputs in list(batches):
-        trainer.args.perception_weight = 0.3
         loss = trainer._compute_loss(trainer.model, inputs)
         whole = whole + flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
         weighted = 0.3 * term_of(trainer, inputs)
@@ -123,7 +116,7 @@ def test_gradient_checkpointing_changes_nothing(make_trainer):
     for checkpointing in (False, True):
         trainer = inject(make_trainer(make_rows([1, 0]), **SGD, gradient_checkpointing=checkpointing))
         trainer.train()
-        weights.append(weights_of(trainer))
+        weights.append(flat_weights(trainer.model))
     assert (weights[0] - weights[1]).abs().max() <= 1e-5
 
 
@@ -194,6 +187,13 @@ def test_a_step_without_gated_in_rollouts_has_samples_too(make_trainer):
     assert not any(any(sample["perception"]) for sample in trainer.last_samples)
 
 
+@pytest.mark.parametrize(("last", "kept"), [(1, 1), (3, 2)])
+def test_samples_are_kept_of_the_first_step_and_of_those_that_are_logged(make_trainer, last, kept):
+    trainer = inject(make_trainer(make_rows([1, 1]), logging_steps=2, max_steps=last))
+    trainer.train()
+    assert {sample["step"] for sample in trainer.last_samples} == {kept}
+
+
 def test_last_samples_are_rollouts_of_the_batch(make_trainer, processor):
     rollouts = []
 
@@ -249,7 +249,7 @@ def test_evaluation_keeps_the_best_checkpoint(make_trainer, tmp_path):
         kept = {}  # noqa: RUF012
 
         def on_step_end(self, args, state, control, model, **kwargs):
-            self.kept[state.global_step] = torch.cat([p.detach().flatten() for p in model.parameters()])
+            self.kept[state.global_step] = flat_weights(model)
 
     keeper = WeightKeeper()
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -267,7 +267,7 @@ def test_evaluation_keeps_the_best_checkpoint(make_trainer, tmp_path):
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-2")
     assert trainer.state.best_metric == 3.0
-    assert torch.equal(weights_of(trainer), keeper.kept[2])
+    assert torch.equal(flat_weights(trainer.model), keeper.kept[2])
     assert not torch.equal(keeper.kept[2], keeper.kept[3])
     evaluations = [log for log in trainer.state.log_history if "eval_reward" in log]
     assert [log["eval_reward"] for log in evaluations] == [1.0, 3.0, 2.0]
