@@ -1,6 +1,7 @@
 """The layout's index tensors against loops over tokens, and both kernels against attention spelled out."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,3 +126,45 @@ def test_the_original_implementation_sees_its_own_name():
     assert model.config.vision_config._attn_implementation == "sdpa"
     model(input_ids=torch.tensor([[3, 4, 5]]))
     assert seen == [("flash_stand_in", True, 0), ("flash_stand_in", True, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "machine", "usable"),
+    [
+        ({}, {}, True),
+        ({"dtype": torch.float16, "shape": (7, 4, 256)}, {"capability": (9, 0)}, True),
+        ({"is_cuda": False}, {}, False),
+        ({"dtype": torch.float32}, {}, False),
+        ({"shape": (7, 4, 60)}, {}, False),
+        ({"shape": (7, 4, 264)}, {}, False),
+        ({}, {"capability": (7, 5)}, False),
+        ({}, {"hip": "6.4"}, False),
+        ({}, {"varlen_attn": None}, False),
+    ],
+)
+def test_what_flash_attention_of_variable_length_takes(monkeypatch, tensor, machine, usable):
+    """Half precision, heads of at most 256 numbers in eights, on an NVIDIA GPU since Ampere, by a torch that has it."""
+    query = {"is_cuda": True, "dtype": torch.bfloat16, "shape": (7, 4, 64), "device": "cuda", **tensor}
+    there = {"capability": (8, 0), "hip": None, "varlen_attn": print, **machine}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
+    monkeypatch.setattr(torch.version, "hip", there["hip"])
+    monkeypatch.setattr(attention_module, "varlen_attn", there["varlen_attn"])
+    assert attention_module._varlen_usable(SimpleNamespace(**query)) is usable
+
+
+@pytest.mark.parametrize(
+    ("dtype", "enabled", "expected"),
+    [
+        (torch.float32, True, torch.bfloat16),
+        (torch.float32, False, torch.float32),
+        (torch.float64, True, torch.float64),
+    ],
+)
+def test_the_kernel_is_chosen_at_the_precision_of_autocast(monkeypatch, dtype, enabled, expected):
+    layout = SharedPromptLayout.of([2], [1, 1], [0, 0], "cpu")
+    tensors = [torch.ones(1, 2, 4, 8, dtype=dtype) for _ in range(3)]
+    chosen = []
+    monkeypatch.setattr(attention_module, "_varlen_usable", lambda query: chosen.append(query.dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        packed_attention(*tensors, layout, None)
+    assert chosen == [expected]

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import CONFIGS, PAD, make_batch, make_model
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from cppo.policy import (
     PromptGroup,
@@ -180,6 +180,43 @@ def test_eager_attention_in_float32(family):
 )
 def test_other_ways_to_generate(options):
     check_equal(make_model("qwen2_5_vl"), generate_inputs("qwen2_5_vl"), **options)
+
+
+def an_offloading_cache() -> DynamicCache:
+    cache = DynamicCache()
+    cache.offloading = True
+    return cache
+
+
+def a_filled_cache() -> DynamicCache:
+    cache = DynamicCache()
+    cache.update(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4), 0)
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"pixel_values": torch.ones(2, 4), "use_cache": True, "output_attentions": False}, True),
+        ({"past_key_values": None}, False),
+        ({"past_key_values": a_filled_cache()}, False),
+        ({"past_key_values": an_offloading_cache()}, False),
+        ({"past_key_values": type("Other", (DynamicCache,), {})()}, False),
+        ({"input_ids": None}, False),
+        ({"input_ids": torch.ones(1, 3)}, False),
+        ({"position_ids": None}, False),
+        ({"output_hidden_states": True}, False),
+        ({"output_attentions": True}, False),
+        ({"inputs_embeds": torch.ones(2, 3, 4)}, False),
+        ({"mm_encoder_outputs": {}}, False),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
+)
+def test_which_calls_are_a_prefill_of_tokens_and_images_alone(changes, expected):
+    """Whatever else a call brings might differ from row to row, or say of each row what must come back."""
+    call = {"past_key_values": DynamicCache(), "input_ids": torch.ones(2, 3), "position_ids": torch.ones(3, 2, 3)}
+    assert rollout_module._is_prefill({**call, **changes}) is expected
 
 
 @pytest.mark.parametrize("prompts", [(0, 1, 2), (0, 3), (2,)], ids=["ragged images", "text-only", "pairs"])
