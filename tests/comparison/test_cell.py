@@ -157,6 +157,15 @@ def test_steps_are_timed_without_the_evaluations(monkeypatch):
     assert meter.evaluation_seconds == 150.0
 
 
+def test_the_peak_is_the_devices_own_before_the_first_evaluation(monkeypatch):
+    peaks = iter([{"resident": 9.0, "cuda": cuda} for cuda in (1.0, 2.0, 7.0)])
+    monkeypatch.setattr("cppo.comparison.cell.peak_memory_mib", lambda device: next(peaks))
+    meter, args, state = StepMeter([2], dict), SimpleNamespace(device=torch.device("cuda")), TrainerState()
+    for state.global_step in (1, 2, 3):
+        meter.on_step_end(args, state, None)
+    assert meter.peak_mib == 2.0
+
+
 def test_a_real_process(study):
     job = start_job(study, "digits")
     done = []

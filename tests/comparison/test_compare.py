@@ -22,6 +22,14 @@ from cppo.comparison.study import load_study
 from cppo.comparison.tables import _cost_table
 
 
+def wait_until(reached, seconds=60):
+    """Fails where `reached` does not hold in time."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not reached in {seconds} s"
+        time.sleep(0.05)
+
+
 def ran(file):
     return len(file.read_text().splitlines()) if file.exists() else 0
 
@@ -159,6 +167,11 @@ def test_equal_time_takes_the_mean_step():
     assert (alone["grpo"]["compared_seconds"], alone["cppo"]["compared_seconds"]) == (7.0, 9.0)
     warm = {**grpo, "step_seconds": [70.0, 7.0, 8.0]}
     assert _costs(study, "digits", [], [warm, slow])["grpo"]["compared_seconds"] == 7.5
+    # On a GPU the processor's clock says little, and the wall's counts for cells too.
+    on_gpu = _costs(study, "digits", [{**one, "device": "cuda"} for one in (grpo, slow)], [])
+    assert (on_gpu["grpo"]["compared_seconds"], on_gpu["cppo"]["compared_seconds"]) == (7.0, 9.0)
+    peaks = [{**grpo, "peak_mib": peak} for peak in (5.0, 90.0, 2.0)]
+    assert _costs(study, "digits", peaks, [])["grpo"]["peak_mib"] == 5.0
 
 
 def test_other_prompts_are_told(write_study, stub_cells):
@@ -252,8 +265,7 @@ def test_sigterm_ends_the_cells_with_the_command(write_study, stub_cells):
     argv = [sys.executable, "-c", program, *pool.COMMAND, "compare", "--config", file]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     log = stub_cells.parent / "cells/digits/slow/seed-0/log.txt"
-    while not (log.is_file() and log.read_text().count("\n")):
-        time.sleep(0.05)
+    wait_until(lambda: log.is_file() and log.read_text().count("\n"))
     process.send_signal(signal.SIGTERM)
     assert process.communicate()[1].endswith("cppo: stopped\n")
     assert process.returncode == 130
@@ -275,9 +287,10 @@ def test_stopping_ends_the_processes(write_study, stub_cells):
     study = load_study(write_study(options={"max_steps": 2, "learning_rate": 2.0}, seeds=1))
     jobs = study_jobs(study)
     processes = [pool.start(job, threads=1) for job in jobs[:2]]
-    while any(not job.log.read_text() for job in jobs[:2]):
-        time.sleep(0.05)
-    pool.stop(processes)
+    try:
+        wait_until(lambda: all(job.log.read_text() for job in jobs[:2]))
+    finally:
+        pool.stop(processes)
     for process in processes:
         assert process.returncode == -signal.SIGTERM
         with pytest.raises(ProcessLookupError):

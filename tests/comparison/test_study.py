@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from cppo.cli.main import main
 from cppo.comparison.jobs import cell_job, study_jobs
 from cppo.comparison.study import load_study, study_names
+from cppo.errors import UserError
 
 
 def test_the_grid_goes_seed_by_seed(write_study):
@@ -93,6 +95,40 @@ def test_refused_in_one_line_before_anything_starts(write_study, stub_cells, cap
     assert error.count("\n") == 1
     assert message in error
     assert not stub_cells.parent.exists()
+
+
+OF_THE_STUDY = ("seed", "output_dir", "final_eval_samples", "probe_steps", "eval_strategy", "save_strategy")
+OF_THE_STUDY += ("resume_from_checkpoint", "overwrite", "dry_run")
+OF_ALL_METHODS = ("model", "data", "eval_data", "columns", "min_pixels", "max_pixels", "max_prompt_tokens")
+OF_ALL_METHODS += ("system_prompt", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size")
+OF_ALL_METHODS += ("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations")
+OF_ALL_METHODS += ("max_completion_length", "shuffle_dataset", "data_seed")
+
+
+@pytest.mark.parametrize("name", OF_THE_STUDY + OF_ALL_METHODS)
+def test_what_no_method_may_change(write_study, name):
+    with pytest.raises(UserError, match=f"methods: cppo: `{name}` cannot be set here"):
+        load_study(write_study(methods=["grpo", {"method": "cppo", name: 1}]))
+    if name in OF_THE_STUDY:
+        with pytest.raises(UserError, match=f"options: `{name}` cannot be set here"):
+            load_study(write_study(options={name: 1}))
+
+
+def test_what_every_cell_has(study):
+    fixed = {"final_eval_samples": 0, "probe_steps": 0, "eval_strategy": "no", "save_strategy": "no"}
+    fixed |= {"resume_from_checkpoint": None, "overwrite": False, "dry_run": False}
+    for cell in study.cells:
+        given = {**asdict(cell.recipe.options), **cell.recipe.config}
+        assert {name: given[name] for name in fixed} == fixed
+
+
+def test_what_an_evaluation_depends_on(write_study):
+    task = {"eval_data": "tasks:digits?n=6", "columns": {"prompt": "question"}, "min_pixels": 64, "max_pixels": 4096}
+    task |= {"system_prompt": "Look.", "rewards": ["accuracy"], "max_completion_length": 5}
+    task |= {"view_rotation_degrees": 3.0, "preserving_views": ["rotation"], "removing_views": ["crop"]}
+    own = {"eval_items": 4, "conditions": ["clean"], "detector_items": 2}
+    study = load_study(write_study(tasks={"digits": {"data": "tasks:digits", "perception_weight": 0.5, **task}}, **own))
+    assert study.evaluations == {"digits": {**task, **own}}
 
 
 def test_no_torch_before_the_check(write_study):
