@@ -64,6 +64,17 @@ def test_bootstrap_agrees_with_resampling_item_by_item():
     assert found.low < found.mean < found.high
 
 
+def test_bootstrap_ends_are_the_2_5_and_the_97_5_percentile():
+    """Of ten equally likely scores' sum, by convolution; both lie six standard errors from the next sum's."""
+    chances = np.ones(1)
+    for _ in range(10):
+        chances = np.convolve(chances, np.full(10, 0.1))
+    low, also_low, also_high, high = np.searchsorted(chances.cumsum(), (0.025, 0.03, 0.97, 0.975))
+    assert low < also_low
+    assert also_high < high
+    assert bootstrap_interval(range(10), resamples=400_000) == pytest.approx((low / 10, high / 10), abs=1e-12)
+
+
 def test_bootstrap_depends_on_the_seed_alone():
     rng = random.Random(1)
     before, after = [rng.random() for _ in range(35)], [rng.random() for _ in range(35)]
