@@ -55,6 +55,7 @@ def check_inputs(recipe: Recipe) -> None:
             "it; or continue its run with --resume_from_checkpoint"
         )
     _check_packages({**vars(options), **recipe.config})
+    _check_mappings(recipe)
     check_data(options.data)
     check_columns(options.columns)
     if options.eval_data is not None:
@@ -142,6 +143,14 @@ def _check_hub_model(name: str) -> None:
         raise UserError(
             f"model: {name} is neither a folder nor in this machine's cache, and the hub did not answer: {reason}"
         ) from error
+
+
+def _check_mappings(recipe: Recipe) -> None:
+    """Whether TRL's options that take a mapping got one, or a file with it. Raises UserError."""
+    for name, field in schema(recipe.command).inherited.items():
+        value = recipe.config.get(name)
+        if "dict" in field.kinds and isinstance(value, str) and not Path(value).is_file():
+            raise UserError(f"{name}: expected a mapping such as {{key: value}}, or a file with it; got {value!r}")
 
 
 def _check_packages(options: Mapping[str, Any]) -> None:

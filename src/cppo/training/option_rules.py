@@ -31,8 +31,9 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             "perception_view_gradients and perception_anchor_gradients are both false: nothing is left to train; "
             "perception_sink = 'none' leaves the perception term out"
         )
-    checkpointing = options.get("gradient_checkpointing_kwargs") or {}
-    if options["log_perception_grad_share"] and checkpointing.get("use_reentrant"):
+    checkpointing = options.get("gradient_checkpointing_kwargs")
+    reentrant = isinstance(checkpointing, Mapping) and checkpointing.get("use_reentrant")
+    if options["log_perception_grad_share"] and reentrant:
         raise UserError(
             "log_perception_grad_share = true takes a gradient of its own, which reentrant checkpointing forbids: set "
             "gradient_checkpointing_kwargs = {use_reentrant: false}"
