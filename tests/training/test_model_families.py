@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from rollout_stubs import build_trainer, inject, make_rows, step_logs
-from tiny_families import FAMILIES, build_family
+from tiny_families import FAMILIES, build_family, with_first_token
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cppo.cli.main import main
@@ -101,6 +101,23 @@ def test_every_scorer_gives_the_same_loss(family, train):
     )
     assert shared == pytest.approx(plain, rel=1e-3, abs=1e-6)
     assert kernel == pytest.approx(plain, rel=1e-3, abs=1e-6)
+
+
+def test_a_first_token_of_template_and_tokenizer(tmp_path):
+    """TRL makes Gemma 3's token types from text with it twice; they lie on the image's tokens all the same."""
+    folder = build_family("gemma3", tmp_path / "model")
+    processor = with_first_token(AutoProcessor.from_pretrained(folder, padding_side="left"))
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    seen = []
+    options = {"max_steps": 1, "perception_gate": "none", "beta": 0.01}
+    trainer = inject(build_trainer(model, tmp_path, make_rows([1, 2]), processing_class=processor, **options))
+    for scored in (trainer.model, trainer.ref_model):
+        scored.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    trainer.train()
+    assert len(seen) >= 2
+    for given in seen:
+        assert torch.equal(given["token_type_ids"] == 1, given["input_ids"] == model.config.image_token_id)
+        assert given["token_type_ids"].any()
 
 
 def test_a_frozen_vision_tower(family, train):

@@ -8,8 +8,7 @@ from functools import partial
 import pytest
 import torch
 from rollout_stubs import make_rows
-from tiny_families import build_family
-from tokenizers.processors import TemplateProcessing
+from tiny_families import build_family, with_first_token
 from transformers import AutoProcessor
 
 from cppo.errors import UserError
@@ -103,12 +102,7 @@ def test_an_error_of_a_view_surfaces_where_it_is_needed(rows, tokens, processor)
 @pytest.mark.parametrize("family", ["gemma3", "idefics3"])
 def test_a_first_token_that_the_template_writes_stands_there_once(family, tmp_path):
     """As the anchor has it, which TRL lets `apply_chat_template` tokenize."""
-    processor = AutoProcessor.from_pretrained(build_family(family, tmp_path))
-    first = processor.tokenizer.bos_token = processor.tokenizer.pad_token
-    special = [(first, processor.tokenizer.pad_token_id)]
-    adds_it = TemplateProcessing(single=f"{first} $A", special_tokens=special)
-    processor.tokenizer.backend_tokenizer.post_processor = adds_it
-    processor.chat_template = first + processor.chat_template
+    processor = with_first_token(AutoProcessor.from_pretrained(build_family(family, tmp_path)))
     messages = prompt_messages(canonical_rows(make_rows([1]))[0])
     anchor = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
     assert anchor["input_ids"][0].count(processor.tokenizer.pad_token_id) == 1

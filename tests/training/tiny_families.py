@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from cppo.assets.build import CHAT_TEMPLATE, build_tokenizer
 
@@ -289,3 +290,14 @@ def build_family(name: str, folder: Path) -> str:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
+
+
+def with_first_token(processor: Any) -> Any:
+    """The processor with a first token that both its chat template writes and its tokenizer adds, as Gemma 3's do."""
+    tokenizer = processor.tokenizer
+    first = tokenizer.bos_token = tokenizer.pad_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, tokenizer.pad_token_id)]
+    )
+    processor.chat_template = first + processor.chat_template
+    return processor

@@ -51,6 +51,14 @@ def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
     return present
 
 
+def trimmed(vision: Mapping[str, Any], length: int) -> VisionInputs:
+    """The vision inputs of rows of `length` tokens, whose per-token inputs may be longer on the left.
+
+    TRL makes these from text to which the tokenizer adds a first token that the template wrote already.
+    """
+    return {key: value[:, -length:] if key in PER_TOKEN_KEYS else value for key, value in vision.items()}
+
+
 def split_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch whose image inputs have one entry a row; `unsplit_pixel_values_by_grid` of TRL joins them again.
 

@@ -23,7 +23,7 @@ from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS
 from cppo.policy import shared_prefill, sliced_generation, unwrapped
-from cppo.policy.vision_inputs import without_empty_images
+from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import named_rewards
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import detect_and_shape, step_normalizer
@@ -304,7 +304,8 @@ class CPPOTrainer(CardedTrainer):
         compute_aux_loss: bool = False,
         **vision: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        vision, request = without_empty_images(vision), self._view_request
+        vision = trimmed(without_empty_images(vision), input_ids.shape[1])
+        request = self._view_request
         # A packed row has its images in the prompts alone.
         tool_images = self.tools and self._has_placeholder(input_ids[:, -logits_to_keep:]).any()
         shares = self._shares_prompts and not tool_images

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.policy import ResponseScores, concatenate_rows, slice_rows
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, without_empty_images
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, trimmed, without_empty_images
 from cppo.training.perception_term import ExactDivergences, ViewScores
 
 VISION_KEYS = (
@@ -35,7 +35,8 @@ def model_inputs(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, VisionInputs]:
     """Input ids and attention mask, [B, P + T] each, and the image inputs of a buffered micro-batch."""
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-    return ids, mask, without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
+    vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
+    return ids, mask, trimmed(vision, ids.shape[1])
 
 
 Score = Callable[[Tensor, Tensor, VisionInputs], ResponseScores]
