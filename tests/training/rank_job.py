@@ -1,7 +1,8 @@
 """The trainings of the two-process tests: `rank_job.py MODEL FOLDER ROWS_A_PROCESS CASES`, alone or under torchrun.
 
 One process trains every case in turn: starting it takes longer than a training. A case's `untied` gives the model an
-output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes.
+output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes; its
+`resumed` stops after the first step and goes on from the checkpoint.
 """
 
 import functools
@@ -70,10 +71,11 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(folder_of_model, padding_side="left")
     results = {}
     for name, options in json.loads(cases).items():
-        untied, sharded = options.pop("untied", False), options.pop("sharded", False)
+        untied, sharded, resumed = (options.pop(kind, False) for kind in ("untied", "sharded", "resumed"))
         rewards = {}
         reward = getattr(rollout_stubs, options.pop("reward", "token_reward"))
-        trainer = build_trainer(
+        make = functools.partial(
+            build_trainer,
             untied_model(folder_of_model) if untied else folder_of_model,
             folder,
             make_rows([1, 1, 2, 1] if sharded else [1, 0, 2, 1]),
@@ -86,10 +88,16 @@ def main() -> None:
             lr_scheduler_type="constant",
             perception_weight=0.5,
             reward_funcs=recorded(reward, rewards),
+            save_strategy="steps" if resumed else "no",
+            save_steps=1,
             **{"log_perception_grad_share": not sharded, **options},
         )
-        inject(trainer, same_each_time=True).train()
+        trainer = inject(make(), same_each_time=True)
+        trainer.train()
         check_samples(trainer, rewards)
+        if resumed:
+            trainer = inject(make(), same_each_time=True)
+            trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-1")
         logs = step_logs(trainer)
         weights = {weight: value.detach() for weight, value in trainer.model.named_parameters()}
         if sharded and trainer.accelerator.num_processes > 1:

@@ -29,6 +29,8 @@ CASES = {
     # The first process has the rows whose rewards are all alike.
     "equal rewards": {"reward": "uneven_reward"},
     "one view": {"method": "cppo-likelihood-all-tokens", "perception_memory": "sequential"},
+    # In the middle of a buffer, of which each process keeps its own part.
+    "resumed": {"resumed": True, "num_iterations": 2},
     "sharded": {"sharded": True, "beta": 0.1},
     "sharded untied": {"sharded": True, "untied": True},
     "sharded untied exact tokens": {
