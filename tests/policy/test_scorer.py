@@ -91,7 +91,6 @@ def test_rows_of_scores():
 
 @pytest.fixture(scope="module")
 def model_and_processor(tmp_path_factory):
-    torch.set_num_threads(1)
     folder = build_micro(tmp_path_factory.mktemp("tiny"), texts=["What?"], **SMALL)
     return AutoModelForImageTextToText.from_pretrained(folder).double(), AutoProcessor.from_pretrained(folder)
 

@@ -1,12 +1,8 @@
 """Tiny random models of every family that shares prompts, in float64, and batches of ragged groups for them."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers

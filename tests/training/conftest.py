@@ -2,10 +2,6 @@
 
 import copy
 import gc
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
@@ -32,7 +28,6 @@ TINY = {
 
 @pytest.fixture(autouse=True, scope="session")
 def _light_process():
-    torch.set_num_threads(1)
     # Each training begins with a full collection, which would look at every object of the imported libraries.
     gc.freeze()
 
