@@ -149,12 +149,22 @@ def test_the_python_of_the_functions_page_runs(tmp_path: Path) -> None:
     assert views == "(64, 64) (64, 64)"
 
 
+def anchors(document: Path) -> set[str]:
+    """What GitHub calls the headings of a document."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         if not target.startswith("http"):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+            file, _, anchor = target.partition("#")
+            place = document.parent / file if file else document
+            assert place.exists(), f"{document.name} links to {target}"
+            assert not anchor or anchor in anchors(place), f"{document.name} links to {target}"
 
 
 def shell_lines(document: Path) -> list[str]:
@@ -173,10 +183,12 @@ def help_of(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_commands_in_the_documents_are_understood() -> None:
-    """Every `cppo` command shown in a document names a command and options that exist."""
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    commands = {line for document in documents for line in shell_lines(document) if line.startswith("cppo ")}
+    """Every `cppo` shown in a document, also behind a launcher, names a command and options that exist."""
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    lines = {line for document in documents for line in shell_lines(document)}
+    commands = {found[1] for line in lines if (found := re.match(r"(?:\w+=\S+ )*(?:\S.* -m )?(cppo .*)", line))}
     assert len(commands) >= 2
+    assert any(command not in lines for command in commands)
     shown: dict[str, str] = {}
     for command in sorted(commands):
         name, *words = shlex.split(command, comments=True)[1:]
