@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -102,8 +103,12 @@ def test_tensorboard_receives_the_perception_metrics(told):
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_other_loggers_receive_them_too(told, name):
     received = [call.args[0] for call in told[2][name].calls.log.call_args_list]
-    assert any("train/perception/cpl" in values for values in received)
-    assert any("eval/reward" in values for values in received)
+    rows = [yaml.safe_load(line) for line in (told[0] / "run" / "metrics.jsonl").read_text().splitlines()]
+    for sent, logged in (("train/perception/cpl", "perception/cpl"), ("eval/reward", "eval_reward")):
+        expected = [(row["step"], pytest.approx(row[logged], rel=1e-6)) for row in rows if logged in row]
+        assert [(values["train/global_step"], values[sent]) for values in received if sent in values] == expected
+        assert len(expected) == 2
+    told[2]["wandb"].calls.login.assert_called_once_with()
 
 
 def test_evaluations_and_the_best_checkpoint_are_told(told):
@@ -114,9 +119,9 @@ def test_evaluations_and_the_best_checkpoint_are_told(told):
     assert re.search(best + r"[12], eval_reward [\d.]+ \(the model below\)\n", text)
 
 
-def test_a_resume_names_what_it_changes(told, capsys):
-    folder, _, _ = told
-    again = ["train", "--config", str(folder / "run" / "config.yaml"), "--resume_from_checkpoint", "true"]
+def test_a_resume_names_what_it_changes(told, tmp_path, capsys):
+    run = str(shutil.copytree(told[0] / "run", tmp_path / "run"))
+    again = ["train", "--config", f"{run}/config.yaml", "--output_dir", run, "--resume_from_checkpoint", "true"]
     again += ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--report_to", "none", "--save_steps", "9"]
     assert main([*again, "--max_steps", "3"]) == 0
     assert "warning" not in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,7 @@ def test_closing_lines(workplace, capsys, tmp_path):
 
 
 def test_resuming_continues_the_metrics(workplace, tmp_path):
-    run = workplace / "run"
+    run = shutil.copytree(workplace / "run", tmp_path / "run")
     argv = ["train", "--config", str(run / "config.yaml"), "--output_dir", str(run), "--final_eval_samples", "0"]
     assert main([*argv, "--resume_from_checkpoint", str(run / "checkpoint-2"), "--max_steps", "4"]) == 0
     assert steps(run) == [1, 2, 3, 4]
