@@ -16,6 +16,9 @@ from cppo.assets import MICRO_DIR, resolve_model
 from cppo.assets.build import MicroShape, build_tokenizer, task_words
 from cppo.tasks import TASK_NAMES, make_item, parse_task_options
 
+LEAST = {"digits": 0.85, "shapes": 0.5, "chart": 0.4}
+"""The share of right answers to ask for; it has 0.94, 0.56 and 0.45 of them."""
+
 
 @pytest.fixture(scope="module")
 def micro():
@@ -75,5 +78,5 @@ def test_it_sees(micro, name):
         sum(text.endswith(f"\\boxed{{{item.answer}}}") for text, item in zip(texts, items, strict=True))
         for texts in (seen, blind)
     )
-    assert right >= max(2 * right_blind, 0.4 * len(items))
+    assert right >= max(2 * right_blind, LEAST[name] * len(items))
     assert sum(text.startswith("<think>") and "</think> \\boxed{" in text for text in seen) >= 0.95 * len(items)
