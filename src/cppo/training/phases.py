@@ -1,11 +1,13 @@
 """Where the time of an optimizer step goes, and what memory it took."""
 
 import functools
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,9 +100,17 @@ class StepCosts(TrainerCallback):
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
     """The peaks of this process since it began, in MiB: resident memory, and PyTorch's allocations on a GPU."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    found = {"memory/peak_rss_mib": peak / MIB if sys.platform == "darwin" else peak / 1024}
+    found = {"memory/peak_rss_mib": _peak_rss_bytes() / MIB}
     if device.type == "cuda":
         found["memory/peak_cuda_mib"] = torch.cuda.max_memory_allocated(device) / MIB
     return found
+
+
+def _peak_rss_bytes() -> int:
+    # On Linux `ru_maxrss` begins with the memory of the process that started this one.
+    status = Path("/proc/self/status")
+    own = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    if own is not None:
+        return int(own[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
