@@ -24,7 +24,6 @@ from method_reference import (
 from rollout_stubs import (
     build_trainer,
     cut,
-    drawn_completions,
     generation_batch,
     inject,
     make_rows,
@@ -35,8 +34,6 @@ from rollout_stubs import (
 from cppo.methods import METHODS, SHAPING_SINKS
 from cppo.training import row_scorer
 from cppo.training.detection import detect_and_shape
-from cppo.training.rollout_views import RolloutViews, decayed_steps
-from cppo.views import ViewStrengths
 
 PUBLISHED = [name for name in METHODS if not name.startswith("cppo-")]
 
@@ -247,126 +244,6 @@ def test_training(make_trainer, method):
     logged = trainer.state.log_history[0]
     has_term = METHODS[method].options["perception_sink"] != "none"
     assert ("perception/selected_fraction" in logged) == has_term
-
-
-def test_half_of_a_group_sees_noise_and_the_update_does_not(make_trainer, monkeypatch):
-    rows = make_rows([1, 2])
-    shown = {}
-    for method in ("grpo", "noisyrollout"):
-        trainer = make_trainer(rows, method=method, folder=method)
-        images = watch_images(trainer, monkeypatch)
-        shown[method] = images, generation_batch(trainer, rows)
-    clean, noisy = shown["grpo"], shown["noisyrollout"]
-    assert torch.equal(clean[1]["pixel_values"], noisy[1]["pixel_values"])
-    for place, (own, seen) in enumerate(zip(clean[0], noisy[0], strict=True)):
-        changed = [a.tobytes() != b.tobytes() for a, b in zip(own, seen, strict=True)]
-        assert changed == [place % 4 >= 2] * len(own)
-        assert [image.size for image in own] == [image.size for image in seen]
-    assert [image.tobytes() for image in noisy[0][2]] == [image.tobytes() for image in noisy[0][3]]
-
-
-def test_the_noise_is_gone_at_the_end(make_trainer, monkeypatch):
-    """Two thirds through the run half of the 500 steps are left, at its end none: the images are the rows' own."""
-    rows = make_rows([1, 2])
-    clean = make_trainer(rows, method="grpo", folder="grpo")
-    own = watch_images(clean, monkeypatch)
-    generation_batch(clean, rows)
-    trainer = make_trainer(rows, method="noisyrollout", max_steps=3)
-    seen = watch_images(trainer, monkeypatch)
-    distances = []
-    for step in (0, 2, 3):
-        seen.clear()
-        trainer.state.max_steps, trainer.state.global_step = 3, step
-        generation_batch(trainer, rows)
-        pairs = [(a[0], b[0]) for a, b in zip(own, seen, strict=True)]
-        distances.append(max(np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() for a, b in pairs))
-    assert distances[0] > distances[1] > 5
-    assert distances[2] == 0
-
-
-def test_augmented_prompts_show_the_view_in_rollouts_and_update(make_trainer, monkeypatch):
-    rows = make_rows([1] * 8)
-    own = make_trainer(rows, method="grpo", folder="grpo")
-    images_of = watch_images(own, monkeypatch)
-    clean = generation_batch(own, rows)
-    trainer = make_trainer(rows, method="grpo+views", folder="views")
-    shown = watch_images(trainer, monkeypatch)
-    batch = generation_batch(trainer, rows)
-    changed = [a[0].tobytes() != b[0].tobytes() for a, b in zip(images_of, shown, strict=True)]
-    assert changed == [changed[place - place % 4] for place in range(32)]
-    assert 1 <= sum(changed[::4]) <= 7
-    pixels = zip(clean["pixel_values"].split(16), batch["pixel_values"].split(16), strict=True)
-    assert [not torch.equal(a, b) for a, b in pixels] == changed
-    # A pure function of seed, row and epoch: another trainer shows the same.
-    again = make_trainer(rows, method="grpo+views", folder="again")
-    shown_again = watch_images(again, monkeypatch)
-    generation_batch(again, rows)
-    assert [a[0].tobytes() for a in shown] == [b[0].tobytes() for b in shown_again]
-
-
-def noisy(fraction, seed=1):
-    return RolloutViews(seed, ["diffusion_noise"], ViewStrengths(), fraction, decay=False)
-
-
-def changed_rows(views, rows, epoch=0):
-    """Which of the rows `augmented` shows otherwise than they are."""
-    shown = views.augmented(rows, epoch, 0.0)
-    return [new["images"] != old["images"] for new, old in zip(shown, rows, strict=True)]
-
-
-def test_the_fraction_is_that_of_the_views():
-    rows = make_rows([2]) * 8
-    own = rows[0]["images"]
-    assert [seen != own for seen in noisy(0.25).mixed(rows, 0, 4, 0, 0.0)] == [False, False, False, True] * 2
-    assert [seen != own for seen in noisy(0.25).mixed(rows[:4], 2, 4, 0, 0.0)] == [False, True, False, False]
-    # Four standard deviations of 160 draws with probability 1/4 are 22.
-    assert abs(sum(changed_rows(noisy(0.25), make_rows([1] * 160))) - 40) <= 22
-
-
-def test_rollout_views_are_drawn_by_seed_epoch_and_place_of_the_image():
-    (row,) = make_rows([1])
-    twice = [{**row, "images": row["images"] * 2}]
-
-    def augmented(seed, epoch):
-        return noisy(1.0, seed).augmented(twice, epoch, 0.0)[0]["images"]
-
-    def mixed(seed, epoch):
-        return noisy(1.0, seed).mixed(twice, 0, 1, epoch, 0.0)[0]
-
-    for shown in (augmented, mixed):
-        pictures = [image.tobytes() for key in ((1, 0), (2, 0), (1, 1)) for image in shown(*key)]
-        assert len(set(pictures)) == 6
-        assert [image.tobytes() for image in shown(1, 0)] == pictures[:2]
-    rows = make_rows([1] * 40)
-    chosen = [changed_rows(noisy(0.5, seed), rows, epoch) for seed, epoch in ((1, 0), (2, 0), (1, 1))]
-    assert chosen[0] not in chosen[1:]
-    assert chosen[1] != chosen[2]
-
-
-def watch_images(trainer, monkeypatch):
-    """Record the images that TRL's generation is given, and draw the completions.
-
-    vLLM takes the images, transformers what the processor made of them: both are given the same.
-    """
-    seen = []
-
-    def generate(self, prompt_ids, images, multimodal_fields, *rest, **more):
-        if self is trainer:
-            seen.extend(images)
-            flat = [image for row_images in images for image in row_images]
-            processed = self.processing_class.image_processor(flat, return_tensors="pt")
-            assert torch.equal(multimodal_fields["pixel_values"], processed["pixel_values"])
-        return drawn_completions(prompt_ids), None
-
-    monkeypatch.setattr("trl.GRPOTrainer._generate_single_turn", generate)
-    return seen
-
-
-def test_the_noise_fades_as_published():
-    """floor(500 (1 - sigmoid(30 (t - 40) / 60))) at step t of 60."""
-    for t in range(0, 61, 5):
-        assert decayed_steps(500, t / 60) == math.floor(500 * (1 - 1 / (1 + math.exp(-30 * (t - 40) / 60))))
-    assert decayed_steps(500, 40 / 60) == 250
 
 
 def test_whole_logits_are_kept_only_for_a_score_that_is_taken(trainer_of):

@@ -1,5 +1,6 @@
 """A GRPOTrainer whose resumed run repeats the uninterrupted one exactly: data order, buffered rollouts, weights."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -148,14 +149,11 @@ def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
     if not os.path.isfile(os.path.join(checkpoint, CONFIG_NAME)):
         return False
     # Not rounded to the first weight's precision: some, such as a head in float32, may have a higher one.
-    widest = max((weight.dtype for weight in model.parameters() if weight.is_floating_point()), key=_bits)
+    kinds = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    widest = functools.reduce(torch.promote_types, kinds)
     saved = type(model).from_pretrained(checkpoint, dtype=widest)
     model.load_state_dict(saved.state_dict())
     return True
-
-
-def _bits(dtype: torch.dtype) -> int:
-    return torch.finfo(dtype).bits
 
 
 def _path(checkpoint: str, process_index: int) -> str:
