@@ -72,6 +72,11 @@ def test_a_mistake_ends_with_status_2_one_line_and_no_torch(tmp_path, model):
         *((["sft", "--config", "micro-warmup", *argv, *out], words) for argv, words in data),
         (["train", "--perception_gate", "correct"], "perception_gate = 'correct' needs perception_gate_reward"),
         (
+            ["train", "--perception_gate", "correct", "--perception_gate_reward", "acuracy_reward"],
+            "cppo: error: perception_gate_reward = 'acuracy_reward' is none of the reward functions; did you mean "
+            "`accuracy_reward`? choose one of accuracy_reward, format_reward\n",
+        ),
+        (
             ["train", "--perception_memory", "sequential", "--scorer", "kernel"],
             "perception_memory = 'sequential' needs scorer = 'shared'",
         ),

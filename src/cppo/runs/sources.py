@@ -9,6 +9,7 @@ from cppo.data import RECORD_COLUMNS, MissingColumns, PixelBounds, RecordSource,
 from cppo.errors import UserError, tell
 from cppo.recipes import Recipe, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
+from cppo.training.option_rules import check_gate_reward
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class RunSources:
 def load_sources(recipe: Recipe) -> RunSources:
     """Read what a recipe for `cppo train` asks for; a reward of the user's own is imported and tried.
 
-    Raises UserError for a reward that cannot be used, or names a column that is not there; data that cannot be used,
-    naming file, row and reason; evaluation without held-out data.
+    Raises UserError for a reward that cannot be used, or names a column that is not there; a gate by another reward;
+    data that cannot be used, naming file, row and reason; evaluation without held-out data.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
     specs = check_rewards(options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
     rewards = {spec.text: load_reward(spec) for spec in specs}
+    check_gate_reward(recipe.resolved, [reward.__name__ for reward in rewards.values()])
     evaluates = recipe.config.get("eval_strategy", "no") != "no"
     probes = options.eval_data is not None if options.probe_steps is None else options.probe_steps > 0
     train = load_rows(options, options.data, "train", rewards=rewards)

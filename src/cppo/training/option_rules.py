@@ -1,11 +1,11 @@
 """Which options of `CPPOConfig` go together. Imports no torch: the command line checks them before it starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import gcd, lcm
 from typing import Any
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.methods import SHAPING_SINKS
 from cppo.views import KNOWN_PRESERVING, ViewSampler, ViewStrengths, check_families
 
@@ -68,6 +68,17 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             f"= {steps} is not a multiple of gradient_accumulation_steps = {accumulation}"
         )
     view_sampler(options)
+
+
+def check_gate_reward(options: Mapping[str, Any], rewards: Sequence[str]) -> None:
+    """Whether the reward by which the gate `correct` decides is one of `rewards`, the names of the reward functions.
+
+    Raises UserError if it is not.
+    """
+    name = options["perception_gate_reward"]
+    if options["perception_gate"] == "correct" and name not in rewards:
+        hint = choose_one(name, rewards)
+        raise UserError(f"perception_gate_reward = {name!r} is none of the reward functions; {hint}")
 
 
 def check_group_sizes(options: Mapping[str, Any], processes: int) -> None:

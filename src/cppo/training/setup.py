@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
-from cppo.errors import UserError, choose_one
+from cppo.errors import UserError
 from cppo.policy import (
     add_shared_prompt_forward,
     unshared_reason,
@@ -18,6 +18,7 @@ from cppo.policy import (
     vision_tower_parameters,
 )
 from cppo.rewards import reward_columns
+from cppo.training.option_rules import check_gate_reward
 from cppo.training.view_inputs import embedded_images
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,7 @@ def check_setup(trainer: Any) -> None:
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
         raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")
-    name = trainer.args.perception_gate_reward
-    if trainer.args.perception_gate == "correct" and name not in trainer.reward_func_names:
-        hint = choose_one(name, trainer.reward_func_names)
-        raise UserError(f"perception_gate_reward = {name!r} is none of the reward functions; {hint}")
+    check_gate_reward(vars(trainer.args), trainer.reward_func_names)
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
     if trainer.args.scorer == "shared" and is_deepspeed_zero3_enabled():
