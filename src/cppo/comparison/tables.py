@@ -32,17 +32,9 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def pooled_table(results: Mapping[str, Any]) -> Table | None:
     """Differences averaged over the tasks at equal steps; None for a single task."""
-    pooled, conditions = results["over_tasks"], results["study"]["conditions"]
-    rows = [
-        [
-            label,
-            str(found[conditions[0]]["equal_steps"]["n"]),
-            *(_with_crossed(found[name]["equal_steps"]) for name in conditions),
-        ]
-        for label, found in pooled.items()
-    ]
+    pooled = results["over_tasks"]
     caption = "Difference in points at equal steps, averaged over the tasks seed by seed"
-    return Table(caption, ["method", "pairs", *conditions], rows) if rows else None
+    return _difference_table(caption, pooled, results["study"]["conditions"]) if pooled else None
 
 
 def notes(results: Mapping[str, Any]) -> str:
@@ -77,15 +69,7 @@ def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
     yield Table(f"Accuracy after {first['steps'][-1]} steps", ["method", "seeds", *conditions], rows)
     compared = {label: method["difference"] for label, method in methods.items() if "difference" in method}
     if compared:
-        rows = [
-            [
-                label,
-                str(difference[conditions[0]]["equal_steps"]["n"]),
-                *(_with_crossed(difference[name]["equal_steps"]) for name in conditions),
-            ]
-            for label, difference in compared.items()
-        ]
-        yield Table("Difference in points at equal steps", ["method", "pairs", *conditions], rows)
+        yield _difference_table("Difference in points at equal steps", compared, conditions)
         rows = [
             [
                 label,
@@ -107,6 +91,15 @@ def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
     yield _cost_table(results, task)
 
 
+def _difference_table(caption: str, differences: Mapping[str, Any], conditions: Sequence[str]) -> Table:
+    """The differences from the control at equal steps, with how many pairs they are of."""
+    rows = []
+    for label, difference in differences.items():
+        found = [difference[name]["equal_steps"] for name in conditions]
+        rows.append([label, str(found[0]["n"]), *map(_with_crossed, found)])
+    return Table(caption, ["method", "pairs", *conditions], rows)
+
+
 def _detector_table(
     caption: str, head: Sequence[str], figures: Sequence[tuple[str, str]], curves: Mapping[str, Any]
 ) -> Table:
@@ -117,7 +110,8 @@ def _detector_table(
         starts = [first[figure][score][0] for figure, score in figures]
         rows.append(["start", *(f"{one['mean']:.3f}" if one else "" for one in starts)])
     for label, curve in curves.items():
-        rows.append([label, *(_fraction(curve[figure].get(score, [None])[-1]) for figure, score in figures)])
+        last = [curve[figure].get(score, [None])[-1] for figure, score in figures]
+        rows.append([label, *(_with_interval(one, ".3f") if one else "" for one in last)])
     return Table(caption, ["method", *head], rows)
 
 
@@ -138,14 +132,12 @@ def difference_lines(results: Mapping[str, Any]) -> list[str]:
 
 def percent(interval: Mapping[str, Any]) -> str:
     """A mean with its interval in per cent: "52.1 [49.0, 55.2]"; without one where there is a single seed."""
-    text = f"{100 * interval['mean']:.1f}"
-    return text if interval["low"] is None else f"{text} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return _with_interval(interval, ".1f", 100)
 
 
 def points(interval: Mapping[str, Any]) -> str:
     """A difference with its interval in points: "+1.2 [-0.3, +2.7]"."""
-    text = f"{100 * interval['mean']:+.1f}"
-    return text if interval["low"] is None else f"{text} [{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+    return _with_interval(interval, "+.1f", 100)
 
 
 def _with_crossed(difference: Mapping[str, Any]) -> str:
@@ -153,11 +145,11 @@ def _with_crossed(difference: Mapping[str, Any]) -> str:
     return points(difference) + (f" {{{100 * crossed[0]:+.1f}, {100 * crossed[1]:+.1f}}}" if crossed else "")
 
 
-def _fraction(interval: Mapping[str, Any] | None) -> str:
-    if interval is None:
-        return ""
-    text = f"{interval['mean']:.3f}"
-    return text if interval["low"] is None else f"{text} [{interval['low']:.3f}, {interval['high']:.3f}]"
+def _with_interval(interval: Mapping[str, Any], form: str, scale: int = 1) -> str:
+    """`scale` times the mean and the ends, each in the format `form`."""
+    mean, low, high = interval["mean"], interval["low"], interval["high"]
+    text = format(scale * mean, form)
+    return text if low is None else f"{text} [{format(scale * low, form)}, {format(scale * high, form)}]"
 
 
 def _cost_table(results: Mapping[str, Any], task: str) -> Table:
