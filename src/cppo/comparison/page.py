@@ -1,6 +1,6 @@
 """The page of a study: accuracy over steps and over time with intervals, differences from the control, tables."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -29,22 +29,24 @@ def render(results: Mapping[str, Any]) -> str:
 
 def _curves(results: Mapping[str, Any], task: str) -> Iterator[Markup]:
     methods = results["comparison"][task]["methods"]
-    costs = results["cost"][task]
+    seconds = {label: cost["compared_seconds"] for label, cost in results["cost"][task].items()}
     for labels in _groups(list(methods), results["study"]["control"]):
         shown = {label: methods[label]["curves"] for label in labels}
         for condition in results["study"]["conditions"]:
-            for title, x_title, scale in (
-                ("at equal steps", "optimizer step", lambda label: 1.0),
-                ("at equal time", "training time (s)", lambda label: costs[label]["compared_seconds"]),
+            for title, x_title, step_length in (
+                ("at equal steps", "optimizer step", dict.fromkeys(labels, 1.0)),
+                ("at equal time", "training time (s)", seconds),
             ):
-                rows = {label: curve["accuracy"][condition] for label, curve in shown.items()}
-                series = [_series(label, shown[label]["steps"], row, scale) for label, row in rows.items()]
+                series = [
+                    _series(label, curve["steps"], curve["accuracy"][condition], step_length[label])
+                    for label, curve in shown.items()
+                ]
                 yield figure(
                     f"{condition}, {title}", series, x_title=x_title, y_title="accuracy", percent=True, smooth=False
                 )
         for score in next(iter(shown.values()))["auprc"]:
             series = [
-                _series(label, curve["steps"], curve["auprc"][score], lambda label: 1.0)
+                _series(label, curve["steps"], curve["auprc"][score])
                 for label, curve in shown.items()
                 if score in curve["auprc"]
             ]
@@ -52,10 +54,10 @@ def _curves(results: Mapping[str, Any], task: str) -> Iterator[Markup]:
 
 
 def _series(
-    label: str, steps: Sequence[int], row: Sequence[Mapping[str, Any] | None], scale: Callable[[str], float]
+    label: str, steps: Sequence[int], row: Sequence[Mapping[str, Any] | None], step_length: float = 1.0
 ) -> Series:
     """Means over seeds with their t intervals as a band, if there are several seeds."""
-    known = [(step * scale(label), one) for step, one in zip(steps, row, strict=True) if one is not None]
+    known = [(step * step_length, one) for step, one in zip(steps, row, strict=True) if one is not None]
     band = [(x, one["low"], one["high"]) for x, one in known if one["low"] is not None]
     return Series(label, [(x, one["mean"]) for x, one in known], band)
 
