@@ -20,8 +20,6 @@ from cppo.errors import UserError, tell
 from cppo.recipes import TrainOptions
 from cppo.runs.sources import held_out, load_sources, warn_of_shared_files
 
-FILES = {"results": "results.json", "table": "summary.md", "report": "report.html"}
-
 
 def run(argv: Sequence[str]) -> None:
     """Run what has not been run yet, then write the results. Raises UserError for a user's mistake."""
@@ -48,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     if not any(job.result() for job in jobs if job.kind == "cell"):
         raise UserError(f"no cell in {study.output_dir} has finished: there is nothing to report")
 
-    from cppo.comparison.comparisons import write_results  # imports torch
+    from cppo.comparison.comparisons import FILES, write_results  # imports torch
     from cppo.comparison.tables import difference_lines
 
     results = write_results(study, jobs, timing, command)

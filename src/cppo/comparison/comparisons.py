@@ -8,7 +8,7 @@ import numpy as np
 
 from cppo.comparison.jobs import Job, write_json
 from cppo.comparison.page import render
-from cppo.comparison.results import RESULTS, collect
+from cppo.comparison.results import collect
 from cppo.comparison.study import Study
 from cppo.comparison.tables import markdown
 from cppo.evaluation.statistics import bootstrap_means, crossed_interval, t_interval
@@ -18,14 +18,16 @@ Cells = dict[int, dict[str, Any]]
 Answers = Mapping[tuple[str, str, int], Mapping[str, str]]
 """The answers of the last evaluation of a cell (task, label, seed), as texts of 0 and 1 by condition."""
 RESAMPLES = 10_000
+FILES = {"results": "results.json", "table": "summary.md", "report": "report.html"}
+"""What `write_results` writes, by what it is."""
 
 
 def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
-    """Write `results.json`, `summary.md` and `report.html`; returns the results."""
+    """Write `FILES` into the study's folder; returns the results."""
     results = compare(study, jobs, timing, command)
-    write_json(study.output_dir / RESULTS, results)
-    (study.output_dir / "summary.md").write_text(markdown(results), encoding="utf-8")
-    (study.output_dir / "report.html").write_text(render(results), encoding="utf-8")
+    write_json(study.output_dir / FILES["results"], results)
+    (study.output_dir / FILES["table"]).write_text(markdown(results), encoding="utf-8")
+    (study.output_dir / FILES["report"]).write_text(render(results), encoding="utf-8")
     return results
 
 

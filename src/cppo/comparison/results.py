@@ -7,29 +7,25 @@ from typing import Any
 from cppo.comparison.jobs import Job
 from cppo.comparison.study import Study, settings
 
-RESULTS = "results.json"
-
 
 def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
     """Everything measured so far, as JSON values; fractions of 1, seconds, MiB."""
     finished = [(job, result) for job in jobs if (result := job.result()) is not None]
     starts = {result["task"]: result for job, result in finished if job.kind == "start"}
-    cells = [(job, result) for job, result in finished if job.kind == "cell"]
+    cells = [result for job, result in finished if job.kind == "cell"]
     alone = [result for job in timing if (result := job.result()) is not None]
     return {
         "command": " ".join(command),
-        "versions": _distinct(result["versions"] for _, result in cells),
-        "code": _distinct(result["code"] for _, result in cells),
-        "machines": _distinct(result["machine"] for _, result in cells if "machine" in result),
+        "versions": _distinct(result["versions"] for result in cells),
+        "code": _distinct(result["code"] for result in cells),
+        "machines": _distinct(result["machine"] for result in cells if "machine" in result),
         "study": settings(study),
-        "configuration": _configuration(result for _, result in cells),
+        "configuration": _configuration(cells),
         "unfinished": [job.name for job in jobs if job.result() is None],
-        "items": _distinct(
-            len(marks) for _, result in cells for marks in result["evaluations"][-1]["correct"].values()
-        ),
-        "same_prompts": _same_prompts([result for _, result in cells]),
-        "cost": {task: _costs(study, task, [result for _, result in cells], alone) for task in study.tasks},
-        "cells": [_cell(result, starts.get(result["task"])) for job, result in cells],
+        "items": _distinct(len(marks) for result in cells for marks in result["evaluations"][-1]["correct"].values()),
+        "same_prompts": _same_prompts(cells),
+        "cost": {task: _costs(study, task, cells, alone) for task in study.tasks},
+        "cells": [_cell(result, starts.get(result["task"])) for result in cells],
     }
 
 
