@@ -5,8 +5,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from cppo.cli.checks import check_data
 from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, load_records
@@ -106,11 +104,7 @@ def recipe_families(config: str | None) -> tuple[str, ...]:
 
 def trained_recipe(model: str) -> dict[str, Any]:
     """What of a run directory's recipe an evaluation takes over, so that the task it trained for is measured."""
-    config = RunDirectory(model).config
-    try:
-        recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
-    except (OSError, ValueError, yaml.YAMLError):
-        recipe = None
+    given = RunDirectory(model).options()
     wanted: dict[str, Any] = {
         "system_prompt": str,
         "max_completion_length": int,
@@ -118,7 +112,6 @@ def trained_recipe(model: str) -> dict[str, Any]:
         "max_pixels": int,
         "columns": dict | str,
     }
-    given = recipe if isinstance(recipe, dict) else {}
     taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
     rewards = given.get("rewards")
     if isinstance(rewards, list) and all(isinstance(reward, str) for reward in rewards):

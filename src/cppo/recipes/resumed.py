@@ -8,7 +8,7 @@ import yaml
 
 from cppo.errors import UserError, tell
 from cppo.recipes.recipe import Recipe, resolved_options
-from cppo.recipes.run_dir import CONFIG_HEADER, checkpoint_step, config_header
+from cppo.recipes.run_dir import CONFIG_HEADER, RunDirectory, checkpoint_step, config_header
 from cppo.recipes.schema import schema
 
 _FREE = (
@@ -49,7 +49,7 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
         recipe, config: the resumed run's, as for `dump_recipe`. What one of the two runs does not give counts as its
             default.
     """
-    before = _options_of(checkpoint)
+    before = RunDirectory(checkpoint.parent).options()
     if not before:
         return {}
     defaults = {name: field.default for name, field in schema(recipe.command).fields.items()}
@@ -64,18 +64,18 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
 
 def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
     """Refuse a checkpoint of another command's run, of another method, or after which there are no steps: UserError."""
-    file = checkpoint.parent / "config.yaml"
-    header = file.read_text("utf-8", "replace").partition("\n")[0] if file.is_file() else ""
+    run = RunDirectory(checkpoint.parent)
+    header = run.config.read_text("utf-8", "replace").partition("\n")[0] if run.config.is_file() else ""
     if header.startswith(CONFIG_HEADER) and not header.startswith(config_header(recipe.command)):
         raise UserError(
             f"resume_from_checkpoint: {checkpoint} is of another command's run than `cppo {recipe.command}`; start "
             f"from its weights with --model {checkpoint}"
         )
-    method = _options_of(checkpoint).get("method", recipe.method)
+    method = run.options().get("method", recipe.method)
     if method != recipe.method:
         raise UserError(
             f"resume_from_checkpoint: {checkpoint} is of a run with method {method}; add --method {method}, or "
-            f"take its recipe with --config {file}"
+            f"take its recipe with --config {run.config}"
         )
     step = checkpoint_step(checkpoint)
     if 0 < recipe.config.get("max_steps", -1) <= step:
@@ -91,15 +91,6 @@ def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
             f"warning: resumed with other options than the run began with ({listed}): "
             "it will not go on as the interrupted run would have"
         )
-
-
-def _options_of(checkpoint: Path) -> dict[str, Any]:
-    """The recipe of a checkpoint's run; empty for a checkpoint of another trainer."""
-    try:
-        options = yaml.safe_load((checkpoint.parent / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return options if isinstance(options, dict) else {}
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cppo.errors import UserError
 
@@ -38,6 +41,14 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.card = self.path / "README.md"
+
+    def options(self) -> dict[str, Any]:
+        """The resolved recipe, unchecked; empty where there is none, or one that cannot be read."""
+        try:
+            options = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return {}
+        return options if isinstance(options, dict) else {}
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first: those whose last file, the trainer state, is there."""
