@@ -15,10 +15,10 @@ from cppo.cli.trained import (
     asked_rows,
     own_recipe,
     recipe_options,
-    recipe_sampler,
     trained_recipe,
 )
 from cppo.errors import UserError
+from cppo.training.option_rules import view_sampler
 
 DEFAULT_LIMIT = 20
 
@@ -31,8 +31,8 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the figures)")
     check_output_file("--out", arguments.out)
     check_output_file("--json", arguments.json)
-    config = arguments.config or own_recipe(arguments.model)
-    sampler, options = recipe_sampler(config, arguments.seed), recipe_options(config)
+    options = recipe_options(arguments.config or own_recipe(arguments.model))
+    sampler = view_sampler({**options, "seed": arguments.seed})
     trained = trained_recipe(arguments.model)
     settings = answer_settings(arguments, trained)
     source = asked_rows(arguments, settings)

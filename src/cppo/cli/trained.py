@@ -12,7 +12,6 @@ from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
 from cppo.rewards import RewardSpec, check_rewards, number_tolerance
 from cppo.training.option_rules import view_sampler
-from cppo.views import ViewSampler
 
 DEFAULT_MAX_NEW_TOKENS = 512
 """Of a response, where no run directory says."""
@@ -88,20 +87,6 @@ def recipe_options(config: str | None) -> dict[str, Any]:
     return schema("train").defaults if config is None else load_recipe("train", config).resolved
 
 
-def recipe_sampler(config: str | None, seed: int) -> ViewSampler:
-    """The sampler of a recipe's views, of the published ones without a recipe, with another seed."""
-    return view_sampler({**recipe_options(config), "seed": seed})
-
-
-def recipe_families(config: str | None) -> tuple[str, ...]:
-    """A recipe's families: those of rollouts, then I+ and I-, unless its method scores no views at all."""
-    options = recipe_options(config)
-    of_rollouts = tuple(options["rollout_views"])
-    if of_rollouts and options["perception_sink"] == "none":
-        return of_rollouts
-    return tuple(dict.fromkeys((*of_rollouts, *options["preserving_views"], *options["removing_views"])))
-
-
 def trained_recipe(model: str) -> dict[str, Any]:
     """What of a run directory's recipe an evaluation takes over, so that the task it trained for is measured."""
     given = RunDirectory(model).options()
@@ -123,7 +108,7 @@ def trained_recipe(model: str) -> dict[str, Any]:
     own = own_recipe(model)
     if own is not None:
         try:
-            taken["views"] = recipe_sampler(own, 0)
+            taken["views"] = view_sampler({**recipe_options(own), "seed": 0})
         except UserError as error:  # a view of the user's own that is not where the run found it
             taken["views_error"] = str(error)
     return taken

@@ -15,12 +15,12 @@ from cppo.cli.trained import (
     answer_settings,
     asked_rows,
     own_recipe,
-    recipe_families,
-    recipe_sampler,
+    recipe_options,
     trained_recipe,
 )
 from cppo.data import PixelBounds, Record
 from cppo.errors import UserError
+from cppo.training.option_rules import view_sampler
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
 
 DEFAULT_LIMIT = 20
@@ -49,7 +49,9 @@ def run(argv: Sequence[str]) -> None:
     trained = trained_recipe(arguments.model) if arguments.model else {}
     settings = answer_settings(arguments, trained)
     config = arguments.config or (own_recipe(arguments.model) if arguments.model else None)
-    sampler, families = recipe_sampler(config, arguments.seed), recipe_families(config)
+    options = recipe_options(config)
+    sampler = view_sampler({**options, "seed": arguments.seed})
+    families: Sequence[str] = _families(options)
     if arguments.families is not None:
         families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
     records = _records(arguments, settings)
@@ -103,6 +105,14 @@ def _records(arguments: Any, settings: Mapping[str, Any]) -> list[Record]:
     if not with_images:
         raise UserError(f"{source.name}: none of the rows has an image")
     return with_images
+
+
+def _families(options: Mapping[str, Any]) -> list[str]:
+    """A recipe's families: those of rollouts, then I+ and I-, unless its method scores no views at all."""
+    of_rollouts = options["rollout_views"]
+    if of_rollouts and options["perception_sink"] == "none":
+        return of_rollouts
+    return list(dict.fromkeys([*of_rollouts, *options["preserving_views"], *options["removing_views"]]))
 
 
 def _strengths(config: str | None) -> str:
