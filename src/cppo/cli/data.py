@@ -2,17 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from cppo.cli.checks import check_data, check_model
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, Parser, add_pixel_bounds, columns_option, number_in
-from cppo.data import BadRows, PixelBounds, check_columns, load_records
+from cppo.data import BadRows, DataSummary, PixelBounds, RecordSource, check_columns, load_records, summarize
 from cppo.errors import UserError
-
-if TYPE_CHECKING:
-    from cppo.data import DataSummary, RecordSource
-
 
 SHOWN_PLACES = 5
 
@@ -36,10 +33,6 @@ def run(argv: Sequence[str]) -> None:
         _print_bad(error.rows)
         print(f"rows        {error.total:,}, none of them usable")
         raise SystemExit(1) from error
-
-    from tqdm import tqdm
-
-    from cppo.data import summarize
 
     with tqdm(total=len(source), desc="check", unit="row", leave=False, disable=None) as bar:
         summary = summarize(source, bar.update)
@@ -80,7 +73,7 @@ def _print_bad(skipped: Sequence[tuple[int, str]]) -> None:
         print(f"bad row {number}  {reason}")
 
 
-def _lines(summary: "DataSummary", pixels: PixelBounds) -> list[str]:
+def _lines(summary: DataSummary, pixels: PixelBounds) -> list[str]:
     images = ", ".join(f"{count:,} rows with {number}" for number, count in summary.images_a_row.items())
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary.answer_kinds.items())
     lines = [f"images      {images}"]
@@ -103,16 +96,14 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
     return f"{small} to {large} pixels, median {middle}"
 
 
-def _choices_line(source: "RecordSource", summary: "DataSummary") -> str:
+def _choices_line(source: RecordSource, summary: DataSummary) -> str:
     """How many rows have choices, and which of them have an answer that no choice is."""
     wrong = [source.place(index) for index in summary.no_choice]
     shown = f": {', '.join(wrong[:SHOWN_PLACES])}{', ...' if len(wrong) > SHOWN_PLACES else ''}" if wrong else ""
     return f"choices     {summary.choice_rows:,} rows have them; the answer is none of them in {len(wrong):,}{shown}"
 
 
-def _prompt_tokens(source: "RecordSource", model: str, system_prompt: str | None) -> list[int]:
-    from tqdm import tqdm
-
+def _prompt_tokens(source: RecordSource, model: str, system_prompt: str | None) -> list[int]:
     from cppo.evaluation import load_processor, prompt_lengths
 
     with tqdm(total=len(source), desc="tokens", unit="row", leave=False, disable=None) as bar:
