@@ -3,8 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from cppo.assets import adapter_base, resolve_model
 from cppo.cli.checks import check_model, check_output_file
@@ -76,8 +79,6 @@ def _evaluate(
     trained: ViewSampler,
 ) -> "dict[str, EvalResult]":
     """Answer the records under each condition, by its name; what the response file holds is not answered again."""
-    from tqdm import tqdm
-
     from cppo.evaluation import evaluate, load_model, placement
 
     device, dtype = placement(arguments.device, arguments.dtype)
@@ -87,30 +88,29 @@ def _evaluate(
     model = processor = None
     if any(len(items) < len(source) for items in known.values()):
         model, processor = load_model(arguments.model, device=device, dtype=dtype)
-    results = {}
-    for condition in conditions:
-        answered = len(known[condition.name])
-        indices = iter(range(answered, len(source)))
 
-        def keep(record: Any, item: Any, name: str = condition.name, indices: Any = indices) -> None:
+    def answer(condition: "Condition") -> "EvalResult":
+        name, answered = condition.name, known[condition.name]
+        indices = count(len(answered))
+
+        def keep(record: Any, item: Any) -> None:
             if stored:
                 stored.append(name, record, item, _categories(source, next(indices)))
 
-        with tqdm(
-            total=len(source), initial=answered, desc=condition.name, unit="item", leave=False, disable=None
-        ) as bar:
-            results[condition.name] = evaluate(
+        with tqdm(total=len(source), initial=len(answered), desc=name, unit="item", leave=False, disable=None) as bar:
+            return evaluate(
                 model,
                 processor,
                 source,
                 condition=condition,
                 batch_size=arguments.batch_size,
-                known=known[condition.name],
+                known=answered,
                 keep=keep,
                 progress=bar.update,
-                **{name: settings[name] for name in ASKED},
+                **{option: settings[option] for option in ASKED},
             )
-    return results
+
+    return {condition.name: answer(condition) for condition in conditions}
 
 
 def _report(
