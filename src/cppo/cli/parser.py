@@ -9,6 +9,7 @@ import yaml
 
 from cppo.errors import UserError, choose_one, did_you_mean
 from cppo.recipes import in_interval
+from cppo.recipes.static_fields import dataclass_fields
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,11 +101,13 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, 
 
 
 def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
-    """The options --min_pixels and --max_pixels, for `cppo.data.PixelBounds`."""
-    bounds = (("min", 1, "scale images of fewer pixels up to N"), ("max", 784, "scale larger ones down to N >= 784"))
-    for name, least, what in bounds:
+    """The options --min_pixels and --max_pixels, for `cppo.data.PixelBounds`, as small as a training run takes them."""
+    trained = dataclass_fields("cppo.recipes.options", "RunOptions")
+    for name, what in (("min_pixels", "images of fewer pixels up"), ("max_pixels", "larger ones down")):
+        least = str(trained[name].interval).strip("[").partition(",")[0]
         kind = number_in(f"[{least}, inf)", whole=True)
-        parser.add_argument(f"--{name}_pixels", type=kind, metavar="N", help=f"{what}, as a training run does")
+        text = f"scale {what} to N >= {least}, as a training run does"
+        parser.add_argument(f"--{name}", type=kind, metavar="N", help=text)
 
 
 def columns_option(text: str) -> dict[str, str] | str:
