@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from typing import Any
 
 
 def quiet_libraries() -> None:
@@ -12,6 +13,13 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def option_text(value: Any) -> str:
+    """The value of an option as it is written on the command line."""
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def percent(fraction: float, interval: tuple[float, float] | None = None) -> str:

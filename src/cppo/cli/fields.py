@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from cppo.cli.console import option_text
 from cppo.cli.parser import Parser
 from cppo.recipes import Recipe, Schema, load_recipe, schema
 from cppo.recipes.static_fields import UNSET, OptionField
@@ -56,7 +58,12 @@ def _parser(options: Schema, default_recipe: str, description: str, *, show_inhe
         help="a packaged recipe (see `cppo recipes list`) or a YAML file; every option below may stand in it "
         f"(default: {default_recipe})",
     )
-    add_group(parser, "run", [*options.run.values(), _output_dir(options)])
+    output_dir = replace(
+        options.inherited["output_dir"],
+        default="runs/<recipe>",
+        help="The run directory: metrics, checkpoints, model, report.",
+    )
+    add_group(parser, "run", [*options.run.values(), output_dir])
     if options.own:
         add_group(parser, "CPPO", options.own.values())
     inherited = [field for field in options.inherited.values() if field.name != "output_dir"]
@@ -74,13 +81,6 @@ def _parser(options: Schema, default_recipe: str, description: str, *, show_inhe
     for field in inherited:
         _add_option(group, field, argparse.SUPPRESS)
     return parser
-
-
-def _output_dir(options: Schema) -> OptionField:
-    field = options.inherited["output_dir"]
-    return OptionField(
-        **{**vars(field), "default": "runs/<recipe>", "help": "The run directory: metrics, checkpoints, model, report."}
-    )
 
 
 def add_group(parser: Parser, title: str, fields: Iterable[OptionField]) -> None:
@@ -126,11 +126,5 @@ def _metavar(field: OptionField) -> str:
 
 
 def _help_text(field: OptionField) -> str:
-    default = "" if field.default in (UNSET, None) else f" (default: {_shown(field.default)})"
+    default = "" if field.default in (UNSET, None) else f" (default: {option_text(field.default)})"
     return (field.help + default).strip().replace("%", "%%")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)

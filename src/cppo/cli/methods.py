@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from cppo.cli.console import option_text
 from cppo.cli.parser import Parser
 from cppo.methods import METHODS, get_method
 
@@ -20,5 +21,4 @@ def run(argv: Sequence[str]) -> None:
     print(method.text)
     print()
     for option, value in method.options.items():
-        shown = " ".join(value) if isinstance(value, list) else value
-        print(f"{option}: {str(shown).lower() if isinstance(value, bool) else shown}")
+        print(f"{option}: {option_text(value)}")
