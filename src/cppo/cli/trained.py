@@ -35,18 +35,12 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
     """The values of these options (but --device and --dtype) and of --columns: as given, as trained, or the default."""
-
-    def given(option: str, default: Any, recipe_field: str | None = None) -> Any:
-        value = getattr(arguments, option)
-        return trained.get(recipe_field or option, default) if value is None else value
-
-    return {
-        "max_new_tokens": given("max_new_tokens", DEFAULT_MAX_NEW_TOKENS, "max_completion_length"),
-        "system_prompt": given("system_prompt", None),
-        "min_pixels": given("min_pixels", None),
-        "max_pixels": given("max_pixels", None),
-        "columns": given("columns", None),
+    as_trained = {
+        "max_new_tokens": trained.get("max_completion_length", DEFAULT_MAX_NEW_TOKENS),
+        **{name: trained.get(name) for name in ("system_prompt", "min_pixels", "max_pixels", "columns")},
     }
+    given = {name: getattr(arguments, name) for name in as_trained}
+    return {name: value if given[name] is None else given[name] for name, value in as_trained.items()}
 
 
 def asked_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extras: Sequence[str] = ()) -> RecordSource:
