@@ -79,7 +79,8 @@ def run(argv: Sequence[str]) -> None:
         draw_grid(items[0]).save(arguments.out)
     else:
         title = arguments.image or " ".join(arguments.data)
-        page = render_views(items, title=title, strengths=_strengths(config), seed=arguments.seed)
+        strengths = "the published ones" if config is None else f"recipe {config}"
+        page = render_views(items, title=title, strengths=f"Strengths: {strengths}.", seed=arguments.seed)
         Path(arguments.out).write_text(page, encoding="utf-8")
     for row in summarize_families(items, arguments.seed):
         change = "" if row.change is None else f"   accuracy {100 * row.change.mean:+.1f} points"
@@ -113,10 +114,6 @@ def _families(options: Mapping[str, Any]) -> list[str]:
     if of_rollouts and options["perception_sink"] == "none":
         return of_rollouts
     return list(dict.fromkeys([*of_rollouts, *options["preserving_views"], *options["removing_views"]]))
-
-
-def _strengths(config: str | None) -> str:
-    return "Strengths: the published ones." if config is None else f"Strengths: recipe {config}."
 
 
 def _parser() -> Parser:

@@ -41,8 +41,20 @@ class Job:
         return self.folder / LOG
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished process wrote; None if it has not finished."""
-        return _read_result(self.folder / RESULT)
+        """What the finished process wrote; None if it has not finished.
+
+        Raises UserError for a file that cannot be read, or is another program's.
+        """
+        file = self.folder / RESULT
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read: {error}; remove it to run the cell again") from error
+        if not isinstance(content, dict) or "identity" not in content:
+            raise UserError(f"{file} was not written by cppo compare; choose another output_dir")
+        return content
 
     def changed(self) -> list[str]:
         """The options in which the finished result differs from what is asked now.
@@ -208,15 +220,3 @@ def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str
 
 def _recipe_values(recipe: Recipe) -> dict[str, Any]:
     return {"name": recipe.name, "options": dataclasses.asdict(recipe.options), "config": dict(recipe.config)}
-
-
-def _read_result(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}; remove it to run the cell again") from error
-    if not isinstance(content, dict) or "identity" not in content:
-        raise UserError(f"{file} was not written by cppo compare; choose another output_dir")
-    return content
