@@ -60,14 +60,20 @@ def parse_row(
     def field(ours: str) -> Any:
         return _cell(row, columns.get(ours, ours))
 
+    def required(ours: str) -> Any:
+        value = field(ours)
+        if value is None:
+            raise RowError(f"column {columns.get(ours, ours)!r} is missing or null")
+        return value
+
     images = _images(row, columns, folder)
-    response = field("response")
+    own_id, response = field("id"), field("response")
     return StoredRow(
         place=place,
-        id=_id(field("id")),
-        prompt=_prompt(_required(field("prompt"), columns.get("prompt", "prompt")), len(images)),
+        id=None if own_id is None else _text(_number_as_text(own_id), "id"),
+        prompt=_prompt(required("prompt"), len(images)),
         images=images,
-        answer=_answer(_required(field("answer"), columns.get("answer", "answer"))),
+        answer=_text(_number_as_text(required("answer")), "answer"),
         response=None if response is None else _text(response, "response"),
         perception_spans=_spans(field("perception_spans"), response),
         choices=_choices(field("choices")),
@@ -82,12 +88,6 @@ def _cell(row: Mapping[str, Any], name: str) -> Any:
     first, _, rest = name.partition(".")
     inner = row.get(first)
     return _cell(inner, rest) if isinstance(inner, Mapping) else None
-
-
-def _required(value: Any, theirs: str) -> Any:
-    if value is None:
-        raise RowError(f"column {theirs!r} is missing or null")
-    return value
 
 
 def _text(value: Any, name: str) -> str:
@@ -106,14 +106,6 @@ def _text(value: Any, name: str) -> str:
 
 def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _answer(value: Any) -> str:
-    return _text(_number_as_text(value), "answer")
-
-
-def _id(value: Any) -> str | None:
-    return None if value is None else _text(_number_as_text(value), "id")
 
 
 def _images(row: Mapping[str, Any], columns: Mapping[str, str], folder: Path | None) -> tuple[ImageRef, ...]:
