@@ -52,7 +52,7 @@ class HubSpec:
 
 Spec = TaskSpec | PathSpec | HubSpec
 
-_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", re.ASCII)
+_HUB_SPEC = re.compile(r"hub:(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", re.ASCII)
 _FOLDER_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
@@ -61,10 +61,10 @@ def parse_spec(spec: str) -> Spec:
     if spec.startswith("tasks:"):
         return _parse_task(spec)
     if spec.startswith("hub:"):
-        name = _HUB_NAME.fullmatch(spec.removeprefix("hub:"))
-        if name is None:
+        found = _HUB_SPEC.fullmatch(spec)
+        if found is None:
             raise UserError(f"data {spec!r}: write hub:ORG/NAME or hub:ORG/NAME:SPLIT")
-        return HubSpec(spec, name[1], name[2])
+        return HubSpec(spec, found[1], found[2])
     path = Path(spec)
     if spec and path.is_dir():
         if not any((path / file).is_file() for file in _FOLDER_FILES):
@@ -90,7 +90,7 @@ def parse_spec(spec: str) -> Spec:
 
 def hub_dataset(spec: str) -> str | None:
     """The name on the hub of a `hub:` SPEC, None for any other; nothing is opened."""
-    found = _HUB_NAME.fullmatch(spec.removeprefix("hub:")) if spec.startswith("hub:") else None
+    found = _HUB_SPEC.fullmatch(spec)
     return found[1] if found else None
 
 
