@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rollout_stubs import drawn_completions, parity_reward, token_reward
 
-from cppo.views import ViewSampler, load_rgb
+from cppo.views import ViewSampler, ViewStrengths, load_rgb
 
 TEMPERATURE = 0.9
 TAU = 0.3
@@ -16,25 +16,36 @@ TOP_FRACTION = 0.6
 GROUP = 4
 SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift")
 DIVERGENCES = ("k3", "kl", "js", "nll")
+JITTER = (("color_jitter", "perspective", "rotation"), ("noise_rectangles", "crop"), ViewStrengths())
+"""CPPO's views: families of I+, families of I-, strengths."""
 
 
 @dataclass
 class Rollout:
-    """What the reference knows of one rollout: the gates, and a list over tokens for each score and divergence."""
+    """A rollout: its advantage, the gates it passes, and a list over tokens for all that the three views say of it."""
 
-    row: int
+    tokens: int
+    advantage: float
     gates: dict
     scores: dict
     preserving: dict
     removing: dict
     entropies: tuple
 
+    @property
+    def has_images(self):
+        return self.gates["none"]
+
+
+def prompt_text(row):
+    """The prompt written by hand."""
+    pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(row["images"])
+    return f"<|im_start|>user\n{pads}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+
 
 def reference_logits(model, processor, row, images, completion):
-    """[T, V]: one row, one forward, the prompt written by hand."""
-    pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(images)
-    text = f"<|im_start|>user\n{pads}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-    inputs = dict(processor(text=[text], images=[images] if images else None, return_tensors="pt"))
+    """[T, V]: one row, one forward."""
+    inputs = dict(processor(text=[prompt_text(row)], images=[images] if images else None, return_tensors="pt"))
     tail = torch.tensor([completion])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -42,10 +53,23 @@ def reference_logits(model, processor, row, images, completion):
     return model(**inputs).logits[0, -len(completion) - 1 : -1] / TEMPERATURE
 
 
-def view_images(row, seed):
+def drawn_rollouts(processor, row):
+    """A row's completions, their advantages, and whether each counts as right."""
+    images = [row["images"]] if row["images"] else None
+    prompt = processor(text=[prompt_text(row)], images=images)["input_ids"][0]
+    completions = drawn_completions([prompt] * GROUP)
+    right = parity_reward(completions)
+    rewards = [a + b for a, b in zip(token_reward(completions), right, strict=True)]
+    mean = sum(rewards) / GROUP
+    deviation = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / (GROUP - 1))
+    return zip(completions, [(reward - mean) / (deviation + 1e-4) for reward in rewards], right, strict=True)
+
+
+def view_images(row, seed, views=JITTER):
     """The row's images, their I+ and their I-."""
-    pairs = [ViewSampler(seed).views(load_rgb(image), row["sample_id"], 0, i) for i, image in enumerate(row["images"])]
-    return row["images"], [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    images, sampler = [load_rgb(image) for image in row["images"]], ViewSampler(seed, *views)
+    pairs = [sampler.views(image, row["sample_id"], 0, i) for i, image in enumerate(images)]
+    return images, [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def log_softmax(logits):
@@ -81,63 +105,73 @@ def divergences(anchor, view, tokens):
     }
 
 
-def reference_rollouts(model, processor, rows, seed):
+def reference_rollouts(model, processor, rows, seed, views=JITTER):
     """Every rollout of every row with all that any score, divergence or gate asks for."""
     rollouts = []
-    for index, row in enumerate(rows):
-        pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(row["images"])
-        text = f"<|im_start|>user\n{pads}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-        images = [row["images"]] if row["images"] else None
-        prompt = processor(text=[text], images=images)["input_ids"][0]
-        completions = drawn_completions([prompt] * GROUP)
-        rewards = [a + b for a, b in zip(*(f(completions) for f in (token_reward, parity_reward)), strict=True)]
-        for completion, reward in zip(completions, rewards, strict=True):
-            gates = {
-                "none": bool(row["images"]),
-                "advantage": bool(row["images"]) and reward > sum(rewards) / GROUP,
-                "correct": bool(row["images"]) and sum(completion) % 2 == 1,
-            }
-            if not row["images"]:
-                rollouts.append(Rollout(index, gates, {}, {}, {}, ()))
-                continue
+    for row in rows:
+        shown = view_images(row, seed, views)
+        for completion, advantage, right in drawn_rollouts(processor, row):
             with torch.no_grad():
                 anchor, preserving, removing = (
-                    log_softmax(reference_logits(model, processor, row, images, completion).numpy())
-                    for images in view_images(row, seed)
+                    log_softmax(reference_logits(model, processor, row, images, completion).numpy()) for images in shown
                 )
+            gates = {"none": True, "advantage": advantage > 0, "correct": bool(right)}
+            if not row["images"]:
+                gates = dict.fromkeys(gates, False)
             from_removing = divergences(anchor, removing, completion)
             entropies = tuple([entropy(p) for p in view.tolist()] for view in (anchor, preserving, removing))
             shifts = [after - before for after, before in zip(entropies[2], entropies[0], strict=True)]
-            falls = [p[t] - q[t] for p, q, t in zip(anchor.tolist(), removing.tolist(), completion, strict=True)]
-            relative = [max(s, 0) / (h + 1e-6) for s, h in zip(shifts, entropies[2], strict=True)]
-            scores = {"entropy_shift": relative, "entropy_shift_absolute": shifts, "logp_shift": falls}
-            scores |= {"kl": from_removing["kl"], "js": from_removing["js"]}
+            scores = {
+                "entropy": entropies[0],
+                "entropy_shift": [max(s, 0) / (h + 1e-6) for s, h in zip(shifts, entropies[2], strict=True)],
+                "entropy_shift_absolute": shifts,
+                "logp_shift": [
+                    p[t] - q[t] for p, q, t in zip(anchor.tolist(), removing.tolist(), completion, strict=True)
+                ],
+                **from_removing,
+            }
             from_preserving = divergences(anchor, preserving, completion)
-            rollouts.append(Rollout(index, gates, scores, from_preserving, from_removing, entropies))
+            found = (gates, scores, from_preserving, from_removing, entropies)
+            rollouts.append(Rollout(len(completion), advantage, *found))
     return rollouts
+
+
+def best(scores, count):
+    """Places of the highest scores; of equal ones the earlier."""
+    return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
 
 
 def chosen_tokens(scores, fraction=TOP_FRACTION):
     """Places of the best tokens among those with a positive score."""
-    candidates = [place for place, score in enumerate(scores) if score > 0]
-    ranked = sorted(candidates, key=lambda place: (-scores[place], place))
-    return ranked[: max(1, math.floor(fraction * len(candidates)))] if candidates else []
+    candidates = sum(score > 0 for score in scores)
+    return best(scores, max(1, math.floor(fraction * candidates))) if candidates else []
+
+
+def contrast(difference, tau):
+    """softplus(difference / tau)."""
+    x = difference / tau
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def reference_term(
-    rollouts, score="entropy_shift", divergence="k3", gate="advantage", normalization="rollout", parts=1, tau=TAU
+    rollouts,
+    score="entropy_shift",
+    divergence="k3",
+    gate="advantage",
+    normalization="rollout",
+    parts=1,
+    tau=TAU,
+    fraction=TOP_FRACTION,
+    places=None,
+    loss=None,
 ):
-    """The step's perception term; `parts` says into how many micro-batches it is cut."""
-    step = []
-    for rollout in rollouts:
-        if not rollout.gates[gate]:
-            step.append(None)
-            continue
-        margins = [
-            rollout.preserving[divergence][place] - rollout.removing[divergence][place]
-            for place in chosen_tokens(rollout.scores[score])
-        ]
-        step.append([math.log1p(math.exp(margin / tau)) for margin in margins])
+    """The step's perception term; `parts` says into how many micro-batches it is cut.
+
+    `places` and `loss` stand in for the choice of a rollout's tokens and for the loss of one of them.
+    """
+    places = places or (lambda r: chosen_tokens(r.scores[score], fraction))
+    loss = loss or (lambda r, t: contrast(r.preserving[divergence][t] - r.removing[divergence][t], tau))
+    step = [[loss(r, place) for place in places(r)] if r.gates[gate] else None for r in rollouts]
     losses = [losses for losses in step if losses is not None]
     if normalization == "rollout":
         return math.fsum(math.fsum(tokens) / len(tokens) for tokens in losses if tokens) / len(losses)
@@ -155,14 +189,8 @@ def reference_gradient(model, processor, rows, seed, anchor_gradients, view_grad
     """Gradient of the published term (k3, relative shift, A > 0), rollout by rollout, by autograd in float64."""
     terms = []
     for row in rows:
-        if not row["images"]:
-            continue
-        pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(row["images"])
-        text = f"<|im_start|>user\n{pads}{row['prompt'][0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-        completions = drawn_completions([processor(text=[text], images=[row["images"]])["input_ids"][0]] * GROUP)
-        rewards = [a + b for a, b in zip(*(f(completions) for f in (token_reward, parity_reward)), strict=True)]
-        for completion, reward in zip(completions, rewards, strict=True):
-            if reward <= sum(rewards) / GROUP:
+        for completion, advantage, _ in drawn_rollouts(processor, row):
+            if not row["images"] or advantage <= 0:
                 continue
             logps, entropies = [], []
             for images in view_images(row, seed):

@@ -5,22 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from float64_reference import TEMPERATURE
-from method_reference import (
-    JITTER,
-    TERMS,
-    VIEWS_OF,
-    best,
-    cppo,
-    k3_contrast,
-    mean,
-    pgpo_weights,
-    positive,
-    published,
-    rl_loss,
-    seen_rollouts,
-    vppo_loss,
-)
+from float64_reference import JITTER, TEMPERATURE, best, chosen_tokens, reference_rollouts
+from method_reference import TERMS, VIEWS_OF, cppo, mean, pgpo_weights, rl_loss, vppo_loss
 from rollout_stubs import (
     build_trainer,
     cut,
@@ -72,7 +58,7 @@ def seen(trainer_of, processor, rows):
         views = VIEWS_OF.get(method, JITTER)
         if views not in made:
             trainer = trainer_of("grpo", "plain")
-            made[views] = seen_rollouts(trainer.model, processor, rows, trainer.args.seed, views)
+            made[views] = reference_rollouts(trainer.model, processor, rows, trainer.args.seed, views)
         return made[views]
 
     return look
@@ -117,9 +103,9 @@ def test_vppo(trainer_of, seen, rows, scorer, parts):
     if parts == 1:
         assert loss == pytest.approx(expected, abs=2e-7)
     # TRL's entropy penalty is a mean a micro-batch; what is left is the same however the step is cut.
-    entropies = [h for r in seen("vppo") for h in r.entropy]
+    entropies = [h for r in seen("vppo") for h in r.entropies[0]]
     groups = [seen("vppo")[start : start + 16 // parts] for start in range(0, 16, 16 // parts)]
-    by_part = [math.fsum(h for r in part for h in r.entropy) / sum(r.tokens for r in part) for part in groups]
+    by_part = [math.fsum(h for r in part for h in r.entropies[0]) / sum(r.tokens for r in part) for part in groups]
     expected += 0.06 * (math.fsum(by_part) / parts - math.fsum(entropies) / len(entropies))
     assert loss == pytest.approx(expected, abs=2e-7)
 
@@ -187,7 +173,7 @@ def test_metrics_of_shaped_advantages(trainer_of, seen, rows, method, scorer):
     selected = [max(1, math.floor(0.4 * r.tokens)) if method == "vppo" else r.tokens for r in shown]
     expected = {
         "selected_fraction": sum(selected) / sum(r.tokens for r in shown),
-        "dependency": mean(mean(r.minus["k3"]) for r in shown),
+        "dependency": mean(mean(r.removing["k3"]) for r in shown),
     }
     for name, value in expected.items():
         assert trainer._metrics["train"][f"perception/{name}"] == [pytest.approx(value, rel=1e-6)], name
@@ -199,11 +185,12 @@ def test_random_tokens_are_as_many_and_drawn_from_all(trainer_of, seen, rows, sc
     batch = generation_batch(trainer, rows)
     draws = batch["perception_draws"].tolist()
     rollouts = seen("cppo")
-    chosen = {id(r): best(draws[i][: r.tokens], len(published(r))) for i, r in enumerate(rollouts)}
-    term = cppo(rollouts, positive, lambda r: chosen[id(r)], k3_contrast)
+    published = {id(r): chosen_tokens(r.scores["entropy_shift"], 0.5) for r in rollouts}
+    chosen = {id(r): best(draws[i][: r.tokens], len(published[id(r)])) for i, r in enumerate(rollouts)}
+    term = cppo(rollouts, places=lambda r: chosen[id(r)])
     (inputs,) = cut(trainer, batch, 1)
     assert trainer._compute_loss(trainer.model, inputs).item() == pytest.approx(rl_loss(rollouts) + term, abs=2e-7)
-    assert any(set(chosen[id(r)]) != set(published(r)) for r in rollouts if r.has_images)
+    assert any(set(chosen[id(r)]) != set(published[id(r)]) for r in rollouts if r.has_images)
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,10 @@ def total_term(trainer, batch, parts=1):
 def test_the_example_is_worth_testing(reference):
     """Every gate lets some rollouts through and stops others; margins and selections are not trivial."""
     for gate in ("advantage", "correct"):
-        open_gates = [rollout.gates[gate] for rollout in reference if rollout.scores]
+        open_gates = [rollout.gates[gate] for rollout in reference if rollout.has_images]
         assert 2 <= sum(open_gates) < len(open_gates)
     for score in SCORES:
-        chosen = [chosen_tokens(rollout.scores[score]) for rollout in reference if rollout.scores]
+        chosen = [chosen_tokens(rollout.scores[score]) for rollout in reference if rollout.has_images]
         assert {len(places) for places in chosen} > {1, 2}
         assert any(sorted(places) != list(range(len(places))) for places in chosen)
     terms = {name: reference_term(reference, divergence=name) for name in DIVERGENCES}
