@@ -2,41 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import family_configs
 import torch
 import transformers
+from family_configs import Sizes
 from torch import Tensor
 
 VOCABULARY, IMAGE, PAD, VISION_START, VISION_END = 97, 90, 0, 91, 92
-TEXT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": PAD,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-}
-MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}}
-QWEN_IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": 93,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": VISION_END,
-}
-QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2}
-SQUARE_VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 4,
+TEXT = family_configs.text_part(
+    2, vocab_size=VOCABULARY, max_position_embeddings=256, pad_token_id=PAD, bos_token_id=1, eos_token_id=2
+)
+TOKENS = {"image": IMAGE, "video": 93, "start": VISION_START, "end": VISION_END}
+SHARING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_onevision", "idefics3", "smolvlm", "internvl")
+SIDES = {**dict.fromkeys(SHARING, 16), "llava": 8, "llava_onevision": 8}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    name: partial(family_configs.CONFIGS[name], Sizes(TEXT, TOKENS, layers=2, patch=4, side=SIDES[name]))
+    for name in SHARING
 }
 IMAGE_TOKENS = 4
 IMAGES = (0, 1, 2, 0, 1)
@@ -47,76 +31,6 @@ PROMPT_LENGTHS = (4, 5, 3, 1, 7)
 
 RESPONSE_LENGTHS = ((3, 6), (6, 1, 4), (2, 5), (4,), (0, 3))
 """Response tokens of each row of each prompt; one row has none (a masked truncated rollout)."""
-
-
-def qwen2_vl() -> Any:
-    vision = {**QWEN_VISION, "embed_dim": 16, "hidden_size": 32}
-    return transformers.Qwen2VLConfig(text_config={**TEXT, **MROPE}, vision_config=vision, **QWEN_IDS)
-
-
-def qwen2_5_vl() -> Any:
-    vision = {**QWEN_VISION, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
-    vision |= {"window_size": 8, "fullatt_block_indexes": [1]}
-    return transformers.Qwen2_5_VLConfig(text_config={**TEXT, **MROPE}, vision_config=vision, **QWEN_IDS)
-
-
-def qwen3_vl() -> Any:
-    vision = {**QWEN_VISION, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
-    vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-    text = {**TEXT, "head_dim": 8, **MROPE}
-    text["rope_parameters"] = {**MROPE["rope_parameters"], "mrope_interleaved": True}
-    return transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **QWEN_IDS)
-
-
-def llava() -> Any:
-    return transformers.LlavaConfig(
-        text_config={"model_type": "llama", **TEXT},
-        vision_config={"model_type": "clip_vision_model", **SQUARE_VISION, "image_size": 8, "projection_dim": 16},
-        image_token_index=IMAGE,
-        vision_feature_layer=-1,
-    )
-
-
-def llava_onevision() -> Any:
-    return transformers.LlavaOnevisionConfig(
-        text_config={"model_type": "qwen2", **TEXT},
-        vision_config={
-            "model_type": "siglip_vision_model",
-            **SQUARE_VISION,
-            "image_size": 8,
-            "vision_use_head": False,
-        },
-        image_token_index=IMAGE,
-        video_token_index=93,
-        image_grid_pinpoints=[[8, 8], [8, 16]],
-    )
-
-
-def idefics3() -> Any:
-    text = {"model_type": "llama", **TEXT}
-    return transformers.Idefics3Config(
-        text_config=text, vision_config=SQUARE_VISION, image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD
-    )
-
-
-def smolvlm() -> Any:
-    text = {"model_type": "llama", **TEXT}
-    return transformers.SmolVLMConfig(
-        text_config=text, vision_config=SQUARE_VISION, image_token_id=IMAGE, scale_factor=2, pad_token_id=PAD
-    )
-
-
-def internvl() -> Any:
-    vision = {**SQUARE_VISION, "image_size": [16, 16], "patch_size": [4, 4]}
-    return transformers.InternVLConfig(
-        text_config={"model_type": "qwen2", **TEXT}, vision_config=vision, image_token_id=IMAGE
-    )
-
-
-CONFIGS: dict[str, Callable[[], Any]] = {
-    make.__name__: make
-    for make in (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, llava_onevision, idefics3, smolvlm, internvl)
-}
 
 
 @dataclass
@@ -184,8 +98,7 @@ def _image(family: str, grid: list[int], generator: torch.Generator) -> Tensor:
         return torch.randn(grid[1] * grid[2], 3 * 2 * 4 * 4, generator=generator, dtype=torch.float64)
     if family == "llava_onevision":  # the whole image, and its one tile
         return torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
-    side = 8 if family == "llava" else 16
-    return torch.randn(3, side, side, generator=generator, dtype=torch.float64)
+    return torch.randn(3, SIDES[family], SIDES[family], generator=generator, dtype=torch.float64)
 
 
 def _prompt(family: str, text: Tensor, grids: list[list[int]]) -> Tensor:
