@@ -2,6 +2,25 @@
 
 import os
 
+import pytest
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs `cppo ARGV`, which must end with status 2 and one line on stderr alone; what the line says."""
+    from cppo.cli.main import main
+
+    def run(*argv):
+        capsys.readouterr()
+        assert main([str(word) for word in argv]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("cppo: error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err.removeprefix("cppo: error: ").strip()
+
+    return run

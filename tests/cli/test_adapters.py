@@ -129,13 +129,6 @@ def test_a_rehearsal_counts_the_adapters_weights(capsys, tmp_path):
     assert f"{trained:,} of {model.num_parameters() + trained:,} weights trained" in capsys.readouterr().out
 
 
-def refused(argv, capsys):
-    assert main(argv) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -147,9 +140,9 @@ def refused(argv, capsys):
         (["--use_peft", "--lora_target_modules", "nowhere"], "Target modules {'nowhere'} not found"),
     ],
 )
-def test_options_that_do_not_go_together(options, words, tmp_path, capsys):
+def test_options_that_do_not_go_together(options, words, tmp_path, refused):
     argv = ["train", "--output_dir", str(tmp_path / "run"), *DATA, *SIZES, *options, "--eval_data", "tasks:digits?n=4"]
-    assert words in refused([*argv, "--final_eval_samples", "0"], capsys)
+    assert words in refused(*argv, "--final_eval_samples", "0")
 
 
 @pytest.mark.parametrize(
@@ -161,20 +154,20 @@ def test_options_that_do_not_go_together(options, words, tmp_path, capsys):
         ("{", "is not the configuration of an adapter"),
     ],
 )
-def test_adapters_without_their_model(text, words, tmp_path, capsys):
+def test_adapters_without_their_model(text, words, tmp_path, refused):
     (tmp_path / "adapter_config.json").write_text(text)
-    assert words in refused(["eval", "--model", str(tmp_path), "--data", "tasks:digits"], capsys)
+    assert words in refused("eval", "--model", tmp_path, "--data", "tasks:digits")
 
 
-def test_an_adapter_is_not_trained_on_as_a_model(run, tmp_path, capsys):
-    error = refused(["train", "--model", str(run), "--output_dir", str(tmp_path / "run")], capsys)
+def test_an_adapter_is_not_trained_on_as_a_model(run, tmp_path, refused):
+    error = refused("train", "--model", run, "--output_dir", tmp_path / "run")
     assert f"is an adapter: `cppo export --model {run} --out DIR`" in error
 
 
-def test_export_never_writes_over_files(tmp_path, capsys):
+def test_export_never_writes_over_files(tmp_path, refused):
     (tmp_path / "mine.txt").write_text("mine")
-    assert "is not empty" in refused(["export", "--model", "micro", "--out", str(tmp_path)], capsys)
-    error = refused(["export", "--model", "micro", "--out", str(tmp_path / "mine.txt")], capsys)
+    assert "is not empty" in refused("export", "--model", "micro", "--out", tmp_path)
+    error = refused("export", "--model", "micro", "--out", tmp_path / "mine.txt")
     assert "--out: cannot write to" in error
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 

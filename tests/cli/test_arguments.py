@@ -45,16 +45,6 @@ def model(tmp_path):
     return folder
 
 
-def error_of(capsys, *argv):
-    """What `cppo ARGV` prints, in this process; the exit status must be 2 and the output one line."""
-    assert cli.main([str(word) for word in argv]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("cppo: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err.removeprefix("cppo: error: ").strip()
-
-
 def test_a_mistake_ends_with_status_2_one_line_and_no_torch(tmp_path, model):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text("{\n")
@@ -164,8 +154,8 @@ def test_help_all_lists_inherited_fields(capsys):
         (["recipes", "copy", "nope"], ["'nope'", "micro"]),
     ],
 )
-def test_arguments(capsys, argv, words):
-    message = error_of(capsys, *argv)
+def test_arguments(refused, argv, words):
+    message = refused(*argv)
     for word in words:
         assert word in message
 
@@ -204,69 +194,64 @@ def test_a_number_lies_in_its_interval_and_is_written_in_digits_where_it_is_whol
             number_in("(0, 1]")(text)
 
 
-def test_missing_data_file(capsys, model):
-    assert "nope.jsonl" in error_of(capsys, "train", "--model", model, "--data", "nope.jsonl")
+def test_missing_data_file(refused, model):
+    assert "nope.jsonl" in refused("train", "--model", model, "--data", "nope.jsonl")
 
 
-def test_missing_eval_data_file(capsys, model):
-    assert "held.jsonl" in error_of(capsys, "train", "--model", model, "--eval_data", "held.jsonl")
+def test_missing_eval_data_file(refused, model):
+    assert "held.jsonl" in refused("train", "--model", model, "--eval_data", "held.jsonl")
 
 
-def test_unknown_column(capsys, model, tmp_path):
-    message = error_of(
-        capsys, "train", "--model", model, "--columns", "{question: prompt}", "--output_dir", tmp_path / "run"
-    )
+def test_unknown_column(refused, model, tmp_path):
+    message = refused("train", "--model", model, "--columns", "{question: prompt}", "--output_dir", tmp_path / "run")
     assert "question" in message
 
 
-def test_model_folder_without_config(capsys, tmp_path):
-    message = error_of(capsys, "train", "--model", tmp_path)
+def test_model_folder_without_config(refused, tmp_path):
+    message = refused("train", "--model", tmp_path)
     assert str(tmp_path) in message
     assert "config.json" in message
 
 
-def test_model_config_that_is_not_json(capsys, model):
+def test_model_config_that_is_not_json(refused, model):
     (model / "config.json").write_text("{")
-    assert "not valid JSON" in error_of(capsys, "eval", "--model", model, "--data", "tasks:digits")
+    assert "not valid JSON" in refused("eval", "--model", model, "--data", "tasks:digits")
 
 
-def test_model_without_a_vision_tower(capsys, model):
+def test_model_without_a_vision_tower(refused, model):
     (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert "no vision tower" in error_of(capsys, "train", "--model", model)
+    assert "no vision tower" in refused("train", "--model", model)
 
 
-def test_output_dir_below_a_file(capsys, model, tmp_path):
+def test_output_dir_below_a_file(refused, model, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    message = error_of(capsys, "train", "--model", model, "--output_dir", file / "run")
+    message = refused("train", "--model", model, "--output_dir", file / "run")
     assert "output_dir" in message
     assert str(file) in message
 
 
-def test_nothing_to_resume(capsys, model, tmp_path):
+def test_nothing_to_resume(refused, model, tmp_path):
     run = tmp_path / "run"
-    message = error_of(capsys, "train", "--model", model, "--output_dir", run, "--resume_from_checkpoint")
+    message = refused("train", "--model", model, "--output_dir", run, "--resume_from_checkpoint")
     assert "no complete checkpoint" in message
-    message = error_of(
-        capsys, "train", "--model", model, "--output_dir", run, "--resume_from_checkpoint", tmp_path / "gone"
-    )
+    message = refused("train", "--model", model, "--output_dir", run, "--resume_from_checkpoint", tmp_path / "gone")
     assert "not a checkpoint folder" in message
 
 
-def test_a_finished_run_is_not_overwritten(capsys, model, tmp_path):
+def test_a_finished_run_is_not_overwritten(refused, model, tmp_path):
     (tmp_path / "summary.json").write_text("{}")
-    message = error_of(capsys, "train", "--model", model, "--output_dir", tmp_path)
+    message = refused("train", "--model", model, "--output_dir", tmp_path)
     assert "finished run" in message
     assert "--overwrite" in message
 
 
-def test_final_evaluation_needs_data(capsys, model, tmp_path):
+def test_final_evaluation_needs_data(refused, model, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump({"model": str(model), "data": "tasks:digits", "final_eval_samples": 5}))
-    message = error_of(capsys, "train", "--config", recipe, "--output_dir", tmp_path / "run")
+    message = refused("train", "--config", recipe, "--output_dir", tmp_path / "run")
     assert "eval_data" in message
-    message = error_of(
-        capsys,
+    message = refused(
         "train",
         "--config",
         recipe,
@@ -280,8 +265,8 @@ def test_final_evaluation_needs_data(capsys, model, tmp_path):
     assert "eval_data" in message
 
 
-def test_json_file_that_cannot_be_written(capsys, model, tmp_path):
-    message = error_of(capsys, "eval", "--model", model, "--data", "tasks:digits", "--json", tmp_path / "no" / "x.json")
+def test_json_file_that_cannot_be_written(refused, model, tmp_path):
+    message = refused("eval", "--model", model, "--data", "tasks:digits", "--json", tmp_path / "no" / "x.json")
     assert "--json" in message
 
 
@@ -302,7 +287,7 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
         assert process.stderr.read() == b""
 
 
-def test_recipes_list_and_copy(capsys, tmp_path, monkeypatch):
+def test_recipes_list_and_copy(capsys, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["recipes", "list"]) == 0
     listed = capsys.readouterr().out
@@ -311,25 +296,25 @@ def test_recipes_list_and_copy(capsys, tmp_path, monkeypatch):
     assert cli.main(["recipes", "copy", "micro"]) == 0
     assert capsys.readouterr().out.strip() == "micro.yaml"
     assert yaml.safe_load((tmp_path / "micro.yaml").read_text())["model"] == "micro"
-    assert "exists already" in error_of(capsys, "recipes", "copy", "micro")
+    assert "exists already" in refused("recipes", "copy", "micro")
     assert cli.main(["recipes", "copy", "micro", "mine.yaml"]) == 0
     assert (tmp_path / "mine.yaml").read_text() == (tmp_path / "micro.yaml").read_text()
 
 
-def test_bf16_without_a_gpu_is_told_with_the_options_to_give(capsys, tmp_path):
+def test_bf16_without_a_gpu_is_told_with_the_options_to_give(refused, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "2 + 2?", "answer": "4", "response": "4"}\n')
-    message = error_of(capsys, "sft", "--data", data, "--model", "micro", "--output_dir", tmp_path / "run")
+    message = refused("sft", "--data", data, "--model", "micro", "--output_dir", tmp_path / "run")
     assert "no GPU" in message
     assert "add --use_cpu true --bf16 false" in message
 
 
-def test_a_run_folder_without_a_model_names_its_latest_checkpoint(capsys, tmp_path):
+def test_a_run_folder_without_a_model_names_its_latest_checkpoint(refused, tmp_path):
     for step in (1, 12):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "trainer_state.json").write_text("{}")
-    message = error_of(capsys, "eval", "--model", tmp_path, "--data", "tasks:digits")
+    message = refused("eval", "--model", tmp_path, "--data", "tasks:digits")
     assert f"its latest checkpoint is {tmp_path / 'checkpoint-12'}" in message
 
 

@@ -59,8 +59,12 @@ def scripted(monkeypatch):
     return calls
 
 
+def command(model, *options):
+    return ["eval", "--model", model, "--max_new_tokens", "6", "--device", "cpu", *options]
+
+
 def evaluate(model, *options):
-    return main(["eval", "--model", model, "--max_new_tokens", "6", "--device", "cpu", *options])
+    return main(command(model, *options))
 
 
 def figures(file):
@@ -103,39 +107,36 @@ def test_a_stopped_evaluation_goes_on(model, data, tmp_path, monkeypatch, capsys
     capsys.readouterr()
 
 
-def test_responses_of_another_evaluation_are_refused(model, data, tmp_path, capsys, scripted):
+def test_responses_of_another_evaluation_are_refused(model, data, tmp_path, refused, scripted):
     file = tmp_path / "r.jsonl"
     assert evaluate(model, "--data", data, "--responses", str(file)) == 0
     before = file.read_bytes()
-    capsys.readouterr()
 
-    def refused(*options, words, path=data):
-        assert evaluate(model, "--data", path, "--responses", str(file), *options) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("cppo: error: --responses: ")
-        assert error.count("\n") == 1
+    def check(*options, words, path=data):
+        error = refused(*command(model, "--data", path, "--responses", file, *options))
+        assert error.startswith("--responses: ")
         assert words in error
 
-    refused("--samples", "2", words="samples was 1, now 2")
-    refused("--dtype", "bfloat16", words='dtype was "float32", now "bfloat16"')
-    refused("--tolerance", "0.1", words="tolerance was 0.0, now 0.1")
-    refused("--system_prompt", "Think.", words='system_prompt was null, now "Think."')
+    check("--samples", "2", words="samples was 1, now 2")
+    check("--dtype", "bfloat16", words='dtype was "float32", now "bfloat16"')
+    check("--tolerance", "0.1", words="tolerance was 0.0, now 0.1")
+    check("--system_prompt", "Think.", words='system_prompt was null, now "Think."')
     text = (tmp_path / "data.jsonl").read_text()
     (tmp_path / "other.jsonl").write_text(text.replace("picture 6", "picture six"))
-    refused(words="data was", path=str(tmp_path / "other.jsonl"))
+    check(words="data was", path=str(tmp_path / "other.jsonl"))
     assert file.read_bytes() == before
     lines = before.decode().splitlines(keepends=True)
     file.write_text(lines[0] + lines[1] + '{"condition": "clean"}\n' + lines[2])
-    refused(words="line 3 is damaged")
+    check(words="line 3 is damaged")
     swapped = json.loads(lines[2]) | {"id": "other"}
     file.write_text(lines[0] + lines[1] + json.dumps(swapped) + "\n")
-    refused(words="has 'other' where the data has")
+    check(words="has 'other' where the data has")
     for foreign in ("my notes", '{"a": 1}\n', "[1]\n", '{"cppo_eval": 2}\n'):
         file.write_text(foreign)
-        refused(words="was not written by cppo eval")
+        check(words="was not written by cppo eval")
         assert file.read_text() == foreign
     file.write_bytes(b"\xff\xfe\n")
-    refused(words="not UTF-8")
+    check(words="not UTF-8")
 
 
 def test_fingerprints_tell_contents_not_places(model, data, tmp_path):
@@ -253,19 +254,14 @@ def test_tasks_have_columns(model, capsys, scripted):
         (["--responses", "a.json", "--json", "a.json"], "both name a.json"),
     ],
 )
-def test_mistakes_are_one_line(model, data, tmp_path, capsys, monkeypatch, options, words):
+def test_mistakes_are_one_line(model, data, tmp_path, refused, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
-    assert evaluate(model, "--data", data, *options) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("cppo: error: ")
-    assert error.count("\n") == 1
-    assert words in error
+    assert words in refused(*command(model, "--data", data, *options))
 
 
-def test_a_card_needs_images(model, tmp_path, capsys):
+def test_a_card_needs_images(model, tmp_path, refused):
     (tmp_path / "text.jsonl").write_text('{"prompt": "3 + 4?", "answer": "7"}\n')
-    assert evaluate(model, "--data", str(tmp_path / "text.jsonl"), "--card") == 2
-    assert "has an image" in capsys.readouterr().err
+    assert "has an image" in refused(*command(model, "--data", tmp_path / "text.jsonl", "--card"))
 
 
 def test_the_trained_views_are_the_runs_own(tmp_path):

@@ -168,12 +168,9 @@ def test_resuming_continues_the_metrics(workplace, tmp_path):
     assert not {"resume_from_checkpoint", "quiet"} & yaml.safe_load((run / "config.yaml").read_text()).keys()
 
 
-def test_a_value_that_only_the_trainer_refuses(workplace, capsys, tmp_path):
-    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
-    assert main([*argv, "--generation_batch_size", "8", "--steps_per_generation", "2"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("cppo: error: ")
-    assert error.count("\n") == 1
+def test_a_value_that_only_the_trainer_refuses(workplace, refused, tmp_path):
+    argv = ["train", "--config", workplace / "tiny.yaml", "--output_dir", tmp_path / "run"]
+    error = refused(*argv, "--generation_batch_size", 8, "--steps_per_generation", 2)
     assert "'generation_batch_size' and 'steps_per_generation'" in error
 
 

@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import pytest
 
-from cppo.cli.main import main
 from cppo.comparison.jobs import cell_job, study_jobs
 from cppo.comparison.study import load_study, study_names
 from cppo.errors import UserError
@@ -89,11 +88,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("entries", "message"), REFUSED, ids=lambda value: str(value)[:50])
-def test_refused_in_one_line_before_anything_starts(write_study, stub_cells, capsys, entries, message):
-    assert main(["compare", "--config", write_study(**entries)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert message in error
+def test_refused_in_one_line_before_anything_starts(write_study, stub_cells, refused, entries, message):
+    assert message in refused("compare", "--config", write_study(**entries))
     assert not stub_cells.parent.exists()
 
 
