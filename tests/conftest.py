@@ -3,10 +3,19 @@
 import os
 
 import pytest
+from small_model import SMALL
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """Folder of an untrained model that answers at once, as text; no test changes it."""
+    from cppo.assets.build import build_micro
+
+    return str(build_micro(tmp_path_factory.mktemp("untrained") / "model", **SMALL))
 
 
 @pytest.fixture

@@ -2,23 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import SMALL
 
-from cppo.assets.build import build_micro
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.main import main
 from cppo.cli.trained import trained_recipe
 from cppo.evaluation import EvalResult, ItemResult, mean_interval
 from cppo.files import content_fingerprint, model_fingerprint
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(build_micro(tmp_path_factory.mktemp("eval") / "model", **SMALL))
 
 
 @pytest.fixture
@@ -71,11 +65,11 @@ def figures(file):
     return json.loads(file.read_text())
 
 
-def test_every_response_does_not_depend_on_the_batch(model, data, tmp_path):
+def test_every_response_does_not_depend_on_the_batch(small_model, data, tmp_path):
     stored = {}
     for size in ("1", "5", "64"):
         argv = ["--data", data, "--samples", "3", "--temperature", "1.5", "--batch_size", size]
-        assert evaluate(model, *argv, "--responses", str(tmp_path / f"{size}.jsonl")) == 0
+        assert evaluate(small_model, *argv, "--responses", str(tmp_path / f"{size}.jsonl")) == 0
         stored[size] = (tmp_path / f"{size}.jsonl").read_text()
     assert stored["1"] == stored["5"] == stored["64"]
     lines = [json.loads(line) for line in stored["1"].splitlines()]
@@ -85,14 +79,15 @@ def test_every_response_does_not_depend_on_the_batch(model, data, tmp_path):
     assert lines[1]["prompt"] == "What is in picture 0?"
 
 
-def test_a_stopped_evaluation_goes_on(model, data, tmp_path, monkeypatch, capsys, scripted):
+def test_a_stopped_evaluation_goes_on(small_model, data, tmp_path, monkeypatch, capsys, scripted):
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     argv = ["--data", data, "--samples", "2", "--batch_size", "4", "--card", "blank", "shuffle"]
-    assert evaluate(model, *argv, "--responses", str(whole), "--json", str(tmp_path / "whole.json")) == 0
+    assert evaluate(small_model, *argv, "--responses", str(whole), "--json", str(tmp_path / "whole.json")) == 0
     lines = whole.read_bytes().splitlines(keepends=True)
     part.write_bytes(b"".join(lines[:11]) + lines[11][:20])
     scripted.clear()
-    assert evaluate(model, *argv, "--responses", str(part), "--json", str(tmp_path / "part.json"), "--by", "level") == 0
+    options = ["--json", str(tmp_path / "part.json"), "--by", "level"]
+    assert evaluate(small_model, *argv, "--responses", str(part), *options) == 0
     # of 3 x 7 items 10 were there: 7 clean ones and 3 blank ones, so 4 blank ones and 7 shuffled ones are asked twice
     assert sum(map(len, scripted)) == 2 * (4 + 7)
     assert [json.loads(line)["responses"] for line in part.read_bytes().splitlines()[1:]] == [
@@ -102,18 +97,18 @@ def test_a_stopped_evaluation_goes_on(model, data, tmp_path, monkeypatch, capsys
     assert {name: ours[name] for name in theirs} == theirs
     scripted.clear()
     monkeypatch.setattr("cppo.evaluation.load_model", None)  # where nothing is missing no model is loaded
-    assert evaluate(model, *argv, "--responses", str(part), "--limit", "5") == 0
+    assert evaluate(small_model, *argv, "--responses", str(part), "--limit", "5") == 0
     assert not scripted
     capsys.readouterr()
 
 
-def test_responses_of_another_evaluation_are_refused(model, data, tmp_path, refused, scripted):
+def test_responses_of_another_evaluation_are_refused(small_model, data, tmp_path, refused, scripted):
     file = tmp_path / "r.jsonl"
-    assert evaluate(model, "--data", data, "--responses", str(file)) == 0
+    assert evaluate(small_model, "--data", data, "--responses", str(file)) == 0
     before = file.read_bytes()
 
     def check(*options, words, path=data):
-        error = refused(*command(model, "--data", path, "--responses", file, *options))
+        error = refused(*command(small_model, "--data", path, "--responses", file, *options))
         assert error.startswith("--responses: ")
         assert words in error
 
@@ -139,17 +134,15 @@ def test_responses_of_another_evaluation_are_refused(model, data, tmp_path, refu
     check(words="not UTF-8")
 
 
-def test_fingerprints_tell_contents_not_places(model, data, tmp_path):
+def test_fingerprints_tell_contents_not_places(small_model, data, tmp_path):
     copy = tmp_path / "elsewhere"
-    shutil.copytree(model, copy)
-    from pathlib import Path
-
-    assert model_fingerprint(copy) == model_fingerprint(Path(model))
+    shutil.copytree(small_model, copy)
+    assert model_fingerprint(copy) == model_fingerprint(Path(small_model))
     weights = copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert model_fingerprint(copy) != model_fingerprint(Path(model))
+    assert model_fingerprint(copy) != model_fingerprint(Path(small_model))
     assert content_fingerprint(Path(data)) == content_fingerprint(Path(data))
 
 
@@ -169,10 +162,10 @@ def test_large_files_are_sampled_to_their_ends(tmp_path, monkeypatch):
         assert content_fingerprint(file) != first
 
 
-def test_avg_pass_at_k_and_categories(model, data, tmp_path, capsys, scripted):
+def test_avg_pass_at_k_and_categories(small_model, data, tmp_path, capsys, scripted):
     file, responses = tmp_path / "f.json", tmp_path / "r.jsonl"
     argv = ["--data", data, "--samples", "6", "--by", "level", "meta.source", "--json", str(file)]
-    assert evaluate(model, *argv, "--responses", str(responses)) == 0
+    assert evaluate(small_model, *argv, "--responses", str(responses)) == 0
     found = figures(file)
     stored = [json.loads(line) for line in responses.read_text().splitlines()[1:]]
     right = [sum(line["correct"]) for line in stored]
@@ -191,13 +184,13 @@ def test_avg_pass_at_k_and_categories(model, data, tmp_path, capsys, scripted):
     assert "6 samples each, temperature 1, top_p 1" in out
     assert "\x1b" not in out
     assert "\ufffd[31mred" in out
-    assert evaluate(model, *argv, "--pass_k", "3", "6") == 0
+    assert evaluate(small_model, *argv, "--pass_k", "3", "6") == 0
     assert list(figures(file)["pass_at_k"]) == ["3", "6"]
 
 
-def test_the_card(model, data, tmp_path, capsys):
+def test_the_card(small_model, data, tmp_path, capsys):
     file = tmp_path / "f.json"
-    assert evaluate(model, "--data", data, "--card", "--blank", "--json", str(file)) == 0
+    assert evaluate(small_model, "--data", data, "--card", "--blank", "--json", str(file)) == 0
     card = {row["condition"]: row for row in figures(file)["card"]}
     assert list(card) == ["clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing"]
     assert card["clean"]["n"] == 7
@@ -211,12 +204,12 @@ def test_the_card(model, data, tmp_path, capsys):
     assert "held_out_removing" in out
 
 
-def test_the_card_takes_the_runs_own_views(model, data, tmp_path, scripted):
+def test_the_card_takes_the_runs_own_views(small_model, data, tmp_path, scripted):
     """A rotation by 0 degrees is no change, which no published view is."""
     run = tmp_path / "run"
-    shutil.copytree(model, run)
+    shutil.copytree(small_model, run)
     (run / "config.yaml").write_text(
-        f"model: {model}\ndata: {data}\noutput_dir: gone\n"
+        f"model: {small_model}\ndata: {data}\noutput_dir: gone\n"
         "preserving_views: [rotation]\nview_rotation_degrees: 0.0\nremoving_views: [crop]\n"
     )
     assert evaluate(str(run), "--data", data, "--card", "trained_preserving", "trained_removing") == 0
@@ -225,15 +218,15 @@ def test_the_card_takes_the_runs_own_views(model, data, tmp_path, scripted):
     assert all(one != other for one, other in zip(removing, clean, strict=True))
 
 
-def test_tasks_have_columns(model, capsys, scripted):
+def test_tasks_have_columns(small_model, capsys, scripted):
     data = ["--data", "tasks:digits?n=3", "tasks:chart?n=2&level=2"]
-    assert evaluate(model, *data, "--by", "family", "level", "answer") == 0
+    assert evaluate(small_model, *data, "--by", "family", "level", "answer") == 0
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines() if line.startswith(("chart", "digits"))] == [
         ["chart", "2"],
         ["digits", "3"],
     ]
-    assert evaluate(model, *data, "--by", "colour") == 2
+    assert evaluate(small_model, *data, "--by", "colour") == 2
     assert "tasks:digits: no row has the column 'colour'; the rows have 'family', 'seed', " in capsys.readouterr().err
 
 
@@ -254,14 +247,14 @@ def test_tasks_have_columns(model, capsys, scripted):
         (["--responses", "a.json", "--json", "a.json"], "both name a.json"),
     ],
 )
-def test_mistakes_are_one_line(model, data, tmp_path, refused, monkeypatch, options, words):
+def test_mistakes_are_one_line(small_model, data, tmp_path, refused, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
-    assert words in refused(*command(model, "--data", data, *options))
+    assert words in refused(*command(small_model, "--data", data, *options))
 
 
-def test_a_card_needs_images(model, tmp_path, refused):
+def test_a_card_needs_images(small_model, tmp_path, refused):
     (tmp_path / "text.jsonl").write_text('{"prompt": "3 + 4?", "answer": "7"}\n')
-    assert "has an image" in refused(*command(model, "--data", tmp_path / "text.jsonl", "--card"))
+    assert "has an image" in refused(*command(small_model, "--data", tmp_path / "text.jsonl", "--card"))
 
 
 def test_the_trained_views_are_the_runs_own(tmp_path):

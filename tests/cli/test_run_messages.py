@@ -13,10 +13,8 @@ import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub.errors import HTTPError
-from small_model import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cppo.assets.build import build_micro
 from cppo.cli.checks import check_model, check_recipe
 from cppo.cli.main import main
 from cppo.errors import UserError
@@ -61,11 +59,10 @@ class StandIn(types.ModuleType):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def told(small_model, tmp_path_factory):
     """A run with three loggers: its folder, what it printed, what the loggers received."""
     folder = tmp_path_factory.mktemp("told")
-    model = build_micro(folder / "model", **SMALL)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": str(model), **OPTIONS}))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"model": small_model, **OPTIONS}))
     loggers = {name: StandIn(name) for name in ("wandb", "trackio")}
     with pytest.MonkeyPatch.context() as patch:
         for name in (*loggers, "wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util"):
@@ -143,8 +140,8 @@ def test_a_failed_start_leaves_no_empty_folder(told, tmp_path, refused, wrong):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_default_recipe_is_named_where_the_model_is_no_tiny_one(told, tmp_path, capsys, monkeypatch):
-    argv = ["train", "--model", str(told[0] / "model"), "--output_dir", str(tmp_path / "run"), "--report_to", "x"]
+def test_the_default_recipe_is_named_where_the_model_is_no_tiny_one(small_model, tmp_path, capsys, monkeypatch):
+    argv = ["train", "--model", small_model, "--output_dir", str(tmp_path / "run"), "--report_to", "x"]
     for bytes_of_small_models, lines in ((1 << 20, 1), (0, 2)):
         monkeypatch.setattr("cppo.cli.train.SMALL_BYTES", bytes_of_small_models)
         assert main(argv) == 2  # for another reason, found later

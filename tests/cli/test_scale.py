@@ -11,9 +11,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
-from small_model import SMALL
 
-from cppo.assets.build import build_micro
 from cppo.cli.main import main
 from cppo.errors import UserError
 from cppo.recipes import accelerate_files, load_recipe, recipe_names
@@ -22,21 +20,16 @@ from cppo.runs.run import build_config
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(build_micro(tmp_path_factory.mktemp("scale") / "model", **SMALL))
-
-
 def train_recipes():
     return [name for name in recipe_names() if name.startswith(("cppo-paper", "lora-", "vllm-"))]
 
 
 @pytest.mark.parametrize("name", train_recipes())
-def test_published_recipes_build_and_train(name, model, capsys):
+def test_published_recipes_build_and_train(name, small_model, capsys):
     """Three real batches with the recipe's own options, but for sizes, device and rollouts without vLLM."""
     sizes = ["--per_device_train_batch_size", "5", "--steps_per_generation", "2", "--gradient_accumulation_steps", "1"]
     short = ["--max_completion_length", "8", "--max_steps", "3", "--use_vllm", "false"]
-    options = ["--model", model, "--data", "tasks:digits?n=8", *sizes, *short, *ON_CPU]
+    options = ["--model", small_model, "--data", "tasks:digits?n=8", *sizes, *short, *ON_CPU]
     assert main(["train", "--config", name, *options, "--dry_run"]) == 0
     plan = capsys.readouterr().out
     assert "x 5 responses" in plan
@@ -157,9 +150,9 @@ def launch_train(model, folder, processes, *options):
     return launch(processes, *named, *data, *sizes, *rest, *options)
 
 
-def test_the_same_command_under_torchrun(model, tmp_path):
+def test_the_same_command_under_torchrun(small_model, tmp_path):
     """Two processes answer the same held-out items as one, write each file once, and say each thing once."""
-    runs = {count: launch_train(model, tmp_path / str(count), count) for count in (1, 2)}
+    runs = {count: launch_train(small_model, tmp_path / str(count), count) for count in (1, 2)}
     for count, run in runs.items():
         assert run.returncode == 0, run.stderr[-3000:]
         assert run.stdout.count("before ") == 1
@@ -173,14 +166,14 @@ def test_the_same_command_under_torchrun(model, tmp_path):
     assert before[0]["n"] == 9
 
 
-def test_sft_under_torchrun(model, tmp_path):
+def test_sft_under_torchrun(small_model, tmp_path):
     """An earlier run's checkpoints are removed, and each file is written, by the first process alone."""
     folder = tmp_path / "run"
     (folder / "checkpoint-7").mkdir(parents=True)
     (folder / "checkpoint-7" / "trainer_state.json").write_text('{"global_step": 7}')
     sizes = ["--per_device_train_batch_size", "2", "--max_steps", "2", "--gradient_checkpointing", "false"]
     data = ["--data", "tasks:digits?n=12", "--logging_steps", "1"]
-    named = ["sft", "--model", model, "--output_dir", str(folder), "--overwrite"]
+    named = ["sft", "--model", small_model, "--output_dir", str(folder), "--overwrite"]
     run = launch(2, *named, *data, *sizes, *ON_CPU)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("model ") == 1
@@ -205,7 +198,7 @@ def test_only_training_is_for_several_processes(capsys, monkeypatch):
     assert "nowhere.jsonl" in capsys.readouterr().err
 
 
-def test_a_mistake_under_torchrun_is_said_once(model, tmp_path):
-    run = launch_train(model, tmp_path / "run", 2, "--data", "nothing.jsonl")
+def test_a_mistake_under_torchrun_is_said_once(small_model, tmp_path):
+    run = launch_train(small_model, tmp_path / "run", 2, "--data", "nothing.jsonl")
     assert run.returncode != 0
     assert run.stderr.count("cppo: error: ") == 1

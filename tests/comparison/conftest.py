@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_model import SMALL
 
-from cppo.assets.build import build_micro
 from cppo.comparison import pool
 from cppo.comparison.study import load_study
 
@@ -61,17 +59,12 @@ with open(folder.parents[1 if request["kind"] == "start" else 3] / "runs.txt", "
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> str:
-    return str(build_micro(tmp_path_factory.mktemp("tiny"), **SMALL))
-
-
-@pytest.fixture(scope="session")
-def study_writer(tiny_model):
+def study_writer(small_model):
     """Writes a study file into a folder that differs from `STUDY` in the given entries; returns its path."""
 
     def write(folder: Path, name: str = "mine", **entries) -> str:
         study = {**STUDY, "output_dir": str(folder / "out"), **entries}
-        study["options"] = {"model": tiny_model, **study["options"]}
+        study["options"] = {"model": small_model, **study["options"]}
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(study))
         return str(file)

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_model import SMALL
 
-from cppo.assets.build import build_micro
 from cppo.errors import UserError
 from cppo.evaluation import generate_responses, load_model
 from cppo.evaluation.generate import DrawnToken, response_stream
@@ -16,13 +14,8 @@ NEW_TOKENS = 6
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return build_micro(tmp_path_factory.mktemp("tiny"), **SMALL)
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    model, processor = load_model(str(folder), device="cpu")
+def tiny(small_model):
+    model, processor = load_model(small_model, device="cpu")
     with torch.no_grad():  # an untrained model repeats its last token whatever it sees: let the layers speak up
         for module in [*model.model.language_model.layers.modules(), *model.model.visual.modules()]:
             if isinstance(module, torch.nn.Linear):
@@ -188,11 +181,11 @@ def test_training_mode_is_restored(tiny):
         model.eval()
 
 
-def test_models_that_cannot_be_loaded(folder, tmp_path):
+def test_models_that_cannot_be_loaded(small_model, tmp_path):
     with pytest.raises(UserError, match="cannot be loaded"):
         load_model(str(tmp_path / "gone"))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="no vision tower"):
         load_model(str(tmp_path))
     with pytest.raises(UserError, match="device"):
-        load_model(str(folder), device="nonsense")
+        load_model(small_model, device="nonsense")

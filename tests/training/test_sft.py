@@ -3,10 +3,8 @@ import json
 import pytest
 import torch
 from PIL import Image
-from small_model import SMALL
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
-from cppo.assets.build import build_micro
 from cppo.data import load_records
 from cppo.errors import UserError
 from cppo.recipes import RunOptions
@@ -21,11 +19,6 @@ CPU = {
     "disable_tqdm": True,
     "seed": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return build_micro(tmp_path_factory.mktemp("tiny"), **SMALL)
 
 
 @pytest.fixture
@@ -84,31 +77,31 @@ def run_sft(model, data, folder, resume=None, **how):
     return folder
 
 
-def test_the_loss_is_that_of_the_response_tokens_alone(tiny, rows_file, tmp_path):
+def test_the_loss_is_that_of_the_response_tokens_alone(small_model, rows_file, tmp_path):
     recorder = EvalLoss()
     args = {**CPU, "max_steps": 1, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
     records = load_records(str(rows_file))
-    run_sft(tiny, records, tmp_path / "out", eval_data=records, sft_args=args, callbacks=[recorder])
-    assert recorder.losses == pytest.approx([response_loss(tiny, records)], rel=1e-4)
+    run_sft(small_model, records, tmp_path / "out", eval_data=records, sft_args=args, callbacks=[recorder])
+    assert recorder.losses == pytest.approx([response_loss(small_model, records)], rel=1e-4)
 
 
-def test_training_learns_the_responses_and_saves_a_model_that_loads(tiny, rows_file, tmp_path):
+def test_training_learns_the_responses_and_saves_a_model_that_loads(small_model, rows_file, tmp_path):
     out = tmp_path / "out"
     args = {**CPU, "max_steps": 40, "learning_rate": 1e-2, "per_device_train_batch_size": 3}
     records = load_records(str(rows_file))
-    run_sft(tiny, records, out, sft_args=args)
-    assert response_loss(out, records) < 0.2 * response_loss(tiny, records)
-    assert AutoProcessor.from_pretrained(out).chat_template == AutoProcessor.from_pretrained(tiny).chat_template
+    run_sft(small_model, records, out, sft_args=args)
+    assert response_loss(out, records) < 0.2 * response_loss(small_model, records)
+    assert AutoProcessor.from_pretrained(out).chat_template == AutoProcessor.from_pretrained(small_model).chat_template
 
 
-def test_same_seed_same_weights(tiny, tmp_path):
+def test_same_seed_same_weights(small_model, tmp_path):
     args = {**CPU, "max_steps": 2, "per_device_train_batch_size": 4}
     data = load_records("tasks:digits?n=16&noise=25")
-    assert_same_weights(*(run_sft(tiny, data, tmp_path / name, sft_args=args) for name in ("a", "b")))
+    assert_same_weights(*(run_sft(small_model, data, tmp_path / name, sft_args=args) for name in ("a", "b")))
 
 
 @pytest.mark.parametrize("best", [False, True])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, best):
+def test_a_resumed_run_ends_as_the_uninterrupted_one(small_model, tmp_path, best):
     """Of this family `Trainer` alone loads no weight, since the file names them otherwise than the model.
 
     Every evaluation is worse than the first here, whose checkpoint is the best.
@@ -117,11 +110,11 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, best):
     args = {**CPU, "max_steps": 3, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1}
     if best:
         args |= {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 10.0}
-    whole = run_sft(tiny, data, tmp_path / "whole", eval_data=data, sft_args=args)
+    whole = run_sft(small_model, data, tmp_path / "whole", eval_data=data, sft_args=args)
     if best:
         assert_same_weights(whole, whole / "checkpoint-1")
     resumed = run_sft(
-        tiny, data, tmp_path / "resumed", resume=str(whole / "checkpoint-1"), eval_data=data, sft_args=args
+        small_model, data, tmp_path / "resumed", resume=str(whole / "checkpoint-1"), eval_data=data, sft_args=args
     )
     assert_same_weights(whole, resumed)
 
@@ -139,19 +132,19 @@ def test_rows_are_prompt_completion_with_images():
     assert [image.tobytes() for image in row["images"]] == [record.images[0].tobytes()]
 
 
-def test_a_system_prompt_goes_before_rows_that_have_none(tiny, tmp_path):
+def test_a_system_prompt_goes_before_rows_that_have_none(small_model, tmp_path):
     options = RunOptions("tasks:shapes?n=3", system_prompt="Look closely.")
-    trainer = sft_trainer(str(tiny), load_records(options.data), str(tmp_path), sft_args=CPU, options=options)
+    trainer = sft_trainer(small_model, load_records(options.data), str(tmp_path), sft_args=CPU, options=options)
     assert [message["role"] for message in trainer.train_dataset[1]["prompt"]] == ["system", "user"]
     assert trainer.train_dataset[1]["prompt"][0]["content"] == "Look closely."
 
 
-def test_columns_are_mapped(tiny, tmp_path):
+def test_columns_are_mapped(small_model, tmp_path):
     file = tmp_path / "own.jsonl"
     file.write_text(json.dumps({"question": "1 + 1?", "answer": "2", "solution": "\\boxed{2}"}) + "\n")
     columns = {"prompt": "question", "response": "solution"}
     args = {**CPU, "max_steps": 1}
-    run_sft(tiny, load_records(str(file), columns=columns), tmp_path / "out", sft_args=args)
+    run_sft(small_model, load_records(str(file), columns=columns), tmp_path / "out", sft_args=args)
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -176,7 +169,7 @@ def test_refused_options_are_named(tmp_path, args, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_is_missing_or_blind_is_refused(tiny, tmp_path):
+def test_a_model_that_is_missing_or_blind_is_refused(small_model, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         run_sft(tmp_path / "nowhere", load_records("tasks:digits?n=4"), tmp_path / "out", sft_args=CPU)
     blind = tmp_path / "blind"
@@ -184,6 +177,6 @@ def test_a_model_that_is_missing_or_blind_is_refused(tiny, tmp_path):
         vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     LlamaForCausalLM(config).save_pretrained(blind)
-    AutoProcessor.from_pretrained(tiny).tokenizer.save_pretrained(blind)
+    AutoProcessor.from_pretrained(small_model).tokenizer.save_pretrained(blind)
     with pytest.raises(UserError, match="blind"):
         run_sft(blind, load_records("tasks:digits?n=4"), tmp_path / "out", sft_args=CPU)
