@@ -261,6 +261,14 @@ BAD_VALUES = {
     "view_crop_side": [0.5, 1.5],
     "view_threads": 0,
 }
+TOLD = {
+    "preserving_views": "'blur' is unknown",
+    "removing_views": "the list is empty",
+    "view_contrast": "-1.0 is outside [0, inf)",
+    "view_noise_side": "0.0 is outside (0, 1]",
+    "view_crop_side": "1.5 is outside (0, 1]",
+}
+"""What is said of a list, where it is not the list itself."""
 NOT_PAIRS = ("view_brightness", "view_contrast", "view_saturation", "view_noise_side", "view_crop_side")
 
 
@@ -270,7 +278,7 @@ def test_a_bad_value_is_refused_with_its_field(tmp_path, name):
         CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: BAD_VALUES[name]})
     message = one_line(caught)
     assert name in message
-    assert str(BAD_VALUES[name] if not isinstance(BAD_VALUES[name], list) else "") in message
+    assert TOLD.get(name, str(BAD_VALUES[name])) in message
 
 
 @pytest.mark.parametrize("name", NOT_PAIRS)
