@@ -24,6 +24,13 @@ def reference_logits(linear: torch.nn.Linear, hidden: Tensor) -> Tensor:
     return logits / 0.7
 
 
+def reference_divergence(name: str, p: Tensor, q: Tensor) -> Tensor:
+    if name == "kl":
+        return (p * (p / q).log()).sum(dim=-1)
+    mixture = (p + q) / 2
+    return ((p * (p / mixture).log()).sum(dim=-1) + (q * (q / mixture).log()).sum(dim=-1)) / 2
+
+
 def make_hidden(seed: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(13, 32, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
 
@@ -52,10 +59,7 @@ def test_divergences_and_gradients(monkeypatch, name, dtype, bias):
     hidden, view = make_hidden(1, dtype), make_hidden(2, dtype)
     found = head.divergence(name, hidden, view, 0.7)
     p, q = (torch.softmax(reference_logits(linear, h), dim=-1) for h in (hidden, view))
-    mixture = q if name == "kl" else (p + q) / 2
-    expected = (p * (p / mixture).log()).sum(dim=-1)
-    if name == "js":
-        expected = (expected + (q * (q / mixture).log()).sum(dim=-1)) / 2
+    expected = reference_divergence(name, p, q)
     check((found,), (expected,), (hidden, view, *linear.parameters()), TOLERANCES[dtype])
 
 
@@ -70,10 +74,7 @@ def test_divergences_from_a_constant(monkeypatch, name, constant):
         torch.softmax(one.detach() if kind == constant else one, dim=-1)
         for kind, one in zip(("anchor", "view"), logits, strict=True)
     )
-    mixture = q if name == "kl" else (p + q) / 2
-    expected = (p * (p / mixture).log()).sum(dim=-1)
-    if name == "js":
-        expected = (expected + (q * (q / mixture).log()).sum(dim=-1)) / 2
+    expected = reference_divergence(name, p, q)
     moving = view if constant == "anchor" else hidden
     check((found,), (expected,), (moving, *linear.parameters()), TOLERANCES[torch.float64])
     still = hidden if constant == "anchor" else view

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from cppo.data import load_records
 from cppo.errors import UserError
@@ -36,19 +36,14 @@ def rows_file(tmp_path):
     return file
 
 
-class EvalLoss:
-    """Records the trainer's evaluation losses; a callback of transformers."""
+class EvalLoss(TrainerCallback):
+    """Records the trainer's evaluation losses."""
 
-    def __new__(cls):
-        from transformers import TrainerCallback
+    def __init__(self):
+        self.losses = []
 
-        class Recorder(TrainerCallback):
-            losses: list[float] = []  # noqa: RUF012
-
-            def on_evaluate(self, args, state, control, metrics, **kwargs):
-                self.losses.append(metrics["eval_loss"])
-
-        return Recorder()
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.losses.append(metrics["eval_loss"])
 
 
 def response_loss(folder, records):

@@ -26,6 +26,10 @@ from cppo.training.perception_term import METRICS
 from cppo.training.trainer import CPPOTrainer
 
 SGD = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+CUTS = [
+    {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts} for batch, parts in ((8, 1), (1, 8))
+]
+"""The same step as one micro-batch and as eight."""
 
 
 @pytest.mark.parametrize(
@@ -36,8 +40,7 @@ SGD = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "
 def test_the_cut_into_micro_batches_does_not_matter(make_trainer, loss_type, normalization):
     options = {**SGD, "loss_type": loss_type, "perception_normalization": normalization, "perception_weight": 0.5}
     weights = []
-    for batch, parts in ((8, 1), (1, 8)):
-        cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+    for cut_so in CUTS:
         trainer = inject(make_trainer(make_rows([1, 2]), **options, **cut_so))
         before = flat_weights(trainer.model)
         trainer.train()
@@ -48,8 +51,7 @@ def test_the_cut_into_micro_batches_does_not_matter(make_trainer, loss_type, nor
 
 def test_the_logged_means_do_not_depend_on_the_cut(make_trainer):
     logs = []
-    for batch, parts in ((8, 1), (1, 8)):
-        cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+    for cut_so in CUTS:
         trainer = inject(make_trainer(make_rows([1, 2]), perception_gate="none", **cut_so))
         trainer.train()
         logs.append([step_logs(trainer)[0][f"perception/{name}"] for name in METRICS])
@@ -59,8 +61,7 @@ def test_the_logged_means_do_not_depend_on_the_cut(make_trainer):
 def test_the_published_normalization_depends_on_the_cut(make_trainer):
     options = {**SGD, "perception_normalization": "microbatch", "perception_weight": 0.5}
     weights = []
-    for batch, parts in ((8, 1), (1, 8)):
-        cut_so = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": parts}
+    for cut_so in CUTS:
         trainer = inject(make_trainer(make_rows([1, 2]), **options, **cut_so))
         trainer.train()
         weights.append(flat_weights(trainer.model))
