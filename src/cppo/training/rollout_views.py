@@ -1,7 +1,7 @@
 """Views that rollouts are made from: plain augmentation, and NoisyRollout's mix (arXiv 2504.13055)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -46,10 +46,10 @@ class RolloutViews:
             if choice.random() >= self.fraction:
                 shown.append(row)
                 continue
-            views = self._views([*row["images"], *_embedded(row)], name, epoch, progress)
-            own = [next(views) for _ in row["images"]]
-            prompt = row["prompt"] if isinstance(row["prompt"], str) else replace_images(row["prompt"], list(views))
-            shown.append({**row, "prompt": prompt, "images": own})
+            images, prompt = row["images"], row["prompt"]
+            views = self._views([*images, *embedded_images(prompt)], name, epoch, progress)
+            prompt = replace_images(prompt, views[len(images) :])
+            shown.append({**row, "prompt": prompt, "images": views[: len(images)]})
         return shown
 
     def mixed(
@@ -67,24 +67,21 @@ class RolloutViews:
         for place, row in enumerate(rows, start=first):
             own, prompt = prompt_images(row), id(row["prompt"])
             if place % group_size >= unchanged and prompt not in views:
-                views[prompt] = list(self._views(own, f"{sample_id(row)}/rollout", epoch, progress))
+                views[prompt] = self._views(own, f"{sample_id(row)}/rollout", epoch, progress)
             images.append(views[prompt] if place % group_size >= unchanged else own)
         return images
 
-    def _views(self, images: Sequence[Image.Image], name: str, epoch: int, progress: float) -> Iterator[Image.Image]:
+    def _views(self, images: Sequence[Image.Image], name: str, epoch: int, progress: float) -> list[Image.Image]:
         strengths = self.strengths
         if self.decay:
             strengths = replace(strengths, diffusion_steps=decayed_steps(strengths.diffusion_steps, progress))
-        for index, image in enumerate(images):
-            rng, _ = view_generators(self.seed, name, epoch, index)
-            yield drawn_view(self.families, image, rng, strengths)
+        return [
+            drawn_view(self.families, image, view_generators(self.seed, name, epoch, index)[0], strengths)
+            for index, image in enumerate(images)
+        ]
 
 
 def decayed_steps(steps: int, progress: float) -> int:
     """Diffusion steps left after a fraction `progress` of the run: floor(steps (1 - sigmoid(30 (progress - 2 /
     3))))."""
     return math.floor(steps / (1 + math.exp(DECAY_STEEPNESS * (progress - DECAY_MIDPOINT))))
-
-
-def _embedded(row: Row) -> list[Image.Image]:
-    return [] if isinstance(row["prompt"], str) else list(embedded_images(row["prompt"]))

@@ -82,7 +82,7 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
             )
     if not uses_perception or {"images", "image"} & set(row):
         return
-    if isinstance(row["prompt"], str) or not any(embedded_images(row["prompt"])):
+    if not embedded_images(row["prompt"]):
         logger.warning(
             "train_dataset has no column `images` or `image`, and the perception loss needs images: is it among %s?",
             named,

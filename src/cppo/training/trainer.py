@@ -197,7 +197,7 @@ class CPPOTrainer(CardedTrainer):
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(shown)
         if images is not None:
             # Of the prompts as they are, not as rollouts see them: the update takes them from here.
-            images = [list(embedded_images(prompt)) for prompt in prompts]
+            images = [embedded_images(prompt) for prompt in prompts]
         return prompt_ids, images, multimodal_fields
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

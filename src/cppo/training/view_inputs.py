@@ -1,6 +1,6 @@
 """From a row of the dataset to what the model takes for its perturbed views."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -42,11 +42,8 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
         images = list(row["images"])
     else:
         images = [row["image"]] if row.get("image") is not None else []
-    canonical = {**row, "images": [load_rgb(image) for image in images]}
-    if isinstance(row.get("prompt"), list):
-        embedded = [load_rgb(image) for image in embedded_images(row["prompt"])]
-        canonical["prompt"] = replace_images(row["prompt"], embedded)
-    return canonical
+    prompt = replace_images(row["prompt"], [load_rgb(image) for image in embedded_images(row["prompt"])])
+    return {**row, "prompt": prompt, "images": [load_rgb(image) for image in images]}
 
 
 def canonical_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -88,41 +85,45 @@ def prompt_messages(row: Mapping[str, Any]) -> Messages | str:
 
 def prompt_images(row: Mapping[str, Any]) -> list[Image.Image]:
     """All images of a canonical row, in the order in which the model sees them."""
-    messages = prompt_messages(row)
-    return [] if isinstance(messages, str) else list(embedded_images(messages))
+    return embedded_images(prompt_messages(row))
 
 
-def embedded_images(messages: Messages) -> Iterable[Image.Image]:
-    """The images inside chat messages, in order."""
-    for message in messages:
-        if isinstance(message.get("content"), list):
-            for part in message["content"]:
-                if part.get("type") == "image" and part.get("image") is not None:
-                    yield part["image"]
+def embedded_images(prompt: Messages | str) -> list[Image.Image]:
+    """The images inside chat messages, in order; a prompt of plain text has none."""
+    if isinstance(prompt, str):
+        return []
+    contents = [message["content"] for message in prompt if isinstance(message.get("content"), list)]
+    return [part["image"] for content in contents for part in content if _is_image(part)]
 
 
-def replace_images(messages: Messages, images: Sequence[Image.Image]) -> Messages:
-    """A copy of chat messages with other images in the places of the embedded ones."""
+def replace_images(prompt: Messages | str, images: Sequence[Image.Image]) -> Messages | str:
+    """A copy of chat messages with other images in the places of the embedded ones; plain text as it is."""
+    if isinstance(prompt, str):
+        return prompt
     following = iter(images)
 
     def new_part(part: dict[str, Any]) -> dict[str, Any]:
-        is_image = part.get("type") == "image" and part.get("image") is not None
-        return {**part, "image": next(following)} if is_image else part
+        return {**part, "image": next(following)} if _is_image(part) else part
 
     return [
         {**message, "content": [new_part(part) for part in message["content"]]}
         if isinstance(message.get("content"), list)
         else message
-        for message in messages
+        for message in prompt
     ]
 
 
+def _is_image(part: Mapping[str, Any]) -> bool:
+    return part.get("type") == "image" and part.get("image") is not None
+
+
 def process_prompt(
-    processing_class: Any, messages: Messages, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
+    processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
 ) -> PromptInputs:
     """Run chat template and processor over one prompt, with the call that TRL makes for the anchor."""
-    text = apply_chat_template({"prompt": messages}, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
-    images = list(embedded_images(messages))
+    example: dict[str, Any] = {"prompt": prompt}
+    text = apply_chat_template(example, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
+    images = embedded_images(prompt)
     # A template that writes the first token itself is not to get it twice: so is the anchor tokenized.
     first = processing_class.tokenizer.bos_token
     options = {"add_special_tokens": False} if first and text.startswith(first) else {}
@@ -184,7 +185,7 @@ class BatchViews:
         begun: by the id of each prompt object its sample id, and the pairs (I+, I-) of its images.
     """
 
-    process: Callable[[Messages], PromptInputs]
+    process: Callable[[Messages | str], PromptInputs]
     rows: Sequence[Row]
     begun: Mapping[int, tuple[str, list[ViewPair]]]
 
@@ -218,13 +219,12 @@ class BatchViews:
         return inputs
 
     def _of_prompt(self, row: Row, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
-        messages, (name, begun) = prompt_messages(row), self.begun[id(row["prompt"])]
-        assert not isinstance(messages, str)  # a row with images has chat messages
+        name, begun = self.begun[id(row["prompt"])]
         pairs = [pair.result() for pair in begun]
         views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
         inputs = {}
         for kind in kinds:
-            view = self.process(replace_images(messages, views[kind]))
+            view = self.process(replace_images(prompt_messages(row), views[kind]))
             if view.token_ids != tokens:
                 raise UserError(
                     f"row {name}: the processor makes other prompt tokens of a perturbed view ({len(view.token_ids)}) "
