@@ -79,7 +79,7 @@ def test_views_of_gated_out_prompts_that_wait_are_not_made(rows, tokens, process
     sampler = WatchedSampler(3)
     begun = ViewMaker(sampler, 1, processor, [], {}).begin(rows, epoch=0)
     assert sampler.called.wait(30)  # the only thread stands at the gate with the first row
-    _, waiting = begun.begun[id(rows[2]["prompt"])]
+    waiting = begun.begun[2]
 
     def open_the_gate():
         while not all(pair.cancelled() for pair in waiting):

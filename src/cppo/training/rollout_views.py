@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from cppo.training.view_inputs import Row, embedded_images, prompt_images, replace_images, sample_id
+from cppo.training.view_inputs import Row, embedded_images, first_copies, prompt_images, replace_images, sample_id
 from cppo.views import ViewStrengths, drawn_view, view_generators
 
 DECAY_STEEPNESS = 30.0
@@ -37,9 +37,9 @@ class RolloutViews:
         progress: steps done, as a fraction of the run.
         """
         shown: list[Row] = []
-        for index, row in enumerate(rows):
-            if index > 0 and row["prompt"] is rows[index - 1]["prompt"]:
-                shown.append({**row, "prompt": shown[-1]["prompt"], "images": shown[-1]["images"]})
+        for index, (row, first) in enumerate(zip(rows, first_copies(rows), strict=True)):
+            if first != index:
+                shown.append({**row, "prompt": shown[first]["prompt"], "images": shown[first]["images"]})
                 continue
             name = f"{sample_id(row)}/rollout"
             choice, _ = view_generators(self.seed, name, epoch, -1)
@@ -64,8 +64,8 @@ class RolloutViews:
         unchanged = group_size - round(self.fraction * group_size)
         images: list[list[Image.Image]] = []
         views: dict[int, list[Image.Image]] = {}
-        for place, row in enumerate(rows, start=first):
-            own, prompt = prompt_images(row), id(row["prompt"])
+        for place, (row, prompt) in enumerate(zip(rows, first_copies(rows), strict=True), start=first):
+            own = prompt_images(row)
             if place % group_size >= unchanged and prompt not in views:
                 views[prompt] = self._views(own, f"{sample_id(row)}/rollout", epoch, progress)
             images.append(views[prompt] if place % group_size >= unchanged else own)

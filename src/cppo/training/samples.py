@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cppo.training.perception_term import Detection, PerceptionTerm
+from cppo.training.view_inputs import first_copies
 
 MAX_SAMPLES = 4
 
@@ -17,12 +18,14 @@ class RolloutSamples:
     def __init__(self) -> None:
         self.latest: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
+        self._prompts: list[int] = []
         self._rewards: list[float] = []
 
     def begin(self, rows: Sequence[dict[str, Any]], rewards: Tensor) -> None:
         """A new generation batch of rows with their weighted rewards, [B]."""
         # A row without a prompt gets it from an environment, which changes it as it goes.
         self._rows = list(rows) if all("prompt" in row for row in rows) else []
+        self._prompts = first_copies(self._rows)
         self._rewards = rewards.tolist()
 
     def keep(
@@ -72,7 +75,7 @@ class RolloutSamples:
         seen: Counter[int] = Counter()
         turns = []
         for rollout in rollouts:
-            prompt = id(self._rows[rollout]["prompt"])  # a prompt's rollouts share it
+            prompt = self._prompts[rollout]
             turns.append(seen[prompt])
             seen[prompt] += 1
         return sorted(range(len(rollouts)), key=turns.__getitem__)

@@ -65,6 +65,15 @@ def same_prompt(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(row.get(key) == other.get(key) for key in ("prompt", "images", "image", "sample_id", "id"))
 
 
+def first_copies(rows: Sequence[Row]) -> list[int]:
+    """For each canonical row the place of the first of the copies of its prompt, which stand side by side."""
+    firsts: list[int] = []
+    for index, row in enumerate(rows):
+        is_copy = index > 0 and row["prompt"] is rows[index - 1]["prompt"]
+        firsts.append(firsts[-1] if is_copy else index)
+    return firsts
+
+
 def sample_id(row: Mapping[str, Any]) -> str:
     """The row's `sample_id` (or `id`), or else an id made from its prompt and images."""
     for name in ("sample_id", "id"):
@@ -162,17 +171,17 @@ class ViewMaker:
 
     def begin(self, rows: Sequence[Row], epoch: int) -> "BatchViews":
         """Start on the views of canonical rows; copies of a prompt share theirs."""
-        begun: dict[int, tuple[str, list[ViewPair]]] = {}
-        for row in rows:
-            if id(row["prompt"]) not in begun:
-                name = sample_id(row)
-                # Of copies: reward functions are given the row's own images, and may change them meanwhile.
-                pairs = [
-                    self._pool.submit(self._sampler.views, image.copy(), name, epoch, index)
-                    for index, image in enumerate(prompt_images(row))
-                ]
-                begun[id(row["prompt"])] = name, pairs
-        return BatchViews(self._process, rows, begun)
+        firsts = first_copies(rows)
+        begun = {first: self._begin_prompt(rows[first], epoch) for first in dict.fromkeys(firsts)}
+        return BatchViews(self._process, rows, firsts, begun)
+
+    def _begin_prompt(self, row: Row, epoch: int) -> list[ViewPair]:
+        name = sample_id(row)
+        # Of copies: reward functions are given the row's own images, and may change them meanwhile.
+        return [
+            self._pool.submit(self._sampler.views, image.copy(), name, epoch, index)
+            for index, image in enumerate(prompt_images(row))
+        ]
 
 
 @dataclass(frozen=True)
@@ -180,14 +189,16 @@ class BatchViews:
     """The views of one generation batch, being made.
 
     Attributes:
-        process: from chat messages to the model's inputs.
+        process: from a prompt to the model's inputs.
         rows: of the batch.
-        begun: by the id of each prompt object its sample id, and the pairs (I+, I-) of its images.
+        firsts: for each row the first of the copies of its prompt (`first_copies`).
+        begun: for each of these the pairs (I+, I-) of its images.
     """
 
     process: Callable[[Messages | str], PromptInputs]
     rows: Sequence[Row]
-    begun: Mapping[int, tuple[str, list[ViewPair]]]
+    firsts: Sequence[int]
+    begun: Mapping[int, list[ViewPair]]
 
     def inputs(
         self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]], kinds: Sequence[str]
@@ -205,31 +216,24 @@ class BatchViews:
         Raises:
             UserError: a view cannot be made, or the processor makes other tokens of it than of its image.
         """
-        wanted = {id(row["prompt"]) for row, gated_in in zip(self.rows, gate, strict=True) if gated_in}
-        for prompt in self.begun.keys() - wanted:
-            for pair in self.begun[prompt][1]:
+        wanted = {first for first, gated_in in zip(self.firsts, gate, strict=True) if gated_in}
+        for first in self.begun.keys() - wanted:
+            for pair in self.begun[first]:
                 pair.cancel()
-        made: dict[int, dict[str, VisionInputs]] = {}
-        inputs: list[dict[str, VisionInputs] | None] = []
-        for row, gated_in, tokens in zip(self.rows, gate, prompt_tokens, strict=True):
-            prompt = id(row["prompt"])
-            if gated_in and prompt not in made:
-                made[prompt] = self._of_prompt(row, tokens, kinds)
-            inputs.append(made[prompt] if gated_in else None)
-        return inputs
+        made = {first: self._of_prompt(first, prompt_tokens[first], kinds) for first in sorted(wanted)}
+        return [made[first] if gated_in else None for first, gated_in in zip(self.firsts, gate, strict=True)]
 
-    def _of_prompt(self, row: Row, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
-        name, begun = self.begun[id(row["prompt"])]
-        pairs = [pair.result() for pair in begun]
+    def _of_prompt(self, first: int, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
+        row, pairs = self.rows[first], [pair.result() for pair in self.begun[first]]
         views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
         inputs = {}
         for kind in kinds:
             view = self.process(replace_images(prompt_messages(row), views[kind]))
             if view.token_ids != tokens:
                 raise UserError(
-                    f"row {name}: the processor makes other prompt tokens of a perturbed view ({len(view.token_ids)}) "
-                    f"than of the image itself ({len(tokens)}); use a processor whose number of image tokens depends "
-                    "on the image's size alone"
+                    f"row {sample_id(row)}: the processor makes other prompt tokens of a perturbed view "
+                    f"({len(view.token_ids)}) than of the image itself ({len(tokens)}); use a processor whose number "
+                    "of image tokens depends on the image's size alone"
                 )
             inputs[kind] = view.vision
         return inputs
