@@ -275,7 +275,7 @@ def packed_anchor(family: str) -> tuple[Any, Any]:
 def check_positions_matter(model: Any, packed: Any, positions: Tensor) -> None:
     """Other positions than the packed row's give other log-probabilities."""
     changed = dataclasses.replace(packed, passes=(dataclasses.replace(packed.passes[0], position_ids=positions),))
-    right, wrong = (packed.unpack("anchor", run(model, batch)) for batch in (packed, changed))
+    right, wrong = (packed.unpack(packed.tokens["anchor"], run(model, batch)) for batch in (packed, changed))
     assert (right - wrong).abs().max() > 1e-3
 
 

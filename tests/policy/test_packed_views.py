@@ -42,12 +42,12 @@ def test_selected_tokens_of_a_view(family, sequential, checkpointing):
     assert len(batch.passes) == (2 if sequential else 1)
 
     def readout(hidden, head):
-        first, second = batch.tokens["anchor"], batch.tokens["removing"]
+        first = batch.tokens["anchor"]
         logps, _ = head.scores(hidden[first], batch.targets[first], 0.7)
-        logps = batch.unpack("anchor", logps)
-        picked = batch.gather("removing", logps < logps[anchor.response_mask].median())
-        view, _ = head.scores(hidden[second][picked], batch.targets[second][picked], 0.7)
-        return {"logps": logps, "view": view, "at": batch.gather("removing", logps)[picked], "picked": picked}
+        picked = batch.places("removing", batch.unpack(first, logps) < logps.median())
+        view, _ = head.scores(hidden[picked], batch.targets[picked], 0.7)
+        at = logps[batch.counterparts("anchor", picked)]
+        return {"logps": batch.unpack(first, logps), "view": view, "at": at}
 
     found = model(shared_prompt=batch, readout=readout)
     (found["logps"].sum() + ((found["at"] - found["view"]) ** 2).sum()).backward()

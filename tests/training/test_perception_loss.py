@@ -30,7 +30,7 @@ from rollout_stubs import (
 )
 
 from cppo.policy import ResponseScores
-from cppo.training.perception_term import perception_token_mask
+from cppo.training.perception_term import ViewScores, perception_token_mask
 
 OPTIONS = {
     "reward_funcs": [token_reward, parity_reward],
@@ -125,7 +125,7 @@ def test_scores_that_rank_tokens_differently(score, expected):
     anchor = ResponseScores(torch.tensor([[-3.0, -2.0, -1.0]]), torch.tensor([[1.0, 3.0, 4.0]]))
     removing = ResponseScores(torch.tensor([[-2.0, -2.25, -3.0]]), torch.tensor([[2.0, 4.5, 3.5]]))
     args = SimpleNamespace(perception_score=score, perception_top_fraction=0.5, perception_selector="top_positive")
-    scores, mask = perception_token_mask(args, anchor, removing, torch.ones(1, 3))
+    scores, mask = perception_token_mask(args, ViewScores(anchor, removing, None, torch.ones(1, 3)))
     assert scores[0].tolist() == pytest.approx(expected, rel=1e-5)
     assert mask[0].tolist() == [value == max(expected) for value in expected]
 

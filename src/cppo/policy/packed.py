@@ -94,7 +94,8 @@ def shared_prompt_scores(
         return {"logps": logps, "entropies": entropies}
 
     scores = model(shared_prompt=batch, readout=readout)
-    return ResponseScores(batch.unpack("anchor", scores["logps"]), batch.unpack("anchor", scores["entropies"]))
+    everything = batch.tokens["anchor"]
+    return ResponseScores(batch.unpack(everything, scores["logps"]), batch.unpack(everything, scores["entropies"]))
 
 
 def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:

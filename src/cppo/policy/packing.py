@@ -65,12 +65,14 @@ class PackedRow:
 class PackedBatch:
     """Rows to run and, for their n scored tokens in order, where these belong in a batch of B rows of T responses.
 
+    Places are those of a scored token in this order, from 0 to n - 1: an index tensor, or a slice of `tokens`.
+
     Attributes:
         passes: one packed row for all views together, one for those with and one for those without gradients, or one
             per view.
-        tokens: each view's part of the scored tokens.
+        tokens: the places of each view's tokens.
         targets: the response tokens, [n].
-        rows, columns: their places in the batch, [n] each.
+        rows, columns: where they stand in the batch, [n] each.
         shape: (B, T).
     """
 
@@ -81,15 +83,20 @@ class PackedBatch:
     columns: Tensor
     shape: tuple[int, int]
 
-    def unpack(self, view: str, values: Tensor) -> Tensor:
-        """One value for each of the view's scored tokens, [n_view], as [B, T] with zeros everywhere else."""
-        part = self.tokens[view]
-        return values.new_zeros(self.shape).index_put((self.rows[part], self.columns[part]), values)
+    def unpack(self, places: slice | Tensor, values: Tensor) -> Tensor:
+        """One value for each of the places as [B, T], with zeros everywhere else."""
+        return values.new_zeros(self.shape).index_put((self.rows[places], self.columns[places]), values)
 
-    def gather(self, view: str, padded: Tensor) -> Tensor:
-        """The entries of [B, T] at the view's scored tokens, [n_view]."""
+    def places(self, view: str, chosen: Tensor) -> Tensor:
+        """The places of those of the view's tokens that are chosen, bool [B, T]."""
         part = self.tokens[view]
-        return padded[self.rows[part], self.columns[part]]
+        return part.start + chosen[self.rows[part], self.columns[part]].nonzero().squeeze(1)
+
+    def counterparts(self, view: str, places: slice | Tensor) -> Tensor:
+        """Where the view has the response tokens that another view has at these places."""
+        part = self.tokens[view]
+        own = torch.arange(part.start, part.stop, device=self.targets.device)
+        return self.unpack(part, own)[self.rows[places], self.columns[places]]
 
 
 def prompt_groups(

@@ -32,14 +32,11 @@ def detect(trainer: Any, model: Any, request: ViewRequest, inputs: dict[str, Any
     rows = ids[request.rows], mask[request.rows], images
     if trainer._shares_prompts:
         with trainer.accelerator.autocast():
-            score_shared(model, trainer.args, own, *rows)
+            _, scores = score_shared(model, trainer.args, own, *rows)
     else:
-        own.score(row_scorer(trainer, model, length), *rows, view_gradients=True)
-    scores = own.found
+        _, scores = own.score(row_scorer(trainer, model, length), *rows, view_gradients=True)
     assert scores is not None
-    return perception_token_mask(
-        trainer.args, scores.anchor, scores.removing, request.response_mask, scores.exact.score, request.draws
-    )
+    return perception_token_mask(trainer.args, scores)
 
 
 def step_normalizer(trainer: Any, model: Any, inputs: dict[str, Any]) -> Tensor | float:

@@ -73,36 +73,29 @@ class PerceptionTerm:
 
     Attributes:
         loss: scalar with a graph, its weights applied.
-        score: dependency score, [n, T].
-        token_mask: the selected tokens, bool [n, T].
+        detection: which tokens it acts on, and by what score.
         statistics: [len(METRICS), 2], numerator and denominator of each metric, to be summed over ranks.
     """
 
     loss: Tensor
-    score: Tensor
-    token_mask: Tensor
+    detection: Detection
     statistics: Tensor
 
 
-def perception_token_mask(
-    args: "CPPOConfig",
-    anchor: ResponseScores,
-    removing: ResponseScores | None,
-    response_mask: Tensor,
-    exact_score: Tensor | None = None,
-    draws: Tensor | None = None,
-) -> Detection:
+def perception_token_mask(args: "CPPOConfig", scores: ViewScores) -> Detection:
     """The dependency score, taken here unless it is given, and the tokens that the selector keeps.
 
     Without scores under I- the dependency score is NaN.
     """
-    if exact_score is not None:
-        score = exact_score
-    elif removing is not None:
-        score = dependency_score(args.perception_score, anchor, removing)
+    if scores.exact.score is not None:
+        score = scores.exact.score
+    elif scores.removing is not None:
+        score = dependency_score(args.perception_score, scores.anchor, scores.removing)
     else:
-        score = torch.full_like(anchor.logps, torch.nan)
-    token_mask = select_tokens(args.perception_selector, score, response_mask, args.perception_top_fraction, draws)
+        score = torch.full_like(scores.anchor.logps, torch.nan)
+    token_mask = select_tokens(
+        args.perception_selector, score, scores.response_mask, args.perception_top_fraction, scores.draws
+    )
     return Detection(score, token_mask)
 
 
@@ -119,15 +112,15 @@ def perception_term(
         weights: of the gated-in rollouts, [n], where only some were drawn or they count by their advantage (`rollout`
             alone).
     """
-    exact, name, mask = scores.exact, args.perception_divergence, scores.response_mask
-    score, token_mask = perception_token_mask(args, scores.anchor, scores.removing, mask, exact.score, scores.draws)
+    detection = perception_token_mask(args, scores)
+    token_mask = detection.token_mask
     anchor = scores.anchor if args.perception_anchor_gradients else scores.anchor.detached()
 
     def divergence(view: ResponseScores | None, given: Tensor | None) -> Tensor | None:
-        return given if given is not None or view is None else view_divergence(name, anchor, view)
+        return given if given is not None or view is None else view_divergence(args.perception_divergence, anchor, view)
 
-    d_preserving = divergence(scores.preserving, exact.preserving)
-    d_removing = divergence(scores.removing, exact.removing)
+    d_preserving = divergence(scores.preserving, scores.exact.preserving)
+    d_removing = divergence(scores.removing, scores.exact.removing)
     nothing = torch.zeros_like(scores.anchor.logps)
     pull = nothing if d_preserving is None else args.perception_preserving_weight * d_preserving
     push = nothing if d_removing is None else args.perception_removing_weight * d_removing
@@ -146,9 +139,9 @@ def perception_term(
     loss = args.perception_weight * mean(token_loss, token_mask)
     if args.perception_removing_entropy_weight:
         assert scores.removing is not None
-        loss = loss + args.perception_removing_entropy_weight * mean(scores.removing.entropies, mask)
+        loss = loss + args.perception_removing_entropy_weight * mean(scores.removing.entropies, scores.response_mask)
     statistics = _statistics(scores, token_loss, d_preserving, d_removing, token_mask)
-    return PerceptionTerm(loss, score, token_mask, statistics)
+    return PerceptionTerm(loss, detection, statistics)
 
 
 @torch.no_grad()

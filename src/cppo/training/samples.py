@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cppo.training.perception_term import Detection, PerceptionTerm
+from cppo.training.perception_term import Detection
 from cppo.training.view_inputs import first_copies
 
 MAX_SAMPLES = 4
@@ -33,7 +33,7 @@ class RolloutSamples:
         tokenizer: Any,
         inputs: Mapping[str, Any],
         scored: Sequence[int],
-        found: PerceptionTerm | Detection | None,
+        found: Detection | None,
         step: int,
     ) -> None:
         """Replace the latest samples by up to `MAX_SAMPLES` rollouts of a micro-batch.

@@ -22,7 +22,7 @@ from torch import Tensor
 from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS
-from cppo.policy import shared_prefill, sliced_generation, unwrapped
+from cppo.policy import ResponseScores, shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import named_rewards
 from cppo.training.config import CPPOConfig
@@ -31,7 +31,7 @@ from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.model_card import CardedTrainer
-from cppo.training.perception_term import METRICS, Detection, PerceptionTerm, perception_term
+from cppo.training.perception_term import METRICS, Detection, ViewScores, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
@@ -48,7 +48,7 @@ from cppo.training.setup import (
 )
 from cppo.training.shared_views import score_shared
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, prompt_images, replace_images
-from cppo.training.view_scoring import ViewRequest, idle_pass, scores_in_chunks
+from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
 
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
@@ -57,7 +57,7 @@ OVERRIDES = {
     "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; infinite ones are refused",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
-    "_get_per_token_logps_and_entropies": "the views are scored in the anchor's forward pass",
+    "_get_per_token_logps_and_entropies": "rows are scored packed; the loss gets scores taken along with the views'",
     "_compute_loss": "adds the perception term to whatever loss TRL computes",
     "training_step": "begins and ends the step's counts; on request logs the perception term's share of the gradient",
     "_get_train_sampler": "a resumed run must see its epoch's order",
@@ -165,7 +165,7 @@ class CPPOTrainer(CardedTrainer):
         )
         self._rollout_views = args.rollout_view_sampler()
         self._rollout_images: list[list[Any]] | None = None
-        self._view_request: ViewRequest | None = None
+        self._anchor_scores: ResponseScores | None = None
         self._rewards: Tensor | None = None
         self._step_tokens: Tensor | None = None
         self._perception_sums = torch.zeros(len(METRICS), 2, device=self.accelerator.device)
@@ -304,30 +304,39 @@ class CPPOTrainer(CardedTrainer):
         compute_aux_loss: bool = False,
         **vision: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        vision = trimmed(without_empty_images(vision), input_ids.shape[1])
-        request = self._view_request
-        # A packed row has its images in the prompts alone.
-        tool_images = self.tools and self._has_placeholder(input_ids[:, -logits_to_keep:]).any()
-        shares = self._shares_prompts and not tool_images
-        score = row_scorer(
-            self,
-            model,
-            logits_to_keep,
-            compute_entropy=compute_entropy,
-            compute_aux_loss=compute_aux_loss,
-            shares=shares,
-        )
-        if request is None:
+        scores = self._anchor_scores
+        if scores is None:
+            vision = trimmed(without_empty_images(vision), input_ids.shape[1])
+            score = row_scorer(
+                self,
+                model,
+                logits_to_keep,
+                compute_entropy=compute_entropy,
+                compute_aux_loss=compute_aux_loss,
+                shares=self._can_share(input_ids[:, -logits_to_keep:]),
+            )
             scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
-        elif shares:
-            with self.accelerator.autocast():
-                score_shared(model, self.args, request, input_ids, attention_mask, vision)
-            scores = request.anchor
-        else:
-            scores = request.score(score, input_ids, attention_mask, vision, self.args.perception_view_gradients)
-            if not (request.rows or self.args.perception_view_gradients) and self.accelerator.num_processes > 1:
-                idle_pass(score, input_ids, attention_mask, vision)
         return scores.logps, scores.entropies if compute_entropy else None, scores.aux_loss
+
+    def _can_share(self, completion_ids: Tensor) -> bool:
+        """Whether rows can be packed, which then have their images in the prompts alone: no tool brought one."""
+        return self._shares_prompts and not (self.tools and bool(self._has_placeholder(completion_ids).any()))
+
+    @timed("scoring")
+    def _score_views(
+        self, model: Any, request: ViewRequest, inputs: dict[str, Any]
+    ) -> tuple[ResponseScores, ViewScores | None]:
+        """Scores of a micro-batch, and of the requested rows under their views, in one forward pass."""
+        rows = model_inputs(inputs)
+        if self._can_share(inputs["completion_ids"]):
+            with self.accelerator.autocast():
+                return score_shared(model, self.args, request, *rows)
+        length = inputs["completion_ids"].shape[1]
+        score = row_scorer(self, model, length, compute_aux_loss=self.aux_loss_enabled)
+        scores = request.score(score, *rows, self.args.perception_view_gradients)
+        if not (request.rows or self.args.perception_view_gradients) and self.accelerator.num_processes > 1:
+            idle_pass(score, *rows)
+        return scores
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         rl_weight = self.args.rl_weight if self.model.training else 1.0
@@ -337,20 +346,21 @@ class CPPOTrainer(CardedTrainer):
                 self._keep_samples(inputs, rows, Detection(*detected) if detected else None)
             return rl_weight * super()._compute_loss(model, inputs)
         normalizer = step_normalizer(self, model, inputs)
-        request = self._view_request = ViewRequest.of(inputs, self.args.scored_views)
+        request = ViewRequest.of(inputs, self.args.scored_views)
+        self._anchor_scores, scores = self._score_views(model, request, inputs)
         try:
             loss = rl_weight * super()._compute_loss(model, inputs)
         finally:
-            self._view_request = None
-        term = None
-        if request.rows:
-            term = perception_term(self.args, request.found, normalizer, request.weights)
-            if self._grad_share is not None:
-                self._grad_share.add(term.loss)
-            loss = loss + term.loss
-            self._perception_sums += term.statistics
-        self._keep_samples(inputs, request.rows, term)
-        return loss
+            self._anchor_scores = None
+        if scores is None:
+            self._keep_samples(inputs)
+            return loss
+        term = perception_term(self.args, scores, normalizer, request.weights)
+        if self._grad_share is not None:
+            self._grad_share.add(term.loss)
+        self._perception_sums += term.statistics
+        self._keep_samples(inputs, request.rows, term.detection)
+        return loss + term.loss
 
     # Metrics
 
@@ -361,9 +371,7 @@ class CPPOTrainer(CardedTrainer):
             self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
         self._perception_sums.zero_()
 
-    def _keep_samples(
-        self, inputs: dict[str, Any], rows: Sequence[int] = (), found: PerceptionTerm | Detection | None = None
-    ) -> None:
+    def _keep_samples(self, inputs: dict[str, Any], rows: Sequence[int] = (), found: Detection | None = None) -> None:
         step = self.state.global_step + 1
         if step == 1 or step % max(self.state.logging_steps, 1) == 0:
             self._samples.keep(self._tokenizer, inputs, rows, found, step)

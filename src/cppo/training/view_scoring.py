@@ -49,9 +49,9 @@ def response_mask(inputs: dict[str, Any]) -> Tensor:
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
-@dataclass
+@dataclass(frozen=True)
 class ViewRequest:
-    """The rows of a micro-batch to be scored under their views, and, once scored, the scores.
+    """The rows of a micro-batch to be scored under their views.
 
     Attributes:
         rows: places of the n gated-in rollouts in the micro-batch; where their number is bounded, of those drawn.
@@ -60,8 +60,6 @@ class ViewRequest:
         weights: of each in the loss, [n].
         response_mask: theirs, [n, T].
         draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
-        anchor: scores of all B rows under the image itself.
-        found: scores of the requested rows under the image and these views; None where none was requested.
     """
 
     rows: list[int]
@@ -70,8 +68,6 @@ class ViewRequest:
     weights: Tensor
     response_mask: Tensor
     draws: Tensor | None = None
-    anchor: ResponseScores | None = None
-    found: ViewScores | None = None
 
     @classmethod
     def of(cls, inputs: dict[str, Any], kinds: tuple[str, ...]) -> "ViewRequest":
@@ -103,41 +99,34 @@ class ViewRequest:
 
     def score(
         self, score: Score, input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs, view_gradients: bool
-    ) -> ResponseScores:
-        """Score the anchor and, of the requested rows, their views; keep the latter here and return the anchor's.
+    ) -> tuple[ResponseScores, ViewScores | None]:
+        """Scores of all rows as they are, and those of the requested ones under their views; None if there are none.
 
         Without `view_gradients` the views take a second pass that builds no graph.
         """
         n, total = len(self.rows), input_ids.shape[0]
         if not n:
-            self.anchor = score(input_ids, attention_mask, vision)
-            return self.anchor
+            return score(input_ids, attention_mask, vision), None
         ids, mask = [input_ids[self.rows]] * len(self.kinds), [attention_mask[self.rows]] * len(self.kinds)
         parts = [self.view_inputs(index, kind, vision, input_ids.device) for kind in self.kinds for index in range(n)]
         if view_gradients:
             scores = score(
                 torch.cat([input_ids, *ids]), torch.cat([attention_mask, *mask]), concatenate_rows([vision, *parts])
             )
-            self.anchor, views = scores.pick(slice(total)), scores.pick(slice(total, None))
+            anchor, views = scores.pick(slice(total)), scores.pick(slice(total, None))
         else:
-            self.anchor = score(input_ids, attention_mask, vision)
+            anchor = score(input_ids, attention_mask, vision)
             with torch.no_grad():
                 views = score(torch.cat(ids), torch.cat(mask), concatenate_rows(parts))
         by_kind = {kind: views.pick(slice(n * place, n * (place + 1))) for place, kind in enumerate(self.kinds)}
-        self.keep(by_kind, ExactDivergences())
-        return self.anchor
+        return anchor, self.view_scores(anchor.pick(self.rows), by_kind, ExactDivergences())
 
-    def keep(self, views: Mapping[str, ResponseScores], exact: ExactDivergences) -> None:
-        """Remember the requested rows' scores under each view, [n, T], beside the anchor's."""
-        assert self.anchor is not None
-        self.found = ViewScores(
-            self.anchor.pick(self.rows),
-            views.get("removing"),
-            views.get("preserving"),
-            self.response_mask,
-            exact,
-            self.draws,
-        )
+    def view_scores(
+        self, anchor: ResponseScores, views: Mapping[str, ResponseScores], exact: ExactDivergences
+    ) -> ViewScores:
+        """The requested rows' scores under the image and each view, [n, T], as the perception term takes them."""
+        removing, preserving = views.get("removing"), views.get("preserving")
+        return ViewScores(anchor, removing, preserving, self.response_mask, exact, self.draws)
 
 
 def scores_in_chunks(
