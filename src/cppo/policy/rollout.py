@@ -8,7 +8,7 @@ active in the prompt is drawn once per group too, as in the packed scorer.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -113,10 +113,10 @@ def _replaced(model: PreTrainedModel, name: str, function: Callable[..., Any]) -
 
 def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
     """The arguments of `generate` for rows `start` to `end` (exclusive)."""
-    vision, counts = _vision_and_counts(config, inputs)
-    if counts is None:
+    vision = _counted_images(config, inputs)
+    if vision is None:
         raise UserError("per_device_generation_batch_size: it is not clear which images belong to which row; set null")
-    cut = slice_rows({**vision, **counts}, start, end)
+    cut = slice_rows(vision, start, end)
     # Idefics fills up rows without an image with images of zeros, and takes one where all are.
     if pads_rows(cut) and not cut["pixel_values"].any():
         cut = {key: value for key, value in cut.items() if key in PER_TOKEN_KEYS}
@@ -128,12 +128,6 @@ def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) 
         "attention_mask": kept["attention_mask"][start:end],
         **images,
     }
-
-
-def _vision_and_counts(config: Any, inputs: Mapping[str, Any]) -> tuple[VisionInputs, dict[str, Sequence[int]] | None]:
-    """The image inputs of [B, P], and how many of them each row has; None where that is unclear."""
-    vision = without_empty_images({key: inputs.get(key) for key in (*IMAGE_KEYS, *PER_TOKEN_KEYS)})
-    return vision, _images_by_row(config, inputs["input_ids"], vision, inputs.get(IMAGES_A_ROW))
 
 
 def _needs_encoded(config: GenerationConfig) -> bool:
@@ -162,10 +156,10 @@ def _is_prefill(inputs: Mapping[str, Any]) -> bool:
 def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -> Any:
     """One forward pass over the distinct rows of [B, P], its last logits and cache copied to all B rows."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    vision, counts = _vision_and_counts(config, inputs)
-    if counts is None or (mask is not None and mask.ndim != 2):
+    vision = _counted_images(config, inputs)
+    if vision is None or (mask is not None and mask.ndim != 2):
         return forward(**inputs)
-    groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, {**vision, **counts})
+    groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, vision)
     if len(groups) == len(ids):
         return forward(**inputs)
     distinct = {key: value for key, value in inputs.items() if key not in (*IMAGE_KEYS, IMAGES_A_ROW)}
@@ -184,20 +178,20 @@ def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -
     return outputs
 
 
-def _images_by_row(
-    config: Any, input_ids: Tensor, vision: VisionInputs, given: Tensor | None
-) -> dict[str, Sequence[int]] | None:
-    """Images (or tiles) of each row, as `slice_rows` wants it, counted by its placeholder tokens; None if unclear.
+def _counted_images(config: Any, inputs: Mapping[str, Any]) -> VisionInputs | None:
+    """The image inputs of [B, P] with the number of images (or tiles) of each row, as `slice_rows` wants it.
 
-    given: the images of each row that has any, where the model takes that number.
+    Counted by the row's placeholder tokens; None if that leaves it unclear.
     """
+    vision = without_empty_images({key: inputs.get(key) for key in (*IMAGE_KEYS, *PER_TOKEN_KEYS)})
     pixels = vision.get("pixel_values")
     if pixels is None or pads_rows(vision):
-        return {}
-    tokens = (input_ids == config.image_token_id).sum(dim=1)
-    if given is not None:
+        return vision
+    tokens = (inputs["input_ids"] == config.image_token_id).sum(dim=1)
+    given = inputs.get(IMAGES_A_ROW)
+    if given is not None:  # of each row that has any
         counts = iter(given.tolist())
-        return {"num_images": [next(counts) if count else 0 for count in tokens.tolist()]}
+        return {**vision, "num_images": [next(counts) if count else 0 for count in tokens.tolist()]}
     grid = vision.get("image_grid_thw")
     if grid is None:
         each, left_over = divmod(int(tokens.sum()), len(pixels))
@@ -210,4 +204,4 @@ def _images_by_row(
     seen = torch.searchsorted(ends, row_ends, right=True)
     if not torch.equal(torch.cat([ends.new_zeros(1), ends])[seen], row_ends):
         return None
-    return {"num_images": seen.diff(prepend=seen.new_zeros(1)).tolist()}
+    return {**vision, "num_images": seen.diff(prepend=seen.new_zeros(1)).tolist()}
