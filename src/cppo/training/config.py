@@ -206,23 +206,23 @@ class CPPOConfig(GRPOConfig):
     def __new__(cls, *args: Any, **given: Any) -> "CPPOConfig":
         config = super().__new__(cls)
         # Only here is it known what was given: the fields hold no trace of it.
-        vars(config)["_given"] = {*given, *(field.name for field, _ in zip(fields(cls), args, strict=False))}
+        known = {field.name: field for field in fields(cls) if field.init}
+        given.update(zip(known, args, strict=False))
+        names = set(given)
+        if names >= known.keys():
+            names = {name for name, field in known.items() if given[name] != field_default(field)}
+        vars(config)["_given"] = names
         return config
 
     def __post_init__(self) -> None:
-        self._take_method_options(vars(self).pop("_given"))
+        given = vars(self).pop("_given")
+        for name, value in get_method(self.method).options.items():
+            if name not in given:
+                setattr(self, name, copy.copy(value))
         super().__post_init__()
         for name, field in schema("train").own.items():
             setattr(self, name, check_value(field, getattr(self, name), where=name))
         check_combinations(vars(self))
-
-    def _take_method_options(self, given: set[str]) -> None:
-        """Set what the method sets and nobody gave."""
-        options = {field.name: field for field in fields(self)}
-        parsed = given >= {name for name, field in options.items() if field.init}
-        for name, value in get_method(self.method).options.items():
-            if name not in given or (parsed and getattr(self, name) == _default(options[name])):
-                setattr(self, name, copy.copy(value))
 
     @property
     def uses_perception(self) -> bool:
@@ -268,5 +268,6 @@ class CPPOConfig(GRPOConfig):
         return RolloutViews(self.seed, self.rollout_views, strengths, fraction, decay)
 
 
-def _default(field: Field) -> Any:
+def field_default(field: Field) -> Any:
+    """What a field of a dataclass is where it is not given."""
     return field.default if field.default_factory is MISSING else field.default_factory()

@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from huggingface_hub import ModelCardData
 from cppo.assets import MICRO_DIR
 from cppo.data import hub_dataset
 from cppo.methods import get_method
+from cppo.training.config import field_default
 from cppo.training.resume import ResumableGRPOTrainer
 
 TAGS = ("cppo", "trl", "grpo", "reinforcement-learning", "vision-language")
@@ -272,9 +273,8 @@ def _changed(args: Any) -> dict[str, Any]:
     """The fields of a configuration that differ from their defaults, of those that YAML can hold."""
     changed = {}
     for one in fields(args):
-        default = one.default_factory() if one.default_factory is not MISSING else one.default
         value = getattr(args, one.name)
-        if value != default and isinstance(value, (bool, int, float, str, list)):
+        if value != field_default(one) and isinstance(value, (bool, int, float, str, list)):
             changed[one.name] = str(value.value) if hasattr(value, "value") else value
     return changed
 
