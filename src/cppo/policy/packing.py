@@ -2,8 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -31,7 +29,7 @@ class PromptGroup:
         vision: the model's image inputs for one such row, empty for text; `mm_token_type_ids` is [1, P + T].
     """
 
-    rows: Sequence[int]
+    rows: list[int]
     vision: VisionInputs
 
 
@@ -111,19 +109,18 @@ def prompt_groups(
     """
     end = input_ids.shape[1] - num_response_tokens
     prompts = input_ids[:, :end].masked_fill(attention_mask[:, :end] == 0, -1).tolist()
-    lengths = attention_mask[:, :end].sum(dim=1).tolist()
-    found: dict[tuple[int, ...], list[tuple[list[int], VisionInputs]]] = {}
-    ordered: list[tuple[list[int], VisionInputs]] = []
-    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+    groups: list[PromptGroup] = []
+    of_prompt: dict[tuple[int, ...], list[PromptGroup]] = {}
+    for row, prompt in enumerate(prompts):
         images = slice_rows(vision, row, row + 1)
-        candidates = found.setdefault(tuple(prompt[end - length :]), [])
-        group = next((group for group in candidates if _same_images(group[1], images)), None)
+        candidates = of_prompt.setdefault(tuple(prompt), [])
+        group = next((group for group in candidates if _same_images(group.vision, images)), None)
         if group is None:
-            group = ([], images)
+            group = PromptGroup([], images)
             candidates.append(group)
-            ordered.append(group)
-        group[0].append(row)
-    return [PromptGroup(rows, images) for rows, images in ordered]
+            groups.append(group)
+        group.rows.append(row)
+    return groups
 
 
 def pack(
@@ -156,20 +153,23 @@ def pack(
         count = sum(packer.lengths[row] for group in groups for row in group.rows)
         tokens[name] = slice(num_scored, num_scored + count)
         num_scored += count
-    parts = [(list(groups), name not in detached) for name, groups in views.items() if groups]
-    if not sequential:
-        parts = [
-            ([group for groups, _ in alike for group in groups], gradients)
-            for gradients, alike in groupby(parts, key=itemgetter(1))
-        ]
-    rows = [row for groups, _ in parts for group in groups for row in group.rows]
+    if sequential:
+        together = [[name] for name in views]
+    else:
+        together = [[name for name in views if name not in detached], [name for name in views if name in detached]]
+    passes = []
+    for names in together:
+        groups = [group for name in names for group in views[name]]
+        if groups:
+            passes.append(packer.row(groups, gradients=names[0] not in detached))
+    rows = [row for groups in views.values() for group in groups for row in group.rows]
     lengths = [packer.lengths[row] for row in rows]
     device = input_ids.device
     columns = torch.cat([torch.arange(length) for length in lengths]).to(device)
     places = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths)).to(device)
     targets = input_ids[places, packer.prompt_end + columns]
     shape = (input_ids.shape[0], num_response_tokens)
-    return PackedBatch(tuple(packer.row(*part) for part in parts), tokens, targets, places, columns, shape)
+    return PackedBatch(tuple(passes), tokens, targets, places, columns, shape)
 
 
 class _Packer:

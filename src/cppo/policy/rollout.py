@@ -172,7 +172,7 @@ def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -
     outputs = forward(**distinct, **joined_images(config, [group.vision for group in groups]))
     group_of = torch.empty_like(ids[:, 0])
     for number, group in enumerate(groups):
-        group_of[list(group.rows)] = number
+        group_of[group.rows] = number
     outputs.past_key_values.batch_select_indices(group_of)
     outputs.logits = outputs.logits[group_of]
     return outputs
