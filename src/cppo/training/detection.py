@@ -27,7 +27,7 @@ def detect(trainer: Any, model: Any, request: ViewRequest, inputs: dict[str, Any
         if trainer.accelerator.num_processes > 1:
             idle_pass(row_scorer(trainer, model, length, shares=trainer._shares_prompts), ids, mask, vision)
         return None
-    own = replace(request, rows=list(range(len(request.rows))), kinds=("removing",))
+    own = replace(request, views=dict(enumerate(request.views.values())), kinds=("removing",))
     images = concatenate_rows([slice_rows(vision, row, row + 1) for row in request.rows])
     rows = ids[request.rows], mask[request.rows], images
     if trainer._shares_prompts:

@@ -56,17 +56,14 @@ def _view_groups(
     request: ViewRequest, kind: str, anchors: list[PromptGroup], vision: VisionInputs, device: torch.device
 ) -> list[PromptGroup]:
     """The requested rows under one view, together where they share prompt and views."""
-    place = {row: index for index, row in enumerate(request.rows)}
     groups = []
     for anchor in anchors:
         by_views: dict[int, list[int]] = {}
         for row in anchor.rows:
-            if row in place:
+            if row in request.views:
                 # The rollouts of a prompt share one dictionary; equal prompts of other rows have views of their own.
-                by_views.setdefault(id(request.views[place[row]]), []).append(row)
-        groups += [
-            PromptGroup(rows, request.view_inputs(place[rows[0]], kind, vision, device)) for rows in by_views.values()
-        ]
+                by_views.setdefault(id(request.views[row]), []).append(row)
+        groups += [PromptGroup(rows, request.view_inputs(rows[0], kind, vision, device)) for rows in by_views.values()]
     return groups
 
 

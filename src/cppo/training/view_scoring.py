@@ -54,20 +54,24 @@ class ViewRequest:
     """The rows of a micro-batch to be scored under their views.
 
     Attributes:
-        rows: places of the n gated-in rollouts in the micro-batch; where their number is bounded, of those drawn.
-        views: for each of them the model's image inputs under the views that were made.
+        views: by the places of the n gated-in rollouts in the micro-batch (where their number is bounded, of those
+            drawn) the model's image inputs under the views that were made.
         kinds: the views to score, of "removing" and "preserving".
         weights: of each in the loss, [n].
         response_mask: theirs, [n, T].
         draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
     """
 
-    rows: list[int]
-    views: list[dict[str, VisionInputs]]
+    views: dict[int, dict[str, VisionInputs]]
     kinds: tuple[str, ...]
     weights: Tensor
     response_mask: Tensor
     draws: Tensor | None = None
+
+    @property
+    def rows(self) -> list[int]:
+        """Places of the gated-in rollouts, in order."""
+        return list(self.views)
 
     @classmethod
     def of(cls, inputs: dict[str, Any], kinds: tuple[str, ...]) -> "ViewRequest":
@@ -76,24 +80,23 @@ class ViewRequest:
         Raises:
             UserError: they lack one of `kinds`, as rollouts of a checkpoint can after a change of options.
         """
-        views = inputs["perception_views"]
-        rows = [row for row, view in enumerate(views) if view is not None]
+        views = {row: own for row, own in enumerate(inputs["perception_views"]) if own is not None}
         for kind in kinds:
-            if any(kind not in views[row] for row in rows):
+            if any(kind not in own for own in views.values()):
                 raise UserError(
                     f"the checkpoint's unfinished rollouts have no {kind} views, which the changed options need: "
                     "resume with its own perception options, or from a checkpoint of another step"
                 )
+        rows = list(views)
         draws = inputs["perception_draws"][rows] if "perception_draws" in inputs else None
         weights, mask = inputs["perception_weights"][rows], response_mask(inputs)[rows]
-        return cls(rows, [views[row] for row in rows], kinds, weights, mask, draws)
+        return cls(views, kinds, weights, mask, draws)
 
-    def view_inputs(self, index: int, kind: str, anchor: VisionInputs, device: torch.device) -> VisionInputs:
+    def view_inputs(self, row: int, kind: str, anchor: VisionInputs, device: torch.device) -> VisionInputs:
         """Image inputs of one of the requested rows under one view, with exactly the anchor's keys."""
-        row, views = self.rows[index], self.views[index]
         inputs: VisionInputs = {}
         for key, value in anchor.items():
-            found = value[row : row + 1] if key in PER_TOKEN_KEYS else views[kind][key]
+            found = value[row : row + 1] if key in PER_TOKEN_KEYS else self.views[row][kind][key]
             inputs[key] = found.to(device) if isinstance(found, Tensor) else found
         return inputs
 
@@ -104,11 +107,11 @@ class ViewRequest:
 
         Without `view_gradients` the views take a second pass that builds no graph.
         """
-        n, total = len(self.rows), input_ids.shape[0]
+        n, total = len(self.views), input_ids.shape[0]
         if not n:
             return score(input_ids, attention_mask, vision), None
         ids, mask = [input_ids[self.rows]] * len(self.kinds), [attention_mask[self.rows]] * len(self.kinds)
-        parts = [self.view_inputs(index, kind, vision, input_ids.device) for kind in self.kinds for index in range(n)]
+        parts = [self.view_inputs(row, kind, vision, input_ids.device) for kind in self.kinds for row in self.rows]
         if view_gradients:
             scores = score(
                 torch.cat([input_ids, *ids]), torch.cat([attention_mask, *mask]), concatenate_rows([vision, *parts])
