@@ -19,7 +19,7 @@ from cppo.policy import (
 )
 from cppo.rewards import reward_columns
 from cppo.training.option_rules import check_gate_reward
-from cppo.training.view_inputs import embedded_images
+from cppo.training.view_inputs import Row, embedded_images, prompt_images
 
 logger = logging.getLogger(__name__)
 
@@ -149,12 +149,19 @@ def check_head(trainer: Any) -> None:
         )
 
 
-def check_sharded_rows(trainer: Any, any_images: bool, all_images: bool) -> None:
-    """Raise UserError on all ranks where some rows have images, others none, and the vision tower is sharded.
+def agree_on_images(trainer: Any, rows: list[Row]) -> None:
+    """Let all ranks log the images of a generation batch or none: TRL gathers them on the ranks that have any.
 
-    Its weights are gathered on each pass through it, which ranks with nothing but text would not make.
+    Raises UserError on all ranks where some rows have images, others none, and the vision tower is sharded: its weights
+    are gathered on each pass through it, which ranks with nothing but text would not make.
     """
-    if any_images and not all_images and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+    have_images = [bool(row.get("images") or ("prompt" in row and prompt_images(row))) for row in rows]
+    any_of_rank, all_of_rank = trainer.accelerator.gather(
+        torch.tensor([[any(have_images), all(have_images)]], device=trainer.accelerator.device)
+    ).T
+    trainer.log_multimodal = trainer.args.log_multimodal and bool(any_of_rank.all())
+    mixed = any_of_rank.any() and not all_of_rank.all()
+    if mixed and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
         raise UserError(
             "a batch holds rows with and without images, for which FSDP and ZeRO-3 would wait forever: train on rows "
             "with images alone, or in data parallel"

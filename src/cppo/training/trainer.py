@@ -36,18 +36,18 @@ from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import (
+    agree_on_images,
     ban_vision_placeholders,
     check_castable_head,
     check_columns,
     check_head,
     check_setup,
-    check_sharded_rows,
     freeze_vision_tower,
     keep_float32_outputs,
     share_prompts,
 )
 from cppo.training.shared_views import score_shared
-from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, prompt_images, replace_images
+from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images
 from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
 
 OVERRIDES = {
@@ -228,13 +228,7 @@ class CPPOTrainer(CardedTrainer):
     @timed("rollout")
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         rows = canonical_rows(inputs)
-        # TRL gathers the images to log on the ranks that have any, and would wait forever for the others.
-        have_images = [bool(row.get("images") or ("prompt" in row and prompt_images(row))) for row in rows]
-        any_of_rank, all_of_rank = self.accelerator.gather(
-            torch.tensor([[any(have_images), all(have_images)]], device=self.accelerator.device)
-        ).T
-        self.log_multimodal = self.args.log_multimodal and bool(any_of_rank.all())
-        check_sharded_rows(self, bool(any_of_rank.any()), bool(all_of_rank.all()))
+        agree_on_images(self, rows)
         if not self.model.training:
             return super()._generate_and_score_completions(rows)
         epoch, first = math.floor(self.state.epoch or 0), self.accelerator.process_index * len(rows)
