@@ -31,33 +31,28 @@ the response tokens of the rollouts scored under the views. `cpl` is the sink's 
 
 
 @dataclass(frozen=True)
-class ExactDivergences:
-    """Divergences over the vocabulary where they were taken along with the scores, [n, T] each, else None.
+class ViewScores:
+    """Scores of the n gated-in rollouts of a micro-batch under the image, I+ and I-.
 
     Attributes:
-        score: of anchor and I-, where that is the dependency score; needed at all response tokens.
-        preserving, removing: of the anchor and each view; needed at the selected tokens.
-    """
-
-    score: Tensor | None = None
-    preserving: Tensor | None = None
-    removing: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ViewScores:
-    """Scores of the n gated-in rollouts of a micro-batch under the image, I+ and I-, and their response mask [n, T].
-
-    The scores under I+ are needed at the selected tokens alone and may be anything elsewhere. Those of a view that the
-    method does not look at are None. `draws` are uniform random numbers [n, T], for a random selection.
+        anchor, removing, preserving: under the image, I- and I+; None for a view that the method does not look at.
+            Those under I+ are needed at the selected tokens alone and may be anything elsewhere.
+        response_mask: theirs, [n, T].
+        draws: uniform random numbers [n, T], for a random selection.
+        score: the divergence over the vocabulary of anchor and I-, [n, T], where that is the dependency score and was
+            taken along with the scores; needed at all response tokens.
+        d_preserving, d_removing: those of the anchor and each view, [n, T], where they were taken along; needed at the
+            selected tokens.
     """
 
     anchor: ResponseScores
     removing: ResponseScores | None
     preserving: ResponseScores | None
     response_mask: Tensor
-    exact: ExactDivergences = ExactDivergences()
     draws: Tensor | None = None
+    score: Tensor | None = None
+    d_preserving: Tensor | None = None
+    d_removing: Tensor | None = None
 
 
 class Detection(NamedTuple):
@@ -87,8 +82,8 @@ def perception_token_mask(args: "CPPOConfig", scores: ViewScores) -> Detection:
 
     Without scores under I- the dependency score is NaN.
     """
-    if scores.exact.score is not None:
-        score = scores.exact.score
+    if scores.score is not None:
+        score = scores.score
     elif scores.removing is not None:
         score = dependency_score(args.perception_score, scores.anchor, scores.removing)
     else:
@@ -119,8 +114,8 @@ def perception_term(
     def divergence(view: ResponseScores | None, given: Tensor | None) -> Tensor | None:
         return given if given is not None or view is None else view_divergence(args.perception_divergence, anchor, view)
 
-    d_preserving = divergence(scores.preserving, scores.exact.preserving)
-    d_removing = divergence(scores.removing, scores.exact.removing)
+    d_preserving = divergence(scores.preserving, scores.d_preserving)
+    d_removing = divergence(scores.removing, scores.d_removing)
     nothing = torch.zeros_like(scores.anchor.logps)
     pull = nothing if d_preserving is None else args.perception_preserving_weight * d_preserving
     push = nothing if d_removing is None else args.perception_removing_weight * d_removing

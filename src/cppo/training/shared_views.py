@@ -14,7 +14,7 @@ from cppo.perception import EXACT_DIVERGENCES
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, ResponseScores, pack, prompt_groups, unwrapped
 from cppo.policy.vision_inputs import VisionInputs
 from cppo.training.config import CPPOConfig
-from cppo.training.perception_term import ExactDivergences, ViewScores, perception_token_mask
+from cppo.training.perception_term import ViewScores, perception_token_mask
 from cppo.training.view_scoring import ViewRequest
 
 
@@ -120,5 +120,5 @@ def _view_scores(request: ViewRequest, found: dict[str, Tensor]) -> ViewScores:
         for view in ("anchor", *request.kinds)
         if f"{view}_logps" in own
     }
-    exact = ExactDivergences(own.get("score"), own.get("d_preserving"), own.get("d_removing"))
-    return request.view_scores(scores["anchor"], scores, exact)
+    exact = {name: own[name] for name in ("score", "d_preserving", "d_removing") if name in own}
+    return request.view_scores(scores["anchor"], scores, **exact)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cppo.errors import UserError
 from cppo.policy import ResponseScores, concatenate_rows, slice_rows
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, trimmed, without_empty_images
-from cppo.training.perception_term import ExactDivergences, ViewScores
+from cppo.training.perception_term import ViewScores
 
 VISION_KEYS = (
     "pixel_values",
@@ -122,14 +122,15 @@ class ViewRequest:
             with torch.no_grad():
                 views = score(torch.cat(ids), torch.cat(mask), concatenate_rows(parts))
         by_kind = {kind: views.pick(slice(n * place, n * (place + 1))) for place, kind in enumerate(self.kinds)}
-        return anchor, self.view_scores(anchor.pick(self.rows), by_kind, ExactDivergences())
+        return anchor, self.view_scores(anchor.pick(self.rows), by_kind)
 
-    def view_scores(
-        self, anchor: ResponseScores, views: Mapping[str, ResponseScores], exact: ExactDivergences
-    ) -> ViewScores:
-        """The requested rows' scores under the image and each view, [n, T], as the perception term takes them."""
+    def view_scores(self, anchor: ResponseScores, views: Mapping[str, ResponseScores], **exact: Tensor) -> ViewScores:
+        """The requested rows' scores under the image and each view, [n, T], as the perception term takes them.
+
+        exact: the divergences over the vocabulary that were taken along, by their names in `ViewScores`.
+        """
         removing, preserving = views.get("removing"), views.get("preserving")
-        return ViewScores(anchor, removing, preserving, self.response_mask, exact, self.draws)
+        return ViewScores(anchor, removing, preserving, self.response_mask, self.draws, **exact)
 
 
 def scores_in_chunks(
