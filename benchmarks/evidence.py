@@ -5,7 +5,8 @@ studies, with blanks between, share one. `of METHOD,METHOD` keeps these rows alo
 differences from that method in place of the study's control, `at equal time` takes them at the time at which the
 fastest method has ended, and `means` leaves the single tasks out; they stand in this order. Figures that the page shows
 go into the folder `figures`. Differences are in points after the last step, with 95 % intervals over seeds and items
-both, at equal time over seeds; one of at least five seeds whose interval excludes 0 is bold.
+both, at equal time over seeds; one of at least five seeds whose interval excludes 0 is bold. A marker
+`<!-- holm: STUDY STUDY -->` asks for the differences of each study that survive Holm's correction.
 
     python benchmarks/evidence.py docs/results
 """
@@ -18,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import ttest_1samp
+
 from cppo.comparison.comparisons import compare
 from cppo.comparison.jobs import study_jobs, timing_jobs
 from cppo.comparison.study import load_study
@@ -27,11 +30,13 @@ from cppo.reports.charts import interval_chart
 PAGE = "evidence.md"
 OVER_TASKS = "mean of tasks"
 LEAST_SEEDS = 5
+FAMILY_ERROR = 0.05
 TABLE = re.compile(
     r"(<!-- table: (?P<studies>\S+(?: evidence-\S+)*)(?: of (?P<methods>\S+))?(?: against (?P<control>\S+))?"
     r"(?P<equal_time> at equal time)?(?P<means> means)? -->\n).*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
+HOLM = re.compile(r"(<!-- holm: (?P<studies>[a-z -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }
@@ -96,6 +101,34 @@ def marked(difference: Mapping[str, Any]) -> str:
     return f"**{text}**" if decides else text
 
 
+def holm(p_values: Mapping[Any, float]) -> list[Any]:
+    """The keys whose p values survive Holm's correction at 5 % over all of them, smallest first."""
+    survivors: list[Any] = []
+    for key in sorted(p_values, key=p_values.__getitem__):
+        if p_values[key] * (len(p_values) - len(survivors)) > FAMILY_ERROR:
+            break
+        survivors.append(key)
+    return survivors
+
+
+def holm_table(folder: Path, studies: Sequence[str]) -> Iterator[str]:
+    """Lines of Markdown: of each study's mean differences those that survive, by seeds, and by seeds and items."""
+    yield "| study | differences | survive by seeds | survive by seeds and items |"
+    yield "|---|---|---|---|"
+    for study in studies:
+        rows = differences(results_of(folder, study))
+        pooled = {key: row for key, row in rows.items() if key[0] == OVER_TASKS} or rows
+        found = {(label, name): one for (_, label), row in pooled.items() for name, one in row.items()}
+        of_seeds = {key: float(ttest_1samp(list(one["by_seed"].values()), 0).pvalue) for key, one in found.items()}
+        cells = []
+        for survivors in (holm(of_seeds), holm({key: one["crossed_p"] for key, one in found.items()})):
+            by_label: dict[str, list[str]] = {}
+            for label, name in survivors:
+                by_label.setdefault(label, []).append(f"{name} {100 * found[label, name]['mean']:+.1f}")
+            cells.append("; ".join(f"{label}: {', '.join(one)}" for label, one in by_label.items()) or "none")
+        yield f"| {study.removeprefix('evidence-')} | {len(found)} | {' | '.join(cells)} |"
+
+
 def figure(results: Mapping[str, Any], condition: str) -> str:
     """The differences under one condition as an SVG file of its own."""
     rows = [
@@ -120,6 +153,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     page = folder / PAGE
     text = TABLE.sub(filled, page.read_text(encoding="utf-8"))
+    text = HOLM.sub(
+        lambda found: "\n".join([found[1] + "\n".join(holm_table(folder, found["studies"].split())), found["end"]]),
+        text,
+    )
     for found in FIGURE.finditer(text):
         (folder / "figures").mkdir(exist_ok=True)
         drawn = figure(results_of(folder, found["study"]), found["condition"])

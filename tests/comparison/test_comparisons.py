@@ -97,6 +97,8 @@ def test_intervals_over_seeds_and_items_are_the_analysis_of_variance(made):
     expected = student_t.interval(0.95, freedom, total / n, math.sqrt(together / n))
     found = results["comparison"]["digits"]["methods"]["other3"]["difference"]["clean"]["equal_steps"]
     assert found["crossed_ci95"] == pytest.approx(expected, rel=1e-9)
+    p_value = 2 * student_t.sf(abs(total / n) / math.sqrt(together / n), freedom)
+    assert found["crossed_p"] == pytest.approx(p_value, rel=1e-9)
 
 
 def test_the_bootstrap_draws_items_and_keeps_seeds(made):

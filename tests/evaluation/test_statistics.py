@@ -6,11 +6,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from cppo.evaluation.statistics import (
+    CrossedMean,
     MeanInterval,
     bootstrap_interval,
-    crossed_interval,
+    crossed_mean,
     mean_interval,
     paired_bootstrap,
     pass_at_k,
@@ -156,8 +158,10 @@ def crossed_draws(rng, seed_spread, item_spread, seeds=6, items=80):
 def test_crossed_intervals_cover_the_mean_for_new_seeds_and_items(seed_spread, item_spread):
     rng = np.random.default_rng(1)
     draws = [crossed_draws(rng, seed_spread, item_spread) for _ in range(800)]
-    covered = np.mean([low <= 0.0 <= high for low, high in map(crossed_interval, draws)])
+    found = [crossed_mean(draw) for draw in draws]
+    covered = np.mean([one.low <= 0.0 <= one.high for one in found])
     assert 0.93 <= covered <= 0.99
+    assert all((one.p_value < 0.05) == (one.low > 0 or one.high < 0) for one in found)
     if item_spread > 0.3:  # where items differ, the interval over seeds is too short
         by_seed = [t_interval(np.mean([task.mean(axis=1) for task in draw], axis=0)) for draw in draws]
         assert np.mean([one.low <= 0.0 <= one.high for one in by_seed]) < 0.85
@@ -168,7 +172,10 @@ def test_crossed_interval_where_only_seeds_or_only_items_differ():
     values = np.random.default_rng(2).normal(size=12)
     found = t_interval(values)
     by_seed, by_item = np.repeat(values[:, None], 30, axis=1), np.repeat(values[None], 5, axis=0)
-    assert crossed_interval([by_seed]) == pytest.approx((found.low, found.high))
-    assert crossed_interval([by_item]) == pytest.approx((found.low, found.high))
-    assert crossed_interval([by_seed[:1]]) is None
-    assert crossed_interval([np.ones((3, 4))]) == (1.0, 1.0)
+    expected = found.low, found.high, ttest_1samp(values, 0).pvalue
+    for draw in (by_seed, by_item):
+        one = crossed_mean([draw])
+        assert (one.low, one.high, one.p_value) == pytest.approx(expected)
+    assert crossed_mean([by_seed[:1]]) is None
+    assert crossed_mean([np.ones((3, 4))]) == CrossedMean(1.0, 1.0, 0.0)
+    assert crossed_mean([np.zeros((3, 4))]) == CrossedMean(0.0, 0.0, 1.0)

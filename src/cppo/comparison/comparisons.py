@@ -11,7 +11,7 @@ from cppo.comparison.page import render
 from cppo.comparison.results import collect
 from cppo.comparison.study import Study
 from cppo.comparison.tables import markdown
-from cppo.evaluation.statistics import bootstrap_means, crossed_interval, t_interval
+from cppo.evaluation.statistics import bootstrap_means, crossed_mean, t_interval
 
 Cells = dict[int, dict[str, Any]]
 """Cells of one method on one task by seed."""
@@ -150,7 +150,8 @@ def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
 
 def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]]) -> dict[str, Any]:
     """95 % intervals of a difference in which items count: for these seeds and other items (`items_ci95`, a bootstrap
-    of each item's mean over seeds), and for other seeds and other items (`crossed_ci95`, see `crossed_interval`).
+    of each item's mean over seeds), and for other seeds and other items (`crossed_ci95`, with the p value that goes
+    with it, `crossed_p`; see `crossed_mean`).
 
     Of several tasks the items of each are drawn apart, and the tasks count alike.
 
@@ -164,8 +165,12 @@ def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]]) -> dict[str, An
         differences.append(marks[:, 1] - marks[:, 0])
         total += bootstrap_means(differences[-1].mean(axis=0), rng, RESAMPLES)
     low, high = np.quantile(total / len(tasks), [0.025, 0.975])
-    crossed = crossed_interval(differences)
-    return {"items_ci95": [float(low), float(high)], "crossed_ci95": None if crossed is None else list(crossed)}
+    crossed = crossed_mean(differences)
+    return {
+        "items_ci95": [float(low), float(high)],
+        "crossed_ci95": None if crossed is None else [crossed.low, crossed.high],
+        "crossed_p": None if crossed is None else crossed.p_value,
+    }
 
 
 def _at(cell: Mapping[str, Any], condition: str, step: float) -> float:

@@ -112,8 +112,17 @@ def t_interval(values: Sequence[float]) -> MeanInterval:
     return MeanInterval(mean, mean - half, mean + half, n)
 
 
-def crossed_interval(tasks: Sequence[np.ndarray]) -> tuple[float, float] | None:
-    """95 % interval of a mean difference over other seeds and other items both, where each seed answers each item.
+@dataclass(frozen=True)
+class CrossedMean:
+    """A mean over seeds and items both: its 95 % interval, and how likely one as far from 0 is where the truth is 0."""
+
+    low: float
+    high: float
+    p_value: float
+
+
+def crossed_mean(tasks: Sequence[np.ndarray]) -> CrossedMean | None:
+    """A mean difference, as for other seeds and other items both, where each seed answers each item.
 
     With seeds and items as crossed random effects the mean's variance is what the seeds' means say, plus what the
     items' means say, less their residual, which both hold; the degrees of freedom are Satterthwaite's (1946). As an
@@ -124,7 +133,7 @@ def crossed_interval(tasks: Sequence[np.ndarray]) -> tuple[float, float] | None:
             are the same ones in the same order, their items are others.
 
     Returns:
-        (low, high), or None for a single seed or item.
+        None for a single seed or item.
     """
     if any(min(one.shape) < 2 for one in tasks):
         return None
@@ -135,13 +144,14 @@ def crossed_interval(tasks: Sequence[np.ndarray]) -> tuple[float, float] | None:
     of_both = 0.0
     for one in tasks:
         rest = one - one.mean(axis=1, keepdims=True) - one.mean(axis=0, keepdims=True) + one.mean()
-        freedom = (one.shape[0] - 1) * (one.shape[1] - 1)
-        of_both += float((rest**2).sum()) / freedom / one.size / len(tasks) ** 2
+        degrees = (one.shape[0] - 1) * (one.shape[1] - 1)
+        of_both += float((rest**2).sum()) / degrees / one.size / len(tasks) ** 2
     variance = max(of_seeds + sum(of_items) - of_both, of_seeds, sum(of_items))
     mean = float(by_seed.mean())
     if variance == 0.0:
-        return mean, mean
+        return CrossedMean(mean, mean, float(mean == 0.0))
     spread = of_seeds**2 / (seeds - 1)
     spread += sum(part**2 / (one.shape[1] - 1) for part, one in zip(of_items, tasks, strict=True))
-    half = float(student_t.ppf(0.975, variance**2 / spread)) * math.sqrt(variance)
-    return mean - half, mean + half
+    freedom, error = variance**2 / spread, math.sqrt(variance)
+    half = float(student_t.ppf(0.975, freedom)) * error
+    return CrossedMean(mean - half, mean + half, 2 * float(student_t.sf(abs(mean) / error, freedom)))
