@@ -1,4 +1,4 @@
-# make demo   sets up .venv and runs the main job (4 to 10 minutes on 2 cores)
+# make demo   sets up .venv and runs the main job (about 4 minutes on 2 idle cores)
 # make test   sets up .venv, then lint, type check and tests
 # make help   lists the rest
 SHELL := /bin/bash

@@ -121,7 +121,9 @@ def test_a_resume_names_what_it_changes(told, tmp_path, capsys):
     again = ["train", "--config", f"{run}/config.yaml", "--output_dir", run, "--resume_from_checkpoint", "true"]
     again += ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--report_to", "none", "--save_steps", "9"]
     assert main([*again, "--max_steps", "3"]) == 0
-    assert "warning" not in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "warning" not in error
+    assert f"the run goes on from {run}/checkpoint-2\n" in error
     assert main([*again, "--max_steps", "4", "--per_device_train_batch_size", "8", "--seed", "7"]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert "seed: 42 -> 7" in line

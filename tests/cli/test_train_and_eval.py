@@ -224,6 +224,18 @@ def test_a_stopped_run_names_its_last_checkpoint(workplace, tmp_path, capsys, mo
     assert error.endswith("cppo: stopped\n")
 
 
+def test_a_run_stopped_before_its_first_checkpoint_says_so(workplace, tmp_path, capsys, monkeypatch):
+    def stop(recipe, sources, report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cppo.runs.run.run_training", stop)
+    argv = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main(argv) == 130
+    error = capsys.readouterr().err
+    assert f"there is no checkpoint in {tmp_path / 'run'} yet" in error
+    assert error.endswith("cppo: stopped\n")
+
+
 def test_sft_fills_a_run_directory(workplace, tmp_path, capsys):
     recipe = {
         "model": str(workplace / "model"),

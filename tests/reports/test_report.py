@@ -159,6 +159,7 @@ def test_only_the_report_of_a_run_that_goes_on_loads_itself_again(run):
 def test_a_resumed_run_tells_its_time_left_from_the_steps_it_made(run):
     (run / "progress.json").write_text(json.dumps({"step": 30, "last_step": 40, "from_step": 20, "seconds": 60.0}))
     assert read_run(run).seconds_left == pytest.approx(60.0)
+    assert "1.0 minutes since the resume after step 20" in render_report(read_run(run))
 
 
 def test_warnings_are_shown(run):

@@ -65,6 +65,8 @@ def _run(recipe: Recipe, named: bool) -> None:
         if checkpoints:
             hint = "the same command with --resume_from_checkpoint true goes on from there"
             tell(f"{checkpoints[-1]} is complete; {hint}")
+        else:
+            tell(f"there is no checkpoint in {recipe.output_dir} yet, so nothing to go on from; see --save_steps")
         raise
     if not result.is_main_process:
         return

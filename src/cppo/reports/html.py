@@ -51,6 +51,7 @@ def render_report(run: RunData, *, refresh: int | None = None) -> str:
         steps=run.last_step,
         last_step=max(run.last_step, int(run.progress.get("last_step", 0))),
         seconds=run.seconds,
+        resumed_at=run.resumed_at,
         seconds_left=run.seconds_left,
         warnings=run_warnings(run),
         accuracies=_accuracies(run),

@@ -32,13 +32,18 @@ class RunData:
 
     @property
     def seconds(self) -> float | None:
-        """How long the run took, or has trained so far since it was started or resumed."""
+        """How long the run took, or has trained so far, since it was started or resumed."""
         return self.summary.get("seconds", self.progress.get("seconds"))
+
+    @property
+    def resumed_at(self) -> int:
+        """The step from which the run was last resumed; 0 if it never was."""
+        return int(self.progress.get("from_step", 0))
 
     @property
     def seconds_left(self) -> float | None:
         """How long the steps to come will take at the mean pace so far; None where nothing tells, or all is done."""
-        done = self.progress.get("step", 0) - self.progress.get("from_step", 0)
+        done = self.progress.get("step", 0) - self.resumed_at
         if self.summary or done <= 0:
             return None
         return self.progress["seconds"] / done * (self.progress["last_step"] - self.progress["step"])

@@ -200,6 +200,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
     trained = sum(one.numel() for one in weights if one.requires_grad)
     rewards = zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
     return [
+        f"recipe     {recipe.name}",
         f"model      {recipe.options.model}: {trained:,} of {sum(one.numel() for one in weights):,} weights trained, "
         f"{str(weights[0].dtype).removeprefix('torch.')} on {args.device}, "
         f"{trainer.accelerator.num_processes} process(es)",
@@ -210,7 +211,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"tokens     prompts {sum(lengths) / len(lengths):.0f} on average, {max(lengths):,} at most in {len(probed):,} "
         f"rows, images included; responses up to {args.max_completion_length:,}",
         f"method     {config['method']}: {method_text(config)}",
-        f"loss       {args.loss_type}, scorer {config['scorer']}",
+        f"loss       {args.loss_type}, learning rate {args.learning_rate:g}, scorer {config['scorer']}",
         f"rewards    {', '.join(f'{name} x {weight:g}' for name, weight in rewards)}",
         f"memory     {', '.join(f'{part} {_mib(size)}' for part, size in asdict(memory).items())}",
         _needs_line("as now", as_answered, memory, steps),

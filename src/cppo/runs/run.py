@@ -111,6 +111,7 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     resolved = resolved_config(recipe, args)
     if checkpoint is not None:
+        tell(f"the run goes on from {checkpoint}")
         warn_of_changes(recipe, resolved, checkpoint)
     trainer = build_trainer(prepared, sources)
     main = trainer.is_world_process_zero()

@@ -78,7 +78,7 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
         if missing:
             raise UserError(
                 f"reward {getattr(reward, '__name__', repr(reward))} needs the column{'s' * (len(missing) > 1)} "
-                f"{', '.join(missing)}: train_dataset has {named}"
+                f"{', '.join(missing)}: train_dataset has {named}; `load_records(..., extras=[...])` takes more"
             )
     if not uses_perception or {"images", "image"} & set(row):
         return
