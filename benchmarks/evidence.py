@@ -149,14 +149,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = parser.parse_args(argv).folder
 
     def filled(found: re.Match) -> str:
-        return "\n".join([found[1] + "\n".join(table(folder, found.groupdict())), found["end"]])
+        asked = found.groupdict()
+        lines = table(folder, asked) if found.re is TABLE else holm_table(folder, asked["studies"].split())
+        return "\n".join([found[1] + "\n".join(lines), found["end"]])
 
     page = folder / PAGE
-    text = TABLE.sub(filled, page.read_text(encoding="utf-8"))
-    text = HOLM.sub(
-        lambda found: "\n".join([found[1] + "\n".join(holm_table(folder, found["studies"].split())), found["end"]]),
-        text,
-    )
+    text = HOLM.sub(filled, TABLE.sub(filled, page.read_text(encoding="utf-8")))
     for found in FIGURE.finditer(text):
         (folder / "figures").mkdir(exist_ok=True)
         drawn = figure(results_of(folder, found["study"]), found["condition"])
