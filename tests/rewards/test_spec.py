@@ -49,6 +49,10 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("import nothing_like_this")
 
 
+TWO_BLOCKS = r"<think> a </think> <think> b </think> \boxed{8}"
+"""A form that only the published reward lets pass."""
+
+
 def load(text):
     (spec,) = check_rewards([text], None)
     return load_reward(spec)
@@ -57,7 +61,9 @@ def load(text):
 def test_built_in_rewards():
     accuracy, formatted = (load(name) for name in ("accuracy", "format"))
     assert accuracy.__name__ == accuracy_reward.__name__ == "accuracy_reward"
-    assert formatted is format_reward
+    assert formatted.__name__ == format_reward.__name__ == "format_reward"
+    assert formatted([TWO_BLOCKS]) == [0.0]
+    assert load("format?form=published")([TWO_BLOCKS]) == [1.0]
     assert load("accuracy?tolerance=0.1")([r"\\boxed{95}"], answer=["100"]) == [1.0]
     assert accuracy([r"\\boxed{95}"], answer=["100"]) == [0.0]
 
@@ -104,7 +110,7 @@ def test_columns_that_rewards_name(own):
 
 def test_names_in_python(own):
     """What is no name stays: functions, models and the names of models on the hub."""
-    assert named_rewards("format") is format_reward
+    assert named_rewards("format")([TWO_BLOCKS]) == [0.0]
     first, second, *rest = named_rewards(["accuracy?tolerance=0.1", "own.py:brevity", format_reward, "org/model"])
     assert first([r"\\boxed{95}"], answer=["100"]) == [1.0]
     assert second(completions=["abcd"]) == [0.25]
@@ -156,7 +162,8 @@ def test_kinds_of_numbers_that_are_rewards(own):
     ("text", "words"),
     [
         ("acuracy", "'acuracy' is unknown; did you mean `accuracy`? choose one of accuracy, format,"),
-        ("format?x=1", "format has no options"),
+        ("format?x=1", "'x'"),
+        ("format?form=loose", "form = 'loose' is unknown; choose one of strict, published"),
         ("accuracy?tolerance", "'tolerance' is not option=value"),
         ("accuracy?tolerance=2", "tolerance = 2 must be in"),
         ("accuracy?tol=2", "'tol'"),

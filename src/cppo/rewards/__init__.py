@@ -1,6 +1,6 @@
 """Reward functions in TRL's form, `f(completions, **columns) -> list[float]`, safe on hostile model text."""
 
-from cppo.rewards.answer import accuracy_reward, format_reward, get_accuracy_reward
+from cppo.rewards.answer import accuracy_reward, format_reward, get_accuracy_reward, get_format_reward
 from cppo.rewards.extract import extract_answer
 from cppo.rewards.match import answer_kind, answers_match, names_choice
 from cppo.rewards.spec import (
@@ -27,6 +27,7 @@ __all__ = [
     "extract_answer",
     "format_reward",
     "get_accuracy_reward",
+    "get_format_reward",
     "load_reward",
     "named_rewards",
     "names_choice",

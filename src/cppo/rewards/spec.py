@@ -1,8 +1,8 @@
 """A reward named in one line: a built-in with its options, or a function of a module or file.
 
-`accuracy?tolerance=0.01`, `length?max_completion_len=4096&soft_punish_cache=512`, `my_package.rewards:brevity`,
-`rewards.py:brevity`, `trl.rewards:get_cosine_scaled_reward?max_len=1000`. With options, the function named is called
-with them and returns the reward function.
+`accuracy?tolerance=0.01`, `format?form=published`, `length?max_completion_len=4096&soft_punish_cache=512`,
+`my_package.rewards:brevity`, `rewards.py:brevity`, `trl.rewards:get_cosine_scaled_reward?max_len=1000`. With options,
+the function named is called with them and returns the reward function.
 """
 
 import functools
@@ -22,11 +22,11 @@ RewardFunction = Callable[..., Any]
 
 BUILT_IN = {
     "accuracy": "cppo.rewards:get_accuracy_reward",
-    "format": "cppo.rewards:format_reward",
+    "format": "cppo.rewards:get_format_reward",
     "length": "trl.rewards:get_soft_overlong_punishment",
     "repetition": "trl.rewards:get_repetition_penalty_reward",
 }
-"""Names of the rewards that need no import path; those whose function is named `get_...` may have options."""
+"""Names of the rewards that need no import path: functions that are called with the options and make the reward."""
 DEFAULT_REWARDS = ("accuracy", "format")
 DEFAULT_WEIGHTS = (0.9, 0.1)
 TRL_ARGUMENTS = (
@@ -69,12 +69,7 @@ def parse_reward(text: str) -> RewardSpec:
     name, mark, query = text.partition("?")
     options = _options(text, query) if mark else None
     if name in BUILT_IN:
-        path = BUILT_IN[name]
-        if not path.partition(":")[2].startswith("get_"):
-            if options is not None:
-                raise UserError(f"rewards: {text!r}: {name} has no options")
-            return RewardSpec(text, path, None)
-        return RewardSpec(text, path, options or {})
+        return RewardSpec(text, BUILT_IN[name], options or {})
     if not check_import_path(name, f"rewards: {text!r}"):
         raise UserError(
             f"rewards: {name!r} is unknown; {choose_one(name, BUILT_IN)}, or give module:function or file.py:function"
