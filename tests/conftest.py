@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hub_server import HubServer
 from small_model import SMALL
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -33,3 +34,30 @@ def refused(capsys):
         return captured.err.removeprefix("cppo: error: ").strip()
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A hub on the loopback, empty, in place of the real one for this process and those that it starts.
+
+    `hub.add("ORG/NAME", {"data/train.parquet": bytes})` puts a data set on it; see `HubServer`. What is fetched lies in
+    `hub.cache`, which no other test shares.
+    """
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _cache_assets
+
+    with HubServer() as server:
+        server.cache = tmp_path_factory.mktemp("hub")
+        for name, value in server.environment(server.cache).items():
+            monkeypatch.setenv(name, value)
+        # The libraries read the variables once, as they are imported.
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(server.cache / "hub"))
+        monkeypatch.setattr(_cache_assets, "HF_ASSETS_CACHE", str(server.cache / "assets"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", server.cache / "datasets")
+        yield server
