@@ -13,7 +13,7 @@ from typing import NoReturn
 from cppo.cli.checks import check_inputs, check_options
 from cppo.cli.fields import add_group, given_values
 from cppo.cli.parser import Parser
-from cppo.comparison.jobs import Job, adopt, pending, study_jobs, timing_jobs
+from cppo.comparison.jobs import Job, adopt, check_finished, pending, study_jobs, tell_redefined, timing_jobs
 from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
@@ -32,7 +32,8 @@ def run(argv: Sequence[str]) -> None:
     command = ["cppo", "compare", *(word for word in argv if word != "--report_only")]
     failed: list[str] = []
     if arguments.report_only:
-        pending([*jobs, *timing], rerun=False)  # refuses cells of other options than the report would name
+        check_finished([*jobs, *timing])  # the report would name other ones
+        tell_definitions([*jobs, *timing])
     else:
         with only_one(study.output_dir), stopped_by_sigterm():
             if adopted := adopt(study, jobs):
@@ -55,6 +56,13 @@ def run(argv: Sequence[str]) -> None:
     if failed:
         tell(f"{len(failed)} failed; the same command tries them again: {', '.join(failed)}")
         sys.exit(1)
+
+
+def tell_definitions(jobs: Sequence[Job]) -> None:
+    """Tell which definitions of the finished jobs are not the code's any more."""
+    redefined = {part: numbers for job in jobs for part, numbers in job.redefined().items()}
+    if redefined:
+        tell(f"cells were run with other definitions than the code has now: {tell_redefined(redefined)}")
 
 
 def free_gpus(study: Study) -> list[str]:
@@ -173,7 +181,9 @@ def _parser() -> Parser:
         metavar="NAME|FILE",
         help=f"a packaged study ({', '.join(study_names())}) or a YAML file; every option of the study may stand in it",
     )
-    parser.add_argument("--rerun", action="store_true", help="run finished cells again whose options have changed")
+    parser.add_argument(
+        "--rerun", action="store_true", help="run finished cells again whose options or definitions have changed"
+    )
     parser.add_argument("--report_only", action="store_true", help="run nothing, write the results anew")
     add_group(parser, "study", study_schema().run.values())
     return parser

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import cppo
 from cppo.assets import resolve_model
+from cppo.comparison.definitions import evaluation_definitions, training_definitions
 from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
@@ -20,14 +21,17 @@ from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.views import own_files
 
 VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
+DEFINITIONS = "definitions"
+"""The entry of an identity that holds them."""
 REQUEST, RESULT, LOG, MODEL = "request.json", "cell.json", "log.txt", "model"
+REMEDY = "give --rerun to run such cells again, or another output_dir"
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """A process to run: `kind` is "start" (evaluate the start checkpoint), "cell" (train and evaluate) or "timing"
-    (train alone on the machine). `identity` holds every option on which its result depends; the rest of the request
-    says how it is called and what it keeps.
+    (train alone on the machine). `identity` holds every option on which its result depends, and the definitions of what
+    they name (`cppo.comparison.definitions`); the rest of the request says how it is called and what it keeps.
     """
 
     kind: str
@@ -59,14 +63,27 @@ class Job:
     def changed(self) -> list[str]:
         """The options in which the finished result differs from what is asked now.
 
-        One that either does not give counts as its default: new options do not make old results others.
+        One that either does not give counts as its default: new options do not make old results others. Where the
+        method has another definition since, only the options that the study gives are compared.
         """
         result = self.result()
         if result is None:
             return []
-        defaults = {name: field.default for name, field in schema("train").fields.items()}
-        before, now = ({**defaults, **given} for given in (result["identity"], json.loads(json.dumps(self.identity))))
-        return sorted(name for name in {*before, *now} - {*FIXED} if before.get(name) != now.get(name))
+        fields, given = schema("train").fields, self.request["recipe"]
+        ignored = {*FIXED, DEFINITIONS}
+        if any(part.startswith("method ") for part in self.redefined()):
+            ignored |= {*fields} - {*given["config"], *given["options"]}
+        defaults = {name: field.default for name, field in fields.items()}
+        before, now = ({**defaults, **one} for one in (result["identity"], json.loads(json.dumps(self.identity))))
+        return sorted(name for name in {*before, *now} - ignored if before.get(name) != now.get(name))
+
+    def redefined(self) -> dict[str, tuple[int, int]]:
+        """The parts of which the finished result has another definition than the code has now: (its, the code's)."""
+        result = self.result()
+        if result is None:
+            return {}
+        before, now = definitions_of(result), self.identity[DEFINITIONS]
+        return {part: (before.get(part, 1), number) for part, number in now.items() if before.get(part, 1) != number}
 
     def begin(self) -> None:
         """Make the folder ready for a new try."""
@@ -74,6 +91,11 @@ class Job:
         for name in (RESULT, LOG, "metrics.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
         write_json(self.folder / REQUEST, {**self.request, "kind": self.kind, "identity": self.identity})
+
+
+def definitions_of(result: Mapping[str, Any]) -> dict[str, int]:
+    """The definitions that a result was run with; a part that is missing has definition 1."""
+    return result["identity"].get(DEFINITIONS, {})
 
 
 def study_jobs(study: Study) -> list[Job]:
@@ -88,6 +110,7 @@ def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = cont
     recipe = study.cell_recipe(task, study.variants[0], 0)
     identity = {
         "evaluation": study.evaluations[task],
+        DEFINITIONS: evaluation_definitions(study.evaluations[task]),
         "start_weights": start_weights(recipe.options.model),
         **_contents([*_data_files(recipe.options.eval_data), *_view_files(study.evaluations[task])], fingerprint),
     }
@@ -100,6 +123,7 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
     identity = {
         **given_options(cell.recipe),
         "evaluation": study.evaluations[cell.task],
+        DEFINITIONS: {**_definitions(cell.recipe), **evaluation_definitions(study.evaluations[cell.task])},
         "steps": study.evaluation_steps(cell.recipe),
         "start_weights": start_weights(cell.recipe.options.model),
         **_contents([*_cell_files(cell.recipe), *_view_files(study.evaluations[cell.task])], fingerprint),
@@ -127,6 +151,7 @@ def timing_jobs(study: Study) -> list[Job]:
                 recipe = dataclasses.replace(recipe, config={**recipe.config, "max_steps": steps})
                 identity = {
                     **given_options(recipe),
+                    DEFINITIONS: _definitions(recipe),
                     "start_weights": start_weights(recipe.options.model),
                     **_contents(_cell_files(recipe), content_fingerprint),
                 }
@@ -137,27 +162,38 @@ def timing_jobs(study: Study) -> list[Job]:
 
 
 def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
-    """The jobs without a result. With `rerun` also those whose options have changed since.
+    """The jobs without a result. With `rerun` also those whose options or definitions have changed since.
 
-    Raises UserError where a finished job's options have changed and `rerun` is not given.
+    Raises UserError where a finished job's have changed and `rerun` is not given.
     """
-    waiting = []
+    if not rerun:
+        check_finished(jobs)
+        for job in jobs:
+            if redefined := job.redefined():
+                raise UserError(
+                    f"{job.folder} was run with other definitions than the code has now ({tell_redefined(redefined)}); "
+                    f"{REMEDY}; --report_only reports it as it is"
+                )
+    return [job for job in jobs if job.result() is None or job.changed() or job.redefined()]
+
+
+def check_finished(jobs: Iterable[Job]) -> None:
+    """Raise UserError where a finished job ran with other options than are asked now."""
     for job in jobs:
-        changed = job.changed()
-        if changed and not rerun:
-            raise UserError(
-                f"{job.folder} was run with other options ({', '.join(changed)}); give --rerun to run such cells "
-                "again, or another output_dir"
-            )
-        if changed or job.result() is None:
-            waiting.append(job)
-    return waiting
+        if changed := job.changed():
+            raise UserError(f"{job.folder} was run with other options ({', '.join(changed)}); {REMEDY}")
+
+
+def tell_redefined(redefined: Mapping[str, tuple[int, int]]) -> str:
+    """What `Job.redefined` found, in words."""
+    return ", ".join(f"{part}: {before}, now {now}" for part, (before, now) in redefined.items())
 
 
 def adopt(study: Study, jobs: list[Job]) -> list[Job]:
-    """Copy the results that the study lacks and another of its `cells_from` has, under the same task, label and seed
-    and with equal options; returns the jobs that got one. Raises UserError where one of the folders is not there, or a
-    result in it cannot be read.
+    """Copy the results that the study lacks and another of its `cells_from` has, under the same task, label and seed,
+    with equal options and definitions; returns the jobs that got one.
+
+    Raises UserError where one of the folders is not there, or a result in it cannot be read.
     """
     folders = [Path(name) for name in study.options.cells_from]
     for folder in folders:
@@ -167,7 +203,7 @@ def adopt(study: Study, jobs: list[Job]) -> list[Job]:
     for job in jobs:
         for folder in folders if job.result() is None else ():
             there = dataclasses.replace(job, folder=folder / job.folder.relative_to(study.output_dir))
-            if (result := there.result()) is not None and not there.changed():
+            if (result := there.result()) is not None and not (there.changed() or there.redefined()):
                 job.begin()
                 write_json(job.folder / RESULT, result)
                 adopted.append(job)
@@ -216,6 +252,10 @@ def _view_files(options: Mapping[str, Any]) -> list[Path]:
 def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:
     """What the files hold on which a result depends, as an entry of its identity; none where there are no files."""
     return {"contents_of_files": {str(file): fingerprint(file) for file in files}} if files else {}
+
+
+def _definitions(recipe: Recipe) -> dict[str, int]:
+    return training_definitions(recipe.resolved, recipe.method)
 
 
 def _recipe_values(recipe: Recipe) -> dict[str, Any]:

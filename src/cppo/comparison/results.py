@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from cppo.comparison.jobs import Job
+from cppo.comparison.jobs import DEFINITIONS, Job, definitions_of
 from cppo.comparison.study import Study, settings
 
 
@@ -19,6 +19,7 @@ def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: S
         "versions": _distinct(result["versions"] for result in cells),
         "code": _distinct(result["code"] for result in cells),
         "machines": _distinct(result["machine"] for result in cells if "machine" in result),
+        **_definitions(finished),
         "study": settings(study),
         "configuration": _configuration(cells),
         "unfinished": [job.name for job in jobs if job.result() is None],
@@ -120,6 +121,17 @@ def _same_prompts(results: Sequence[dict[str, Any]]) -> bool:
     for result in results:
         seen.setdefault((result["task"], result["seed"]), set()).add(result["prompts"])
     return all(len(orders) == 1 for orders in seen.values())
+
+
+def _definitions(finished: Sequence[tuple[Job, dict[str, Any]]]) -> dict[str, Any]:
+    """An entry with the numbers of every part of which the results have a later definition than the first, if any."""
+    numbers: dict[str, set[int]] = {}
+    for job, result in finished:
+        kept = definitions_of(result)
+        for part in kept or job.identity[DEFINITIONS]:
+            numbers.setdefault(part, set()).add(kept.get(part, 1))
+    found = {part: sorted(those) for part, those in sorted(numbers.items()) if those != {1}}
+    return {DEFINITIONS: found} if found else {}
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -42,13 +42,15 @@ def notes(results: Mapping[str, Any]) -> str:
     study, unfinished, codes = results["study"], results["unfinished"], results["code"]
     finished = len(results["cells"])
     prompts = "saw the same prompts in the same order" if results["same_prompts"] else "DID NOT SEE THE SAME PROMPTS"
+    mixed = ", ".join(part for part, numbers in results.get("definitions", {}).items() if len(numbers) > 1)
+    doubt = f" CELLS OF SEVERAL DEFINITIONS ARE MIXED: {mixed}." if mixed else ""
     named = f": {'; '.join(unfinished[:NAMED])}{' ...' if len(unfinished) > NAMED else ''}" if unfinished else ""
     return (
         f"{finished} cell{'' if finished == 1 else 's'} finished, {len(unfinished)} not{named}. Accuracy in per cent "
         f"on {' or '.join(f'{number:,}' for number in results['items'])} held-out items, greedy decoding. [ ]: 95 % t "
         f"interval over seeds; differences are paired by seed against {study['control']}. {{ }}: 95 % interval over "
         f"other seeds and other items both. For each task and seed all methods {prompts}. The cells were run by "
-        f"{len(codes)} version{'' if len(codes) == 1 else 's'} of the code."
+        f"{len(codes)} version{'' if len(codes) == 1 else 's'} of the code.{doubt}"
     )
 
 

@@ -1,0 +1,69 @@
+"""Which definition of a view, score, sink or method a cell ran with: what the values of its options do not say.
+
+A part of the code is written as its kind and name: `view crop`, `score k3`, `method papo`. Whoever makes a part compute
+something else from the same options adds a sentence to `CHANGES`. No torch.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cppo.recipes import schema
+from cppo.views import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, is_own
+
+CHANGES: Mapping[str, tuple[str, ...]] = {}
+"""What changed in each later definition of a part, one sentence a definition. Parts that are not named have definition
+1; so has every part of a result that keeps no numbers."""
+BLOCKS = ("score", "divergence", "selector", "gate", "sink")
+"""Kinds of parts that the option `perception_KIND` names."""
+DETECTORS = schema("train").own["perception_score"].choices
+"""The scores that an evaluation judges: all."""
+
+
+def definition(part: str) -> int:
+    """The number of the definition that the code has now."""
+    return 1 + len(CHANGES.get(part, ()))
+
+
+def training_definitions(options: Mapping[str, Any], method: str) -> dict[str, int]:
+    """The numbers of the parts that a run uses.
+
+    Args:
+        options: every option of CPPO's own with its value.
+        method: the method's name.
+    """
+    views = [*(options["rollout_views"] or ())]
+    parts = {f"method {method}"}
+    if options["perception_sink"] != "none":
+        views += [*options["preserving_views"], *options["removing_views"]]
+        parts |= {f"{kind} {options[f'perception_{kind}']}" for kind in BLOCKS}
+    return _numbers({*parts, *_views(views)})
+
+
+def evaluation_definitions(evaluation: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of the parts that a study's evaluation uses: views of its conditions, and scores that it judges.
+
+    Args:
+        evaluation: an entry of `Study.evaluations`.
+    """
+    trained = {**schema("train").defaults, **evaluation}
+    groups = {
+        "clean": (),
+        "blank": (),
+        "trained_preserving": trained["preserving_views"],
+        "trained_removing": trained["removing_views"],
+        "held_out_preserving": HELD_OUT_PRESERVING,
+        "held_out_removing": HELD_OUT_REMOVING,
+    }
+    parts = {part for condition in evaluation["conditions"] for part in _views(groups.get(condition, [condition]))}
+    if evaluation["detector_items"]:
+        parts |= {*_views(trained["removing_views"]), *(f"score {name}" for name in DETECTORS)}
+    return _numbers(parts)
+
+
+def _views(families: Iterable[str]) -> set[str]:
+    """The parts that view families are; those of the user's own are told by their file's contents."""
+    return {f"view {family}" for family in families if not is_own(family)}
+
+
+def _numbers(parts: Iterable[str]) -> dict[str, int]:
+    return {part: definition(part) for part in sorted(parts)}
