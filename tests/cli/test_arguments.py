@@ -303,10 +303,12 @@ def test_a_given_setting_wins_over_the_run_directorys_and_that_over_the_default(
     add_data_options(parser, required=False)
     add_answer_options(parser)
     trained = {"max_completion_length": 80, "system_prompt": "Look.", "max_pixels": 900, "columns": "trl"}
-    names = ("max_new_tokens", "system_prompt", "min_pixels", "max_pixels", "columns")
+    trained |= {"prompt_suffix": "Think.", "min_side": 28}
+    names = ("max_new_tokens", "system_prompt", "prompt_suffix", "min_pixels", "max_pixels", "min_side", "columns")
+    given = ["--max-new-tokens", "5", "--system_prompt", "", "--prompt_suffix", "", "--min_pixels", "4"]
     for words, expected in (
-        ([], (80, "Look.", None, 900, "trl")),
-        (["--max-new-tokens", "5", "--system_prompt", "", "--min_pixels", "4", "--columns", "{}"], (5, "", 4, 900, {})),
+        ([], (80, "Look.", "Think.", None, 900, 28, "trl")),
+        ([*given, "--min_side", "9", "--columns", "{}"], (5, "", "", 4, 900, 9, {})),
     ):
         assert answer_settings(parser.parse_all(words), trained) == dict(zip(names, expected, strict=True))
-    assert answer_settings(parser.parse_all([]), {}) == dict(zip(names, (512, None, None, None, None), strict=True))
+    assert answer_settings(parser.parse_all([]), {}) == dict(zip(names, (512, *[None] * 6), strict=True))

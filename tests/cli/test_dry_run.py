@@ -2,10 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from small_model import SMALL
 
@@ -65,7 +67,7 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
     assert main(["train", "--config", str(folder / "tiny.yaml"), "--dry_run"]) == 0
     lines = dict(re.split(r" {2,}| (?=rollout)", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     counts = prompt_tokens(folder)
-    assert lines["rows"] == "20 to train on, 0 bad, 0 too long"
+    assert lines["rows"] == "20 to train on, 0 bad, 0 with other images, 0 too long"
     assert lines["held-out"] == "nothing is answered"
     # 20 rows in batches of 4 prompts, one step each, twice.
     assert lines["steps"] == "10, 2.00 epochs; every 1 share 4 prompts x 2 responses"
@@ -161,6 +163,22 @@ def test_long_rows_are_named_and_left_out(folder, capsys, tmp_path):
     assert 0 < len(long) < 20
     for row in left_out[:10]:
         assert f"{row['place']} is left out: {row['tokens']} prompt tokens" in error
+
+
+def test_rows_with_other_images_are_counted_and_left_out(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 20), "red").save("red.png")
+    rows = [{"prompt": f"{number}?", "answer": "1", "images": ["red.png"] * (number % 3)} for number in range(12)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["train", "--config", str(folder / "tiny.yaml"), "--data", "my.jsonl", "--images_per_row"]
+    assert main([*argv, "1", "--max_steps", "1", "--output_dir", "run"]) == 0
+    assert json.loads(Path("run/summary.json").read_text())["rows_with_other_images"] == 8
+    assert "4 rows to train on" in Path("run/README.md").read_text()
+    assert "8 left out for their number of images" in Path("run/README.md").read_text()
+    said = "8 rows are left out: they have another number of images than images_per_row = 1, my.jsonl line 1 first"
+    assert said in capsys.readouterr().err
+    assert main([*argv, "3", "--output_dir", "other"]) == 2
+    assert "my.jsonl: images_per_row = 3 leaves no row" in capsys.readouterr().err
 
 
 def test_no_row_is_short_enough(folder, capsys, tmp_path):

@@ -190,6 +190,8 @@ def test_eval_writes_one_json_object(workplace, capsys, tmp_path):
 def test_eval_takes_the_runs_system_prompt_and_length(workplace, tmp_path):
     recipe = yaml.safe_load((workplace / "tiny.yaml").read_text()) | {
         "system_prompt": "Think.",
+        "prompt_suffix": "Then answer.",
+        "min_side": 70,
         "max_completion_length": 3,
         "final_eval_samples": 0,
     }
@@ -201,9 +203,13 @@ def test_eval_takes_the_runs_system_prompt_and_length(workplace, tmp_path):
     assert main([*argv, "--samples", "2"]) == 0
     figures = json.loads(file.read_text())
     assert figures["max_new_tokens"] == 3
-    assert main([*argv, "--max_new_tokens", "2"]) == 0
+    asked = ["--max_new_tokens", "2", "--responses", str(tmp_path / "responses.jsonl")]
+    assert main([*argv, *asked]) == 0
     assert json.loads(file.read_text())["max_new_tokens"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()[1:]]
+    assert [line["prompt"].endswith(" Then answer.") for line in lines] == [True, True]
     assert figures["system_prompt"] == "Think."
+    assert (figures["prompt_suffix"], figures["min_side"]) == ("Then answer.", 70)
     assert figures["samples"] == 2
 
 

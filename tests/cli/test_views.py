@@ -161,7 +161,7 @@ def test_a_recipes_families_are_drawn(recipe, families, drawn, picture, tmp_path
 def test_one_image_is_scaled_too(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "large.png")
     arguments = _parser().parse_all(["--image", str(tmp_path / "large.png"), "--out", "x.png"])
-    (record,) = _records(arguments, {"min_pixels": None, "max_pixels": 1024})
+    (record,) = _records(arguments, {"max_pixels": 1024, "prompt_suffix": None})
     assert record.images[0].size == (32, 32)
 
 

@@ -96,6 +96,7 @@ def test_refused_in_one_line_before_anything_starts(write_study, stub_cells, ref
 OF_THE_STUDY = ("seed", "output_dir", "final_eval_samples", "probe_steps", "eval_strategy", "save_strategy")
 OF_THE_STUDY += ("resume_from_checkpoint", "overwrite", "dry_run")
 OF_ALL_METHODS = ("model", "data", "eval_data", "columns", "min_pixels", "max_pixels", "max_prompt_tokens")
+OF_ALL_METHODS += ("min_side", "images_per_row", "prompt_suffix")
 OF_ALL_METHODS += ("system_prompt", "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size")
 OF_ALL_METHODS += ("gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations")
 OF_ALL_METHODS += ("max_completion_length", "shuffle_dataset", "data_seed")
@@ -120,7 +121,8 @@ def test_what_every_cell_has(study):
 
 def test_what_an_evaluation_depends_on(write_study):
     task = {"eval_data": "tasks:digits?n=6", "columns": {"prompt": "question"}, "min_pixels": 64, "max_pixels": 4096}
-    task |= {"system_prompt": "Look.", "rewards": ["accuracy"], "max_completion_length": 5}
+    task |= {"system_prompt": "Look.", "prompt_suffix": "Think.", "min_side": 28}
+    task |= {"rewards": ["accuracy"], "max_completion_length": 5}
     task |= {"view_rotation_degrees": 3.0, "preserving_views": ["rotation"], "removing_views": ["crop"]}
     own = {"eval_items": 4, "conditions": ["clean"], "detector_items": 2}
     study = load_study(write_study(tasks={"digits": {"data": "tasks:digits", "perception_weight": 0.5, **task}}, **own))

@@ -103,6 +103,41 @@ def test_system_prompt(source):
     assert to_dataset(own, system_prompt="Think first.")[0]["prompt"] == own[0].prompt
 
 
+def test_prompt_suffix(source):
+    """The user's last message ends with it; no system message comes, ids stay, and the source keeps its own prompts."""
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    more = load_rows(
+        [{"prompt": parts, "answer": "a", "images": [picture("red")]}, {"prompt": chat, "answer": "a"}], name="more"
+    )
+    prompts = [row["prompt"] for rows in (source, more) for row in to_dataset(rows, prompt_suffix="Think first.")]
+    assert prompts == [
+        [{"role": "user", "content": "two Think first."}],
+        [{"role": "user", "content": "none Think first."}],
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Before"},
+                    {"type": "image"},
+                    {"type": "text", "text": " Think first."},
+                ],
+            }
+        ],
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which? Think first."}]}],
+        [*chat[:2], {"role": "user", "content": "c Think first."}],
+    ]
+    assert to_dataset(source)[0]["prompt"] == [{"role": "user", "content": "two"}]
+    assert to_dataset(more, prompt_suffix="Think first.")[0]["sample_id"] == more[0].id
+
+
+def test_records_are_read_with_a_suffix():
+    plain, suffixed = load_records("tasks:digits?n=2"), load_records("tasks:digits?n=2", prompt_suffix="Think.")
+    assert [record.prompt for record in suffixed] == [f"{record.prompt} Think." for record in plain]
+    assert [record.id for record in suffixed] == [record.id for record in plain]
+    assert to_dataset(suffixed)[1]["prompt"][0]["content"] == suffixed[1].prompt
+
+
 def test_trl_puts_every_image_in_its_place(source):
     rows = list(to_dataset(source, system_prompt="Think first."))
     assert is_conversational(rows[0])

@@ -51,6 +51,35 @@ def test_sizes_against_trying_every_one():
                     assert down == (below(width), below(height))
 
 
+@pytest.mark.parametrize(
+    ("size", "bounds", "expected"),
+    [
+        ((20, 40), PixelBounds(min_side=28), (28, 56)),
+        ((41, 9), PixelBounds(min_side=28), (128, 28)),  # 41 x 28/9 = 127.6
+        ((28, 28), PixelBounds(min_side=28), (28, 28)),
+        ((14, 28), PixelBounds(min_pixels=6272, min_side=28), (56, 112)),  # 28 x 56 first, then twice each side
+        ((10, 30), PixelBounds(max_pixels=1200, min_side=28), (20, 60)),  # 28 x 84 first; max_pixels holds
+    ],
+)
+def test_thin_images_are_enlarged(size, bounds, expected):
+    assert bounds.size(*size) == expected
+
+
+def test_thin_images_are_enlarged_as_published():
+    """The published preparation of the data, written down again: both sides by 28 / shorter side, Lanczos."""
+    rng = np.random.default_rng(0)
+    for width, height in ((5, 40), (27, 27), (90, 13), (28, 200), (300, 300)):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        shown = PixelBounds(min_side=28).apply(image)
+        if min(width, height) >= 28:
+            assert shown is image
+            continue
+        factor = max(28 / width, 28 / height)
+        expected = image.resize((round(width * factor), round(height * factor)), Image.Resampling.LANCZOS)
+        assert shown.size == expected.size
+        assert shown.tobytes() == expected.tobytes()
+
+
 def test_an_image_within_the_bounds_is_itself():
     image = Image.new("RGB", (20, 10))
     assert PixelBounds(200, 200).apply(image) is image
@@ -62,6 +91,8 @@ def test_an_image_within_the_bounds_is_itself():
 def test_bounds_that_make_no_sense(least, largest):
     with pytest.raises(UserError, match="pixels"):
         PixelBounds(least, largest)
+    with pytest.raises(UserError, match="min_side = 0"):
+        PixelBounds(min_side=0)
 
 
 def test_records_are_scaled_and_keep_their_ids():

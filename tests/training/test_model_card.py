@@ -14,7 +14,7 @@ from rollout_stubs import build_trainer, make_rows
 from cppo.assets import resolve_model
 from cppo.training.model_card import RunFacts, model_card, portable
 
-FACTS = RunFacts({"data": ["hub:org/name:train", "/home/ann/secret place/rows.jsonl"]}, 7, 2, 1)
+FACTS = RunFacts({"data": ["hub:org/name:train", "/home/ann/secret place/rows.jsonl"]}, 7, 2, 0, 1)
 
 
 def blocks(card, language):
@@ -92,18 +92,20 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_text(make_trainer, text):
-    facts = replace(FACTS, recipe={"data": text, "eval_data": [text], "system_prompt": text, "hub_token": "hf_abc"})
+    recipe = {"data": text, "eval_data": [text], "system_prompt": text, "prompt_suffix": text}
+    facts = replace(FACTS, recipe={**recipe, "hub_token": "hf_abc"})
     summary = {"before": {"n": 1, "accuracy": 0.0, "accuracy_ci95": (0.0, 1.0), "format_rate": 0.0}}
     content = model_card(make_trainer(make_rows([1, 1])), replace(facts, summary=summary), text, [], [])
     assert "hf_abc" not in content
     card = ModelCard(content)
     assert card.data.model_name == text
     assert card.data.license is None
-    ((_, recipe),) = blocks(card.text, "yaml")
-    assert yaml.safe_load(recipe) == {"data": text, "eval_data": [text], "system_prompt": text}
+    ((_, shown),) = blocks(card.text, "yaml")
+    assert yaml.safe_load(shown) == recipe
     ((_, code),) = blocks(card.text, "python")
     compile(code, "README.md", "exec")
     assert repr(text) in code
+    assert repr(f"What does the image show? {text}") in code
     page = markdown(card.text, extensions=["fenced_code", "tables"])
     for part in ("<script", "<img", "<b>", 'href="javascript', "<em>"):
         assert part not in page

@@ -68,7 +68,7 @@ def check_inputs(recipe: Recipe) -> None:
         raise UserError("eval_strategy needs `eval_data`: give held-out data, or `no`")
     if recipe.config.get("max_steps") == 0:
         raise UserError("max_steps: 0 trains nothing; give at least 1, or -1 for the epochs of `num_train_epochs`")
-    PixelBounds(options.min_pixels, options.max_pixels)
+    PixelBounds.of(vars(options))
     check_loggers(recipe.config.get("report_to"))
 
 

@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> None:
     check_columns(arguments.columns)
     if arguments.against:
         check_data(arguments.against)
-    pixels = PixelBounds(arguments.min_pixels, arguments.max_pixels)
+    pixels = PixelBounds.of(vars(arguments))
     if arguments.max_prompt_tokens is not None and not arguments.model:
         raise UserError("--max_prompt_tokens needs --model: tokens are counted with its processor")
     if arguments.model:
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
             load_records(arguments.against, split="test", columns=arguments.columns, max_bad_fraction=1.0)
         )
     # What is repeated shows in the files' own pixels; what is long, in those that the model is shown.
-    source.pixels = pixels
+    source.pixels, source.prompt_suffix = pixels, arguments.prompt_suffix
     tokens = _prompt_tokens(source, arguments.model, arguments.system_prompt) if arguments.model else []
     _print_bad(source.skipped)
     if arguments.max_prompt_tokens is not None:
@@ -129,6 +129,7 @@ def _parser() -> Parser:
     check.add_argument("--against", metavar="SPEC", help="held-out data: count the images that both have")
     check.add_argument("--model", metavar="DIR|NAME", help="count prompt tokens with this model's processor")
     check.add_argument("--system_prompt", metavar="TEXT", help="count it too, before every prompt that brings none")
+    check.add_argument("--prompt_suffix", metavar="TEXT", help="count it too, at the end of every prompt")
     add_pixel_bounds(check)
     check.add_argument(
         "--max_prompt_tokens", type=COUNT, metavar="N", help="name the rows that are longer (needs --model)"

@@ -101,9 +101,14 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, 
 
 
 def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
-    """The options --min_pixels and --max_pixels, for `cppo.data.PixelBounds`, as small as a training run takes them."""
+    """The options of `cppo.data.PixelBounds`, as small as a training run takes them."""
     trained = dataclass_fields("cppo.recipes.options", "RunOptions")
-    for name, what in (("min_pixels", "images of fewer pixels up"), ("max_pixels", "larger ones down")):
+    scaled = {
+        "min_pixels": "images of fewer pixels up",
+        "max_pixels": "larger ones down",
+        "min_side": "images with a shorter side up, the side",
+    }
+    for name, what in scaled.items():
         least = str(trained[name].interval).strip("[").partition(",")[0]
         kind = number_in(f"[{least}, inf)", whole=True)
         text = f"scale {what} to N >= {least}, as a training run does"

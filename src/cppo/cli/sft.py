@@ -29,12 +29,12 @@ def _run(recipe: Recipe) -> None:
 
     from cppo.reports import write_report
     from cppo.runs.recorder import RunRecorder
-    from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
+    from cppo.runs.row_limit import drop_rows, left_out_summary, warn_of_left_out
     from cppo.runs.sft import sft_trainer
 
     files = RunDirectory(recipe.output_dir)
-    data, long = drop_long_rows(data, options)
-    warn_of_left_out(data, long, options)
+    data, left_out = drop_rows(data, options)
+    warn_of_left_out(data, left_out, options)
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     if checkpoint is not None:
         warn_of_changes(recipe, recipe.config, checkpoint)
@@ -56,6 +56,6 @@ def _run(recipe: Recipe) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     if main:
-        summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
+        summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, left_out)}
         files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
         print(f"model      {recipe.output_dir}\nreport     {write_report(files.path)}")

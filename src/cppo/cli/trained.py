@@ -15,17 +15,27 @@ from cppo.training.option_rules import view_sampler
 
 DEFAULT_MAX_NEW_TOKENS = 512
 """Of a response, where no run directory says."""
+AS_TRAINED: dict[str, Any] = {
+    "system_prompt": str,
+    "prompt_suffix": str,
+    "min_pixels": int,
+    "max_pixels": int,
+    "min_side": int,
+    "columns": dict | str,
+}
+"""The options of a run that decide what a model is shown, with their types."""
 
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    """The options of how a model answers: --max_new_tokens, --system_prompt, pixel bounds, --device and --dtype."""
+    """The options of how a model answers: length, system prompt, prompt suffix, bounds of images, device and dtype."""
     parser.add_argument(
         "--max_new_tokens",
         type=COUNT,
         metavar="N",
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
-    parser.add_argument("--system_prompt", metavar="TEXT", help="default: the one that a run directory trained with")
+    for name in ("system_prompt", "prompt_suffix"):
+        parser.add_argument(f"--{name}", metavar="TEXT", help="default: the one that a run directory trained with")
     add_pixel_bounds(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument(
@@ -37,7 +47,7 @@ def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -
     """The values of these options (but --device and --dtype) and of --columns: as given, as trained, or the default."""
     as_trained = {
         "max_new_tokens": trained.get("max_completion_length", DEFAULT_MAX_NEW_TOKENS),
-        **{name: trained.get(name) for name in ("system_prompt", "min_pixels", "max_pixels", "columns")},
+        **{name: trained.get(name) for name in AS_TRAINED},
     }
     given = {name: getattr(arguments, name) for name in as_trained}
     return {name: value if given[name] is None else given[name] for name, value in as_trained.items()}
@@ -53,7 +63,8 @@ def asked_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extra
             limit=arguments.limit,
             columns=settings["columns"],
             max_bad_fraction=arguments.max_bad_fraction,
-            pixels=PixelBounds(settings["min_pixels"], settings["max_pixels"]),
+            pixels=PixelBounds.of(settings),
+            prompt_suffix=settings["prompt_suffix"],
             extras=extras,
         )
     except UserError as error:
@@ -84,13 +95,7 @@ def recipe_options(config: str | None) -> dict[str, Any]:
 def trained_recipe(model: str) -> dict[str, Any]:
     """What of a run directory's recipe an evaluation takes over, so that the task it trained for is measured."""
     given = RunDirectory(model).options()
-    wanted: dict[str, Any] = {
-        "system_prompt": str,
-        "max_completion_length": int,
-        "min_pixels": int,
-        "max_pixels": int,
-        "columns": dict | str,
-    }
+    wanted = {**AS_TRAINED, "max_completion_length": int}
     taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
     rewards = given.get("rewards")
     if isinstance(rewards, list) and all(isinstance(reward, str) for reward in rewards):

@@ -18,7 +18,7 @@ from cppo.cli.trained import (
     recipe_options,
     trained_recipe,
 )
-from cppo.data import PixelBounds, Record
+from cppo.data import PixelBounds, Record, with_suffix
 from cppo.errors import UserError
 from cppo.training.option_rules import view_sampler
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--out: {arguments.out}: write a .png (of --image) or a .html page")
     if suffix == ".png" and arguments.data is not None:
         raise UserError(f"--out: {arguments.out}: several items make a page: write a .html file")
-    needs_model = ("prompt", "answer", "max_new_tokens", "system_prompt", "device", "dtype")
+    needs_model = ("prompt", "answer", "max_new_tokens", "system_prompt", "prompt_suffix", "device", "dtype")
     given = [name for name in needs_model if getattr(arguments, name) is not None]
     if arguments.model is None and given:
         raise UserError(f"--{given[0]} needs --model: without one nobody answers")
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _records(arguments: Any, settings: Mapping[str, Any]) -> list[Record]:
     if arguments.data is None:
-        pixels = PixelBounds(settings["min_pixels"], settings["max_pixels"])
+        pixels = PixelBounds.of(settings)
         try:
             with Image.open(arguments.image) as file:
                 image = pixels.apply(load_rgb(file))
@@ -100,7 +100,8 @@ def _records(arguments: Any, settings: Mapping[str, Any]) -> list[Record]:
             )
             raise UserError(f"--image: {arguments.image}: {reason}") from error
         prompt = arguments.prompt or DEFAULT_PROMPT
-        return [Record(stable_sample_id(prompt, [image]), prompt, (image,), arguments.answer or "")]
+        shown = with_suffix(prompt, settings["prompt_suffix"])
+        return [Record(stable_sample_id(prompt, [image]), shown, (image,), arguments.answer or "")]
     source = asked_rows(arguments, settings)
     with_images = [record for record in source if record.images]
     if not with_images:

@@ -162,7 +162,8 @@ def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions) -> Meas
         limit=evaluation["eval_items"],
         columns=evaluation.get("columns"),
         max_bad_fraction=options.max_bad_fraction,
-        pixels=PixelBounds(evaluation.get("min_pixels"), evaluation.get("max_pixels")),
+        pixels=PixelBounds.of(evaluation),
+        prompt_suffix=evaluation.get("prompt_suffix"),
     )
     return Measurement(
         records=records,

@@ -4,7 +4,7 @@ from cppo.data.check import BadRows, MissingColumns
 from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
 from cppo.data.readers import load_records, load_rows
-from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, chat_messages, question_text, to_dataset
+from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, chat_messages, question_text, to_dataset, with_suffix
 from cppo.data.spec import hub_dataset, parse_spec
 from cppo.data.summary import DataSummary, summarize
 
@@ -25,4 +25,5 @@ __all__ = [
     "question_text",
     "summarize",
     "to_dataset",
+    "with_suffix",
 ]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
 from math import isqrt
 from pathlib import Path
@@ -111,39 +111,56 @@ def _path_in(path: Path, folder: Path | None) -> str:
 class PixelBounds:
     """The least and the largest number of pixels (width times height) of an image; None for no bound.
 
-    Raises UserError for a bound outside 1 to `MAX_PIXELS`, or a least above the largest.
+    `min_side` bounds the shorter side, in pixels: a smaller image is enlarged as the code beside arXiv 2601.00501 does
+    for 28. Its fields are named as the options are. Raises UserError for a bound outside 1 to `MAX_PIXELS`, or a least
+    above the largest.
     """
 
-    least: int | None = None
-    largest: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    min_side: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "PixelBounds":
+        """The bounds among a command's or a run's options."""
+        return cls(**{one.name: options.get(one.name) for one in fields(cls)})
 
     def __post_init__(self) -> None:
-        for name, bound in (("min_pixels", self.least), ("max_pixels", self.largest)):
+        for name, bound in vars(self).items():
             if bound is not None and not 1 <= bound <= MAX_PIXELS:
                 raise UserError(f"{name} = {bound}: give a whole number from 1 to {MAX_PIXELS:,}")
-        if self.least is not None and self.largest is not None and self.least > self.largest:
-            raise UserError(f"min_pixels = {self.least} is more than max_pixels = {self.largest}")
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise UserError(f"min_pixels = {self.min_pixels} is more than max_pixels = {self.max_pixels}")
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) nearest to the image's own that lies within the bounds and keeps its shape.
 
-        Sides are whole numbers, rounded towards the inside of the bound. Where no whole sides keep both bounds, the
-        upper one holds.
+        `min_side` comes first; its longer side is rounded to the nearest pixel. For the bounds on pixels, sides are
+        whole numbers rounded towards the inside of the bound. Where no whole sides keep all bounds, `max_pixels` holds.
         """
+        if self.min_side is not None and min(width, height) < self.min_side:
+            factor = self.min_side / min(width, height)
+            width, height = round(width * factor), round(height * factor)
         new = width, height
-        if self.least is not None and width * height < self.least:
+        least, largest = self.min_pixels, self.max_pixels
+        if least is not None and width * height < least:
             # The least n with n² >= width · least / height, and likewise for the height.
-            new = isqrt((width * self.least - 1) // height) + 1, isqrt((height * self.least - 1) // width) + 1
-        if self.largest is not None and new[0] * new[1] > self.largest:
-            new = isqrt(width * self.largest // height), isqrt(height * self.largest // width)
+            new = isqrt((width * least - 1) // height) + 1, isqrt((height * least - 1) // width) + 1
+        if largest is not None and new[0] * new[1] > largest:
+            new = isqrt(width * largest // height), isqrt(height * largest // width)
             # A side of an extremely long image would be rounded to nothing.
-            new = min(max(new[0], 1), self.largest), min(max(new[1], 1), self.largest)
+            new = min(max(new[0], 1), largest), min(max(new[1], 1), largest)
         return new
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The image itself if it lies within the bounds, else a copy scaled by bicubic interpolation."""
+        """The image itself if it lies within the bounds, else a copy scaled by bicubic interpolation.
+
+        Where `min_side` enlarges it, Lanczos interpolation (published) takes the place of bicubic.
+        """
         size = self.size(*image.size)
-        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+        is_thin = self.min_side is not None and min(image.size) < self.min_side
+        method = Image.Resampling.LANCZOS if is_thin else Image.Resampling.BICUBIC
+        return image if size == image.size else image.resize(size, method)
 
 
 ANY_SIZE = PixelBounds()

@@ -28,6 +28,7 @@ def load_records(
     columns: Mapping[str, str] | str | None = None,
     max_bad_fraction: float = 0.01,
     pixels: PixelBounds = ANY_SIZE,
+    prompt_suffix: str | None = None,
     extras: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> RecordSource:
@@ -40,6 +41,7 @@ def load_records(
         columns: {our column: column of the file}, or the name of a known layout.
         max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
         pixels: bounds within which each image is scaled.
+        prompt_suffix: ends the user's last message of every prompt, after a space.
         extras: further columns to keep, by the files' own names: `RecordSource.extras` knows their values, and
             `to_dataset` passes them on. A task has its options, `family`, `seed`, `split`, `prompt` and `answer`.
         optional: as `extras`, where the data have them.
@@ -78,7 +80,10 @@ def load_records(
         generated.add(replace(rows, n=0))
         parts.append(rows)
     kept = [*extras, *(name for name in optional if name.partition(".")[0] in checks.found or name in checks.found)]
-    return RecordSource(parts, name=" + ".join(texts), skipped=checks.skipped, pixels=pixels, extras=kept)
+    name = " + ".join(texts)
+    return RecordSource(
+        parts, name=name, skipped=checks.skipped, pixels=pixels, prompt_suffix=prompt_suffix, extras=kept
+    )
 
 
 def load_rows(
@@ -135,6 +140,9 @@ class TaskRows:
 
     def place(self, index: int) -> str:
         return f"tasks:{self.family} item {index}"
+
+    def num_images(self, index: int) -> int:
+        return 1
 
     def extras(self, index: int) -> Mapping[str, Any]:
         own = self[index] if {"prompt", "answer"} & {*self.extra_names, *self.optional_names} else None

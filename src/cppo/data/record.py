@@ -95,6 +95,9 @@ class StoredRows:
     def place(self, index: int) -> str:
         return self.rows[index].place
 
+    def num_images(self, index: int) -> int:
+        return len(self.rows[index].images)
+
     def extras(self, index: int) -> Mapping[str, Any]:
         return self.rows[index].extras
 
@@ -114,6 +117,8 @@ class Rows(Protocol):
 
     def place(self, index: int) -> str: ...
 
+    def num_images(self, index: int) -> int: ...
+
     def extras(self, index: int) -> Mapping[str, Any]: ...
 
 
@@ -124,6 +129,7 @@ class RecordSource(Sequence[Record]):
         name: the SPECs it was read from.
         skipped: the bad rows as (line or row number, "FILE: reason").
         pixels: bounds within which each image is scaled as its record is made. They change no `id`.
+        prompt_suffix: what each record's prompt ends with, after a space (`with_suffix`). It changes no `id`.
         columns: the columns that every record fills, as `to_dataset` names them, and the extras.
     """
 
@@ -134,11 +140,13 @@ class RecordSource(Sequence[Record]):
         name: str,
         skipped: Sequence[tuple[int, str]],
         pixels: PixelBounds = ANY_SIZE,
+        prompt_suffix: str | None = None,
         extras: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.skipped = list(skipped)
         self.pixels = pixels
+        self.prompt_suffix = prompt_suffix
         self.columns = BASE_COLUMNS + tuple(
             column for column in OPTIONAL_COLUMNS if all(column in part.filled for part in parts)
         )
@@ -169,12 +177,18 @@ class RecordSource(Sequence[Record]):
             return [self[position] for position in range(*index.indices(len(self)))]
         part, position = self._find(index)
         record = part[position]
-        return replace(record, images=tuple(map(self.pixels.apply, record.images)))
+        images = tuple(map(self.pixels.apply, record.images))
+        return replace(record, prompt=with_suffix(record.prompt, self.prompt_suffix), images=images)
 
     def place(self, index: int) -> str:
         """Where a record comes from, for messages: "my.jsonl line 3"."""
         part, position = self._find(index)
         return part.place(position)
+
+    def num_images(self, index: int) -> int:
+        """How many images a record has; none is decoded."""
+        part, position = self._find(index)
+        return part.num_images(position)
 
     def extras(self, index: int) -> Mapping[str, Any]:
         """The further columns that `load_records` was asked for; no image is decoded."""
@@ -188,6 +202,23 @@ class RecordSource(Sequence[Record]):
         position = self._kept[place]
         part = bisect_right(self._ends, position)
         return self._parts[part], position - (self._ends[part - 1] if part else 0)
+
+
+def with_suffix(prompt: str | list[dict[str, Any]], suffix: str | None) -> str | list[dict[str, Any]]:
+    """The prompt whose last message, the user's, ends with `suffix` after a space; without one the prompt itself."""
+    if not suffix:
+        return prompt
+    if isinstance(prompt, str):
+        return f"{prompt} {suffix}"
+    *earlier, last = prompt
+    content = last["content"]
+    if isinstance(content, str):
+        content = f"{content} {suffix}"
+    elif content[-1]["type"] == "text":
+        content = [*content[:-1], {**content[-1], "text": f"{content[-1]['text']} {suffix}"}]
+    else:
+        content = [*content, {"type": "text", "text": f" {suffix}"}]
+    return [*earlier, {**last, "content": content}]
 
 
 def chat_messages(prompt: str | list[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:
@@ -236,16 +267,25 @@ class _RowBuilder:
         return getattr(record, column) if column in RECORD_COLUMNS else extras[column]
 
 
-def to_dataset(source: RecordSource, *, system_prompt: str | None = None) -> "datasets.Dataset":
+def to_dataset(
+    source: RecordSource, *, system_prompt: str | None = None, prompt_suffix: str | None = None
+) -> "datasets.Dataset":
     """A `datasets.Dataset` that makes its rows on access: what TRL's trainers take as train or eval dataset.
 
     A row is {"prompt": chat messages, "images": RGB PIL images (an empty list for text only), "answer": str,
     "sample_id": str}; where every record has them also "response": str and "perception_spans":
     [[start, end], ...], and where some record has them "choices": list of str, empty for the others; then the extras of
     `load_records`.
+
+    Args:
+        system_prompt: goes as a message before every prompt that brings no system message.
+        prompt_suffix: ends the user's last message, after a space, in the place of the source's own.
     """
     import datasets
 
+    if prompt_suffix is not None:
+        source = copy(source)
+        source.prompt_suffix = prompt_suffix
     numbers = list(range(len(source)))
     table = datasets.Dataset.from_dict(dict.fromkeys(source.columns, numbers))
     return table.with_transform(_RowBuilder(source, system_prompt))

@@ -39,6 +39,9 @@ class RunOptions:
         "trl, verl, virl39k.",
     )
     system_prompt: str | None = option(None, "A system message put before every prompt that brings none.")
+    prompt_suffix: str | None = option(
+        None, "Text that ends the user's last message of every prompt, after a space: how to answer, for instance."
+    )
     max_bad_fraction: Annotated[float, "[0, 1]"] = option(
         0.01, "Rows that cannot be used are skipped up to this share of the data."
     )
@@ -47,6 +50,12 @@ class RunOptions:
     )
     max_pixels: Annotated[int | None, "[784, 100000000]"] = option(
         None, "Images of more pixels are scaled down to so many, at least 28 x 28: fewer image tokens, less memory."
+    )
+    min_side: Annotated[int | None, "[1, 10000]"] = option(
+        None, "Images whose shorter side is smaller are scaled up until it has so many pixels (published: 28)."
+    )
+    images_per_row: Annotated[int | None, "[0, inf)"] = option(
+        None, "Rows with another number of images are counted and left out of training (published: 1)."
     )
     max_prompt_tokens: Annotated[int | None, "[1, inf)"] = option(
         None,

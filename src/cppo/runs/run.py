@@ -18,7 +18,6 @@ from cppo.errors import UserError, one_line, one_line_with_remedy, tell
 from cppo.evaluation import (
     BLANK,
     EvalResult,
-    LongRow,
     PairedDifference,
     check_vision_model,
     paired_bootstrap,
@@ -37,7 +36,7 @@ from cppo.runs.answers import answer_all
 from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
 from cppo.runs.recorder import RunRecorder
-from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
+from cppo.runs.row_limit import LeftOut, drop_rows, left_out_summary, warn_of_left_out
 from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
 from cppo.training.model_card import RunFacts
@@ -107,7 +106,7 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
     started = time.monotonic()
     files = RunDirectory(recipe.output_dir)
     prepared = prepare_run(recipe, sources)
-    options, args, train, long = prepared.options, prepared.args, prepared.train, prepared.long
+    options, args, train, left_out = prepared.options, prepared.args, prepared.train, prepared.left_out
     checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     resolved = resolved_config(recipe, args)
     if checkpoint is not None:
@@ -120,7 +119,11 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
         files.config.write_text(dump_recipe(recipe, resolved), encoding="utf-8")
     trainer.run_facts = facts = RunFacts(
-        resolved_options(recipe, resolved), rows=len(train), skipped_rows=len(train.skipped), long_rows=len(long)
+        resolved_options(recipe, resolved),
+        rows=len(train),
+        skipped_rows=len(train.skipped),
+        other_images_rows=len(left_out.images),
+        long_rows=len(left_out.long),
     )
     recorder = RunRecorder(
         files, lambda: trainer.last_samples, quiet=options.quiet, versions=package_versions(), report=report
@@ -163,7 +166,7 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
         best=BestCheckpoint.of(trainer),
     )
     if main:
-        summary = run_summary(result, left_out_summary(train, long))
+        summary = run_summary(result, left_out_summary(train, left_out))
         files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         trainer.run_facts = replace(facts, summary=summary)
         trainer.create_model_card()
@@ -172,12 +175,12 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose options and rows were checked: `train` without the rows in `long`, which have too many tokens."""
+    """A run whose options and rows were checked: `train` without the rows in `left_out`."""
 
     options: TrainOptions
     args: CPPOConfig
     train: RecordSource
-    long: list[LongRow]
+    left_out: LeftOut
 
 
 def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
@@ -190,12 +193,12 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     args = build_config(recipe)
     check_loggers(args)
     check_vision_model(options.model)
-    train, long = drop_long_rows(sources.train, options)
-    warn_of_left_out(train, long, options)
+    train, left_out = drop_rows(sources.train, options)
+    warn_of_left_out(train, left_out, options)
     check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)
     warn_of_shared_files(options)
-    return PreparedRun(options, args, train, long)
+    return PreparedRun(options, args, train, left_out)
 
 
 def build_trainer(

@@ -85,7 +85,8 @@ def load_rows(
             limit=limit,
             columns=options.columns,
             max_bad_fraction=options.max_bad_fraction,
-            pixels=PixelBounds(options.min_pixels, options.max_pixels),
+            pixels=PixelBounds.of(vars(options)),
+            prompt_suffix=options.prompt_suffix,
             extras=[name for name in needed if name not in RECORD_COLUMNS],
             optional=[name for name in wanted if name not in {*needed, *RECORD_COLUMNS}],
         )

@@ -18,7 +18,7 @@ from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCardData
 
 from cppo.assets import MICRO_DIR
-from cppo.data import hub_dataset
+from cppo.data import hub_dataset, with_suffix
 from cppo.methods import get_method
 from cppo.training.config import field_default
 from cppo.training.resume import ResumableGRPOTrainer
@@ -45,13 +45,15 @@ class RunFacts:
 
     Attributes:
         recipe: the resolved options (`cppo.recipes.resolved_options`).
-        rows: to train on; `skipped_rows` could not be used, `long_rows` had too many prompt tokens.
+        rows: to train on; `skipped_rows` could not be used, `other_images_rows` had another number of images than was
+            asked for, `long_rows` too many prompt tokens.
         summary: the contents of `summary.json`, once the run has finished.
     """
 
     recipe: Mapping[str, Any]
     rows: int
     skipped_rows: int
+    other_images_rows: int
     long_rows: int
     summary: Mapping[str, Any] = field(default_factory=dict)
 
@@ -183,7 +185,9 @@ def _metrics(trainer: Any, facts: RunFacts | None) -> str:
 def _snippet(trainer: Any, base: str, facts: RunFacts | None) -> str:
     """Python that loads the model and asks it about an image."""
     adapter = is_peft_model(trainer.model)
-    prompt = facts.recipe.get("system_prompt") if facts else None
+    recipe = facts.recipe if facts else {}
+    prompt, suffix = recipe.get("system_prompt"), recipe.get("prompt_suffix")
+    question = with_suffix("What does the image show?", suffix)
     system = [f'    {{"role": "system", "content": [{{"type": "text", "text": {prompt!r}}}]}},'] if prompt else []
     load = ["model = AutoModelForImageTextToText.from_pretrained(folder)"]
     if adapter:
@@ -206,7 +210,7 @@ def _snippet(trainer: Any, base: str, facts: RunFacts | None) -> str:
             "processor = AutoProcessor.from_pretrained(folder)",
             *load,
             'image = Image.open("image.png").convert("RGB")',
-            'question = {"type": "text", "text": "What does the image show?"}',
+            f'question = {{"type": "text", "text": {question!r}}}',
             "messages = [",
             *system,
             '    {"role": "user", "content": [{"type": "image", "image": image}, question]},',
@@ -239,7 +243,8 @@ def _data(trainer: Any, facts: RunFacts | None) -> str:
     lines = [f"- trained on: {_code(portable(spec))}" for spec in facts.specs("data")]
     lines += [f"- held out: {_code(portable(spec))}" for spec in facts.specs("eval_data")]
     counts = f"{facts.rows:,} rows to train on; {facts.skipped_rows:,} that could not be used were skipped"
-    return "\n".join([*lines, f"- {counts}, {facts.long_rows:,} left out as too long"])
+    images = f", {facts.other_images_rows:,} left out for their number of images" if facts.other_images_rows else ""
+    return "\n".join([*lines, f"- {counts}{images}, {facts.long_rows:,} left out as too long"])
 
 
 def _method(trainer: Any) -> str:
@@ -259,7 +264,7 @@ def _method(trainer: Any) -> str:
 def _recipe(trainer: Any, facts: RunFacts | None) -> str:
     options = facts.recipe if facts else _changed(trainer.args)
     shown = {
-        name: value if name == "system_prompt" else portable(value)
+        name: value if name in ("system_prompt", "prompt_suffix") else portable(value)
         for name, value in options.items()
         if name not in _MACHINE_OPTIONS and not _SECRET.search(name)
     }
