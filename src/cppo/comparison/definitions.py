@@ -10,7 +10,13 @@ from typing import Any
 from cppo.recipes import schema
 from cppo.views import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, is_own
 
-CHANGES: Mapping[str, tuple[str, ...]] = {}
+CHANGES: Mapping[str, tuple[str, ...]] = {
+    "view color_jitter": ("Brightness, contrast and saturation come in random order.",),
+    "view perspective": ("Corners move by whole pixels, and the far ones start a pixel further in.",),
+    "view rotation": ("A pixel is the nearest one, no mean of four.",),
+    "view noise_rectangles": ("Sides are cut off to whole pixels, not rounded, and noise ends at 254.",),
+    "view crop": ("One fraction serves both sides, cut off to whole pixels, and the resize is bilinear.",),
+}
 """What changed in each later definition of a part, one sentence a definition. Parts that are not named have definition
 1; so has every part of a result that keeps no numbers."""
 BLOCKS = ("score", "divergence", "selector", "gate", "sink")

@@ -176,7 +176,7 @@ class CPPOConfig(GRPOConfig):
         [0.05, 0.15], "I- noise: range of a rectangle's sides, as fractions of the image's."
     )
     view_crop_side: Annotated[list[float], "(0, 1]"] = option(
-        [0.6, 0.7], "I- crop: range of the crop's sides, as fractions of the image's."
+        [0.6, 0.7], "I- crop: range of the one fraction that the crop keeps of both sides."
     )
     view_patch_side: Annotated[int, "[1, inf)"] = option(14, "I- black patches: their side, in pixels.")
     view_patch_probability: Annotated[float, "[0, 1]"] = option(

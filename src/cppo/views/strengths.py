@@ -31,7 +31,7 @@ class ViewStrengths:
         diffusion_steps: how far the diffusion noise goes, of 1,000 steps; 0 changes nothing.
         noise_rectangles: number of noise rectangles, at least 1.
         noise_side: sides of a noise rectangle, as fractions of the image's sides, in (0, 1].
-        crop_side: sides of the crop, as fractions of the image's sides, in (0, 1].
+        crop_side: sides of the crop, one fraction of both the image's sides, in (0, 1].
         patch_side: side of the square patches that are blacked, in pixels, at least 1.
         patch_probability: chance in [0, 1] that a patch is blacked.
 

@@ -1,8 +1,9 @@
 """The published view families (CPPO, arXiv 2601.00501, and its kin), pure functions of (RGB image, Generator,
 strengths).
 
-Areas that a rotation or a perspective uncovers are black, torchvision's default. Both sample bilinearly, so
-that small print stays readable; the crop is resized bicubically.
+CPPO's own five do what the published code does (vbdi/cppo, verl/recipe/cppo/cppo_dataset.py); random numbers apart.
+Colour jitter, perspective and rotation are torchvision's transforms with its defaults: a perspective samples
+bilinearly, a rotation takes the nearest pixel, and both leave black what they uncover.
 """
 
 from collections.abc import Callable, Sequence
@@ -103,41 +104,56 @@ def family_view(
 
 
 def color_jitter(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """Brightness, then contrast, then saturation: in this order always, the factors drawn in it too."""
+    """Brightness, contrast and saturation, in random order; the values stand in the order that was drawn."""
     from torchvision.transforms.v2 import functional
 
-    brightness, contrast, saturation = (
-        rng.uniform(*bounds) for bounds in (strengths.brightness, strengths.contrast, strengths.saturation)
-    )
-    image = functional.adjust_brightness(image, brightness)
-    image = functional.adjust_contrast(image, contrast)
-    image = functional.adjust_saturation(image, saturation)
-    return image, {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    steps = {
+        "brightness": (functional.adjust_brightness, strengths.brightness),
+        "contrast": (functional.adjust_contrast, strengths.contrast),
+        "saturation": (functional.adjust_saturation, strengths.saturation),
+    }
+    factors = {}
+    for name in rng.permutation(list(steps)).tolist():
+        adjust, bounds = steps[name]
+        factors[name] = rng.uniform(*bounds)
+        image = adjust(image, factors[name])
+    return image, factors
 
 
 def perspective(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """With `perspective_probability`, each corner moves inwards by up to distortion / 2 of a side; else none.
 
-    The whole image stays in sight.
+    The whole image stays in sight. An image of a single row or column has no corners to move.
     """
-    if rng.random() >= strengths.perspective_probability:
+    if rng.random() >= strengths.perspective_probability or min(image.size) < 2:
         return image.copy(), {"pixels_moved": 0.0}
     from torchvision.transforms.v2 import functional
 
-    size = np.array(image.size)
-    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size
-    inwards = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * size / 2
-    shifts = inwards * rng.uniform(0, strengths.perspective_distortion, size=(4, 2))
-    perturbed = functional.perspective(image, corners.tolist(), (corners + shifts).tolist(), fill=0)
-    return perturbed, {"pixels_moved": float(np.abs(shifts).max())}
+    corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (np.array(image.size) - 1)
+    moved = moved_corners(image.size, strengths.perspective_distortion, rng)
+    perturbed = functional.perspective(image, corners.tolist(), moved.tolist(), fill=0)
+    return perturbed, {"pixels_moved": float(np.abs(moved - corners).max())}
+
+
+def moved_corners(size: tuple[int, int], distortion: float, rng: np.random.Generator) -> np.ndarray:
+    """Where the corners go, [4, 2] in pixels (x, y), clockwise from the top left: whole pixels, drawn uniformly.
+
+    Args:
+        size: width and height in pixels.
+        distortion: bound on the way inwards, as a fraction of half the side.
+    """
+    sides = np.array(size)
+    inwards = rng.integers(0, (distortion * (sides // 2)).astype(np.int64) + 1, size=(4, 2))
+    far = np.array([[False, False], [True, False], [True, True], [False, True]])
+    return np.where(far, sides - 1 - inwards, inwards)
 
 
 def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """Rotation about the centre by up to `rotation_degrees` either way; what leaves the frame is lost."""
-    from torchvision.transforms.v2 import InterpolationMode, functional
+    from torchvision.transforms.v2 import functional
 
     angle = rng.uniform(-strengths.rotation_degrees, strengths.rotation_degrees)
-    return functional.rotate(image, angle, interpolation=InterpolationMode.BILINEAR, fill=0), {"degrees": angle}
+    return functional.rotate(image, angle, fill=0), {"degrees": angle}
 
 
 def diffusion_noise(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
@@ -162,25 +178,28 @@ def _signal_left() -> np.ndarray:
 
 
 def noise_rectangles(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """`noise_rectangles` rectangles of uniform noise, anywhere inside the image; they may overlap.
+    """`noise_rectangles` rectangles of uniform noise (0 to 254), anywhere inside the image; they may overlap.
 
     Height and width are drawn apart, each a fraction `noise_side` of its own side and at least one pixel.
     """
     pixels = np.array(image)
     for _ in range(strengths.noise_rectangles):
-        top, bottom = _interval(pixels.shape[0], strengths.noise_side, rng)
-        left, right = _interval(pixels.shape[1], strengths.noise_side, rng)
-        shape = (bottom - top, right - left, 3)
-        pixels[top:bottom, left:right] = rng.integers(0, 256, size=shape, dtype=np.uint8)
+        width = _pixels(image.width, rng.uniform(*strengths.noise_side))
+        height = _pixels(image.height, rng.uniform(*strengths.noise_side))
+        left, top = _place(image.size, (width, height), rng)
+        noise = rng.integers(0, 255, size=(height, width, 3), dtype=np.uint8)
+        pixels[top : top + height, left : left + width] = noise
     return Image.fromarray(pixels), {"rectangles": strengths.noise_rectangles}
 
 
 def crop(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """A crop anywhere inside the image, resized back; width and height are drawn apart from `crop_side`."""
-    left, right = _interval(image.width, strengths.crop_side, rng)
-    top, bottom = _interval(image.height, strengths.crop_side, rng)
-    resized = image.crop((left, top, right, bottom)).resize(image.size, Image.Resampling.BICUBIC)
-    return resized, {"left": left, "top": top, "width": right - left, "height": bottom - top}
+    """A crop anywhere inside the image, resized back; one fraction `crop_side` is drawn for both sides."""
+    fraction = rng.uniform(*strengths.crop_side)
+    width, height = (_pixels(side, fraction) for side in image.size)
+    left, top = _place(image.size, (width, height), rng)
+    cropped = image.crop((left, top, left + width, top + height))
+    resized = cropped.resize(image.size, Image.Resampling.BILINEAR)
+    return resized, {"left": left, "top": top, "width": width, "height": height}
 
 
 def black_patches(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
@@ -210,8 +229,12 @@ _TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator, ViewStrengths
 }
 
 
-def _interval(side: int, fractions: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
-    """[start, end) in pixels: a random fraction of the side, at least one pixel, at a random place on it."""
-    length = max(1, round(side * rng.uniform(*fractions)))
-    start = int(rng.integers(0, side - length + 1))
-    return start, start + length
+def _pixels(side: int, fraction: float) -> int:
+    """A fraction of a side in whole pixels, at least one."""
+    return max(1, int(side * fraction))
+
+
+def _place(size: tuple[int, int], box: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """Left and top of a box inside an image of that size, every place as likely; all in pixels."""
+    left, top = (int(rng.integers(0, side - part + 1)) for side, part in zip(size, box, strict=True))
+    return left, top
