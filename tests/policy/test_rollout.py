@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from tiny_models import CONFIGS, PAD, make_batch, make_model
 from torch import Tensor
@@ -172,7 +174,13 @@ def test_eager_attention_in_float32(family):
     [
         {"num_beams": 2, "do_sample": False},
         {"num_return_sequences": 2, "do_sample": True},
-        {"prefill_chunk_size": 5},
+        pytest.param(
+            {"prefill_chunk_size": 5},
+            marks=pytest.mark.skipif(
+                Version(transformers.__version__) < Version("5.20"),
+                reason="transformers itself fails: it cuts the positions of M-RoPE by rows",
+            ),
+        ),
         {"cache_implementation": "static"},
         {"use_cache": False},
     ],

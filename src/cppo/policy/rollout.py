@@ -142,7 +142,7 @@ def _checkpoints(model: PreTrainedModel) -> bool:
 
 def _is_prefill(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward call fills an empty growing cache from tokens and images alone."""
-    cache, ids = inputs.get("past_key_values"), inputs.get("input_ids")
+    cache, ids = _cache_in(inputs), inputs.get("input_ids")
     if type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length() or ids is None or len(ids) < 2:
         return False
     # Without positions Qwen's models make them, and remember offsets for the rows of this call.
@@ -151,6 +151,11 @@ def _is_prefill(inputs: Mapping[str, Any]) -> bool:
     asked = any(inputs.get(key) for key in ("output_hidden_states", "output_attentions"))
     others = [value for key, value in inputs.items() if key not in (*ROW_KEYS, *IMAGE_KEYS, IMAGES_A_ROW)]
     return not asked and not any(isinstance(value, Tensor | Mapping) for value in others)
+
+
+def _cache_in(inputs: Mapping[str, Any]) -> DynamicCache | None:
+    """The cache of keys and values among a call's arguments. Its name differs: transformers 5.24 changed it."""
+    return next((value for value in inputs.values() if isinstance(value, DynamicCache)), None)
 
 
 def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -> Any:
@@ -173,7 +178,9 @@ def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -
     group_of = torch.empty_like(ids[:, 0])
     for number, group in enumerate(groups):
         group_of[group.rows] = number
-    outputs.past_key_values.batch_select_indices(group_of)
+    cache = _cache_in(inputs)
+    assert cache is not None  # `_is_prefill` saw it
+    cache.batch_select_indices(group_of)
     outputs.logits = outputs.logits[group_of]
     return outputs
 
