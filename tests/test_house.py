@@ -18,7 +18,7 @@ from cppo import CPPOConfig
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
-    {"errors", "files"},
+    {"errors", "files", "progress"},
     {"imports"},
     {"methods"},
     {"tasks", "views", "perception", "rewards", "recipes"},

@@ -1,14 +1,12 @@
-"""Parquet files, `datasets` folders and hub names, in the layouts of well-known data sets, made here."""
+"""Parquet files and `datasets` folders, in the layouts of well-known data sets, made here."""
 
-import io
 import json
 
 import datasets
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from PIL import Image
+from pictures import picture, png, same
 
 from cppo.cli.main import main
 from cppo.data import load_records, to_dataset
@@ -19,21 +17,6 @@ from cppo.errors import UserError
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def picture(seed, size=(8, 6)):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def png(seed, size=(8, 6)):
-    buffer = io.BytesIO()
-    picture(seed, size).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def same(found, *seeds):
-    assert [image.tobytes() for image in found] == [picture(seed).tobytes() for seed in seeds]
 
 
 def parts(record):
@@ -145,48 +128,6 @@ def test_a_folder_has_splits(tmp_path):
     datasets.DatasetDict({"validation": saved["test"]}).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(UserError, match="has no split 'train', but validation"):
         load_records(str(tmp_path / "other"))
-
-
-def put_on_hub(monkeypatch, folder):
-    """Let every name on the hub be the files in a folder; returns the names that are asked for."""
-    asked, real = [], datasets.load_dataset_builder
-
-    def load_dataset_builder(name):
-        asked.append(name)
-        return real(str(folder))
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
-    return asked
-
-
-def test_hub_names(tmp_path, monkeypatch):
-    saved_folder(tmp_path / "saved")
-    (tmp_path / "hub").mkdir()
-    for split, table in datasets.load_from_disk(str(tmp_path / "saved")).items():
-        table.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
-    asked = put_on_hub(monkeypatch, tmp_path / "hub")
-    test = load_records("hub:org/some-data.v2", split="test")
-    assert test[0].prompt == "q3"
-    same(test[1].images, 4)
-    assert load_records("hub:org/some-data.v2:train", split="test")[0].prompt == "q0"
-    assert asked == ["org/some-data.v2"] * 2
-    with pytest.raises(UserError, match=r"'hub:org/some-data\.v2:nope': cannot be read: .*nope"):
-        load_records("hub:org/some-data.v2:nope")
-
-    def away(name):
-        raise ConnectionError("Couldn't reach\nthe hub")
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", away)
-    with pytest.raises(UserError) as caught:
-        load_records("hub:org/name")
-    assert str(caught.value) == "data 'hub:org/name': cannot be read: Couldn't reach the hub"
-
-
-def test_paths_on_the_hub_lie_nowhere(tmp_path, monkeypatch):
-    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "q", "answer": "a", "image": "/etc/passwd"}))
-    put_on_hub(monkeypatch, tmp_path)
-    with pytest.raises(UserError, match="have no folder to look in"):
-        load_records("hub:org/name")
 
 
 def test_arrow_does_not_hold_a_parquet_file_as_a_whole(tmp_path, monkeypatch):

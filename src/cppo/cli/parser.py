@@ -115,7 +115,7 @@ def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=text)
 
 
-def columns_option(text: str) -> dict[str, str] | str:
+def columns_option(text: str) -> dict[str, str | None] | str:
     """The argparse type of `--columns`: a mapping in YAML, or the name of a layout."""
     try:
         value = yaml.safe_load(text)

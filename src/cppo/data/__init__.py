@@ -1,12 +1,14 @@
 """Data: one record schema, its readers, and the check that finds bad rows before training starts."""
 
 from cppo.data.check import BadRows, MissingColumns
+from cppo.data.hub import open_hub_table
 from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
 from cppo.data.readers import load_records, load_rows
 from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, chat_messages, question_text, to_dataset, with_suffix
 from cppo.data.spec import hub_dataset, parse_spec
 from cppo.data.summary import DataSummary, summarize
+from cppo.data.tables import Table
 
 __all__ = [
     "RECORD_COLUMNS",
@@ -16,11 +18,13 @@ __all__ = [
     "PixelBounds",
     "Record",
     "RecordSource",
+    "Table",
     "chat_messages",
     "check_columns",
     "hub_dataset",
     "load_records",
     "load_rows",
+    "open_hub_table",
     "parse_spec",
     "question_text",
     "summarize",

@@ -57,7 +57,7 @@ class RowChecks:
 
     def __init__(
         self,
-        columns: Mapping[str, str],
+        columns: Mapping[str, str | None],
         max_bad_fraction: float,
         extras: Sequence[str] = (),
         optional: Sequence[str] = (),
@@ -148,11 +148,11 @@ class RowChecks:
     def _absent(self, present: Mapping[str, None]) -> dict[str, str | None]:
         """The columns that are looked for and in none of the rows, by the file's names: which of ours each is."""
         ours = {self._columns.get(name, name): name for name in (*REQUIRED_COLUMNS, *self._columns)}
-        wanted: dict[str, str | None] = {**dict.fromkeys(self._extras), **ours}
+        wanted: dict[str | None, str | None] = {**dict.fromkeys(self._extras), **ours}
         return {
             theirs: name
             for theirs, name in wanted.items()
-            if present and theirs not in present and theirs.partition(".")[0] not in present
+            if present and theirs is not None and theirs not in present and theirs.partition(".")[0] not in present
         }
 
     def _check_columns_present(self, name: str, present: Mapping[str, None]) -> None:
@@ -160,7 +160,7 @@ class RowChecks:
         records = {ours: theirs for theirs, ours in absent.items() if ours is not None}
         if records:
             mapping = {**self._columns, **dict.fromkeys(records, "THEIR_NAME")}
-            columns = ", ".join(f"{ours}: {theirs}" for ours, theirs in mapping.items())
+            columns = ", ".join(f"{ours}: {theirs or 'null'}" for ours, theirs in mapping.items())
             raise UserError(
                 f"{no_row_has(name, list(records.values()), present)}: say which to read with --columns "
                 f'"{{{columns}}}", or in a recipe with `columns` beside its `data`'

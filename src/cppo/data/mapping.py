@@ -13,13 +13,15 @@ from cppo.errors import UserError, choose_one
 
 REQUIRED_COLUMNS = ("prompt", "answer")
 COLUMNS = (*REQUIRED_COLUMNS, "images", "id", "response", "perception_spans", "choices")
-LAYOUTS: dict[str, dict[str, str]] = {
-    "geometry3k": {"prompt": "problem"},
+LAYOUTS: dict[str, dict[str, str | None]] = {
+    "geometry3k": {"prompt": "problem", "choices": None},  # its choices are not in the question
+    "mmk12": {"prompt": "question"},
+    "papo": {"prompt": "problem"},
     "trl": {"answer": "solution"},
     "verl": {"answer": "reward_model.ground_truth"},
     "virl39k": {"prompt": "question", "images": "image", "id": "qid"},
 }
-"""Column names of well-known data sets and libraries; columns that have our name are not listed."""
+"""Column names of well-known data sets and libraries; columns that have our name are not listed. None: not read."""
 
 IMAGE_MARK = "<image>"
 _MODEL_MARK = re.compile(r"<\|(?:image|video|vision)\w*\|>|<video>")
@@ -27,8 +29,8 @@ _MODEL_MARK = re.compile(r"<\|(?:image|video|vision)\w*\|>|<video>")
 ROLES = ("system", "user", "assistant")
 
 
-def check_columns(columns: Mapping[str, str] | str | None) -> dict[str, str]:
-    """The mapping {our column: their column}, or that of a layout, as a dict.
+def check_columns(columns: Mapping[str, str | None] | str | None) -> dict[str, str | None]:
+    """The mapping {our column: their column, or None not to read one}, or that of a layout, as a dict.
 
     Raises UserError for a name that is not ours and for an unknown layout.
     """
@@ -40,13 +42,19 @@ def check_columns(columns: Mapping[str, str] | str | None) -> dict[str, str]:
     for ours, theirs in (columns or {}).items():
         if ours not in COLUMNS:
             raise UserError(f"columns: {ours!r} is unknown; {choose_one(ours, COLUMNS)} (write {{ours: theirs}})")
-        if not isinstance(theirs, str) or not theirs:
+        unread = theirs is None and ours not in REQUIRED_COLUMNS
+        if not unread and (not isinstance(theirs, str) or not theirs):
             raise UserError(f"columns: {ours} must name a column of the file, not {theirs!r}")
     return dict(columns or {})
 
 
 def parse_row(
-    row: Mapping[str, Any], *, columns: Mapping[str, str], folder: Path | None, place: str, extras: Sequence[str] = ()
+    row: Mapping[str, Any],
+    *,
+    columns: Mapping[str, str | None],
+    folder: Path | None,
+    place: str,
+    extras: Sequence[str] = (),
 ) -> StoredRow:
     """Check every field of `row` but the pixels of its images. `place` is the row's name in messages.
 
@@ -81,8 +89,10 @@ def parse_row(
     )
 
 
-def _cell(row: Mapping[str, Any], name: str) -> Any:
+def _cell(row: Mapping[str, Any], name: str | None) -> Any:
     """The cell of a column, or where `name` has dots a value inside a cell: `reward_model.ground_truth`."""
+    if name is None:
+        return None
     if name in row or "." not in name:
         return row.get(name)
     first, _, rest = name.partition(".")
@@ -108,7 +118,7 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _images(row: Mapping[str, Any], columns: Mapping[str, str], folder: Path | None) -> tuple[ImageRef, ...]:
+def _images(row: Mapping[str, Any], columns: Mapping[str, str | None], folder: Path | None) -> tuple[ImageRef, ...]:
     value = _cell(row, columns.get("images", "images"))
     if "images" not in columns and row.get("image") is not None:
         if value is not None:

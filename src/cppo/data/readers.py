@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cppo.data.check import MissingColumns, RowChecks
+from cppo.data.hub import open_hub_table
 from cppo.data.images import ANY_SIZE, PixelBounds, RowError
 from cppo.data.mapping import check_columns
 from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
-from cppo.data.tables import open_table, table_rows
+from cppo.data.tables import open_table
 from cppo.errors import UserError, choose_one
 from cppo.tasks import TaskOptions, make_item
 from cppo.tasks.base import SPLITS
@@ -25,7 +26,7 @@ def load_records(
     *,
     split: str = "train",
     limit: int | None = None,
-    columns: Mapping[str, str] | str | None = None,
+    columns: Mapping[str, str | None] | str | None = None,
     max_bad_fraction: float = 0.01,
     pixels: PixelBounds = ANY_SIZE,
     prompt_suffix: str | None = None,
@@ -38,7 +39,7 @@ def load_records(
         specs: see docs/data.md; each is checked before any is read.
         split: "train" or "test", where a SPEC has splits and names none.
         limit: keep the first so many good records of all sources together, and read no further.
-        columns: {our column: column of the file}, or the name of a known layout.
+        columns: {our column: column of the file, None not to read one}, or the name of a known layout.
         max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
         pixels: bounds within which each image is scaled.
         prompt_suffix: ends the user's last message of every prompt, after a space.
@@ -57,7 +58,8 @@ def load_records(
         raise UserError("data: no source is given; write tasks:NAME or the path of a file")
     if len(set(texts)) < len(texts):
         raise UserError(f"data: a source is given twice: {', '.join(texts)}")
-    checks = RowChecks(check_columns(columns), max_bad_fraction, extras, optional)
+    mapping = check_columns(columns)
+    checks = RowChecks(mapping, max_bad_fraction, extras, optional)
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
     parts: list[TaskRows | StoredRows] = []
@@ -70,7 +72,9 @@ def load_records(
             parts.append(StoredRows(_read_lines(spec, checks, left)))
             continue
         if not isinstance(spec, TaskSpec):
-            parts.append(StoredRows(_read_table(spec, checks, left, split)))
+            named = mapping.get("images")
+            images = ["images", "image"] if "images" not in mapping else [named] if named else []
+            parts.append(StoredRows(_read_table(spec, checks, left, split, images)))
             continue
         n = spec.n if left is None else min(spec.n, left)
         rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n, tuple(extras), tuple(optional))
@@ -91,7 +95,7 @@ def load_rows(
     *,
     name: str = "rows",
     folder: str | Path | None = None,
-    columns: Mapping[str, str] | str | None = None,
+    columns: Mapping[str, str | None] | str | None = None,
     max_bad_fraction: float = 0.01,
 ) -> RecordSource:
     """As `load_records`, from dicts in memory, numbered from 1.
@@ -162,11 +166,14 @@ def _read_lines(spec: PathSpec, checks: RowChecks, limit: int | None) -> tuple[S
         raise UserError(f"data {spec.text!r}: cannot be read: {error.strerror}") from error
 
 
-def _read_table(spec: PathSpec | HubSpec, checks: RowChecks, limit: int | None, split: str) -> tuple[StoredRow, ...]:
-    # A table on the hub has no folder in which paths could lie.
-    folder = None if isinstance(spec, HubSpec) else spec.image_folder
-    rows = table_rows(open_table(spec, split))
-    return checks.run(rows, name=spec.text, unit="row", folder=folder, limit=limit)
+def _read_table(
+    spec: PathSpec | HubSpec, checks: RowChecks, limit: int | None, split: str, images: Sequence[str]
+) -> tuple[StoredRow, ...]:
+    if isinstance(spec, PathSpec):
+        source = open_table(spec, split)
+    else:
+        source = open_hub_table(spec.name, split=spec.split or split, config=spec.config, images=images, said=spec.text)
+    return checks.run(enumerate(source.rows(), start=1), name=spec.text, unit="row", folder=source.folder, limit=limit)
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:

@@ -43,16 +43,23 @@ class PathSpec:
 
 @dataclass(frozen=True)
 class HubSpec:
-    """`hub:ORG/NAME[:SPLIT]`. `split` None means: the split that the caller asks for."""
+    """`hub:ORG/NAME[:SPLIT][?config=NAME]`, or a folder that holds the files of such a repository in the name's place.
+
+    `split` None means: the split that the caller asks for.
+    """
 
     text: str
-    name: str
+    name: str | Path
     split: str | None
+    config: str | None
 
 
 Spec = TaskSpec | PathSpec | HubSpec
 
-_HUB_SPEC = re.compile(r"hub:(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+))?", re.ASCII)
+_HUB_SPEC = re.compile(
+    r"hub:(?:(?P<name>\w[\w.-]*/\w[\w.-]*)|(?P<folder>[./~][^:?]*))(?::(?P<split>[\w.-]+))?(?:\?config=(?P<config>.+))?",
+    re.ASCII,
+)
 _FOLDER_FILES = ("dataset_info.json", "dataset_dict.json")
 
 
@@ -63,8 +70,13 @@ def parse_spec(spec: str) -> Spec:
     if spec.startswith("hub:"):
         found = _HUB_SPEC.fullmatch(spec)
         if found is None:
-            raise UserError(f"data {spec!r}: write hub:ORG/NAME or hub:ORG/NAME:SPLIT")
-        return HubSpec(spec, found[1], found[2])
+            raise UserError(
+                f"data {spec!r}: write hub:ORG/NAME[:SPLIT][?config=NAME], or hub:./FOLDER in the name's place"
+            )
+        name = found["name"] or Path(found["folder"]).expanduser()
+        if isinstance(name, Path) and not name.is_dir():
+            raise UserError(f"data {spec!r}: there is no folder {str(name)!r}")
+        return HubSpec(spec, name, found["split"], found["config"])
     path = Path(spec)
     if spec and path.is_dir():
         if not any((path / file).is_file() for file in _FOLDER_FILES):
@@ -89,9 +101,9 @@ def parse_spec(spec: str) -> Spec:
 
 
 def hub_dataset(spec: str) -> str | None:
-    """The name on the hub of a `hub:` SPEC, None for any other; nothing is opened."""
+    """The name on the hub of a `hub:` SPEC, None for any other and for a folder; nothing is opened."""
     found = _HUB_SPEC.fullmatch(spec)
-    return found[1] if found else None
+    return found["name"] if found else None
 
 
 def _parse_task(spec: str) -> TaskSpec:

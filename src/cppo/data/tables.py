@@ -3,11 +3,12 @@
 A table need not fit into memory: texts are read once, encoded images each time they are asked for.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cppo.data.spec import HubSpec, PathSpec
+from cppo.data.spec import PathSpec
 from cppo.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -38,56 +39,73 @@ class TableImage:
         return _encoded_bytes(cell if self.index is None else cell[self.index])
 
 
-def open_table(spec: PathSpec | HubSpec, split: str) -> "datasets.Dataset":
-    """The table that a SPEC names, memory-mapped; `split` where the SPEC names none.
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file, of a folder or of one split on the hub, memory-mapped.
+
+    Attributes:
+        table: the rows.
+        folder: where the image paths in them begin; None where there are none.
+    """
+
+    table: "datasets.Dataset"
+    folder: Path | None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows as `load_rows` takes them with `folder`; encoded images stand as `TableImage`s."""
+        plain = self.table.with_format("arrow")
+        columns = {name: plain.select_columns([name]) for name in plain.column_names}
+        fingerprint = self.table._fingerprint
+        for start in range(0, len(plain), ROWS_AT_ONCE):
+            rows = plain[start : start + ROWS_AT_ONCE].to_pylist()
+            for number, row in enumerate(rows, start=start):
+                for name, cell in row.items():
+                    if isinstance(cell, list):
+                        row[name] = [
+                            TableImage(columns[name], fingerprint, number, index) if _encoded_bytes(item) else item
+                            for index, item in enumerate(cell)
+                        ]
+                    elif _encoded_bytes(cell):
+                        row[name] = TableImage(columns[name], fingerprint, number, None)
+                yield row
+
+
+def open_table(spec: PathSpec, split: str) -> Table:
+    """The table that a SPEC names; `split` of a folder with several.
 
     Raises UserError where it cannot be read, or has no such split.
     """
     import datasets
 
-    if isinstance(spec, HubSpec):
-        return _loaded(spec, lambda: _prepared(spec.name).as_dataset(split=spec.split or split))
     if spec.kind == "parquet":
-        files = {"train": str(spec.path)}
-        return _loaded(spec, lambda: _prepared("parquet", data_files=files).as_dataset(split="train"))
-    table = _loaded(spec, lambda: datasets.load_from_disk(str(spec.path)))
-    if not isinstance(table, datasets.DatasetDict):
-        return table
-    if split not in table:
-        raise UserError(f"data {spec.text!r}: has no split {split!r}, but {', '.join(table)}")
-    return table[split]
+        return Table(prepared_table(spec.text, "parquet", [spec.path]), spec.image_folder)
+    table = _loaded(spec.text, lambda: datasets.load_from_disk(str(spec.path)))
+    if isinstance(table, datasets.DatasetDict):
+        if split not in table:
+            raise UserError(f"data {spec.text!r}: has no split {split!r}, but {', '.join(table)}")
+        table = table[split]
+    return Table(table, spec.image_folder)
 
 
-def _prepared(name: str, **options: Any) -> "datasets.DatasetBuilder":
-    """What `datasets.load_dataset` loads from, as Arrow files in the cache folder."""
-    import datasets
-    from pyarrow.dataset import ParquetFragmentScanOptions
+def prepared_table(said: str, kind: str, files: Sequence[Path], **options: Any) -> "datasets.Dataset":
+    """Files of one `kind` ("parquet", "json" or "csv") one after the other, as Arrow files in the cache folder.
 
-    builder = datasets.load_dataset_builder(name, **options)
-    if hasattr(builder.config, "fragment_scan_options"):
-        # Arrow's own default reads ahead, and holds a Parquet file as a whole.
-        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
-    builder.download_and_prepare()
-    return builder
+    `said` is what messages call them. Raises UserError where they cannot be read.
+    """
 
+    def prepared() -> Any:
+        import datasets
+        from pyarrow.dataset import ParquetFragmentScanOptions
 
-def table_rows(table: "datasets.Dataset") -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a table; encoded images stand as `TableImage`s."""
-    plain = table.with_format("arrow")
-    columns = {name: plain.select_columns([name]) for name in plain.column_names}
-    fingerprint = table._fingerprint
-    for start in range(0, len(plain), ROWS_AT_ONCE):
-        rows = plain[start : start + ROWS_AT_ONCE].to_pylist()
-        for number, row in enumerate(rows, start=start):
-            for name, cell in row.items():
-                if isinstance(cell, list):
-                    row[name] = [
-                        TableImage(columns[name], fingerprint, number, index) if _encoded_bytes(item) else item
-                        for index, item in enumerate(cell)
-                    ]
-                elif _encoded_bytes(cell):
-                    row[name] = TableImage(columns[name], fingerprint, number, None)
-            yield number + 1, row
+        paths = {"train": [str(path) for path in files]}
+        builder = datasets.load_dataset_builder(kind, data_files=paths, **options)
+        if hasattr(builder.config, "fragment_scan_options"):
+            # Arrow's own default reads ahead, and holds a Parquet file as a whole.
+            builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")
+
+    return _loaded(said, prepared)
 
 
 def _encoded_bytes(cell: Any) -> Any:
@@ -97,9 +115,9 @@ def _encoded_bytes(cell: Any) -> Any:
     return cell if isinstance(cell, bytes) else None
 
 
-def _loaded(spec: PathSpec | HubSpec, load: Callable[[], Any]) -> Any:
+def _loaded(said: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    # Broken files, unknown names, missing splits and networks that are away all raise errors of their own kinds.
+    # Broken files raise errors of many kinds.
     except Exception as error:
-        raise UserError(f"data {spec.text!r}: cannot be read: {one_line(error):.300}") from error
+        raise UserError(f"data {said!r}: cannot be read: {one_line(error):.300}") from error

@@ -25,18 +25,18 @@ class RunOptions:
 
     data: str | list[str] = field(
         metadata={
-            "help": "Training data: tasks:NAME[?option=value&...], hub:ORG/NAME[:SPLIT], a .jsonl or .parquet file, a "
-            "folder that `datasets` saved, or a list of them."
+            "help": "Training data: tasks:NAME[?option=value&...], hub:ORG/NAME[:SPLIT][?config=NAME], a .jsonl or "
+            ".parquet file, a folder that `datasets` saved, or a list of them."
         }
     )
     model: str = option("micro", "The model: `micro` (it comes with the package), a folder, or a Hugging Face name.")
     eval_data: str | list[str] | None = option(
         None, "Held-out data, written like `data`; the split `test` where a task has splits."
     )
-    columns: dict[str, str] | str | None = option(
+    columns: dict[str, str | None] | str | None = option(
         None,
         "Your column names, e.g. {prompt: question, images: image, answer: solution}, or a known layout: geometry3k, "
-        "trl, verl, virl39k.",
+        "mmk12, papo, trl, verl, virl39k.",
     )
     system_prompt: str | None = option(None, "A system message put before every prompt that brings none.")
     prompt_suffix: str | None = option(

@@ -1,0 +1,177 @@
+"""Data sets on the hub: their tables, and the archives of images to which a table's paths lead.
+
+`huggingface_hub` fetches the files into its cache. A folder that holds a repository's files may stand in its place.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from cppo.data.archives import ARCHIVE, unpacked
+from cppo.data.hub_layout import CARD, FORMATS, split_files
+from cppo.data.tables import ROWS_AT_ONCE, Table, prepared_table
+from cppo.errors import UserError, one_line
+from cppo.progress import Progress
+
+if TYPE_CHECKING:
+    import datasets
+
+SECONDS_TO_ANSWER = 8.0
+"""How long the hub may take to describe a repository before it counts as away."""
+LOOKED_AT, LONGEST_PATH = 32, 1024
+"""So many image paths of a table say in which folder the images lie; a longer text is no path."""
+
+
+def open_hub_table(
+    name: str | Path,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    files: str | None = None,
+    images: Sequence[str] = ("images", "image"),
+    said: str | None = None,
+) -> Table:
+    """Fetch one split of a data set, and the archives of its images where the table holds paths.
+
+    Its folder is None where the columns of `images` hold no paths.
+
+    Args:
+        name: ORG/NAME on the hub, or a folder with the files of such a repository.
+        split: as the data set's card or its files' names call it.
+        config: one of several configurations; None for the default one.
+        files: a pattern such as "*.json": the files of the split, whatever the card says.
+        images: the columns that hold images, or paths to them; those that the table lacks are left out.
+        said: what messages call the data; `hub:NAME` by itself.
+
+    Raises:
+        UserError: the hub cannot be reached and the cache lacks the files; there is no such data set, configuration,
+            split or table; the images are not there; or an archive is refused (see `cppo.data.archives.unpacked`).
+    """
+    said = said or f"hub:{name}"
+    repository = _in_folder(name) if isinstance(name, Path) else _on_hub(name, said)
+    card = ""
+    if CARD in repository.files:
+        card = repository.fetch(CARD).read_text(encoding="utf-8", errors="replace")
+    chosen = split_files(repository.files, card, said=said, split=split, config=config, pattern=files)
+    suffix = PurePosixPath(chosen[0]).suffix
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    table = prepared_table(said, FORMATS[suffix], [repository.fetch(path) for path in chosen], **options)
+    paths = list(islice(_image_paths(table, images), LOOKED_AT))
+    folder = _image_folder(repository, said, PurePosixPath(chosen[0]).parent, paths) if paths else None
+    return Table(table, folder)
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """A repository's files by path, and what brings one to this machine; `folder` is set where they lie in one."""
+
+    files: Sequence[str]
+    fetch: Callable[[str], Path]
+    folder: Path | None = None
+
+
+def _in_folder(folder: Path) -> _Repository:
+    return _Repository(_files_below(folder), lambda path: folder / path, folder.resolve())
+
+
+def _files_below(folder: Path) -> list[str]:
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def _on_hub(name: str, said: str) -> _Repository:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def failed(error: Exception) -> UserError:
+        if isinstance(error, RepositoryNotFoundError):
+            return UserError(f"data {said!r}: the hub has no data set {name!r}, or shows it only after `hf auth login`")
+        folder = f"./{name.partition('/')[2]}"
+        return UserError(
+            f"data {said!r}: the hub cannot be reached ({one_line(error):.200}) and the cache lacks its files: run "
+            f"`hf download {name} --repo-type dataset --local-dir {folder}` where there is a network, "
+            f"and write {said.replace(f'hub:{name}', f'hub:{folder}')} in its place"
+        )
+
+    try:
+        described = HfApi().dataset_info(name, timeout=SECONDS_TO_ANSWER)
+        commit, files = described.sha, [file.rfilename for file in described.siblings or []]
+    # An HTTP library's own errors, which change with the version, and those of a hub that is down.
+    except Exception as error:
+        if isinstance(error, RepositoryNotFoundError):
+            raise failed(error) from error
+        cached = _newest_in_cache(name)
+        if cached is None:
+            raise failed(error) from error
+        commit, files = cached.name, _files_below(cached)
+
+    def fetch(path: str) -> Path:
+        try:
+            return Path(hf_hub_download(name, path, repo_type="dataset", revision=commit, tqdm_class=Progress))
+        except Exception as error:
+            raise failed(error) from error
+
+    return _Repository(files, fetch)
+
+
+def _newest_in_cache(name: str) -> Path | None:
+    """The folder of the commit that was fetched last; its name is the commit's."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return None
+    commits = [
+        one
+        for found in repositories
+        if (found.repo_type, found.repo_id) == ("dataset", name)
+        for one in found.revisions
+    ]
+    return max(commits, key=lambda commit: commit.last_modified).snapshot_path if commits else None
+
+
+def _image_paths(table: "datasets.Dataset", columns: Sequence[str]) -> Iterator[str]:
+    """The paths in a table's image columns, up to the first image that lies in the table itself."""
+    for name in columns:
+        if name not in table.column_names:
+            continue
+        batches = table.select_columns([name]).with_format("arrow").iter(ROWS_AT_ONCE)
+        for cell in (cell for batch in batches for cell in batch[name].to_pylist()):
+            for item in cell if isinstance(cell, list) else [cell]:
+                if isinstance(item, dict) and item.get("bytes") is None:
+                    item = item.get("path")
+                if isinstance(item, dict | bytes):
+                    return
+                if isinstance(item, str) and 0 < len(item) <= LONGEST_PATH:
+                    yield item
+
+
+def _image_folder(repository: _Repository, said: str, beside: PurePosixPath, paths: Sequence[str]) -> Path:
+    """Where `paths` begin: beside the table or at the repository's root, as its files lie or in its archives."""
+    folder = _first_with(repository.folder, beside, paths) if repository.folder is not None else None
+    if folder is not None:
+        return folder
+    archives = [path for path in repository.files if path.lower().endswith(ARCHIVE)]
+    if archives:
+        from huggingface_hub import cached_assets_path
+
+        cache = cached_assets_path(library_name="cppo", namespace="images")
+        folder = _first_with(unpacked({path: repository.fetch(path) for path in archives}, cache), beside, paths)
+    if folder is None:
+        where = f"in none of {', '.join(archives)}" if archives else f"nowhere, and there is no {ARCHIVE} archive"
+        raise UserError(
+            f"data {said!r}: its image {paths[0]!r:.200} lies {where}; put the images where the table looks for them, "
+            "in a folder with its files, and write hub:./FOLDER"
+        )
+    return folder
+
+
+def _first_with(root: Path, beside: PurePosixPath, paths: Sequence[str]) -> Path | None:
+    for folder in (root / beside, root):
+        if any((folder / path).is_file() for path in paths):
+            return folder.resolve()
+    return None

@@ -1,0 +1,126 @@
+"""Which files of a repository are one split of its data set: by its card, else by the names of the files."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from cppo.errors import UserError, choose_one
+
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+"""The reader of `datasets` by a table's ending; of several kinds in a repository the first of these is read."""
+CARD = "README.md"
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\b.*")
+_WORDS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
+_NO_DATA = re.compile(r"(?:^|/)(?:\.|dataset_infos?\.json$|dataset_dict\.json$|state\.json$)")
+
+
+def split_files(
+    files: Sequence[str], card: str, *, said: str, split: str, config: str | None = None, pattern: str | None = None
+) -> list[str]:
+    """The paths of the tables that are a split, in order.
+
+    Args:
+        files: all paths of the repository.
+        card: its README.md, empty without one.
+        said: what messages call the data.
+        pattern: the paths of the split, whatever the card says.
+
+    Raises:
+        UserError: there is no such configuration, split or table, or some of its files are missing.
+    """
+    tables = [path for path in files if PurePosixPath(path).suffix in FORMATS and not _NO_DATA.search(path)]
+    if pattern is not None:
+        splits = {split: _matching(tables, [pattern])}
+    elif configs := _configs(card):
+        splits = _of_card(tables, configs, said, config)
+    else:
+        splits = _of_names(tables, said, config)
+    chosen = splits.get(split)
+    if not chosen:
+        named = (
+            f"there is no split {split!r}: {choose_one(split, splits)}" if any(splits.values()) else "it has no tables"
+        )
+        raise UserError(f"data {said!r}: {named}")
+    kind = min((PurePosixPath(path).suffix for path in chosen), key=list(FORMATS).index)
+    chosen = sorted(path for path in chosen if path.endswith(kind))
+    _check_shards(chosen, said)
+    return chosen
+
+
+def _configs(card: str) -> list[Mapping[str, Any]]:
+    """The configurations in the front matter of a card."""
+    found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", card.replace("\r\n", "\n"), re.DOTALL)
+    try:
+        header = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        header = None
+    configs = header.get("configs") if isinstance(header, Mapping) else None
+    known = configs if isinstance(configs, list) else []
+    return [config for config in known if isinstance(config, Mapping) and "data_files" in config]
+
+
+def _of_card(
+    tables: Sequence[str], configs: Sequence[Mapping[str, Any]], said: str, config: str | None
+) -> dict[str, list[str]]:
+    """{split: paths} of one of the card's configurations."""
+    by_name = {str(one.get("config_name", "default")): one for one in configs}
+    marked = [name for name, one in by_name.items() if one.get("default") is True]
+    default = marked[0] if marked else next(iter(by_name)) if len(by_name) == 1 else "default"
+    wanted = default if config is None else config
+    if wanted not in by_name:
+        raise UserError(
+            f"data {said!r}: write ?config=NAME at its end, NAME one of {', '.join(by_name)}"
+            if config is None
+            else f"data {said!r}: there is no configuration {config!r}: {choose_one(config, by_name)}"
+        )
+    data_files = by_name[wanted]["data_files"]
+    if isinstance(data_files, Mapping):
+        data_files = [{"split": split, "path": paths} for split, paths in data_files.items()]
+    if isinstance(data_files, str) or not all(isinstance(entry, Mapping) for entry in data_files):
+        data_files = [{"split": "train", "path": data_files}]
+    folder = str(by_name[wanted].get("data_dir") or "").strip("/")
+    splits: dict[str, list[str]] = {}
+    for entry in data_files:
+        paths = entry.get("path") or []
+        patterns = [f"{folder}/{one}" if folder else str(one) for one in ([paths] if isinstance(paths, str) else paths)]
+        splits.setdefault(str(entry.get("split", "train")), []).extend(_matching(tables, patterns))
+    return splits
+
+
+def _of_names(tables: Sequence[str], said: str, config: str | None) -> dict[str, list[str]]:
+    """{split: paths}: the names of shards, else a word such as `test` in a path, else all is `train`."""
+    if config is not None:
+        raise UserError(f"data {said!r}: its card names no configurations; leave out ?config={config}")
+    splits: dict[str, list[str]] = {}
+    for path in tables:
+        shard = _SHARD.fullmatch(PurePosixPath(path).name)
+        words = [_WORDS.get(word, word) for word in re.findall(r"[a-z]+", path.lower())]
+        named = [word for word in words if word in ("train", "validation", "test")]
+        split = shard[1] if shard else named[-1] if named else "train"
+        splits.setdefault(split, []).append(path)
+    return splits
+
+
+def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The paths that fit a pattern, in which `**` alone crosses folders."""
+    return [
+        path
+        for path in paths
+        if any(
+            fnmatchcase(path, pattern) and ("**" in pattern or path.count("/") == pattern.count("/"))
+            for pattern in patterns
+        )
+    ]
+
+
+def _check_shards(paths: Sequence[str], said: str) -> None:
+    """Refuse a split of which some files are not there, as after a download that was interrupted."""
+    shards = [found for path in paths if (found := _SHARD.fullmatch(path))]
+    for (name, total), there in Counter((shard[1], shard[3]) for shard in shards).items():
+        if there != int(total):
+            raise UserError(f"data {said!r}: {there} of {int(total)} files of {name} are there; fetch the others too")
