@@ -190,9 +190,9 @@ def test_a_mistake_that_the_first_process_does_not_see_is_said_too(monkeypatch, 
 
 def test_only_training_is_for_several_processes(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert main(["eval", "--model", "micro", "--data", "tasks:digits"]) == 2
+    assert main(["inspect", "--model", "micro", "--data", "tasks:digits"]) == 2
     assert capsys.readouterr().err == (
-        "cppo: error: `cppo eval` runs in one process: start it without accelerate launch or torchrun\n"
+        "cppo: error: `cppo inspect` runs in one process: start it without accelerate launch or torchrun\n"
     )
     assert main(["train", "--data", "nowhere.jsonl"]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err

@@ -72,12 +72,17 @@ def check_inputs(recipe: Recipe) -> None:
     check_loggers(recipe.config.get("report_to"))
 
 
+def launched_processes() -> int:
+    """How many processes a launcher has started; 1 without one."""
+    return max(int(os.environ.get(name, "1")) for name in WORLD_SIZES)
+
+
 def check_options(recipe: Recipe) -> None:
     """Whether the options of a recipe for `cppo train` go together, and its rewards exist. Raises UserError."""
     assert isinstance(recipe.options, TrainOptions)
     check_combinations(recipe.resolved)
     inherited = {name: field.default for name, field in schema("train").inherited.items()}
-    check_group_sizes({**inherited, **recipe.config}, max(int(os.environ.get(name, "1")) for name in WORLD_SIZES))
+    check_group_sizes({**inherited, **recipe.config}, launched_processes())
     check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
 
 

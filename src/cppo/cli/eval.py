@@ -3,18 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from cppo.assets import adapter_base, resolve_model
+from cppo.cli.answering import Answering, categories
 from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.eval_report import category_rows, category_text, report_lines
+from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, number_in
-from cppo.cli.response_file import ResponseFile
 from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
 from cppo.data import RecordSource
 from cppo.data.spec import PathSpec, parse_spec
@@ -23,7 +20,7 @@ from cppo.files import content_fingerprint, model_fingerprint
 from cppo.views import CARD_CONDITIONS, CONDITION_NAMES, ViewSampler, check_families
 
 if TYPE_CHECKING:
-    from cppo.evaluation import CardRow, Condition, EvalResult
+    from cppo.evaluation import CardRow, EvalResult
 
 
 def run(argv: Sequence[str]) -> None:
@@ -45,7 +42,11 @@ def run(argv: Sequence[str]) -> None:
 
     names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
     conditions = [get_condition(name, trained) for name in names]
-    results = _evaluate(arguments, source, conditions, settings, trained)
+    answering = Answering(arguments)
+    identity = {**_identity(arguments, answering.dtype), **settings, "trained_views": _views(trained)}
+    results = answering.answer(source, conditions, settings, arguments.responses, identity)
+    if not answering.processes.is_first:
+        return
     card: Sequence[CardRow] = ()
     if on_card:
         card = perception_card({name: results[name] for name in on_card}, tolerance=settings["tolerance"])
@@ -71,48 +72,6 @@ def _check_files(arguments: Any) -> None:
         raise UserError(f"--json and --responses both name {arguments.json}; give two files")
 
 
-def _evaluate(
-    arguments: Any,
-    source: RecordSource,
-    conditions: "Sequence[Condition]",
-    settings: Mapping[str, Any],
-    trained: ViewSampler,
-) -> "dict[str, EvalResult]":
-    """Answer the records under each condition, by its name; what the response file holds is not answered again."""
-    from cppo.evaluation import evaluate, load_model, placement
-
-    device, dtype = placement(arguments.device, arguments.dtype)
-    identity = {**_identity(arguments), "dtype": dtype, **settings, "trained_views": _views(trained)}
-    stored = ResponseFile(arguments.responses, identity) if arguments.responses else None
-    known = {one.name: stored.known(one.name, source) if stored else () for one in conditions}
-    model = processor = None
-    if any(len(items) < len(source) for items in known.values()):
-        model, processor = load_model(arguments.model, device=device, dtype=dtype)
-
-    def answer(condition: "Condition") -> "EvalResult":
-        name, answered = condition.name, known[condition.name]
-        indices = count(len(answered))
-
-        def keep(record: Any, item: Any) -> None:
-            if stored:
-                stored.append(name, record, item, _categories(source, next(indices)))
-
-        with tqdm(total=len(source), initial=len(answered), desc=name, unit="item", leave=False, disable=None) as bar:
-            return evaluate(
-                model,
-                processor,
-                source,
-                condition=condition,
-                batch_size=arguments.batch_size,
-                known=answered,
-                keep=keep,
-                progress=bar.update,
-                **{option: settings[option] for option in ASKED},
-            )
-
-    return {condition.name: answer(condition) for condition in conditions}
-
-
 def _report(
     arguments: Any,
     source: RecordSource,
@@ -128,18 +87,9 @@ def _report(
         report |= {"blank_accuracy": blind["accuracy"], "blank_accuracy_ci95": blind["accuracy_ci95"]}
     report |= settings
     if arguments.by:
-        rows = [_categories(source, index) for index in range(len(source))]
+        rows = [categories(source, index) for index in range(len(source))]
         report["by"] = {name: category_rows(clean, [row[name] for row in rows]) for name in arguments.by}
     return report
-
-
-def _categories(source: RecordSource, index: int) -> dict[str, str]:
-    """The categories of a record, one for each column of --by."""
-    return {name: category_text(value) for name, value in source.extras(index).items()}
-
-
-ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "tolerance")
-"""The settings that `evaluate` takes."""
 
 
 def _check_sampling(arguments: Any) -> list[int]:
@@ -179,7 +129,7 @@ def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], V
     return settings, trained.get("views", ViewSampler(0)), "views" not in trained
 
 
-def _identity(arguments: Any) -> dict[str, Any]:
+def _identity(arguments: Any, dtype: str) -> dict[str, Any]:
     """Which model and which data: with the settings, what must be the same for responses to go into one file."""
     specs = [(text, parse_spec(text)) for text in arguments.data]
     base = adapter_base(arguments.model)
@@ -187,6 +137,7 @@ def _identity(arguments: Any) -> dict[str, Any]:
         "model": _model_identity(arguments.model),
         **({} if base is None else {"adapter's model": _model_identity(base)}),
         "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
+        "dtype": dtype,
     }
 
 

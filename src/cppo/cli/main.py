@@ -22,7 +22,7 @@ COMMANDS = {
     "methods": "list the methods, or show what one of them sets",
     "recipes": "list the packaged recipes, studies and launch configurations, or copy one to edit",
 }
-OF_SEVERAL_PROCESSES = ("train", "sft")
+OF_SEVERAL_PROCESSES = ("train", "sft", "eval")
 """The commands that a launcher may start; the others would do all of their work once in every process."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 

@@ -39,7 +39,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     add_pixel_bounds(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else as saved"
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else bfloat16"
     )
 
 

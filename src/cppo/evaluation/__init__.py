@@ -8,9 +8,11 @@ from cppo.evaluation.conditions import (
     blank_images,
     get_condition,
 )
+from cppo.evaluation.engines import Engine, TransformersEngine
 from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.generate import generate_responses, prompt_inputs
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement
+from cppo.evaluation.processes import ALONE, Processes, join_processes
 from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import (
@@ -25,24 +27,29 @@ from cppo.evaluation.statistics import (
 from cppo.views import CARD_CONDITIONS, CONDITION_NAMES
 
 __all__ = [
+    "ALONE",
     "BLANK",
     "CARD_CONDITIONS",
     "CLEAN",
     "CONDITION_NAMES",
     "CardRow",
     "Condition",
+    "Engine",
     "EvalResult",
     "ItemResult",
     "LongRow",
     "MeanInterval",
     "PairedDifference",
+    "Processes",
     "Rate",
+    "TransformersEngine",
     "blank_images",
     "bootstrap_interval",
     "check_vision_model",
     "evaluate",
     "generate_responses",
     "get_condition",
+    "join_processes",
     "load_model",
     "load_processor",
     "long_rows",

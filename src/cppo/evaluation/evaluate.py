@@ -1,13 +1,21 @@
-"""Lets a model answer records, and scores the answers."""
+"""Lets a model answer records, alone or in several processes, and scores the answers."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+from typing import Any, TypeVar
 
 from cppo.data import Record, chat_messages
 from cppo.evaluation.conditions import CLEAN, Condition
-from cppo.evaluation.generate import generate_responses, response_stream
+from cppo.evaluation.engines import Engine, TransformersEngine
+from cppo.evaluation.generate import response_stream
+from cppo.evaluation.processes import ALONE, Processes
 from cppo.evaluation.results import EvalResult, ItemResult
 from cppo.rewards import format_reward, get_accuracy_reward
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def evaluate(
@@ -27,10 +35,16 @@ def evaluate(
     known: Sequence[ItemResult] = (),
     keep: Callable[[Record, ItemResult], Any] | None = None,
     progress: Callable[[int], Any] | None = None,
+    processes: Processes = ALONE,
 ) -> EvalResult:
     """Let `model` answer every record and score the answers.
 
+    The records are cut into batches, and the batches are dealt to the processes. Batches are scored in a second thread
+    while the next ones are answered.
+
     Args:
+        model: a transformers model, or another `Engine`.
+        processor: the transformers model's; None beside another engine.
         condition: how the images are shown (`get_condition`); `BLANK` tells what the model scores without looking.
         samples: responses a record.
         temperature: 0 is greedy decoding; by default that for one sample, 1 for more.
@@ -40,26 +54,28 @@ def evaluate(
             s) alone, so that neither batch size nor the other records change a response but through rounding.
         system_prompt: put before every prompt that brings no system message.
         tolerance: how far a number may lie from the expected one, as a fraction of it.
-        known: results of the first records, from an earlier call with the same arguments; these are not asked again.
-        keep: called with each record just answered and its result.
-        progress: called with the number of records just answered.
+        known: results of the first records, from an earlier call with the same arguments. They are kept; a batch that
+            holds other records too is answered again as a whole, so that it is padded as before.
+        keep: called in the first process with each record just answered, without its images, and its result.
+        progress: called in the first process with the number of records just answered.
+        processes: those that call this function together. Each gets the whole result, which their number does not
+            change.
 
     Raises:
         ValueError: no records, samples < 1, or several greedy samples, which would all be the same.
+        UserError: another process failed.
     """
     if not len(source) or samples < 1:
         raise ValueError(f"evaluate needs records and samples >= 1, got {len(source)} records, samples {samples}")
     temperature = (0.0 if samples == 1 else 1.0) if temperature is None else temperature
     if samples > 1 and not temperature:
         raise ValueError(f"{samples} greedy samples are all the same; evaluate needs temperature > 0 for them")
-    records_a_batch = max(1, batch_size // samples)
-    items = list(known)
-    for start in range(len(items), len(source), records_a_batch):
-        records = [source[index] for index in range(start, min(start + records_a_batch, len(source)))]
+    engine = model if isinstance(model, Engine) else TransformersEngine(model, processor)
+
+    def answer(batch: range) -> list[tuple[Record, list[str]]]:
+        records = [source[index] for index in batch]
         shown = [condition.show(record, seed) for record in records]
-        responses = generate_responses(
-            model,
-            processor,
+        responses = engine.answer(
             [chat_messages(record.prompt, system_prompt) for record in records for _ in range(samples)],
             [images for images in shown for _ in range(samples)],
             max_new_tokens=max_new_tokens,
@@ -67,12 +83,23 @@ def evaluate(
             top_p=top_p,
             streams=[response_stream(seed, record.id, sample) for record in records for sample in range(samples)],
         )
-        for index, record in enumerate(records):
-            items.append(score_item(record, responses[index * samples : (index + 1) * samples], tolerance))
-            if keep is not None:
-                keep(record, items[-1])
-        if progress is not None:
-            progress(len(records))
+        answered = [(record, responses[row * samples : (row + 1) * samples]) for row, record in enumerate(records)]
+        return answered[max(0, len(known) - batch.start) :]
+
+    def score(answered: list[tuple[Record, list[str]]]) -> list[tuple[Record, ItemResult]]:
+        return [(replace(record, images=()), score_item(record, texts, tolerance)) for record, texts in answered]
+
+    items = list(known)
+    batches = [batch for batch in _batches(len(source), max(1, batch_size // samples)) if batch.stop > len(known)]
+    mine = _overlapped(map(answer, batches[processes.index :: processes.count]), score)
+    for _ in range(0, len(batches), processes.count):
+        new = list(chain.from_iterable(processes.gather(lambda: next(mine, []))))
+        items += [item for _, item in new]
+        if keep is not None and processes.is_first:
+            for record, item in new:
+                keep(record, item)
+        if progress is not None and processes.is_first:
+            progress(len(new))
     return EvalResult(tuple(items), samples, condition.name)
 
 
@@ -90,3 +117,21 @@ def score_item(record: Record, responses: Sequence[str], tolerance: float) -> It
         images=len(record.images),
         choices=record.choices or (),
     )
+
+
+def _batches(count: int, size: int) -> list[range]:
+    """The numbers below `count`, `size` together."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _overlapped(made: Iterable[S], finish: Callable[[S], T]) -> Iterator[T]:
+    """`finish` of each, in a second thread while the next one is made."""
+    with ThreadPoolExecutor(1) as thread:
+        before: Future[T] | None = None
+        for one in made:
+            following = thread.submit(finish, one)
+            if before is not None:
+                yield before.result()
+            before = following
+        if before is not None:
+            yield before.result()

@@ -53,14 +53,14 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
 
 
 def placement(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """Device and dtype as given, else CUDA where there is one; float32 on CPU, and elsewhere "auto", as saved.
+    """Device and dtype as given; else CUDA where there is one, float32 on CPU and bfloat16 elsewhere.
 
     Args:
         device: e.g. "cpu" or "cuda".
         dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return device, dtype or ("float32" if device == "cpu" else "auto")
+    return device, dtype or ("float32" if device == "cpu" else "bfloat16")
 
 
 def load_processor(name: str) -> Any:
