@@ -49,11 +49,11 @@ def import_object(path: str, what: str) -> Any:
         return getattr(module, name)
     except AttributeError as error:
         raise UserError(f"{what}: {module_name} has no {name}") from error
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, `sys.exit` included
         raise UserError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def failure(error: Exception, what: str) -> UserError:
+def failure(error: BaseException, what: str) -> UserError:
     """What the user's code raised, as one line that names the line it comes from, unless that is not the user's."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     own = not Path(frame.filename).is_relative_to(Path(__file__).parent)

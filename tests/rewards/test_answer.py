@@ -12,7 +12,7 @@ import pytest
 from cppo.errors import UserError
 from cppo.rewards import accuracy_reward, answers_match, get_accuracy_reward
 from cppo.rewards.match import MAX_ANSWER_CHARS
-from cppo.rewards.worker import shared_worker
+from cppo.rewards.worker import Unfinished, shared_pool
 
 # Correct verdicts must not depend on how busy the machine is.
 PATIENT = 60.0
@@ -166,15 +166,15 @@ DIFFERENT_MATHEMATICS = [
 @pytest.fixture(scope="module", autouse=True)
 def _close_worker():
     yield
-    shared_worker().close()
+    shared_pool().close()
 
 
 @pytest.mark.parametrize(("given", "expected"), EQUAL)
 def test_equal_answers_need_no_worker(given, expected):
-    shared_worker().close()
+    shared_pool().close()
     assert answers_match(given, expected, PATIENT) is True
     assert answers_match(expected, given, PATIENT) is True
-    assert shared_worker().pid is None
+    assert not shared_pool().pids
 
 
 @pytest.mark.parametrize(("given", "expected"), DIFFERENT)
@@ -199,11 +199,11 @@ def test_every_way_to_write_an_option_letter_is_one_answer():
 
 
 def test_a_long_answer_is_compared_as_text_alone():
-    shared_worker().close()
+    shared_pool().close()
     long = "x+" * MAX_ANSWER_CHARS + "1"
     assert answers_match(long, long)
     assert not answers_match(long, "1+" + "x+" * (MAX_ANSWER_CHARS - 1) + "x")
-    assert shared_worker().pid is None
+    assert not shared_pool().pids
 
 
 def test_model_text_is_never_evaluated(tmp_path):
@@ -374,10 +374,11 @@ def test_hostile_answers_earn_nothing(name, tmp_path, monkeypatch):
 
 
 def test_no_process_is_left_behind():
-    shared_worker().equivalent(HOSTILE["factorials"], "7", 0.5)
-    assert shared_worker().pid is None
+    with pytest.raises(Unfinished):
+        shared_pool().equivalent(HOSTILE["factorials"], "7", 0.5)
+    assert not shared_pool().pids
     answers_match("7+2x", "2x+7", PATIENT)
-    pid = shared_worker().pid
-    shared_worker().close()
+    (pid,) = shared_pool().pids
+    shared_pool().close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -11,6 +11,7 @@ from cppo.rewards import (
     accuracy_reward,
     check_rewards,
     format_reward,
+    guarded_rewards,
     load_reward,
     named_rewards,
     number_tolerance,
@@ -149,6 +150,65 @@ def test_what_is_no_reward_is_one_line(own, returned, said):
     with pytest.raises(UserError, match=f"'odd.py:odd' must return a list of 2 numbers.*{said}") as caught:
         load("odd.py:odd")(completions=["a", "b"])
     assert "\n" not in str(caught.value)
+
+
+LEAVING = """
+import sys
+
+def leave(completions, **kwargs):
+    sys.exit()
+
+async def leave_later(completions, **kwargs):
+    sys.exit(0)
+
+def get_leaving(code=0):
+    sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("name", ["leave", "leave_later"])
+def test_a_reward_that_exits_is_an_error(own, name):
+    Path("leaving.py").write_text(LEAVING)
+    reward = load(f"leaving.py:{name}")
+    with pytest.raises(UserError, match=rf"'leaving.py:{name}' failed in leaving.py line \d+: SystemExit"):
+        asyncio.run(reward(completions=["a"]))
+    (inside,) = guarded_rewards([reward])
+    assert inside.__name__ == name
+
+
+def test_code_that_exits_where_it_is_loaded_is_an_error(own):
+    Path("leaving.py").write_text(LEAVING)
+    with pytest.raises(UserError, match=r"'leaving.py:get_leaving\?code=0': 0"):
+        load("leaving.py:get_leaving?code=0")
+    Path("gone.py").write_text("raise SystemExit")
+    with pytest.raises(UserError, match=r"'gone.py:f' cannot be imported: SystemExit"):
+        load("gone.py:f")
+
+
+def test_functions_in_python_are_guarded():
+    def leave(completions, **columns):
+        sys.exit(0)
+
+    def broken(completions, **columns):
+        raise ZeroDivisionError
+
+    def odd(completions, level, **columns):
+        return [float("nan")]
+
+    class Model:
+        def forward(self): ...
+        def __call__(self): ...
+
+    model = Model()
+    guarded = guarded_rewards([leave, broken, odd, "org/model", model])
+    assert guarded[3:] == ["org/model", model]
+    with pytest.raises(UserError, match=r"reward_funcs: 'leave' failed in test_spec.py line \d+: SystemExit: 0"):
+        guarded[0](completions=["a"])
+    with pytest.raises(ZeroDivisionError):
+        guarded[1](completions=["a"])
+    with pytest.raises(UserError, match=r"reward_funcs: 'odd' must return .* for completion 0 it returned nan"):
+        guarded[2](completions=["a"], level=["easy"])
+    assert reward_columns(guarded[2]) == {"level": True}
 
 
 def test_kinds_of_numbers_that_are_rewards(own):

@@ -143,6 +143,39 @@ def test_an_infinite_reward_is_refused(make_trainer):
     one_line(caught)
 
 
+@pytest.mark.parametrize(
+    ("values", "weights"),
+    [
+        (([3e38, -3e38], [3e38, 3e38]), [1.0, 1.0]),
+        (([1e30, 0.0], [-1e30, 0.0]), [1.0, 1.0]),
+        (([1.0], [2.0]), [1e19, 0.0]),
+    ],
+)
+def test_rewards_too_large_for_float32_are_refused(make_trainer, values, weights):
+    """Their sum, their squares, or their products with the weights overflow, which would make weights NaN or silent."""
+
+    def first(completions, **columns):
+        return (values[0] * len(completions))[: len(completions)]
+
+    def second(completions, **columns):
+        return (values[1] * len(completions))[: len(completions)]
+
+    trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=[first, second], reward_weights=weights))
+    with pytest.raises(UserError, match=r"the rewards \(first, second\) reach \S+ with their weights") as caught:
+        generation_batch(trainer, make_rows([1, 1]))
+    one_line(caught)
+
+
+def test_a_reward_that_is_nan_in_python_is_refused(make_trainer):
+    def lost(completions, **columns):
+        return [float("nan")] * len(completions)
+
+    trainer = inject(make_trainer(make_rows([1, 1]), reward_funcs=[lost]))
+    with pytest.raises(UserError, match=r"reward_funcs: 'lost' must return a list .* it returned nan") as caught:
+        generation_batch(trainer, make_rows([1, 1]))
+    one_line(caught)
+
+
 def test_slices_of_images_that_are_not_understood_are_refused(make_trainer, monkeypatch):
     monkeypatch.setattr("cppo.training.setup.unshared_reason", lambda config: "its kind is new")
     make_trainer(make_rows([1, 1]))

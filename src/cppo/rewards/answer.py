@@ -1,52 +1,92 @@
 """The packaged rewards: is the boxed answer right, and has the response the asked-for form?"""
 
+import contextlib
+import logging
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cppo.errors import UserError, choose_one
 from cppo.rewards.extract import MAX_RESPONSE_CHARS, completion_text, extract_answer
-from cppo.rewards.match import answers_match
+from cppo.rewards.match import compare_answers
+from cppo.rewards.worker import Unfinished, shared_pool
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BUDGET_SECONDS = 60.0
 
 _OPENING, _CLOSING = "<think>", "</think>"
+_Case = tuple[str, str, tuple[str, ...]]
 
 
-def get_accuracy_reward(tolerance: float = 0.0) -> Callable[..., list[float]]:
-    """`accuracy_reward` with a tolerance for numbers, as a fraction of the expected one.
+def get_accuracy_reward(tolerance: float = 0.0, budget: float = DEFAULT_BUDGET_SECONDS) -> Callable[..., list[float]]:
+    """`accuracy_reward` with its options.
 
-    Raises UserError for a tolerance outside [0, 1).
+    Args:
+        tolerance: how far a number may lie from the expected one, as a fraction of the latter.
+        budget: seconds by the clock for one call. Answers that are not compared by then count as wrong.
+
+    Raises UserError for a tolerance outside [0, 1), or a budget that is not positive.
     """
     if not 0 <= tolerance < 1:
         raise UserError(f"tolerance = {tolerance:g} must be in [0, 1)")
+    if not budget > 0:
+        raise UserError(f"budget = {budget:g} must be more than 0 seconds")
 
     def accuracy_reward(
         completions: Sequence[Any],
         answer: Sequence[Any],
         choices: Sequence[Sequence[str] | None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float]:
         r"""1.0 for each completion whose last `\boxed{...}` equals its answer (`answers_match`), else 0.0.
 
+        Distinct answers are compared in parallel, by as many checkers as there are cores. An answer that takes more
+        than 3 seconds of processor time, or is not compared within `budget`, gets 0.0; their number is the metric
+        `rewards/accuracy_reward/unfinished`, and a warning.
+
         completions: texts or chats, B of them. answer: the B expected answers (numbers are taken as their text).
-        choices: of multiple-choice questions the texts of the options; of others None or none. The other columns that
-        TRL passes are ignored. Raises UserError if the answers do not fit the completions.
+        choices: of multiple-choice questions the texts of the options; of others None or none. log_metric: TRL's. The
+        other columns that TRL passes are ignored. Raises UserError if the answers do not fit the completions.
         """
         if len(answer) != len(completions):
             raise UserError(
                 f"accuracy_reward: {len(completions)} completions, but {len(answer)} values in column 'answer'"
             )
         options = [()] * len(answer) if choices is None else [tuple(row or ()) for row in choices]
-        verdicts: dict[tuple[str, str, tuple[str, ...]], bool] = {}
-        rewards = []
+        cases = []
         for row, (completion, expected) in enumerate(zip(completions, answer, strict=True)):
             if expected is None:
                 raise UserError(f"accuracy_reward: completion {row} has no answer; fill column 'answer'")
-            case = (extract_answer(completion_text(completion)) or "", str(expected), options[row])
-            if case not in verdicts:
-                verdicts[case] = answers_match(*case[:2], tolerance=tolerance, choices=case[2])
-            rewards.append(float(verdicts[case]))
-        return rewards
+            cases.append((extract_answer(completion_text(completion)) or "", str(expected), options[row]))
+        verdicts = _verdicts(list(dict.fromkeys(cases)), tolerance, time.monotonic() + budget)
+        unfinished = sum(verdicts[case] is None for case in cases)
+        if unfinished:
+            logger.warning(
+                "accuracy_reward: %d of %d answers took too long to compare, and count as wrong", unfinished, len(cases)
+            )
+        if log_metric is not None:
+            log_metric("rewards/accuracy_reward/unfinished", float(unfinished))
+        return [float(verdicts[case] or False) for case in cases]
 
     return accuracy_reward
+
+
+def _verdicts(cases: Sequence[_Case], tolerance: float, deadline: float) -> dict[_Case, bool | None]:
+    """Whether each answer is right, in parallel; None for one that was stopped."""
+
+    def verdict(case: _Case) -> bool | None:
+        given, expected, choices = case
+        with contextlib.suppress(Unfinished):
+            return compare_answers(given, expected, tolerance=tolerance, choices=choices, deadline=deadline)
+        return None
+
+    if len(cases) == 1:
+        return {cases[0]: verdict(cases[0])}
+    with ThreadPoolExecutor(shared_pool().size) as threads:
+        return dict(zip(cases, threads.map(verdict, cases), strict=True))
 
 
 accuracy_reward = get_accuracy_reward()

@@ -4,17 +4,20 @@ Plain words, options and numbers are compared here, exactly; other mathematics g
 that is killed when it takes too long (`worker.py`).
 """
 
+import functools
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cppo.rewards.extract import extract_answer
 from cppo.rewards.quantity import Quantity, read_quantity, same_quantity
-from cppo.rewards.worker import shared_worker
+from cppo.rewards.worker import Unfinished, shared_pool
 
 MAX_ANSWER_CHARS = 1_000
 DEFAULT_TIMEOUT_SECONDS = 3.0
+
+_Equivalent = Callable[[str, str], bool]
 
 _MATH_DELIMITER = re.compile(r"\\[()\[\]]|(?<!\\)\$")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf)\s*\{([^{}]*)\}")
@@ -53,8 +56,8 @@ def answers_match(
        may be left out on one side (`50%` equals `0.5` and `50`), and units, which must be the same if both sides have
        one and are not converted (`12 cm` = `12 centimeters` = `12`);
     5. words: equal but for articles, hyphens, quotation marks and commas;
-    6. other mathematics (expressions, intervals, sets, tuples, equations) by math-verify, within `timeout` seconds (the
-       time to start its process, once, comes on top), False when it takes longer.
+    6. other mathematics (expressions, intervals, sets, tuples, equations) by math-verify, within `timeout` seconds of
+       its processor time (to start its process, once, comes on top), False when it takes longer.
 
     Answers of more than 1,000 characters are compared as text alone, words are never taken for products of variables,
     and alternatives (`5 or 6`) never equal one of them. A `\boxed{}` around either side is opened first.
@@ -62,10 +65,30 @@ def answers_match(
     Args:
         given: the model's answer.
         expected: the true one.
-        timeout: seconds.
+        timeout: seconds of processor time.
         tolerance: how far a number may lie from the expected one, as a fraction of the latter.
         choices: texts of the options A, B, ... of a multiple-choice question.
     """
+    try:
+        return compare_answers(given, expected, timeout, tolerance=tolerance, choices=choices)
+    except Unfinished:
+        return False
+
+
+def compare_answers(
+    given: str,
+    expected: str,
+    timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    *,
+    tolerance: float = 0.0,
+    choices: Sequence[str] = (),
+    deadline: float = float("inf"),
+) -> bool:
+    """As `answers_match`, but raises `Unfinished` for a comparison that was stopped.
+
+    deadline: reading of `time.monotonic()` by which math-verify must have answered.
+    """
+    equivalent = functools.partial(shared_pool().equivalent, timeout=timeout, deadline=deadline)
     if max(len(given), len(expected)) > MAX_ANSWER_CHARS:
         return bool(given.strip()) and given.strip() == expected.strip()
     given_latex, expected_latex = _bare_latex(given), _bare_latex(expected)
@@ -79,10 +102,10 @@ def answers_match(
         if chosen is not None:
             return chosen == option
         text = texts[option] if option < len(texts) else _label_text(expected)
-        return text is not None and _same(given, text, given_latex, text, timeout, tolerance)
+        return text is not None and _same(given, text, given_latex, text, equivalent, tolerance)
     if _option(given, texts) is not None and (label_text := _label_text(given)) is not None:
-        return _same(label_text, expected, label_text, expected_latex, timeout, tolerance)
-    return _same(given, expected, given_latex, expected_latex, timeout, tolerance)
+        return _same(label_text, expected, label_text, expected_latex, equivalent, tolerance)
+    return _same(given, expected, given_latex, expected_latex, equivalent, tolerance)
 
 
 def names_choice(answer: str, choices: Sequence[str]) -> bool:
@@ -106,7 +129,9 @@ def answer_kind(expected: str) -> str:
     return "mathematics" if _is_mathematical(plain) and len(expected) <= MAX_ANSWER_CHARS else "text"
 
 
-def _same(given: str, expected: str, given_latex: str, expected_latex: str, timeout: float, tolerance: float) -> bool:
+def _same(
+    given: str, expected: str, given_latex: str, expected_latex: str, equivalent: _Equivalent, tolerance: float
+) -> bool:
     """Steps 3 to 6 of `answers_match`."""
     if given in _TRUTH and expected in _TRUTH:
         return _TRUTH[given] == _TRUTH[expected]
@@ -119,7 +144,7 @@ def _same(given: str, expected: str, given_latex: str, expected_latex: str, time
         return False
     if _ALTERNATIVES.search(given) and not _ALTERNATIVES.search(expected):
         return False
-    return shared_worker().equivalent(given_latex, expected_latex, timeout)
+    return equivalent(given_latex, expected_latex)
 
 
 def _is_mathematical(plain: str) -> bool:

@@ -110,7 +110,7 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
         try:
             inspect.signature(function).bind(**spec.options)
             function = function(**spec.options)
-        except Exception as error:  # unknown or missing options, or what the user's code raises
+        except (Exception, SystemExit) as error:  # unknown or missing options, or what the user's code raises
             called = "a function that is named with `?` is called with these options, and makes the reward function"
             raise UserError(f"rewards: {spec.text!r}: {error} ({called})") from error
     if not callable(function) or isinstance(function, type):
@@ -120,7 +120,7 @@ def load_reward(spec: RewardSpec) -> RewardFunction:
             f"rewards: {spec.text!r} must take **kwargs, as every column is passed by name; a function that makes a "
             "reward function is called with the options after `?`"
         )
-    return function if spec.is_built_in else _with_clear_errors(function, spec.text)
+    return function if spec.is_built_in else _with_clear_errors(function, f"rewards: {spec.text!r}")
 
 
 def named_rewards(rewards: Any) -> Any:
@@ -134,6 +134,18 @@ def named_rewards(rewards: Any) -> Any:
     return load_reward(parse_reward(rewards)) if is_named else rewards
 
 
+def guarded_rewards(rewards: Any) -> Any:
+    """A trainer's rewards, where each function raises UserError for what is no reward, such as NaN, and for `sys.exit`.
+
+    Other exceptions stay what they are. Models and the names of models stay too.
+    """
+    if isinstance(rewards, list | tuple):
+        return [guarded_rewards(one) for one in rewards]
+    if not callable(rewards) or hasattr(rewards, "forward"):
+        return rewards
+    return _with_clear_errors(rewards, f"reward_funcs: {_name(rewards)!r}", (SystemExit,))
+
+
 def reward_columns(function: RewardFunction) -> dict[str, bool]:
     """The columns of the data that a reward function names as parameters; whether it needs them, having no default."""
     return {
@@ -144,17 +156,19 @@ def reward_columns(function: RewardFunction) -> dict[str, bool]:
     }
 
 
-def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
-    """The function; exceptions become a UserError that names the line they come from, and so does what is no reward."""
+def _with_clear_errors(
+    function: RewardFunction, what: str, caught: tuple[type[BaseException], ...] = (Exception, SystemExit)
+) -> RewardFunction:
+    """The function; what of `caught` it raises, and what is no reward, becomes a UserError that begins with `what`."""
 
-    def failed(error: Exception) -> UserError:
-        told = failure(error, f"rewards: {text!r}")
+    def failed(error: BaseException) -> UserError:
+        told = failure(error, what)
         if isinstance(error, KeyError):
             told = UserError(f"{told}; a column of the data is passed where a parameter has its name")
         return told
 
     def checked(found: Any, completions: Sequence[Any]) -> list[float | None]:
-        wanted = f"rewards: {text!r} must return a list of {len(completions)} numbers, or None, one a completion"
+        wanted = f"{what} must return a list of {len(completions)} numbers, or None, one a completion"
         if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
             raise UserError(f"{wanted}; it returned {type(found).__name__}")
         values = list(found)
@@ -176,22 +190,26 @@ def _with_clear_errors(function: RewardFunction, text: str) -> RewardFunction:
     async def awaited(*, completions: Sequence[Any], **columns: Any) -> Any:
         try:
             found = await function(completions=completions, **columns)
-        except Exception as error:
+        except caught as error:
             raise failed(error) from error
         return checked(found, completions)
 
     def called(*, completions: Sequence[Any], **columns: Any) -> Any:
         try:
             found = function(completions=completions, **columns)
-        except Exception as error:
+        except caught as error:
             raise failed(error) from error
         return checked(found, completions)
 
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     reward: RewardFunction = awaited if is_async else called
     functools.update_wrapper(reward, function)  # its signature, for `reward_columns`
-    reward.__name__ = getattr(function, "__name__", type(function).__name__)
+    reward.__name__ = _name(function)
     return reward
+
+
+def _name(function: RewardFunction) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _options(text: str, query: str) -> dict[str, Any]:

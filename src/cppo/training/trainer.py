@@ -24,7 +24,7 @@ from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS
 from cppo.policy import ResponseScores, shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import trimmed, without_empty_images
-from cppo.rewards import named_rewards
+from cppo.rewards import guarded_rewards, named_rewards
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import detect_and_shape, step_normalizer
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
@@ -33,6 +33,7 @@ from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.model_card import CardedTrainer
 from cppo.training.perception_term import METRICS, Detection, ViewScores, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
+from cppo.training.reward_size import check_reward_size
 from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import (
@@ -54,7 +55,7 @@ OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
     "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
     "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
-    "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; infinite ones are refused",
+    "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; huge ones are refused",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
     "_get_per_token_logps_and_entropies": "rows are scored packed; the loss gets scores taken along with the views'",
@@ -133,7 +134,7 @@ class CPPOTrainer(CardedTrainer):
                 f"rollout_view_mode = 'mix' makes the rollouts itself, but {'tools' if tools else 'rollout_func'} "
                 "makes some from the images in the rows: choose 'augment', or another method"
             )
-        rewards = named_rewards(reward_funcs)
+        rewards = guarded_rewards(named_rewards(reward_funcs))
         if environment_factory is None:
             check_columns(train_dataset, args.uses_perception, rewards)
         model = resolve_model(model) if isinstance(model, str) else model
@@ -218,11 +219,7 @@ class CPPOTrainer(CardedTrainer):
     @timed("reward")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        for name, endless in zip(self.reward_func_names, self._rewards.isinf().any(dim=0).tolist(), strict=True):
-            if endless:
-                raise UserError(
-                    f"the reward {name} is infinite, which makes no advantage: let it return finite numbers"
-                )
+        check_reward_size(self._rewards, self.reward_weights.tolist(), self.reward_func_names)
         return self._rewards
 
     @timed("rollout")

@@ -54,7 +54,7 @@ def own_view(family: str, image: Image.Image, rng: np.random.Generator) -> Image
 def _drawn(function: ViewFunction, family: str, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     try:
         view = function(image.copy(), rng)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, `sys.exit` included
         raise failure(error, f"view {family!r}") from error
     if not isinstance(view, Image.Image) or view.size != image.size:
         found = f"one of {view.size}" if isinstance(view, Image.Image) else type(view).__name__
