@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from cppo.cli.main import main
 from cppo.data import load_records
 from cppo.evaluation import load_processor
 from cppo.recipes import load_recipe
-from cppo.runs.dry_run import BatchNeeds, MemoryParts, memory_parts, method_text, rehearse
+from cppo.runs.dry_run import BatchNeeds, MemoryParts, memory_parts, method_text, rehearse, sharing_text
 from cppo.runs.peak_memory import PeakMemory
 from cppo.runs.sources import load_sources
 from cppo.training.trainer import CPPOTrainer
@@ -67,6 +68,10 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
     assert main(["train", "--config", str(folder / "tiny.yaml"), "--dry_run"]) == 0
     lines = dict(re.split(r" {2,}| (?=rollout)", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     counts = prompt_tokens(folder)
+    assert lines["sharing"] == (
+        "micro-batches of 4 rollouts of groups of 2: each prompt and image runs once for at most 2 of them, "
+        "2.0 on average"
+    )
     assert lines["rows"] == "20 to train on, 0 bad, 0 with other images, 0 too long"
     assert lines["held-out"] == "nothing is answered"
     # 20 rows in batches of 4 prompts, one step each, twice.
@@ -144,6 +149,19 @@ def test_peak_memory_sees_what_was_freed():
         assert memory.read() - start >= 0.9 * 2**28
         memory.reset()
         assert memory.read() - start <= 0.5 * 2**28
+
+
+@pytest.mark.parametrize(
+    ("size", "shares", "text"),
+    [
+        (8, True, "8 rollouts cut groups of 5: each prompt and image runs once for at most 5 of them, 3.3 on average"),
+        (2, True, "2 rollouts cut groups of 5: each prompt and image runs once for at most 2 of them, 1.7 on average"),
+        (8, False, "none: each of the 8 rollouts of a micro-batch runs its own prompt and images"),
+    ],
+)
+def test_what_a_cut_shares(size, shares, text):
+    args = SimpleNamespace(per_device_train_batch_size=size, num_generations=5, steps_per_generation=320 // size)
+    assert sharing_text(args, shares).endswith(text)
 
 
 def test_a_logger_that_is_not_there(folder, capsys):

@@ -1,13 +1,15 @@
 """Shared prompts in the trainer: what runs, what a model that cannot share does, and the memory switch."""
 
 import logging
+from fractions import Fraction
+from itertools import groupby
 
 import pytest
 import torch
-from rollout_stubs import generation_batch, inject, make_rows
+from rollout_stubs import flat_weights, generation_batch, inject, make_rows, step_logs
 
 from cppo.policy import unshared_reason
-from cppo.training.group_shuffle import shuffled_micro_batches
+from cppo.training.group_shuffle import rollouts_a_pass, shuffled_micro_batches
 
 
 def gradient(trainer, batch):
@@ -83,14 +85,95 @@ def test_micro_batches_hold_whole_groups(make_trainer):
         assert part["perception_num_rollouts"] == batch["perception_num_rollouts"]
 
 
-def test_rows_that_are_no_multiple_of_the_group_are_shuffled_one_by_one():
-    batch = {"prompt_ids": torch.arange(6)[:, None], "label": list("abcdef"), "total": torch.tensor(3), "absent": None}
-    torch.manual_seed(0)
-    parts = shuffled_micro_batches(batch, 4, 2)
-    places = [place for part in parts for place in part["prompt_ids"].flatten().tolist()]
-    assert sorted(places) == list(range(6))
-    assert [label for part in parts for label in part["label"]] == ["abcdef"[place] for place in places]
-    assert all(part["total"] == 3 and part["absent"] is None for part in parts)
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_parts_of_groups_stay_side_by_side(first):
+    """On a process whose rows begin or end inside a group, in micro-batches whose cuts go through groups."""
+    rows, size = 12, 4
+    group = [(first + row) // size for row in range(rows)]
+    batch = {"prompt_ids": torch.arange(rows)[:, None], "label": list("abcdefghijkl"), "total": torch.tensor(3)}
+    orders = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        parts = shuffled_micro_batches({**batch, "absent": None}, size, 3, first)
+        assert [len(part["label"]) for part in parts] == [4, 4, 4]
+        places = [place for part in parts for place in part["prompt_ids"].flatten().tolist()]
+        assert sorted(places) == list(range(rows))
+        assert [label for part in parts for label in part["label"]] == [batch["label"][place] for place in places]
+        assert all(part["total"] == 3 and part["absent"] is None for part in parts)
+        runs = [list(run) for _, run in groupby(places, key=group.__getitem__)]
+        assert len(runs) == len(set(group))
+        assert all(run == sorted(run) for run in runs)
+        orders.add(tuple(group[run[0]] for run in runs))
+    assert len(orders) > 3
+
+
+def test_rows_without_groups_are_shuffled_in_trls_order():
+    torch.manual_seed(5)
+    parts = shuffled_micro_batches({"prompt_ids": torch.arange(6)[:, None]}, 1, 2)
+    torch.manual_seed(5)
+    assert torch.cat([part["prompt_ids"] for part in parts]).flatten().tolist() == torch.randperm(6).tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "group", "micro_batch", "passes"),
+    [
+        (40, 5, 5, 8),  # whole groups
+        (40, 5, 8, 12),  # four of the eight groups are cut once
+        (10, 5, 2, 6),  # two, two, one; one, two, two
+        (12, 4, 8, 3),
+        (6, 3, 1, 6),
+    ],
+)
+def test_rollouts_that_share_a_pass(rows, group, micro_batch, passes):
+    assert rollouts_a_pass(rows, group, micro_batch) == Fraction(rows, passes)
+
+
+PUBLISHED_CUT = {
+    "num_generations": 5,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 5,
+    "perception_normalization": "microbatch",
+    "perception_weight": 1.0,
+    "loss_type": "bnpo",
+    "delta": 3.0,
+    "beta": 0.05,
+    "optim": "sgd",
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "max_steps": 2,
+    "logging_steps": 1,
+}
+
+
+def test_parts_of_groups_share_and_learn_the_same(make_trainer, monkeypatch):
+    """Micro-batches of 8 out of groups of 5, two steps of SGD in float64, against rows that share nothing."""
+
+    def cut_alike(batch, group_size, count, first):
+        parts = shuffled_micro_batches(batch, 5, count, first)
+        prompts = [len({tuple(ids) for ids in part["prompt_ids"].tolist()}) for part in parts]
+        assert prompts == [2, 3, 2, 3, 2]  # 12 passes for 40 rollouts, as counted above
+        return parts
+
+    monkeypatch.setattr("cppo.training.trainer.shuffled_micro_batches", cut_alike)
+    rows = make_rows([1, 2, 1, 0, 1, 1, 2, 1])
+    weights, logs, patches = [], [], []
+    for scorer in ("shared", "plain"):
+        trainer = inject(make_trainer(rows, **PUBLISHED_CUT, scorer=scorer))
+        trainer.model.double()
+        trainer.ref_model.double()
+        before, seen = flat_weights(trainer.model), []
+        trainer.model.model.visual.patch_embed.register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(args[0].shape[0])
+        )
+        trainer.train()
+        weights.append(flat_weights(trainer.model) - before)
+        logs.append([(log["loss"], log["perception/cpl"], log["kl"]) for log in step_logs(trainer)])
+        patches.append(sum(seen))
+    assert patches[0] < 0.5 * patches[1]
+    assert logs[0] == [pytest.approx(log, rel=1e-5) for log in logs[1]]
+    assert logs[1][1][2] > 0
+    assert (weights[0] - weights[1]).norm() <= 1e-5 * weights[1].norm()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from cppo.runs.loggers import check_loggers
 from cppo.runs.peak_memory import PeakMemory
 from cppo.runs.run import PreparedRun, build_config, build_trainer, may_probe, prepare_run
 from cppo.runs.sources import RunSources
+from cppo.training.config import CPPOConfig
+from cppo.training.group_shuffle import rollouts_a_pass
 from cppo.training.trainer import CPPOTrainer
 
 PROBED_ROWS = 256
@@ -212,6 +214,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"tokens     prompts {sum(lengths) / len(lengths):.0f} on average, {max(lengths):,} at most in {len(probed):,} "
         f"rows, images included; responses up to {args.max_completion_length:,}",
         f"method     {config['method']}: {method_text(config)}",
+        f"sharing    {sharing_text(args, trainer._shares_prompts)}",
         f"loss       {args.loss_type}, learning rate {args.learning_rate:g}, scorer {config['scorer']}",
         f"rewards    {', '.join(f'{name} x {weight:g}' for name, weight in rewards)}",
         f"memory     {', '.join(f'{part} {_mib(size)}' for part, size in asdict(memory).items())}",
@@ -290,6 +293,20 @@ def method_text(config: Mapping[str, Any]) -> str:
         share = f"{config['rollout_view_mode']} {config['rollout_view_fraction']:g}"
         used.append(f"rollouts from {', '.join(config['rollout_views'])} ({share})")
     return "; ".join(used) or "no views"
+
+
+def sharing_text(args: CPPOConfig, shares_prompts: bool) -> str:
+    """For how many rollouts of a micro-batch each prompt and image runs once."""
+    size, group = args.per_device_train_batch_size, args.num_generations or 1
+    rows = size * (args.steps_per_generation or 1)
+    if not shares_prompts:
+        return f"none: each of the {size} rollouts of a micro-batch runs its own prompt and images"
+    mean = float(rollouts_a_pass(rows, group, size))
+    cut = f"of groups of {group}" if size % group == 0 else f"cut groups of {group}"
+    return (
+        f"micro-batches of {size} rollouts {cut}: each prompt and image runs once for at most {min(size, group)} of "
+        f"them, {mean:.1f} on average"
+    )
 
 
 def _needs_line(label: str, needs: BatchNeeds, memory: MemoryParts, steps: int) -> str:

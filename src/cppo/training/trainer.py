@@ -275,7 +275,8 @@ class CPPOTrainer(CardedTrainer):
         batch = self._generate_and_score_completions(generation_batch)
         count = self.args.steps_per_generation
         group_size = self.num_generations if self._shares_prompts else 1
-        self._buffered_inputs = shuffled_micro_batches(batch, group_size, count)
+        first = self.accelerator.process_index * len(batch["prompt_ids"])
+        self._buffered_inputs = shuffled_micro_batches(batch, group_size, count, first)
         if self.args.perception_sink in SHAPING_SINKS:
             with self._phases.phase("scoring"):
                 detect_and_shape(self, self._buffered_inputs)
