@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.data_utils import prepare_multimodal_messages
 
-from cppo.policy import vision_placeholder_ids
+from cppo.policy import only_special_tokens, unwrapped, vision_placeholder_ids
 
 
 def generate_responses(
@@ -69,7 +69,7 @@ def generate_tokens(
     inputs = inputs.to(model.device)
     config = _generation_config(model, processor, max_new_tokens)
     draw = LogitsProcessorList([DrawnToken(streams, max_new_tokens, temperature, top_p)] if temperature > 0 else [])
-    with evaluation_mode(model):
+    with evaluation_mode(model), only_special_tokens(unwrapped(model)):
         output = model.generate(**inputs, generation_config=config, logits_processor=draw)
     return [_until_end(row, set(config.eos_token_id)) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
 
@@ -141,17 +141,13 @@ def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], image
 
 
 def _generation_config(model: Any, processor: Any, max_new_tokens: int) -> GenerationConfig:
-    """Greedy search, every sampling field stated: checkpoints ship their own top-p and repetition penalty."""
+    """Greedy search that ends where the tokenizer or the checkpoint says; image placeholders are never written."""
     tokenizer = processor.tokenizer
-    eos = model.generation_config.eos_token_id
+    eos = unwrapped(model).generation_config.eos_token_id
     eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
         suppress_tokens=vision_placeholder_ids(processor, model.config) or None,
         eos_token_id=sorted(eos_ids),
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,

@@ -11,7 +11,7 @@ from cppo.policy.families import (
 from cppo.policy.head import LanguageHead
 from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores
 from cppo.policy.packing import PackedBatch, PromptGroup, pack, prompt_groups
-from cppo.policy.rollout import shared_prefill, sliced_generation
+from cppo.policy.rollout import only_special_tokens, shared_prefill, sliced_generation
 from cppo.policy.scorer import ResponseScores, plain_scores
 from cppo.policy.vision_inputs import concatenate_rows, slice_rows
 
@@ -26,6 +26,7 @@ __all__ = [
     "add_shared_prompt_forward",
     "concatenate_rows",
     "dependency_score",
+    "only_special_tokens",
     "pack",
     "plain_scores",
     "prompt_groups",

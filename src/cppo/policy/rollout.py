@@ -36,6 +36,27 @@ ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
 """Inputs whose second-last dimension counts rows."""
 
 
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+@contextmanager
+def only_special_tokens(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context, `model.generate` takes nothing but special tokens from the checkpoint's generation config.
+
+    What a call leaves open, `generate` takes from there: beams, shortest lengths, penalties, time limits. These are for
+    chats, and would change rollouts and measurements unseen.
+
+    Args:
+        model: without wrappers.
+    """
+    checkpoints = model.generation_config
+    model.generation_config = GenerationConfig(**{name: getattr(checkpoints, name) for name in SPECIAL_TOKENS})
+    try:
+        yield
+    finally:
+        model.generation_config = checkpoints
+
+
 @contextmanager
 def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig | None = None) -> Iterator[None]:
     """Within this context, `model.generate` and wrappers of it prefill equal prompts with equal images once.

@@ -22,7 +22,7 @@ from torch import Tensor
 from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.methods import SHAPING_SINKS
-from cppo.policy import ResponseScores, shared_prefill, sliced_generation, unwrapped
+from cppo.policy import ResponseScores, only_special_tokens, shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.training.config import CPPOConfig
@@ -208,9 +208,10 @@ class CPPOTrainer(CardedTrainer):
             # vLLM's batches know a row without images by None.
             images = [row_images or None for row_images in images]
         with ExitStack() as changes:
+            model = unwrapped(self.model)
+            changes.enter_context(only_special_tokens(model))
             # vLLM and continuous batching call neither `generate` nor the model's forward.
             if not (self.use_vllm or self.use_transformers_continuous_batching):
-                model = unwrapped(self.model)
                 if self._shares_prompts:
                     changes.enter_context(shared_prefill(model, self.generation_config))
                 changes.enter_context(sliced_generation(model, self.args.per_device_generation_batch_size))
