@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cppo.assets import adapter_base, resolve_model
 from cppo.errors import UserError, first_line
+from cppo.policy import merged
 
 FAILURES = (OSError, ValueError, ImportError)
 """How the libraries refuse a model; some processors need a package of their own."""
@@ -43,7 +44,7 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(base or name), dtype=dtype)
         if base is not None:
-            model = PeftModel.from_pretrained(model, name).merge_and_unload()
+            model = merged(PeftModel.from_pretrained(model, name))
     except (*FAILURES, RuntimeError) as error:
         raise _refused(name, error) from error
     try:

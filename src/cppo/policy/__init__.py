@@ -1,5 +1,6 @@
 """The vision-language model as a scorer of response tokens."""
 
+from cppo.policy.adapters import adapts_tied_weights, merged
 from cppo.policy.dependency import DEPENDENCY_SCORES, DIVERGENCES, dependency_score, view_divergence
 from cppo.policy.families import (
     takes_images_a_row,
@@ -23,9 +24,11 @@ __all__ = [
     "PromptGroup",
     "Readout",
     "ResponseScores",
+    "adapts_tied_weights",
     "add_shared_prompt_forward",
     "concatenate_rows",
     "dependency_score",
+    "merged",
     "only_special_tokens",
     "pack",
     "plain_scores",

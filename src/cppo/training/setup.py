@@ -11,6 +11,7 @@ from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.policy import (
+    adapts_tied_weights,
     add_shared_prompt_forward,
     unshared_reason,
     unwrapped,
@@ -31,6 +32,11 @@ def check_setup(trainer: Any) -> None:
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
         raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")
+    if trainer.use_vllm and adapts_tied_weights(trainer.model):
+        raise UserError(
+            "the adapter lies on the embedding or the output layer, which share a weight in this model: vLLM would "
+            "roll out another model than is trained; leave embed_tokens and lm_head out, or set use_vllm = false"
+        )
     check_gate_reward(vars(trainer.args), trainer.reward_func_names)
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
