@@ -79,9 +79,7 @@ def test_other_adapters_leave_the_layers_tied(small_model, tmp_path):
 
 @pytest.mark.parametrize(("target", "refused"), [("embed_tokens", True), ("lm_head", True), ("q_proj", False)])
 def test_vllm_cannot_take_an_adapter_of_shared_weights(small_model, target, refused):
-    model = get_peft_model(
-        AutoModelForImageTextToText.from_pretrained(small_model), LoraConfig(target_modules=[target])
-    )
+    base = AutoModelForImageTextToText.from_pretrained(small_model)
     trainer = SimpleNamespace(
         model=get_peft_model(base, LoraConfig(target_modules=[target])),
         use_vllm=True,
