@@ -2,7 +2,7 @@
 
 from cppo.rewards.answer import accuracy_reward, format_reward, get_accuracy_reward, get_format_reward
 from cppo.rewards.extract import extract_answer
-from cppo.rewards.match import answer_kind, answers_match, names_choice
+from cppo.rewards.match import answer_kind, answer_number, answers_match, names_choice
 from cppo.rewards.spec import (
     DEFAULT_REWARDS,
     DEFAULT_WEIGHTS,
@@ -23,6 +23,7 @@ __all__ = [
     "RewardSpec",
     "accuracy_reward",
     "answer_kind",
+    "answer_number",
     "answers_match",
     "check_rewards",
     "extract_answer",

@@ -9,6 +9,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from cppo.rewards.extract import extract_answer
 from cppo.rewards.quantity import Quantity, read_quantity, same_quantity
@@ -112,6 +113,12 @@ def names_choice(answer: str, choices: Sequence[str]) -> bool:
     """Whether an answer names one of the options of a multiple-choice question, by letter or text."""
     option = _option(_plain_text(_bare_latex(answer)), [_plain_text(_bare_latex(choice)) for choice in choices])
     return option is not None and option < len(choices)
+
+
+def answer_number(answer: str) -> Fraction | None:
+    """The number that an answer is, all of it but its unit; None where it is no number."""
+    quantity = read_quantity(_plain_text(_bare_latex(answer)))
+    return None if quantity is None else quantity.value
 
 
 def answer_kind(expected: str) -> str:
