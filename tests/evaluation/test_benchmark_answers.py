@@ -65,6 +65,8 @@ def test_the_letter_of_an_option(answer, letter):
         ("the Red house", "C"),
         ("red house", "C"),
         ("12 red house", None),
+        ("22 or 12.5", None),
+        ("about 2 or so", "A"),
         ("a tale of nearly everything in the world but one red house", None),
         ("D", None),
     ],

@@ -1,7 +1,7 @@
 """Data: one record schema, its readers, and the check that finds bad rows before training starts."""
 
-from cppo.data.check import BadRows, MissingColumns
-from cppo.data.hub import open_hub_table
+from cppo.data.check import BadRows, MissingColumns, no_row_has
+from cppo.data.hub import HubAway, open_hub_table
 from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
 from cppo.data.readers import load_records, load_rows
@@ -14,6 +14,7 @@ __all__ = [
     "RECORD_COLUMNS",
     "BadRows",
     "DataSummary",
+    "HubAway",
     "MissingColumns",
     "PixelBounds",
     "Record",
@@ -24,6 +25,7 @@ __all__ = [
     "hub_dataset",
     "load_records",
     "load_rows",
+    "no_row_has",
     "open_hub_table",
     "parse_spec",
     "question_text",

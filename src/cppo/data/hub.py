@@ -24,6 +24,14 @@ LOOKED_AT, LONGEST_PATH = 32, 1024
 """So many image paths of a table say in which folder the images lie; a longer text is no path."""
 
 
+class HubAway(UserError):
+    """The hub cannot be reached and the cache lacks the files; `reason` says so, without the remedy."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def open_hub_table(
     name: str | Path,
     *,
@@ -46,8 +54,9 @@ def open_hub_table(
         said: what messages call the data; `hub:NAME` by itself.
 
     Raises:
-        UserError: the hub cannot be reached and the cache lacks the files; there is no such data set, configuration,
-            split or table; the images are not there; or an archive is refused (see `cppo.data.archives.unpacked`).
+        HubAway: the hub cannot be reached and the cache lacks the files.
+        UserError: there is no such data set, configuration, split or table; the images are not there; or an archive is
+            refused (see `cppo.data.archives.unpacked`).
     """
     said = said or f"hub:{name}"
     repository = _in_folder(name) if isinstance(name, Path) else _on_hub(name, said)
@@ -89,11 +98,10 @@ def _on_hub(name: str, said: str) -> _Repository:
         if isinstance(error, RepositoryNotFoundError):
             return UserError(f"data {said!r}: the hub has no data set {name!r}, or shows it only after `hf auth login`")
         folder = f"./{name.partition('/')[2]}"
-        return UserError(
-            f"data {said!r}: the hub cannot be reached ({one_line(error):.200}) and the cache lacks its files: run "
-            f"`hf download {name} --repo-type dataset --local-dir {folder}` where there is a network, "
-            f"and write {said.replace(f'hub:{name}', f'hub:{folder}')} in its place"
-        )
+        reason = f"the hub cannot be reached ({one_line(error):.200}) and the cache lacks its files"
+        fetch = f"`hf download {name} --repo-type dataset --local-dir {folder}` where there is a network"
+        in_place = said.replace(f"hub:{name}", f"hub:{folder}")
+        return HubAway(f"data {said!r}: {reason}: run {fetch}, and write {in_place} in its place", reason)
 
     try:
         described = HfApi().dataset_info(name, timeout=SECONDS_TO_ANSWER)
@@ -118,11 +126,11 @@ def _on_hub(name: str, said: str) -> _Repository:
 
 def _newest_in_cache(name: str) -> Path | None:
     """The folder of the commit that was fetched last; its name is the commit's."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return None
     commits = [

@@ -97,15 +97,16 @@ def load_rows(
     folder: str | Path | None = None,
     columns: Mapping[str, str | None] | str | None = None,
     max_bad_fraction: float = 0.01,
+    extras: Sequence[str] = (),
 ) -> RecordSource:
     """As `load_records`, from dicts in memory, numbered from 1.
 
     Images are PIL images, encoded bytes, or paths relative to `folder`; `name` is the file in messages.
     """
-    checks = RowChecks(check_columns(columns), max_bad_fraction)
+    checks = RowChecks(check_columns(columns), max_bad_fraction, extras)
     root = None if folder is None else Path(folder).resolve()
     stored = checks.run(enumerate(rows, start=1), name=name, unit="row", folder=root)
-    return RecordSource([StoredRows(stored)], name=name, skipped=checks.skipped)
+    return RecordSource([StoredRows(stored)], name=name, skipped=checks.skipped, extras=extras)
 
 
 @dataclass(frozen=True)

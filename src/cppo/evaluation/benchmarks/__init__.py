@@ -1,10 +1,18 @@
 """Public benchmarks: each one short declaration, read from the hub, scored by rule as its harness scores."""
 
 from cppo.evaluation.benchmarks.benchmark import Benchmark, Question
-from cppo.evaluation.benchmarks.further import FURTHER
-from cppo.evaluation.benchmarks.paper import PAPER
+from cppo.evaluation.benchmarks.metrics import Figures, mean_of
+from cppo.evaluation.benchmarks.reading import Asked, read_benchmark
+from cppo.evaluation.benchmarks.suites import BENCHMARKS, Suite, choose_suite
 
-BENCHMARKS = {one.name: one for one in (*PAPER, *FURTHER)}
-"""Every benchmark by its name."""
-
-__all__ = ["BENCHMARKS", "PAPER", "Benchmark", "Question"]
+__all__ = [
+    "BENCHMARKS",
+    "Asked",
+    "Benchmark",
+    "Figures",
+    "Question",
+    "Suite",
+    "choose_suite",
+    "mean_of",
+    "read_benchmark",
+]

@@ -61,7 +61,7 @@ def option_letter(answer: str, letters: str, texts: Sequence[str] = ()) -> str |
     given, options = plain.casefold(), [" ".join(_MARKUP.sub(" ", text).split()).casefold() for text in texts]
     named = [letter for letter, text in zip(letters, options, strict=False) if text == given]
     if not named and len(given) <= 2 * sum(map(len, options)):
-        named = [letter for letter, text in zip(letters, options, strict=False) if text and text in given]
+        named = [letter for letter, text in zip(letters, options, strict=False) if text and _stands_in(text, given)]
     return named[0] if len(named) == 1 and not alone else None
 
 
@@ -106,6 +106,11 @@ def text_list(cell: str) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > len(string.ascii_uppercase):
         raise UserError(f"options must be a Python list of at most 26 texts, found {cell!r:.60}")
     return tuple(str(one) for one in value)
+
+
+def _stands_in(text: str, given: str) -> bool:
+    """Whether a text stands in another one as whole words or numbers."""
+    return re.search(rf"(?<![\w.-]){re.escape(text)}(?!\w|\.\d)", given) is not None
 
 
 def _float(number: str | Fraction) -> float | None:

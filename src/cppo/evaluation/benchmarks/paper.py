@@ -190,7 +190,7 @@ def _mathvision(row: Row, split: str) -> Question:
     listed = options if "".join(options) != LETTERS[: len(options)] else ()
     lines = [row["question"], *(f"({letter}) {text}" for letter, text in zip(LETTERS, listed, strict=False))]
     facts = {"kind": "option" if options else "value", "level": str(row["level"]), "subject": row["subject"]}
-    return Question("\n".join(lines), row["decoded_image"], str(row["answer"]), options, facts)
+    return Question("\n".join(lines), row["decoded_image"], str(row["answer"]), listed, facts)
 
 
 def _letter_or_value(question: Question, answer: str) -> bool:
