@@ -10,7 +10,8 @@ from trl import GRPOConfig, TrlParser
 from cppo import CPPOConfig
 from cppo.cli import main as cli
 from cppo.errors import UserError
-from cppo.methods import DEFAULT_METHOD, EXECUTION_OPTIONS, METHODS
+from cppo.methods import DEFAULT_METHOD, EXECUTION_OPTIONS, METHODS, WHOLE_DISTRIBUTIONS
+from cppo.perception import EXACT_DIVERGENCES
 from cppo.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +27,10 @@ def test_every_option_is_a_methods_or_one_of_execution():
     assert own > EXECUTION_OPTIONS
     methods_own = own - EXECUTION_OPTIONS - {"method"}
     # Counted so that a new option is thought about: a method's, or one of EXECUTION_OPTIONS?
-    assert len(methods_own) == 39
+    assert len(methods_own) == 45
     for method in METHODS.values():
-        assert set(method.options) <= methods_own | inherited, method.name
+        # What is trained is a run's to say, and NoisyRollout's code says it.
+        assert set(method.options) <= methods_own | inherited | {"freeze_vision_tower"}, method.name
         assert "perception_sink" in method.options
 
 
@@ -52,17 +54,53 @@ PUBLISHED = {
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
     "cppo-detached-views": {"perception_view_gradients": False, "perception_anchor_gradients": True},
     "cppo-detached-anchor": {"perception_view_gradients": True, "perception_anchor_gradients": False},
-    "noisyrollout": {"rollout_view_mode": "mix", "view_diffusion_steps": 500, "rollout_view_decay": True},
+    "noisyrollout": {
+        "rollout_view_mode": "mix",
+        "view_diffusion_steps": 500,
+        "view_diffusion_decay": [30.0, 40 / 60],
+        "freeze_vision_tower": True,
+        "entropy_coef": 0.001,
+    },
     "vppo": {
         "perception_top_fraction": 0.4,
+        "perception_top_rounding": "ceil",
         "epsilon_high": 0.28,
+        "delta": 3.0,
         "entropy_coef": -0.06,
+        "entropy_estimator": "sampled",
+        "view_draws": "rollout",
         "view_patch_probability": 0.5,
     },
-    "papo": {"perception_weight": 0.02, "entropy_coef": -0.05, "view_patch_probability": 0.6, "view_patch_side": 14},
+    "papo": {
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": 0.3,
+        "delta": 3.0,
+        "perception_weight": 0.02,
+        "perception_view_policy": "rollout",
+        "perception_removing_entropy_weight": 0.05,
+        "entropy_coef": -0.05,
+        "entropy_estimator": "sampled",
+        "view_patch_probability": 0.6,
+        "view_patch_side": 14,
+    },
+    "papo-3b": {"perception_weight": 0.02, "perception_removing_entropy_weight": 0.0, "entropy_coef": 0.0},
+    "papo-dapo": {"perception_weight": 0.01, "epsilon_high": 0.28, "entropy_coef": -0.03},
+    "dvrp": {
+        "perception_removing_entropy_weight": 0.05,
+        "perception_preserving_entropy_weight": 0.05,
+        "view_diffusion_steps": 500,
+        "view_diffusion_decay": [10.0, 0.5],
+    },
     "cppo": {"perception_weight": 0.01, "perception_temperature": 0.1, "perception_top_fraction": 0.5},
+    "cppo-async": {
+        "perception_divergence": "k1",
+        "perception_top_rounding": "ceil",
+        "preserving_views": ["color_jitter", "perspective", "rotation", "gaussian_blur"],
+        "view_draws": "once",
+    },
 }
-"""The papers' figures, written once more by hand."""
+"""The papers' figures and their code's, written once more by hand."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -92,13 +130,17 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
     assert "perception_weight" not in other.config
     assert (other.config["scorer"], other.config["learning_rate"]) == ("plain", 1.0e-3)
     assert (other.resolved["perception_weight"], other.resolved["perception_temperature"]) == (0.02, 0.2)
-    file.write_text("data: tasks:digits\nmethod: papo\nentropy_coef: -0.1\nloss_type: grpo\n")
+    file.write_text("data: tasks:digits\nmethod: papo\nentropy_coef: -0.1\nbeta: 0.04\n")
     cppo = load_recipe("train", str(file), {"method": "cppo"})
-    assert ("entropy_coef" in cppo.config, cppo.config["loss_type"]) == (False, "grpo")  # PAPO sets the first alone
+    assert ("entropy_coef" in cppo.config, cppo.config["beta"]) == (False, 0.04)  # PAPO sets the first alone
     file.write_text("data: tasks:digits\nperception_weight: 0.3\n")
     child = tmp_path / "child.yaml"
     child.write_text(f"extends: {file}\nmethod: dvrp\nperception_top_fraction: 0.2\n")
     assert load_recipe("train", str(child)).resolved["perception_weight"] == 0.01
+
+
+def test_whole_distributions_are_the_exact_divergences():
+    assert set(WHOLE_DISTRIBUTIONS) == set(EXACT_DIVERGENCES)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +155,21 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
         ({"method": "vppo", "rl_weight": 0.0}, "rl_weight = 0"),
         ({"method": "papo-dapo", "perception_selector": "top"}, "perception_removing_entropy_weight"),
         ({"rollout_views": ["crop"]}, "rollout_views: 'crop' is unknown"),
-        ({"rollout_view_decay": True}, "rollout_view_decay"),
+        ({"view_diffusion_decay": [30.0, 0.5]}, "view_diffusion_decay fades out diffusion noise"),
+        ({"method": "dvrp", "view_diffusion_decay": [30.0]}, "give two numbers, [steepness, midpoint]"),
+        ({"method": "dvrp", "view_diffusion_decay": [30.0, 1.5]}, "a midpoint in [0, 1]"),
+        ({"method": "papo", "perception_view_gradients": True}, "set perception_view_gradients = false"),
+        ({"method": "papo", "perception_divergence": "kl"}, "perception_divergence = 'kl' compares whole"),
+        (
+            {"method": "papo-3b", "perception_selector": "top", "perception_score": "js"},
+            "perception_score = 'js' compares whole distributions",
+        ),
+        ({"method": "papo", "top_entropy_quantile": 0.2}, "top_entropy_quantile chooses tokens by their exact"),
+        ({"method": "dvrp", "perception_view_gradients": False}, "trains the policy under the view"),
+        (
+            {"method": "pgpo", "perception_preserving_entropy_weight": 0.1},
+            "perception_preserving_entropy_weight is part",
+        ),
         ({"perception_preserving_weight": 0.0, "perception_removing_weight": 0.0}, "are both 0"),
         ({"method": "cppo-likelihood", "perception_view_gradients": False}, "perception_view_gradients = true"),
         ({"method": "cppo-likelihood", "perception_gate": "none"}, "needs perception_gate = 'advantage'"),
@@ -122,7 +178,6 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
         ({"perception_weighting": "advantage", "perception_normalization": "token"}, "perception_normalization"),
         ({"method": "vppo", "perception_gate": "advantage"}, "needs perception_gate = 'none'"),
         ({"method": "vppo", "perception_removing_entropy_weight": 0.1}, "perception_removing_entropy_weight"),
-        ({"method": "papo", "perception_view_gradients": False}, "perception_view_gradients = true"),
         ({"method": "pgpo", "perception_selector": "top"}, "choose 'all'"),
         ({"method": "pgpo", "perception_gate": "correct", "perception_gate_reward": "x"}, "perception_gate = 'none'"),
         ({"method": "pgpo", "perception_weight_threshold": 1.0}, "perception_weight_threshold"),

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from cppo.perception import (
+    contrastive_perception_loss,
     entropy_from_logits,
     entropy_shift,
     js_divergence,
+    k1_divergence,
     k3_divergence,
     kl_divergence,
     logp_shift,
@@ -262,3 +264,31 @@ def test_arguments_that_do_not_fit_are_named():
         logp_shift(a.long(), a)
     with pytest.raises(ValueError, match="logits must have a vocabulary dimension"):
         entropy_from_logits(torch.zeros(2, 0))
+
+
+def test_k1_is_the_log_ratio_and_the_anchor_cancels_in_a_difference():
+    logps = torch.tensor([[-0.8, -0.8, 0.0, -math.inf]], dtype=torch.float64, requires_grad=True)
+    views = torch.tensor([[-1.0, -0.8, -25.0, -math.inf]], dtype=torch.float64, requires_grad=True)
+    value = k1_divergence(logps, views)
+    torch.testing.assert_close(value, torch.tensor([[0.2, 0.0, 10.0, 0.0]], dtype=torch.float64))
+    for gradient, sign in zip(torch.autograd.grad(value.sum(), (logps, views)), (1.0, -1.0), strict=True):
+        assert gradient.tolist() == [[sign, sign, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("divergence", "loss"), [(k1_divergence, 0.1269), (k3_divergence, 0.4681)])
+def test_the_loss_of_one_token_by_hand(divergence, loss):
+    """log-probabilities -0.8 under the image, -1 under I+ and -1.2 under I-; the temperature is 0.1."""
+    logp, preserving, removing = (torch.tensor([[value]], dtype=torch.float64) for value in (-0.8, -1.0, -1.2))
+    logp.requires_grad_()
+    kept = torch.ones(1, 1)
+
+    def contrast(anchor):
+        return contrastive_perception_loss(divergence(anchor, preserving), divergence(anchor, removing), kept, 0.1)
+
+    found = contrast(logp)
+    assert found.item() == pytest.approx(loss, abs=5e-5)
+    (gradient,) = torch.autograd.grad(found, logp)
+    elsewhere = contrast(torch.tensor([[-4.0]], dtype=torch.float64))
+    anchor_cancels = divergence is k1_divergence
+    assert (gradient.item() == 0.0) == anchor_cancels
+    assert (elsewhere.item() == pytest.approx(loss, abs=5e-5)) == anchor_cancels

@@ -15,7 +15,7 @@ TAU = 0.3
 TOP_FRACTION = 0.6
 GROUP = 4
 SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift")
-DIVERGENCES = ("k3", "kl", "js", "nll")
+DIVERGENCES = ("k1", "k3", "kl", "js", "nll")
 JITTER = (("color_jitter", "perspective", "rotation"), ("noise_rectangles", "crop"), ViewStrengths())
 """CPPO's views: families of I+, families of I-, strengths."""
 
@@ -35,6 +35,11 @@ class Rollout:
     @property
     def has_images(self):
         return self.gates["none"]
+
+    @property
+    def surprisals(self):
+        """-log pi of the sampled tokens under the image."""
+        return [nll - lost for nll, lost in zip(self.removing["nll"], self.scores["logp_shift"], strict=True)]
 
 
 def prompt_text(row):
@@ -65,10 +70,10 @@ def drawn_rollouts(processor, row):
     return zip(completions, [(reward - mean) / (deviation + 1e-4) for reward in rewards], right, strict=True)
 
 
-def view_images(row, seed, views=JITTER):
-    """The row's images, their I+ and their I-."""
+def view_images(row, seed, views=JITTER, name=None):
+    """The row's images, their I+ and their I-, drawn for the row's id or another `name`."""
     images, sampler = [load_rgb(image) for image in row["images"]], ViewSampler(seed, *views)
-    pairs = [sampler.views(image, row["sample_id"], 0, i) for i, image in enumerate(images)]
+    pairs = [sampler.views(image, name or row["sample_id"], 0, i) for i, image in enumerate(images)]
     return images, [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
@@ -98,6 +103,7 @@ def k3(logp, view_logp):
 def divergences(anchor, view, tokens):
     pairs = list(zip(anchor.tolist(), view.tolist(), tokens, strict=True))
     return {
+        "k1": [min(max(p[token] - q[token], -10.0), 10.0) for p, q, token in pairs],
         "k3": [k3(p[token], q[token]) for p, q, token in pairs],
         "kl": [kl(p, q) for p, q, _ in pairs],
         "js": [js(p, q) for p, q, _ in pairs],
@@ -105,12 +111,17 @@ def divergences(anchor, view, tokens):
     }
 
 
-def reference_rollouts(model, processor, rows, seed, views=JITTER):
-    """Every rollout of every row with all that any score, divergence or gate asks for."""
+def reference_rollouts(model, processor, rows, seed, views=JITTER, own_views=False):
+    """Every rollout of every row with all that any score, divergence or gate asks for.
+
+    With `own_views` each rollout has views that are drawn for it alone.
+    """
     rollouts = []
     for row in rows:
         shown = view_images(row, seed, views)
-        for completion, advantage, right in drawn_rollouts(processor, row):
+        for copy, (completion, advantage, right) in enumerate(drawn_rollouts(processor, row)):
+            if own_views:
+                shown = view_images(row, seed, views, f"{row['sample_id']}/rollout-{copy}")
             with torch.no_grad():
                 anchor, preserving, removing = (
                     log_softmax(reference_logits(model, processor, row, images, completion).numpy()) for images in shown
@@ -141,10 +152,10 @@ def best(scores, count):
     return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
 
 
-def chosen_tokens(scores, fraction=TOP_FRACTION):
+def chosen_tokens(scores, fraction=TOP_FRACTION, rounded=math.floor):
     """Places of the best tokens among those with a positive score."""
     candidates = sum(score > 0 for score in scores)
-    return best(scores, max(1, math.floor(fraction * candidates))) if candidates else []
+    return best(scores, max(1, rounded(fraction * candidates))) if candidates else []
 
 
 def contrast(difference, tau):

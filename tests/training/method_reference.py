@@ -3,15 +3,21 @@
 import math
 from functools import partial
 
-from float64_reference import JITTER, best, contrast, reference_term
+from float64_reference import JITTER, chosen_tokens, contrast, reference_term
 
 from cppo.views import ViewStrengths
 
+RUN_DONE = 1 / 4
+"""The share of the run after the batch of these tests."""
 MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.6))
 HALF_MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.5))
-NOISE_AND_MASK = (("diffusion_noise",), ("black_patches",), ViewStrengths(diffusion_steps=200))
+NOISE_STEPS = math.floor(500 * (1 - 1 / (1 + math.exp(-10 * (RUN_DONE - 0.5)))))
+"""DVRP's 500 steps, faded."""
+NOISE_AND_MASK = (("diffusion_noise",), ("black_patches",), ViewStrengths(diffusion_steps=NOISE_STEPS))
+BLUR = ((*JITTER[0], "gaussian_blur"), *JITTER[1:])
 STATIC = (JITTER[0], ("static",), ViewStrengths())
-VIEWS_OF = {"papo": MASK, "papo-dapo": MASK, "vppo": HALF_MASK, "pgpo": MASK, "dvrp": NOISE_AND_MASK}
+VIEWS_OF = {"vppo": HALF_MASK, "dvrp": NOISE_AND_MASK, "cppo-async": BLUR}
+VIEWS_OF |= dict.fromkeys(("papo", "papo-3b", "papo-dapo", "pgpo"), MASK)
 VIEWS_OF |= dict.fromkeys(("cppo-static", "cppo-static-js", "cppo-likelihood", "cppo-likelihood-all-tokens"), STATIC)
 
 
@@ -29,24 +35,18 @@ def all_tokens(r):
     return range(r.tokens)
 
 
-def papo(rollouts):
-    images = [r for r in rollouts if r.has_images]
-    masked = mean(
-        mean(-0.02 * d + 0.05 * h for d, h in zip(r.removing["k3"], r.entropies[2], strict=True)) for r in images
-    )
-    return masked + 0.05 * mean(h for r in rollouts for h in r.entropies[0])
-
-
-def papo_dapo(rollouts):
-    tokens = [pair for r in rollouts if r.has_images for pair in zip(r.removing["k3"], r.entropies[2], strict=True)]
-    return mean(-0.01 * d + 0.03 * h for d, h in tokens) + 0.03 * mean(h for r in rollouts for h in r.entropies[0])
+def papo(rollouts, gamma=0.02, eta=0.05):
+    """-gamma k3 + eta (H_mask + H), an H being -log pi of the sampled token; each a mean over all tokens."""
+    masked = [pair for r in rollouts if r.has_images for pair in zip(r.removing["k3"], r.removing["nll"], strict=True)]
+    return mean(-gamma * d + eta * h for d, h in masked) + eta * mean(h for r in rollouts for h in r.surprisals)
 
 
 def dvrp(rollouts):
-    images = [r for r in rollouts if r.has_images]
-    return 0.01 * mean(
-        mean(plus - minus for plus, minus in zip(r.preserving["kl"], r.removing["kl"], strict=True)) for r in images
-    )
+    def loss(r):
+        tokens = zip(r.preserving["kl"], r.removing["kl"], r.entropies[1], r.entropies[2], strict=True)
+        return mean(0.01 * plus - 0.01 * minus + 0.05 * (noised + masked) for plus, minus, noised, masked in tokens)
+
+    return mean(loss(r) for r in rollouts if r.has_images)
 
 
 def likelihood(**choice):
@@ -58,8 +58,12 @@ TERMS = {
     "grpo": lambda rollouts: 0.0,
     "dapo": lambda rollouts: 0.0,
     "cppo": cppo,
+    "cppo-async": partial(
+        cppo, divergence="k1", places=lambda r: chosen_tokens(r.scores["entropy_shift"], 0.5, math.ceil)
+    ),
     "papo": papo,
-    "papo-dapo": papo_dapo,
+    "papo-3b": partial(papo, eta=0.0),
+    "papo-dapo": partial(papo, gamma=0.01, eta=0.03),
     "dvrp": dvrp,
     "cppo-no-gate": partial(cppo, gate="none"),
     "cppo-correct-gate": partial(cppo, gate="correct"),
@@ -90,21 +94,28 @@ def rl_loss(rollouts):
     return -math.fsum(r.advantage * r.tokens for r in rollouts) / sum(r.tokens for r in rollouts)
 
 
-def vppo_loss(rollouts):
-    """VPPO's whole loss: top 40 % of tokens, weighted advantages, all tokens in the denominator, entropy penalty."""
-    dependency = {i: mean(r.removing["k3"]) for i, r in enumerate(rollouts) if r.has_images}
+def vppo_loss(rollouts, parts=1, together=False):
+    """VPPO's whole loss, in so many micro-batches: the top 40 % of tokens, weighted advantages, all tokens in the
+    denominator, and an entropy penalty, which TRL averages over the tokens of a micro-batch.
+
+    Weights have the mean 1 in each micro-batch, or in all `together`.
+    """
+    dependency = {id(r): mean(r.removing["k3"]) for r in rollouts if r.has_images}
     low, high = min(dependency.values()), max(dependency.values())
     scaled = {i: (value - low) / (high - low) for i, value in dependency.items()}
-    ceiling = 0.9 + 0.1 / mean(scaled.values())
-    total = 0.0
-    for i, r in enumerate(rollouts):
-        if not r.has_images:
-            total += r.advantage * r.tokens
-            continue
-        kept = best(r.removing["k3"], max(1, math.floor(0.4 * r.tokens)))
-        total += r.advantage * (0.9 + (ceiling - 0.9) * scaled[i]) * len(kept)
-    tokens = sum(r.tokens for r in rollouts)
-    return -total / tokens + 0.06 * math.fsum(h for r in rollouts for h in r.entropies[0]) / tokens
+    size = len(rollouts) // parts
+    micro_batches = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+    total = penalty = 0.0
+    for micro_batch in micro_batches:
+        weighted = [scaled[id(r)] for r in (rollouts if together else micro_batch) if r.has_images]
+        for r in micro_batch:
+            kept = r.tokens
+            if r.has_images:
+                share = (scaled[id(r)] / mean(weighted)) if any(weighted) else 0.0
+                kept = math.ceil(0.4 * r.tokens) * (0.9 + 0.1 * share)
+            total += r.advantage * kept
+        penalty += 0.06 * mean(h for r in micro_batch for h in r.surprisals) / parts
+    return -total / sum(r.tokens for r in rollouts) + penalty
 
 
 def pgpo_weights(rollouts):
@@ -114,8 +125,8 @@ def pgpo_weights(rollouts):
         if not r.has_images:
             found.append([1.0] * r.tokens)
             continue
-        low, high = min(r.removing["k3"]), max(r.removing["k3"])
-        scaled = [(value - low) / (high - low) for value in r.removing["k3"]]
+        logs = [math.log(1 + value) for value in r.removing["k3"]]
+        scaled = [(value - min(logs)) / (max(logs) - min(logs)) for value in logs]
         weights = [u / 0.4 if u < 0.4 else 1 + 2 * (u - 0.4) / 0.6 for u in scaled]
         found.append([weight / mean(weights) for weight in weights])
     return found

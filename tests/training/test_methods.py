@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from float64_reference import JITTER, TEMPERATURE, best, chosen_tokens, reference_rollouts
-from method_reference import TERMS, VIEWS_OF, cppo, mean, pgpo_weights, rl_loss, vppo_loss
+from method_reference import RUN_DONE, TERMS, VIEWS_OF, cppo, mean, pgpo_weights, rl_loss, vppo_loss
 from rollout_stubs import (
     build_trainer,
     cut,
@@ -17,11 +17,10 @@ from rollout_stubs import (
     token_reward,
 )
 
-from cppo.methods import METHODS, SHAPING_SINKS
+from cppo.methods import METHODS
+from cppo.methods.published import PUBLISHED
 from cppo.training import row_scorer
-from cppo.training.detection import detect_and_shape
-
-PUBLISHED = [name for name in METHODS if not name.startswith("cppo-")]
+from cppo.training.detection import detect_and_shape, score_before_updates
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,7 @@ def trainer_of(tiny, tmp_path_factory, rows):
             rewards = [token_reward, parity_reward]
             trainer = build_trainer(tiny, tmp_path_factory.mktemp("run"), rows, reward_funcs=rewards, **given)
             trainer.model.double()
+            trainer.state.max_steps = round(1 / RUN_DONE)
             made[method, scorer] = inject(trainer, same_each_time=True)
         return made[method, scorer]
 
@@ -55,20 +55,20 @@ def seen(trainer_of, processor, rows):
     made = {}
 
     def look(method):
-        views = VIEWS_OF.get(method, JITTER)
-        if views not in made:
+        key = views, own_views = VIEWS_OF.get(method, JITTER), method == "vppo"
+        if key not in made:
             trainer = trainer_of("grpo", "plain")
-            made[views] = reference_rollouts(trainer.model, processor, rows, trainer.args.seed, views)
-        return made[views]
+            made[key] = reference_rollouts(trainer.model, processor, rows, trainer.args.seed, views, own_views)
+        return made[key]
 
     return look
 
 
 def losses(trainer, rows, parts=1):
     """The step's loss, in so many micro-batches."""
+    trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
-    if trainer.args.perception_sink in SHAPING_SINKS:
-        detect_and_shape(trainer, micro_batches)
+    score_before_updates(trainer, micro_batches)
     return [trainer._compute_loss(trainer.model, inputs) for inputs in micro_batches]
 
 
@@ -97,17 +97,27 @@ def test_the_rl_weight_scales_trls_loss_alone_and_in_training_alone(trainer_of, 
 
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
-def test_vppo(trainer_of, seen, rows, scorer, parts):
-    loss = math.fsum(loss.item() for loss in losses(trainer_of("vppo", scorer), rows, parts))
-    expected = vppo_loss(seen("vppo"))
-    if parts == 1:
-        assert loss == pytest.approx(expected, abs=2e-7)
-    # TRL's entropy penalty is a mean a micro-batch; what is left is the same however the step is cut.
-    entropies = [h for r in seen("vppo") for h in r.entropies[0]]
-    groups = [seen("vppo")[start : start + 16 // parts] for start in range(0, 16, 16 // parts)]
-    by_part = [math.fsum(h for r in part for h in r.entropies[0]) / sum(r.tokens for r in part) for part in groups]
-    expected += 0.06 * (math.fsum(by_part) / parts - math.fsum(entropies) / len(entropies))
-    assert loss == pytest.approx(expected, abs=2e-7)
+@pytest.mark.parametrize("scope", ["minibatch", "batch"])
+def test_vppo(trainer_of, seen, rows, monkeypatch, scorer, parts, scope):
+    trainer = trainer_of("vppo", scorer)
+    monkeypatch.setattr(trainer.args, "perception_advantage_scope", scope)
+    found = math.fsum(loss.item() for loss in losses(trainer, rows, parts))
+    assert found == pytest.approx(vppo_loss(seen("vppo"), parts, together=scope == "batch"), abs=2e-7)
+
+
+def test_vppo_compares_the_rollouts_of_one_optimizer_step(trainer_of, seen, rows):
+    """Two steps a generation batch: the two prompts of the first, and what is left, are scaled apart."""
+    trainer = trainer_of("vppo", "plain")
+    trainer.args.steps_per_generation = 1
+    micro_batches = cut(trainer, generation_batch(trainer, rows), 4, steps=2)
+    detect_and_shape(trainer, micro_batches)
+    for step in (0, 1):
+        rollouts = seen("vppo")[8 * step : 8 * (step + 1)]
+        shaped = [row for inputs in micro_batches[2 * step : 2 * step + 2] for row in inputs["advantages"].tolist()]
+        found = math.fsum(math.fsum(row[: r.tokens]) for row, r in zip(shaped, rollouts, strict=True))
+        penalty = math.fsum(0.06 * mean(h for r in rollouts[i : i + 4] for h in r.surprisals) / 2 for i in (0, 4))
+        expected = (penalty - vppo_loss(rollouts, 2)) * sum(r.tokens for r in rollouts)
+        assert found == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -115,6 +125,7 @@ def test_vppo(trainer_of, seen, rows, scorer, parts):
 def test_pgpo(trainer_of, seen, rows, scorer, parts):
     """Every token's advantage is the rollout's times the token's weight; at ratio 1 the loss is the mean over them."""
     trainer = trainer_of("pgpo", scorer)
+    trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
     detect_and_shape(trainer, micro_batches)
     rollouts, weights = seen("pgpo"), pgpo_weights(seen("pgpo"))
@@ -132,13 +143,17 @@ def test_every_methods_loss_is_compared():
 
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
-@pytest.mark.parametrize(("method", "upper"), [("grpo", 1.2), ("dapo", 1.28), ("papo-dapo", 1.28), ("vppo", 1.28)])
+@pytest.mark.parametrize(
+    ("method", "upper"), [("grpo", 1.2), ("dapo", 1.28), ("papo", 1.3), ("papo-dapo", 1.28), ("vppo", 1.28)]
+)
 def test_the_clip_of_ratios_beyond_it(trainer_of, rows, monkeypatch, method, upper, scorer):
-    """Rollouts from an earlier policy: what the loss gains on the one at ratio 1 is min(r A, clip(r) A) - A a token."""
+    """Rollouts from an earlier policy: what the loss gains on the one at ratio 1 is min(r A, clip(r) A) - A a token.
+
+    A dual clip takes min(r, 3) in the place of r.
+    """
     trainer = trainer_of(method, scorer)
     (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
-    if trainer.args.perception_sink in SHAPING_SINKS:
-        detect_and_shape(trainer, [inputs])
+    score_before_updates(trainer, [inputs])
     score, scored = trainer._get_per_token_logps_and_entropies, []
 
     def keep(*args, **kwargs):
@@ -148,7 +163,8 @@ def test_the_clip_of_ratios_beyond_it(trainer_of, rows, monkeypatch, method, upp
     monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", keep)
     at_one = trainer._compute_loss(trainer.model, inputs).item()
     mask = inputs["completion_mask"]
-    ratios = torch.from_numpy(np.random.default_rng(0).uniform(0.6, 1.6, mask.shape))
+    ratios = torch.from_numpy(np.exp(np.random.default_rng(0).uniform(-0.6, 1.6, mask.shape)))
+    highest = 3.0 if "delta" in METHODS[method].options else math.inf
     earlier = {**inputs, "old_per_token_logps": scored[0][0].detach() - ratios.log()}
     found = trainer._compute_loss(trainer.model, earlier).item() - at_one
     gains = []
@@ -157,7 +173,7 @@ def test_the_clip_of_ratios_beyond_it(trainer_of, rows, monkeypatch, method, upp
         for place in range(sum(kept)):
             advantage, ratio = advantages[place % len(advantages)], ratios[row, place].item()
             clipped = min(max(ratio, 0.8), upper)
-            gains.append(min(ratio * advantage, clipped * advantage) - advantage)
+            gains.append(min(min(ratio, highest) * advantage, clipped * advantage) - advantage)
     assert found == pytest.approx(-math.fsum(gains) / len(gains), abs=2e-7)
     assert abs(found) > 1e-3
 
@@ -170,7 +186,7 @@ def test_metrics_of_shaped_advantages(trainer_of, seen, rows, method, scorer):
     trainer._metrics["train"].clear()
     losses(trainer, rows, 4)
     shown = [r for r in seen(method) if r.has_images]
-    selected = [max(1, math.floor(0.4 * r.tokens)) if method == "vppo" else r.tokens for r in shown]
+    selected = [math.ceil(0.4 * r.tokens) if method == "vppo" else r.tokens for r in shown]
     expected = {
         "selected_fraction": sum(selected) / sum(r.tokens for r in shown),
         "dependency": mean(mean(r.removing["k3"]) for r in shown),
@@ -196,6 +212,7 @@ def test_random_tokens_are_as_many_and_drawn_from_all(trainer_of, seen, rows, sc
 @pytest.mark.parametrize(
     "method",
     [
+        "cppo-async",
         "papo",
         "dvrp",
         "vppo",
@@ -220,7 +237,7 @@ def test_the_shared_path_has_the_plain_gradients(trainer_of, rows, method):
     assert (plain - shared).norm() <= 1e-6 * plain.norm()
 
 
-@pytest.mark.parametrize("method", [name for name in PUBLISHED if name not in ("cppo", "grpo")])
+@pytest.mark.parametrize("method", [name for name in PUBLISHED if name not in ("cppo", "grpo", "papo-3b")])
 def test_training(make_trainer, method):
     """Real rollouts and two optimizer steps."""
     trainer = make_trainer(make_rows([1, 1, 0, 2]), method=method, max_steps=2, max_completion_length=6)

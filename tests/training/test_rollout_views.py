@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from rollout_stubs import drawn_completions, generation_batch, make_rows
 
-from cppo.training.rollout_views import RolloutViews, decayed_steps
+from cppo.training.rollout_views import RolloutViews
+from cppo.training.view_inputs import run_progress
 from cppo.views import ViewStrengths
 
 
@@ -15,6 +17,7 @@ def test_half_of_a_group_sees_noise_and_the_update_does_not(make_trainer, monkey
     shown = {}
     for method in ("grpo", "noisyrollout"):
         trainer = make_trainer(rows, method=method, folder=method)
+        trainer.state.max_steps = 3
         images = watch_images(trainer, monkeypatch)
         shown[method] = images, generation_batch(trainer, rows)
     clean, noisy = shown["grpo"], shown["noisyrollout"]
@@ -27,7 +30,7 @@ def test_half_of_a_group_sees_noise_and_the_update_does_not(make_trainer, monkey
 
 
 def test_the_noise_is_gone_at_the_end(make_trainer, monkeypatch):
-    """Two thirds through the run half of the 500 steps are left, at its end none: the images are the rows' own."""
+    """Two thirds through the run half of the 500 steps are left, in its last batch none: images are the rows' own."""
     rows = make_rows([1, 2])
     clean = make_trainer(rows, method="grpo", folder="grpo")
     own = watch_images(clean, monkeypatch)
@@ -35,7 +38,7 @@ def test_the_noise_is_gone_at_the_end(make_trainer, monkeypatch):
     trainer = make_trainer(rows, method="noisyrollout", max_steps=3)
     seen = watch_images(trainer, monkeypatch)
     distances = []
-    for step in (0, 2, 3):
+    for step in (0, 1, 2):
         seen.clear()
         trainer.state.max_steps, trainer.state.global_step = 3, step
         generation_batch(trainer, rows)
@@ -66,7 +69,7 @@ def test_augmented_prompts_show_the_view_in_rollouts_and_update(make_trainer, mo
 
 
 def noisy(fraction, seed=1):
-    return RolloutViews(seed, ["diffusion_noise"], ViewStrengths(), fraction, decay=False)
+    return RolloutViews(seed, ["diffusion_noise"], ViewStrengths(), fraction)
 
 
 def changed_rows(views, rows, epoch=0):
@@ -123,8 +126,23 @@ def watch_images(trainer, monkeypatch):
     return seen
 
 
-def test_the_noise_fades_as_published():
-    """floor(500 (1 - sigmoid(30 (t - 40) / 60))) at step t of 60."""
-    for t in range(0, 61, 5):
-        assert decayed_steps(500, t / 60) == math.floor(500 * (1 - 1 / (1 + math.exp(-30 * (t - 40) / 60))))
-    assert decayed_steps(500, 40 / 60) == 250
+@pytest.mark.parametrize(("steepness", "midpoint"), [(30.0, 40 / 60), (10.0, 0.5)])
+def test_the_noise_fades_as_published(steepness, midpoint):
+    """floor(500 (1 - sigmoid(steepness (t / 60 - midpoint)))) at step t of 60: NoisyRollout's, and DVRP's."""
+    strengths = ViewStrengths(diffusion_steps=500, diffusion_decay=(steepness, midpoint))
+    for t in range(1, 61):
+        left = math.floor(500 * (1 - 1 / (1 + math.exp(-steepness * (t / 60 - midpoint)))))
+        assert strengths.at(t / 60).diffusion_steps == left
+    assert strengths.at(midpoint).diffusion_steps == 250
+    assert ViewStrengths(diffusion_steps=500).at(0.9).diffusion_steps == 500
+
+
+def test_progress_counts_generation_batches_from_one(make_trainer):
+    """Of 60 optimizer steps, with one step a batch: the batch after 39 steps is the 40th. With four, batch 10 of 15."""
+    for steps, iterations, done, progress in ((1, 1, 39, 40 / 60), (1, 1, 59, 1.0), (2, 2, 36, 40 / 60)):
+        options = {"steps_per_generation": steps, "num_iterations": iterations, "gradient_accumulation_steps": 1}
+        trainer = make_trainer(make_rows([1] * 4), method="noisyrollout", folder=f"{done}", **options)
+        trainer.state.max_steps, trainer.state.global_step = 60, done
+        assert run_progress(trainer) == progress
+    strengths = trainer.args.view_sampler().strengths
+    assert strengths.at(40 / 60).diffusion_steps == 250

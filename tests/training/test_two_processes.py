@@ -20,10 +20,16 @@ CASES = {
         "perception_view_gradients": False,
     },
     # TRL's mean of the entropies depends on the cut into micro-batches.
-    "advantages": {"method": "vppo", "entropy_coef": 0.0},
+    "advantages": {"method": "vppo", "perception_advantage_scope": "batch", "entropy_coef": 0.0},
     "weights": {"method": "pgpo"},
-    "advantages kernel": {"method": "vppo", "entropy_coef": 0.0, "scorer": "kernel"},
-    "divergence and entropy": {"method": "papo", "entropy_coef": 0.0},
+    "advantages kernel": {
+        "method": "vppo",
+        "perception_advantage_scope": "batch",
+        "entropy_coef": 0.0,
+        "scorer": "kernel",
+    },
+    "divergence and entropy": {"method": "dvrp"},
+    "views of the rollout policy": {"method": "papo", "entropy_coef": 0.0},
     "weighted": {"method": "cppo-likelihood", "perception_rollouts_per_group": 1},
     "correct": {"perception_gate": "correct", "perception_gate_reward": "parity_reward", "reward": "parity_reward"},
     # The first process has the rows whose rewards are all alike.

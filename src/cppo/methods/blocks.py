@@ -1,13 +1,13 @@
 """The blocks that every method is made of, and the options of `CPPOConfig` that say which one it takes.
 
 1. Views: images that the policy is also scored under (I+, I-), or that rollouts are made from (`preserving_views`,
-   `removing_views`, `rollout_view*`, and the strengths `view_*`).
+   `removing_views`, `rollout_view*`, how often they are drawn (`view_draws`), and the strengths `view_*`).
 2. Score: how much each response token depends on the image (`perception_score`).
 3. Selector and gate: the tokens, and the rollouts, that the method acts on (`perception_selector`,
-   `perception_top_fraction`; `perception_gate*`, `perception_rollouts_per_group`, `perception_weighting`).
+   `perception_top_*`; `perception_gate*`, `perception_rollouts_per_group`, `perception_weighting`).
 4. Sink: what the divergences or scores go into, a loss of their own or the advantages (`perception_sink`, the other
    options `perception_*`).
-5. RL: the loss that all this is added to (TRL's options, `rl_weight`).
+5. RL: the loss that all this is added to (TRL's options, `rl_weight`, `entropy_estimator`).
 
 A method sets options; it has no code of its own. A block that no published method needed yet is one more function
 behind one of these options.
@@ -23,6 +23,9 @@ Options = dict[str, Any]
 SHAPING_SINKS = ("advantage", "weights")
 """Values of `perception_sink` that change the advantages and add no loss."""
 
+WHOLE_DISTRIBUTIONS = ("kl", "js")
+"""Values of `perception_divergence` and `perception_score` that are taken over the whole vocabulary."""
+
 EXECUTION_OPTIONS = frozenset(
     {
         "scorer",
@@ -33,8 +36,8 @@ EXECUTION_OPTIONS = frozenset(
         "freeze_vision_tower",
     }
 )
-"""The options of CPPO's own that say how a method is computed. All others but `method` are the method's: a recipe's
-values for them go when another method is chosen."""
+"""The options of CPPO's own that say how a method is computed, and what is trained. All others but `method` are the
+method's: a recipe's values for them go when another method is chosen."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from cppo.perception.contrast import (
     token_mean_loss,
 )
 from cppo.perception.dependency import entropy_from_logits, entropy_shift, logp_shift
-from cppo.perception.divergence import EXACT_DIVERGENCES, js_divergence, k3_divergence, kl_divergence
+from cppo.perception.divergence import EXACT_DIVERGENCES, js_divergence, k1_divergence, k3_divergence, kl_divergence
 from cppo.perception.selection import (
     GATES,
+    ROUNDINGS,
     SELECTORS,
     draw_rollouts,
     equal_rewards,
@@ -28,6 +29,7 @@ from cppo.perception.shaping import advantage_scale, rollout_dependency, token_a
 __all__ = [
     "EXACT_DIVERGENCES",
     "GATES",
+    "ROUNDINGS",
     "SELECTORS",
     "advantage_scale",
     "contrastive_perception_loss",
@@ -38,6 +40,7 @@ __all__ = [
     "equal_rewards",
     "gate_rollouts",
     "js_divergence",
+    "k1_divergence",
     "k3_divergence",
     "kl_divergence",
     "logp_shift",

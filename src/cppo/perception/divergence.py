@@ -1,8 +1,9 @@
-"""How far apart two next-token distributions are, token by token: k3, KL and JS, in nats.
+"""How far apart two next-token distributions are, token by token: k1, k3, KL and JS, in nats.
 
 Source: "CPPO: Contrastive Perception for Vision Language Policy Optimization" (arXiv 2601.00501). The
-published implementation uses the k3 estimate on the sampled token; the paper's text speaks of the token
-distribution, for which the exact divergences over the vocabulary stand here as well.
+published implementation uses an estimate on the sampled token, k3 in its synchronous and k1 in its
+asynchronous variant; the paper's text speaks of the token distribution, for which the exact divergences
+over the vocabulary stand here as well.
 
 All functions accept bfloat16 or float16, compute and return float32, and keep float64. Gradients flow through
 both arguments. Distributions at a sampling temperature: divide the logits by it first.
@@ -13,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+K1_LIMIT = 10.0
 K3_LOG_RATIO_LIMIT = 20.0
 K3_VALUE_LIMIT = 10.0
 
@@ -57,6 +59,20 @@ def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
     log_ratio = (view_logps - logps).masked_fill(logps == view_logps, 0.0)
     log_ratio = log_ratio.clamp(-K3_LOG_RATIO_LIMIT, K3_LOG_RATIO_LIMIT)
     return (torch.expm1(log_ratio) - log_ratio).clamp(max=K3_VALUE_LIMIT)
+
+
+def k1_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
+    """The k1 estimate on the sampled token: `logp - view_logp`, clamped to [-10, 10].
+
+    Its mean over tokens that the anchor samples is KL(anchor || view); a single value may be negative. In a difference
+    of two views, `k1(p, I+) - k1(p, I-)`, the anchor cancels, in value and in gradient, unless a clamp acts.
+
+    logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Raises ValueError on unequal
+    shapes. Two equal log-probabilities give exactly 0, two of -inf (a banned token) too.
+    """
+    logps, view_logps = to_accumulation_dtype(logps=logps, view_logps=view_logps)
+    banned = logps.isneginf() & view_logps.isneginf()  # -inf - (-inf) is NaN
+    return (logps - view_logps).masked_fill(banned, 0.0).clamp(-K1_LIMIT, K1_LIMIT)
 
 
 def kl_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:

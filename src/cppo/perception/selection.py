@@ -7,6 +7,7 @@ from torch import Tensor
 
 GATES = ("advantage", "correct", "none")
 SELECTORS = ("top_positive", "top", "random", "all")
+ROUNDINGS = ("floor", "ceil")
 
 
 def select_perception_tokens(
@@ -14,16 +15,19 @@ def select_perception_tokens(
     response_mask: Tensor,
     top_fraction: float = 0.5,
     advantages: Tensor | None = None,
+    rounding: str = "floor",
 ) -> Tensor:
     """The best-scored `top_fraction` of each rollout's candidate tokens.
 
     A candidate has `response_mask` non-zero and `score > 0` (so never NaN) and, where advantages are given,
     an advantage > 0. Of the `count` candidates of a row exactly `max(1, floor(top_fraction * count))` are
-    kept, none if there are none; ties go to the earlier position.
+    kept, or `ceil(top_fraction * count)`, as `rounding` says; none if there are none. Ties go to the earlier
+    position.
 
     score: [B, T]. response_mask: [B, T], bool or 0/1. advantages: [B] (a rollout) or [B, T] (a token).
-    Returns bool [B, T]. Source: arXiv 2601.00501, where top_fraction is 0.5. Raises ValueError on a shape
-    that does not fit or a top_fraction outside (0, 1].
+    rounding: one of `ROUNDINGS`. Returns bool [B, T]. Source: arXiv 2601.00501, where top_fraction is 0.5; its
+    synchronous code takes the floor, its asynchronous the ceiling. Raises ValueError on a shape that does not
+    fit, a top_fraction outside (0, 1] or an unknown rounding.
     """
     candidate_BT = _response_tokens(score, response_mask, top_fraction) & (score > 0)
     if advantages is not None:
@@ -36,18 +40,17 @@ def select_perception_tokens(
             )
         candidate_BT &= advantages > 0
 
-    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction))
+    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction, rounding))
 
 
-def select_top_tokens(score: Tensor, response_mask: Tensor, top_fraction: float) -> Tensor:
-    """The best-scored `max(1, floor(top_fraction * count))` of each rollout's `count` response tokens, whatever their
-    sign.
+def select_top_tokens(score: Tensor, response_mask: Tensor, top_fraction: float, rounding: str = "floor") -> Tensor:
+    """The best-scored `top_fraction` of each rollout's response tokens, whatever their sign.
 
     As `select_perception_tokens` otherwise, whose top fraction is one of the tokens with a positive score. Source: VPPO
-    (arXiv 2510.09285), where top_fraction is 0.4.
+    (arXiv 2510.09285), where top_fraction is 0.4 and the rounding "ceil".
     """
     candidate_BT = _response_tokens(score, response_mask, top_fraction)
-    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction))
+    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction, rounding))
 
 
 def select_random_tokens(like: Tensor, response_mask: Tensor, draws: Tensor) -> Tensor:
@@ -63,23 +66,28 @@ def select_random_tokens(like: Tensor, response_mask: Tensor, draws: Tensor) -> 
 
 
 def select_tokens(
-    selector: str, score: Tensor, response_mask: Tensor, top_fraction: float, draws: Tensor | None = None
+    selector: str,
+    score: Tensor,
+    response_mask: Tensor,
+    top_fraction: float,
+    draws: Tensor | None = None,
+    rounding: str = "floor",
 ) -> Tensor:
     """The tokens that a selector of `SELECTORS` keeps, bool [B, T].
 
     "top_positive": `select_perception_tokens`; "top": `select_top_tokens`; "random": as many as "top_positive" keeps,
     those with the largest `draws`; "all": every response token, whatever its score.
 
-    score, response_mask: [B, T]. draws: independent uniform numbers, [B, T], needed by "random" alone. Raises
-    ValueError on an unknown selector, missing draws, or what the functions above refuse.
+    score, response_mask: [B, T]. draws: independent uniform numbers, [B, T], needed by "random" alone. rounding: one of
+    `ROUNDINGS`. Raises ValueError on an unknown selector, missing draws, or what the functions above refuse.
     """
     if selector == "all":
         return _response_tokens(score, response_mask)
     if selector == "top":
-        return select_top_tokens(score, response_mask, top_fraction)
+        return select_top_tokens(score, response_mask, top_fraction, rounding)
     if selector not in SELECTORS:
         raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, but is {selector!r}")
-    selected = select_perception_tokens(score, response_mask, top_fraction)
+    selected = select_perception_tokens(score, response_mask, top_fraction, rounding=rounding)
     if selector == "top_positive":
         return selected
     if draws is None:
@@ -100,12 +108,19 @@ def _response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float =
     return response_mask.bool()
 
 
-def _kept(candidate_BT: Tensor, top_fraction: float) -> Tensor:
-    """`max(1, floor(top_fraction * count))` for each row's count of candidates, 0 without any; [B, 1]."""
+def _kept(candidate_BT: Tensor, top_fraction: float, rounding: str) -> Tensor:
+    """How many of each row's candidates are kept: at least one, but 0 without any; [B, 1]."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, but is {rounding!r}")
+
+    def kept(count: int) -> int:
+        if rounding == "floor":
+            return max(1, math.floor(top_fraction * count))
+        return math.ceil(round(top_fraction * count, 9))  # 0.07 x 100 is 7, though its product in float64 is above
+
     # A table in Python's own float64 keeps the count exact on devices that have no float64.
     kept_by_count = torch.tensor(
-        [0] + [max(1, math.floor(top_fraction * count)) for count in range(1, candidate_BT.shape[1] + 1)],
-        device=candidate_BT.device,
+        [0, *(kept(count) for count in range(1, candidate_BT.shape[1] + 1))], device=candidate_BT.device
     )
     return kept_by_count[candidate_BT.sum(dim=1, keepdim=True)]
 

@@ -3,27 +3,29 @@
 import torch
 from torch import Tensor
 
-from cppo.perception import EXACT_DIVERGENCES, entropy_shift, k3_divergence, logp_shift
+from cppo.perception import EXACT_DIVERGENCES, entropy_shift, k1_divergence, k3_divergence, logp_shift
 from cppo.policy.scorer import ResponseScores
 
+SAMPLED_DIVERGENCES = {"k1": k1_divergence, "k3": k3_divergence}
+"""Estimates from the log-probabilities of the sampled tokens, by name."""
 DIVERGENCES = ("k3", *EXACT_DIVERGENCES)
-"""Those that compare the policy with itself."""
+"""Those that are never negative, up to rounding: what inspection shows."""
 DEPENDENCY_SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift", "k3", "entropy")
 
 
 def view_divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
     """The divergence from the policy under the image to that under a view, [B, T], nats.
 
-    One of `DIVERGENCES`, or `nll`, which takes what was sampled in the policy's place: KL(sampled token || view) =
-    -log pi(token | view), without gradient through the anchor.
+    One of `SAMPLED_DIVERGENCES` or `EXACT_DIVERGENCES`, or `nll`, which takes what was sampled in the policy's place:
+    KL(sampled token || view) = -log pi(token | view), without gradient through the anchor.
 
     Raises:
         ValueError: an exact one needs logits, and the scores have none.
     """
     if name == "nll":
         return -view.logps
-    if name == "k3":
-        return k3_divergence(anchor.logps, view.logps)
+    if name in SAMPLED_DIVERGENCES:
+        return SAMPLED_DIVERGENCES[name](anchor.logps, view.logps)
     if anchor.logits is None or view.logits is None:
         raise ValueError(f"the exact divergence {name!r} needs logits: score with the plain scorer")
     return EXACT_DIVERGENCES[name](anchor.logits, view.logits)

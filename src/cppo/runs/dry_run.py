@@ -279,7 +279,10 @@ def _bytes(tensors: Iterable[Any]) -> int:
 def method_text(config: Mapping[str, Any]) -> str:
     """What a method makes of views, from the options in force."""
     sink, weight = config["perception_sink"], config["perception_weight"]
-    entropy = config["perception_removing_entropy_weight"]
+    entropies = {
+        "I-": config["perception_removing_entropy_weight"],
+        "I+": config["perception_preserving_entropy_weight"],
+    }
     used = []
     if sink == "advantage":
         used.append(f"perception_sink advantage, kept by the tokens of the best {config['perception_score']}")
@@ -287,8 +290,8 @@ def method_text(config: Mapping[str, Any]) -> str:
         used.append(f"perception_sink weights, of every token by its {config['perception_score']}")
     elif sink != "none" and weight:
         used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {config['perception_memory']}")
-    if sink in ("contrast", "divergence") and entropy:
-        used.append(f"entropy under I- x {entropy:g}")
+    if sink in ("contrast", "divergence"):
+        used += [f"entropy under {view} x {weight:g}" for view, weight in entropies.items() if weight]
     if config["rollout_views"]:
         share = f"{config['rollout_view_mode']} {config['rollout_view_fraction']:g}"
         used.append(f"rollouts from {', '.join(config['rollout_views'])} ({share})")

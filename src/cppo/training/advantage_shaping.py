@@ -21,6 +21,7 @@ def shape_advantages(
     micro_batches: Sequence[dict[str, Any]],
     detections: Sequence[tuple[ViewRequest, Detection | None]],
     args: "CPPOConfig",
+    accumulation: int,
     gather: Callable[[Tensor], Tensor],
     rank: int,
 ) -> Tensor:
@@ -32,7 +33,8 @@ def shape_advantages(
         micro_batches: of this process, changed in place.
         detections: of each, what was asked for and found.
         args: the options `perception_*`.
-        gather: concatenates a tensor over the processes, in the order of their ranks; all rollouts are compared.
+        accumulation: micro-batches of an optimizer step.
+        gather: concatenates a tensor over the processes, in the order of their ranks.
         rank: of this process.
 
     Returns:
@@ -45,13 +47,16 @@ def shape_advantages(
             dependency[request.rows] = rollout_dependency(detection.score, request.response_mask).to(dependency)
         dependencies.append(dependency)
     mine = torch.cat(dependencies)
-    scales = [torch.ones_like(part) for part in dependencies]
-    if args.perception_sink == "advantage":
+    floor = args.perception_advantage_floor
+    if args.perception_sink != "advantage":
+        scales = [torch.ones_like(part) for part in dependencies]
+    elif args.perception_advantage_scope == "batch":
         everyones = gather(mine)
-        known = ~everyones.isnan()
-        scale = torch.ones_like(everyones)
-        scale[known] = advantage_scale(everyones[known], args.perception_advantage_floor)
-        scales = list(scale[rank * len(mine) : (rank + 1) * len(mine)].split([len(part) for part in dependencies]))
+        own = _scale(everyones, floor, everyones)[rank * len(mine) : (rank + 1) * len(mine)]
+        scales = list(own.split([len(part) for part in dependencies]))
+    else:
+        steps = [dependencies[first : first + accumulation] for first in range(0, len(dependencies), accumulation)]
+        scales = [_scale(part, floor, torch.cat(step)) for step in steps for part in step]
     for inputs, (request, detection), own in zip(micro_batches, detections, scales, strict=True):
         advantages = inputs["advantages"][:, None].repeat(1, inputs["completion_ids"].shape[1])
         if detection is not None:
@@ -59,6 +64,14 @@ def shape_advantages(
             advantages[rows] *= own[rows][:, None] * _token_factors(detection, request, args).to(advantages)
         inputs["advantages"] = advantages
     return mine
+
+
+def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
+    """`advantage_scale` of rollouts, [B], some of which are without views (NaN) and keep their advantage."""
+    known = ~dependency.isnan()
+    scale = torch.ones_like(dependency)
+    scale[known] = advantage_scale(dependency[known], floor, compared[~compared.isnan()])
+    return scale
 
 
 def _token_factors(detection: Detection, request: ViewRequest, args: "CPPOConfig") -> Tensor:

@@ -50,6 +50,15 @@ class CPPOConfig(GRPOConfig):
         "Weight of a penalty on the entropy under I-, mean over all response tokens of the rollouts scored (PAPO); "
         "the counterpart under the image is TRL's entropy_coef with a negative value.",
     )
+    perception_preserving_entropy_weight: Annotated[float, "[0, inf)"] = option(
+        0.0, "Weight of the same penalty on the entropy under I+ (DVRP)."
+    )
+    entropy_estimator: Literal["exact", "sampled"] = option(
+        "exact",
+        "Entropy in the loss, that of `entropy_coef` and of the two weights above: 'exact' over the vocabulary, or "
+        "'sampled', -log pi of the sampled token (PAPO, VPPO), whose gradient on-policy is zero on average. The logged "
+        "`entropy` is the same.",
+    )
     perception_temperature: Annotated[float, "(0, inf)"] = option(
         0.1, "Temperature tau of the contrast, in nats of divergence."
     )
@@ -58,15 +67,19 @@ class CPPOConfig(GRPOConfig):
         "Fraction of a rollout's tokens with a positive dependency score ('top_positive'), or of all its tokens "
         "('top'), that are selected.",
     )
+    perception_top_rounding: Literal["floor", "ceil"] = option(
+        "floor",
+        "How that number of tokens is rounded: down, but to at least one (published), or up (VPPO, asynchronous CPPO).",
+    )
     perception_selector: Literal["top_positive", "top", "random", "all"] = option(
         "top_positive",
         "Tokens selected in a rollout: the best-scored of those with a positive score (published), of all, random "
         "ones, as many as 'top_positive' selects, or all.",
     )
-    perception_divergence: Literal["k3", "kl", "js", "nll"] = option(
+    perception_divergence: Literal["k1", "k3", "kl", "js", "nll"] = option(
         "k3",
-        "Divergence of anchor and view: 'k3' on the sampled token (published), exact 'kl' or 'js' over the vocabulary, "
-        "or 'nll', the sampled token's negative log-probability under the view.",
+        "Divergence of anchor and view: 'k3' on the sampled token (published) or 'k1' (asynchronous CPPO), exact 'kl' "
+        "or 'js' over the vocabulary, or 'nll', the sampled token's negative log-probability under the view.",
     )
     perception_score: Literal["entropy_shift", "entropy_shift_absolute", "entropy", "k3", "kl", "js", "logp_shift"] = (
         option(
@@ -93,8 +106,14 @@ class CPPOConfig(GRPOConfig):
     perception_advantage_floor: Annotated[float, "[0, 1]"] = option(
         0.9, "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike."
     )
+    perception_advantage_scope: Literal["batch", "minibatch"] = option(
+        "batch",
+        "Sink 'advantage': the rollouts whose scores are compared. 'batch': all of the generation batch; 'minibatch' "
+        "(VPPO): the least and the largest score are those of a process's rollouts of an optimizer step, and the mean "
+        "weight of a micro-batch is 1, which depends on how the batch is cut.",
+    )
     perception_weight_threshold: Annotated[float, "(0, 1)"] = option(
-        0.4, "Sink 'weights': the score, scaled to [0, 1] over a rollout's tokens, that has the weight 1."
+        0.4, "Sink 'weights': log(1 + score), scaled to [0, 1] over a rollout's tokens, that has the weight 1."
     )
     perception_weight_slope: Annotated[float, "[0, inf)"] = option(
         2.0, "Sink 'weights': by how much the weight grows from there to the best score."
@@ -111,6 +130,12 @@ class CPPOConfig(GRPOConfig):
         "batch, in equal parts, where it serves several steps); 'token': mean over the step's selected tokens (one "
         "more pass to detect them first); 'microbatch' (published): mean over a micro-batch's selected tokens, which "
         "depends on how the batch is cut.",
+    )
+    perception_view_policy: Literal["current", "rollout"] = option(
+        "current",
+        "The policy that the perception loss scores views with: 'current' (published), in every update, or 'rollout' "
+        "(PAPO's code), once for each generation batch before its updates, which is without gradient "
+        "(perception_view_gradients=false).",
     )
     perception_view_gradients: bool = option(
         True, "Whether the gradient also flows through the policy under the views (published)."
@@ -146,13 +171,18 @@ class CPPOConfig(GRPOConfig):
     )
     preserving_views: list[str] = option(
         ["color_jitter", "perspective", "rotation"],
-        "Families of information-preserving views (I+): color_jitter, perspective, rotation, diffusion_noise, or "
-        "file.py:function; one is drawn for each image.",
+        "Families of information-preserving views (I+): color_jitter, perspective, rotation, gaussian_blur, "
+        "diffusion_noise, or file.py:function; one is drawn for each image.",
     )
     removing_views: list[str] = option(
         ["noise_rectangles", "crop"],
         "Families of information-removing views (I-): noise_rectangles, crop, black_patches, static, or "
         "file.py:function; one is drawn for each image.",
+    )
+    view_draws: Literal["epoch", "rollout", "once"] = option(
+        "epoch",
+        "When views are drawn anew: for each prompt and 'epoch', for each 'rollout' (VPPO), or 'once', so that a "
+        "prompt has the same for the whole run (asynchronous CPPO).",
     )
     view_brightness: Annotated[list[float], "[0, inf)"] = option(
         [0.2, 1.3], "I+ colour jitter: range of the brightness factor."
@@ -171,6 +201,11 @@ class CPPOConfig(GRPOConfig):
     )
     view_rotation_degrees: Annotated[float, "[0, 180]"] = option(10.0, "I+ rotation: largest angle, in degrees.")
     view_diffusion_steps: Annotated[int, "[0, 1000]"] = option(200, "Diffusion noise: how far it goes, of 1,000 steps.")
+    view_diffusion_decay: Annotated[list[float] | None, "[0, inf)"] = option(
+        None,
+        "Diffusion noise: [steepness, midpoint] of the sigmoid by which it fades out, the midpoint as a fraction of "
+        "the run (NoisyRollout, DVRP); without it the noise stays.",
+    )
     view_noise_rectangles: int = option(50, "I- noise: number of rectangles.")
     view_noise_side: Annotated[list[float], "(0, 1]"] = option(
         [0.05, 0.15], "I- noise: range of a rectangle's sides, as fractions of the image's."
@@ -190,9 +225,6 @@ class CPPOConfig(GRPOConfig):
     )
     rollout_view_fraction: Annotated[float, "[0, 1]"] = option(
         0.5, "The share of prompts ('augment') or of a group's rollouts ('mix') that see a view."
-    )
-    rollout_view_decay: bool = option(
-        False, "Whether diffusion noise of rollouts fades out at two thirds of the run (NoisyRollout)."
     )
     per_device_generation_batch_size: Annotated[int | None, "[1, inf)"] = option(
         None,
@@ -232,7 +264,11 @@ class CPPOConfig(GRPOConfig):
     @property
     def adds_perception_loss(self) -> bool:
         """Whether a perception loss is added to the RL loss."""
-        weights = self.perception_weight, self.perception_removing_entropy_weight
+        weights = (
+            self.perception_weight,
+            self.perception_preserving_entropy_weight,
+            self.perception_removing_entropy_weight,
+        )
         return self.perception_sink in ("contrast", "divergence") and any(weights)
 
     @property
@@ -244,7 +280,7 @@ class CPPOConfig(GRPOConfig):
         weight = self.perception_weight
         views = {
             "removing": (weight and removing) or self.perception_removing_entropy_weight,
-            "preserving": weight and self.perception_preserving_weight,
+            "preserving": (weight and self.perception_preserving_weight) or self.perception_preserving_entropy_weight,
         }
         return tuple(view for view, looks in views.items() if looks)
 
@@ -264,8 +300,7 @@ class CPPOConfig(GRPOConfig):
         if not self.rollout_views:
             return None
         strengths = self.view_sampler().strengths
-        fraction, decay = self.rollout_view_fraction, self.rollout_view_decay
-        return RolloutViews(self.seed, self.rollout_views, strengths, fraction, decay)
+        return RolloutViews(self.seed, self.rollout_views, strengths, self.rollout_view_fraction)
 
 
 def field_default(field: Field) -> Any:

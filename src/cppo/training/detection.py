@@ -1,4 +1,6 @@
-"""Detection apart from the loss: before a step, to count its perception tokens, or to shape its advantages by them."""
+"""Scoring apart from the loss: before a step, to count its perception tokens or to shape its advantages by them, or of
+new rollouts under their views, by the policy that made them.
+"""
 
 import math
 from dataclasses import replace
@@ -7,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cppo.methods import SHAPING_SINKS
 from cppo.policy import concatenate_rows, slice_rows
 from cppo.training.advantage_shaping import shape_advantages
 from cppo.training.perception_term import Detection, perception_token_mask
@@ -27,7 +30,8 @@ def detect(trainer: Any, model: Any, request: ViewRequest, inputs: dict[str, Any
         if trainer.accelerator.num_processes > 1:
             idle_pass(row_scorer(trainer, model, length, shares=trainer._shares_prompts), ids, mask, vision)
         return None
-    own = replace(request, views=dict(enumerate(request.views.values())), kinds=("removing",))
+    kinds = tuple(kind for kind in request.kinds if kind == "removing")
+    own = replace(request, views=dict(enumerate(request.views.values())), kinds=kinds)
     images = concatenate_rows([slice_rows(vision, row, row + 1) for row in request.rows])
     rows = ids[request.rows], mask[request.rows], images
     if trainer._shares_prompts:
@@ -69,6 +73,36 @@ def count_step_tokens(trainer: Any, model: Any, steps: int) -> Tensor:
     return trainer.accelerator.reduce(count, "sum")
 
 
+def score_before_updates(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
+    """What is to be known of a new generation batch before its first update; for most methods nothing."""
+    args = trainer.args
+    if args.perception_sink in SHAPING_SINKS:
+        detect_and_shape(trainer, micro_batches)
+    elif args.adds_perception_loss and args.perception_view_policy == "rollout":
+        score_rollouts(trainer, micro_batches)
+
+
+@torch.no_grad()
+def score_rollouts(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
+    """Score a new generation batch under its views, and keep the scores in the place of the views.
+
+    All ranks make as many passes.
+    """
+    for inputs in micro_batches:
+        request = ViewRequest.of(inputs, trainer.args.scored_views)
+        ids, mask, vision = model_inputs(inputs)
+        length = request.response_mask.shape[1]
+        score = row_scorer(trainer, trainer.model_wrapped, length, shares=trainer._shares_prompts)
+        scores = {}
+        for kind in request.kinds:
+            if request.rows:
+                views = [request.view_inputs(row, kind, vision, ids.device) for row in request.rows]
+                scores[kind] = score(ids[request.rows], mask[request.rows], concatenate_rows(views))
+            elif trainer.accelerator.num_processes > 1:
+                idle_pass(score, ids, mask, vision)
+        request.keep_scores(inputs, scores)
+
+
 def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
     """Sinks 'advantage' and 'weights': detect in a new generation batch, and shape its advantages by the scores."""
     detections = []
@@ -80,7 +114,14 @@ def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
             inputs["perception_detected"] = (request.rows, *detection)
         del inputs["perception_views"]  # the loss has no use for them
     accelerator, args = trainer.accelerator, trainer.args
-    dependency = shape_advantages(micro_batches, detections, args, accelerator.gather, accelerator.process_index)
+    dependency = shape_advantages(
+        micro_batches,
+        detections,
+        args,
+        trainer.current_gradient_accumulation_steps,
+        accelerator.gather,
+        accelerator.process_index,
+    )
 
     counts = torch.zeros(4, device=accelerator.device)
     for request, detection in detections:

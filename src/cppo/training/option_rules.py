@@ -6,8 +6,10 @@ from math import gcd, lcm
 from typing import Any
 
 from cppo.errors import UserError, choose_one
-from cppo.methods import SHAPING_SINKS
+from cppo.methods import SHAPING_SINKS, WHOLE_DISTRIBUTIONS
 from cppo.views import KNOWN_PRESERVING, ViewSampler, ViewStrengths, check_families
+
+ENTROPY_WEIGHTS = ("perception_removing_entropy_weight", "perception_preserving_entropy_weight")
 
 
 def check_combinations(options: Mapping[str, Any]) -> None:
@@ -112,19 +114,20 @@ def _check_method(options: Mapping[str, Any]) -> None:
     sink, mode = options["perception_sink"], options["rollout_view_mode"]
     if sink in SHAPING_SINKS:
         _check_shaping(options)
-    if (
-        options["perception_removing_entropy_weight"]
-        and options["perception_normalization"] == "token"
-        and options["perception_selector"] != "all"
-    ):
+    entropy_weight = next((name for name in ENTROPY_WEIGHTS if options[name]), None)
+    if entropy_weight and options["perception_normalization"] == "token" and options["perception_selector"] != "all":
         raise UserError(
-            "perception_removing_entropy_weight averages over all response tokens: perception_normalization = 'token' "
-            "counts them with perception_selector = 'all' alone"
+            f"{entropy_weight} averages over all response tokens: perception_normalization = 'token' counts them with "
+            "perception_selector = 'all' alone"
         )
-    entropy_weight, adds_loss = options["perception_removing_entropy_weight"], sink in ("contrast", "divergence")
-    if adds_loss and entropy_weight and not options["perception_view_gradients"]:
+    adds_loss, by_rollout = sink in ("contrast", "divergence"), options["perception_view_policy"] == "rollout"
+    if adds_loss and entropy_weight and not (options["perception_view_gradients"] or by_rollout):
+        raise UserError(f"{entropy_weight} trains the policy under the view: set perception_view_gradients = true")
+    if adds_loss and by_rollout:
+        _check_rollout_policy(options)
+    if options["entropy_estimator"] == "sampled" and (options.get("top_entropy_quantile") or 1.0) < 1.0:
         raise UserError(
-            "perception_removing_entropy_weight trains the policy under I-: set perception_view_gradients = true"
+            "top_entropy_quantile chooses tokens by their exact entropy: set entropy_estimator = 'exact', not 'sampled'"
         )
     compares = options["perception_preserving_weight"] or options["perception_removing_weight"]
     if adds_loss and options["perception_weight"] and not (compares or entropy_weight):
@@ -164,8 +167,28 @@ def _check_method(options: Mapping[str, Any]) -> None:
                 "rollout_view_mode = 'mix' scores rollouts under another image than they were sampled from: with vLLM "
                 "set vllm_importance_sampling_correction = false"
             )
-    if options["rollout_view_decay"] and "diffusion_noise" not in options["rollout_views"]:
-        raise UserError("rollout_view_decay fades out diffusion noise: add diffusion_noise to rollout_views")
+    noised = {*options["rollout_views"], *options["preserving_views"]}
+    if options["view_diffusion_decay"] is not None and "diffusion_noise" not in noised:
+        raise UserError(
+            "view_diffusion_decay fades out diffusion noise: add diffusion_noise to rollout_views or preserving_views"
+        )
+
+
+def _check_rollout_policy(options: Mapping[str, Any]) -> None:
+    """Options beside scores under the views that are taken once, when the rollouts are made. Raises UserError."""
+    if options["perception_view_gradients"]:
+        raise UserError(
+            "perception_view_policy = 'rollout' scores views without gradient: set perception_view_gradients = false"
+        )
+    compared = ["perception_divergence"]
+    if options["perception_selector"] != "all":
+        compared.append("perception_score")
+    for name in compared:
+        if options[name] in WHOLE_DISTRIBUTIONS:
+            raise UserError(
+                f"{name} = {options[name]!r} compares whole distributions, and perception_view_policy = 'rollout' "
+                "keeps none: choose one on the sampled token, such as 'k3', or perception_view_policy = 'current'"
+            )
 
 
 def _check_shaping(options: Mapping[str, Any]) -> None:
@@ -177,10 +200,9 @@ def _check_shaping(options: Mapping[str, Any]) -> None:
         raise UserError(
             f"perception_weighting weights a loss, but perception_sink = {sink!r} adds none: choose 'equal'"
         )
-    if options["perception_removing_entropy_weight"]:
-        raise UserError(
-            f"perception_removing_entropy_weight is part of a loss, but perception_sink = {sink!r} adds none: set 0"
-        )
+    for name in ENTROPY_WEIGHTS:
+        if options[name]:
+            raise UserError(f"{name} is part of a loss, but perception_sink = {sink!r} adds none: set 0")
     if options["perception_gate"] != "none":
         raise UserError(
             f"perception_gate = {options['perception_gate']!r} would leave the other rollouts their advantage at every "

@@ -36,7 +36,8 @@ class ViewScores:
 
     Attributes:
         anchor, removing, preserving: under the image, I- and I+; None for a view that the method does not look at.
-            Those under I+ are needed at the selected tokens alone and may be anything elsewhere.
+            Those under I+ are needed at the selected tokens alone and may be anything elsewhere, unless their entropy
+            has a weight.
         response_mask: theirs, [n, T].
         draws: uniform random numbers [n, T], for a random selection.
         score: the divergence over the vocabulary of anchor and I-, [n, T], where that is the dependency score and was
@@ -89,9 +90,19 @@ def perception_token_mask(args: "CPPOConfig", scores: ViewScores) -> Detection:
     else:
         score = torch.full_like(scores.anchor.logps, torch.nan)
     token_mask = select_tokens(
-        args.perception_selector, score, scores.response_mask, args.perception_top_fraction, scores.draws
+        args.perception_selector,
+        score,
+        scores.response_mask,
+        args.perception_top_fraction,
+        scores.draws,
+        args.perception_top_rounding,
     )
     return Detection(score, token_mask)
+
+
+def loss_entropies(args: "CPPOConfig", scores: ResponseScores) -> Tensor:
+    """The entropies that a loss penalizes or rewards, [B, T], nats: exact ones or -log pi of the sampled tokens."""
+    return -scores.logps if args.entropy_estimator == "sampled" else scores.entropies
 
 
 def perception_term(
@@ -132,9 +143,12 @@ def perception_term(
         return token_mean_loss(values, over) / normalizer
 
     loss = args.perception_weight * mean(token_loss, token_mask)
-    if args.perception_removing_entropy_weight:
-        assert scores.removing is not None
-        loss = loss + args.perception_removing_entropy_weight * mean(scores.removing.entropies, scores.response_mask)
+    for view, weight in (
+        (scores.preserving, args.perception_preserving_entropy_weight),
+        (scores.removing, args.perception_removing_entropy_weight),
+    ):
+        if view is not None and weight:
+            loss = loss + weight * mean(loss_entropies(args, view), scores.response_mask)
     statistics = _statistics(scores, token_loss, d_preserving, d_removing, token_mask)
     return PerceptionTerm(loss, detection, statistics)
 

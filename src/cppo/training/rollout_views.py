@@ -1,17 +1,12 @@
 """Views that rollouts are made from: plain augmentation, and NoisyRollout's mix (arXiv 2504.13055)."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from PIL import Image
 
 from cppo.training.view_inputs import Row, embedded_images, first_copies, prompt_images, replace_images, sample_id
 from cppo.views import ViewStrengths, drawn_view, view_generators
-
-DECAY_STEEPNESS = 30.0
-DECAY_MIDPOINT = 2 / 3
-"""Of the sigmoid by which diffusion noise fades out, in fractions of the run."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +17,17 @@ class RolloutViews:
         families: of the views, one drawn for each image.
         strengths: theirs.
         fraction: of the prompts (`augmented`) or of each group's rollouts (`mixed`).
-        decay: whether diffusion noise fades out.
     """
 
     seed: int
     families: Sequence[str]
     strengths: ViewStrengths
     fraction: float
-    decay: bool
 
     def augmented(self, rows: Sequence[Row], epoch: int, progress: float) -> list[Row]:
         """The rows, where that fraction of the prompts, drawn for each alone, show views; copies share theirs.
 
-        progress: steps done, as a fraction of the run.
+        progress: as for `ViewStrengths.at`.
         """
         shown: list[Row] = []
         for index, (row, first) in enumerate(zip(rows, first_copies(rows), strict=True)):
@@ -72,16 +65,8 @@ class RolloutViews:
         return images
 
     def _views(self, images: Sequence[Image.Image], name: str, epoch: int, progress: float) -> list[Image.Image]:
-        strengths = self.strengths
-        if self.decay:
-            strengths = replace(strengths, diffusion_steps=decayed_steps(strengths.diffusion_steps, progress))
+        strengths = self.strengths.at(progress)
         return [
             drawn_view(self.families, image, view_generators(self.seed, name, epoch, index)[0], strengths)
             for index, image in enumerate(images)
         ]
-
-
-def decayed_steps(steps: int, progress: float) -> int:
-    """Diffusion steps left after a fraction `progress` of the run: floor(steps (1 - sigmoid(30 (progress - 2 /
-    3))))."""
-    return math.floor(steps / (1 + math.exp(DECAY_STEEPNESS * (progress - DECAY_MIDPOINT))))

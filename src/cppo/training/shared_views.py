@@ -99,8 +99,9 @@ def _read(
     selected[request.rows] = perception_token_mask(args, _view_scores(request, found)).token_mask
     places = {view: batch.places(view, selected) for view in request.kinds}
     if "preserving" in request.kinds:
+        everywhere = bool(args.perception_preserving_entropy_weight)
         with torch.set_grad_enabled(view_gradients):
-            score("preserving", places["preserving"])
+            score("preserving", batch.tokens["preserving"] if everywhere else places["preserving"])
     if args.perception_divergence in EXACT_DIVERGENCES:
         for view in request.kinds:
             found[f"d_{view}"] = divergence(

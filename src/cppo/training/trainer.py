@@ -21,17 +21,16 @@ from torch import Tensor
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
-from cppo.methods import SHAPING_SINKS
 from cppo.policy import ResponseScores, only_special_tokens, shared_prefill, sliced_generation, unwrapped
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.training.config import CPPOConfig
-from cppo.training.detection import detect_and_shape, step_normalizer
+from cppo.training.detection import score_before_updates, step_normalizer
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.model_card import CardedTrainer
-from cppo.training.perception_term import METRICS, Detection, ViewScores, perception_term
+from cppo.training.perception_term import METRICS, Detection, ViewScores, loss_entropies, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.reward_size import check_reward_size
 from cppo.training.row_scorer import row_scorer
@@ -48,7 +47,7 @@ from cppo.training.setup import (
     share_prompts,
 )
 from cppo.training.shared_views import score_shared
-from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images
+from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images, run_progress
 from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
 
 OVERRIDES = {
@@ -162,7 +161,13 @@ class CPPOTrainer(CardedTrainer):
         self._shares_prompts = share_prompts(self)
         check_head(self)
         self._views = ViewMaker(
-            args.view_sampler(), args.view_threads, self.processing_class, self.tools, self.chat_template_kwargs
+            args.view_sampler(),
+            args.view_threads,
+            self.processing_class,
+            self.tools,
+            self.chat_template_kwargs,
+            args.view_draws,
+            self.num_generations,
         )
         self._rollout_views = args.rollout_view_sampler()
         self._rollout_images: list[list[Any]] | None = None
@@ -230,8 +235,8 @@ class CPPOTrainer(CardedTrainer):
         if not self.model.training:
             return super()._generate_and_score_completions(rows)
         epoch, first = math.floor(self.state.epoch or 0), self.accelerator.process_index * len(rows)
+        progress = run_progress(self)
         if self._rollout_views is not None:
-            progress = self.state.global_step / max(self.state.max_steps, 1)
             if self.args.rollout_view_mode == "augment":
                 rows = self._rollout_views.augmented(rows, epoch, progress)
             else:
@@ -239,7 +244,7 @@ class CPPOTrainer(CardedTrainer):
         views = None
         if self.args.uses_perception:
             with self._phases.phase("views"):
-                views = self._views.begin(rows, epoch)
+                views = self._views.begin(rows, epoch, progress, first)
         output = super()._generate_and_score_completions(rows)
         mine = slice(first, first + len(rows))
         rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
@@ -278,9 +283,8 @@ class CPPOTrainer(CardedTrainer):
         group_size = self.num_generations if self._shares_prompts else 1
         first = self.accelerator.process_index * len(batch["prompt_ids"])
         self._buffered_inputs = shuffled_micro_batches(batch, group_size, count, first)
-        if self.args.perception_sink in SHAPING_SINKS:
-            with self._phases.phase("scoring"):
-                detect_and_shape(self, self._buffered_inputs)
+        with self._phases.phase("scoring"):
+            score_before_updates(self, self._buffered_inputs)
         return self._buffered_inputs[self._step % count]
 
     # Loss
@@ -309,7 +313,7 @@ class CPPOTrainer(CardedTrainer):
                 shares=self._can_share(input_ids[:, -logits_to_keep:]),
             )
             scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
-        return scores.logps, scores.entropies if compute_entropy else None, scores.aux_loss
+        return scores.logps, loss_entropies(self.args, scores) if compute_entropy else None, scores.aux_loss
 
     def _can_share(self, completion_ids: Tensor) -> bool:
         """Whether rows can be packed, which then have their images in the prompts alone: no tool brought one."""
@@ -327,7 +331,8 @@ class CPPOTrainer(CardedTrainer):
         length = inputs["completion_ids"].shape[1]
         score = row_scorer(self, model, length, compute_aux_loss=self.aux_loss_enabled)
         scores = request.score(score, *rows, self.args.perception_view_gradients)
-        if not (request.rows or self.args.perception_view_gradients) and self.accelerator.num_processes > 1:
+        two_passes = request.kinds and not self.args.perception_view_gradients
+        if two_passes and not request.rows and self.accelerator.num_processes > 1:
             idle_pass(score, *rows)
         return scores
 

@@ -85,6 +85,13 @@ def sample_id(row: Mapping[str, Any]) -> str:
     return stable_sample_id(prompt, prompt_images(row))
 
 
+def run_progress(trainer: Any) -> float:
+    """The share of the run that is done once the generation batch that begins now is trained on."""
+    args = trainer.args
+    steps = args.steps_per_generation * trainer.num_iterations / args.gradient_accumulation_steps
+    return min((trainer.state.global_step + steps) / max(trainer.state.max_steps, 1), 1.0)
+
+
 def prompt_messages(row: Mapping[str, Any]) -> Messages | str:
     """The row's prompt with its images filled in, as TRL's trainer builds it."""
     if isinstance(row["prompt"], str):
@@ -153,6 +160,8 @@ class ViewMaker:
         threads: how many draw at once, at least 1.
         processing_class: the model's processor.
         tools, chat_template_kwargs: what the trainer renders its prompts with.
+        draws: when views are drawn anew, the option `view_draws`.
+        group_size: G.
     """
 
     def __init__(
@@ -162,26 +171,37 @@ class ViewMaker:
         processing_class: Any,
         tools: list[Any],
         chat_template_kwargs: dict[str, Any],
+        draws: str = "epoch",
+        group_size: int = 1,
     ) -> None:
-        self._sampler = sampler
+        self._sampler, self._draws, self._group_size = sampler, draws, group_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cppo-views")
         self._process = partial(
             process_prompt, processing_class, tools=tools or None, chat_template_kwargs=chat_template_kwargs
         )
 
-    def begin(self, rows: Sequence[Row], epoch: int) -> "BatchViews":
-        """Start on the views of canonical rows; copies of a prompt share theirs."""
-        firsts = first_copies(rows)
-        begun = {first: self._begin_prompt(rows[first], epoch) for first in dict.fromkeys(firsts)}
-        return BatchViews(self._process, rows, firsts, begun)
+    def begin(self, rows: Sequence[Row], epoch: int, progress: float = 0.0, place: int = 0) -> "BatchViews":
+        """Start on the views of canonical rows; copies of a prompt share theirs, unless each rollout has its own.
 
-    def _begin_prompt(self, row: Row, epoch: int) -> list[ViewPair]:
-        name = sample_id(row)
-        # Of copies: reward functions are given the row's own images, and may change them meanwhile.
-        return [
-            self._pool.submit(self._sampler.views, image.copy(), name, epoch, index)
-            for index, image in enumerate(prompt_images(row))
-        ]
+        Args:
+            epoch: the pass over the data.
+            progress: as for `ViewStrengths.at`.
+            place: of the first row among those of all processes.
+        """
+        alone = self._draws == "rollout"
+        firsts = list(range(len(rows))) if alone else first_copies(rows)
+        sampler, key = self._sampler.at(progress), 0 if self._draws == "once" else epoch
+        begun = {}
+        for first in dict.fromkeys(firsts):
+            name = sample_id(rows[first])
+            if alone:
+                name = f"{name}/rollout-{(place + first) % self._group_size}"
+            # Of copies: reward functions are given the row's own images, and may change them meanwhile.
+            begun[first] = [
+                self._pool.submit(sampler.views, image.copy(), name, key, index)
+                for index, image in enumerate(prompt_images(rows[first]))
+            ]
+        return BatchViews(self._process, rows, firsts, begun)
 
 
 @dataclass(frozen=True)
@@ -191,7 +211,7 @@ class BatchViews:
     Attributes:
         process: from a prompt to the model's inputs.
         rows: of the batch.
-        firsts: for each row the first of the copies of its prompt (`first_copies`).
+        firsts: for each row the first of those that share its views.
         begun: for each of these the pairs (I+, I-) of its images.
     """
 

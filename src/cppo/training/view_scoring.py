@@ -5,7 +5,7 @@ without gated-in rollouts run the same number of passes.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class ViewRequest:
         views: by the places of the n gated-in rollouts in the micro-batch (where their number is bounded, of those
             drawn) the model's image inputs under the views that were made.
         kinds: the views to score, of "removing" and "preserving".
+        scored: those that are scored already, by kind; log-probabilities and entropies [n, T] without gradient.
         weights: of each in the loss, [n].
         response_mask: theirs, [n, T].
         draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
@@ -67,6 +68,7 @@ class ViewRequest:
     weights: Tensor
     response_mask: Tensor
     draws: Tensor | None = None
+    scored: Mapping[str, ResponseScores] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[int]:
@@ -75,12 +77,14 @@ class ViewRequest:
 
     @classmethod
     def of(cls, inputs: dict[str, Any], kinds: tuple[str, ...]) -> "ViewRequest":
-        """The request of a micro-batch: the rows that carry views.
+        """The request of a micro-batch: the rows that carry views, or carried them until `keep_scores` had theirs.
 
         Raises:
             UserError: they lack one of `kinds`, as rollouts of a checkpoint can after a change of options.
         """
         views = {row: own for row, own in enumerate(inputs["perception_views"]) if own is not None}
+        scored = {kind: ResponseScores(*inputs[_kept(kind)]) for kind in kinds if _kept(kind) in inputs}
+        kinds = tuple(kind for kind in kinds if kind not in scored)
         for kind in kinds:
             if any(kind not in own for own in views.values()):
                 raise UserError(
@@ -90,7 +94,13 @@ class ViewRequest:
         rows = list(views)
         draws = inputs["perception_draws"][rows] if "perception_draws" in inputs else None
         weights, mask = inputs["perception_weights"][rows], response_mask(inputs)[rows]
-        return cls(views, kinds, weights, mask, draws)
+        return cls(views, kinds, weights, mask, draws, scored)
+
+    def keep_scores(self, inputs: dict[str, Any], scores: Mapping[str, ResponseScores]) -> None:
+        """Put the requested rows' scores into their micro-batch, in the place of the views."""
+        inputs["perception_views"] = [None if own is None else {} for own in inputs["perception_views"]]
+        for kind, found in scores.items():
+            inputs[_kept(kind)] = torch.stack([found.logps, found.entropies])
 
     def view_inputs(self, row: int, kind: str, anchor: VisionInputs, device: torch.device) -> VisionInputs:
         """Image inputs of one of the requested rows under one view, with exactly the anchor's keys."""
@@ -108,8 +118,9 @@ class ViewRequest:
         Without `view_gradients` the views take a second pass that builds no graph.
         """
         n, total = len(self.views), input_ids.shape[0]
-        if not n:
-            return score(input_ids, attention_mask, vision), None
+        if not (n and self.kinds):
+            anchor = score(input_ids, attention_mask, vision)
+            return anchor, self.view_scores(anchor.pick(self.rows), {}) if n else None
         ids, mask = [input_ids[self.rows]] * len(self.kinds), [attention_mask[self.rows]] * len(self.kinds)
         parts = [self.view_inputs(row, kind, vision, input_ids.device) for kind in self.kinds for row in self.rows]
         if view_gradients:
@@ -129,8 +140,14 @@ class ViewRequest:
 
         exact: the divergences over the vocabulary that were taken along, by their names in `ViewScores`.
         """
+        views = {**self.scored, **views}
         removing, preserving = views.get("removing"), views.get("preserving")
         return ViewScores(anchor, removing, preserving, self.response_mask, self.draws, **exact)
+
+
+def _kept(kind: str) -> str:
+    """Where a micro-batch keeps the scores under a view."""
+    return f"perception_{kind}_scores"
 
 
 def scores_in_chunks(

@@ -1,7 +1,8 @@
 """Perturbations that no training view uses, for evaluation alone: what they show was not practised.
 
 Training views of this package and of the published methods are colour jitter, perspective, rotation, noise (rectangles,
-additive, diffusion), crops and masked patches; nothing here is one of them. No family changes hue or order of colours
+additive, diffusion), crops and masked patches; nothing here is one of them, but for `blur`, which is near to the
+`gaussian_blur` that `cppo-async` alone trains on. No family changes hue or order of colours
 more than rounding does, since questions may ask for them. There are no options: a yardstick has one length.
 
 Preserving, what the answer needs stays readable. Details are pixels wide in small and large images alike, so blurs

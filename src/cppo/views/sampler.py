@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class ViewSampler:
         for kind, known in (("preserving", KNOWN_PRESERVING), ("removing", KNOWN_REMOVING)):
             families = check_families(f"{kind}_views", getattr(self, f"{kind}_families"), known)
             object.__setattr__(self, f"{kind}_families", families)
+
+    def at(self, progress: float) -> "ViewSampler":
+        """The sampler whose strengths are those after a fraction `progress` of a run (`ViewStrengths.at`)."""
+        strengths = self.strengths.at(progress)
+        return self if strengths is self.strengths else replace(self, strengths=strengths)
 
     def views(
         self, image: Image.Image, sample_id: str, epoch: int, image_index: int

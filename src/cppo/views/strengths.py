@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cppo.errors import UserError, choose_one
@@ -11,7 +11,7 @@ from cppo.views.own import is_own, load_own
 PRESERVING_FAMILIES = ("color_jitter", "perspective", "rotation")
 REMOVING_FAMILIES = ("noise_rectangles", "crop")
 """CPPO's own."""
-KNOWN_PRESERVING = (*PRESERVING_FAMILIES, "diffusion_noise")
+KNOWN_PRESERVING = (*PRESERVING_FAMILIES, "gaussian_blur", "diffusion_noise")
 KNOWN_REMOVING = (*REMOVING_FAMILIES, "black_patches", "static")
 """With those of other methods, and `static`, which leaves nothing of the image."""
 DIFFUSION_STEPS = 1000
@@ -29,6 +29,8 @@ class ViewStrengths:
         perspective_probability: chance in [0, 1] that the perspective view moves anything at all.
         rotation_degrees: largest angle, in degrees, in [0, 180]; both directions.
         diffusion_steps: how far the diffusion noise goes, of 1,000 steps; 0 changes nothing.
+        diffusion_decay: steepness (at least 0) and midpoint (a fraction of the run, in [0, 1]) of the sigmoid by which
+            the noise fades out over a run; None keeps it.
         noise_rectangles: number of noise rectangles, at least 1.
         noise_side: sides of a noise rectangle, as fractions of the image's sides, in (0, 1].
         crop_side: sides of the crop, one fraction of both the image's sides, in (0, 1].
@@ -46,6 +48,7 @@ class ViewStrengths:
     perspective_probability: float = 0.5
     rotation_degrees: float = 10.0
     diffusion_steps: int = 200
+    diffusion_decay: tuple[float, float] | None = None
     noise_rectangles: int = 50
     noise_side: tuple[float, float] = (0.05, 0.15)
     crop_side: tuple[float, float] = (0.6, 0.7)
@@ -70,6 +73,20 @@ class ViewStrengths:
                 raise _bad(name, getattr(self, name), "give a whole number of at least 1")
         if not _is_whole(self.diffusion_steps) or not 0 <= self.diffusion_steps <= DIFFUSION_STEPS:
             raise _bad("diffusion_steps", self.diffusion_steps, f"give a whole number from 0 to {DIFFUSION_STEPS}")
+        if self.diffusion_decay is not None:
+            object.__setattr__(self, "diffusion_decay", _steepness_and_midpoint(self.diffusion_decay))
+
+    def at(self, progress: float) -> "ViewStrengths":
+        """The strengths after a fraction `progress` of a run; it counts the batch that begins, so it ends at 1.
+
+        With a decay, floor(steps (1 - sigmoid(steepness (progress - midpoint)))) diffusion steps are left
+        (NoisyRollout, arXiv 2504.13055; DVRP, 2601.06801).
+        """
+        if self.diffusion_decay is None:
+            return self
+        steepness, midpoint = self.diffusion_decay
+        left = math.floor(self.diffusion_steps / (1 + math.exp(steepness * (progress - midpoint))))
+        return replace(self, diffusion_steps=left)
 
 
 def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -103,6 +120,15 @@ def _pair(name: str, value: Any, *, positive: bool, top: float) -> tuple[float, 
     if low < 0 or (positive and low == 0) or low > high or high > top:
         raise _bad(name, value, f"give [low, high] with {bounds}")
     return low, high
+
+
+def _steepness_and_midpoint(value: Any) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_number(part) for part in value):
+        raise _bad("diffusion_decay", value, "give two numbers, [steepness, midpoint]")
+    steepness, midpoint = float(value[0]), float(value[1])
+    if not (0 <= steepness <= 500 and 0 <= midpoint <= 1):
+        raise _bad("diffusion_decay", value, "give a steepness in [0, 500] and a midpoint in [0, 1]")
+    return steepness, midpoint
 
 
 def _is_number(value: Any) -> bool:

@@ -156,6 +156,21 @@ def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStreng
     return functional.rotate(image, angle, fill=0), {"degrees": angle}
 
 
+def gaussian_blur(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
+    """A Gaussian of one pixel's standard deviation, cut off after one pixel; what lies outside the image is black.
+
+    The one I+ that CPPO's asynchronous code adds. As there, levels are rounded down and nothing is drawn.
+    """
+    weights = np.exp(-0.5 * np.array([-1.0, 0.0, 1.0]) ** 2)
+    weights /= weights.sum()
+    pixels = np.pad(np.asarray(image, dtype=np.float64), ((1, 1), (1, 1), (0, 0)))
+    for axis in (0, 1):
+        size = pixels.shape[axis] - 2
+        pixels = sum(weight * pixels.take(range(i, i + size), axis) for i, weight in enumerate(weights))
+    # A level that rounding has left just under a whole number is that number.
+    return Image.fromarray(np.floor(pixels + 1e-3).astype(np.uint8)), {}
+
+
 def diffusion_noise(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """`diffusion_steps` of a diffusion: sqrt(a) x + sqrt(1 - a) e on pixels in [0, 1], e standard normal, then clipped.
 
@@ -221,6 +236,7 @@ _TRANSFORMS: dict[str, Callable[[Image.Image, np.random.Generator, ViewStrengths
     "color_jitter": color_jitter,
     "perspective": perspective,
     "rotation": rotation,
+    "gaussian_blur": gaussian_blur,
     "diffusion_noise": diffusion_noise,
     "noise_rectangles": noise_rectangles,
     "crop": crop,

@@ -1,0 +1,253 @@
+"""The published methods, each a short declaration. Figures are the papers' and their code's, which the docstrings tell
+apart; where one is not given, the docstring says so.
+
+What no method sets keeps TRL's default: learning rate, group size, KL to a reference (`beta`) and the like belong to a
+run, so that methods can be compared on the same one. The published values of those stand in the docstrings.
+"""
+
+from cppo.methods.blocks import Options
+
+
+def grpo() -> Options:
+    """GRPO (arXiv 2402.03300): TRL's trainer and loss alone.
+
+    No views and no perception term. The loss is the one that `loss_type` names: TRL's default "dapo" is a mean over the
+    tokens of the step, the GRPO paper's own, "grpo", over a rollout's tokens and then over rollouts.
+    """
+    return {"perception_sink": "none"}
+
+
+def dapo() -> Options:
+    """DAPO (arXiv 2503.14476): token-level loss and a higher upper clip, 0.2 / 0.28.
+
+    TRL's loss type "dapo", which is also TRL's default, and the clip, which acts where rollouts serve several steps
+    (`steps_per_generation`, `num_iterations`): where each batch of them serves one, this is GRPO. Neither the paper
+    nor TRL's default (`beta`) has a KL to a reference. The paper's dynamic sampling (prompts drawn again until rewards
+    differ) and its penalty on overlong answers are not part of it; `rewards: [..., length]` offers the latter.
+    """
+    return {**grpo(), "loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28}
+
+
+def grpo_views() -> Options:
+    """GRPO on augmented images: half of the prompts show I+ instead of their image.
+
+    Plain data augmentation with CPPO's preserving views, the control for every claim about the contrastive term:
+    rollouts and update of such a prompt see the same I+. The share of one half is ours.
+    """
+    return {**grpo(), "rollout_views": ["color_jitter", "perspective", "rotation"], "rollout_view_mode": "augment"}
+
+
+def cppo() -> Options:
+    """CPPO (arXiv 2601.00501): contrast of I+ and I- on the tokens whose entropy rises most without the image.
+
+    Added to GRPO with weight 0.01: softplus((d+ - d-) / 0.1), d the k3 divergence, over the top half of the tokens with
+    a positive relative entropy shift, in rollouts with a positive advantage. Published runs: KL 0.01 to the reference,
+    G = 5, and the mean over a micro-batch's tokens; ours is over a rollout's tokens, then over rollouts. The paper
+    speaks of the token's distribution, its code takes k3 of the sampled token, and so do we (`cppo-kl` has the other).
+    In its code one position after the end of the response takes part in the choice of tokens; here none does.
+    The gate passes what earns more than its group, so a well-formatted wrong answer among wrong ones
+    (`cppo-correct-gate` does not).
+    """
+    return {
+        "perception_sink": "contrast",
+        "perception_weight": 0.01,
+        "perception_temperature": 0.1,
+        "perception_divergence": "k3",
+        "perception_score": "entropy_shift",
+        "perception_selector": "top_positive",
+        "perception_top_fraction": 0.5,
+        "perception_gate": "advantage",
+        "preserving_views": ["color_jitter", "perspective", "rotation"],
+        "removing_views": ["noise_rectangles", "crop"],
+    }
+
+
+def cppo_async() -> Options:
+    """CPPO's asynchronous code (arXiv 2601.00501): contrast by log-probabilities, in which the anchor cancels.
+
+    The divergence is k1 = log pi(token | I) - log pi(token | view), so that d+ - d- is what the token loses from I+ to
+    I-; unless it is clamped (at 10) the anchor gets no gradient from it. Half of the tokens with a positive shift,
+    rounded up; Gaussian blur among the I+; views that are drawn once for the whole run. All else is as in `cppo`. Its
+    runs, of which a method sets nothing: G = 4, rollouts at most 4 updates old, no KL to the reference, clip 0.4,
+    advantages normalized once more over the batch.
+    """
+    return {
+        **cppo(),
+        "perception_divergence": "k1",
+        "perception_top_rounding": "ceil",
+        "preserving_views": ["color_jitter", "perspective", "rotation", "gaussian_blur"],
+        "view_draws": "once",
+    }
+
+
+def papo() -> Options:
+    """PAPO (arXiv 2507.06448) with GRPO, as its 7B script: the policy is to differ from itself on a masked image.
+
+    Loss - 0.02 k3(pi, pi_mask) + 0.05 (H + H_mask), means over all tokens of the step; patches of 14 pixels are blacked
+    with probability 0.6. As in its code (and unlike its formula) the masked image is scored once, by the policy that
+    made the rollouts and without gradient, so that H_mask is a constant; an entropy is -log pi of the sampled token;
+    the clip is 0.2 / 0.3, and 3 for negative advantages. TRL averages H over a micro-batch, and `rl_weight` scales it.
+    The paper's form is `perception_view_policy: current` with `perception_view_gradients: true` and
+    `entropy_estimator: exact`. Published runs: KL 0.01 to the reference, G = 5.
+    """
+    return {
+        **papo_3b(),
+        "perception_removing_entropy_weight": 0.05,
+        "entropy_coef": -0.05,
+        "entropy_estimator": "sampled",
+    }
+
+
+def papo_3b() -> Options:
+    """PAPO (arXiv 2507.06448) with GRPO, as its 3B script: `papo` without the entropy terms."""
+    return {
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": 0.3,
+        "delta": 3.0,
+        "perception_sink": "divergence",
+        "perception_weight": 0.02,
+        "perception_preserving_weight": 0.0,
+        "perception_removing_weight": 1.0,
+        "perception_divergence": "k3",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "perception_normalization": "token",
+        "perception_view_policy": "rollout",
+        "perception_view_gradients": False,
+        "removing_views": ["black_patches"],
+        "view_patch_side": 14,
+        "view_patch_probability": 0.6,
+    }
+
+
+def papo_dapo() -> Options:
+    """PAPO (arXiv 2507.06448) with DAPO: weights 0.01 and 0.03, clip 0.2 / 0.28.
+
+    The rest is as in `papo`. Published runs draw prompts again until rewards differ (not part of it) and have no KL.
+    """
+    return {
+        **papo(),
+        "epsilon_high": 0.28,
+        "perception_weight": 0.01,
+        "perception_removing_entropy_weight": 0.03,
+        "entropy_coef": -0.03,
+    }
+
+
+def vppo() -> Options:
+    """VPPO (arXiv 2510.09285): only the tokens that depend most on the image learn, in rollouts weighted by it.
+
+    Score k3(pi_old, pi_view), the view with patches of 14 pixels blacked with probability 0.5, one for each rollout.
+    The top 40 % of each rollout's tokens, rounded up, keep their advantage, all others get none, while the loss still
+    divides by all; a rollout's advantage is scaled by alpha between 0.9 and what makes its mean 1, by its mean score.
+    DAPO's clip, and 3 for negative advantages. As in its code, a process compares the scores of the rollouts of one
+    optimizer step, alpha has the mean 1 in a micro-batch, and the entropy whose penalty is 0.06 is -log pi of the
+    sampled token. The paper's form is `perception_advantage_scope: batch` with `entropy_estimator: exact`. Ours: rows
+    without images keep their advantages. Published runs: G = 8, prompts drawn again until rewards differ (not part of
+    it).
+    """
+    return {
+        **dapo(),
+        "delta": 3.0,
+        "perception_sink": "advantage",
+        "perception_score": "k3",
+        "perception_selector": "top",
+        "perception_top_fraction": 0.4,
+        "perception_top_rounding": "ceil",
+        "perception_gate": "none",
+        "perception_advantage_floor": 0.9,
+        "perception_advantage_scope": "minibatch",
+        "entropy_coef": -0.06,
+        "entropy_estimator": "sampled",
+        "removing_views": ["black_patches"],
+        "view_draws": "rollout",
+        "view_patch_side": 14,
+        "view_patch_probability": 0.5,
+    }
+
+
+def pgpo() -> Options:
+    """PGPO (arXiv 2604.01840): every token's advantage is weighted by how much it depends on the image.
+
+    Score S = k3(pi_old, pi_view), and I = log(1 + S) scaled to [0, 1] over a rollout's tokens; weight I / 0.4 below
+    0.4, else 1 + 2 (I - 0.4) / 0.6, divided by its mean over the rollout. On DAPO's loss. Its code is not public, and
+    its view masks the attention to the image, which is not offered yet: ours is PAPO's mask of pixels. Rows without
+    images keep their advantages.
+    """
+    return {
+        **dapo(),
+        "perception_sink": "weights",
+        "perception_score": "k3",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "perception_weight_threshold": 0.4,
+        "perception_weight_slope": 2.0,
+        "removing_views": ["black_patches"],
+        "view_patch_side": 14,
+        "view_patch_probability": 0.6,
+    }
+
+
+def dvrp() -> Options:
+    """DVRP (arXiv 2601.06801): differ on a masked image, agree on a noised one.
+
+    Loss - 0.01 KL(mask) + 0.01 KL(noise) + 0.05 (H_mask + H_noise) over all tokens of all rollouts with images, KL and
+    entropy over the vocabulary. The noise is that of NoisyRollout; of its 1,000 steps 500 (1 - sigmoid(10 (t / T -
+    1/2))) are left at step t of T. Its code is not public: the mask is PAPO's, and gradients flow through the views,
+    as in the formula.
+    """
+    return {
+        "perception_sink": "divergence",
+        "perception_weight": 0.01,
+        "perception_preserving_weight": 1.0,
+        "perception_removing_weight": 1.0,
+        "perception_preserving_entropy_weight": 0.05,
+        "perception_removing_entropy_weight": 0.05,
+        "perception_divergence": "kl",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "preserving_views": ["diffusion_noise"],
+        "view_diffusion_steps": 500,
+        "view_diffusion_decay": [10.0, 0.5],
+        "removing_views": ["black_patches"],
+        "view_patch_side": 14,
+        "view_patch_probability": 0.6,
+    }
+
+
+def noisyrollout() -> Options:
+    """NoisyRollout (arXiv 2504.13055): half of a group's rollouts are made from a noised image.
+
+    The update sees the clean image for all of them. Noise of 500 of 1,000 diffusion steps, which decays with the
+    generation batch t of T, from 1, as 500 (1 - sigmoid(30 (t / T - 2 / 3))): 250 at t = 40 of 60. As in its code the
+    vision tower is frozen, and entropy has a bonus of 0.001, of which the paper says nothing. Published: 6 + 6
+    rollouts, no KL. One noised image serves a group's half.
+    """
+    return {
+        **grpo(),
+        "entropy_coef": 0.001,
+        "freeze_vision_tower": True,
+        "rollout_views": ["diffusion_noise"],
+        "rollout_view_mode": "mix",
+        "rollout_view_fraction": 0.5,
+        "view_diffusion_steps": 500,
+        "view_diffusion_decay": [30.0, 2 / 3],
+    }
+
+
+PUBLISHED = {
+    "grpo": grpo,
+    "dapo": dapo,
+    "grpo+views": grpo_views,
+    "cppo": cppo,
+    "cppo-async": cppo_async,
+    "papo": papo,
+    "papo-3b": papo_3b,
+    "papo-dapo": papo_dapo,
+    "vppo": vppo,
+    "pgpo": pgpo,
+    "dvrp": dvrp,
+    "noisyrollout": noisyrollout,
+}
+"""By the name that `method` is set to."""
