@@ -16,6 +16,13 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "view rotation": ("A pixel is the nearest one, no mean of four.",),
     "view noise_rectangles": ("Sides are cut off to whole pixels, not rounded, and noise ends at 254.",),
     "view crop": ("One fraction serves both sides, cut off to whole pixels, and the resize is bilinear.",),
+    "sink weights": ("Scores are compressed by log(1 + score) before they are scaled.",),
+    "method papo": ("The masked image is scored once, without gradient; sampled entropies, dual clip, token means.",),
+    "method papo-dapo": ("The masked image is scored once, without gradient; sampled entropies, dual clip.",),
+    "method vppo": ("A view a rollout, tokens rounded up, weights by mini-batch, sampled entropies, dual clip.",),
+    "method pgpo": ("DAPO's clip.",),
+    "method dvrp": ("Entropy penalties on both views, and noise that fades out from 500 steps.",),
+    "method noisyrollout": ("Noise by the batch that begins, a frozen vision tower, an entropy bonus.",),
 }
 """What changed in each later definition of a part, one sentence a definition. Parts that are not named have definition
 1; so has every part of a result that keeps no numbers."""

@@ -72,7 +72,8 @@ class Job:
         fields, given = schema("train").fields, self.request["recipe"]
         ignored = {*FIXED, DEFINITIONS}
         if any(part.startswith("method ") for part in self.redefined()):
-            ignored |= {*fields} - {*given["config"], *given["options"]}
+            # Options of then too, some of which may be gone.
+            ignored |= {*fields, *result["options"]} - {*given["config"], *given["options"]}
         defaults = {name: field.default for name, field in fields.items()}
         before, now = ({**defaults, **one} for one in (result["identity"], json.loads(json.dumps(self.identity))))
         return sorted(name for name in {*before, *now} - ignored if before.get(name) != now.get(name))
