@@ -98,7 +98,7 @@ def test_the_example_is_worth_testing(reference):
         assert 2 <= sum(open_gates) < len(open_gates)
     for score in SCORES:
         chosen = [chosen_tokens(rollout.scores[score]) for rollout in reference if rollout.has_images]
-        assert {len(places) for places in chosen} > {1, 2}
+        assert len({len(places) for places in chosen} - {0}) >= 2
         assert any(sorted(places) != list(range(len(places))) for places in chosen)
     terms = {name: reference_term(reference, divergence=name) for name in DIVERGENCES}
     assert all(abs(term - math.log(2)) > 1e-3 for term in terms.values())
@@ -124,7 +124,12 @@ def test_scores_that_rank_tokens_differently(score, expected):
     """Entropies 1, 3, 4 become 2, 4.5, 3.5 under I-; the tokens' log-probabilities change by +1, -0.25, -2."""
     anchor = ResponseScores(torch.tensor([[-3.0, -2.0, -1.0]]), torch.tensor([[1.0, 3.0, 4.0]]))
     removing = ResponseScores(torch.tensor([[-2.0, -2.25, -3.0]]), torch.tensor([[2.0, 4.5, 3.5]]))
-    args = SimpleNamespace(perception_score=score, perception_top_fraction=0.5, perception_selector="top_positive")
+    args = SimpleNamespace(
+        perception_score=score,
+        perception_top_fraction=0.5,
+        perception_top_rounding="floor",
+        perception_selector="top_positive",
+    )
     scores, mask = perception_token_mask(args, ViewScores(anchor, removing, None, torch.ones(1, 3)))
     assert scores[0].tolist() == pytest.approx(expected, rel=1e-5)
     assert mask[0].tolist() == [value == max(expected) for value in expected]
@@ -188,7 +193,7 @@ def test_padding_order_and_text_only_rows_change_nothing(request, reference, row
     trainer.args.perception_normalization, trainer.args.perception_temperature = normalization, 0.1
     term = total_term(trainer, generation_batch(trainer, rows))
     expected = reference_term(reference, normalization=normalization, tau=0.1)
-    assert term == pytest.approx(expected, abs=tolerance, rel=1e-5 if name == "quick" else 0)
+    assert term == pytest.approx(expected, abs=tolerance, rel=1e-4 if name == "quick" else 0)
     changed = {
         "order": total_term(trainer, generation_batch(trainer, [rows[i] for i in (3, 2, 0, 1)])),
         "without text": total_term(trainer, generation_batch(trainer, [rows[i] for i in (0, 1, 3)])),
