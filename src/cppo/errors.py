@@ -47,7 +47,7 @@ def choose_one(word: object, names: Iterable[object]) -> str:
     return f"{did_you_mean(word, known)} choose one of {', '.join(known)}".lstrip()
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text on one line; the name of its kind where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -1,9 +1,12 @@
 """One given row (a JSON object or a dict) -> one checked `StoredRow`, under a column mapping."""
 
 import json
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,10 @@ IMAGE_MARK = "<image>"
 _MODEL_MARK = re.compile(r"<\|(?:image|video|vision)\w*\|>|<video>")
 """What vision-language models read as the place of an image or video: in a text it would be taken for one."""
 ROLES = ("system", "user", "assistant")
+MEDIA_COLUMNS = ("video", "videos", "audio", "audios")
+"""What TRL's and others' files hold beside images. A row that has some is no question about its images alone."""
+MOST_DIGITS = 100
+"""A decimal number with an exponent of more is not written out."""
 
 
 def check_columns(columns: Mapping[str, str | None] | str | None) -> dict[str, str | None]:
@@ -65,6 +72,8 @@ def parse_row(
     if not isinstance(row, Mapping):
         raise RowError(f"a row must be a JSON object {{...}}, found {type(row).__name__}")
 
+    _refuse_other_media(row)
+
     def field(ours: str) -> Any:
         return _cell(row, columns.get(ours, ours))
 
@@ -78,10 +87,10 @@ def parse_row(
     own_id, response = field("id"), field("response")
     return StoredRow(
         place=place,
-        id=None if own_id is None else _text(_number_as_text(own_id), "id"),
+        id=None if own_id is None else _text(_number_as_text(own_id, "id"), "id"),
         prompt=_prompt(required("prompt"), len(images)),
         images=images,
-        answer=_text(_number_as_text(required("answer")), "answer"),
+        answer=_text(_number_as_text(required("answer"), "answer"), "answer"),
         response=None if response is None else _text(response, "response"),
         perception_spans=_spans(field("perception_spans"), response),
         choices=_choices(field("choices")),
@@ -114,8 +123,28 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _number_as_text(value: Any, name: str) -> Any:
+    """A number as it is written, NumPy's and decimal ones too; anything else unchanged."""
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return value
+    if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
+        raise RowError(f"{name} is {str(value).lower()}, which is no number; write it as text if it is meant")
+    exponent = value.adjusted() if isinstance(value, Decimal) else MOST_DIGITS
+    return f"{value:f}" if abs(exponent) < MOST_DIGITS else str(value)
+
+
+def _is_void(value: Any, depth: int = 8) -> bool:
+    """Whether a value says nothing: null, empty, or made of such values, as Arrow fills what a row lacks."""
+    if isinstance(value, Mapping | list | tuple):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return depth > 0 and all(_is_void(one, depth - 1) for one in inner)
+    return value is None or (isinstance(value, str) and not value)
+
+
+def _refuse_other_media(row: Mapping[str, Any]) -> None:
+    for name in MEDIA_COLUMNS:
+        if not _is_void(row.get(name)):
+            raise RowError(f"column {name!r} holds {name.rstrip('s')}, of which no model is shown anything")
 
 
 def _images(row: Mapping[str, Any], columns: Mapping[str, str | None], folder: Path | None) -> tuple[ImageRef, ...]:
@@ -177,7 +206,7 @@ def _part(part: Any, role: str) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         return {"type": "text", "text": _text(part.get("text"), f"text of the {role} message")}
-    if kind == "image" and set(part) == {"type"}:
+    if kind == "image" and all(_is_void(value) for name, value in part.items() if name != "type"):
         return {"type": "image"}
     raise RowError('content parts are {"type": "text", "text": ...} or {"type": "image"}; the files go in images')
 
@@ -197,7 +226,7 @@ def _choices(value: Any) -> tuple[str, ...] | None:
         return None
     if not isinstance(value, list | tuple) or len(value) > len(string.ascii_uppercase):
         raise RowError("choices must be a list of at most 26 texts, those of the options A, B, ...")
-    return tuple(_text(_number_as_text(choice), "choices") for choice in value) or None
+    return tuple(_text(_number_as_text(choice, "choices"), "choices") for choice in value) or None
 
 
 def _is_span(span: Any, length: int) -> bool:

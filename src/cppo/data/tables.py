@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cppo.data.cells import cell_reader
 from cppo.data.spec import PathSpec
 from cppo.errors import UserError, one_line
 
@@ -55,6 +56,7 @@ class Table:
         """The rows as `load_rows` takes them with `folder`; encoded images stand as `TableImage`s."""
         plain = self.table.with_format("arrow")
         columns = {name: plain.select_columns([name]) for name in plain.column_names}
+        readers = {name: read for name, feature in self.table.features.items() if (read := cell_reader(feature))}
         fingerprint = self.table._fingerprint
         for start in range(0, len(plain), ROWS_AT_ONCE):
             rows = plain[start : start + ROWS_AT_ONCE].to_pylist()
@@ -67,7 +69,7 @@ class Table:
                         ]
                     elif _encoded_bytes(cell):
                         row[name] = TableImage(columns[name], fingerprint, number, None)
-                yield row
+                yield {**row, **{name: read(row[name]) for name, read in readers.items()}}
 
 
 def open_table(spec: PathSpec, split: str) -> Table:
@@ -96,7 +98,10 @@ def prepared_table(said: str, kind: str, files: Sequence[Path], **options: Any) 
     def prepared() -> Any:
         import datasets
         from pyarrow.dataset import ParquetFragmentScanOptions
+        from pyarrow.parquet import read_metadata
 
+        if kind == "parquet" and not any(read_metadata(path).num_rows for path in files):
+            raise UserError(f"{said}: there are no rows")
         paths = {"train": [str(path) for path in files]}
         builder = datasets.load_dataset_builder(kind, data_files=paths, **options)
         if hasattr(builder.config, "fragment_scan_options"):
@@ -118,6 +123,11 @@ def _encoded_bytes(cell: Any) -> Any:
 def _loaded(said: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
+    except UserError:
+        raise
     # Broken files raise errors of many kinds.
     except Exception as error:
-        raise UserError(f"data {said!r}: cannot be read: {one_line(error):.300}") from error
+        reason: BaseException = error
+        while reason.__cause__ is not None:  # `datasets` says only that something went wrong
+            reason = reason.__cause__
+        raise UserError(f"data {said!r}: cannot be read: {one_line(reason):.300}") from error
