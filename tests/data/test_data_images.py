@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cppo.data import load_records, load_rows
-from cppo.data.images import RowError, decode_image, image_problem
+from cppo.data.images import RowError, check_image, decode_image, image_facts
 from cppo.errors import UserError
 
 
@@ -100,6 +100,15 @@ def test_paths_that_are_no_pictures(folder):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
+def refusal(use, data):
+    """Why an image is refused, or None."""
+    try:
+        use(data)
+    except RowError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -116,15 +125,56 @@ def test_paths_that_are_no_pictures(folder):
 )
 def test_the_cheap_check_finds_exactly_what_decoding_refuses(kind, options):
     data = encoded(noise_image(32), kind, **options)
-    assert image_problem(data) is None
+    assert refusal(check_image, data) is None
     for length in range(0, len(data), max(1, len(data) // 150)):
-        try:
-            decode_image(data[:length])
-            refused = False
-        except RowError:
-            refused = True
-        assert (image_problem(data[:length]) is not None) == refused, length
-    assert "image (" in image_problem(data[: len(data) // 2])
+        refused = refusal(decode_image, data[:length])
+        for check in (check_image, image_facts):
+            assert (refusal(check, data[:length]) is None) == (refused is None), length
+    assert "image (" in refusal(check_image, data[: len(data) // 2])
+
+
+def smooth(size, mode="RGB", white_below=None):
+    """An image like a photograph, or like a page that is white from a row on."""
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize(size)
+    if white_below is not None:
+        image.paste("white", (0, white_below, *size))
+    return image.convert(mode)
+
+
+JPEG_KINDS = [
+    {},
+    {"quality": 95, "subsampling": 0},
+    {"restart_marker_blocks": 3},
+    {"restart_marker_rows": 1},
+    {"optimize": True},
+    {"quality": 20, "comment": b"\xff\xd9 and more"},
+]
+
+
+@pytest.mark.parametrize("options", JPEG_KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_whose_data_end_early(options, mode):
+    """Cut in the middle, with an end marker after the cut: decoders fill the rest with one colour and say nothing."""
+    data = encoded(smooth((200, 120), mode), "JPEG", **options)
+    for part in (0.4, 0.5, 0.6, 0.7, 0.9):
+        cut = int(len(data) * part)
+        cut -= data[cut - 1] == 0xFF
+        half = data[:cut] + b"\xff\xd9"
+        assert refusal(decode_image, half) is None
+        for check in (check_image, image_facts):
+            assert "its data end before the picture does" in refusal(check, half)
+
+
+@pytest.mark.parametrize("options", [*JPEG_KINDS, {"progressive": True}])
+def test_a_whole_jpeg_is_whole(options):
+    """Of all sizes of the last block, white below too, with data after the picture, and of one colour."""
+    pages = [smooth((side + 40, side + 17), white_below=side) for side in range(1, 18)]
+    pages += [Image.new("RGB", (99, 300), "white"), Image.new("L", (1, 1)), smooth((7, 300), "CMYK")]
+    for page in pages:
+        data = encoded(page, "JPEG", **options)
+        for whole in (data, data + b"trailer \xff\xd9", data + data):
+            assert refusal(check_image, whole) is None, page.size
 
 
 def test_truncated_files(folder):

@@ -51,6 +51,16 @@ def test_sizes_against_trying_every_one():
                     assert down == (below(width), below(height))
 
 
+@pytest.mark.parametrize("size", [(1990, 10), (10, 1990), (3981, 20), (597, 3), (29, 5000), (995, 5)])
+@pytest.mark.parametrize("largest", [784, 797, 1000, 3000, 20_000])
+def test_a_thin_image_does_not_become_thinner_than_processors_take(size, largest):
+    """Qwen-VL's processors refuse one side of more than 200 times the other; the readers refuse 200."""
+    shown = PixelBounds(max_pixels=largest).size(*size)
+    assert max(shown) < 200 * min(shown)
+    assert shown[0] * shown[1] <= largest
+    assert (shown[0] > shown[1]) == (size[0] > size[1])
+
+
 @pytest.mark.parametrize(
     ("size", "bounds", "expected"),
     [

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-
-from tqdm import tqdm
+from typing import Any
 
 from cppo.cli.checks import check_data, check_model
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, Parser, add_pixel_bounds, columns_option, number_in
 from cppo.data import BadRows, DataSummary, PixelBounds, RecordSource, check_columns, load_records, summarize
 from cppo.errors import UserError
+from cppo.progress import Progress
 
 SHOWN_PLACES = 5
 
@@ -27,20 +27,19 @@ def run(argv: Sequence[str]) -> None:
     if arguments.model:
         check_model(arguments.model)
         quiet_libraries()
+    reading: dict[str, Any] = {"columns": arguments.columns, "max_bad_fraction": 1.0, "with_facts": True}
     try:
-        source = load_records(arguments.specs, split=arguments.split, columns=arguments.columns, max_bad_fraction=1.0)
+        source = load_records(arguments.specs, split=arguments.split, **reading)
     except BadRows as error:
         _print_bad(error.rows)
         print(f"rows        {error.total:,}, none of them usable")
         raise SystemExit(1) from error
 
-    with tqdm(total=len(source), desc="check", unit="row", leave=False, disable=None) as bar:
+    with Progress(total=len(source), desc="summarize", unit="rows") as bar:
         summary = summarize(source, bar.update)
     other = None
     if arguments.against:
-        other = summarize(
-            load_records(arguments.against, split="test", columns=arguments.columns, max_bad_fraction=1.0)
-        )
+        other = summarize(load_records(arguments.against, split="test", **reading))
     # What is repeated shows in the files' own pixels; what is long, in those that the model is shown.
     source.pixels, source.prompt_suffix = pixels, arguments.prompt_suffix
     tokens = _prompt_tokens(source, arguments.model, arguments.system_prompt) if arguments.model else []
@@ -106,7 +105,7 @@ def _choices_line(source: RecordSource, summary: DataSummary) -> str:
 def _prompt_tokens(source: RecordSource, model: str, system_prompt: str | None) -> list[int]:
     from cppo.evaluation import load_processor, prompt_lengths
 
-    with tqdm(total=len(source), desc="tokens", unit="row", leave=False, disable=None) as bar:
+    with Progress(total=len(source), desc="tokens", unit="rows") as bar:
         return prompt_lengths(load_processor(model), source, system_prompt=system_prompt, progress=bar.update)
 
 

@@ -4,17 +4,21 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
+from dataclasses import replace
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from cppo.data.images import RowError, image_problem
+from cppo.data.images import ImageFacts, RowError, check_image, encoded_bytes, image_facts
 from cppo.data.mapping import REQUIRED_COLUMNS, parse_row
 from cppo.data.record import StoredRow
 from cppo.data.tables import TableImage
 from cppo.errors import UserError
+from cppo.progress import Progress
+from cppo.views import PixelRoom
 
 ROWS_A_CHUNK = 256
 MAX_THREADS = 8
@@ -51,6 +55,7 @@ class RowChecks:
     """Checks the rows of one file after the other, since ids must be unique over all of them.
 
     `extras` are further columns to keep, by the files' own names; those in `optional` too, where a file has them.
+    `with_facts` notes the facts of each row's images. Images of the same file or the same data are decoded once.
     `skipped` collects the bad rows as (number, "FILE: reason"), `found` the columns that some row has. Raises
     UserError unless `max_bad_fraction` is a fraction of 1.
     """
@@ -61,6 +66,7 @@ class RowChecks:
         max_bad_fraction: float,
         extras: Sequence[str] = (),
         optional: Sequence[str] = (),
+        with_facts: bool = False,
     ) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction={max_bad_fraction} must lie between 0 and 1")
@@ -70,7 +76,10 @@ class RowChecks:
         self._extras, self._optional = tuple(extras), tuple(optional)
         self._max_bad_fraction = max_bad_fraction
         self._place_of_id: dict[str, str] = {}
-        self._problems: dict[Path | bytes | TableImage, str | None] = {}
+        self._with_facts = with_facts
+        self._room = PixelRoom()
+        self._content_of: dict[Path | bytes | TableImage, Path | bytes] = {}
+        self._looked_at: dict[Path | bytes, ImageFacts | RowError | None] = {}
 
     def run(
         self,
@@ -80,32 +89,38 @@ class RowChecks:
         unit: str,
         folder: Path | None,
         limit: int | None = None,
+        total: int | None = None,
     ) -> tuple[StoredRow, ...]:
         """The good rows of one file, at most `limit`, from (number, row or RowError) pairs.
 
-        `unit` says what is numbered, "line" or "row". Raises UserError if a column is in no row at all, those beyond
-        `limit` included, if too large a fraction of the rows looked at is bad (BadRows; of the first few of a file one
-        may be, since the file's own fraction is not known), or if none is good.
+        `unit` says what is numbered, "line" or "row"; `total` how many there are, where that is known. Raises UserError
+        if a column is in no row at all, those beyond `limit` included, if too large a fraction of the rows looked at is
+        bad (BadRows; of the first few of a file one may be, since the file's own fraction is not known), or if none is
+        good.
         """
         good: list[StoredRow] = []
         bad: list[tuple[int, str]] = []
         present: dict[str, None] = {}
         rows = iter(numbered)
         wanted = sys.maxsize if limit is None else limit
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        expected = total if limit is None else min(limit, total or limit)
+        with (
+            ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
+            Progress(total=expected, desc=f"check {name}", unit="rows") as bar,
+        ):
             while chunk := list(islice(rows, min(ROWS_A_CHUNK, wanted - len(good)))):
                 parsed = []
                 for number, value in chunk:
                     present.update(dict.fromkeys(value) if isinstance(value, Mapping) else {})
                     parsed.append((number, self._parse(value, folder, f"{name} {unit} {number}")))
-                fresh = {ref for _, row in parsed for ref in _encoded(row)} - self._problems.keys()
-                self._problems.update(zip(fresh, pool.map(image_problem, fresh, repeat(folder)), strict=True))
+                self._look(pool, {ref for _, row in parsed for ref in _encoded(row)}, folder)
                 for number, row in parsed:
                     checked = self._finish(row)
                     if isinstance(checked, RowError):
                         bad.append((number, str(checked)))
                     else:
                         good.append(checked)
+                bar.update(len(chunk))
         if unit == "line":  # of a table each row has every column
             while self._absent(present) and (left := next(rows, None)) is not None:
                 present.update(dict.fromkeys(left[1]) if isinstance(left[1], Mapping) else {})
@@ -113,15 +128,15 @@ class RowChecks:
         self.found.update(present)
         if not good and not bad:
             raise UserError(f"{name}: there are no rows")
-        total = len(good) + len(bad)
+        seen = len(good) + len(bad)
         skipped = [(number, f"{name}: {reason}") for number, reason in bad]
         let_pass = len(bad) == 1 and len(good) == limit and self._max_bad_fraction > 0
-        if not good or (len(bad) / total > self._max_bad_fraction and not let_pass):
+        if not good or (len(bad) / seen > self._max_bad_fraction and not let_pass):
             raise BadRows(
-                f"{name}: {len(bad)} of {total} rows cannot be used (max_bad_fraction is "
+                f"{name}: {len(bad)} of {seen} rows cannot be used (max_bad_fraction is "
                 f"{self._max_bad_fraction:g}); the first is {unit} {bad[0][0]}: {bad[0][1]}",
                 skipped,
-                total,
+                seen,
             )
         self.skipped += skipped
         return tuple(good)
@@ -135,15 +150,35 @@ class RowChecks:
         except RowError as error:
             return error
 
+    def _look(self, pool: ThreadPoolExecutor, refs: set[Path | bytes | TableImage], folder: Path | None) -> None:
+        """Decode what was not seen yet; one image of several with the same content."""
+        new = refs - self._content_of.keys()
+        self._content_of.update(zip(new, pool.map(_content, new), strict=True))
+        unseen = {content: ref for ref in new if (content := self._content_of[ref]) not in self._looked_at}
+
+        def look(ref: Path | bytes | TableImage) -> ImageFacts | RowError | None:
+            try:
+                return (image_facts if self._with_facts else check_image)(ref, folder, self._room)
+            except RowError as error:
+                return error
+
+        self._looked_at.update(zip(unseen, pool.map(look, unseen.values()), strict=True))
+
     def _finish(self, row: StoredRow | RowError) -> StoredRow | RowError:
-        for ref in _encoded(row):
-            if (problem := self._problems[ref]) is not None:
-                return RowError(problem)
-        if isinstance(row, StoredRow) and row.id is not None:
+        if isinstance(row, RowError):
+            return row
+        found = {ref: self._looked_at[self._content_of[ref]] for ref in _encoded(row)}
+        for looked in found.values():
+            if isinstance(looked, RowError):
+                return looked
+        if row.id is not None:
             if row.id in self._place_of_id:
                 return RowError(f"id {row.id!r:.80} is already that of {self._place_of_id[row.id]}")
             self._place_of_id[row.id] = row.place
-        return row
+        if not self._with_facts:
+            return row
+        facts = [ImageFacts.of(ref) if isinstance(ref, Image.Image) else found[ref] for ref in row.images]
+        return replace(row, facts=tuple(one for one in facts if isinstance(one, ImageFacts)))
 
     def _absent(self, present: Mapping[str, None]) -> dict[str, str | None]:
         """The columns that are looked for and in none of the rows, by the file's names: which of ours each is."""
@@ -173,3 +208,8 @@ def _encoded(row: StoredRow | RowError) -> list[Path | bytes | TableImage]:
     if isinstance(row, RowError):
         return []
     return [ref for ref in row.images if not isinstance(ref, Image.Image)]
+
+
+def _content(ref: Path | bytes | TableImage) -> Path | bytes:
+    """What images with the same data share: the path of a file, else a digest."""
+    return ref if isinstance(ref, Path) else sha256(encoded_bytes(ref)).digest()

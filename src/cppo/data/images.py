@@ -1,18 +1,21 @@
 """Images of a row: where they may lie, how they are decoded and how large they are shown to the model."""
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from io import BytesIO
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from cppo.data.jpeg import ends_early
 from cppo.data.tables import TableImage
 from cppo.errors import UserError, one_line
-from cppo.views import load_rgb
+from cppo.views import PixelRoom, load_rgb
 
 # A closed list: some of Pillow's other decoders start external programs (EPS) or are rarely exercised.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -25,6 +28,7 @@ MAX_ASPECT_RATIO = 200
 _URL = re.compile(r"(?:file|data):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 ImageRef = Path | bytes | TableImage | Image.Image
+T = TypeVar("T")
 
 
 class RowError(Exception):
@@ -66,27 +70,77 @@ def image_ref(value: Any, folder: Path | None) -> ImageRef:
     return path
 
 
-def decode_image(ref: ImageRef, *, folder: Path | None = None, draft: bool = False) -> Image.Image:
+def decode_image(ref: ImageRef, *, folder: Path | None = None) -> Image.Image:
     """Decode to RGB, upright, first frame. Raises RowError for anything that Pillow cannot read.
 
-    Messages name a file by its path in `folder`. `draft` lets a JPEG be decoded at an eighth of its size: all of its
-    data is still read, at less cost.
+    Messages name a file by its path in `folder`.
     """
-    if isinstance(ref, Image.Image):
-        return ref
-    data = ref.read() if isinstance(ref, TableImage) else ref
-    name = f"({len(data)} bytes)" if isinstance(data, bytes) else repr(_path_in(data, folder))
+    return ref if isinstance(ref, Image.Image) else _opened(ref, folder, lambda image, data: load_rgb(image))
+
+
+def check_image(ref: ImageRef, folder: Path | None = None, room: PixelRoom | None = None) -> None:
+    """Read all of an image's data, a JPEG's at little cost. Raises RowError where it cannot be read as a whole.
+
+    `room` bounds what threads decode at once.
+    """
+
+    def check(image: Image.Image, data: bytes) -> None:
+        if image.format == "JPEG":
+            _refuse_cut(data)
+        else:
+            load_rgb(image)
+
+    if not isinstance(ref, Image.Image):
+        _opened(ref, folder, check, room)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image is: (width, height) in pixels, and a digest of its pixels."""
+
+    size: tuple[int, int]
+    digest: str
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "ImageFacts":
+        return cls(image.size, hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest())
+
+
+def image_facts(ref: ImageRef, folder: Path | None = None, room: PixelRoom | None = None) -> ImageFacts:
+    """The facts of an image as it is shown, from one decoding. Raises RowError as `check_image` does."""
+
+    def facts(image: Image.Image, data: bytes) -> ImageFacts:
+        if image.format == "JPEG":
+            _refuse_cut(data)
+        return ImageFacts.of(load_rgb(image))
+
+    return ImageFacts.of(ref) if isinstance(ref, Image.Image) else _opened(ref, folder, facts, room)
+
+
+def _refuse_cut(data: bytes) -> None:
+    if ends_early(data):
+        raise ValueError("its data end before the picture does; the rest would be of one colour")
+
+
+def _opened(
+    ref: Path | bytes | TableImage,
+    folder: Path | None,
+    use: Callable[[Image.Image, bytes], T],
+    room: PixelRoom | None = None,
+) -> T:
+    """What `use` makes of an image that is open but not decoded, and its data. Raises RowError for what it raises."""
+    name = repr(_path_in(ref, folder)) if isinstance(ref, Path) else ""
     try:
-        with Image.open(data if isinstance(data, Path) else BytesIO(data), formats=IMAGE_FORMATS) as image:
+        data = encoded_bytes(ref)
+        name = name or f"({len(data)} bytes)"
+        with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             longer, shorter = max(image.size), min(image.size)
             if longer >= MAX_ASPECT_RATIO * max(shorter, 1):
                 raise ValueError(f"one side of {image.width} x {image.height} is {MAX_ASPECT_RATIO} times the other")
-            if draft:
-                image.draft(image.mode, (1, 1))
-            image.load()
-            return load_rgb(image)
+            with nullcontext() if room is None else room.taken(image.size):
+                return use(image, data)
     except UnidentifiedImageError as error:
         raise RowError(f"image {name} is broken or none of {', '.join(IMAGE_FORMATS)}") from error
     # Decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error, zlib.error ...
@@ -94,13 +148,11 @@ def decode_image(ref: ImageRef, *, folder: Path | None = None, draft: bool = Fal
         raise RowError(f"image {name} cannot be read: {one_line(error)}") from error
 
 
-def image_problem(ref: ImageRef, folder: Path | None = None) -> str | None:
-    """Why the image cannot be decoded, or None. Safe to call from several threads."""
-    try:
-        decode_image(ref, folder=folder, draft=True)
-    except RowError as error:
-        return str(error)
-    return None
+def encoded_bytes(ref: Path | bytes | TableImage) -> bytes:
+    """An image's file."""
+    if isinstance(ref, bytes):
+        return ref
+    return ref.read() if isinstance(ref, TableImage) else ref.read_bytes()
 
 
 def _path_in(path: Path, folder: Path | None) -> str:
@@ -150,6 +202,9 @@ class PixelBounds:
             new = isqrt(width * largest // height), isqrt(height * largest // width)
             # A side of an extremely long image would be rounded to nothing.
             new = min(max(new[0], 1), largest), min(max(new[1], 1), largest)
+            # Rounding makes the shorter side of a thin image too short for the models' processors.
+            longest = MAX_ASPECT_RATIO * min(new) - 1
+            new = min(new[0], longest), min(new[1], longest)
         return new
 
     def apply(self, image: Image.Image) -> Image.Image:

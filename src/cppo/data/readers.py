@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from cppo.data.check import MissingColumns, RowChecks
 from cppo.data.hub import open_hub_table
-from cppo.data.images import ANY_SIZE, PixelBounds, RowError
+from cppo.data.images import ANY_SIZE, ImageFacts, PixelBounds, RowError
 from cppo.data.mapping import check_columns
-from cppo.data.record import OPTIONAL_COLUMNS, Record, RecordSource, StoredRow, StoredRows
+from cppo.data.record import OPTIONAL_COLUMNS, Outline, Record, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
 from cppo.data.tables import open_table
 from cppo.errors import UserError, choose_one
@@ -32,6 +32,7 @@ def load_records(
     prompt_suffix: str | None = None,
     extras: Sequence[str] = (),
     optional: Sequence[str] = (),
+    with_facts: bool = False,
 ) -> RecordSource:
     """Read one SPEC, or several one after the other.
 
@@ -46,6 +47,7 @@ def load_records(
         extras: further columns to keep, by the files' own names: `RecordSource.extras` knows their values, and
             `to_dataset` passes them on. A task has its options, `family`, `seed`, `split`, `prompt` and `answer`.
         optional: as `extras`, where the data have them.
+        with_facts: note size and digest of each image as it is checked, for `summarize`.
 
     Raises:
         UserError: naming file, row and reason; a bad SPEC or option, columns that no row has (MissingColumns for those
@@ -59,7 +61,7 @@ def load_records(
     if len(set(texts)) < len(texts):
         raise UserError(f"data: a source is given twice: {', '.join(texts)}")
     mapping = check_columns(columns)
-    checks = RowChecks(mapping, max_bad_fraction, extras, optional)
+    checks = RowChecks(mapping, max_bad_fraction, extras, optional, with_facts)
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
     parts: list[TaskRows | StoredRows] = []
@@ -149,6 +151,10 @@ class TaskRows:
     def num_images(self, index: int) -> int:
         return 1
 
+    def outline(self, index: int) -> Outline:
+        record = self[index]
+        return Outline(record.prompt, tuple(map(ImageFacts.of, record.images)), record.answer, record.choices)
+
     def extras(self, index: int) -> Mapping[str, Any]:
         own = self[index] if {"prompt", "answer"} & {*self.extra_names, *self.optional_names} else None
         columns = {**self._shared_columns, **({} if own is None else {"prompt": own.prompt, "answer": own.answer})}
@@ -174,7 +180,8 @@ def _read_table(
         source = open_table(spec, split)
     else:
         source = open_hub_table(spec.name, split=spec.split or split, config=spec.config, images=images, said=spec.text)
-    return checks.run(enumerate(source.rows(), start=1), name=spec.text, unit="row", folder=source.folder, limit=limit)
+    rows, total = enumerate(source.rows(), start=1), len(source.table)
+    return checks.run(rows, name=spec.text, unit="row", folder=source.folder, limit=limit, total=total)
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:

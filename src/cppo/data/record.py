@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from PIL import Image
 
-from cppo.data.images import ANY_SIZE, ImageRef, PixelBounds, RowError, decode_image
+from cppo.data.images import ANY_SIZE, ImageFacts, ImageRef, PixelBounds, RowError, decode_image
 from cppo.errors import UserError
 from cppo.views import stable_sample_id
 
@@ -45,11 +45,21 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """A record with the facts of its images in the place of their pixels; `prompt` to `choices` as in `Record`."""
+
+    prompt: str | list[dict[str, Any]]
+    images: tuple[ImageFacts, ...]
+    answer: str
+    choices: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class StoredRow:
     """A checked row whose images are not decoded yet.
 
     `place` names it in messages: "my.jsonl line 3". `extras` are the cells of columns that were asked for beyond a
-    record's own.
+    record's own. `facts` are those of its images, where the check noted them.
     """
 
     place: str
@@ -61,6 +71,12 @@ class StoredRow:
     perception_spans: tuple[tuple[int, int], ...] | None
     choices: tuple[str, ...] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    facts: tuple[ImageFacts, ...] | None = None
+
+    def outline(self) -> Outline:
+        """Without decoding the images, where the check noted their facts."""
+        facts = tuple(map(ImageFacts.of, self.record().images)) if self.facts is None else self.facts
+        return Outline(self.prompt, facts, self.answer, self.choices)
 
     def record(self) -> Record:
         """Decode the images. Raises UserError if one has become unreadable since the check."""
@@ -98,6 +114,9 @@ class StoredRows:
     def num_images(self, index: int) -> int:
         return len(self.rows[index].images)
 
+    def outline(self, index: int) -> Outline:
+        return self.rows[index].outline()
+
     def extras(self, index: int) -> Mapping[str, Any]:
         return self.rows[index].extras
 
@@ -118,6 +137,8 @@ class Rows(Protocol):
     def place(self, index: int) -> str: ...
 
     def num_images(self, index: int) -> int: ...
+
+    def outline(self, index: int) -> Outline: ...
 
     def extras(self, index: int) -> Mapping[str, Any]: ...
 
@@ -189,6 +210,11 @@ class RecordSource(Sequence[Record]):
         """How many images a record has; none is decoded."""
         part, position = self._find(index)
         return part.num_images(position)
+
+    def outline(self, index: int) -> Outline:
+        """A record without its pixels, of the size that the file has; after `load_records(with_facts=True)` quickly."""
+        part, position = self._find(index)
+        return part.outline(position)
 
     def extras(self, index: int) -> Mapping[str, Any]:
         """The further columns that `load_records` was asked for; no image is decoded."""

@@ -1,14 +1,11 @@
 """What a data set holds, in numbers: rows, images, answers, repetitions, and what two data sets share."""
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import Image
-
-from cppo.data.record import Record
+from cppo.data.record import RecordSource
 from cppo.rewards import answer_kind, names_choice
 
 
@@ -39,37 +36,34 @@ class DataSummary:
     images: frozenset[str]
 
 
-def summarize(records: Sequence[Record], progress: Callable[[int], object] = lambda count: None) -> DataSummary:
-    """Look at every record once; its images are decoded. `progress` is called with 1 after each."""
+def summarize(source: RecordSource, progress: Callable[[int], object] = lambda count: None) -> DataSummary:
+    """Look at every record once. `progress` is called with 1 after each."""
     images_a_row: Counter[int] = Counter()
     kinds: Counter[str] = Counter()
     rows_of_image: Counter[str] = Counter()
     rows_of_key: Counter[tuple[str, ...]] = Counter()
     sizes: list[tuple[int, int]] = []
     choice_rows, no_choice = 0, []
-    for place, record in enumerate(records):
-        digests = [_digest(image) for image in record.images]
+    for place in range(len(source)):
+        row = source.outline(place)
+        digests = [image.digest for image in row.images]
         images_a_row[len(digests)] += 1
-        kinds[answer_kind(record.answer)] += 1
+        kinds[answer_kind(row.answer)] += 1
         rows_of_image.update(set(digests))
-        rows_of_key[(json.dumps(record.prompt, sort_keys=True), *digests)] += 1
-        sizes += [image.size for image in record.images]
-        choice_rows += record.choices is not None
-        if record.choices is not None and not names_choice(record.answer, record.choices):
+        rows_of_key[(json.dumps(row.prompt, sort_keys=True), *digests)] += 1
+        sizes += [image.size for image in row.images]
+        choice_rows += row.choices is not None
+        if row.choices is not None and not names_choice(row.answer, row.choices):
             no_choice.append(place)
         progress(1)
     return DataSummary(
-        rows=len(records),
+        rows=len(source),
         images_a_row=dict(sorted(images_a_row.items())),
         sizes=sizes,
         answer_kinds=dict(kinds.most_common()),
         choice_rows=choice_rows,
         no_choice=no_choice,
-        repeated_rows=len(records) - len(rows_of_key),
+        repeated_rows=len(source) - len(rows_of_key),
         shared_images=sum(count > 1 for count in rows_of_image.values()),
         images=frozenset(rows_of_image),
     )
-
-
-def _digest(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -11,7 +11,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
 from cppo.errors import UserError
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs
-from cppo.views import ViewSampler, load_rgb, stable_sample_id
+from cppo.views import PixelRoom, ViewSampler, load_rgb, stable_sample_id
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
@@ -176,6 +176,7 @@ class ViewMaker:
     ) -> None:
         self._sampler, self._draws, self._group_size = sampler, draws, group_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cppo-views")
+        self._room = PixelRoom()
         self._process = partial(
             process_prompt, processing_class, tools=tools or None, chat_template_kwargs=chat_template_kwargs
         )
@@ -198,10 +199,16 @@ class ViewMaker:
                 name = f"{name}/rollout-{(place + first) % self._group_size}"
             # Of copies: reward functions are given the row's own images, and may change them meanwhile.
             begun[first] = [
-                self._pool.submit(sampler.views, image.copy(), name, key, index)
+                self._pool.submit(self._views, sampler, image.copy(), name, key, index)
                 for index, image in enumerate(prompt_images(rows[first]))
             ]
         return BatchViews(self._process, rows, firsts, begun)
+
+    def _views(
+        self, sampler: ViewSampler, image: Image.Image, name: str, key: int, index: int
+    ) -> tuple[Image.Image, Image.Image]:
+        with self._room.taken(image.size):
+            return sampler.views(image, name, key, index)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cppo.views.draws import (
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
 from cppo.views.own import is_own, own_files
+from cppo.views.room import PixelRoom
 from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators
 from cppo.views.strengths import (
     KNOWN_PRESERVING,
@@ -37,6 +38,7 @@ __all__ = [
     "KNOWN_REMOVING",
     "PRESERVING_FAMILIES",
     "REMOVING_FAMILIES",
+    "PixelRoom",
     "View",
     "ViewSampler",
     "ViewStrengths",

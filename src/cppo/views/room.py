@@ -1,0 +1,31 @@
+"""A bound on the pixels that threads work on at once, and so on memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
+
+PIXELS_AT_ONCE = 25_000_000
+"""Making the views of an image takes up to 31 bytes a pixel (measured, `color_jitter`), decoding it up to 7."""
+
+
+class PixelRoom:
+    """Lets threads work on at most so many pixels at once; a larger image is worked on alone."""
+
+    def __init__(self, pixels: int = PIXELS_AT_ONCE) -> None:
+        self._pixels = pixels
+        self._taken = 0
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self, size: tuple[int, int]) -> Iterator[None]:
+        """Work on an image of this (width, height); waits until there is room for it."""
+        pixels = min(size[0] * size[1], self._pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
