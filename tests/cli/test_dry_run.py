@@ -91,7 +91,13 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
         ({"method": "cppo", "perception_weight": 0}, "no views"),
         (
             {"method": "papo"},
-            "perception_sink divergence, perception_weight 0.02, views joint; entropy under I- x 0.05",
+            "perception_sink divergence, perception_weight 0.02, views scored once a generation batch; "
+            "entropy under I- x 0.05",
+        ),
+        (
+            {"method": "dvrp"},
+            "perception_sink divergence, perception_weight 0.01, views joint; entropy under I- x 0.05; "
+            "entropy under I+ x 0.05",
         ),
         ({"method": "vppo"}, "perception_sink advantage, kept by the tokens of the best k3"),
         ({"method": "noisyrollout"}, "rollouts from diffusion_noise (mix 0.5)"),

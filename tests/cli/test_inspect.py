@@ -145,7 +145,8 @@ def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys, monk
     shutil.copytree(resolve_model("micro"), run)
     (run / "config.yaml").write_text(
         "model: micro\ndata: tasks:digits\noutput_dir: gone\nperception_score: kl\nremoving_views: [crop]\n"
-        "max_completion_length: 5\nperception_selector: top\nperception_top_fraction: 0.8\nperception_gate: none\n"
+        "max_completion_length: 5\nperception_selector: top\nperception_top_fraction: 0.7\n"
+        "perception_top_rounding: ceil\nperception_gate: none\n"
         "temperature: 0.5\nrewards: ['accuracy?tolerance=0.1']\n"
     )
     looked = []
@@ -164,8 +165,9 @@ def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys, monk
     assert sum(token["selected"] for token in tokens) == 4
     # The advantage of a single response is 0: only the gate "none" lets it in.
     assert item["gated"]
-    expected = {"temperature": 0.5, "max_new_tokens": 5, "tolerance": 0.1}
-    assert looked == [InspectOptions(1, selector="top", top_fraction=0.8, gate="none", **expected)]
+    expected = {"temperature": 0.5, "max_new_tokens": 5, "tolerance": 0.1, "gate": "none"}
+    expected |= {"selector": "top", "top_fraction": 0.7, "top_rounding": "ceil"}
+    assert looked == [InspectOptions(1, **expected)]
     assert all(token["score"] == token["scores"]["kl"] for token in tokens)
     capsys.readouterr()
     assert main(["views", *asked, "--out", str(tmp_path / "views.html"), "--draws", "1"]) == 0

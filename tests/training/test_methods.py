@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from float64_reference import JITTER, TEMPERATURE, best, chosen_tokens, reference_rollouts
+from float64_reference import (
+    JITTER,
+    TEMPERATURE,
+    best,
+    chosen_tokens,
+    drawn_rollouts,
+    k3,
+    reference_logits,
+    reference_rollouts,
+    view_images,
+)
 from method_reference import RUN_DONE, TERMS, VIEWS_OF, cppo, mean, pgpo_weights, rl_loss, vppo_loss
 from rollout_stubs import (
     build_trainer,
@@ -140,6 +150,101 @@ def test_pgpo(trainer_of, seen, rows, scorer, parts):
 def test_every_methods_loss_is_compared():
     """These five have tests of their own: shaped advantages, random tokens, and images that are shown otherwise."""
     assert METHODS.keys() - TERMS.keys() == {"vppo", "pgpo", "cppo-random-tokens", "grpo+views", "noisyrollout"}
+
+
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+def test_the_entropy_under_the_preserving_view_counts_at_every_token(trainer_of, seen, rows, monkeypatch, scorer):
+    """Also where the divergence is taken at the selected tokens alone."""
+    trainer = trainer_of("cppo", scorer)
+    monkeypatch.setattr(trainer.args, "perception_preserving_entropy_weight", 0.05)
+    (loss,) = losses(trainer, rows)
+    rollouts = seen("cppo")
+    penalty = 0.05 * mean(mean(r.entropies[1]) for r in rollouts if r.gates["advantage"])
+    assert loss.item() == pytest.approx(rl_loss(rollouts) + cppo(rollouts) + penalty, abs=2e-7)
+
+
+PAPERS_FORM = {
+    "perception_view_policy": "current",
+    "perception_view_gradients": True,
+    "entropy_estimator": "exact",
+}
+
+
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+def test_the_form_of_papos_paper(trainer_of, seen, rows, monkeypatch, scorer):
+    """Exact entropies, and the same divergence, of which the masked image's pass has its part of the gradient."""
+    trainer = trainer_of("papo", scorer)
+    for name, value in PAPERS_FORM.items():
+        monkeypatch.setattr(trainer.args, name, value)
+    (loss,) = losses(trainer, rows)
+    masked = [pair for r in seen("papo") if r.has_images for pair in zip(r.removing["k3"], r.entropies[2], strict=True)]
+    expected = rl_loss(seen("papo")) + mean(-0.02 * d + 0.05 * h for d, h in masked)
+    assert loss.item() == pytest.approx(
+        expected + 0.05 * mean(h for r in seen("papo") for h in r.entropies[0]), abs=2e-7
+    )
+
+
+@pytest.mark.parametrize("scorer", ["plain", "shared"])
+def test_papos_masked_image_is_scored_once_by_the_policy_of_the_rollouts(
+    trainer_of, seen, processor, rows, monkeypatch, scorer
+):
+    """After the weights have moved, the mask's log-probabilities are still the former ones, and have no gradient."""
+    trainer = trainer_of("papo-3b", scorer)
+    trainer.args.steps_per_generation = 1
+    (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
+    score_before_updates(trainer, [inputs])
+    assert all(views in (None, {}) for views in inputs["perception_views"])
+    before, weight = (
+        seen("papo-3b"),
+        next(p for n, p in trainer.model.named_parameters() if n.endswith("q_proj.weight")),
+    )
+    own = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(1.3)
+    try:
+        after = reference_rollouts(trainer.model, processor, rows, trainer.args.seed, VIEWS_OF["papo-3b"])
+        terms, moved = [], 0.0
+        for then, now in zip(before, after, strict=True):
+            if now.has_images:
+                logps = zip(then.removing["nll"], now.surprisals, strict=True)
+                terms += [-0.02 * k3(-surprisal, -mask) for mask, surprisal in logps]
+                moved += sum(abs(a - b) for a, b in zip(then.removing["nll"], now.removing["nll"], strict=True))
+        loss = trainer._compute_loss(trainer.model, inputs)
+        assert loss.item() == pytest.approx(rl_loss(after) + mean(terms), abs=2e-7)
+        assert moved > 0.1
+    finally:
+        with torch.no_grad():
+            weight.copy_(own)
+
+
+def test_papos_gradient_takes_the_masked_image_for_a_constant(trainer_of, processor, rows):
+    """Autograd in float64, rollout by rollout, with detached log-probabilities under the mask."""
+    trainer = trainer_of("papo", "shared")
+    (loss,) = losses(trainer, rows)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(loss, trained, allow_unused=True)
+    total, masked, counts = 0.0, 0.0, [0, 0]
+    for row in rows:
+        images, _, removing = view_images(row, trainer.args.seed, VIEWS_OF["papo"])
+        for completion, advantage, _ in drawn_rollouts(processor, row):
+            place = list(range(len(completion)))
+            logps = reference_logits(trainer.model, processor, row, images, completion).log_softmax(-1)[
+                place, completion
+            ]
+            # The ratio is 1, so that the policy loss has the gradient of -A log pi; 0.05 is the entropy's weight.
+            total = total - ((advantage + 0.05) * logps).sum()
+            counts[0] += len(completion)
+            if images:
+                with torch.no_grad():
+                    view = reference_logits(trainer.model, processor, row, removing, completion).log_softmax(-1)
+                ratio = view[place, completion] - logps
+                masked = masked - 0.02 * (ratio.exp() - ratio - 1).clamp(max=10).sum()
+                counts[1] += len(completion)
+    expected = torch.autograd.grad(total / counts[0] + masked / counts[1], trained, allow_unused=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert (ours - theirs).norm() <= 1e-6 * theirs.norm() + 1e-10
 
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])

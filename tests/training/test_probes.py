@@ -67,12 +67,13 @@ def test_what_a_probe_finds(make_trainer, tmp_path, processor, items):
 
 def test_a_probe_inspects_as_the_run_trains_and_evaluates(make_trainer, tmp_path, items):
     options = {"temperature": 0.7, "perception_selector": "top", "perception_top_fraction": 0.3}
+    options |= {"perception_top_rounding": "ceil"}
     asked = {"max_new_tokens": 400, "system_prompt": "Look.", "tolerance": 0.1}
     probe = HeldOutProbe(
         make_trainer(make_rows([1, 1]), **options), RunDirectory(tmp_path), items, every=None, asked=asked
     )
     expected = {"samples": 1, "temperature": 0.7, "max_new_tokens": 256, "seed": 3, "system_prompt": "Look."}
-    expected |= {"selector": "top", "top_fraction": 0.3, "tolerance": 0.1}
+    expected |= {"selector": "top", "top_fraction": 0.3, "top_rounding": "ceil", "tolerance": 0.1}
     assert probe._options == InspectOptions(**expected)
 
 

@@ -70,6 +70,7 @@ def comparable(logs):
 CASES = {
     "a step a batch": ([1, 0, 2, 1], {}, 4),
     "two iterations": ([1, 2], {"num_iterations": 2}, 4),
+    "scores that are kept": ([1, 2], {"num_iterations": 2, "method": "papo"}, 4),
     "several steps a batch": (
         [1, 0, 2, 1],
         {

@@ -38,6 +38,7 @@ CASES = {
     # In the middle of a buffer, of which each process keeps its own part.
     "resumed": {"resumed": True, "num_iterations": 2},
     "sharded": {"sharded": True, "beta": 0.1},
+    "sharded views of the rollout policy": {"sharded": True, "method": "papo", "entropy_coef": 0.0},
     "sharded untied": {"sharded": True, "untied": True},
     "sharded untied exact tokens": {
         "sharded": True,

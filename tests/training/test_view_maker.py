@@ -109,6 +109,23 @@ def test_a_first_token_that_the_template_writes_stands_there_once(family, tmp_pa
     assert process_prompt(processor, messages, None, {}).token_ids == anchor["input_ids"][0]
 
 
+def test_views_are_drawn_for_each_rollout_or_once(rows, tokens, processor):
+    """Rollouts' own views depend on the place in the group, not on the process; views drawn once on no epoch."""
+
+    def pixels(draws, epoch=0, place=0, rows=rows, tokens=tokens):
+        begun = ViewMaker(ViewSampler(3), 2, processor, [], {}, draws, 4).begin(rows, epoch, place=place)
+        made = begun.inputs([True] * len(rows), tokens, ("removing",))
+        return [own["removing"]["pixel_values"].numpy().tobytes() for own in made]
+
+    for draws, distinct in (("epoch", 3), ("once", 3), ("rollout", 6)):
+        assert len(set(pixels(draws))) == distinct
+        assert (pixels(draws, epoch=1) == pixels(draws)) == (draws == "once")
+    # Six rows are no whole group of four: the second process begins in the middle of one.
+    assert pixels("rollout", place=4) == pixels("rollout")
+    assert pixels("rollout", place=2) != pixels("rollout")
+    assert pixels("rollout", place=1, rows=rows[1:2], tokens=tokens[1:2]) == pixels("rollout")[1:2]
+
+
 def test_the_threads_end_with_the_maker(rows, tokens, processor):
     already = set(threading.enumerate())
     maker = ViewMaker(ViewSampler(3), 2, processor, [], {})

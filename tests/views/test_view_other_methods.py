@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cppo.errors import UserError
@@ -81,3 +82,25 @@ def test_diffusion_noise_scales_the_pixels_and_adds_normal_noise(steps):
 def test_strengths_out_of_range(strength, message):
     with pytest.raises(UserError, match=message):
         ViewStrengths(**strength)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (40, 25)])
+def test_gaussian_blur_is_the_published_convolution(size):
+    """3 x 3, standard deviation 1, zeros outside, in torch; a level that torch rounds across may differ by one."""
+    pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    view = preserving_view(Image.fromarray(pixels), np.random.default_rng(0), families=["gaussian_blur"])
+    line = torch.exp(-torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64) / 2)
+    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
+    channels = torch.from_numpy(pixels).double().permute(2, 0, 1)[:, None]
+    expected = torch.nn.functional.conv2d(channels, kernel, padding=1)[:, 0].permute(1, 2, 0).floor().numpy()
+    distance = np.abs(np.asarray(view).astype(float) - expected)
+    assert distance.max() <= 1
+    assert (distance > 0).mean() < 0.01
+
+
+def test_gaussian_blur_of_one_level_keeps_it_inside_and_darkens_the_border():
+    view = np.asarray(preserving_view(grey(200, (9, 7)), np.random.default_rng(0), families=["gaussian_blur"]))
+    assert (view[1:-1, 1:-1] == 200).all()
+    weight = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
+    assert (view[0, 1:-1] == math.floor(200 * (1 - weight))).all()
+    assert (view[0, 0] == math.floor(200 * (1 - weight) ** 2)).all()

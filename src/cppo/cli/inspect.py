@@ -51,6 +51,7 @@ def run(argv: Sequence[str]) -> None:
         system_prompt=settings["system_prompt"],
         selector=options["perception_selector"],
         top_fraction=options["perception_top_fraction"],
+        top_rounding=options["perception_top_rounding"],
         gate=options["perception_gate"],
         tolerance=trained.get("tolerance", 0.0),
     )

@@ -29,7 +29,8 @@ class InspectOptions:
     Attributes:
         samples: responses an item; 1 is greedy, more are sampled.
         temperature: of sampling and of all scores.
-        selector, top_fraction: which tokens of each response are selected by their score (`select_tokens`).
+        selector, top_fraction, top_rounding: which tokens of each response are selected by their score
+            (`select_tokens`).
         gate: which responses take part in the perception loss (`gate_rollouts`).
         tolerance: of a number in an answer, as a fraction of it.
     """
@@ -41,6 +42,7 @@ class InspectOptions:
     system_prompt: str | None = None
     selector: str = "top_positive"
     top_fraction: float = 0.5
+    top_rounding: str = "floor"
     gate: str = "advantage"
     tolerance: float = 0.0
 
@@ -229,7 +231,9 @@ def token_columns(
         "d_removing": divergences("removing"),
         "scores": {name: value.tolist() for name, value in scores.items()},
         "selected": {
-            name: select_tokens(options.selector, value, mask, options.top_fraction, draws).tolist()
+            name: select_tokens(
+                options.selector, value, mask, options.top_fraction, draws, options.top_rounding
+            ).tolist()
             for name, value in scores.items()
         },
         "alternatives": {view: _most_probable(scored[view].logits) for view in VIEWS},

@@ -289,7 +289,9 @@ def method_text(config: Mapping[str, Any]) -> str:
     elif sink == "weights":
         used.append(f"perception_sink weights, of every token by its {config['perception_score']}")
     elif sink != "none" and weight:
-        used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {config['perception_memory']}")
+        once = config["perception_view_policy"] == "rollout"
+        scored = "scored once a generation batch" if once else config["perception_memory"]
+        used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {scored}")
     if sink in ("contrast", "divergence"):
         used += [f"entropy under {view} x {weight:g}" for view, weight in entropies.items() if weight]
     if config["rollout_views"]:

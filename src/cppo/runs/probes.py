@@ -58,6 +58,7 @@ class HeldOutProbe(TrainerCallback):
             system_prompt=asked["system_prompt"],
             selector=args.perception_selector,
             top_fraction=args.perception_top_fraction,
+            top_rounding=args.perception_top_rounding,
             tolerance=asked["tolerance"],
         )
 
