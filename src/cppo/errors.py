@@ -18,6 +18,18 @@ class UserError(ValueError):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ends the command. The exit status is 128 plus its number, as a shell reports it.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def tell(message: str) -> None:
     """Print a line for the user on stderr; of several processes of a launcher on one machine only the first does."""
     if os.environ.get("LOCAL_RANK", "0") == "0":

@@ -3,22 +3,60 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from cppo.errors import UserError, first_line
+
 WHOLE_BYTES = 1 << 26
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
+"""What torch's errors of writing a file speak of; they are plain RuntimeErrors."""
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
 MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*.json", "vocab.json", "merges.txt", "chat_template*")
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write a file anew: a reader sees the old text or the new one, also where writing fails."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where writing below `path` fails, say so in one line that names the file.
+
+    Python names the file where it cannot be opened, not where the disk is full; safetensors and torch name none. Of a
+    folder the file that was written last is named.
+
+    Raises:
+        UserError: no room, no permission, the folder is gone, or another error of the file system.
+    """
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in TORCH_WRITER):
+            raise
+        named = error.filename if isinstance(error, OSError) else None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        if isinstance(error, RuntimeError):
+            reason = f"the disk may be full ({reason})"
+        raise UserError(f"{named or _last_written(path)} cannot be written: {reason}") from error
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file anew: a reader sees the old text or the new one, also where writing fails.
+
+    Raises UserError where it fails.
+    """
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    with writing(file):
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _last_written(path: Path) -> Path:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    return max(files, key=lambda file: file.stat().st_mtime_ns, default=path)
 
 
 def model_fingerprint(folder: Path, *, whole: bool = False) -> str:

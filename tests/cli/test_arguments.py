@@ -15,6 +15,7 @@ from cppo.cli.parser import COUNT, Parser, add_data_options, number_in
 from cppo.cli.trained import add_answer_options, answer_settings
 from cppo.errors import UserError
 from cppo.recipes import load_recipe
+from cppo.recipes.run_dir import CONFIG_HEADER
 
 # Runs the command line in a fresh interpreter, then says whether torch got imported.
 RUNNER = """
@@ -225,14 +226,17 @@ def test_output_dir_below_a_file(refused, model, tmp_path):
 def test_nothing_to_resume(refused, model, tmp_path):
     run = tmp_path / "run"
     message = refused("train", "--model", model, "--output_dir", run, "--resume_from_checkpoint")
-    assert "no complete checkpoint" in message
+    assert "no whole checkpoint" in message
     message = refused("train", "--model", model, "--output_dir", run, "--resume_from_checkpoint", tmp_path / "gone")
-    assert "not a checkpoint folder" in message
+    assert "gone cannot be resumed from: there is no such folder" in message
 
 
 def test_a_finished_run_is_not_overwritten(refused, model, tmp_path):
-    (tmp_path / "summary.json").write_text("{}")
-    message = refused("train", "--model", model, "--output_dir", tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(CONFIG_HEADER)
+    (run / "summary.json").write_text("{}")
+    message = refused("train", "--model", model, "--output_dir", run)
     assert "finished run" in message
     assert "--overwrite" in message
 

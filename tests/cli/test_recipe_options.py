@@ -4,11 +4,11 @@ import dataclasses
 import json
 import math
 import typing
-from pathlib import Path
 
 import pytest
 import yaml
 
+from cppo.checkpoints import write_manifest
 from cppo.cli.checks import check_recipe
 from cppo.cli.fields import parse_recipe
 from cppo.errors import UserError
@@ -239,6 +239,8 @@ def checkpoint(path, step):
     folder = path / f"checkpoint-{step}"
     folder.mkdir()
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (folder / "optimizer.pt").write_bytes(b"state")
+    write_manifest(folder, processes=1)
     return folder
 
 
@@ -250,17 +252,18 @@ def test_the_latest_complete_checkpoint_is_found(tmp_path):
     assert files.find_checkpoint(True) == tmp_path / "checkpoint-100"
     assert files.find_checkpoint(str(tmp_path / "checkpoint-9")) == tmp_path / "checkpoint-9"
     assert files.find_checkpoint(None) is None
-    with pytest.raises(UserError, match="not a checkpoint folder"):
+    with pytest.raises(UserError, match="cannot be resumed from"):
         files.find_checkpoint(str(tmp_path / "checkpoint-200"))
 
 
 def test_an_unfinished_run_asks_what_to_do(tmp_path):
     checkpoint(tmp_path, 5)
+    (tmp_path / "config.yaml").write_text(CONFIG_HEADER)
     files = RunDirectory(tmp_path)
     with pytest.raises(UserError, match="unfinished run"):
-        files.check_usable(resume=None, overwrite=False)
-    files.check_usable(resume=True, overwrite=False)
-    files.check_usable(resume=None, overwrite=True)
+        files.check_usable(checkpoint=None)
+    files.check_usable(checkpoint=files.find_checkpoint(True))
+    files.check_usable(overwrite=True)
 
 
 def test_who_says_how_often_to_save_saves():
@@ -282,6 +285,7 @@ def test_a_checkpoint_that_cannot_be_continued_is_refused_at_once(tmp_path, comm
     recipe = load_recipe("train", "micro", {"output_dir": str(tmp_path)})
     (tmp_path / "config.yaml").write_text(dump_recipe(recipe, recipe.config))
     given = {"output_dir": str(tmp_path), "resume_from_checkpoint": str(checkpoint(tmp_path, 5))}
+    (tmp_path / "summary.json").write_text("{}")
     check_recipe(load_recipe("train", "micro", given))
     with pytest.raises(UserError, match=words):
         check_recipe(load_recipe(command, name, {**given, **changed}))
@@ -291,22 +295,23 @@ def test_a_checkpoint_of_another_run_replaces_no_run(tmp_path):
     other, files = tmp_path / "other", RunDirectory(tmp_path / "finished")
     for folder in (other, files.path):
         folder.mkdir()
-    resume = str(checkpoint(other, 5))
-    files.check_usable(resume=resume, overwrite=False)
+    resume = checkpoint(other, 5)
+    files.check_usable(checkpoint=resume)
+    files.config.write_text(CONFIG_HEADER)
     files.summary.write_text("{}")
     files.metrics.write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="finished run; give --overwrite"):
-        files.check_usable(resume=resume, overwrite=False)
-    files.check_usable(resume=resume, overwrite=True)
-    files.begin(checkpoint=Path(resume), overwrite=True)
-    assert list(files.path.iterdir()) == []
-    assert Path(resume).is_dir()
+        files.check_usable(checkpoint=resume)
+    files.check_usable(checkpoint=resume, overwrite=True)
+    files.begin(checkpoint=resume, overwrite=True)
+    assert list(files.path.iterdir()) == [files.config]
+    assert resume.is_dir()
 
 
 def test_a_foreign_config_file_is_left_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("mine: true\n")
-    with pytest.raises(UserError, match="was not written by a run"):
-        RunDirectory(tmp_path).check_usable(resume=None, overwrite=True)
+    with pytest.raises(UserError, match=r"files that no run wrote \(config.yaml\)"):
+        RunDirectory(tmp_path).check_usable(overwrite=True)
 
 
 def test_a_resumed_run_keeps_the_steps_up_to_its_checkpoint(tmp_path):
@@ -324,7 +329,7 @@ def test_overwriting_removes_the_files_of_the_earlier_run_alone(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoint-mine").mkdir()
     RunDirectory(tmp_path).begin(checkpoint=None, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-mine", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-mine", "config.yaml", "notes.txt"]
 
 
 def test_run_options_have_help_and_defaults():

@@ -132,7 +132,7 @@ def test_the_model_card(workplace):
 def test_a_readme_of_ones_own_is_not_overwritten(workplace, tmp_path, capsys):
     (tmp_path / "README.md").write_text("# My project")
     assert main(["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path)]) == 2
-    assert "README.md is not a model card" in capsys.readouterr().err
+    assert "holds files that no run wrote (README.md)" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "# My project"
 
 
@@ -214,7 +214,7 @@ def test_eval_takes_the_runs_system_prompt_and_length(workplace, tmp_path):
 
 
 def test_a_stopped_run_names_its_last_checkpoint(workplace, tmp_path, capsys, monkeypatch):
-    def stop(recipe, sources, report):
+    def stop(recipe, sources, report, checkpoint):
         for step in (4, 12):
             (tmp_path / "run" / f"checkpoint-{step}").mkdir()
             (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").touch()
@@ -231,7 +231,7 @@ def test_a_stopped_run_names_its_last_checkpoint(workplace, tmp_path, capsys, mo
 
 
 def test_a_run_stopped_before_its_first_checkpoint_says_so(workplace, tmp_path, capsys, monkeypatch):
-    def stop(recipe, sources, report):
+    def stop(recipe, sources, report, checkpoint):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cppo.runs.run.run_training", stop)
@@ -265,9 +265,8 @@ def test_what_would_train_nothing_is_refused(workplace, tmp_path, capsys):
     few = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "few")]
     assert main([*few, "--data", "tasks:digits?n=1", "--final_eval_samples", "0"]) == 2
     assert "1 usable rows are fewer than the" in capsys.readouterr().err
+    shutil.copytree(workplace / "run", tmp_path / "run")
     done = tmp_path / "run" / "checkpoint-3"
-    done.mkdir(parents=True)
-    (done / "trainer_state.json").write_text('{"global_step": 3}')
     again = ["train", "--config", str(workplace / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
     assert main([*again, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 2
     assert "is at step 3 already; raise max_steps" in capsys.readouterr().err

@@ -8,9 +8,10 @@ from rollout_stubs import flat_weights, lazy_dataset, make_rows, step_logs
 from tiny_families import build_family
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
+from cppo.checkpoints import write_manifest
 from cppo.errors import UserError
 from cppo.training.config import CPPOConfig
-from cppo.training.resume import load_weights
+from cppo.training.durable import load_weights
 from cppo.training.trainer import CPPOTrainer
 
 
@@ -137,6 +138,7 @@ def test_each_part_of_the_state_is_needed(make_trainer, tmp_path, case, stop, ch
     folder = tmp_path / "out" / f"checkpoint-{stop}"
     state = torch.load(folder / "rollout_state_0.pt", weights_only=True)
     torch.save({**state, **change}, folder / "rollout_state_0.pt")
+    write_manifest(folder, processes=1)
     resumed, _, _ = run(make_trainer, rows, options, str(folder), "resumed")
     assert resumed[stop + 1] != records[stop + 1]
 
@@ -170,7 +172,7 @@ def test_a_checkpoint_without_the_state_is_refused(make_trainer, tmp_path):
     folder = tmp_path / "out" / "checkpoint-1"
     state = folder / "rollout_state_0.pt"
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"rollout_state_0\.pt cannot be read") as caught:
+    with pytest.raises(UserError, match=r"rollout_state_0\.pt has 100 bytes, not [\d,]+") as caught:
         run(make_trainer, rows, {"max_steps": 2}, str(folder))
     assert "\n" not in str(caught.value)
     state.unlink()

@@ -43,7 +43,22 @@ TRL_1_16_PARAMETERS = {
     "_compute_loss": ["model", "inputs"],
     "training_step": ["model", "inputs", "num_items_in_batch"],
     "_get_train_sampler": ["dataset"],
+    "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "_save_checkpoint": ["model", "trial"],
+    "_get_grad_norm": ["model", "grad_norm"],
+    "_run_epoch": [
+        "model",
+        "epoch",
+        "train_dataloader",
+        "steps_in_epoch",
+        "num_update_steps_per_epoch",
+        "trial",
+        "ignore_keys_for_eval",
+        "start_time",
+        "resume_from_checkpoint",
+        "epochs_trained",
+        "steps_trained_in_current_epoch",
+    ],
     "_load_optimizer_and_scheduler": ["checkpoint"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_best_model": [],
@@ -102,6 +117,8 @@ PUBLISHED_DEFAULTS = {
     "rollout_views": [],
     "rollout_view_mode": "augment",
     "rollout_view_fraction": 0.5,
+    "nonfinite": "stop",
+    "nonfinite_limit": 5,
     "per_device_generation_batch_size": None,
     "view_threads": 2,
 }
@@ -175,9 +192,9 @@ def test_ours_takes_every_call_that_the_parents_make(cls):
 
 
 def test_every_override_is_called_by_a_parent():
-    """`_get_train_sampler` is handed over as a function; `bind` above would pass in silence over a method gone."""
+    """Users call `train`; `_get_train_sampler` is handed over as a function. A method that is gone would pass above."""
     called = {call.func.attr for cls in (GRPOTrainer, transformers.Trainer) for call in calls_in(cls, set(OVERRIDES))}
-    assert set(OVERRIDES) - called == {"_get_train_sampler"}
+    assert set(OVERRIDES) - called == {"_get_train_sampler", "train"}
 
 
 def test_the_constructor_is_trls():

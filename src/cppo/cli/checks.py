@@ -10,7 +10,7 @@ from typing import Any
 from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, parse_spec
 from cppo.errors import UserError, first_line
-from cppo.recipes import Recipe, RunDirectory, TrainOptions, check_checkpoint, schema
+from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions, check_checkpoint, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations, check_group_sizes
 
@@ -30,8 +30,11 @@ HUB_SECONDS = 10.0
 """How long the hub may take to say whether it has a model."""
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """The files and the checkpoint that a recipe names, and whether its output folder is free. Raises UserError."""
+def check_recipe(recipe: Recipe) -> Path | None:
+    """Check the files and the checkpoint that a recipe names, and whether its output folder is free.
+
+    Returns the checkpoint that the run goes on from, or None. Raises UserError.
+    """
     check_inputs(recipe)
     options = recipe.options
     files = RunDirectory(recipe.output_dir)
@@ -39,10 +42,13 @@ def check_recipe(recipe: Recipe) -> None:
     if checkpoint is not None:
         check_checkpoint(recipe, checkpoint)
     files.check_usable(
-        resume=options.resume_from_checkpoint,
+        checkpoint=checkpoint,
+        auto=options.resume_from_checkpoint == AUTO,
         overwrite=options.overwrite,
+        model=resolve_model(options.model),
         write=not (isinstance(options, TrainOptions) and options.dry_run),
     )
+    return checkpoint
 
 
 def check_inputs(recipe: Recipe) -> None:

@@ -3,11 +3,12 @@
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from cppo import __version__
-from cppo.errors import UserError, choose_one, tell, tell_mistake
+from cppo.errors import Stopped, UserError, choose_one, tell, tell_mistake
 
 COMMANDS = {
     "train": "train a vision-language model with CPPO or another method",
@@ -28,7 +29,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 if nobody reads."""
+    """Run one command.
+
+    Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C, 128 + N after signal N, 141 if nobody reads.
+    """
     try:
         status = _run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
@@ -36,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         tell_mistake(error)
         return 2
+    except Stopped as stop:
+        tell(f"stopped by {signal.Signals(stop.number).name}")
+        return 128 + stop.number
     except KeyboardInterrupt:
         tell("stopped")
         return 130

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from cppo.cli.checks import check_recipe
 from cppo.cli.console import quiet_libraries
 from cppo.cli.fields import parse_recipe
+from cppo.files import replace_text
 from cppo.recipes import Recipe, RunDirectory, dump_recipe, warn_of_changes
+from cppo.runs.lock import held
 from cppo.runs.sources import load_rows
 
 DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `response` column, with TRL's SFTTrainer."
@@ -16,12 +18,12 @@ DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `respons
 def run(argv: Sequence[str]) -> None:
     """Fine-tune and save the model in output_dir. Raises UserError for a user's mistake."""
     recipe = parse_recipe("sft", argv, default_recipe="sft", description=DESCRIPTION)
-    with RunDirectory(recipe.output_dir).without_empty_leftovers():
+    with held(recipe):
         _run(recipe)
 
 
 def _run(recipe: Recipe) -> None:
-    check_recipe(recipe)
+    checkpoint = check_recipe(recipe)
     options = recipe.options
     data = load_rows(options, options.data, "train")
     evaluation = None if options.eval_data is None else load_rows(options, options.eval_data, "test")
@@ -35,7 +37,6 @@ def _run(recipe: Recipe) -> None:
     files = RunDirectory(recipe.output_dir)
     data, left_out = drop_rows(data, options)
     warn_of_left_out(data, left_out, options)
-    checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     if checkpoint is not None:
         warn_of_changes(recipe, recipe.config, checkpoint)
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
@@ -51,11 +52,11 @@ def _run(recipe: Recipe) -> None:
     main = trainer.is_world_process_zero()
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
-        files.config.write_text(dump_recipe(recipe, recipe.config), encoding="utf-8")
+        replace_text(files.config, dump_recipe(recipe, recipe.config))
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     if main:
         summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, left_out)}
-        files.summary.write_text(json.dumps(summary) + "\n", encoding="utf-8")
+        replace_text(files.summary, json.dumps(summary) + "\n")
         print(f"model      {recipe.output_dir}\nreport     {write_report(files.path)}")

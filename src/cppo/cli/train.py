@@ -9,7 +9,8 @@ from cppo.cli.checks import check_options, check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
-from cppo.recipes import Recipe, RunDirectory, TrainOptions
+from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions
+from cppo.runs.lock import held
 from cppo.runs.sources import load_sources
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ def run(argv: Sequence[str]) -> None:
     """Train, write the report, print what was gained. Raises UserError for a user's mistake."""
     recipe = parse_recipe("train", argv, default_recipe=DEFAULT_RECIPE, description=DESCRIPTION)
     named = any(word.partition("=")[0] == "--config" for word in argv)
-    with RunDirectory(recipe.output_dir).without_empty_leftovers():
+    with held(recipe):
         _run(recipe, named)
 
 
 def _run(recipe: Recipe, named: bool) -> None:
-    check_recipe(recipe)
+    checkpoint = check_recipe(recipe)
     check_options(recipe)
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -59,11 +60,11 @@ def _run(recipe: Recipe, named: bool) -> None:
     from cppo.runs.run import run_training
 
     try:
-        result = run_training(recipe, sources, write_report)
+        result = run_training(recipe, sources, write_report, checkpoint)
     except KeyboardInterrupt:
         checkpoints = RunDirectory(recipe.output_dir).checkpoints()
         if checkpoints:
-            hint = "the same command with --resume_from_checkpoint true goes on from there"
+            hint = f"the same command with --resume_from_checkpoint {AUTO} goes on from there"
             tell(f"{checkpoints[-1]} is complete; {hint}")
         else:
             tell(f"there is no checkpoint in {recipe.output_dir} yet, so nothing to go on from; see --save_steps")

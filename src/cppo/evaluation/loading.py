@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from cppo.assets import adapter_base, resolve_model
 from cppo.errors import UserError, first_line
 from cppo.policy import merged
+from cppo.policy.loading import whole_weights, with_adapter
 
 FAILURES = (OSError, ValueError, ImportError)
 """How the libraries refuse a model; some processors need a package of their own."""
@@ -42,9 +42,12 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     processor = load_processor(name)
     base = adapter_base(name)
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(base or name), dtype=dtype)
+        with whole_weights():
+            model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(base or name), dtype=dtype)
         if base is not None:
-            model = merged(PeftModel.from_pretrained(model, name))
+            model = merged(with_adapter(model, name))
+    except UserError:
+        raise
     except (*FAILURES, RuntimeError) as error:
         raise _refused(name, error) from error
     try:

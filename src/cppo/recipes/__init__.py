@@ -15,11 +15,12 @@ from cppo.recipes.recipe import (
     resolved_options,
 )
 from cppo.recipes.resumed import check_checkpoint, warn_of_changes
-from cppo.recipes.run_dir import RunDirectory
+from cppo.recipes.run_dir import AUTO, RunDirectory
 from cppo.recipes.schema import Schema, schema
 from cppo.recipes.values import in_interval
 
 __all__ = [
+    "AUTO",
     "Recipe",
     "RunDirectory",
     "RunOptions",

@@ -63,7 +63,9 @@ class RunOptions:
         "left out, nor shortened.",
     )
     resume_from_checkpoint: bool | str | None = option(
-        None, "Continue from a checkpoint folder, or with `true` from the latest one of output_dir."
+        None,
+        "Continue from a checkpoint folder. `true` takes the newest whole one of output_dir and fails without one; "
+        "`auto` takes it or begins.",
     )
     overwrite: bool = option(False, "Replace the files of an earlier run in output_dir.")
     quiet: bool = option(False, "Plain lines on a terminal too: no progress bar, no table of samples.")

@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
+from cppo.checkpoints import checkpoint_step
 from cppo.errors import UserError, tell
 from cppo.recipes.recipe import Recipe, resolved_options
-from cppo.recipes.run_dir import CONFIG_HEADER, RunDirectory, checkpoint_step, config_header
+from cppo.recipes.run_dir import CONFIG_HEADER, RunDirectory, config_header
 from cppo.recipes.schema import schema
 
 _FREE = (
@@ -77,8 +78,10 @@ def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
             f"resume_from_checkpoint: {checkpoint} is of a run with method {method}; add --method {method}, or "
             f"take its recipe with --config {run.config}"
         )
-    step = checkpoint_step(checkpoint)
-    if 0 < recipe.config.get("max_steps", -1) <= step:
+    step, last = checkpoint_step(checkpoint), recipe.config.get("max_steps", -1)
+    # A run that was stopped between its last step and its summary still has its evaluation to do.
+    done = step >= last if run.summary.is_file() else step > last
+    if last > 0 and done:
         raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
 
 

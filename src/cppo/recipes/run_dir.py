@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +11,21 @@ from typing import Any
 
 import yaml
 
-from cppo.errors import UserError
+from cppo.checkpoints import (
+    check_resumable,
+    checkpoint_folders,
+    checkpoint_step,
+    looks_whole,
+    newest_whole,
+    set_aside,
+)
+from cppo.errors import UserError, tell
+from cppo.files import replace_text
 
 CONFIG_HEADER = "# Resolved recipe of a cppo run"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+AUTO = "auto"
+"""The `resume_from_checkpoint` that goes on where there is a checkpoint, and else begins."""
+SHOWN_FILES = 3
 
 
 def config_header(command: str) -> str:
@@ -51,44 +61,64 @@ class RunDirectory:
         return options if isinstance(options, dict) else {}
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first: those whose last file, the trainer state, is there."""
-        if not self.path.is_dir():
-            return []
-        found = [
-            (int(match[1]), entry)
-            for entry in self.path.iterdir()
-            if (match := _CHECKPOINT.fullmatch(entry.name)) and (entry / "trainer_state.json").is_file()
-        ]
-        return [entry for _, entry in sorted(found)]
+        """Checkpoints that look whole, oldest first: their files are not read for it."""
+        return [folder for folder in checkpoint_folders(self.path) if looks_whole(folder)]
 
     def find_checkpoint(self, resume: bool | str | None) -> Path | None:
-        """The checkpoint folder that `resume` names: None or False none, True the latest here, else that folder.
+        """The checkpoint that `resume` names.
 
-        Raises UserError where there is none here, or that folder is not a complete checkpoint.
+        Args:
+            resume: None or False for none, True for the newest whole one here, "auto" for the same or none, else a
+                folder.
+
+        Raises:
+            UserError: there is none here, or the folder is no whole checkpoint.
         """
         if resume is None or resume is False:
             return None
-        if resume is True:
-            checkpoints = self.checkpoints()
-            if not checkpoints:
-                raise UserError(f"resume_from_checkpoint: {self.path} holds no complete checkpoint to continue from")
-            return checkpoints[-1]
-        folder = Path(resume)
-        if not (folder / "trainer_state.json").is_file():
-            raise UserError(f"resume_from_checkpoint: {folder} is not a checkpoint folder (no trainer_state.json)")
-        return folder
+        if resume not in (True, AUTO):
+            folder = Path(str(resume))
+            check_resumable(folder)
+            return folder
+        found = newest_whole(self.path, passed_over=tell)
+        if found is None and resume is True:
+            raise UserError(
+                f"resume_from_checkpoint: {self.path} holds no whole checkpoint; `{AUTO}` would begin a new run"
+            )
+        return found
 
-    def check_usable(self, *, resume: bool | str | None, overwrite: bool, write: bool = True) -> None:
-        """Refuse a folder that cannot be made or written to (it is made now, permissions alone do not tell), or holds
-        an earlier run or a foreign file of the same name. Without `write` nothing is made, and permissions must do.
-        Raises UserError.
+    def check_usable(
+        self,
+        *,
+        checkpoint: Path | None = None,
+        auto: bool = False,
+        overwrite: bool = False,
+        model: str = "micro",
+        write: bool = True,
+    ) -> None:
+        """Refuse a folder that a run must not, or cannot, write to.
+
+        That is one with files that no run wrote, one with an earlier run, one that holds the run's own model, and one
+        that cannot be made. It is made now, since permissions alone do not tell.
+
+        Args:
+            checkpoint: what the run goes on from.
+            auto: whether an unfinished run without a whole checkpoint may begin again.
+            overwrite: whether an earlier run may be replaced.
+            model: the name or folder of the model that is trained.
+            write: without it nothing is made, and permissions must do.
+
+        Raises:
+            UserError: the folder is refused.
         """
-        if self.config.is_file() and not self.config.read_text("utf-8", "replace").startswith(CONFIG_HEADER):
-            raise UserError(f"output_dir: {self.config} was not written by a run; choose another --output_dir")
-        if self.card.is_file() and not self.card.read_text("utf-8", "replace").startswith("---\n"):
-            raise UserError(f"output_dir: {self.card} is not a model card; choose another --output_dir")
-        if not overwrite and not self._holds(self.find_checkpoint(resume)):
-            self._check_no_earlier_run()
+        kept = [self.path, *checkpoint_folders(self.path)]
+        if Path(model).is_dir() and any(folder.resolve() == Path(model).resolve() for folder in kept):
+            raise UserError(f"output_dir: the run would replace its own model {model}: choose another folder")
+        held = checkpoint is not None and self._holds(checkpoint)
+        if not held:
+            self._check_no_foreign_files()
+        if not (held or overwrite):
+            self._check_no_earlier_run(unfinished_too=not auto)
         if not write:
             existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
             if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
@@ -104,15 +134,28 @@ class RunDirectory:
         """Whether a checkpoint is one of this run's own."""
         return checkpoint is not None and checkpoint.resolve().parent == self.path.resolve()
 
-    def _check_no_earlier_run(self) -> None:
+    def _check_no_foreign_files(self) -> None:
+        if not self.path.is_dir():
+            return
+        if self.config.is_file() and self.config.read_text("utf-8", "replace").startswith(CONFIG_HEADER):
+            return
+        files = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        if files:
+            more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+            raise UserError(
+                f"output_dir: {self.path} holds files that no run wrote ({', '.join(files[:SHOWN_FILES])}{more}): "
+                "choose an empty or a new folder"
+            )
+
+    def _check_no_earlier_run(self, unfinished_too: bool) -> None:
         if self.summary.is_file():
             raise UserError(
                 f"output_dir: {self.path} already holds a finished run; give --overwrite to replace it, "
                 "or another --output_dir"
             )
-        if self.checkpoints():
+        if unfinished_too and checkpoint_folders(self.path):
             raise UserError(
-                f"output_dir: {self.path} holds an unfinished run; continue it with --resume_from_checkpoint, "
+                f"output_dir: {self.path} holds an unfinished run; continue it with --resume_from_checkpoint {AUTO}, "
                 "or replace it with --overwrite"
             )
 
@@ -129,34 +172,32 @@ class RunDirectory:
             raise
 
     def begin(self, *, checkpoint: Path | None, overwrite: bool) -> None:
-        """Make the folder ready: a run that is new here starts without the files of an earlier one (without its
-        checkpoints too, if `overwrite`), one that goes on here keeps the steps up to its checkpoint. Raises UserError
-        where the folder cannot be made or written to.
+        """Make the folder ready for a run, which writes its `config.yaml` next.
+
+        A run that is new here starts without the files of an earlier one. A run that goes on here keeps the steps up
+        to its checkpoint; later checkpoints are set aside. So are damaged ones of a run that begins again, unless it
+        may `overwrite`, which removes all.
+
+        Raises:
+            UserError: the folder cannot be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.summary.unlink(missing_ok=True)
-            if checkpoint is None or not self._holds(checkpoint):
-                for file in (self.config, self.metrics, self.samples, self.probes, self.progress, self.report):
-                    file.unlink(missing_ok=True)
-                for entry in self.path.iterdir():
-                    if overwrite and _CHECKPOINT.fullmatch(entry.name) and entry.is_dir():
-                        shutil.rmtree(entry)
-            else:
+            last = 0
+            if checkpoint is not None and self._holds(checkpoint):
                 last = checkpoint_step(checkpoint)
                 for file in (self.metrics, self.samples, self.probes):
                     _keep_steps(file, last=last)
+            else:
+                for file in (self.metrics, self.samples, self.probes, self.progress, self.report):
+                    file.unlink(missing_ok=True)
+                for entry in checkpoint_folders(self.path) if overwrite else ():
+                    shutil.rmtree(entry)
+            for old, new in set_aside(self.path, after=last):
+                tell(f"{old} is of the branch that this run leaves; it is {new} now")
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written. Raises UserError if its trainer state is damaged."""
-    file = checkpoint / "trainer_state.json"
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"resume_from_checkpoint: {file} is damaged; resume from another checkpoint") from error
 
 
 def _keep_steps(file: Path, *, last: int) -> None:
@@ -170,4 +211,4 @@ def _keep_steps(file: Path, *, last: int) -> None:
             continue  # the line that the stop cut off
         if step <= last:
             kept.append(line)
-    file.write_text("".join(kept), encoding="utf-8")
+    replace_text(file, "".join(kept))

@@ -4,12 +4,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cppo.data import question_text
-from cppo.files import replace_text
+from cppo.errors import UserError
+from cppo.files import replace_text, writing
 from cppo.recipes import RunDirectory
 from cppo.runs.progress import Progress, is_milestone
 from cppo.views import image_data_uri
@@ -100,7 +103,8 @@ class RunRecorder(TrainerCallback):
         """Training was broken off: leave a report that does not wait for more."""
         self._progress.end()
         if self._writes:
-            self._write_report(state, refresh=None)
+            with suppress(UserError):  # what ended the run may be that nothing can be written
+                self._write_report(state, refresh=None)
 
     def _write_report(self, state: TrainerState, *, refresh: int | None) -> None:
         began = self._now()
@@ -132,8 +136,9 @@ def sample_record(sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def append_json_lines(file: Any, records: Sequence[Mapping[str, Any]]) -> None:
-    with file.open("a", encoding="utf-8") as stream:
+def append_json_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append records to a file, one JSON object a line. Raises UserError where the file cannot be written."""
+    with writing(file), file.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
 
 

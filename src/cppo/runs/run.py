@@ -14,7 +14,7 @@ from trl import GRPOConfig
 from cppo import __version__
 from cppo.assets import resolve_model
 from cppo.data import RecordSource, to_dataset
-from cppo.errors import UserError, one_line, one_line_with_remedy, tell
+from cppo.errors import Stopped, UserError, one_line, one_line_with_remedy, tell
 from cppo.evaluation import (
     BLANK,
     EvalResult,
@@ -22,6 +22,7 @@ from cppo.evaluation import (
     check_vision_model,
     paired_bootstrap,
 )
+from cppo.files import replace_text
 from cppo.recipes import (
     Recipe,
     RunDirectory,
@@ -37,6 +38,7 @@ from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
 from cppo.runs.recorder import RunRecorder
 from cppo.runs.row_limit import LeftOut, drop_rows, left_out_summary, warn_of_left_out
+from cppo.runs.signals import StopOnSignal
 from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
 from cppo.training.model_card import RunFacts
@@ -94,20 +96,26 @@ class RunResult:
     best: BestCheckpoint | None
 
 
-def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., object] | None = None) -> RunResult:
+def run_training(
+    recipe: Recipe,
+    sources: RunSources,
+    report: Callable[..., object] | None = None,
+    checkpoint: Path | None = None,
+) -> RunResult:
     """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`).
 
     Args:
         report: writes the report while the run trains; that of the finished run is left to the caller.
+        checkpoint: what the run goes on from.
 
     Raises:
         UserError: a refused value, too few rows, a model that cannot be used, a folder that cannot be written.
+        Stopped: a signal of the batch system ended the run; its last step is saved as a checkpoint.
     """
     started = time.monotonic()
     files = RunDirectory(recipe.output_dir)
     prepared = prepare_run(recipe, sources)
     options, args, train, left_out = prepared.options, prepared.args, prepared.train, prepared.left_out
-    checkpoint = files.find_checkpoint(options.resume_from_checkpoint)
     resolved = resolved_config(recipe, args)
     if checkpoint is not None:
         tell(f"the run goes on from {checkpoint}")
@@ -117,7 +125,7 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
     probes = sources.probes if may_probe(trainer, options) else None
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
-        files.config.write_text(dump_recipe(recipe, resolved), encoding="utf-8")
+        replace_text(files.config, dump_recipe(recipe, resolved))
     trainer.run_facts = facts = RunFacts(
         resolved_options(recipe, resolved),
         rows=len(train),
@@ -143,17 +151,22 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
             return None
         return answer_all(trainer, sources.held_out, label, show_bar=not options.quiet, **asked, **how)
 
-    before = answer("before")
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except BaseException as error:
-        recorder.stop(trainer.state)
-        if isinstance(error, ImportError):  # optimizers look for their libraries only here
-            raise UserError(f"a library that an option needs is missing: {one_line(error)}") from error
-        raise
-    trainer.save_model(recipe.output_dir)
-    after = answer("after")
-    blank = answer("blank image", condition=BLANK)
+    stop = StopOnSignal(trainer)
+    trainer.add_callback(stop)
+    with stop.listening():
+        before = answer("before")
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if stop.agreed:
+                raise Stopped(stop.agreed)
+        except BaseException as error:
+            recorder.stop(trainer.state)
+            if isinstance(error, ImportError):  # optimizers look for their libraries only here
+                raise UserError(f"a library that an option needs is missing: {one_line(error)}") from error
+            raise
+        trainer.save_model(recipe.output_dir)
+        after = answer("after")
+        blank = answer("blank image", condition=BLANK)
     result = RunResult(
         output_dir=files.path,
         is_main_process=main,
@@ -167,7 +180,7 @@ def run_training(recipe: Recipe, sources: RunSources, report: Callable[..., obje
     )
     if main:
         summary = run_summary(result, left_out_summary(train, left_out))
-        files.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        replace_text(files.summary, json.dumps(summary, indent=2) + "\n")
         trainer.run_facts = replace(facts, summary=summary)
         trainer.create_model_card()
     return result
@@ -222,6 +235,8 @@ def build_trainer(
             **datasets,
             **adapter,
         )
+    except UserError:
+        raise
     # How the libraries refuse them, and how a hub that does not answer is told.
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         raise UserError(f"the trainer cannot be built: {one_line(error)}") from error

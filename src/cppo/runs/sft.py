@@ -19,10 +19,11 @@ from trl import SFTConfig, SFTTrainer
 from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError, first_line, one_line_with_remedy
+from cppo.policy.loading import whole_weights
 from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
-from cppo.training.resume import TranslatedWeights
+from cppo.training.durable import DurableTrainer
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into
 # the saved configuration that generation is to go without a cache, and say nothing of a run below `logging_steps`.
@@ -68,8 +69,8 @@ def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
         raise UserError(f"sft options: {one_line_with_remedy(error)}") from error
 
 
-class ResumableSFTTrainer(TranslatedWeights, SFTTrainer):
-    """`trl.SFTTrainer` whose resumed run goes on from its checkpoint's weights in every family."""
+class DurableSFTTrainer(DurableTrainer, SFTTrainer):
+    """`trl.SFTTrainer` with whole checkpoints and finite steps, whose resume works in every family."""
 
 
 def sft_trainer(
@@ -94,14 +95,17 @@ def sft_trainer(
     eval_dataset = None if eval_data is None else sft_dataset(eval_data, system_prompt)
     adapter = {} if options is None else adapter_arguments(options, config)
     try:
-        trainer = ResumableSFTTrainer(
-            model=resolve_model(model),
-            args=config,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            callbacks=list(callbacks),
-            **adapter,
-        )
+        with whole_weights():
+            trainer = DurableSFTTrainer(
+                model=resolve_model(model),
+                args=config,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                callbacks=list(callbacks),
+                **adapter,
+            )
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"model {model!r} cannot be fine-tuned: {first_line(error)}") from error
     if adapter:

@@ -226,6 +226,14 @@ class CPPOConfig(GRPOConfig):
     rollout_view_fraction: Annotated[float, "[0, 1]"] = option(
         0.5, "The share of prompts ('augment') or of a group's rollouts ('mix') that see a view."
     )
+    nonfinite: Literal["stop", "skip"] = option(
+        "stop",
+        "A step whose gradient is not finite is never taken. 'stop' ends the run there; 'skip' goes on with the next "
+        "step.",
+    )
+    nonfinite_limit: Annotated[int, "[1, inf)"] = option(
+        5, "Steps in a row that nonfinite='skip' skips before it ends the run."
+    )
     per_device_generation_batch_size: Annotated[int | None, "[1, inf)"] = option(
         None,
         "Rollouts that a process generates at a time, for less memory; without it all of a generation batch, as TRL "

@@ -1,43 +1,23 @@
 """A GRPOTrainer whose resumed run repeats the uninterrupted one exactly: data order, buffered rollouts, weights."""
 
-import functools
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import IterableDataset
-from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from cppo.errors import UserError
+from cppo.training.durable import DurableTrainer
 from cppo.training.setup import check_enough
 
 
-class TranslatedWeights:
-    """For a `Trainer`: loads a checkpoint's weights under the model's own names (`load_weights`), not the file's."""
-
-    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self._load_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self: Any) -> None:
-        if not self._load_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
-
-    def _load_weights(self: Any, checkpoint: str) -> bool:
-        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
-        if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return False
-        return load_weights(self.model, checkpoint)
-
-
-class ResumableGRPOTrainer(TranslatedWeights, GRPOTrainer):
+class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
     """`trl.GRPOTrainer` with checkpoints that hold the place in the data and the rollouts still to be trained on."""
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -54,14 +34,11 @@ class ResumableGRPOTrainer(TranslatedWeights, GRPOTrainer):
         )
         return self._train_sampler
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Written before TRL's files: a checkpoint whose trainer_state.json is there is complete.
-        folder = f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}"
+    def save_progress(self, folder: Path) -> None:
         generate_every = self.args.steps_per_generation * self.num_iterations
         pending = self._buffered_inputs if self._step % generate_every else None
         epoch = math.floor(self.state.epoch or 0)
-        RolloutState(self._step, epoch, pending).save(folder, self.accelerator.process_index)
-        super()._save_checkpoint(model, trial)
+        RolloutState(self._step, epoch, pending).save(str(folder), self.accelerator.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -137,23 +114,6 @@ class RolloutState:
             for batch in state.buffered_inputs
         ]
         return cls(state.micro_step, state.epoch, buffered)
-
-
-def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
-    """Load the weights of a checkpoint that `save_pretrained` wrote; False if the folder holds no such model.
-
-    `save_pretrained` gives the weights of some families (Qwen2.5-VL, LLaVA) other names in the file than in the model,
-    and only `from_pretrained` translates them back. `Trainer` does not: it skips what it cannot match, with a warning,
-    and a resumed run goes on from the weights it was started with (huggingface/transformers issue 43701).
-    """
-    if not os.path.isfile(os.path.join(checkpoint, CONFIG_NAME)):
-        return False
-    # Not rounded to the first weight's precision: some, such as a head in float32, may have a higher one.
-    kinds = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
-    widest = functools.reduce(torch.promote_types, kinds)
-    saved = type(model).from_pretrained(checkpoint, dtype=widest)
-    model.load_state_dict(saved.state_dict())
-    return True
 
 
 def _path(checkpoint: str, process_index: int) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.policy import ResponseScores, only_special_tokens, shared_prefill, sliced_generation, unwrapped
+from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.training.config import CPPOConfig
@@ -61,8 +62,11 @@ OVERRIDES = {
     "_compute_loss": "adds the perception term to whatever loss TRL computes",
     "training_step": "begins and ends the step's counts; on request logs the perception term's share of the gradient",
     "_get_train_sampler": "a resumed run must see its epoch's order",
-    "_save_checkpoint": "stores step counter and buffered rollouts",
-    "_load_optimizer_and_scheduler": "restores them",
+    "train": "resumes from a whole checkpoint alone",
+    "_save_checkpoint": "stores step counter and buffered rollouts, and last a manifest",
+    "_load_optimizer_and_scheduler": "restores them; learning rate and intervals come from the options instead",
+    "_get_grad_norm": "a step whose gradient is not finite is not taken",
+    "_run_epoch": "a resume at the last step would train one step more",
     "_load_from_checkpoint": "transformers loads weights by their names in the file, which are not always the model's",
     "_load_best_model": "the same",
     "create_model_card": "TRL's card tells of a text model, and neither of data, recipe nor metrics",
@@ -138,22 +142,23 @@ class CPPOTrainer(CardedTrainer):
             check_columns(train_dataset, args.uses_perception, rewards)
         model = resolve_model(model) if isinstance(model, str) else model
         check_castable_head(model, args)
-        super().__init__(
-            model,
-            rewards,
-            args,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            reward_processing_classes,
-            callbacks,
-            optimizers,
-            quantization_config,
-            peft_config,
-            tools,
-            rollout_func,
-            environment_factory,
-        )
+        with whole_weights():
+            super().__init__(
+                model,
+                rewards,
+                args,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                reward_processing_classes,
+                callbacks,
+                optimizers,
+                quantization_config,
+                peft_config,
+                tools,
+                rollout_func,
+                environment_factory,
+            )
         check_setup(self)
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
@@ -179,6 +184,10 @@ class CPPOTrainer(CardedTrainer):
         self._samples = RolloutSamples()
         self._phases = PhaseClock(self.accelerator.device)
         self.add_callback(StepCosts(self._phases, self.accelerator.device, self._metrics["train"]))
+
+    @property
+    def nonfinite_limit(self) -> int:  # type: ignore[override]
+        return self.args.nonfinite_limit if self.args.nonfinite == "skip" else 0
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

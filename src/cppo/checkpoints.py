@@ -1,0 +1,165 @@
+"""Checkpoints on disk: which are whole, which one a resume takes, and what becomes of those it leaves behind. No torch.
+
+A checkpoint is whole when its manifest fits. The manifest lists every file with size and SHA-256 and is written last.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cppo.errors import UserError, tell
+from cppo.files import replace_text
+
+MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
+OPTIMIZER = "optimizer*"
+"""The optimizer's file or folder, whatever wrapped the model."""
+SET_ASIDE = "abandoned-"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def write_manifest(checkpoint: Path, processes: int) -> None:
+    """Declare the checkpoint whole.
+
+    Args:
+        checkpoint: its folder. All processes have written their files.
+        processes: their number. A resume needs the same.
+    """
+    entries = _hashed(checkpoint, _files(checkpoint))
+    content = {"processes": processes, "files": {name: list(entry) for name, entry in sorted(entries.items())}}
+    replace_text(checkpoint / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def begin_manifest(checkpoint: Path) -> None:
+    """Declare that the checkpoint is being written, perhaps over an older one."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    replace_text(checkpoint / MANIFEST, json.dumps({"files": None}) + "\n")
+
+
+def processes_of(checkpoint: Path) -> int | None:
+    """How many processes wrote a whole checkpoint; None for one of cppo 0.1.0, which has no manifest."""
+    file = checkpoint / MANIFEST
+    return json.loads(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else None
+
+
+def damage(checkpoint: Path, *, read: bool = True) -> str | None:
+    """What keeps the checkpoint from being whole; None for a whole one.
+
+    Args:
+        read: compare hashes too, which reads every file. Without it sizes alone are compared.
+    """
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    try:
+        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if listed is None:
+            return "its writing was broken off"
+        files = {name: (int(size), str(digest)) for name, (size, digest) in listed.items()}
+        found = _files(checkpoint)
+        for name, (size, _) in files.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name] != size:
+                return f"{name} has {found[name]:,} bytes, not {size:,}"
+        if read:
+            hashed = _hashed(checkpoint, files)
+            changed = [name for name, entry in files.items() if hashed[name] != entry]
+            if changed:
+                return f"{changed[0]} has other contents than were written"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"{MANIFEST} is damaged ({error})"
+    return None
+
+
+def looks_whole(checkpoint: Path) -> bool:
+    """Whether all files have their sizes, or, without a manifest, the trainer state is there."""
+    return damage(checkpoint, read=False) is None if (checkpoint / MANIFEST).is_file() else _is_older(checkpoint)
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """The folders `checkpoint-N` of a run, whole or not, by step."""
+    if not run.is_dir():
+        return []
+    steps = {entry: int(match[1]) for entry in run.iterdir() if (match := _NAME.fullmatch(entry.name))}
+    return sorted((entry for entry in steps if entry.is_dir()), key=steps.__getitem__)
+
+
+def newest_whole(run: Path, passed_over: Callable[[str], object]) -> Path | None:
+    """The whole checkpoint of the highest step from which a run can go on; None without one.
+
+    Args:
+        passed_over: called with a sentence for each later one that is damaged or has no optimizer.
+    """
+    for folder in reversed(checkpoint_folders(run)):
+        fault = damage(folder) or _no_optimizer(folder)
+        if fault is None:
+            return folder
+        passed_over(f"{folder} is passed over: {fault}")
+    return None
+
+
+def check_resumable(folder: Path) -> None:
+    """Refuse a folder that a run cannot go on from. Raises UserError, which says what is wrong with it.
+
+    cppo 0.1.0 wrote no manifest. A folder without one counts when its trainer state can be read; a warning says so.
+    """
+    older = _is_older(folder)
+    fault = (None if older else damage(folder)) or _no_optimizer(folder)
+    if older:
+        tell(f"warning: {folder} has no {MANIFEST}, so nothing shows whether its files are whole")
+    if fault is not None:
+        raise UserError(f"resume_from_checkpoint: {folder} cannot be resumed from: {fault}")
+    checkpoint_step(folder)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written. Raises UserError where its trainer state is damaged."""
+    file = checkpoint / TRAINER_STATE
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"resume_from_checkpoint: {file} is damaged; resume from another checkpoint") from error
+
+
+def set_aside(run: Path, after: int) -> list[tuple[Path, Path]]:
+    """Rename the checkpoints of a run after a step, which a new branch from there abandons; (old, new) of each."""
+    moved = []
+    for folder in checkpoint_folders(run):
+        if int(folder.name.rpartition("-")[2]) <= after:
+            continue
+        names = [f"{SET_ASIDE}{folder.name}", *(f"{SET_ASIDE}{folder.name}-{number}" for number in range(2, 1000))]
+        free = next(run / name for name in names if not (run / name).exists())
+        moved.append((folder, folder.rename(free)))
+    return moved
+
+
+def _is_older(folder: Path) -> bool:
+    return not (folder / MANIFEST).exists() and (folder / TRAINER_STATE).is_file()
+
+
+def _no_optimizer(folder: Path) -> str | None:
+    if any(folder.glob(OPTIMIZER)) or any(folder.glob("global_step*")):  # the latter is DeepSpeed's
+        return None
+    return "it holds no optimizer state (save_only_model, or a model folder); start from its weights with --model"
+
+
+def _files(checkpoint: Path) -> dict[str, int]:
+    """Sizes of the files below a checkpoint, without the manifest, by relative name."""
+    found = (file for file in checkpoint.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in found}
+
+
+def _hashed(checkpoint: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    def entry(name: str) -> tuple[int, str]:
+        file = checkpoint / name
+        with file.open("rb") as content:
+            return file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()
+
+    listed = list(names)
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(listed, pool.map(entry, listed), strict=True))

@@ -1,0 +1,69 @@
+"""Weights are loaded whole or not at all: a tensor that a checkpoint lacks would be random."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from transformers import PreTrainedModel
+
+from cppo.errors import UserError, tell
+
+SHOWN_KEYS = 3
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Inside, `from_pretrained` refuses a checkpoint that lacks weights, and warns of weights without a use.
+
+    Weights that are tied to others need not be in the file.
+
+    Raises:
+        UserError: names the checkpoint and the missing or misshapen weights.
+    """
+    owner: Any = PreTrainedModel
+    original = vars(owner)["from_pretrained"]
+
+    @functools.wraps(original.__func__)
+    def from_pretrained(cls: Any, name: Any, *args: Any, **options: Any) -> Any:
+        asked = options.pop("output_loading_info", False)
+        model, report = original.__func__(cls, name, *args, output_loading_info=True, **options)
+        _check_report(str(name), report)
+        return (model, report) if asked else model
+
+    owner.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield
+    finally:
+        owner.from_pretrained = original
+
+
+def with_adapter(model: Any, folder: str) -> PeftModel:
+    """The model with the adapter of a folder. Raises UserError where the folder lacks weights of it."""
+    adapted = PeftModel.from_pretrained(model, folder)
+    missing = sorted(set(get_peft_model_state_dict(adapted)) - set(load_peft_weights(folder, device="cpu")))
+    if missing:
+        raise UserError(f"model: the adapter {folder} lacks {_some(missing)}: its file is not whole")
+    return adapted
+
+
+def _check_report(name: str, report: Mapping[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model: the weights in {name} lack {_some(missing)}, which would be random: the files are not whole, or "
+            "of another kind of model"
+        )
+    misshapen = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
+    if misshapen:
+        raise UserError(f"model: the weights in {name} do not have the shapes of its config.json: {_some(misshapen)}")
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        tell(f"warning: {name} holds weights that the model does not use: {_some(unexpected)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - SHOWN_KEYS
+    return ", ".join(names[:SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")

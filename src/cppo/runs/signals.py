@@ -1,0 +1,67 @@
+"""Signals of batch systems: a run that is told to stop finishes its step and saves, so that it can go on later."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cppo.errors import Stopped, tell
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""What Slurm, Kubernetes and a closed terminal send."""
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the step in which any process got one of `STOP_SIGNALS`, with a checkpoint.
+
+    Outside training, and for a signal that comes before the first step, the run ends at once.
+
+    Args:
+        trainer: whose accelerator lets the processes agree.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._accelerator = trainer.accelerator
+        self._training = False
+        self._got = 0
+        self.agreed = 0
+        """The signal that ended training, of any process; 0 without one."""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, the signals are heard; afterwards they do as before."""
+        before = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not self._training:
+            raise Stopped(number)
+        if not self._got:
+            tell(f"{signal.Signals(number).name}: the run stops after this step and saves a checkpoint")
+        self._got = self._got or number
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.agreed = self._got
+        if self._accelerator.num_processes > 1:
+            heard = torch.tensor([self._got], device=self._accelerator.device)
+            self.agreed = int(self._accelerator.gather(heard).max())
+        if self.agreed:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False

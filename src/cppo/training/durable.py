@@ -1,0 +1,206 @@
+"""What keeps a run's weights: whole checkpoints, finite steps, and a resume that does what its options say."""
+
+import functools
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import CONFIG_NAME
+
+from cppo.checkpoints import (
+    begin_manifest,
+    check_resumable,
+    newest_whole,
+    processes_of,
+    write_manifest,
+)
+from cppo.errors import UserError, tell
+from cppo.files import writing
+from cppo.policy.loading import whole_weights
+
+OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
+"""What a parameter group takes from the options, beside the learning rate."""
+
+
+Mixed: Any = object
+"""The trainer that is mixed in after, for the type checker."""
+
+
+class DurableTrainer(Mixed):
+    """For a `transformers.Trainer`: mixed in before it.
+
+    A checkpoint gets its manifest last, and older ones are removed after that. A step whose gradient is not finite is
+    not taken. A resume at the last step trains nothing more.
+    """
+
+    nonfinite_limit = 0
+    """Steps in a row with a gradient that is not finite that are skipped before the run ends."""
+    _nonfinite_in_row = 0
+    _losses: tuple[torch.Tensor, ...] = ()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
+        """`Trainer.train`, from a whole checkpoint. Raises UserError where there is none to resume from."""
+        if resume_from_checkpoint:
+            resume_from_checkpoint = str(self._whole_checkpoint(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **options)
+
+    def _whole_checkpoint(self, resume: str | bool) -> Path:
+        if resume is True:
+            found = newest_whole(Path(self.args.output_dir), passed_over=tell)
+            if found is None:
+                raise UserError(f"resume_from_checkpoint: {self.args.output_dir} holds no whole checkpoint")
+            return found
+        folder = Path(str(resume))
+        check_resumable(folder)
+        processes = processes_of(folder)
+        if processes not in (None, self.accelerator.num_processes):
+            raise UserError(
+                f"resume_from_checkpoint: {processes} process{'es' * (processes != 1)} wrote {folder}, but "
+                f"{self.accelerator.num_processes} resume: start as many, or begin from its weights with --model"
+            )
+        return folder
+
+    # Checkpoints
+
+    def save_progress(self, folder: Path) -> None:
+        """Write what a resume needs beyond the Trainer's own files."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run = self._get_output_dir(trial=trial)
+        folder = Path(run) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with writing(folder):
+                if self.args.should_save:
+                    begin_manifest(folder)
+                self.accelerator.wait_for_everyone()
+                self.save_progress(folder)
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    write_manifest(folder, self.accelerator.num_processes)
+        except UserError as error:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(f"{error}; earlier checkpoints are kept; make room, then resume") from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(run, limit, self.state.best_model_checkpoint)
+
+    # Steps
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **options)
+        self._losses = (*self._losses, loss.detach())
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        losses, self._losses = self._losses, ()
+        if self.accelerator.scaler is not None:  # float16: the scaler skips such steps and lowers its scale
+            return norm
+        value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if math.isfinite(value):
+            self._nonfinite_in_row = 0
+            return norm
+        self._nonfinite_in_row += 1
+        step, cause = self.state.global_step + 1, _cause(losses)
+        if self._nonfinite_in_row > self.nonfinite_limit:
+            before = f" after {self.nonfinite_limit} skipped steps" if self.nonfinite_limit else ""
+            raise UserError(
+                f"step {step}: the gradient's norm is {value}{before}: {cause}. The step is not taken, so weights and "
+                "checkpoints are those before it. Look at this step's rewards and images, or lower learning_rate"
+            )
+        tell(f"step {step} is skipped: the gradient's norm is {value}: {cause}")
+        model.zero_grad()
+        return norm
+
+    def _run_epoch(self, *args: Any, **place: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **place)
+
+    # Resume
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        given = [dict(group) for group in self.optimizer.param_groups]
+        base_lrs = list(getattr(self.lr_scheduler, "base_lrs", ()))
+        checkpointed = checkpoint is not None and not self.is_deepspeed_enabled
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise UserError(
+                f"resume_from_checkpoint: the optimizer of {checkpoint} has other weights than are trained now: resume "
+                "with the options that choose them as they were"
+            ) from error
+        if checkpointed:
+            self.state.compute_steps(self.args, self.state.max_steps)
+            self._take_given(given, base_lrs)
+
+    def _take_given(self, given: list[dict[str, Any]], base_lrs: list[Any]) -> None:
+        """Put the options' learning rate and optimizer constants in the place of the checkpoint's."""
+        for group, own in zip(self.optimizer.param_groups, given, strict=True):
+            group.update({name: own[name] for name in OPTIMIZER_OPTIONS if name in own})
+        scheduler = self.lr_scheduler
+        if not isinstance(scheduler, LambdaLR):
+            groups = zip(self.optimizer.param_groups, given, strict=True)
+            if any(group.get("initial_lr") != own.get("initial_lr") for group, own in groups):
+                raise UserError(f"learning_rate cannot change on a resume with {self.args.lr_scheduler_type}")
+            return
+        scheduler.base_lrs = base_lrs
+        for group, base, factor in zip(self.optimizer.param_groups, base_lrs, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"] = base
+            group["lr"] = base * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_weights(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_weights(self, checkpoint: str) -> bool:
+        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
+        if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        return load_weights(self.model, checkpoint)
+
+
+def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
+    """Load the weights of a checkpoint that `save_pretrained` wrote; False if the folder holds no such model.
+
+    `save_pretrained` gives the weights of some families (Qwen2.5-VL, LLaVA) other names in the file than in the model,
+    and only `from_pretrained` translates them back. `Trainer` does not: it skips what it cannot match, with a warning,
+    and a resumed run goes on from the weights it was started with (huggingface/transformers issue 43701).
+    """
+    if not os.path.isfile(os.path.join(checkpoint, CONFIG_NAME)):
+        return False
+    # Not rounded to the first weight's precision: some, such as a head in float32, may have a higher one.
+    kinds = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    widest = functools.reduce(torch.promote_types, kinds)
+    with whole_weights():
+        saved = type(model).from_pretrained(checkpoint, dtype=widest)
+    model.load_state_dict(saved.state_dict())
+    return True
+
+
+def _cause(losses: Sequence[torch.Tensor]) -> str:
+    """Where a gradient stopped being finite, as far as the losses of this process's micro-batches tell."""
+    values = [loss.item() for loss in losses]
+    bad = [number for number, value in enumerate(values, start=1) if not math.isfinite(value)]
+    if bad:
+        return f"the loss of micro-batch {bad[0]} of {len(values)} is {values[bad[0] - 1]}"
+    return "the losses here are finite, so the backward pass or another process made it"
