@@ -18,8 +18,9 @@ from cppo import CPPOConfig
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
-    {"errors", "files", "progress"},
-    {"imports"},
+    {"errors", "progress"},
+    {"files", "imports"},
+    {"checkpoints"},
     {"methods"},
     {"tasks", "views", "perception", "rewards", "recipes"},
     {"data", "policy", "assets"},

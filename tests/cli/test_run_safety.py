@@ -276,3 +276,17 @@ def test_rows_of_metrics_outlive_a_resume_that_cannot_write(workplace, tmp_path,
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be written: No space left on device"):
         RunDirectory(run).begin(checkpoint=run / "checkpoint-2", overwrite=False)
     assert (run / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(("option", "value"), [("optim", "sgd"), ("freeze_vision_tower", "true"), ("use_peft", "true")])
+def test_a_resume_cannot_change_which_weights_are_trained(workplace, tmp_path, capsys, option, value):
+    run = tmp_path / "run"
+    shutil.copytree(workplace / "run", run)
+    resume = ("--resume_from_checkpoint", run / "checkpoint-2", f"--{option}", value)
+    assert train(workplace, run, *resume) == 2
+    assert f"{option} was" in capsys.readouterr().err
+
+
+def test_transformers_own_saving_on_a_signal_is_refused(workplace, tmp_path, capsys):
+    assert train(workplace, tmp_path / "run", "--enable_jit_checkpoint", "true") == 2
+    assert "saves in the middle of a step" in capsys.readouterr().err

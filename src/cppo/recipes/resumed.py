@@ -41,6 +41,8 @@ _FREE = (
     "gradient_checkpointing",
 )
 """Options, by the start of their names, that neither choose what is trained on, in which order, nor the loss."""
+_FIXED = ("optim", "use_peft", "lora_", "load_in_", "freeze_vision_tower", "cast_lm_head_to_fp32", "fp16")
+"""Options, by the start of their names, that choose which weights are trained and how: a checkpoint holds to them."""
 
 
 def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> dict[str, tuple[str, str]]:
@@ -64,7 +66,11 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
 
 
 def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
-    """Refuse a checkpoint of another command's run, of another method, or after which there are no steps: UserError."""
+    """Refuse a checkpoint that the run cannot go on from.
+
+    That is one of another command's run, of another method, with other weights in training, or without steps left.
+    Raises UserError.
+    """
     run = RunDirectory(checkpoint.parent)
     header = run.config.read_text("utf-8", "replace").partition("\n")[0] if run.config.is_file() else ""
     if header.startswith(CONFIG_HEADER) and not header.startswith(config_header(recipe.command)):
@@ -78,6 +84,13 @@ def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
             f"resume_from_checkpoint: {checkpoint} is of a run with method {method}; add --method {method}, or "
             f"take its recipe with --config {run.config}"
         )
+    changed = changed_options(recipe, recipe.resolved if recipe.command == "train" else recipe.config, checkpoint)
+    for name, (old, new) in changed.items():
+        if name.startswith(_FIXED):
+            raise UserError(
+                f"resume_from_checkpoint: {name} was {old} in the run of {checkpoint} and cannot become {new}: give "
+                f"it as it was, or start from the checkpoint's weights with --model {checkpoint}"
+            )
     step, last = checkpoint_step(checkpoint), recipe.config.get("max_steps", -1)
     # A run that was stopped between its last step and its summary still has its evaluation to do.
     done = step >= last if run.summary.is_file() else step > last

@@ -40,6 +40,11 @@ def check_combinations(options: Mapping[str, Any]) -> None:
             "log_perception_grad_share = true takes a gradient of its own, which reentrant checkpointing forbids: set "
             "gradient_checkpointing_kwargs = {use_reentrant: false}"
         )
+    if options.get("enable_jit_checkpoint"):
+        raise UserError(
+            "enable_jit_checkpoint = true saves in the middle of a step under the number of the last one: leave it "
+            "false; `cppo train` saves after the step on SIGTERM, SIGHUP and SIGUSR1"
+        )
     if options.get("remove_unused_columns"):
         raise UserError("remove_unused_columns = true takes images and answers from views and rewards: leave it false")
     _check_method(options)
