@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 
 from cppo.cli.main import main as cppo
 from cppo.tasks import TaskItem, make_item, parse_task_options
@@ -294,6 +294,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print(__doc__)
         return 2
+    disable_progress_bars()
     write(Path(argv[0]))
     options = list(argv[1:])
     if "--suite" not in options:

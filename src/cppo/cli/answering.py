@@ -1,6 +1,6 @@
 """The model of `cppo eval` and its answers: loaded once when it is needed, in all processes of a launcher together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Answering:
         settings: Mapping[str, Any],
         responses: str | None,
         identity: Mapping[str, Any],
+        right: Callable[[str, Sequence[str]], Sequence[float]] | None = None,
     ) -> "dict[str, EvalResult]":
         """Answer the records under each condition, by its name; what the response file holds is not answered again.
 
@@ -56,11 +57,12 @@ class Answering:
             settings: ASKED of them go to `evaluate`.
             responses: the response file, or None.
             identity: what must be the same for responses to go into that file.
+            right: as `evaluate` takes it.
         """
         stored = ResponseFile(responses, identity) if responses and self.processes.is_first else None
         known = {one.name: stored.known(one.name, source) if stored else () for one in conditions}
         known = self.processes.from_first(known)
-        return {one.name: self._answer(source, one, settings, known[one.name], stored) for one in conditions}
+        return {one.name: self._answer(source, one, settings, known[one.name], stored, right) for one in conditions}
 
     def _answer(
         self,
@@ -69,6 +71,7 @@ class Answering:
         settings: Mapping[str, Any],
         known: Sequence[Any],
         stored: ResponseFile | None,
+        right: Callable[[str, Sequence[str]], Sequence[float]] | None,
     ) -> "EvalResult":
         from cppo.evaluation import evaluate
 
@@ -91,6 +94,7 @@ class Answering:
                 keep=keep,
                 progress=bar.update,
                 processes=self.processes,
+                right=right,
                 **{option: settings[option] for option in ASKED},
             )
 

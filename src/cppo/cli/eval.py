@@ -21,11 +21,17 @@ from cppo.views import CARD_CONDITIONS, CONDITION_NAMES, ViewSampler, check_fami
 
 if TYPE_CHECKING:
     from cppo.evaluation import CardRow, EvalResult
+    from cppo.evaluation.benchmarks import Suite
 
 
 def run(argv: Sequence[str]) -> None:
     """Evaluate, print the figures, write them as JSON on request. Raises UserError for a user's mistake."""
     arguments = _parser().parse_all(argv)
+    if arguments.list_benchmarks:
+        from cppo.cli.eval_suite import benchmark_lines
+
+        return print("\n".join(benchmark_lines()))
+    suite = _suite(arguments)
     _check_files(arguments)
     ks = _check_sampling(arguments)
     on_card: Sequence[str] = ()
@@ -33,6 +39,11 @@ def run(argv: Sequence[str]) -> None:
         asked = list(dict.fromkeys(["clean", *(arguments.card or CARD_CONDITIONS)]))
         on_card = check_families("--card", asked, CONDITION_NAMES)
     settings, trained, published = _settings(arguments, on_card)
+    if suite is not None:
+        from cppo.cli.eval_suite import run_suite
+
+        quiet_libraries()
+        return run_suite(suite, arguments, settings, ks, {**_model_identities(arguments.model), **settings})
     source = asked_rows(arguments, settings, extras=arguments.by)
     if arguments.card is not None and not any(record.images for record in source):
         raise UserError(f"--card: none of the rows of {source.name} has an image")
@@ -63,10 +74,28 @@ def run(argv: Sequence[str]) -> None:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
+def _suite(arguments: Any) -> "Suite | None":
+    """The suite that is asked for, None without one; its defaults are put into `arguments`. Raises UserError."""
+    if arguments.suite is not None:
+        from cppo.cli.eval_suite import asked_suite
+
+        return asked_suite(arguments)
+    if arguments.data is None:
+        raise UserError("give --data or --suite")
+    if arguments.benchmark_folder is not None:
+        raise UserError("--benchmark_folder needs --suite")
+    arguments.samples = arguments.samples or 1
+    return None
+
+
 def _check_files(arguments: Any) -> None:
     """The files and folders that are named. Raises UserError."""
+    if arguments.model is None:
+        raise UserError("give --model: `micro`, a folder or a Hugging Face name")
     check_model(arguments.model)
     check_output_file("--json", arguments.json)
+    if arguments.suite is not None:
+        return
     check_output_file("--responses", arguments.responses)
     if arguments.json and arguments.responses and Path(arguments.json).resolve() == Path(arguments.responses).resolve():
         raise UserError(f"--json and --responses both name {arguments.json}; give two files")
@@ -132,12 +161,18 @@ def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], V
 def _identity(arguments: Any, dtype: str) -> dict[str, Any]:
     """Which model and which data: with the settings, what must be the same for responses to go into one file."""
     specs = [(text, parse_spec(text)) for text in arguments.data]
-    base = adapter_base(arguments.model)
     return {
-        "model": _model_identity(arguments.model),
-        **({} if base is None else {"adapter's model": _model_identity(base)}),
+        **_model_identities(arguments.model),
         "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
         "dtype": dtype,
+    }
+
+
+def _model_identities(model: str) -> dict[str, str]:
+    base = adapter_base(model)
+    return {
+        "model": _model_identity(model),
+        **({} if base is None else {"adapter's model": _model_identity(base)}),
     }
 
 
@@ -155,10 +190,23 @@ def _parser() -> Parser:
     parser = Parser(
         prog="cppo eval", description="Accuracy, pass@k and format rate of a model on data, and its perception card."
     )
-    parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
-    add_data_options(parser)
+    parser.add_argument("--model", metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
+    add_data_options(parser, required=False)
     parser.add_argument(
-        "--samples", type=COUNT, default=1, metavar="N", help="1 (default) is greedy; more: avg@N and pass@k"
+        "--suite",
+        nargs="+",
+        metavar="NAME",
+        help="public benchmarks in place of --data: `paper`, `quick`, or some of --list_benchmarks",
+    )
+    parser.add_argument("--list_benchmarks", action="store_true", help="show the benchmarks that --suite knows")
+    parser.add_argument(
+        "--benchmark_folder", metavar="DIR", help="read the data sets of --suite from DIR/ORG/NAME, not from the hub"
+    )
+    parser.add_argument(
+        "--samples",
+        type=COUNT,
+        metavar="N",
+        help="1 (default; of a suite 16, of `quick` 1) is greedy; more: avg@N and pass@k",
     )
     parser.add_argument(
         "--temperature",
@@ -170,7 +218,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--pass_k", type=COUNT, nargs="+", metavar="K", help="k of pass@k (default: powers of two up to N)"
     )
-    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N items")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N items; of a suite N of each")
     parser.add_argument(
         "--blank", action="store_true", help="also the accuracy with a grey image: what needs no looking"
     )
@@ -185,7 +233,9 @@ def _parser() -> Parser:
         "--by", nargs="+", default=[], metavar="COLUMN", help="accuracy for each value of these columns of the data"
     )
     parser.add_argument(
-        "--responses", metavar="FILE", help="store every response in a .jsonl file; go on from it where it stopped"
+        "--responses",
+        metavar="FILE",
+        help="store every response in a .jsonl file, of a suite in a folder of them; go on from it where it stopped",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
     parser.add_argument("--batch_size", type=COUNT, default=64, metavar="N", help="responses at once (default: 64)")

@@ -36,6 +36,7 @@ def evaluate(
     keep: Callable[[Record, ItemResult], Any] | None = None,
     progress: Callable[[int], Any] | None = None,
     processes: Processes = ALONE,
+    right: Callable[[str, Sequence[str]], Sequence[float]] | None = None,
 ) -> EvalResult:
     """Let `model` answer every record and score the answers.
 
@@ -58,6 +59,8 @@ def evaluate(
             holds other records too is answered again as a whole, so that it is padded as before.
         keep: called in the first process with each record just answered, without its images, and its result.
         progress: called in the first process with the number of records just answered.
+        right: from a record's id and its responses, 1.0 for each right one and 0.0 for the others; by default the
+            accuracy reward with `tolerance`.
         processes: those that call this function together. Each gets the whole result, which their number does not
             change.
 
@@ -87,7 +90,7 @@ def evaluate(
         return answered[max(0, len(known) - batch.start) :]
 
     def score(answered: list[tuple[Record, list[str]]]) -> list[tuple[Record, ItemResult]]:
-        return [(replace(record, images=()), score_item(record, texts, tolerance)) for record, texts in answered]
+        return [(replace(record, images=()), score_item(record, texts, tolerance, right)) for record, texts in answered]
 
     items = list(known)
     batches = [batch for batch in _batches(len(source), max(1, batch_size // samples)) if batch.stop > len(known)]
@@ -103,11 +106,19 @@ def evaluate(
     return EvalResult(tuple(items), samples, condition.name)
 
 
-def score_item(record: Record, responses: Sequence[str], tolerance: float) -> ItemResult:
-    """A record's responses with the accuracy and the format reward of each."""
-    correct = get_accuracy_reward(tolerance)(
-        responses, answer=[record.answer] * len(responses), choices=[record.choices] * len(responses)
-    )
+def score_item(
+    record: Record,
+    responses: Sequence[str],
+    tolerance: float,
+    right: Callable[[str, Sequence[str]], Sequence[float]] | None = None,
+) -> ItemResult:
+    """A record's responses with the format reward of each, and `right` or the accuracy reward."""
+    if right is not None:
+        correct = right(record.id, responses)
+    else:
+        correct = get_accuracy_reward(tolerance)(
+            responses, answer=[record.answer] * len(responses), choices=[record.choices] * len(responses)
+        )
     return ItemResult(
         record.id,
         record.answer,

@@ -57,7 +57,7 @@ class Benchmark:
         metric: how right and wrong sum up.
         unit: the facts that rows of one unit share (`Metric`); none: each row is a unit.
         by: the facts by which accuracy is also told.
-        judge: what the harness asks a language model, which is done by rule here; "" for nothing.
+        judge: the part of a language model in the benchmark's harness, which is done by rule here; "" for none.
         verified: whether layout, prompt and metric were all read at their source.
         in_paper: whether the CPPO paper's mean counts it.
     """
