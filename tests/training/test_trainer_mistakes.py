@@ -22,7 +22,7 @@ from cppo.rewards import accuracy_reward
 from cppo.training.config import CPPOConfig
 from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
-from cppo.training.view_inputs import prompt_messages
+from cppo.training.view_inputs import canonical_rows, prompt_messages
 
 
 def one_line(caught):
@@ -357,3 +357,34 @@ def test_rewards_may_be_named(make_trainer):
     assert trainer.reward_func_names == ["accuracy_reward", "format_reward"]
     with pytest.raises(UserError, match=r"rewards: 'gone.py:f': there is no file gone.py"):
         make_trainer(make_rows([1, 1]), reward_funcs="gone.py:f")
+
+
+BEGUN = {"role": "assistant", "content": "Let me see"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": "user", "content": "What?"}, BEGUN],
+        [{"role": "system", "content": "Look."}, {"role": "user", "content": "What?"}, BEGUN],
+        [{"role": "user", "content": "What?"}, BEGUN, {"role": "user", "content": "And?"}, BEGUN],
+        [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "<think>"}]},
+        ],
+        [BEGUN],
+    ],
+)
+def test_a_prompt_that_ends_with_the_assistant_is_refused(make_trainer, prompt):
+    right, wrong = make_rows([1, 1])
+    wrong = {**wrong, "prompt": prompt}
+    with pytest.raises(UserError, match="ends with an assistant message"):
+        make_trainer([wrong, right])
+    with pytest.raises(UserError, match="ends with an assistant message"):
+        canonical_rows([right, wrong])
+
+
+def test_an_answered_question_before_the_last_is_no_mistake(make_trainer):
+    (row,) = make_rows([1])
+    prompt = [{"role": "user", "content": "Ready?"}, {"role": "assistant", "content": "Yes."}, *row["prompt"]]
+    check_columns([{**row, "prompt": prompt}], True)

@@ -13,9 +13,9 @@ from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, number_in
 from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
-from cppo.data import RecordSource
+from cppo.data import RecordSource, first_prompts
 from cppo.data.spec import PathSpec, parse_spec
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.files import content_fingerprint, model_fingerprint
 from cppo.views import CARD_CONDITIONS, CONDITION_NAMES, ViewSampler, check_families
 
@@ -68,6 +68,9 @@ def run(argv: Sequence[str]) -> None:
             one.name: one.families for one in conditions if one.name.startswith("trained_") or len(one.families) > 1
         }
         report["trained_views"] = {**_views(trained), "source": "published" if published else "run"}
+    if causes := _without_form(arguments, source, results["clean"], settings):
+        report["format_warning"] = f"format 0 %: {'; '.join(causes)}"
+        tell(f"warning: {report['format_warning']}")
     for line in report_lines(report, card):
         print(line)
     if arguments.json:
@@ -119,6 +122,18 @@ def _report(
         rows = [categories(source, index) for index in range(len(source))]
         report["by"] = {name: category_rows(clean, [row[name] for row in rows]) for name in arguments.by}
     return report
+
+
+def _without_form(arguments: Any, source: RecordSource, result: "EvalResult", settings: Mapping[str, Any]) -> list[str]:
+    """Why no response has the form that the standard rewards look for; nothing where some have it."""
+    if result.format_rate:
+        return []
+    from cppo.evaluation import load_processor
+    from cppo.rewards import ChatForm
+
+    responses = [response for item in result.items for response in item.responses]
+    form = ChatForm.of(load_processor(arguments.model))
+    return form.causes(first_prompts(source, settings["system_prompt"]), responses)
 
 
 def _check_sampling(arguments: Any) -> list[int]:

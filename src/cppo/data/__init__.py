@@ -5,7 +5,16 @@ from cppo.data.hub import HubAway, open_hub_table
 from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
 from cppo.data.readers import load_records, load_rows
-from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, chat_messages, question_text, to_dataset, with_suffix
+from cppo.data.record import (
+    RECORD_COLUMNS,
+    Record,
+    RecordSource,
+    chat_messages,
+    first_prompts,
+    question_text,
+    to_dataset,
+    with_suffix,
+)
 from cppo.data.spec import hub_dataset, parse_spec
 from cppo.data.summary import DataSummary, summarize
 from cppo.data.tables import Table
@@ -22,6 +31,7 @@ __all__ = [
     "Table",
     "chat_messages",
     "check_columns",
+    "first_prompts",
     "hub_dataset",
     "load_records",
     "load_rows",

@@ -257,6 +257,11 @@ def chat_messages(prompt: str | list[dict[str, Any]], system_prompt: str | None 
     return [{"role": "system", "content": content}, *messages]
 
 
+def first_prompts(source: Sequence[Record], system_prompt: str | None = None, count: int = 8) -> list[Any]:
+    """The first prompts of a source as chat messages: enough to see what they ask for."""
+    return [chat_messages(source[index].prompt, system_prompt) for index in range(min(count, len(source)))]
+
+
 def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     """The text of a prompt's last message: the question without system prompt and placeholders."""
     content = prompt if isinstance(prompt, str) else prompt[-1]["content"]

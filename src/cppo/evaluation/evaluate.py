@@ -12,7 +12,7 @@ from cppo.evaluation.engines import Engine, TransformersEngine
 from cppo.evaluation.generate import response_stream
 from cppo.evaluation.processes import ALONE, Processes
 from cppo.evaluation.results import EvalResult, ItemResult
-from cppo.rewards import format_reward, get_accuracy_reward
+from cppo.rewards import ChatForm, format_reward, get_accuracy_reward
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -74,6 +74,8 @@ def evaluate(
     if samples > 1 and not temperature:
         raise ValueError(f"{samples} greedy samples are all the same; evaluate needs temperature > 0 for them")
     engine = model if isinstance(model, Engine) else TransformersEngine(model, processor)
+    used = getattr(engine, "processor", None)
+    opened = ChatForm.of(used).opened if used is not None else ""
 
     def answer(batch: range) -> list[tuple[Record, list[str]]]:
         records = [source[index] for index in batch]
@@ -90,7 +92,10 @@ def evaluate(
         return answered[max(0, len(known) - batch.start) :]
 
     def score(answered: list[tuple[Record, list[str]]]) -> list[tuple[Record, ItemResult]]:
-        return [(replace(record, images=()), score_item(record, texts, tolerance, right)) for record, texts in answered]
+        return [
+            (replace(record, images=()), score_item(record, texts, tolerance, right, opened))
+            for record, texts in answered
+        ]
 
     items = list(known)
     batches = [batch for batch in _batches(len(source), max(1, batch_size // samples)) if batch.stop > len(known)]
@@ -111,8 +116,12 @@ def score_item(
     responses: Sequence[str],
     tolerance: float,
     right: Callable[[str, Sequence[str]], Sequence[float]] | None = None,
+    opened: str = "",
 ) -> ItemResult:
-    """A record's responses with the format reward of each, and `right` or the accuracy reward."""
+    """A record's responses with the format reward of each, and `right` or the accuracy reward.
+
+    opened: what the chat template opens of the form (`ChatForm`).
+    """
     if right is not None:
         correct = right(record.id, responses)
     else:
@@ -124,7 +133,7 @@ def score_item(
         record.answer,
         tuple(responses),
         tuple(correct),
-        tuple(format_reward(responses)),
+        tuple(format_reward(responses, opened=[opened] * len(responses))),
         images=len(record.images),
         choices=record.choices or (),
     )

@@ -22,6 +22,7 @@ def run_warnings(run: RunData) -> list[str]:
     """Everything that the run's figures warn of, one sentence or two each; empty where nothing does."""
     signs: tuple[Callable[[RunData], str | None], ...] = (
         not_finite,
+        without_form,
         collapse,
         low_entropy,
         equal_groups,
@@ -42,6 +43,15 @@ def not_finite(run: RunData) -> str | None:
         f"Loss or gradient was not finite in {len(steps)} step(s), first in step {steps[0]}: lower learning_rate or "
         "max_grad_norm, or train in float32 or bfloat16."
     )
+
+
+def without_form(run: RunData) -> str | None:
+    """What was told in the first steps about the form of the responses, as long as none has it."""
+    told = run.progress.get("form_warning")
+    if not told:
+        return None
+    points = _latest(run.series(f"rewards/{told.split()[0]}_reward/mean"))
+    return None if any(value for _, value in points) else f"{told[0].upper()}{told[1:]}."
 
 
 def collapse(run: RunData) -> str | None:

@@ -2,6 +2,7 @@
 
 from cppo.rewards.answer import accuracy_reward, format_reward, get_accuracy_reward, get_format_reward
 from cppo.rewards.extract import extract_answer
+from cppo.rewards.form import ChatForm
 from cppo.rewards.match import answer_kind, answer_number, answers_match, names_choice
 from cppo.rewards.spec import (
     DEFAULT_REWARDS,
@@ -19,6 +20,7 @@ from cppo.rewards.spec import (
 __all__ = [
     "DEFAULT_REWARDS",
     "DEFAULT_WEIGHTS",
+    "ChatForm",
     "RewardFunction",
     "RewardSpec",
     "accuracy_reward",

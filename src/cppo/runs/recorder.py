@@ -33,6 +33,7 @@ class RunRecorder(TrainerCallback):
     Args:
         quiet: no bar and no samples on a terminal.
         versions: of the packages, for the report of a run that has not finished.
+        form_warning: what the run was told about the form of its responses, if anything, for the report.
         report: writes it, as `cppo.reports.write_report`.
         now: seconds of a clock.
     """
@@ -45,6 +46,7 @@ class RunRecorder(TrainerCallback):
         quiet: bool = False,
         versions: Mapping[str, str] | None = None,
         report: Callable[..., object] | None = None,
+        form_warning: Callable[[], str | None] = lambda: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._files = files
@@ -52,6 +54,7 @@ class RunRecorder(TrainerCallback):
         self._progress = Progress(quiet=quiet)
         self._versions = dict(versions or {})
         self._report = report
+        self._form_warning = form_warning
         self._now = now
         self._began, self._from_step, self._report_due = 0.0, 0, 0.0
         self._writes = False
@@ -114,6 +117,7 @@ class RunRecorder(TrainerCallback):
             "from_step": self._from_step,
             "seconds": round(began - self._began, 1),
             "versions": self._versions,
+            **({"form_warning": warning} if (warning := self._form_warning()) else {}),
         }
         replace_text(self._files.progress, json.dumps(content, indent=2) + "\n")
         if self._report is not None:

@@ -34,6 +34,7 @@ from cppo.recipes import (
 from cppo.rewards import DEFAULT_WEIGHTS, number_tolerance
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.answers import answer_all
+from cppo.runs.form import warn_of_answers, warn_of_prompts
 from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
 from cppo.runs.recorder import RunRecorder
@@ -134,7 +135,12 @@ def run_training(
         long_rows=len(left_out.long),
     )
     recorder = RunRecorder(
-        files, lambda: trainer.last_samples, quiet=options.quiet, versions=package_versions(), report=report
+        files,
+        lambda: trainer.last_samples,
+        quiet=options.quiet,
+        versions=package_versions(),
+        report=report,
+        form_warning=lambda: trainer.form_watch.warning,
     )
     asked: dict[str, Any] = {
         "max_new_tokens": args.max_completion_length,
@@ -155,6 +161,8 @@ def run_training(
     trainer.add_callback(stop)
     with stop.listening():
         before = answer("before")
+        if before is not None and sources.held_out is not None:
+            warn_of_answers(trainer, options, sources.held_out, before)
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if stop.agreed:
@@ -244,6 +252,7 @@ def build_trainer(
         name_base(trainer.model, options.model)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
+    warn_of_prompts(trainer, options, prepared.train)
     return trainer
 
 

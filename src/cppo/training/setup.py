@@ -20,7 +20,7 @@ from cppo.policy import (
 )
 from cppo.rewards import reward_columns
 from cppo.training.option_rules import check_gate_reward
-from cppo.training.view_inputs import Row, embedded_images, prompt_images
+from cppo.training.view_inputs import Row, check_ends_with_question, embedded_images, prompt_images
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ def check_castable_head(model: Any, args: GRPOConfig) -> None:
 def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> None:
     """Hold the first row of a dataset that is no stream against what training and reward functions read.
 
-    Raises UserError for one without a prompt or a column that a function needs, and warns of one without images.
+    Raises UserError for one without a prompt, with one that ends with an assistant message, or without a column that a
+    function needs, and warns of one without images.
     """
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
         return
@@ -80,6 +81,7 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
     named = ", ".join(row)
     if "prompt" not in row:
         raise UserError(f"train_dataset has no column `prompt`: rename one; its columns are {named}")
+    check_ends_with_question(row["prompt"])
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
         columns = {} if isinstance(reward, str | torch.nn.Module) else reward_columns(reward)
         missing = [repr(name) for name, needed in columns.items() if needed and name not in {*row, "images"}]

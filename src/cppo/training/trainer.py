@@ -24,9 +24,10 @@ from cppo.errors import UserError
 from cppo.policy import ResponseScores, only_special_tokens, shared_prefill, sliced_generation, unwrapped
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import trimmed, without_empty_images
-from cppo.rewards import guarded_rewards, named_rewards
+from cppo.rewards import ChatForm, guarded_rewards, named_rewards
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import score_before_updates, step_normalizer
+from cppo.training.form_watch import FormWatch
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
@@ -182,6 +183,10 @@ class CPPOTrainer(CardedTrainer):
         self._perception_sums = torch.zeros(len(METRICS), 2, device=self.accelerator.device)
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples()
+        self.form_watch = FormWatch(
+            ChatForm.of(self.processing_class, **self.chat_template_kwargs), self.reward_func_names
+        )
+        self.add_callback(self.form_watch)
         self._phases = PhaseClock(self.accelerator.device)
         self.add_callback(StepCosts(self._phases, self.accelerator.device, self._metrics["train"]))
 
@@ -233,8 +238,10 @@ class CPPOTrainer(CardedTrainer):
 
     @timed("reward")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        inputs = self.form_watch.with_opening(inputs)
         self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         check_reward_size(self._rewards, self.reward_weights.tolist(), self.reward_func_names)
+        self.form_watch.see(prompts, completions, self._rewards, self.reward_func_names)
         return self._rewards
 
     @timed("rollout")

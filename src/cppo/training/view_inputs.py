@@ -33,8 +33,9 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
     The rollouts, the anchor and the views all start from these images, so that they share one conversion.
 
     Raises:
-        UserError: an image cannot be read, or `images` is no list.
+        UserError: an image cannot be read, `images` is no list, or the prompt ends with an assistant's message.
     """
+    check_ends_with_question(row["prompt"])
     if row.get("images") is not None:
         if not isinstance(row["images"], Sequence) or isinstance(row["images"], str):
             kind = type(row["images"]).__name__
@@ -44,6 +45,16 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
         images = [row["image"]] if row.get("image") is not None else []
     prompt = replace_images(row["prompt"], [load_rgb(image) for image in embedded_images(row["prompt"])])
     return {**row, "prompt": prompt, "images": [load_rgb(image) for image in images]}
+
+
+def check_ends_with_question(prompt: Messages | str) -> None:
+    """Raise UserError for a prompt that ends with an assistant's message: a response begins after another's."""
+    if not isinstance(prompt, str) and prompt and prompt[-1].get("role") == "assistant":
+        begun = str(prompt[-1].get("content"))[:40]
+        raise UserError(
+            f"a prompt ends with an assistant message ({begun!r}): let it end with a user message, which may ask for "
+            "such a beginning"
+        )
 
 
 def canonical_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -1,0 +1,108 @@
+r"""The form that the standard rewards look for, `<think>...</think> ... \boxed{...}`: why no response has it.
+
+A response may lack it though the model does all it was asked: the chat template opens `<think>` in the prompt, decoding
+drops it as a special token, or no prompt asks for it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+THINK, CLOSE, BOX = "<think>", "</think>", "\\boxed{}"
+_WRITTEN = {THINK: THINK, BOX: "\\boxed{"}
+_ASKED = {THINK: "<think", BOX: "boxed"}
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """What a model's chat template and tokenizer do to the form.
+
+    Attributes:
+        opened: what the template writes of the form itself at the end of a prompt, from its `<think>` on.
+        added: the text of a chat with the question `?`: what the template says to every prompt.
+        dropped: tags that decoding drops as special tokens.
+    """
+
+    opened: str = ""
+    added: str = ""
+    dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, processor: Any, **template: Any) -> "ChatForm":
+        """That of a processor or tokenizer; `template`: further arguments of its chat template."""
+        if not getattr(processor, "chat_template", None):
+            return cls(dropped=_dropped(processor))
+        content: Any = [{"type": "text", "text": "?"}] if hasattr(processor, "tokenizer") else "?"
+        chat = [{"role": "user", "content": content}]
+        asked, begun = (
+            processor.apply_chat_template(chat, add_generation_prompt=begins, tokenize=False, **template)
+            for begins in (False, True)
+        )
+        answer = begun.removeprefix(asked)
+        place = answer.find(THINK)
+        return cls(answer[place:] if place >= 0 else "", begun, _dropped(processor))
+
+    def causes(
+        self, prompts: Iterable[Any], responses: Sequence[str] = (), marks: Sequence[str] = (THINK, BOX)
+    ) -> list[str]:
+        """Why none of the responses has the form, each with what helps; before there are any, why none will.
+
+        Args:
+            prompts: texts or chats; some are enough.
+            marks: what the rewards look for.
+        """
+        asked_for = "\n".join([self.added, *map(_text, prompts)])
+        dropped = [mark for mark in self.dropped if mark != CLOSE or THINK not in self.dropped]
+        dropped = [mark for mark in dropped if THINK in marks]
+        open_marks = [
+            mark
+            for mark in marks
+            if not (mark == THINK and (self.opened or dropped)) and not any(_WRITTEN[mark] in one for one in responses)
+        ]
+        unasked = [mark for mark in open_marks if _ASKED[mark] not in asked_for]
+        unwritten = [mark for mark in open_marks if mark not in unasked] if responses else []
+        found = []
+        if dropped:
+            found.append(
+                f'decoding drops {_named(dropped)} as a special token: set "special": false for it in the model\'s '
+                "tokenizer.json and tokenizer_config.json"
+            )
+        if unasked:
+            found.append(f"no prompt asks for {_named(unasked)}: ask for it with system_prompt or prompt_suffix")
+        if unwritten:
+            found.append(
+                f"prompts ask for {_named(unwritten)}, but no response has it: show it in the prompt, teach it with "
+                "`cppo sft`, or raise the longest response if responses are cut off"
+            )
+        if responses and not found:
+            found.append(
+                f"responses have parts of the form, but none has `{THINK}...{CLOSE} ... \\boxed{{...}}` in this order: "
+                "say so in system_prompt or prompt_suffix, or raise the longest response if responses are cut off"
+            )
+        return found
+
+
+def _dropped(processor: Any) -> tuple[str, ...]:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    found = []
+    for tag in (THINK, CLOSE):
+        ids = tokenizer(tag, add_special_tokens=False)["input_ids"]
+        kept, all_of_it = (tokenizer.decode(ids, skip_special_tokens=skips) for skips in (True, False))
+        if tag in all_of_it and tag not in kept:
+            found.append(tag)
+    return tuple(found)
+
+
+def _text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """A prompt's text, that of all its messages."""
+    if isinstance(prompt, str):
+        return prompt
+    contents = [message.get("content") or "" for message in prompt]
+    return "\n".join(
+        content if isinstance(content, str) else "".join(str(part.get("text") or "") for part in content)
+        for content in contents
+    )
+
+
+def _named(marks: Sequence[str]) -> str:
+    return " and ".join(f"`{mark}`" for mark in marks)
