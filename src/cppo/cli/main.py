@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train a vision-language model with CPPO or another method",
     "sft": "supervised fine-tuning on reference responses",
     "compare": "compare methods over seeds and tasks from one start checkpoint",
-    "eval": "accuracy, pass@k and format rate of a model on data, and its perception card",
+    "eval": "accuracy, pass@k and format rate of a model on data or benchmarks, and its perception card",
     "export": "write a run or checkpoint as a plain model folder, adapters merged",
     "inspect": "show which response tokens depend on the image",
     "report": "write a run's report, or put several runs side by side",

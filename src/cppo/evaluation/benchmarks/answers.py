@@ -18,6 +18,7 @@ MAX_SEARCHED_CHARS = 10_000
 """Of an answer that is no box, only the end is searched."""
 MAX_LIST_CHARS = 20_000
 LETTERS_NEAR_THE_END = 5
+LABEL_LETTERS = "ABCDEFGH"
 
 _THOUGHT = "</think>"
 _MARKUP = re.compile(r"\\(?:text|math)[a-z]{0,2}\b|[*$`{}]|\\[()\[\]]")
@@ -26,7 +27,8 @@ _LABEL = re.compile(r"\(([A-Z])\)|([A-Z])[).:](?:\s|$)")
 _SAID = re.compile(
     r"\b(?i:answer|option|choice)(?:\s(?i:is|would be|should be))?\s?:?\s?\(?(A(?!\s[a-z])|[B-Z])\b(?!')"
 )
-_ARTICLE = re.compile(r"\bA(?=\s(?!or\b|and\b)[a-z])")
+_WORD_OF_ITS_OWN = re.compile(r"\b[AI](?=\s(?!or\b|and\b)[a-z])")
+"""An article or a pronoun: no option's letter is followed by a sentence."""
 _WORD_BREAKS = re.compile(r"[^\w+-]+")
 _NUMBER = re.compile(r"-?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+)")
 _PI = re.compile(r"(-?[0-9.]*)\s?(?:\\pi|π)")
@@ -54,7 +56,7 @@ def option_letter(answer: str, letters: str, texts: Sequence[str] = ()) -> str |
             return letter
     if said := [letter for letter in _SAID.findall(plain) if letter in letters]:
         return said[-1]
-    words = _WORD_BREAKS.split(_ARTICLE.sub(" ", plain).strip(string.punctuation + " "))
+    words = _WORD_BREAKS.split(_WORD_OF_ITS_OWN.sub(" ", plain).strip(string.punctuation + " "))
     alone = {word for word in words if len(word) == 1 and word in letters}
     if len(alone) == 1 and alone & set(words[-LETTERS_NEAR_THE_END:]):
         return alone.pop()
@@ -70,7 +72,7 @@ def option_labels(answer: str) -> str:
     plain = " ".join(_MARKUP.sub(" ", answer).split()).strip("(). ")
     if _LABELS.fullmatch(plain):
         return "".join(sorted(set(re.sub(r"and|[^A-Z0-9]", "", plain))))
-    return option_letter(answer, string.ascii_uppercase) or ""
+    return option_letter(answer, LABEL_LETTERS) or ""
 
 
 def number(answer: str) -> float | None:
