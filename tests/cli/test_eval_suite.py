@@ -38,8 +38,10 @@ def test_a_table_and_figures(small_model, folder, tmp_path, capsys):
     assert command(small_model, folder, *options, "--responses", str(responses)) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("avg@3, temperature 1, top_p 1; answers are read by rule; 95 % intervals\n")
-    assert re.search(r"^We-Math testmini +10 +score \(strict\) +\d+\.\d %  \[.* extraction$", shown, re.MULTILINE)
-    assert re.search(r"^POPE +12 +F1 +", shown, re.MULTILINE)
+    assert re.search(
+        r"^We-Math testmini +10 of 1,740 +score \(strict\) +\d+\.\d %  \[.* extraction$", shown, re.MULTILINE
+    )
+    assert re.search(r"^POPE +12 of 9,000 +F1 +", shown, re.MULTILINE)
     assert re.search(r"^mean of 2 of the paper's 7 +\d", shown, re.MULTILINE)
     assert "POPE: unverified, not in the mean" in shown
 
@@ -66,14 +68,19 @@ def test_a_stopped_suite_goes_on(small_model, folder, tmp_path, monkeypatch, cap
     assert command(small_model, folder, *argv, f"{whole}.json", "--responses", str(whole)) == 0
     part.mkdir()
     (part / "wemath.jsonl").write_bytes((whole / "wemath.jsonl").read_bytes())
-    lines = (whole / "mathvision.jsonl").read_bytes().splitlines(keepends=True)
-    (part / "mathvision.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])
+    some = (whole / "mathvision.jsonl").read_bytes().splitlines(keepends=True)
+    (part / "mathvision.jsonl").write_bytes(b"".join(some[:4]) + some[4][:30])
     assert command(small_model, folder, *argv, f"{part}.json", "--responses", str(part)) == 0
     assert json.loads(Path(f"{part}.json").read_text()) == json.loads(Path(f"{whole}.json").read_text())
     for name in NAMES:
         assert (part / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes()
     monkeypatch.setattr("cppo.evaluation.load_model", None)  # what is answered needs no model
+    stored = part / "pope.jsonl"
+    lines = stored.read_text()
+    assert '"correct": [0.0, 0.0]' in lines
+    stored.write_text(lines.replace('"correct": [0.0, 0.0]', '"correct": [1.0, 1.0]'))  # by other rules
     assert command(small_model, folder, *argv, f"{part}.json", "--responses", str(part)) == 0
+    assert json.loads(Path(f"{part}.json").read_text()) == json.loads(Path(f"{whole}.json").read_text())
     capsys.readouterr()
     assert command(small_model, folder, "--samples", "3", "--responses", str(part)) == 2
     assert "samples was 2, now 3" in capsys.readouterr().err

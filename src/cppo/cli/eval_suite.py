@@ -67,19 +67,18 @@ def run_suite(
 
     asked = [_read(benchmark, suite.limit, arguments, settings) for benchmark in suite.benchmarks]
     answering = Answering(arguments)
-    found: dict[str, tuple[Asked, EvalResult, Figures]] = {}
+    results: list[EvalResult] = []
     for one in asked:
         name = one.benchmark.name
         file = None if arguments.responses is None else str(Path(arguments.responses) / f"{name}.jsonl")
         data = one.benchmark.hub
         if arguments.benchmark_folder is not None:
             data = content_fingerprint(Path(arguments.benchmark_folder) / data)
-        own = {**identity, "dtype": answering.dtype, "benchmark": name, "data": data}
-        result = answering.answer(one.source, [CLEAN], settings, file, own, right=one.right)["clean"]
-        found[name] = one, result, one.figures(result.items)
+        own = {**identity, "dtype": answering.dtype, "benchmark": name, "data": data, "limit": suite.limit}
+        results.append(answering.answer(one.source, [CLEAN], settings, file, own, right=one.right)["clean"])
     if not answering.processes.is_first:
         return
-    report = _report(found, arguments, settings, ks)
+    report = _report(list(zip(asked, results, strict=True)), arguments, settings, ks)
     for line in suite_lines(report):
         print(line)
     if arguments.json:
@@ -113,15 +112,16 @@ def suite_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"avg@{report['samples']}, {how}; answers are read by rule; 95 % intervals",
         "",
-        f"{'benchmark':<{width}}{'items':>6}  {'figure':<16}{'':<24}a language model's part in its harness",
+        f"{'benchmark':<{width}}{'items':>14}  {'figure':<16}{'':<24}a language model's part in its harness",
     ]
     for one in benchmarks:
         figure, rate = next(iter(one["figures"].items()))
-        lines.append(f"{one['title']:<{width}}{one['n']:>6,}  {figure:<16}{_rate(rate):<24}{one['judge'] or 'none'}")
+        items = f"{one['n']:,}" + f" of {one['size']:,}" * (one["n"] != one["size"])
+        lines.append(f"{one['title']:<{width}}{items:>14}  {figure:<16}{_rate(rate):<24}{one['judge'] or 'none'}")
     if "paper_mean" in report:
         counted, all_of_it = len(report["paper_mean"]["of"]), sum(one.in_paper for one in BENCHMARKS.values())
         name = f"mean of {counted} of the paper's {all_of_it}"
-        lines.append(f"{name:<{width + 24}}{_rate(report['paper_mean'])}")
+        lines.append(f"{name:<{width + 32}}{_rate(report['paper_mean'])}")
     for one in benchmarks:
         others = list(one["figures"].items())[1:]
         if others:
@@ -144,19 +144,19 @@ def _read(benchmark: Benchmark, limit: int | None, arguments: Any, settings: Map
 
 
 def _report(
-    found: "Mapping[str, tuple[Asked, EvalResult, Figures]]",
-    arguments: Any,
-    settings: Mapping[str, Any],
-    ks: Sequence[int],
+    answered: "Sequence[tuple[Asked, EvalResult]]", arguments: Any, settings: Mapping[str, Any], ks: Sequence[int]
 ) -> dict[str, Any]:
     """The figures as JSON values."""
-    report: dict[str, Any] = {"model": arguments.model, "suite": arguments.suite, **settings, "benchmarks": {}}
-    for name, (asked, result, figures) in found.items():
-        benchmark = asked.benchmark
+    benchmarks: dict[str, dict[str, Any]] = {}
+    paper: dict[str, Figures] = {}
+    for asked, found in answered:
+        benchmark, result = asked.benchmark, asked.scored(found)
+        figures = asked.figures(result.items)
         questions = [asked.questions[item.id] for item in result.items]
-        report["benchmarks"][name] = {
+        benchmarks[benchmark.name] = {
             "title": benchmark.title,
             "hub": benchmark.hub,
+            "size": benchmark.size,
             "verified": benchmark.verified,
             "judge": benchmark.judge,
             "figures": {figure: _json(rate) for figure, rate in figures.rates.items()},
@@ -164,14 +164,10 @@ def _report(
             "skipped_rows": len(asked.source.skipped),
             "by": {fact: category_rows(result, [one.facts[fact] for one in questions]) for fact in benchmark.by},
         }
-    paper = {
-        name: figures
-        for name, (asked, _, figures) in found.items()
-        if asked.benchmark.in_paper and asked.benchmark.verified
-    }
-    if paper:
-        report["paper_mean"] = {**_json(mean_of(list(paper.values()))), "of": list(paper)}
-    return report
+        if benchmark.in_paper and benchmark.verified:
+            paper[benchmark.name] = figures
+    report = {"model": arguments.model, "suite": arguments.suite, **settings, "benchmarks": benchmarks}
+    return {**report, "paper_mean": {**_json(mean_of(list(paper.values()))), "of": list(paper)}} if paper else report
 
 
 def _json(rate: Any) -> dict[str, Any]:

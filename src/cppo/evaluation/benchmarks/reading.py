@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -11,7 +11,7 @@ from cppo.data import HubAway, RecordSource, load_rows, no_row_has, open_hub_tab
 from cppo.errors import UserError, one_line
 from cppo.evaluation.benchmarks.benchmark import Benchmark, Question, Row
 from cppo.evaluation.benchmarks.metrics import Figures, Judged, compute
-from cppo.evaluation.results import ItemResult
+from cppo.evaluation.results import EvalResult, ItemResult
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Asked:
         """1.0 for each right response to a record, 0.0 for the others."""
         question = self.questions[record_id]
         return [float(self.benchmark.right(question, response)) for response in responses]
+
+    def scored(self, result: EvalResult) -> EvalResult:
+        """Results with their responses scored again: those from a file may be from an earlier version's rules."""
+        items = [replace(item, correct=tuple(self.right(item.id, item.responses))) for item in result.items]
+        return replace(result, items=tuple(items))
 
     def figures(self, items: Sequence[ItemResult]) -> Figures:
         """What the benchmark's metric makes of results, which hold as many responses each."""
