@@ -2,7 +2,7 @@
 
 import pytest
 
-from cppo.rewards import ChatForm, format_reward, get_format_reward
+from cppo.rewards import ChatForm, format_reward, get_format_reward, reward_columns
 
 GOOD = "<think>two and one</think> \\boxed{3}"
 ASKS = "Think within <think> </think> and answer in \\boxed{}."
@@ -62,8 +62,14 @@ def test_a_templates_own_arguments_count():
     ],
 )
 def test_an_opened_tag_counts(form, opened, response, counts):
-    assert get_format_reward(form)([response], opened=[opened]) == [float(counts)]
-    assert get_format_reward(form)([[{"role": "assistant", "content": response}]], opened=[opened]) == [float(counts)]
+    assert get_format_reward(form)([response], prompt_opens=[opened]) == [float(counts)]
+    assert get_format_reward(form)([[{"role": "assistant", "content": response}]], prompt_opens=[opened]) == [
+        float(counts)
+    ]
+
+
+def test_what_the_prompt_opens_is_no_column_of_the_data():
+    assert "prompt_opens" not in reward_columns(format_reward)
 
 
 def test_without_an_opening_nothing_is_counted():

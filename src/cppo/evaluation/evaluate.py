@@ -133,7 +133,7 @@ def score_item(
         record.answer,
         tuple(responses),
         tuple(correct),
-        tuple(format_reward(responses, opened=[opened] * len(responses))),
+        tuple(format_reward(responses, prompt_opens=[opened] * len(responses))),
         images=len(record.images),
         choices=record.choices or (),
     )

@@ -109,15 +109,17 @@ def get_format_reward(form: str = "strict") -> Callable[..., list[float]]:
         raise UserError(f"form = {form!r} is unknown; {choose_one(str(form), list(_FORMS))}")
     has_form = _FORMS[form]
 
-    def format_reward(completions: Sequence[Any], opened: Sequence[str] | None = None, **kwargs: Any) -> list[float]:
+    def format_reward(
+        completions: Sequence[Any], prompt_opens: Sequence[str] | None = None, **kwargs: Any
+    ) -> list[float]:
         """1.0 for each completion of the form, else 0.0.
 
-        completions: texts or chats, B of them. opened: what each one's prompt opened of the form (`<think>`, which some
-        chat templates write themselves); it counts where the completion does not open its own. The other columns that
-        TRL passes are ignored.
+        completions: texts or chats, B of them. prompt_opens: what each one's prompt opens of the form (some chat
+        templates write `<think>` themselves); it counts where the completion does not open its own. The other columns
+        that TRL passes are ignored.
         """
         texts = [completion_text(completion) for completion in completions]
-        begun = opened or [""] * len(texts)
+        begun = prompt_opens or [""] * len(texts)
         return [
             float(has_form(text) or (bool(start) and has_form(start + text)))
             for text, start in zip(texts, begun, strict=True)

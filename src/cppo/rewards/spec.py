@@ -29,7 +29,7 @@ BUILT_IN = {
 """Names of the rewards that need no import path: functions that are called with the options and make the reward."""
 DEFAULT_REWARDS = ("accuracy", "format")
 DEFAULT_WEIGHTS = (0.9, 0.1)
-TRL_ARGUMENTS = (
+TRAINER_ARGUMENTS = (
     "prompts",
     "completions",
     "completion_ids",
@@ -37,8 +37,9 @@ TRL_ARGUMENTS = (
     "log_extra",
     "log_metric",
     "environments",
+    "prompt_opens",
 )
-"""What TRL passes to a reward beside the columns of the data."""
+"""What TRL passes to a reward beside the columns of the data, and what our trainer adds (`FormWatch.with_opening`)."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def reward_columns(function: RewardFunction) -> dict[str, bool]:
         name: parameter.default is inspect.Parameter.empty
         for name, parameter in _parameters(function).items()
         if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        and name not in TRL_ARGUMENTS
+        and name not in TRAINER_ARGUMENTS
     }
 
 

@@ -26,10 +26,10 @@ class FormWatch(TrainerCallback):
         warning: what was told; None before, and where there was nothing to tell.
     """
 
-    def __init__(self, form: ChatForm, rewards: Sequence[str]) -> None:
-        self.form = form
+    def __init__(self, trainer: Any) -> None:
+        self.form = ChatForm.of(trainer.processing_class, **trainer.chat_template_kwargs)
         self.warning: str | None = None
-        self._reward = next((name for name in LOOKS_FOR if name in rewards), None)
+        self._reward = next((name for name in LOOKS_FOR if name in trainer.reward_func_names), None)
         self._earned = self._reward is None
         self._prompts: list[Any] = []
         self._responses: list[str] = []
@@ -40,8 +40,8 @@ class FormWatch(TrainerCallback):
         return LOOKS_FOR[self._reward] if self._reward else ()
 
     def with_opening(self, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        """The rows with the column `opened` where the chat template opens the response: rewards may count it."""
-        return [{**row, "opened": self.form.opened} for row in rows] if self.form.opened else rows
+        """The rows with the column `prompt_opens` where the chat template opens the response: rewards may count it."""
+        return [{**row, "prompt_opens": self.form.opened} for row in rows] if self.form.opened else rows
 
     def see(self, prompts: Sequence[Any], completions: Sequence[Any], rewards: Tensor, names: Sequence[str]) -> None:
         """Look at a batch. rewards: [B, R] of all processes, by the R names; prompts and completions are this one's."""

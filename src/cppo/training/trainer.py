@@ -24,7 +24,7 @@ from cppo.errors import UserError
 from cppo.policy import ResponseScores, only_special_tokens, shared_prefill, sliced_generation, unwrapped
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import trimmed, without_empty_images
-from cppo.rewards import ChatForm, guarded_rewards, named_rewards
+from cppo.rewards import guarded_rewards, named_rewards
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import score_before_updates, step_normalizer
 from cppo.training.form_watch import FormWatch
@@ -183,9 +183,7 @@ class CPPOTrainer(CardedTrainer):
         self._perception_sums = torch.zeros(len(METRICS), 2, device=self.accelerator.device)
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples()
-        self.form_watch = FormWatch(
-            ChatForm.of(self.processing_class, **self.chat_template_kwargs), self.reward_func_names
-        )
+        self.form_watch = FormWatch(self)
         self.add_callback(self.form_watch)
         self._phases = PhaseClock(self.accelerator.device)
         self.add_callback(StepCosts(self._phases, self.accelerator.device, self._metrics["train"]))
