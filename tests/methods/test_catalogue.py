@@ -158,6 +158,7 @@ def test_whole_distributions_are_the_exact_divergences():
         ({"view_diffusion_decay": [30.0, 0.5]}, "view_diffusion_decay fades out diffusion noise"),
         ({"method": "dvrp", "view_diffusion_decay": [30.0]}, "give two numbers, [steepness, midpoint]"),
         ({"method": "dvrp", "view_diffusion_decay": [30.0, 1.5]}, "a midpoint in [0, 1]"),
+        ({"method": "cppo-async", "perception_view_gradients": False}, "since the anchor cancels"),
         ({"method": "papo", "perception_view_gradients": True}, "set perception_view_gradients = false"),
         ({"method": "papo", "perception_divergence": "kl"}, "perception_divergence = 'kl' compares whole"),
         (

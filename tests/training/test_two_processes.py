@@ -29,7 +29,7 @@ CASES = {
         "scorer": "kernel",
     },
     "divergence and entropy": {"method": "dvrp"},
-    "views of the rollout policy": {"method": "papo", "entropy_coef": 0.0},
+    "views of the rollout policy": {"method": "papo", "entropy_coef": 0.0, "scorer": "kernel"},
     "weighted": {"method": "cppo-likelihood", "perception_rollouts_per_group": 1},
     "correct": {"perception_gate": "correct", "perception_gate_reward": "parity_reward", "reward": "parity_reward"},
     # The first process has the rows whose rewards are all alike.

@@ -34,6 +34,8 @@ EXECUTION_OPTIONS = frozenset(
         "view_threads",
         "log_perception_grad_share",
         "freeze_vision_tower",
+        "nonfinite",
+        "nonfinite_limit",
     }
 )
 """The options of CPPO's own that say how a method is computed, and what is trained. All others but `method` are the

@@ -280,6 +280,11 @@ class CPPOConfig(GRPOConfig):
         return self.perception_sink in ("contrast", "divergence") and any(weights)
 
     @property
+    def separate_view_pass(self) -> bool:
+        """Whether an update scores the views in a pass of their own, without gradient."""
+        return self.perception_view_policy == "current" and not self.perception_view_gradients
+
+    @property
     def scored_views(self) -> tuple[str, ...]:
         """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
         if self.perception_sink in SHAPING_SINKS:

@@ -130,6 +130,13 @@ def _check_method(options: Mapping[str, Any]) -> None:
         raise UserError(f"{entropy_weight} trains the policy under the view: set perception_view_gradients = true")
     if adds_loss and by_rollout:
         _check_rollout_policy(options)
+    same_weights = options["perception_preserving_weight"] == options["perception_removing_weight"]
+    cancels = sink == "contrast" and options["perception_divergence"] == "k1" and same_weights
+    if cancels and options["perception_weight"] and not options["perception_view_gradients"]:
+        raise UserError(
+            "perception_divergence = 'k1' has no gradient but that of the policy under the views, since the anchor "
+            "cancels: set perception_view_gradients = true"
+        )
     if options["entropy_estimator"] == "sampled" and (options.get("top_entropy_quantile") or 1.0) < 1.0:
         raise UserError(
             "top_entropy_quantile chooses tokens by their exact entropy: set entropy_estimator = 'exact', not 'sampled'"

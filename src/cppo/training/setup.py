@@ -44,9 +44,7 @@ def check_setup(trainer: Any) -> None:
         raise UserError("scorer = 'shared' does not gather ZeRO-3 weights alike on all ranks: use 'kernel'")
     if trainer.args.log_perception_grad_share:
         raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
-    args = trainer.args
-    detached = args.perception_view_policy == "current" and not args.perception_view_gradients
-    several_passes = args.perception_memory == "sequential" or detached
+    several_passes = trainer.args.perception_memory == "sequential" or trainer.args.separate_view_pass
     if trainer.args.scorer == "shared" and several_passes:
         raise UserError(
             "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "

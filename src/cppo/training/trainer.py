@@ -345,8 +345,7 @@ class CPPOTrainer(CardedTrainer):
         length = inputs["completion_ids"].shape[1]
         score = row_scorer(self, model, length, compute_aux_loss=self.aux_loss_enabled)
         scores = request.score(score, *rows, self.args.perception_view_gradients)
-        two_passes = request.kinds and not self.args.perception_view_gradients
-        if two_passes and not request.rows and self.accelerator.num_processes > 1:
+        if self.args.separate_view_pass and not request.rows and self.accelerator.num_processes > 1:
             idle_pass(score, *rows)
         return scores
 
