@@ -150,8 +150,8 @@ FAMILIES: dict[str, Parts] = {
 """Families by transformers' model type."""
 
 
-def build_family(name: str, folder: Path) -> str:
-    """Write model and processor of a family to `folder`; the weights are widened so that a token sees the image."""
+def build_processor(name: str) -> Any:
+    """The processor of a family, with a small tokenizer."""
     parts = FAMILIES[name]
     tokenizer = build_tokenizer(["What is number 0123456789 see \\boxed{}"], 300)
     tokenizer.add_tokens(list(parts.special.values()), special_tokens=True)
@@ -164,7 +164,13 @@ def build_family(name: str, folder: Path) -> str:
         padding_side="left",
         extra_special_tokens=named,
     )
-    processor = parts.processor(tokenizer, CHAT_TEMPLATE.replace(QWEN_IMAGE, parts.image_text))
+    return parts.processor(tokenizer, CHAT_TEMPLATE.replace(QWEN_IMAGE, parts.image_text))
+
+
+def build_family(name: str, folder: Path) -> str:
+    """Write model and processor of a family to `folder`; the weights are widened so that a token sees the image."""
+    processor = build_processor(name)
+    tokenizer = processor.tokenizer
     text = text_part(
         1,
         max_position_embeddings=512,
@@ -173,7 +179,7 @@ def build_family(name: str, folder: Path) -> str:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    tokens = {role: tokenizer.convert_tokens_to_ids(token) for role, token in parts.tokens.items()}
+    tokens = {role: tokenizer.convert_tokens_to_ids(token) for role, token in FAMILIES[name].tokens.items()}
     config = CONFIGS[name](Sizes(text, tokens, layers=1, patch=PATCH, side=SIDE))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -73,9 +73,12 @@ class Answering:
         stored: ResponseFile | None,
         right: Callable[[str, Sequence[str]], Sequence[float]] | None,
     ) -> "EvalResult":
-        from cppo.evaluation import evaluate
+        from cppo.evaluation import check_marks, evaluate
 
         model, processor = self._model if len(known) < len(source) else (None, None)
+        if processor is not None:
+            texts = {name: settings[name] for name in ("system_prompt", "prompt_suffix")}
+            check_marks(processor, [source], **texts)
         name, indices = condition.name, iter(range(len(known), len(source)))
 
         def keep(record: Any, item: Any) -> None:

@@ -1,6 +1,7 @@
 """`cppo data check SPEC ...`: what the data holds, and every row that a run could not use."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,16 +43,18 @@ def run(argv: Sequence[str]) -> None:
         other = summarize(load_records(arguments.against, split="test", **reading))
     # What is repeated shows in the files' own pixels; what is long, in those that the model is shown.
     source.pixels, source.prompt_suffix = pixels, arguments.prompt_suffix
-    tokens = _prompt_tokens(source, arguments.model, arguments.system_prompt) if arguments.model else []
+    readable, tokens, marked = _read_by_model(source, arguments) if arguments.model else (source, [], [])
     _print_bad(source.skipped)
+    for line in marked:
+        print(f"bad row  {line}")
     if arguments.max_prompt_tokens is not None:
         from cppo.evaluation import long_rows
 
-        too_long = long_rows(source, tokens, arguments.max_prompt_tokens)
+        too_long = long_rows(readable, tokens, arguments.max_prompt_tokens)
         for row in too_long:
             print(f"long row  {row.place}: {row.tokens} prompt tokens")
-    bad, total = len(source.skipped), len(source) + len(source.skipped)
-    print(f"rows        {total:,}, {len(source):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
+    bad, total = len(source.skipped) + len(marked), len(source) + len(source.skipped)
+    print(f"rows        {total:,}, {len(readable):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
     print("\n".join(_lines(summary, pixels)))
     if summary.choice_rows:
         print(_choices_line(source, summary))
@@ -102,11 +105,20 @@ def _choices_line(source: RecordSource, summary: DataSummary) -> str:
     return f"choices     {summary.choice_rows:,} rows have them; the answer is none of them in {len(wrong):,}{shown}"
 
 
-def _prompt_tokens(source: RecordSource, model: str, system_prompt: str | None) -> list[int]:
-    from cppo.evaluation import load_processor, prompt_lengths
+def _read_by_model(source: RecordSource, arguments: Namespace) -> tuple[RecordSource, list[int], list[str]]:
+    """The rows that the model can read, their prompt tokens, and lines that name the rows with its own marks."""
+    from cppo.evaluation import check_marks, load_processor, marked_rows, prompt_lengths
 
-    with Progress(total=len(source), desc="tokens", unit="rows") as bar:
-        return prompt_lengths(load_processor(model), source, system_prompt=system_prompt, progress=bar.update)
+    processor = load_processor(arguments.model)
+    check_marks(processor, [], system_prompt=arguments.system_prompt, prompt_suffix=arguments.prompt_suffix)
+    marked = dict(marked_rows(source, processor))
+    lines = [
+        f"{source.place(index)}: its text holds {mark}, a mark of the model's own" for index, mark in marked.items()
+    ]
+    readable = source.keep([index for index in range(len(source)) if index not in marked])
+    with Progress(total=len(readable), desc="tokens", unit="rows") as bar:
+        lengths = prompt_lengths(processor, readable, system_prompt=arguments.system_prompt, progress=bar.update)
+    return readable, lengths, lines
 
 
 def _spread(values: list[int]) -> str:

@@ -38,11 +38,12 @@ def run(argv: Sequence[str]) -> None:
     source = asked_rows(arguments, settings)
     quiet_libraries()
 
-    from cppo.evaluation import load_model
+    from cppo.evaluation import check_marks, load_model
     from cppo.evaluation.inspection import InspectOptions, inspect_record
     from cppo.reports.inspection import detector_table, json_item, render_inspection
 
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    check_marks(processor, [source], **{name: settings[name] for name in ("system_prompt", "prompt_suffix")})
     asked = InspectOptions(
         samples=arguments.samples,
         temperature=options.get("temperature", 1.0),

@@ -57,12 +57,14 @@ def run(argv: Sequence[str]) -> None:
     records = _records(arguments, settings)
     quiet_libraries()
 
-    from cppo.evaluation import evaluate, load_model
+    from cppo.evaluation import check_marks, evaluate, load_model
     from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
 
     model = processor = None
     if arguments.model:
         model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+        texts = {name: settings[name] for name in ("system_prompt", "prompt_suffix")}
+        check_marks(processor, [], prompt=arguments.prompt, **texts)
     asked: dict[str, Any] = {
         "max_new_tokens": settings["max_new_tokens"],
         "system_prompt": settings["system_prompt"],

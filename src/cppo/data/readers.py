@@ -151,6 +151,9 @@ class TaskRows:
     def num_images(self, index: int) -> int:
         return 1
 
+    def texts(self, index: int) -> list[str]:
+        return []
+
     def outline(self, index: int) -> Outline:
         record = self[index]
         return Outline(record.prompt, tuple(map(ImageFacts.of, record.images)), record.answer, record.choices)

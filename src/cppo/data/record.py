@@ -73,6 +73,12 @@ class StoredRow:
     extras: Mapping[str, Any] = field(default_factory=dict)
     facts: tuple[ImageFacts, ...] | None = None
 
+    def texts(self) -> list[str]:
+        """All that a model reads of the row: the prompt's texts, and the response if there is one."""
+        messages = [self.prompt] if isinstance(self.prompt, str) else [message["content"] for message in self.prompt]
+        parts = [part.get("text", "") for content in messages if isinstance(content, list) for part in content]
+        return [*(content for content in messages if isinstance(content, str)), *parts, self.response or ""]
+
     def outline(self) -> Outline:
         """Without decoding the images, where the check noted their facts."""
         facts = tuple(map(ImageFacts.of, self.record().images)) if self.facts is None else self.facts
@@ -114,6 +120,9 @@ class StoredRows:
     def num_images(self, index: int) -> int:
         return len(self.rows[index].images)
 
+    def texts(self, index: int) -> list[str]:
+        return self.rows[index].texts()
+
     def outline(self, index: int) -> Outline:
         return self.rows[index].outline()
 
@@ -137,6 +146,8 @@ class Rows(Protocol):
     def place(self, index: int) -> str: ...
 
     def num_images(self, index: int) -> int: ...
+
+    def texts(self, index: int) -> list[str]: ...
 
     def outline(self, index: int) -> Outline: ...
 
@@ -210,6 +221,11 @@ class RecordSource(Sequence[Record]):
         """How many images a record has; none is decoded."""
         part, position = self._find(index)
         return part.num_images(position)
+
+    def texts(self, index: int) -> list[str]:
+        """The texts of a record that came from outside: prompt and response, without `prompt_suffix`."""
+        part, position = self._find(index)
+        return part.texts(position)
 
     def outline(self, index: int) -> Outline:
         """A record without its pixels, of the size that the file has; after `load_records(with_facts=True)` quickly."""

@@ -12,6 +12,7 @@ from cppo.evaluation.engines import Engine, TransformersEngine
 from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.generate import generate_responses, prompt_inputs
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement
+from cppo.evaluation.marks import check_marks, marked_rows
 from cppo.evaluation.processes import ALONE, Processes, join_processes
 from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
@@ -45,6 +46,7 @@ __all__ = [
     "TransformersEngine",
     "blank_images",
     "bootstrap_interval",
+    "check_marks",
     "check_vision_model",
     "evaluate",
     "generate_responses",
@@ -53,6 +55,7 @@ __all__ = [
     "load_model",
     "load_processor",
     "long_rows",
+    "marked_rows",
     "mean_interval",
     "paired_bootstrap",
     "pass_at_k",

@@ -19,7 +19,9 @@ from cppo.evaluation import (
     BLANK,
     EvalResult,
     PairedDifference,
+    check_marks,
     check_vision_model,
+    load_processor,
     paired_bootstrap,
 )
 from cppo.files import replace_text
@@ -216,6 +218,9 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     check_vision_model(options.model)
     train, left_out = drop_rows(sources.train, options)
     warn_of_left_out(train, left_out, options)
+    held_out = [sources.evaluation, sources.held_out]
+    texts = {"system_prompt": options.system_prompt, "prompt_suffix": options.prompt_suffix}
+    check_marks(load_processor(options.model), [train, *held_out], **texts)
     check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)
     warn_of_shared_files(options)

@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError, first_line, one_line_with_remedy
+from cppo.evaluation import check_marks
 from cppo.policy.loading import whole_weights
 from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
@@ -86,7 +87,7 @@ def sft_trainer(
 
     `sft_args` are fields of `trl.SFTConfig`; of `options` the system prompt and those of an adapter are taken.
     Callbacks given here take the place of the Trainer's own printing. Raises UserError for a refused option, data
-    without reference responses, or a model that cannot be loaded or has no vision tower.
+    without reference responses or with a model's own marks, or a model that cannot be loaded or has no vision tower.
     """
     config = sft_config(output_dir, sft_args or {})
     check_loggers(config)
@@ -108,6 +109,9 @@ def sft_trainer(
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"model {model!r} cannot be fine-tuned: {first_line(error)}") from error
+    check_marks(
+        trainer.processing_class, [data, eval_data], system_prompt=system_prompt, prompt_suffix=data.prompt_suffix
+    )
     if adapter:
         name_base(trainer.model, model)
     for callback in (ProgressCallback, PrinterCallback) if callbacks else ():
