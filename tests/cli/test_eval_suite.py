@@ -15,13 +15,19 @@ NAMES = ("wemath", "mathvision", "pope")
 
 
 @pytest.fixture
-def folder(tmp_path_factory, monkeypatch):
-    """A folder with the data sets of NAMES, as ORG/NAME."""
+def stand_ins(monkeypatch):
+    """The script that makes small data sets in the layouts of the benchmarks, for those of NAMES alone."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    stand_ins = importlib.import_module("paper_suite")
+    script = importlib.import_module("paper_suite")
     wanted = {BENCHMARKS[name].hub for name in NAMES}
-    some = {hub: made for hub, made in stand_ins.REPOSITORIES.items() if hub in wanted}
-    monkeypatch.setattr(stand_ins, "REPOSITORIES", some)
+    some = {hub: made for hub, made in script.REPOSITORIES.items() if hub in wanted}
+    monkeypatch.setattr(script, "REPOSITORIES", some)
+    return script
+
+
+@pytest.fixture
+def folder(tmp_path_factory, stand_ins):
+    """A folder with the data sets of NAMES, as ORG/NAME."""
     root = tmp_path_factory.mktemp("benchmarks")
     stand_ins.write(root)
     return str(root)
@@ -99,6 +105,13 @@ def test_quick_asks_once(small_model, folder, tmp_path, monkeypatch):
     figures = json.loads(file.read_text())
     assert figures["temperature"] == 0.0
     assert figures["benchmarks"]["wemath"]["n"] in (6, 7)
+
+
+def test_the_script_of_the_documents(stand_ins, small_model, tmp_path, capsys):
+    options = ["--model", small_model, "--suite", "pope", "--limit", "6", "--samples", "1", "--max_new_tokens", "4"]
+    assert stand_ins.main([str(tmp_path / "new"), *options, "--device", "cpu"]) == 0
+    assert re.search(r"^POPE +6 of 9,000 +F1 +\d", capsys.readouterr().out, re.MULTILINE)
+    assert stand_ins.main([]) == 2
 
 
 def test_the_list_of_benchmarks(capsys):

@@ -1,4 +1,4 @@
-"""`cppo eval`: accuracy, pass@k and format rate of a model on data, and its perception card."""
+"""`cppo eval`: accuracy, pass@k and format rate of a model on data or benchmarks, and its perception card."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -203,7 +203,8 @@ def _views(sampler: ViewSampler) -> dict[str, Any]:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="cppo eval", description="Accuracy, pass@k and format rate of a model on data, and its perception card."
+        prog="cppo eval",
+        description="Accuracy, pass@k and format rate of a model on data or benchmarks, and its perception card.",
     )
     parser.add_argument("--model", metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
     add_data_options(parser, required=False)
