@@ -4,13 +4,15 @@ import importlib
 import json
 import math
 import re
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cppo.evaluation import prompt_inputs
 from cppo.evaluation.inspection import score_dependency
 from cppo.views import ViewSampler
 
@@ -192,3 +194,43 @@ def test_a_table_against_another_method(benchmark_module) -> None:
         [f"| {study}", evidence.OVER_TASKS, method] for study in ("unlimited", "prior") for method in ("cppo", "papo")
     ]
     assert evidence.points(stored["over_tasks"]["cppo"]["clean"]["equal_time"]) in lines[2]
+
+
+def test_vllm_agreement_by_hand(benchmark_module, small_model, monkeypatch) -> None:
+    """An engine whose log-probability of one token of each response is 0.25 nats off."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "evaluation" / "stand_in"))
+    module = benchmark_module("vllm_agreement")
+    model, processor = module.load_model(small_model, device="cpu", dtype="float32")
+    kinds = module.rows_of(2)
+    assert [len(images) for asked in kinds.values() for _, images in asked] == [1, 1, 2, 2, 0, 0]
+    rows = module.answered(model, processor, kinds["two images"], 5)
+    prompt, images = kinds["two images"][0]
+    inputs = prompt_inputs(processor, [prompt], [images])
+    with torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits[0, -1].double()
+    assert rows[0].logps[0] == pytest.approx(torch.log_softmax(logits, dim=-1)[rows[0].ids[0]].item(), abs=1e-5)
+    logits[module.vision_placeholder_ids(processor, model.config)] = -torch.inf
+    first, second = logits.topk(2).values.tolist()
+    assert rows[0].gaps[0] == pytest.approx(first - second, abs=1e-5)
+
+    class Llm:
+        def generate(self, asked, parameters, **options):
+            outputs = []
+            for row, one, sampling in zip(rows, asked, parameters, strict=True):
+                assert one["prompt_token_ids"][-len(row.ids) :] == row.ids
+                assert "prompt" not in one
+                assert sampling.prompt_logprobs == 0
+                scores = [
+                    {token: SimpleNamespace(logprob=logp)} for token, logp in zip(row.ids, row.logps, strict=True)
+                ]
+                scores[1][row.ids[1]].logprob -= 0.25
+                outputs.append(SimpleNamespace(prompt_logprobs=[None, {}, *scores]))
+            return outputs
+
+    engine = module.VllmEngine(Llm(), processor, model.config, model.generation_config)
+    found = module.differences(engine, rows)
+    assert sorted(found)[-2:] == pytest.approx([0.25, 0.25], abs=1e-12)
+    assert sum(found) == pytest.approx(0.5, abs=1e-12)
+    other = [*rows[0].ids[:3], rows[0].ids[3] + 1]
+    assert module.first_gaps(rows, [other, rows[1].ids]) == [rows[0].gaps[3]]
+    sys.modules.pop("vllm")

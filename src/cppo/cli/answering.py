@@ -1,21 +1,68 @@
 """The model of `cppo eval` and its answers: loaded once when it is needed, in all processes of a launcher together."""
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from cppo.cli.checks import launched_processes
+from cppo.assets import adapter_base
+from cppo.cli.checks import check_packages, launched_processes
 from cppo.cli.eval_report import category_text
+from cppo.cli.parser import COUNT, number_in
 from cppo.cli.response_file import ResponseFile
 from cppo.data import RecordSource
+from cppo.errors import UserError
 
 if TYPE_CHECKING:
     from cppo.evaluation import Condition, EvalResult
 
 ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "tolerance")
 """The settings that `evaluate` takes."""
+BATCH_SIZES = {"transformers": 64, "vllm": 1024}
+"""Responses at once by default. vLLM itself chooses how many of its batch run together."""
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The options --batch_size, --use_vllm and those of vLLM, by TRL's names."""
+    small, large = BATCH_SIZES.values()
+    parser.add_argument(
+        "--batch_size", type=COUNT, metavar="N", help=f"responses at once (default: {small}; with --use_vllm {large})"
+    )
+    parser.add_argument("--use_vllm", action="store_true", help="generate through vLLM, which is installed apart")
+    parser.add_argument(
+        "--vllm_tensor_parallel_size", type=COUNT, metavar="N", help="GPUs that share the weights (default: 1)"
+    )
+    parser.add_argument(
+        "--vllm_gpu_memory_utilization",
+        type=number_in("(0, 1]"),
+        metavar="X",
+        help="the fraction of a GPU's memory that vLLM takes (default: 0.9)",
+    )
+    parser.add_argument(
+        "--vllm_max_model_length",
+        type=COUNT,
+        metavar="N",
+        help="tokens of prompt and response together (default: as many as the model can)",
+    )
+
+
+def check_engine(arguments: Any) -> None:
+    """Whether the options of `add_engine_options` go with the others, and vLLM is there. Raises UserError."""
+    if not arguments.use_vllm:
+        for name, value in vars(arguments).items():
+            if name.startswith("vllm_") and value is not None:
+                raise UserError(f"--{name} needs --use_vllm")
+        return
+    check_packages({"use_vllm": True})
+    if arguments.device is not None:
+        raise UserError("--device: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES shows; leave it out with --use_vllm")
+    if adapter_base(arguments.model) is not None:
+        raise UserError(
+            f"--use_vllm: {arguments.model} is an adapter: `cppo export --model {arguments.model} --out DIR` makes a "
+            "model of it"
+        )
 
 
 class Answering:
@@ -23,22 +70,38 @@ class Answering:
 
     Attributes:
         processes: those of the launcher, else this one alone.
-        dtype: of the weights.
+        identity: of what generates, for the head of a response file: dtype, and the engine where it is vLLM.
     """
 
     def __init__(self, arguments: Any) -> None:
         """Join the other processes. Raises UserError where they have no device each."""
         from cppo.evaluation import join_processes, placement
 
-        device, self.dtype = placement(arguments.device, arguments.dtype)
+        device, self._dtype = placement(arguments.device, arguments.dtype)
+        # Under vLLM the GPUs belong to engines in processes of their own.
+        device = "cpu" if arguments.use_vllm else device
         self.processes, self._device = join_processes(device, launched_processes())
+        self.identity = {"dtype": self._dtype, **({"engine": "vllm"} if arguments.use_vllm else {})}
         self._arguments = arguments
+        self._batch_size = arguments.batch_size or BATCH_SIZES["vllm" if arguments.use_vllm else "transformers"]
 
     @cached_property
     def _model(self) -> tuple[Any, Any]:
+        """The two first arguments of `evaluate`."""
         from cppo.evaluation import load_model
 
-        return load_model(self._arguments.model, device=self._device, dtype=self.dtype)
+        given = self._arguments
+        if not given.use_vllm:
+            return load_model(given.model, device=self._device, dtype=self._dtype)
+        from cppo.evaluation.vllm_engine import load_vllm
+
+        options = {
+            "tensor_parallel_size": given.vllm_tensor_parallel_size,
+            "gpu_memory_utilization": given.vllm_gpu_memory_utilization,
+            "max_model_length": given.vllm_max_model_length,
+        }
+        stated = {name: value for name, value in options.items() if value is not None}
+        return load_vllm(given.model, dtype=self._dtype, **stated), None
 
     def answer(
         self,
@@ -92,7 +155,7 @@ class Answering:
                 processor,
                 source,
                 condition=condition,
-                batch_size=self._arguments.batch_size,
+                batch_size=self._batch_size,
                 known=known,
                 keep=keep,
                 progress=bar.update,

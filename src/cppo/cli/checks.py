@@ -60,7 +60,7 @@ def check_inputs(recipe: Recipe) -> None:
             f"model: {options.model} is an adapter: `cppo export --model {options.model} --out DIR` makes a model of "
             "it; or continue its run with --resume_from_checkpoint"
         )
-    _check_packages({**vars(options), **recipe.config})
+    check_packages({**vars(options), **recipe.config})
     _check_mappings(recipe)
     check_data(options.data)
     check_columns(options.columns)
@@ -164,7 +164,8 @@ def _check_mappings(recipe: Recipe) -> None:
             raise UserError(f"{name}: expected a mapping such as {{key: value}}, or a file with it; got {value!r}")
 
 
-def _check_packages(options: Mapping[str, Any]) -> None:
+def check_packages(options: Mapping[str, Any]) -> None:
+    """Whether the package is there that an option needs. Raises UserError."""
     for name, package in OPTIONAL_PACKAGES.items():
         if options.get(name) and importlib.util.find_spec(package.replace("-", "_")) is None:
             raise UserError(f"{name} needs the package {package}; pip install {package}")

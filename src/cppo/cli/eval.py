@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cppo.assets import adapter_base, resolve_model
-from cppo.cli.answering import Answering, categories
+from cppo.cli.answering import Answering, add_engine_options, categories, check_engine
 from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
@@ -33,6 +33,7 @@ def run(argv: Sequence[str]) -> None:
         return print("\n".join(benchmark_lines()))
     suite = _suite(arguments)
     _check_files(arguments)
+    check_engine(arguments)
     ks = _check_sampling(arguments)
     on_card: Sequence[str] = ()
     if arguments.card is not None:
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
     names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
     conditions = [get_condition(name, trained) for name in names]
     answering = Answering(arguments)
-    identity = {**_identity(arguments, answering.dtype), **settings, "trained_views": _views(trained)}
+    identity = {**_identity(arguments), **answering.identity, **settings, "trained_views": _views(trained)}
     results = answering.answer(source, conditions, settings, arguments.responses, identity)
     if not answering.processes.is_first:
         return
@@ -173,13 +174,12 @@ def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], V
     return settings, trained.get("views", ViewSampler(0)), "views" not in trained
 
 
-def _identity(arguments: Any, dtype: str) -> dict[str, Any]:
+def _identity(arguments: Any) -> dict[str, Any]:
     """Which model and which data: with the settings, what must be the same for responses to go into one file."""
     specs = [(text, parse_spec(text)) for text in arguments.data]
     return {
         **_model_identities(arguments.model),
         "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
-        "dtype": dtype,
     }
 
 
@@ -254,7 +254,6 @@ def _parser() -> Parser:
         help="store every response in a .jsonl file, of a suite in a folder of them; go on from it where it stopped",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
-    parser.add_argument("--batch_size", type=COUNT, default=64, metavar="N", help="responses at once (default: 64)")
     parser.add_argument(
         "--tolerance",
         type=number_in("[0, 1)"),
@@ -263,4 +262,5 @@ def _parser() -> Parser:
     )
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of samples and perturbations (default: 0)")
     add_answer_options(parser)
+    add_engine_options(parser)
     return parser

@@ -74,7 +74,7 @@ def run_suite(
         data = one.benchmark.hub
         if arguments.benchmark_folder is not None:
             data = content_fingerprint(Path(arguments.benchmark_folder) / data)
-        own = {**identity, "dtype": answering.dtype, "benchmark": name, "data": data, "limit": suite.limit}
+        own = {**identity, **answering.identity, "benchmark": name, "data": data, "limit": suite.limit}
         results.append(answering.answer(one.source, [CLEAN], settings, file, own, right=one.right)["clean"])
     if not answering.processes.is_first:
         return

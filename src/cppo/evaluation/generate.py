@@ -127,9 +127,7 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], images: Sequence[Sequence[Any]]) -> Any:
     """What the processor makes of prompts with images, up to where the response begins; padded on the left."""
-    messages = [
-        prepare_multimodal_messages(prompt, list(pictures)) for prompt, pictures in zip(prompts, images, strict=True)
-    ]
+    messages = [_messages(prompt, pictures) for prompt, pictures in zip(prompts, images, strict=True)]
     return processor.apply_chat_template(
         messages,
         add_generation_prompt=True,
@@ -140,16 +138,29 @@ def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], image
     )
 
 
+def prompt_text(processor: Any, prompt: list[dict[str, Any]], images: Sequence[Any]) -> str:
+    """The chat text of one row of `prompt_inputs`, with one placeholder an image."""
+    return processor.apply_chat_template(_messages(prompt, images), add_generation_prompt=True, tokenize=False)
+
+
+def _messages(prompt: list[dict[str, Any]], images: Sequence[Any]) -> list[dict[str, Any]]:
+    return prepare_multimodal_messages(prompt, list(images))
+
+
+def end_token_ids(processor: Any, config: GenerationConfig) -> list[int]:
+    """The tokens that end a response: the tokenizer's own and those of a checkpoint's generation configuration."""
+    eos = config.eos_token_id
+    return sorted({processor.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
+
+
 def _generation_config(model: Any, processor: Any, max_new_tokens: int) -> GenerationConfig:
     """Greedy search that ends where the tokenizer or the checkpoint says; image placeholders are never written."""
     tokenizer = processor.tokenizer
-    eos = unwrapped(model).generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         suppress_tokens=vision_placeholder_ids(processor, model.config) or None,
-        eos_token_id=sorted(eos_ids),
+        eos_token_id=end_token_ids(processor, unwrapped(model).generation_config),
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
