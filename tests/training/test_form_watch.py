@@ -112,13 +112,13 @@ def test_an_opened_tag_counts_in_training_and_evaluation(tmp_path, capsys):
 def test_special_tokens_are_told_in_run_and_evaluation(tmp_path, capsys):
     model = variant(tmp_path / "special", special=("<think>", "</think>"))
     before, after = train(model, "tasks:digits?n=8", tmp_path / "run", capsys, "--max_completion_length", "60")
-    assert 'decoding drops `<think>` as a special token: set "special": false' in before
+    assert 'decoding drops `<think>` and `</think>` as special tokens: set "special": false' in before
     assert "format 0 % in the first 3 steps: decoding drops `<think>`" in after
     file = tmp_path / "figures.json"
     argv = ["eval", "--model", model, "--data", "tasks:digits", "--limit", "8", "--max_new_tokens", "60"]
     assert main([*argv, "--json", str(file)]) == 0
     captured = capsys.readouterr()
-    assert "cppo: warning: format 0 %: decoding drops `<think>` as a special token" in captured.err
+    assert "cppo: warning: format 0 %: decoding drops `<think>` and `</think>` as special tokens" in captured.err
     assert "decoding drops" in json.loads(file.read_text())["format_warning"]
 
 

@@ -52,19 +52,15 @@ class ChatForm:
             marks: what the rewards look for.
         """
         asked_for = "\n".join([self.added, *map(_text, prompts)])
-        dropped = [mark for mark in self.dropped if mark != CLOSE or THINK not in self.dropped]
-        dropped = [mark for mark in dropped if THINK in marks]
-        open_marks = [
-            mark
-            for mark in marks
-            if not (mark == THINK and (self.opened or dropped)) and not any(_WRITTEN[mark] in one for one in responses)
-        ]
-        unasked = [mark for mark in open_marks if _ASKED[mark] not in asked_for]
-        unwritten = [mark for mark in open_marks if mark not in unasked] if responses else []
+        dropped = [tag for tag in self.dropped if THINK in marks and not (tag == THINK and self.opened)]
+        settled = {THINK} if self.opened or dropped else set()
+        lacking = [m for m in marks if m not in settled and not any(_WRITTEN[m] in one for one in responses)]
+        unasked = [mark for mark in lacking if _ASKED[mark] not in asked_for]
+        unwritten = [mark for mark in lacking if mark not in unasked] if responses else []
         found = []
         if dropped:
             found.append(
-                f'decoding drops {_named(dropped)} as a special token: set "special": false for it in the model\'s '
+                f'decoding drops {_named(dropped)} as special tokens: set "special": false for them in the model\'s '
                 "tokenizer.json and tokenizer_config.json"
             )
         if unasked:
