@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,8 @@ def test_a_table_and_figures(small_model, folder, tmp_path, capsys):
     options = ["--samples", "3", "--prompt_suffix", "Put it in a box.", "--json", str(file)]
     assert command(small_model, folder, *options, "--responses", str(responses)) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("avg@3, temperature 1, top_p 1; answers are read by rule; 95 % intervals\n")
+    how = "avg@3, temperature 1, top_p 1, at most 6 new tokens; answers are read by rule; 95 % intervals\n"
+    assert shown.startswith(how)
     assert re.search(
         r"^We-Math testmini +10 of 1,740 +score \(strict\) +\d+\.\d %  \[.* extraction$", shown, re.MULTILINE
     )
@@ -105,6 +107,23 @@ def test_quick_asks_once(small_model, folder, tmp_path, monkeypatch):
     figures = json.loads(file.read_text())
     assert figures["temperature"] == 0.0
     assert figures["benchmarks"]["wemath"]["n"] in (6, 7)
+
+
+def test_what_is_unverified_does_not_enter_the_mean(small_model, folder, tmp_path, monkeypatch):
+    suites = importlib.import_module("cppo.evaluation.benchmarks.suites")
+    monkeypatch.setitem(suites.BENCHMARKS, "mathvision", replace(BENCHMARKS["mathvision"], verified=False))
+    file = tmp_path / "figures.json"
+    assert command(small_model, folder, "--samples", "1", "--json", str(file), suite=["wemath", "mathvision"]) == 0
+    assert json.loads(file.read_text())["paper_mean"]["of"] == ["wemath"]
+
+
+def test_a_response_may_be_as_long_as_in_the_papers_harness():
+    from cppo.cli.eval import _parser
+    from cppo.cli.eval_suite import asked_suite
+
+    arguments = _parser().parse_all(["--model", "micro", "--suite", "paper"])
+    asked_suite(arguments)
+    assert (arguments.samples, arguments.temperature, arguments.max_new_tokens) == (16, 1.0, 2048)
 
 
 def test_the_script_of_the_documents(stand_ins, small_model, tmp_path, capsys):

@@ -13,6 +13,7 @@ from cppo.data import PixelBounds
 from cppo.errors import UserError
 from cppo.evaluation.benchmarks import (
     BENCHMARKS,
+    NEW_TOKENS,
     Asked,
     Benchmark,
     Figures,
@@ -31,7 +32,7 @@ NOT_HERE: dict[str, Any] = {"data": None, "columns": None, "card": None, "blank"
 
 
 def asked_suite(arguments: Any) -> Suite:
-    """The suite of a command's options, into which its samples and its temperature are put where none are given.
+    """The suite of a command's options, into which its samples, temperature and length are put where none are given.
 
     Makes the folder of its responses. Raises UserError for an unknown name, and for options that do not go with it.
     """
@@ -48,6 +49,7 @@ def asked_suite(arguments: Any) -> Suite:
             ) from error
     arguments.samples = arguments.samples or suite.samples
     arguments.temperature = 1.0 if arguments.temperature is None else arguments.temperature
+    arguments.max_new_tokens = arguments.max_new_tokens or NEW_TOKENS
     return replace(suite, limit=arguments.limit or suite.limit)
 
 
@@ -110,7 +112,8 @@ def suite_lines(report: Mapping[str, Any]) -> list[str]:
     width = 2 + max(len(one["title"]) for one in benchmarks)
     how = f"temperature {report['temperature']:g}, top_p {report['top_p']:g}" if report["temperature"] else "greedy"
     lines = [
-        f"avg@{report['samples']}, {how}; answers are read by rule; 95 % intervals",
+        f"avg@{report['samples']}, {how}, at most {report['max_new_tokens']:,} new tokens; "
+        "answers are read by rule; 95 % intervals",
         "",
         f"{'benchmark':<{width}}{'items':>14}  {'figure':<16}{'':<24}a language model's part in its harness",
     ]

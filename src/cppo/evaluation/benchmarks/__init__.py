@@ -3,10 +3,11 @@
 from cppo.evaluation.benchmarks.benchmark import Benchmark, Question
 from cppo.evaluation.benchmarks.metrics import Figures, mean_of
 from cppo.evaluation.benchmarks.reading import Asked, read_benchmark
-from cppo.evaluation.benchmarks.suites import BENCHMARKS, Suite, choose_suite
+from cppo.evaluation.benchmarks.suites import BENCHMARKS, NEW_TOKENS, Suite, choose_suite
 
 __all__ = [
     "BENCHMARKS",
+    "NEW_TOKENS",
     "Asked",
     "Benchmark",
     "Figures",

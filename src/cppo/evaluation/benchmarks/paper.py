@@ -20,7 +20,7 @@ LMMS_EVAL = "EvolvingLMMs-Lab/lmms-eval@75571cf lmms_eval/tasks"
 # LogicVista: a gold is a letter, a list of letters ("B, D") or a digit; one row has none.
 def _logicvista(row: Row, split: str) -> Question | None:
     answer = option_labels(str(row["answer"]))
-    return Question(row["question"], row["image"], answer, facts={"skill": first(row["skill"])}) if answer else None
+    return Question(row["question"], row["image"], answer, facts={"skill": _first(row["skill"])}) if answer else None
 
 
 LOGICVISTA = Benchmark(
@@ -59,7 +59,7 @@ def _mathvista_right(question: Question, answer: str) -> bool:
     if kind == "option":
         return option_letter(answer, LETTERS[: len(question.choices)], question.choices) == question.answer
     if kind == "list":
-        return without_spaces(answer) == without_spaces(question.answer)
+        return _without_spaces(answer) == _without_spaces(question.answer)
     value = number(answer)
     if kind not in ("integer", "float") or value is None:
         return same_answer(answer, question.answer)
@@ -112,12 +112,13 @@ _SHORT_ANSWER = re.compile(r'"short answer"\s*:\s*(?:"((?:[^"\\]|\\.)*)"|([^,}\n
 
 
 def _dynamath(row: Row, split: str) -> Question:
-    prompt = f"## Question\n {row['question']}" + DYNAMATH_FORM.format(
-        DYNAMATH_KINDS.get(row["answer_type"], DYNAMATH_OTHER)
-    )
-    facts = {"kind": row["answer_type"], "seed": str(row["id"]), "subject": " ".join(row["subject"].split())}
+    kind, answer = row["answer_type"], str(row["ground_truth"])
+    if kind == "float":
+        float(answer)  # what is no number is told as the row is read
+    prompt = f"## Question\n {row['question']}" + DYNAMATH_FORM.format(DYNAMATH_KINDS.get(kind, DYNAMATH_OTHER))
+    facts = {"kind": kind, "seed": str(row["id"]), "subject": " ".join(row["subject"].split())}
     facts["level"] = row["knowledge_level"]
-    return Question(prompt, row["decoded_image"], str(row["ground_truth"]), facts=facts)
+    return Question(prompt, row["decoded_image"], answer, facts=facts)
 
 
 def _dynamath_right(question: Question, answer: str) -> bool:
@@ -309,10 +310,10 @@ MMMU_PRO = Benchmark(
 PAPER = (LOGICVISTA, MATHVISTA, DYNAMATH, WEMATH, MATHVISION, MATHVERSE, MMMU_PRO)
 
 
-def first(cell: Any) -> str:
+def _first(cell: Any) -> str:
     """The first of a list, or the cell itself, as text; "" for an empty list."""
     return str(next(iter(cell), "")) if isinstance(cell, list | tuple) else str(cell)
 
 
-def without_spaces(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())

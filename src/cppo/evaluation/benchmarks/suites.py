@@ -11,6 +11,8 @@ from cppo.evaluation.benchmarks.paper import PAPER
 BENCHMARKS = {one.name: one for one in (*PAPER, *FURTHER)}
 """Every benchmark by its name."""
 PAPER_SAMPLES = 16
+NEW_TOKENS = 2048
+"""The longest response in the paper's harness, whatever a model was trained with."""
 QUICK_LIMIT = 200
 
 
