@@ -224,3 +224,44 @@ def flip(path):
     data = bytearray(path.read_bytes())
     data[8:40] = b"\xff" * 32
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (["cat", "kitten"], '["cat", "kitten"]'),
+        (["cat"], "cat"),
+        ([5, 5.5], '["5", "5.5"]'),
+        (("caf\u00e9", 'a "b"'), '["caf\u00e9", "a \\"b\\""]'),
+        ("[1, 2]", "[1, 2]"),
+    ],
+)
+def test_a_list_of_accepted_answers(value, expected):
+    assert load_rows([{"prompt": "q", "answer": value}])[0].answer == expected
+
+
+@pytest.mark.parametrize("value", [[], [[]], ["a", None], ["a", " "], {"a": 1}, [float("nan")]])
+def test_what_is_no_list_of_answers(value):
+    with pytest.raises(UserError, match="answer"):
+        load_rows([{"prompt": "q", "answer": value}])
+
+
+def test_data_check_names_answers_that_are_not_plain(tmp_path, capsys):
+    from cppo.cli.main import main
+
+    plain = ["5", "x < 3", "[1, 2]", "A", "\\frac{1}{2}", "(-1, 3]", "a # b", "5 > 3 < 4"]
+    wrapped = [
+        "<answer>5</answer>",
+        "3 + 4 = 7\n#### 7",
+        ["a", "b"],
+        "['a', 'b']",
+        "because\nso 5",
+        "<|begin_of_box|>5",
+    ]
+    rows = [{"prompt": f"q{number}", "answer": answer} for number, answer in enumerate([*plain, *wrapped])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["data", "check", str(tmp_path / "rows.jsonl")]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("wrapped"))
+    assert line.startswith("wrapped     6 answers are not plain (")
+    assert line.endswith("line 13, ...")
+    assert f"{tmp_path / 'rows.jsonl'} line 9, " in line

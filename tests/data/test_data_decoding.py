@@ -127,11 +127,11 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
 
 def test_a_long_check_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("cppo.progress.LINE_SECONDS", 0)
-    path = write_rows(tmp_path, files=2, rows=300)
+    path = write_rows(tmp_path, files=2, rows=100)
     load_records(path)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("check ")]
     assert [line.removeprefix(f"check {path}: ").partition(",")[0] for line in lines] == [
         "0 rows",
-        "256 rows",
-        "300 rows",
+        "64 rows",
+        "100 rows",
     ]

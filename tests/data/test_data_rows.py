@@ -105,7 +105,7 @@ def test_column_that_no_row_has(tmp_path, columns, message):
         ({"answer": ""}, "answer is empty"),
         ({"answer": " \n"}, "answer is empty"),
         ({"answer": True}, "answer must be text, found true"),
-        ({"answer": ["4"]}, "answer must be text"),
+        ({"answer": {"is": "4"}}, "answer must be text"),
         ({"prompt": None}, "column 'prompt' is missing or null"),
         ({"prompt": "  "}, "prompt is empty"),
         ({"prompt": "see <|image_pad|>"}, "prompt holds <|image_pad|>, a model's own mark; write <image> where"),

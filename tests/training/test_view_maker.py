@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from rollout_stubs import make_rows
 from tiny_families import build_family, with_first_token
 from transformers import AutoProcessor
@@ -136,3 +137,28 @@ def test_the_threads_end_with_the_maker(rows, tokens, processor):
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def test_large_images_are_changed_one_at_a_time(processor):
+    """Views of an image take tens of bytes a pixel: threads share a bound on the pixels that they work on."""
+    at_work, peak = [], []
+
+    class Sampler:
+        def at(self, progress):
+            return self
+
+        def views(self, image, *key):
+            at_work.append(image)
+            peak.append(len(at_work))
+            time.sleep(0.02)
+            at_work.pop()
+            return image, image
+
+    maker = ViewMaker(Sampler(), 4, processor, [], {})
+    for side, alone in ((4000, True), (100, False)):
+        peak.clear()
+        image, prompt = Image.new("L", (side, side)), [{"role": "user", "content": "q"}]
+        rows = [{"prompt": [*prompt], "images": [image], "sample_id": str(number)} for number in range(6)]
+        begun = maker.begin(rows, 0).begun
+        assert [len(pair.result()) for pairs in begun.values() for pair in pairs] == [2] * 6
+        assert (max(peak) == 1) == alone

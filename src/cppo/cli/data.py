@@ -57,7 +57,11 @@ def run(argv: Sequence[str]) -> None:
     print(f"rows        {total:,}, {len(readable):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
     print("\n".join(_lines(summary, pixels)))
     if summary.choice_rows:
-        print(_choices_line(source, summary))
+        wrong = f"{len(summary.no_choice):,}{_places(source, summary.no_choice)}"
+        print(f"choices     {summary.choice_rows:,} rows have them; the answer is none of them in {wrong}")
+    if summary.wrapped:
+        what = "answers are not plain (tags, ####, a list or several lines)"
+        print(f"wrapped     {len(summary.wrapped):,} {what}{_places(source, summary.wrapped)}")
     if tokens:
         print(f"prompts     {_spread(sorted(tokens))} tokens with images (model {arguments.model})")
     if arguments.max_prompt_tokens is not None:
@@ -98,11 +102,10 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
     return f"{small} to {large} pixels, median {middle}"
 
 
-def _choices_line(source: RecordSource, summary: DataSummary) -> str:
-    """How many rows have choices, and which of them have an answer that no choice is."""
-    wrong = [source.place(index) for index in summary.no_choice]
-    shown = f": {', '.join(wrong[:SHOWN_PLACES])}{', ...' if len(wrong) > SHOWN_PLACES else ''}" if wrong else ""
-    return f"choices     {summary.choice_rows:,} rows have them; the answer is none of them in {len(wrong):,}{shown}"
+def _places(source: RecordSource, indices: Sequence[int]) -> str:
+    """The first of some rows, after a colon; empty where there are none."""
+    shown = ", ".join(source.place(index) for index in indices[:SHOWN_PLACES])
+    return f": {shown}{', ...' if len(indices) > SHOWN_PLACES else ''}" if indices else ""
 
 
 def _read_by_model(source: RecordSource, arguments: Namespace) -> tuple[RecordSource, list[int], list[str]]:

@@ -20,7 +20,7 @@ from cppo.errors import UserError
 from cppo.progress import Progress
 from cppo.views import PixelRoom
 
-ROWS_A_CHUNK = 256
+ROWS_A_CHUNK = 64
 MAX_THREADS = 8
 
 

@@ -90,7 +90,7 @@ def parse_row(
         id=None if own_id is None else _text(_number_as_text(own_id, "id"), "id"),
         prompt=_prompt(required("prompt"), len(images)),
         images=images,
-        answer=_text(_number_as_text(required("answer"), "answer"), "answer"),
+        answer=_answer(required("answer")),
         response=None if response is None else _text(response, "response"),
         perception_spans=_spans(field("perception_spans"), response),
         choices=_choices(field("choices")),
@@ -131,6 +131,14 @@ def _number_as_text(value: Any, name: str) -> Any:
         raise RowError(f"{name} is {str(value).lower()}, which is no number; write it as text if it is meant")
     exponent = value.adjusted() if isinstance(value, Decimal) else MOST_DIGITS
     return f"{value:f}" if abs(exponent) < MOST_DIGITS else str(value)
+
+
+def _answer(value: Any) -> str:
+    """The expected answer as text; a list of accepted ones as the JSON in which the rewards read it."""
+    if not isinstance(value, list | tuple) or not value:
+        return _text(_number_as_text(value, "answer"), "answer")
+    accepted = [_text(_number_as_text(one, "answer"), "answer") for one in value]
+    return accepted[0] if len(accepted) == 1 else json.dumps(accepted, ensure_ascii=False)
 
 
 def _is_void(value: Any, depth: int = 8) -> bool:

@@ -1,12 +1,15 @@
 """What a data set holds, in numbers: rows, images, answers, repetitions, and what two data sets share."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from cppo.data.record import RecordSource
 from cppo.rewards import answer_kind, names_choice
+
+_NOT_PLAIN = re.compile(r"\n|</?\w+>|<\|\w+\|>|####|^\s*\[\s*[\"']")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class DataSummary:
         answer_kinds: {kind: rows}, see `cppo.rewards.answer_kind`.
         choice_rows: rows with `choices`.
         no_choice: places of those whose answer is none of their choices.
+        wrapped: places of those whose answer is not plain: in tags, after `####`, a list, or of several lines.
         repeated_rows: rows with the question and images of an earlier one.
         shared_images: distinct images that stand in more than one row.
         images: digests of the distinct images' pixels.
@@ -31,6 +35,7 @@ class DataSummary:
     answer_kinds: dict[str, int]
     choice_rows: int
     no_choice: list[int]
+    wrapped: list[int]
     repeated_rows: int
     shared_images: int
     images: frozenset[str]
@@ -43,7 +48,7 @@ def summarize(source: RecordSource, progress: Callable[[int], object] = lambda c
     rows_of_image: Counter[str] = Counter()
     rows_of_key: Counter[tuple[str, ...]] = Counter()
     sizes: list[tuple[int, int]] = []
-    choice_rows, no_choice = 0, []
+    choice_rows, no_choice, wrapped = 0, [], []
     for place in range(len(source)):
         row = source.outline(place)
         digests = [image.digest for image in row.images]
@@ -55,6 +60,8 @@ def summarize(source: RecordSource, progress: Callable[[int], object] = lambda c
         choice_rows += row.choices is not None
         if row.choices is not None and not names_choice(row.answer, row.choices):
             no_choice.append(place)
+        if _NOT_PLAIN.search(row.answer):
+            wrapped.append(place)
         progress(1)
     return DataSummary(
         rows=len(source),
@@ -63,6 +70,7 @@ def summarize(source: RecordSource, progress: Callable[[int], object] = lambda c
         answer_kinds=dict(kinds.most_common()),
         choice_rows=choice_rows,
         no_choice=no_choice,
+        wrapped=wrapped,
         repeated_rows=len(source) - len(rows_of_key),
         shared_images=sum(count > 1 for count in rows_of_image.values()),
         images=frozenset(rows_of_image),
