@@ -9,19 +9,17 @@ from cppo.rewards.extract import MAX_RESPONSE_CHARS
 
 
 def extract_by_brute_force(text: str) -> str | None:
-    """Try every box from the last one back, and count braces to its end."""
+    """Count braces from the last box to its end."""
     start = text.rfind("\\boxed{")
-    while start >= 0:
-        body, depth, position = start + len("\\boxed{"), 1, start + len("\\boxed{")
-        while position < len(text):
-            if text[position : position + 2] in ("\\{", "\\}"):
-                position += 2
-                continue
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[body:position].strip()
-            position += 1
-        start = text.rfind("\\boxed{", 0, start)
+    body, depth, position = start + len("\\boxed{"), 1, start + len("\\boxed{")
+    while start >= 0 and position < len(text):
+        if text[position : position + 2] in ("\\{", "\\}"):
+            position += 2
+            continue
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[body:position].strip()
+        position += 1
     return None
 
 
@@ -41,10 +39,11 @@ def test_extraction_by_hand():
     assert extract_answer(r"first \boxed{1}, no, \boxed{ 2 }.") == "2"
     assert extract_answer(r"\boxed{\frac{1}{2}}") == r"\frac{1}{2}"
     assert extract_answer(r"\boxed{ \boxed{3} }") == "3"
-    assert extract_answer(r"\boxed{4} and cut off \boxed{5") == "4"
+    assert extract_answer(r"<think>\boxed{4}</think> \boxed{5}") == "5"
+    assert extract_answer(r"<think>\boxed{4}</think> ") == "4"
     assert extract_answer(r"\boxed {6}") == "6"
     assert extract_answer(r"\boxed{}") == ""
-    for text in ("", "7", r"\boxed 7", r"\boxed{7", "boxed{7}"):
+    for text in ("", "7", r"\boxed 7", r"\boxed{7", "boxed{7}", r"\boxed{4} and cut off \boxed{5"):
         assert extract_answer(text) is None
 
 

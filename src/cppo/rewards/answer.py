@@ -1,6 +1,7 @@
 """The packaged rewards: is the boxed answer right, and has the response the asked-for form?"""
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -47,9 +48,10 @@ def get_accuracy_reward(tolerance: float = 0.0, budget: float = DEFAULT_BUDGET_S
         than 3 seconds of processor time, or is not compared within `budget`, gets 0.0; their number is the metric
         `rewards/accuracy_reward/unfinished`, and a warning.
 
-        completions: texts or chats, B of them. answer: the B expected answers (numbers are taken as their text).
-        choices: of multiple-choice questions the texts of the options; of others None or none. log_metric: TRL's. The
-        other columns that TRL passes are ignored. Raises UserError if the answers do not fit the completions.
+        completions: texts or chats, B of them. answer: the B expected answers; numbers are taken as their text, lists
+        as the answers that are accepted. choices: of multiple-choice questions the texts of the options; of others None
+        or none. log_metric: TRL's. The other columns that TRL passes are ignored. Raises UserError if the answers do
+        not fit the completions.
         """
         if len(answer) != len(completions):
             raise UserError(
@@ -60,7 +62,7 @@ def get_accuracy_reward(tolerance: float = 0.0, budget: float = DEFAULT_BUDGET_S
         for row, (completion, expected) in enumerate(zip(completions, answer, strict=True)):
             if expected is None:
                 raise UserError(f"accuracy_reward: completion {row} has no answer; fill column 'answer'")
-            cases.append((extract_answer(completion_text(completion)) or "", str(expected), options[row]))
+            cases.append((extract_answer(completion_text(completion)) or "", _expected_text(expected), options[row]))
         verdicts = _verdicts(list(dict.fromkeys(cases)), tolerance, time.monotonic() + budget)
         unfinished = sum(verdicts[case] is None for case in cases)
         if unfinished:
@@ -72,6 +74,11 @@ def get_accuracy_reward(tolerance: float = 0.0, budget: float = DEFAULT_BUDGET_S
         return [float(verdicts[case] or False) for case in cases]
 
     return accuracy_reward
+
+
+def _expected_text(expected: Any) -> str:
+    """The text of an expected answer; a list of accepted ones is written as JSON."""
+    return json.dumps(list(map(str, expected))) if isinstance(expected, list | tuple) else str(expected)
 
 
 def _verdicts(cases: Sequence[_Case], tolerance: float, deadline: float) -> dict[_Case, bool | None]:

@@ -6,15 +6,32 @@ Answers are parsed by math-verify's LaTeX grammar alone; its other extractor han
 Python.
 """
 
+import functools
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 MEMORY_LIMIT_BYTES = 2 * 1024**3
+
+
+PARSES_KEPT = 1000
+"""Parsed answers that are remembered: a question's expected answer is asked for with each response."""
+DIGITS = 50
+"""To which two closed forms must agree to count as equal."""
+ALTERNATIVES = re.compile(r"\s*(?:,?\s*\bor\b|\\lor(?![a-zA-Z]))\s*")
+# What math-verify must find of pairs, or it is not the one that this file is written for.
+PROBES = [
+    (r"\frac{1}{2}", "0.5", 0.0, True),
+    (r"\frac{1}{2^{98}}", r"\frac{1}{2^{99}}", 0.0, False),
+    ("3.141593", r"\pi", 0.0, False),
+    (r"\begin{pmatrix}3.14\end{pmatrix}", r"\begin{pmatrix}\pi\end{pmatrix}", 0.01, True),
+]
 
 
 def main() -> None:
@@ -24,26 +41,87 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     limit_memory()
     equivalent = load_checker()
-    if not equivalent(r"\frac{1}{2}", "0.5"):
-        sys.exit("math-verify does not find 1/2 and 0.5 equal")
+    for given, expected, tolerance, equal in PROBES:
+        if equivalent(given, expected, tolerance) != equal:
+            sys.exit(f"math-verify compares {given} and {expected} in another way")
     replies.write(b"ready\n")
     for line in sys.stdin.buffer:
         question = json.loads(line)
         limit_processor_time(question["seconds"])
-        equal = equivalent(question["given"], question["expected"])
+        equal = equivalent(question["given"], question["expected"], question["tolerance"])
         limit_processor_time(0)
         replies.write(b"1\n" if equal else b"0\n")
 
 
-def load_checker() -> Callable[[str, str], bool]:
+def load_checker() -> Callable[[str, str, float], bool]:
+    """A function of the given answer, the expected one and a tolerance."""
     logging.disable(logging.CRITICAL)
-    from math_verify import LatexExtractionConfig, parse, verify
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, grader, parse, verify
+    from sympy import And, Expr, Float, Rational, Set, UnevaluatedExpr, Union
+    from sympy.core.relational import Relational
 
-    latex = [LatexExtractionConfig()]
+    # Units are compared by the parent; math-verify would drop any letter at the end that could be one.
+    spelling = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    latex = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=spelling)]
+    compare_numbers, simplified = grader.sympy_numeric_eq, grader.sympy_symbolic_eq
+    allowed = 0.0
 
-    def equivalent(given: str, expected: str) -> bool:
+    def numbers_equal(expected: Any, given: Any, float_rounding: int, numeric_precision: int) -> bool:
+        """In math-verify's place, which rounds numbers to six decimals: to 50 digits, or within the tolerance."""
+        sides = (expected, given)
+        if not all(isinstance(side, Expr) for side in sides) or any(side.has(UnevaluatedExpr) for side in sides):
+            return bool(compare_numbers(expected, given, float_rounding, numeric_precision))
+        if any(side.free_symbols for side in sides):
+            return False  # math-verify goes on to compare them symbolically
+        exact = [side.xreplace({one: Rational(str(one)) for one in side.atoms(Float)}) for side in sides]
+        wanted, found = (side.evalf(DIGITS + 10) for side in exact)
+        if not (wanted.is_finite and found.is_finite):
+            return bool(expected == given)
+        return bool(abs(found - wanted) <= max(Rational(allowed), Rational(10) ** -DIGITS) * abs(wanted))
+
+    def symbols_equal(expected: Any, given: Any) -> bool:
+        """Before math-verify's slow simplification: numbers are decided, and one point may tell expressions apart."""
+        sides = (expected, given)
+        if all(isinstance(side, Expr) and not side.has(UnevaluatedExpr) for side in sides):
+            symbols = sorted(expected.free_symbols | given.free_symbols, key=str)
+            if not symbols:
+                return False
+            point = {symbol: Rational(2 * place + 5, 7) for place, symbol in enumerate(symbols)}
+            gap = (expected - given).subs(point).evalf(DIGITS)
+            if gap.is_number and gap.is_finite and abs(gap) > 1e-6:
+                return False
+        return bool(simplified(expected, given))
+
+    grader.sympy_numeric_eq = numbers_equal
+    grader.sympy_symbolic_eq = symbols_equal
+
+    @functools.lru_cache(maxsize=PARSES_KEPT)
+    def parsed(text: str) -> list[Any]:
+        degrees = text.replace("°", r"^{\circ}")
+        return list(parse(f"${degrees}$", latex, parsing_timeout=None))
+
+    def is_solved(relation: Any) -> bool:
+        """Whether an inequality is one of a variable with numbers, such as `0 < x < 3`."""
+        parts = relation.args if isinstance(relation, And) else (relation,)
+        return len(relation.free_symbols) == 1 and all(
+            isinstance(part, Relational) and any(side.is_Symbol for side in part.args) for part in parts
+        )
+
+    def read(text: str, other: list[Any]) -> list[Any]:
+        """A parsed answer; of "x < -2 or x > 3" the union, where the other answer is a set."""
+        if not (other and isinstance(other[0], Set)):
+            return parsed(text)
+        relations = [parsed(part)[:1] for part in ALTERNATIVES.split(text)]
+        if not all(one and isinstance(one[0], Relational | And) and is_solved(one[0]) for one in relations):
+            return parsed(text)
+        return [Union(*(one[0].as_set() for one in relations))]
+
+    def equivalent(given: str, expected: str, tolerance: float) -> bool:
+        nonlocal allowed
+        allowed = tolerance
         try:
-            sides = [parse(f"${text}$", latex, parsing_timeout=None) for text in (expected, given)]
+            sides = [read(expected, parsed(given)), read(given, parsed(expected))]
             return bool(verify(*sides, timeout_seconds=None))
         except Exception:  # any failure on hostile text means "not shown to be equal"
             return False

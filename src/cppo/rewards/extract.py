@@ -1,11 +1,22 @@
-"""What a completion says, and the answer in it: one pass over text that may be hostile."""
+"""What a completion says, the answer in it, and the answers that a data set accepts: one pass over hostile text."""
 
+import ast
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 MAX_RESPONSE_CHARS = 1_000_000
 
+MAX_GOLD_CHARS = 100_000
+"""A wrapped answer stands at the end of an expected text; no more of it is searched."""
+
+_GOLD_WRAPPERS = (
+    re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>", re.IGNORECASE),
+    re.compile(r"<\|begin_of_box\|>((?:[^<]|<(?!\|end_of_box))*+)<\|end_of_box\|>"),
+    re.compile(r"(?:^|\n)\s*####[ \t]*([^\n]+)"),
+)
+_LISTED = re.compile(r"\[\s*[\"']")
 _BRACE = re.compile(r"(?P<boxed>\\boxed\s*\{)|(?P<escaped>\\[{}])|(?P<open>\{)|(?P<close>\})")
 
 
@@ -20,20 +31,52 @@ def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
 
 
 def extract_answer(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` whose braces balance, stripped; None if there is none.
+    r"""Content of the last `\boxed{...}`, stripped; None if there is none, or its braces do not balance.
 
-    Of nested boxes the inner one is the last. `\{` and `\}` are no braces. One pass, linear in the length; a
-    text of more than 1,000,000 characters counts as having no answer.
+    Where text follows `</think>`, only that counts. Of nested boxes the inner one is the last. `\{` and `\}` are no
+    braces. One pass, linear in the length; a text of more than 1,000,000 characters counts as having no answer.
     """
     if len(text) > MAX_RESPONSE_CHARS:
         return None
-    open_braces: list[tuple[int, int] | None] = []
-    last: tuple[int, int, int] = (-1, 0, 0)
-    for match in _BRACE.finditer(text):
+    said = text.rpartition("</think>")[2]
+    text = said if said.strip() else text
+    start = max((match.start() for match in _BRACE.finditer(text) if match["boxed"]), default=-1)
+    if start < 0:
+        return None
+    depth, begin = 0, start
+    for match in _BRACE.finditer(text, start):
+        depth += match.lastgroup in ("boxed", "open")
+        depth -= match.lastgroup == "close"
         if match["boxed"]:
-            open_braces.append(match.span())
-        elif match["open"]:
-            open_braces.append(None)
-        elif match["close"] and open_braces and (box := open_braces.pop()) is not None:
-            last = max(last, (box[0], box[1], match.start()))
-    return None if last[0] < 0 else text[last[1] : last[2]].strip()
+            begin = match.end()
+        if depth == 0:
+            return text[begin : match.start()].strip()
+    return None
+
+
+def accepted_answers(expected: str) -> list[str]:
+    r"""The answers that count as right, out of what data sets wrap them in; one, unless they are a list.
+
+    Opened are `<answer>5</answer>`, `#### 5` at the end of a solution, GLM's `<|begin_of_box|>`, and lists of texts as
+    JSON or Python writes them, each of whose elements is accepted. Of a list of option letters all are needed.
+    """
+    text = expected.strip()
+    for opened in (form.findall(text[-MAX_GOLD_CHARS:]) for form in _GOLD_WRAPPERS):
+        if opened and opened[-1].strip():
+            text = opened[-1].strip()
+    several = _texts(text) if _LISTED.match(text) and text.endswith("]") else None
+    if not several:
+        return [text]
+    letters = [one.strip() for one in several if len(one.strip()) == 1 and one.strip().isalpha()]
+    return [", ".join(letters)] if len(letters) == len(several) > 1 else several
+
+
+def _texts(listed: str) -> list[str] | None:
+    """The texts of a list as JSON or Python writes it; None for a list of anything else, such as an interval."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(listed)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return found if isinstance(found, list) and found and all(isinstance(one, str) for one in found) else None
+    return None

@@ -1,39 +1,35 @@
 """Do two answers mean the same? Text from a model is hostile: never evaluated, and every step bounded in time.
 
-Plain words, options and numbers are compared here, exactly; other mathematics goes to math-verify in a separate process
-that is killed when it takes too long (`worker.py`).
+Plain words, options, numbers and units are compared here, exactly; other mathematics goes to math-verify in separate
+processes that end when it takes too long (`worker.py`).
 """
 
-import functools
+import itertools
 import re
-import string
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
-from cppo.rewards.extract import extract_answer
-from cppo.rewards.quantity import Quantity, read_quantity, same_quantity
+from cppo.rewards.extract import accepted_answers, extract_answer
+from cppo.rewards.options import letter_of, named_by_text, place_of, read_choice, without_label
+from cppo.rewards.quantity import read_quantity, same_quantity
+from cppo.rewards.spelling import spelled
+from cppo.rewards.structure import MAX_PARTS, Parts, is_undone, read_parts, read_size, split_unit
+from cppo.rewards.units import same_unit
 from cppo.rewards.worker import Unfinished, shared_pool
 
 MAX_ANSWER_CHARS = 1_000
 DEFAULT_TIMEOUT_SECONDS = 3.0
 
-_Equivalent = Callable[[str, str], bool]
-
-_MATH_DELIMITER = re.compile(r"\\[()\[\]]|(?<!\\)\$")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf)\s*\{([^{}]*)\}")
-_SPACING = re.compile(r"\\[,;:! ]|\\(?:left|right|quad)(?![a-zA-Z])")
-_OPTION_LETTER = re.compile(r"\(([a-z])\)|([a-z])[):]?")
-_LABELLED = re.compile(r"(?:\(([a-z])\)|([a-z])[).:])\s*(\S.*)")
-_OTHER_LABEL = re.compile(r"(?:^|[\s,;/])(?:\([a-z]\)|[a-z][).:](?:\s|$))|\b(?:or|and)\s+\(?[a-z]\)?(?:\W|$)")
 _LOOKS_MATHEMATICAL = re.compile(r"[0-9\\^+*/=<>]")
 _SPLIT_DIGITS = re.compile(r"[0-9]\s+[0-9]")
 _ALTERNATIVES = re.compile(r"\b(?:or|and)\b|;")
+_ALTERNATIVES_MEANT = re.compile(rf"{_ALTERNATIVES.pattern}|\\cup(?![a-zA-Z])")
+_MANY_VALUED = re.compile(r"\\(?:pm|mp|cup|lor)(?![a-zA-Z])")
+_NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{?\w\}?)?)\s?=\s?(?P<value>[^=<>,;]+)")
 _JOINING_HYPHEN = re.compile(r"(?<=[^\W\d_])[-_](?=[^\W\d_])")
-_LOOKALIKES = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff05": "%", "\u00a0": " ", "\u202f": " "})
 _TRUTH = {"yes": True, "true": True, "no": False, "false": False}
 _ARTICLES = {"a", "an", "the"}
-_QUOTES = "\"'\u2018\u2019\u201c\u201d"
 
 
 def answers_match(
@@ -48,26 +44,30 @@ def answers_match(
 
     In this order:
 
-    1. equal text, after dropping math delimiters, `\text{}` and its kin, `\left`, spacing commands, a full stop at the
-       end and case;
-    2. an option, by letter (`B` = `(B)` = `B.` = `B)`), by letter and text (`B. blue`), or, where `choices` are known,
-       by text alone. An answer with two options is none;
+    1. equal text in one spelling (`spelled`): without delimiters, `\text{}` and its kin, emphasis, "the answer is",
+       trailing punctuation; Unicode and LaTeX alike; of words the case does not matter;
+    2. options, by letter (`B` = `(B)` = `Option B`), by letter and text (`B. blue`), several at once (`A, C` = `CA`),
+       or, where `choices` are known, by text alone. An answer that hedges (`A or B`) is none;
     3. yes and no, which are the same as true and false;
-    4. two numbers, exactly: integers, decimals, `1,000`, `1e3`, `a/b`, `\frac{a}{b}`, `1 1/2`, percent, where the sign
-       may be left out on one side (`50%` equals `0.5` and `50`), and units, which must be the same if both sides have
-       one and are not converted (`12 cm` = `12 centimeters` = `12`);
-    5. words: equal but for articles, hyphens, quotation marks and commas;
-    6. other mathematics (expressions, intervals, sets, tuples, equations) by math-verify, within `timeout` seconds of
-       its processor time (to start its process, once, comes on top), False when it takes longer.
+    4. numbers, exactly: integers, decimals, `1,000`, `1e3`, `6\times 10^{23}`, `a/b`, `1 1/2`, percent, where the sign
+       may be left out on one side (`50%` equals `0.5` and `50`), and units, which must be of one size if both sides
+       have one (`12 cm` = `12 centimeters` = `12`); numbers are not converted. Arithmetic left undone (`3+4`) equals no
+       number;
+    5. lists in any order, tuples and sizes (`2 \times 3`) in theirs, element by element;
+    6. words: equal but for articles, hyphens, quotation marks and commas;
+    7. other mathematics (expressions, intervals, sets, equations, inequalities) by math-verify, within `timeout`
+       seconds of its processor time (to start its process, once, comes on top), False when it takes longer.
 
     Answers of more than 1,000 characters are compared as text alone, words are never taken for products of variables,
-    and alternatives (`5 or 6`) never equal one of them. A `\boxed{}` around either side is opened first.
+    and alternatives (`5 or 6`) never equal one of them. A `\boxed{}` around either side is opened first, and so is what
+    data sets wrap an expected answer in (`accepted_answers`).
 
     Args:
         given: the model's answer.
         expected: the true one.
         timeout: seconds of processor time.
-        tolerance: how far a number may lie from the expected one, as a fraction of the latter.
+        tolerance: how far a number may lie from the expected one, as a fraction of the latter; also in closed forms
+            (`9\pi` for 28.27), tuples and equations.
         choices: texts of the options A, B, ... of a multiple-choice question.
     """
     try:
@@ -89,35 +89,26 @@ def compare_answers(
 
     deadline: reading of `time.monotonic()` by which math-verify must have answered.
     """
-    equivalent = functools.partial(shared_pool().equivalent, timeout=timeout, deadline=deadline)
-    if max(len(given), len(expected)) > MAX_ANSWER_CHARS:
-        return bool(given.strip()) and given.strip() == expected.strip()
-    given_latex, expected_latex = _bare_latex(given), _bare_latex(expected)
-    given, expected = _plain_text(given_latex), _plain_text(expected_latex)
-    if not given or not expected or given == expected:
-        return given == expected != ""
-    texts = [_plain_text(_bare_latex(choice)) for choice in choices]
-    option = _option(expected, texts)
-    if option is not None:
-        chosen = _option(given, texts)
-        if chosen is not None:
-            return chosen == option
-        text = texts[option] if option < len(texts) else _label_text(expected)
-        return text is not None and _same(given, text, given_latex, text, equivalent, tolerance)
-    if _option(given, texts) is not None and (label_text := _label_text(given)) is not None:
-        return _same(label_text, expected, label_text, expected_latex, equivalent, tolerance)
-    return _same(given, expected, given_latex, expected_latex, equivalent, tolerance)
+    comparison = _Comparison(timeout, tolerance, deadline)
+    return any(comparison.right(given, accepted, choices) for accepted in accepted_answers(expected))
 
 
 def names_choice(answer: str, choices: Sequence[str]) -> bool:
-    """Whether an answer names one of the options of a multiple-choice question, by letter or text."""
-    option = _option(_plain_text(_bare_latex(answer)), [_plain_text(_bare_latex(choice)) for choice in choices])
-    return option is not None and option < len(choices)
+    """Whether an expected answer names one of the options of a multiple-choice question, by letter or text."""
+    texts = _option_texts(choices)
+    for accepted in accepted_answers(answer):
+        text = _spelled(accepted)
+        choice = read_choice(text)
+        if choice is not None and not choice.hedged:
+            return all(place_of(letter) < len(choices) for letter in choice.letters)
+        if named_by_text(text, texts, _same_words) is not None:
+            return True
+    return False
 
 
 def answer_number(answer: str) -> Fraction | None:
     """The number that an answer is, all of it but its unit; None where it is no number."""
-    quantity = read_quantity(_plain_text(_bare_latex(answer)))
+    quantity = read_quantity(_spelled(answer)) if len(answer) <= MAX_ANSWER_CHARS else None
     return None if quantity is None else quantity.value
 
 
@@ -126,70 +117,153 @@ def answer_kind(expected: str) -> str:
 
     "option letter", "yes or no", "number", "mathematics" or "text".
     """
-    plain = _plain_text(_bare_latex(expected))
-    if _option(plain, ()) is not None:
+    first = accepted_answers(expected)[0]
+    plain = _spelled(first) if len(first) <= MAX_ANSWER_CHARS else first
+    choice = read_choice(plain)
+    if choice is not None and not choice.hedged:
         return "option letter"
-    if plain in _TRUTH:
+    if plain.casefold() in _TRUTH:
         return "yes or no"
     if read_quantity(plain) is not None:
         return "number"
-    return "mathematics" if _is_mathematical(plain) and len(expected) <= MAX_ANSWER_CHARS else "text"
+    return "mathematics" if _is_mathematical(plain) and len(first) <= MAX_ANSWER_CHARS else "text"
 
 
-def _same(
-    given: str, expected: str, given_latex: str, expected_latex: str, equivalent: _Equivalent, tolerance: float
-) -> bool:
-    """Steps 3 to 6 of `answers_match`."""
-    if given in _TRUTH and expected in _TRUTH:
-        return _TRUTH[given] == _TRUTH[expected]
-    quantities: list[Quantity | None] = [read_quantity(side) for side in (given, expected)]
-    if quantities[0] is not None and quantities[1] is not None:
-        return same_quantity(quantities[0], quantities[1], tolerance)
-    if not all(map(_LOOKS_MATHEMATICAL.search, (given, expected))):
-        return _words(given) == _words(expected) != ""
-    if not (_is_mathematical(given) and _is_mathematical(expected)):
-        return False
-    if _ALTERNATIVES.search(given) and not _ALTERNATIVES.search(expected):
-        return False
-    return equivalent(given_latex, expected_latex)
+@dataclass(frozen=True)
+class _Comparison:
+    """The limits and the tolerance of one comparison; texts are in one spelling, but for those of `right`."""
+
+    timeout: float
+    tolerance: float
+    deadline: float
+
+    def right(self, given: str, expected: str, choices: Sequence[str]) -> bool:
+        """Whether an answer is right: steps 1 and 2 of `answers_match`, then `same`."""
+        if max(len(given), len(expected)) > MAX_ANSWER_CHARS:
+            return bool(given.strip()) and given.strip() == expected.strip()
+        given, expected = _spelled(given), _spelled(expected)
+        if not given or not expected:
+            return False
+        if given == expected:
+            return True
+        texts = _option_texts(choices)
+        said, wanted = read_choice(given, loosely=True), read_choice(expected)
+        if wanted is None and (place := named_by_text(expected, texts, _same_words)) is not None:
+            wanted = read_choice(letter_of(place))
+        if wanted is None:
+            labelled = read_choice(given)
+            if labelled is not None and labelled.text and not labelled.hedged:
+                given = labelled.text
+            return self.same(given, expected)
+        if said is not None and said.text is None:
+            return said.letters == wanted.letters
+        if len(wanted.letters) > 1 or wanted.hedged:
+            return False
+        (letter,) = wanted.letters
+        place = place_of(letter)
+        text = texts[place] if place < len(texts) else wanted.text
+        if said is None:
+            others = [other for number, other in enumerate(texts) if number != place]
+            return text is not None and self._names(given, text, others)
+        if said.letters != wanted.letters or said.text is None:
+            return False
+        return _same_words(said.text, text) or self.same(said.text, text) if text else not said.hedged
+
+    def _names(self, given: str, text: str, others: Sequence[str]) -> bool:
+        """Whether an answer is an option's text and not as much that of another, as "5" is of "5 cm" and "5 m"."""
+        if _same_words(given, text):
+            return True
+        quantity = read_quantity(given)
+        ambiguous = quantity is not None and any(
+            (other := read_quantity(one)) is not None and same_quantity(quantity, other, self.tolerance)
+            for one in others
+        )
+        return not ambiguous and self.same(given, text)
+
+    def same(self, given: str, expected: str, depth: int = 0) -> bool:
+        """Steps 3 to 7 of `answers_match`."""
+        if given == expected:
+            return True
+        if given.casefold() in _TRUTH and expected.casefold() in _TRUTH:
+            return _TRUTH[given.casefold()] == _TRUTH[expected.casefold()]
+        if not all(map(_LOOKS_MATHEMATICAL.search, (given, expected))):
+            return _same_words(given, expected)
+        given, expected = _without_name(given, expected)
+        given_number, expected_number = read_quantity(given), read_quantity(expected)
+        if given_number is not None and expected_number is not None:
+            return same_quantity(given_number, expected_number, self.tolerance)
+        if (given_number and is_undone(expected)) or (expected_number and is_undone(given)):
+            return False
+        sizes = read_size(given), read_size(expected)
+        if sizes[0] is not None and sizes[1] is not None:
+            return self._elementwise(sizes[0], sizes[1], depth)
+        lists = read_parts(given), read_parts(expected)
+        if depth < 3 and lists[0] is not None and lists[1] is not None and lists[0].brackets == lists[1].brackets:
+            return self._same_parts(lists[0], lists[1], depth)
+        for parts, other in ((lists[0], expected), (lists[1], given)):
+            bracketed = other[:1] in ("(", "[", "\\") or _MANY_VALUED.search(other)
+            if parts is not None and not parts.brackets[0] and not bracketed:
+                return False
+        return self._same_mathematics(given, expected)
+
+    def _same_parts(self, given: Parts, expected: Parts, depth: int) -> bool:
+        if len(given.elements) != len(expected.elements):
+            return False
+        if self._elementwise(given.elements, expected.elements, depth):
+            return True
+        if expected.ordered or len(expected.elements) > MAX_PARTS:
+            return False
+        rest = list(given.elements)
+        for element in expected.elements:
+            found = next((place for place, one in enumerate(rest) if self.same(one, element, depth + 1)), None)
+            if found is None:
+                return False
+            del rest[found]
+        return True
+
+    def _elementwise(self, given: Sequence[str], expected: Sequence[str], depth: int) -> bool:
+        pairs = itertools.zip_longest(given, expected, fillvalue="")
+        return all(self.same(one, other, depth + 1) for one, other in pairs)
+
+    def _same_mathematics(self, given: str, expected: str) -> bool:
+        (given_head, given_unit), (expected_head, expected_unit) = split_unit(given), split_unit(expected)
+        if not same_unit(given_unit, expected_unit):
+            return False
+        if not (_is_mathematical(given_head) and _is_mathematical(expected_head)):
+            return False
+        if _ALTERNATIVES.search(given_head) and not _ALTERNATIVES_MEANT.search(expected_head):
+            return False
+        return shared_pool().equivalent(given_head, expected_head, self.timeout, self.deadline, self.tolerance)
+
+
+def _without_name(given: str, expected: str) -> tuple[str, str]:
+    """The values of "x = 5" and "x = 5", or of "x = 5" and "5"; other equations stay as they are."""
+    names = [_NAMED.fullmatch(side) for side in (given, expected)]
+    if names[0] and names[1] and names[0]["name"] != names[1]["name"]:
+        return given, expected
+    if all(name or "=" not in side for name, side in zip(names, (given, expected), strict=True)):
+        return names[0]["value"] if names[0] else given, names[1]["value"] if names[1] else expected
+    return given, expected
 
 
 def _is_mathematical(plain: str) -> bool:
     return bool(_LOOKS_MATHEMATICAL.search(plain)) and not _SPLIT_DIGITS.search(plain)
 
 
-def _bare_latex(text: str) -> str:
-    """Without a surrounding box and without math delimiters, which could make a parser read only a part."""
+def _spelled(text: str) -> str:
     boxed = extract_answer(text)
-    text = text if boxed is None else boxed
-    return " ".join(_MATH_DELIMITER.sub(" ", text.translate(_LOOKALIKES)).split())
+    return spelled(text if boxed is None else boxed)
 
 
-def _plain_text(latex: str) -> str:
-    text = _TEXT_COMMAND.sub(r" \1", _TEXT_COMMAND.sub(r" \1", latex))
-    text = " ".join(_SPACING.sub(" ", text.replace("{,}", ",")).split())
-    return text.casefold().removesuffix(".").rstrip()
+def _option_texts(choices: Sequence[str]) -> list[str]:
+    return [without_label(_spelled(choice), place) for place, choice in enumerate(choices)]
 
 
-def _option(plain: str, texts: Sequence[str]) -> int | None:
-    """Which option, from 0, an answer is: by letter, by letter and text (which must agree), or by one of `texts`."""
-    if match := _OPTION_LETTER.fullmatch(plain):
-        return string.ascii_lowercase.index(match[1] or match[2])
-    match = _LABELLED.fullmatch(plain)
-    if match and not _OTHER_LABEL.search(match[3]) and not _OPTION_LETTER.fullmatch(match[3]):
-        letter = string.ascii_lowercase.index(match[1] or match[2])
-        agrees = letter >= len(texts) or _words(match[3]) == _words(texts[letter])
-        return letter if agrees else None
-    same = [index for index, text in enumerate(texts) if _words(plain) == _words(text)]
-    return same[0] if len(same) == 1 else None
-
-
-def _label_text(plain: str) -> str | None:
-    match = _LABELLED.fullmatch(plain)
-    return match[3] if match else None
+def _same_words(one: str, other: str) -> bool:
+    return _words(one) == _words(other) != ""
 
 
 def _words(plain: str) -> str:
-    text = _JOINING_HYPHEN.sub(" ", unicodedata.normalize("NFKC", plain).strip(_QUOTES))
-    words = [word.rstrip(",;:!?.") for word in text.split()]
+    text = _JOINING_HYPHEN.sub(" ", plain.casefold()).strip("\"'")
+    words = [word.rstrip(",;:!?.").strip('"') for word in text.split()]
     return " ".join(word for word in words if word and word not in _ARTICLES) or " ".join(words)

@@ -50,13 +50,16 @@ class EquivalenceWorker:
         process = self._process
         return None if process is None else process.pid
 
-    def equivalent(self, given: str, expected: str, timeout: float, deadline: float = float("inf")) -> bool:
+    def equivalent(
+        self, given: str, expected: str, timeout: float, deadline: float = float("inf"), tolerance: float = 0.0
+    ) -> bool:
         """Whether math-verify finds the two LaTeX answers equal.
 
         Args:
             timeout: seconds of processor time; ten times as many by the clock. Starting the child (about a second)
                 does not count.
             deadline: reading of `time.monotonic()` after which nothing is awaited.
+            tolerance: how far a number may lie from the expected one, as a fraction of the latter.
 
         Raises:
             Unfinished: the comparison was stopped.
@@ -67,8 +70,8 @@ class EquivalenceWorker:
         if wall <= 0:
             raise Unfinished
         self._asked += 1
-        question = json.dumps({"given": given, "expected": expected, "seconds": timeout})
-        reply = _exchange(process, question.encode() + b"\n", wall)
+        question = {"given": given, "expected": expected, "seconds": timeout, "tolerance": tolerance}
+        reply = _exchange(process, json.dumps(question).encode() + b"\n", wall)
         if reply is None or self._asked >= self._questions_per_process:
             self.close()
         if reply is None:
@@ -123,11 +126,13 @@ class WorkerPool:
         """Process ids of the children that run."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
 
-    def equivalent(self, given: str, expected: str, timeout: float, deadline: float = float("inf")) -> bool:
+    def equivalent(
+        self, given: str, expected: str, timeout: float, deadline: float = float("inf"), tolerance: float = 0.0
+    ) -> bool:
         """As `EquivalenceWorker.equivalent`; waiting for a worker does not count for `timeout`."""
         worker = self._take(deadline)
         try:
-            return worker.equivalent(given, expected, timeout, deadline)
+            return worker.equivalent(given, expected, timeout, deadline, tolerance)
         finally:
             self._idle.put(worker)
 
