@@ -192,14 +192,20 @@ def test_long_rows_are_named_and_left_out(folder, capsys, tmp_path):
 def test_rows_with_other_images_are_counted_and_left_out(folder, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 20), "red").save("red.png")
-    rows = [{"prompt": f"{number}?", "answer": "1", "images": ["red.png"] * (number % 3)} for number in range(12)]
+    # Every third row would be a bad one: it has more images than marks.
+    rows = [
+        {"prompt": f"{number} {'<image>' * (number % 3 > 0)}?", "answer": "1", "images": ["red.png"] * (number % 3)}
+        for number in range(12)
+    ]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["train", "--config", str(folder / "tiny.yaml"), "--data", "my.jsonl", "--images_per_row"]
     assert main([*argv, "1", "--max_steps", "1", "--output_dir", "run"]) == 0
     assert json.loads(Path("run/summary.json").read_text())["rows_with_other_images"] == 8
     assert "4 rows to train on" in Path("run/README.md").read_text()
     assert "8 left out for their number of images" in Path("run/README.md").read_text()
-    said = "8 rows are left out: they have another number of images than images_per_row = 1, my.jsonl line 1 first"
+    said = (
+        "8 rows are left out: they have another number of images than images_per_row = 1; the first is my.jsonl line 1"
+    )
     assert said in capsys.readouterr().err
     assert main([*argv, "3", "--output_dir", "other"]) == 2
     assert "my.jsonl: images_per_row = 3 leaves no row" in capsys.readouterr().err

@@ -31,12 +31,12 @@ def _run(recipe: Recipe) -> None:
 
     from cppo.reports import write_report
     from cppo.runs.recorder import RunRecorder
-    from cppo.runs.row_limit import drop_rows, left_out_summary, warn_of_left_out
+    from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
     from cppo.runs.sft import sft_trainer
 
     files = RunDirectory(recipe.output_dir)
-    data, left_out = drop_rows(data, options)
-    warn_of_left_out(data, left_out, options)
+    data, long = drop_long_rows(data, options)
+    warn_of_left_out(data, long, options)
     if checkpoint is not None:
         warn_of_changes(recipe, recipe.config, checkpoint)
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
@@ -57,6 +57,6 @@ def _run(recipe: Recipe) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     if main:
-        summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, left_out)}
+        summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
         replace_text(files.summary, json.dumps(summary) + "\n")
         print(f"model      {recipe.output_dir}\nreport     {write_report(files.path)}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from cppo.data.images import ImageFacts, RowError, check_image, encoded_bytes, image_facts
+from cppo.data.images import ImageFacts, OtherImages, RowError, check_image, encoded_bytes, image_facts
 from cppo.data.mapping import REQUIRED_COLUMNS, parse_row
 from cppo.data.record import StoredRow
 from cppo.data.tables import TableImage
@@ -56,8 +56,9 @@ class RowChecks:
 
     `extras` are further columns to keep, by the files' own names; those in `optional` too, where a file has them.
     `with_facts` notes the facts of each row's images. Images of the same file or the same data are decoded once.
-    `skipped` collects the bad rows as (number, "FILE: reason"), `found` the columns that some row has. Raises
-    UserError unless `max_bad_fraction` is a fraction of 1.
+    `skipped` collects the bad rows as (number, "FILE: reason"), `other_images` the places of the rows that have not
+    `images_per_row` images, `found` the columns that some row has. Raises UserError unless `max_bad_fraction` is a
+    fraction of 1.
     """
 
     def __init__(
@@ -67,10 +68,13 @@ class RowChecks:
         extras: Sequence[str] = (),
         optional: Sequence[str] = (),
         with_facts: bool = False,
+        images_per_row: int | None = None,
     ) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"max_bad_fraction={max_bad_fraction} must lie between 0 and 1")
         self.skipped: list[tuple[int, str]] = []
+        self.other_images: list[str] = []
+        self._images_per_row = images_per_row
         self._columns = columns
         self.found: set[str] = set()
         self._extras, self._optional = tuple(extras), tuple(optional)
@@ -116,7 +120,9 @@ class RowChecks:
                 self._look(pool, {ref for _, row in parsed for ref in _encoded(row)}, folder)
                 for number, row in parsed:
                     checked = self._finish(row)
-                    if isinstance(checked, RowError):
+                    if isinstance(checked, OtherImages):
+                        self.other_images.append(f"{name} {unit} {number}")
+                    elif isinstance(checked, RowError):
                         bad.append((number, str(checked)))
                     else:
                         good.append(checked)
@@ -127,7 +133,10 @@ class RowChecks:
         self._check_columns_present(name, present)
         self.found.update(present)
         if not good and not bad:
-            raise UserError(f"{name}: there are no rows")
+            found = "there are no rows"
+            if self.other_images:
+                found = f"images_per_row = {self._images_per_row} leaves no row: none has so many images"
+            raise UserError(f"{name}: {found}")
         seen = len(good) + len(bad)
         skipped = [(number, f"{name}: {reason}") for number, reason in bad]
         let_pass = len(bad) == 1 and len(good) == limit and self._max_bad_fraction > 0
@@ -146,7 +155,14 @@ class RowChecks:
             return value
         try:
             extras = (*self._extras, *self._optional)
-            return parse_row(value, columns=self._columns, folder=folder, place=place, extras=extras)
+            return parse_row(
+                value,
+                columns=self._columns,
+                folder=folder,
+                place=place,
+                extras=extras,
+                images_per_row=self._images_per_row,
+            )
         except RowError as error:
             return error
 

@@ -35,6 +35,10 @@ class RowError(Exception):
     """One row cannot be used; the text is the reason, without the row's place."""
 
 
+class OtherImages(RowError):
+    """A row has another number of images than was asked for."""
+
+
 def image_ref(value: Any, folder: Path | None) -> ImageRef:
     """Turn one given image into something that `decode_image` reads later.
 

@@ -10,7 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from cppo.data.images import ImageRef, RowError, image_ref
+from cppo.data.images import ImageRef, OtherImages, RowError, image_ref
 from cppo.data.record import StoredRow
 from cppo.errors import UserError, choose_one
 
@@ -62,12 +62,13 @@ def parse_row(
     folder: Path | None,
     place: str,
     extras: Sequence[str] = (),
+    images_per_row: int | None = None,
 ) -> StoredRow:
     """Check every field of `row` but the pixels of its images. `place` is the row's name in messages.
 
     `extras` are further columns of the row to keep, by the row's own names.
 
-    Raises RowError with the reason if the row cannot be used.
+    Raises OtherImages if the row has not `images_per_row` images, RowError with the reason if it cannot be used.
     """
     if not isinstance(row, Mapping):
         raise RowError(f"a row must be a JSON object {{...}}, found {type(row).__name__}")
@@ -84,6 +85,8 @@ def parse_row(
         return value
 
     images = _images(row, columns, folder)
+    if images_per_row is not None and len(images) != images_per_row:
+        raise OtherImages(f"has {len(images)} images")
     own_id, response = field("id"), field("response")
     return StoredRow(
         place=place,

@@ -30,6 +30,7 @@ def load_records(
     max_bad_fraction: float = 0.01,
     pixels: PixelBounds = ANY_SIZE,
     prompt_suffix: str | None = None,
+    images_per_row: int | None = None,
     extras: Sequence[str] = (),
     optional: Sequence[str] = (),
     with_facts: bool = False,
@@ -44,6 +45,7 @@ def load_records(
         max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
         pixels: bounds within which each image is scaled.
         prompt_suffix: ends the user's last message of every prompt, after a space.
+        images_per_row: rows with another number of images are neither bad nor kept (`RecordSource.other_images`).
         extras: further columns to keep, by the files' own names: `RecordSource.extras` knows their values, and
             `to_dataset` passes them on. A task has its options, `family`, `seed`, `split`, `prompt` and `answer`.
         optional: as `extras`, where the data have them.
@@ -61,7 +63,7 @@ def load_records(
     if len(set(texts)) < len(texts):
         raise UserError(f"data: a source is given twice: {', '.join(texts)}")
     mapping = check_columns(columns)
-    checks = RowChecks(mapping, max_bad_fraction, extras, optional, with_facts)
+    checks = RowChecks(mapping, max_bad_fraction, extras, optional, with_facts, images_per_row)
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
     parts: list[TaskRows | StoredRows] = []
@@ -81,6 +83,8 @@ def load_records(
         n = spec.n if left is None else min(spec.n, left)
         rows = TaskRows(spec.family, spec.options, spec.seed, spec.split or split, n, tuple(extras), tuple(optional))
         checks.found.update(rows.columns)
+        if images_per_row not in (None, 1):
+            raise UserError(f"data {spec.text!r}: images_per_row = {images_per_row} leaves no row: each has one image")
         if replace(rows, n=0) in generated:
             raise UserError(f"data {spec.text!r}: another source generates the same items; give one another seed")
         generated.add(replace(rows, n=0))
@@ -88,7 +92,13 @@ def load_records(
     kept = [*extras, *(name for name in optional if name.partition(".")[0] in checks.found or name in checks.found)]
     name = " + ".join(texts)
     return RecordSource(
-        parts, name=name, skipped=checks.skipped, pixels=pixels, prompt_suffix=prompt_suffix, extras=kept
+        parts,
+        name=name,
+        skipped=checks.skipped,
+        other_images=checks.other_images,
+        pixels=pixels,
+        prompt_suffix=prompt_suffix,
+        extras=kept,
     )
 
 
@@ -147,9 +157,6 @@ class TaskRows:
 
     def place(self, index: int) -> str:
         return f"tasks:{self.family} item {index}"
-
-    def num_images(self, index: int) -> int:
-        return 1
 
     def texts(self, index: int) -> list[str]:
         return []

@@ -117,9 +117,6 @@ class StoredRows:
     def place(self, index: int) -> str:
         return self.rows[index].place
 
-    def num_images(self, index: int) -> int:
-        return len(self.rows[index].images)
-
     def texts(self, index: int) -> list[str]:
         return self.rows[index].texts()
 
@@ -145,8 +142,6 @@ class Rows(Protocol):
 
     def place(self, index: int) -> str: ...
 
-    def num_images(self, index: int) -> int: ...
-
     def texts(self, index: int) -> list[str]: ...
 
     def outline(self, index: int) -> Outline: ...
@@ -160,6 +155,7 @@ class RecordSource(Sequence[Record]):
     Attributes:
         name: the SPECs it was read from.
         skipped: the bad rows as (line or row number, "FILE: reason").
+        other_images: places of the rows left out because their number of images is not the one asked for.
         pixels: bounds within which each image is scaled as its record is made. They change no `id`.
         prompt_suffix: what each record's prompt ends with, after a space (`with_suffix`). It changes no `id`.
         columns: the columns that every record fills, as `to_dataset` names them, and the extras.
@@ -171,12 +167,14 @@ class RecordSource(Sequence[Record]):
         *,
         name: str,
         skipped: Sequence[tuple[int, str]],
+        other_images: Sequence[str] = (),
         pixels: PixelBounds = ANY_SIZE,
         prompt_suffix: str | None = None,
         extras: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.skipped = list(skipped)
+        self.other_images = list(other_images)
         self.pixels = pixels
         self.prompt_suffix = prompt_suffix
         self.columns = BASE_COLUMNS + tuple(
@@ -216,11 +214,6 @@ class RecordSource(Sequence[Record]):
         """Where a record comes from, for messages: "my.jsonl line 3"."""
         part, position = self._find(index)
         return part.place(position)
-
-    def num_images(self, index: int) -> int:
-        """How many images a record has; none is decoded."""
-        part, position = self._find(index)
-        return part.num_images(position)
 
     def texts(self, index: int) -> list[str]:
         """The texts of a record that came from outside: prompt and response, without `prompt_suffix`."""

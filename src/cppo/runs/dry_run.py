@@ -207,7 +207,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"{str(weights[0].dtype).removeprefix('torch.')} on {args.device}, "
         f"{trainer.accelerator.num_processes} process(es)",
         f"rows       {len(train):,} to train on, {len(train.skipped):,} bad, "
-        f"{len(prepared.left_out.images):,} with other images, {len(prepared.left_out.long):,} too long",
+        f"{len(train.other_images):,} with other images, {len(prepared.long):,} too long",
         f"held-out   {', '.join(answered) or 'nothing is answered'}",
         f"steps      {steps:,}, {steps / steps_per_batch * prompts / len(train):.2f} epochs; every {steps_per_batch} "
         f"share {prompts} prompts x {generations} responses",

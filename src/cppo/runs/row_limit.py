@@ -1,7 +1,7 @@
-"""Rows left out of training: those with too many images or too long a prompt are counted and named, never shortened."""
+"""Rows left out of training: over-long prompts are counted and named, never shortened or dropped in silence."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from cppo.data import RecordSource
@@ -13,34 +13,14 @@ NAMED_ROWS = 10
 """Rows left out that a run names on stderr; `cppo data check` names all."""
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """Usable rows that a run does not train on.
-
-    Attributes:
-        images: places of the rows whose number of images is not `images_per_row`.
-        long: of the others, those with more than `max_prompt_tokens` tokens.
-    """
-
-    images: list[str]
-    long: list[LongRow]
-
-
-def drop_rows(source: RecordSource, options: RunOptions) -> tuple[RecordSource, LeftOut]:
-    """The rows to train on and those left out; without the two options all, at no cost.
+def drop_long_rows(source: RecordSource, options: RunOptions) -> tuple[RecordSource, list[LongRow]]:
+    """The rows to train on and those left out by `max_prompt_tokens`; without that option all, at no cost.
 
     Every process counts all rows and so keeps the same ones. Raises UserError where no row is left.
     """
-    images: list[str] = []
-    if (wanted := options.images_per_row) is not None:
-        fitting = [source.num_images(index) == wanted for index in range(len(source))]
-        images = [source.place(index) for index, fits in enumerate(fitting) if not fits]
-        if not any(fitting):
-            raise UserError(f"{source.name}: images_per_row = {wanted} leaves no row: none has so many images")
-        source = source.keep([index for index, fits in enumerate(fitting) if fits])
     limit = options.max_prompt_tokens
     if limit is None:
-        return source, LeftOut(images, [])
+        return source, []
     counts = prompt_lengths(load_processor(options.model), source, system_prompt=options.system_prompt)
     kept = source.keep([index for index, count in enumerate(counts) if count <= limit])
     if not len(kept):
@@ -48,7 +28,7 @@ def drop_rows(source: RecordSource, options: RunOptions) -> tuple[RecordSource, 
             f"{source.name}: max_prompt_tokens = {limit} leaves no row: the shortest prompt has {min(counts)} tokens, "
             "images included; raise it, or lower max_pixels"
         )
-    return kept, LeftOut(images, long_rows(source, counts, limit))
+    return kept, long_rows(source, counts, limit)
 
 
 def warn_of_rows(reasons: Sequence[str], what: str) -> None:
@@ -59,23 +39,23 @@ def warn_of_rows(reasons: Sequence[str], what: str) -> None:
         tell(f"warning: {len(reasons)} {what} in all")
 
 
-def warn_of_left_out(source: RecordSource, left_out: LeftOut, options: RunOptions) -> None:
-    """Name bad rows that are skipped, and the other rows left out, on stderr."""
+def warn_of_left_out(source: RecordSource, long: Sequence[LongRow], options: RunOptions) -> None:
+    """Name bad rows that are skipped, and the rows left out, on stderr."""
     warn_of_rows([f"row {number} is skipped: {reason}" for number, reason in source.skipped], "rows are skipped")
-    if left_out.images:
-        number = f"another number of images than images_per_row = {options.images_per_row}"
-        tell(f"warning: {len(left_out.images)} rows are left out: they have {number}, {left_out.images[0]} first")
+    if others := source.other_images:
+        wanted = f"another number of images than images_per_row = {options.images_per_row}"
+        tell(f"warning: {len(others)} rows are left out: they have {wanted}; the first is {others[0]}")
     limit = f"more than max_prompt_tokens = {options.max_prompt_tokens}"
     warn_of_rows(
-        [f"{row.place} is left out: {row.tokens} prompt tokens are {limit}" for row in left_out.long],
+        [f"{row.place} is left out: {row.tokens} prompt tokens are {limit}" for row in long],
         f"rows of {limit} are left out",
     )
 
 
-def left_out_summary(source: RecordSource, left_out: LeftOut) -> dict[str, Any]:
+def left_out_summary(source: RecordSource, long: Sequence[LongRow]) -> dict[str, Any]:
     """Entries of `summary.json`: how many rows were bad or had other images, and every row that was too long."""
     return {
         "skipped_rows": len(source.skipped),
-        "rows_with_other_images": len(left_out.images),
-        "long_rows": [asdict(row) for row in left_out.long],
+        "rows_with_other_images": len(source.other_images),
+        "long_rows": [asdict(row) for row in long],
     }

@@ -18,6 +18,7 @@ from cppo.errors import Stopped, UserError, one_line, one_line_with_remedy, tell
 from cppo.evaluation import (
     BLANK,
     EvalResult,
+    LongRow,
     PairedDifference,
     check_marks,
     check_vision_model,
@@ -40,7 +41,7 @@ from cppo.runs.form import warn_of_answers, warn_of_prompts
 from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
 from cppo.runs.recorder import RunRecorder
-from cppo.runs.row_limit import LeftOut, drop_rows, left_out_summary, warn_of_left_out
+from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.runs.signals import StopOnSignal
 from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
@@ -118,7 +119,7 @@ def run_training(
     started = time.monotonic()
     files = RunDirectory(recipe.output_dir)
     prepared = prepare_run(recipe, sources)
-    options, args, train, left_out = prepared.options, prepared.args, prepared.train, prepared.left_out
+    options, args, train, long = prepared.options, prepared.args, prepared.train, prepared.long
     resolved = resolved_config(recipe, args)
     if checkpoint is not None:
         tell(f"the run goes on from {checkpoint}")
@@ -133,8 +134,8 @@ def run_training(
         resolved_options(recipe, resolved),
         rows=len(train),
         skipped_rows=len(train.skipped),
-        other_images_rows=len(left_out.images),
-        long_rows=len(left_out.long),
+        other_images_rows=len(train.other_images),
+        long_rows=len(long),
     )
     recorder = RunRecorder(
         files,
@@ -189,7 +190,7 @@ def run_training(
         best=BestCheckpoint.of(trainer),
     )
     if main:
-        summary = run_summary(result, left_out_summary(train, left_out))
+        summary = run_summary(result, left_out_summary(train, long))
         replace_text(files.summary, json.dumps(summary, indent=2) + "\n")
         trainer.run_facts = replace(facts, summary=summary)
         trainer.create_model_card()
@@ -198,12 +199,12 @@ def run_training(
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose options and rows were checked: `train` without the rows in `left_out`."""
+    """A run whose options and rows were checked: `train` without the rows in `long`, which have too many tokens."""
 
     options: TrainOptions
     args: CPPOConfig
     train: RecordSource
-    left_out: LeftOut
+    long: list[LongRow]
 
 
 def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
@@ -216,15 +217,15 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     args = build_config(recipe)
     check_loggers(args)
     check_vision_model(options.model)
-    train, left_out = drop_rows(sources.train, options)
-    warn_of_left_out(train, left_out, options)
+    train, long = drop_long_rows(sources.train, options)
+    warn_of_left_out(train, long, options)
     held_out = [sources.evaluation, sources.held_out]
     texts = {"system_prompt": options.system_prompt, "prompt_suffix": options.prompt_suffix}
     check_marks(load_processor(options.model), [train, *held_out], **texts)
     check_enough(train.name, len(train), args)
     _warn(train, args.uses_perception)
     warn_of_shared_files(options)
-    return PreparedRun(options, args, train, left_out)
+    return PreparedRun(options, args, train, long)
 
 
 def build_trainer(

@@ -87,6 +87,7 @@ def load_rows(
             max_bad_fraction=options.max_bad_fraction,
             pixels=PixelBounds.of(vars(options)),
             prompt_suffix=options.prompt_suffix,
+            images_per_row=options.images_per_row if split == "train" else None,
             extras=[name for name in needed if name not in RECORD_COLUMNS],
             optional=[name for name in wanted if name not in {*needed, *RECORD_COLUMNS}],
         )
