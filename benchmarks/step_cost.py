@@ -136,23 +136,21 @@ def make_trainer(variant: Variant, case: Case, scale: int, model: Any, processor
 
     config = GRPOConfig if variant.trainer is GRPOTrainer else CPPOConfig
     bound = {"perception_rollouts_per_group": case.perturbed} if config is CPPOConfig else {}
+    sizes = {"per_device_train_batch_size": case.generations, "gradient_accumulation_steps": case.accumulation}
     options = config(
         output_dir=str(Path(tempfile.gettempdir()) / "step_cost"),
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=args.checkpointing,
         report_to="none",
-        per_device_train_batch_size=case.generations,
-        gradient_accumulation_steps=case.accumulation,
         num_generations=case.generations,
         max_completion_length=response,
-        **variant.options,
-        **bound,
+        **{**sizes, **variant.options, **bound},
     )
     dataset = Dataset.from_dict({"prompt": ["unused"]})
     trainer = variant.trainer(copy.deepcopy(model), reward, options, dataset, processing_class=processor)
     trainer._generate_single_turn = completions
-    trainer.current_gradient_accumulation_steps = case.accumulation
+    trainer.current_gradient_accumulation_steps = options.gradient_accumulation_steps
     trainer.model.train()
     if args.checkpointing:
         # The trainer itself does so when training begins.

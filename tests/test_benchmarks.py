@@ -59,6 +59,24 @@ def test_step_cost_writes_ratios_of_equal_work(benchmark_module, tmp_path: Path)
     assert flops["shared_grpo"] < flops["trl_grpo_response_head"] < flops["trl_grpo"]
 
 
+def test_the_cuts_into_micro_batches_are_of_the_same_rollouts(benchmark_module, tmp_path: Path) -> None:
+    file = tmp_path / "cuts.json"
+    tiny = ["--scale", "100", "--runs", "1", "--vocabulary", "512", "--responses", "400"]
+    benchmark_module("micro_batch").main(["--json", str(file), *tiny])
+    (case,) = json.loads(file.read_text())["cases"]
+    cuts = case["cuts"]
+    assert {name: cut["micro_batches"] for name, cut in cuts.items()} == {
+        "cppo-3b": 8,
+        "cppo-paper": 5,
+        "cppo-paper-7b": 20,
+        "cppo-paper, nothing shared": 5,
+    }
+    assert [cut["prompt_passes"] for cut in list(cuts.values())[:3]] == [8, 12, 24]
+    assert cuts["cppo-3b"]["time_ratio"] == cuts["cppo-3b"]["flops_ratio"] == 1
+    assert cuts["cppo-paper"]["flops_ratio"] < cuts["cppo-paper-7b"]["flops_ratio"]
+    assert cuts["cppo-paper-7b"]["flops_ratio"] < cuts["cppo-paper, nothing shared"]["flops_ratio"]
+
+
 def test_peak_bytes_counts_what_is_alive_at_once(benchmark_module) -> None:
     outside = torch.ones(1000)
     with benchmark_module("counting").PeakBytes() as memory:

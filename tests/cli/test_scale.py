@@ -21,37 +21,36 @@ ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 
 
 def train_recipes():
-    return [name for name in recipe_names() if name.startswith(("cppo-paper", "lora-", "vllm-"))]
+    return [name for name in recipe_names() if name.startswith(("cppo-", "lora-", "vllm-"))]
 
 
 @pytest.mark.parametrize("name", train_recipes())
-def test_published_recipes_build_and_train(name, small_model, capsys):
+def test_recipes_of_large_models_build_and_train(name, small_model, capsys):
     """Three real batches with the recipe's own options, but for sizes, device and rollouts without vLLM."""
-    sizes = ["--per_device_train_batch_size", "5", "--steps_per_generation", "2", "--gradient_accumulation_steps", "1"]
+    group = load_recipe("train", name).config["num_generations"]
+    sizes = ["--per_device_train_batch_size", group, "--steps_per_generation", 2, "--gradient_accumulation_steps", 1]
     short = ["--max_completion_length", "8", "--max_steps", "3", "--use_vllm", "false"]
     options = ["--model", small_model, "--data", "tasks:digits?n=8", *sizes, *short, *ON_CPU]
-    assert main(["train", "--config", name, *options, "--dry_run"]) == 0
+    assert main([*map(str, ["train", "--config", name, *options, "--dry_run"])]) == 0
     plan = capsys.readouterr().out
-    assert "x 5 responses" in plan
+    assert f"x {group} responses" in plan
     assert "accuracy_reward x 0.9, format_reward x 0.1" in plan
 
 
 @pytest.mark.parametrize(
     ("name", "model", "data"),
     [
-        ("cppo-paper", "3B", "hub:TIGER-Lab/ViRL39K:train"),
-        ("cppo-paper-7b", "7B", "hub:TIGER-Lab/ViRL39K:train"),
-        ("cppo-paper-geometry3k", "3B", "hub:hiyouga/geometry3k:train"),
-        ("cppo-paper-7b-geometry3k", "7B", "hub:hiyouga/geometry3k:train"),
+        ("cppo-3b", "3B", "hub:TIGER-Lab/ViRL39K:train"),
+        ("cppo-7b", "7B", "hub:TIGER-Lab/ViRL39K:train"),
         ("vllm-colocate", "3B", "hub:TIGER-Lab/ViRL39K:train"),
         ("vllm-server", "3B", "hub:TIGER-Lab/ViRL39K:train"),
     ],
 )
-def test_published_recipes_say_what_they_are(name, model, data):
+def test_recommended_recipes_say_what_they_are(name, model, data):
     recipe = load_recipe("train", name)
     assert recipe.options.model == f"Qwen/Qwen2.5-VL-{model}-Instruct"
     assert recipe.options.data == data
-    assert recipe.options.columns == ("geometry3k" if "geometry3k" in data else "virl39k")
+    assert recipe.options.columns == "virl39k"
     assert recipe.output_dir == f"runs/{name}"
     processes = 4 if name == "vllm-server" else 8
     rollouts = processes * recipe.config["per_device_train_batch_size"]
