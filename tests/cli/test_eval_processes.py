@@ -1,5 +1,6 @@
 """`cppo eval` in two processes: the same files as in one, and one line where one of them fails."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ import torch
 
 from cppo.cli.main import main
 from cppo.errors import UserError
-from cppo.evaluation import ALONE, Processes, join_processes, placement, processes
+from cppo.evaluation import ALONE, Processes, TransformersEngine, join_processes, placement, processes
+from cppo.evaluation.benchmarks import BENCHMARKS
 
 JOB = Path(__file__).with_name("eval_rank_job.py")
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
 
 def torchrun(*evaluations):
@@ -29,27 +32,51 @@ def torchrun(*evaluations):
     )
 
 
-def test_two_processes_write_what_one_writes(small_model, tmp_path, capsys):
-    """Seven batches of one record of two samples, the last of them without a partner; two conditions; a resume."""
-    shared = ["--model", small_model, "--data", "tasks:digits?n=5", "tasks:chart?n=8", "--samples", "2", "--device"]
-    shared += ["cpu", "--batch_size", "4", "--max_new_tokens", "5", "--card", "blank", "--by", "family"]
+@pytest.fixture
+def benchmark_folder(monkeypatch, tmp_path):
+    """A small data set in the layout of We-Math."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script, hub = importlib.import_module("paper_suite"), BENCHMARKS["wemath"].hub
+    monkeypatch.setattr(script, "REPOSITORIES", {hub: script.REPOSITORIES[hub]})
+    script.write(tmp_path / "hub")
+    return str(tmp_path / "hub")
 
-    def evaluation(name):
-        return [*shared, "--responses", str(tmp_path / f"{name}.jsonl"), "--json", str(tmp_path / f"{name}.json")]
+
+def test_two_processes_write_what_one_writes(small_model, benchmark_folder, tmp_path, capsys):
+    """Seven batches of two records of two samples, the last without a partner; two conditions; a resume; a suite."""
+    shared = ["--model", small_model, "--samples", "2", "--batch_size", "4", "--max_new_tokens", "5", "--device", "cpu"]
+    rows = [*shared, "--data", "tasks:digits?n=5", "tasks:chart?n=8", "--card", "blank", "--by", "family"]
+    suite = [*shared, "--suite", "wemath", "--benchmark_folder", benchmark_folder]
+
+    def evaluation(name, argv=rows, suffix=".jsonl"):
+        return [*argv, "--responses", str(tmp_path / f"{name}{suffix}"), "--json", str(tmp_path / f"{name}.json")]
 
     assert main(["eval", *evaluation("one")]) == 0
     printed = capsys.readouterr().out
+    assert main(["eval", *evaluation("suite one", suite, "")]) == 0
+    printed_suite = capsys.readouterr().out
     lines = (tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "resumed.jsonl").write_bytes(b"".join(lines[:20]))  # 13 clean ones and 6 blank ones
-    ended = torchrun(evaluation("failed"), evaluation("two"), evaluation("resumed"))
+    (tmp_path / "resumed.jsonl").write_bytes(b"".join(lines[:20]))  # the head, 13 clean ones and 6 blank ones
+    ended = torchrun(evaluation("failed"), evaluation("two"), evaluation("resumed"), evaluation("suite two", suite, ""))
     for name in ("two", "resumed"):
         for suffix in ("json", "jsonl"):
             assert (tmp_path / f"{name}.{suffix}").read_bytes() == (tmp_path / f"one.{suffix}").read_bytes()
-    assert ended.stdout == 2 * printed
+    for file in (".json", "/wemath.jsonl"):
+        assert (tmp_path / f"suite two{file}").read_bytes() == (tmp_path / f"suite one{file}").read_bytes()
+    assert ended.stdout == 2 * printed + printed_suite
     assert ended.returncode != 0
-    told = [line for line in ended.stderr.splitlines() if line.startswith("cppo: ")]
+    told = [line for line in ended.stderr.splitlines() if line.startswith("cppo: error: ")]
     assert told == ["cppo: error: process 1 of 2 failed: the cable is out"]
     assert "UserError" not in ended.stderr  # no traceback of ours, beside that of torchrun
+
+
+def test_a_batch_that_is_too_large_is_one_line(monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr("cppo.evaluation.engines.generate_responses", full)
+    with pytest.raises(UserError, match=r"^a batch of 3 responses does not fit .* 2 GiB\); give a smaller"):
+        TransformersEngine(None, None).answer([[]] * 3, [[]] * 3)
 
 
 def test_one_process_needs_no_group():

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
+from cppo.errors import UserError, first_line
 from cppo.evaluation.generate import generate_responses
 
 
@@ -35,4 +37,11 @@ class TransformersEngine:
     def answer(
         self, prompts: Sequence[list[dict[str, Any]]], images: Sequence[Sequence[Any]], **options: Any
     ) -> list[str]:
-        return generate_responses(self.model, self.processor, prompts, images, **options)
+        """One response to each prompt. Raises UserError for more prompts than the memory holds."""
+        try:
+            return generate_responses(self.model, self.processor, prompts, images, **options)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"a batch of {len(prompts)} responses does not fit into the memory ({first_line(error)}); "
+                "give a smaller --batch_size"
+            ) from error
