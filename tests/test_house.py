@@ -18,7 +18,7 @@ from cppo import CPPOConfig
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
-    {"errors", "progress"},
+    {"errors", "progress", "parsing"},
     {"files", "imports"},
     {"checkpoints"},
     {"methods"},

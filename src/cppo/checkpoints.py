@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cppo.errors import UserError, tell
 from cppo.files import replace_text
+from cppo.parsing import parse_json
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -42,7 +43,7 @@ def begin_manifest(checkpoint: Path) -> None:
 def processes_of(checkpoint: Path) -> int | None:
     """How many processes wrote a whole checkpoint; None for one of cppo 0.1.0, which has no manifest."""
     file = checkpoint / MANIFEST
-    return json.loads(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else None
+    return parse_json(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else None
 
 
 def damage(checkpoint: Path, *, read: bool = True) -> str | None:
@@ -54,7 +55,7 @@ def damage(checkpoint: Path, *, read: bool = True) -> str | None:
     if not checkpoint.is_dir():
         return "there is no such folder"
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = parse_json((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         if listed is None:
             return "its writing was broken off"
         files = {name: (int(size), str(digest)) for name, (size, digest) in listed.items()}
@@ -121,7 +122,7 @@ def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written. Raises UserError where its trainer state is damaged."""
     file = checkpoint / TRAINER_STATE
     try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
+        return int(parse_json(file.read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"resume_from_checkpoint: {file} is damaged; resume from another checkpoint") from error
 

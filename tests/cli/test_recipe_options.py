@@ -195,7 +195,9 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("a: [\n", ["mine.yaml: not valid YAML: line 2: expected the node content"]),
         ("a: 1\n  b: 2\n", ["mine.yaml: not valid YAML: line 2: mapping values are not allowed here"]),
         ("a: 'x\n", ["line 2: found unexpected end of stream (while scanning a quoted scalar from line 1)"]),
-        ("a: 2026-02-30\n", ["mine.yaml: cannot be read: day is out of range"]),
+        ("a: 2026-02-30\n", ["mine.yaml: not valid YAML: day is out of range"]),
+        ("a: " + "[" * 20_000, ["mine.yaml: not valid YAML: it is nested too deeply"]),
+        ("a: " + "{b: " * 5_000, ["mine.yaml: not valid YAML: it is nested too deeply"]),
         ("data: tasks:digits\ndataset_text_field: text\n", ["cppo sft", "dataset_text_field"]),
     ],
 )

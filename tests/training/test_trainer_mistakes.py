@@ -14,7 +14,7 @@ from rollout_stubs import (
     make_rows,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AutoProcessor, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLProcessor
 from trl import GRPOConfig
 
 from cppo.errors import UserError
@@ -28,13 +28,6 @@ from cppo.training.view_inputs import canonical_rows, prompt_messages
 def one_line(caught):
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def test_a_processor_that_pads_on_the_right_is_refused(make_trainer, tiny):
-    wrong = AutoProcessor.from_pretrained(tiny, padding_side="right")
-    with pytest.raises(UserError, match="pads on the right") as caught:
-        make_trainer(make_rows([1, 1]), processing_class=wrong)
-    assert "padding_side='left'" in one_line(caught)
 
 
 def test_a_gate_reward_that_is_not_there_is_refused(make_trainer):
@@ -128,7 +121,7 @@ def test_fewer_rows_than_prompts_generated_together_are_refused(make_trainer):
 def test_an_image_that_stands_for_a_list_is_refused(make_trainer):
     rows = make_rows([1, 1])
     rows[0]["images"] = rows[0]["images"][0]
-    with pytest.raises(UserError, match="images: expected a list of PIL images, got Image; a single image") as caught:
+    with pytest.raises(UserError, match="images: expected a list of images, got Image; a single image") as caught:
         generation_batch(inject(make_trainer(rows)), rows)
     one_line(caught)
 
@@ -266,7 +259,7 @@ def test_an_image_that_cannot_be_read_is_named(make_trainer):
     rows = make_rows([1, 1])
     rows[1]["images"] = ["not an image"]
     trainer = inject(make_trainer(rows))
-    with pytest.raises(UserError, match="expected a PIL image, got str") as caught:
+    with pytest.raises(UserError, match="image 'not an image' cannot be read") as caught:
         generation_batch(trainer, rows)
     one_line(caught)
 

@@ -1,9 +1,9 @@
 """The model that comes with the package, the names of packaged models, and the models behind adapters."""
 
-import json
 from pathlib import Path
 
 from cppo.errors import UserError
+from cppo.parsing import parse_json
 
 MICRO_DIR = Path(__file__).parent / "micro"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -17,16 +17,30 @@ def resolve_model(name: str) -> str:
 def adapter_base(name: str) -> str | None:
     """The name of the model that the adapter in the folder `name` belongs to; None where there is no adapter.
 
-    A folder that holds a whole model as well is that model. Raises UserError where the adapter does not say.
+    A folder that holds a whole model as well is that model. A relative path counts from the working directory, else
+    from the adapter's folder or one above it, as when training started there.
+
+    Raises:
+        UserError: the adapter does not say, or names itself or another adapter.
     """
     folder = Path(resolve_model(name))
     file = folder / ADAPTER_CONFIG
     if not file.is_file() or (folder / "config.json").is_file():
         return None
     try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = parse_json(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"model: {file} is not the configuration of an adapter") from error
     if not isinstance(base, str) or not base:
         raise UserError(f"model: {file} names no model: set its `base_model_name_or_path`")
+    base = _found_from(folder, base)
+    if (Path(base) / ADAPTER_CONFIG).is_file() and not (Path(base) / "config.json").is_file():
+        raise UserError(f"model: {file} names {base}, which is an adapter too: let it name a whole model")
     return base
+
+
+def _found_from(folder: Path, name: str) -> str:
+    if Path(name).is_absolute() or Path(name).exists():
+        return name
+    above = (place / name for place in (folder, *folder.resolve().parents))
+    return next((str(path) for path in above if (path / "config.json").is_file()), name)

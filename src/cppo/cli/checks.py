@@ -1,7 +1,6 @@
 """What can be wrong before torch is imported: model folders, data, output folder."""
 
 import importlib.util
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, parse_spec
 from cppo.errors import UserError, first_line
+from cppo.parsing import parse_json
 from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions, check_checkpoint, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.training.option_rules import check_combinations, check_group_sizes
@@ -121,7 +121,7 @@ def check_model(name: str) -> None:
             f"model: {name} is not a model folder (it has neither config.json nor adapter_config.json){hint}"
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"model: {file} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or "vision_config" not in config:

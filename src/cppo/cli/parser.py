@@ -8,6 +8,7 @@ from typing import NoReturn
 import yaml
 
 from cppo.errors import UserError, choose_one, did_you_mean
+from cppo.parsing import parse_yaml
 from cppo.recipes import in_interval
 from cppo.recipes.static_fields import dataclass_fields
 
@@ -118,7 +119,7 @@ def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
 def columns_option(text: str) -> dict[str, str | None] | str:
     """The argparse type of `--columns`: a mapping in YAML, or the name of a layout."""
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         value = None
     if not isinstance(value, dict | str):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cppo.data import Record
 from cppo.errors import UserError
+from cppo.parsing import parse_json
 
 if TYPE_CHECKING:
     from cppo.evaluation import ItemResult
@@ -113,7 +114,7 @@ class ResponseFile:
 
     def _parsed(self, text: str, number: int) -> dict[str, Any]:
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             line = None
         if not isinstance(line, dict):

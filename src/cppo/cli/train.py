@@ -9,7 +9,7 @@ from cppo.cli.checks import check_options, check_recipe
 from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
-from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions
+from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions, load_recipe
 from cppo.runs.lock import held
 from cppo.runs.sources import load_sources
 
@@ -40,11 +40,14 @@ def _run(recipe: Recipe, named: bool) -> None:
     assert isinstance(options, TrainOptions)
     sources = load_sources(recipe)
     if not (named or is_small(options.model)):
-        used = recipe.config
+        own = load_recipe("train", DEFAULT_RECIPE)
+        values = {name: own.config[name] for name in ("learning_rate", "max_completion_length")}
+        values["data"] = own.options.data
+        now = {**recipe.config, "data": options.data}
+        taken = ", ".join(f"{name} {value}" for name, value in values.items() if now[name] == value)
         tell(
-            f"warning: without --config the recipe {DEFAULT_RECIPE} is taken, which is made for a tiny model: "
-            f"learning_rate {used['learning_rate']:g}, max_completion_length {used['max_completion_length']}, "
-            f"data {options.data}; `cppo recipes list` shows others"
+            f"warning: without --config the recipe {DEFAULT_RECIPE} is taken, which is made for a tiny model"
+            f"{f': {taken}' if taken else ''}; `cppo recipes list` shows others"
         )
     quiet_libraries()
 

@@ -4,7 +4,6 @@ The result is the last file that it writes, so a folder with a result is finishe
 """
 
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -23,6 +22,7 @@ from cppo.comparison.jobs import MODEL, REQUEST, RESULT, code_digest, write_json
 from cppo.comparison.measure import Measurement
 from cppo.data import PixelBounds, load_records
 from cppo.errors import UserError, tell_mistake
+from cppo.parsing import parse_json
 from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
 from cppo.reports.run_data import RunData, read_run
 from cppo.rewards import DEFAULT_REWARDS, check_rewards, number_tolerance
@@ -93,7 +93,7 @@ class StepMeter(TrainerCallback):
 def run_folder(folder: Path) -> None:
     """Do what the folder's request asks and write the result. Raises UserError for what cannot be done."""
     began = time.monotonic()
-    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    request = parse_json((folder / REQUEST).read_text(encoding="utf-8"))
     values = request["recipe"]
     config = {**values["config"], "output_dir": str(folder)}
     recipe = Recipe(values["name"], "train", TrainOptions(**values["options"]), config)

@@ -16,6 +16,7 @@ from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint, replace_text
+from cppo.parsing import parse_json
 from cppo.recipes import Recipe, TrainOptions, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.views import own_files
@@ -51,7 +52,7 @@ class Job:
         """
         file = self.folder / RESULT
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = parse_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

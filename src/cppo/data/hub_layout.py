@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError, choose_one
+from cppo.parsing import parse_yaml
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 """The reader of `datasets` by a table's ending; of several kinds in a repository the first of these is read."""
@@ -56,7 +57,7 @@ def _configs(card: str) -> list[Mapping[str, Any]]:
     """The configurations in the front matter of a card."""
     found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", card.replace("\r\n", "\n"), re.DOTALL)
     try:
-        header = yaml.safe_load(found[1]) if found else None
+        header = parse_yaml(found[1]) if found else None
     except yaml.YAMLError:
         header = None
     configs = header.get("configs") if isinstance(header, Mapping) else None

@@ -17,6 +17,7 @@ from cppo.data.record import OPTIONAL_COLUMNS, Outline, Record, RecordSource, St
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
 from cppo.data.tables import open_table
 from cppo.errors import UserError, choose_one
+from cppo.parsing import parse_json
 from cppo.tasks import TaskOptions, make_item
 from cppo.tasks.base import SPLITS
 
@@ -201,7 +202,7 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
         if not text:
             continue
         try:
-            yield number, json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+            yield number, parse_json(text.decode("utf-8"), parse_constant=_refuse_constant)
         except UnicodeDecodeError:
             yield number, RowError("is not UTF-8 text")
         except json.JSONDecodeError as error:

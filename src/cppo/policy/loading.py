@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
-from cppo.errors import UserError, tell
+from cppo.errors import UserError, one_line, tell
 
 SHOWN_KEYS = 3
 
@@ -40,8 +40,11 @@ def whole_weights() -> Iterator[None]:
 
 
 def with_adapter(model: Any, folder: str) -> PeftModel:
-    """The model with the adapter of a folder. Raises UserError where the folder lacks weights of it."""
-    adapted = PeftModel.from_pretrained(model, folder)
+    """The model with the adapter of a folder. Raises UserError where it is of no known kind, or lacks weights."""
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model: PEFT does not know this kind of adapter: {folder} ({one_line(error)})") from error
     missing = sorted(set(get_peft_model_state_dict(adapted)) - set(load_peft_weights(folder, device="cpu")))
     if missing:
         raise UserError(f"model: the adapter {folder} lacks {_some(missing)}: its file is not whole")

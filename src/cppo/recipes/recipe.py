@@ -10,6 +10,7 @@ import yaml
 
 from cppo.errors import UserError, choose_one, one_line
 from cppo.methods import DEFAULT_METHOD, with_method, without_method
+from cppo.parsing import parse_yaml
 from cppo.recipes.options import ADAPTER_OPTIONS, RunOptions
 from cppo.recipes.run_dir import config_header
 from cppo.recipes.schema import schema
@@ -170,7 +171,7 @@ def _syntax_error(error: yaml.MarkedYAMLError) -> str:
 def read_mapping(file: Path, where: str) -> dict[str, Any]:
     """The options that a YAML file gives, unchecked. Raises UserError for a file that is no mapping of names."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # bytes that are no text, or such a date as 2026-02-30
         raise UserError(f"{where}: cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:

@@ -1,6 +1,5 @@
 """A run directory: which file holds what, and whether a new run may write there."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from cppo.checkpoints import (
 )
 from cppo.errors import UserError, tell
 from cppo.files import replace_text
+from cppo.parsing import parse_json, parse_yaml
 
 CONFIG_HEADER = "# Resolved recipe of a cppo run"
 AUTO = "auto"
@@ -55,7 +55,7 @@ class RunDirectory:
     def options(self) -> dict[str, Any]:
         """The resolved recipe, unchecked; empty where there is none, or one that cannot be read."""
         try:
-            options = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            options = parse_yaml(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             return {}
         return options if isinstance(options, dict) else {}
@@ -206,7 +206,7 @@ def _keep_steps(file: Path, *, last: int) -> None:
     kept = []
     for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            step = json.loads(line)["step"]
+            step = parse_json(line)["step"]
         except ValueError:
             continue  # the line that the stop cut off
         if step <= last:

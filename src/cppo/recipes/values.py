@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError, choose_one
+from cppo.parsing import parse_yaml
 from cppo.recipes.static_fields import OptionField
 
 _TRUE = {"true", "yes", "on"}
@@ -114,7 +115,7 @@ def _yaml_structure(text: str) -> list | dict | None:
     if text.strip()[:1] not in {"[", "{"}:
         return None
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return None
     return value if isinstance(value, (list, dict)) else None

@@ -1,6 +1,5 @@
 """Reads a run directory back."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError, one_line
+from cppo.parsing import parse_json, parse_yaml
 from cppo.recipes import RunDirectory
 
 
@@ -72,7 +72,7 @@ def read_run(path: str | Path) -> RunData:
     if not files.config.is_file():
         raise UserError(f"{path} is not a run directory (it has no config.yaml)")
     try:
-        config = yaml.safe_load(files.config.read_text(encoding="utf-8"))
+        config = parse_yaml(files.config.read_text(encoding="utf-8"))
         summary, progress = _json_object(files.summary), _json_object(files.progress)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
@@ -88,7 +88,7 @@ def read_run(path: str | Path) -> RunData:
 
 
 def _json_object(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return content if isinstance(content, dict) else {}
 
 
@@ -98,7 +98,7 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):

@@ -17,6 +17,7 @@ import yaml
 
 from cppo.errors import UserError, choose_one
 from cppo.imports import check_import_path, failure, import_object, own_file
+from cppo.parsing import parse_yaml
 
 RewardFunction = Callable[..., Any]
 
@@ -220,7 +221,7 @@ def _options(text: str, query: str) -> dict[str, Any]:
         if not (name.isidentifier() and equals and value) or name in options:
             raise UserError(f"rewards: {text!r}: {pair!r} is not option=value, each option once")
         try:
-            options[name] = yaml.safe_load(value)
+            options[name] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"rewards: {text!r}: {value!r} is not a value") from error
     return options

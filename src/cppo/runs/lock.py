@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from cppo.errors import UserError, tell
+from cppo.parsing import parse_json
 from cppo.recipes import Recipe, RunDirectory, TrainOptions
 
 LOCK_FILE = ".cppo.lock"
@@ -87,7 +88,7 @@ def _is_at(stream: IO[str], file: Path) -> bool:
 def _holder(stream: IO[str]) -> str:
     stream.seek(0)
     try:
-        found = json.load(stream)
+        found = parse_json(stream.read())
         return f"process {int(found['process'])} on {found['host']} since {found['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCardData
 
 from cppo.assets import MICRO_DIR
 from cppo.data import hub_dataset, with_suffix
+from cppo.files import replace_text
 from cppo.methods import get_method
 from cppo.training.config import field_default
 from cppo.training.resume import ResumableGRPOTrainer
@@ -107,7 +108,8 @@ class CardedTrainer(ResumableGRPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if not _internal_call:  # not a checkpoint's: TRL asks for the card of the whole run then
+        # A checkpoint has none, but PEFT writes one of its own there. TRL asks for the card of the whole run then.
+        if not _internal_call or is_peft_model(self.model):
             self._write_card(output_dir or str(self.args.output_dir))
 
     def create_model_card(  # type: ignore[override]  # as TRL's
@@ -123,7 +125,7 @@ class CardedTrainer(ResumableGRPOTrainer):
             return
         name = name or (self.args.hub_model_id or str(Path(folder).resolve())).split("/")[-1]
         card = model_card(self, self.run_facts, name, datasets or [], tags or [])
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
+        replace_text(Path(folder, "README.md"), card)
 
 
 def portable(value: Any) -> Any:

@@ -5,6 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
+from datasets import DatasetDict, IterableDatasetDict
+from peft import PeftType
 from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
@@ -27,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 def check_setup(trainer: Any) -> None:
     """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
-    if trainer._tokenizer.padding_side != "left":
-        raise UserError("the processor pads on the right: load it with padding_side='left'")
+    trainer._tokenizer.padding_side = "left"  # as TRL sets it where it loads the processor
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
         raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")
@@ -59,7 +61,7 @@ def check_castable_head(model: Any, args: GRPOConfig) -> None:
     """
     if args.cast_lm_head_to_fp32:
         config = AutoConfig.from_pretrained(model) if isinstance(model, str) else unwrapped(model).config
-        if config.tie_word_embeddings:
+        if config.tie_word_embeddings and hasattr(config, "vision_config"):
             raise UserError(
                 "cast_lm_head_to_fp32: this model's output layer is tied to its embeddings, which TRL cannot cast in a "
                 "vision-language model: set false"
@@ -72,6 +74,11 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
     Raises UserError for one without a prompt, with one that ends with an assistant message, or without a column that a
     function needs, and warns of one without images.
     """
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        raise UserError(
+            f"train_dataset has the splits {', '.join(dataset)}: give one of them, such as train_dataset="
+            f"data[{next(iter(dataset), 'train')!r}]"
+        )
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
         return
     # Not `column_names`: a transform may make other columns.
@@ -103,8 +110,23 @@ def check_enough(name: str, rows: int, args: GRPOConfig) -> None:
     if rows < prompts:
         raise UserError(
             f"{name}: {rows} usable rows are fewer than the {prompts} prompts of a generation batch; "
-            f"lower per_device_train_batch_size (now {args.per_device_train_batch_size}), or give more rows"
+            f"{_smaller_batch(args, rows)}, or give more rows"
         )
+
+
+def _smaller_batch(args: GRPOConfig, rows: int) -> str:
+    """The options that make a generation batch of at most so many prompts, in words."""
+    group, steps, device = args.num_generations or 1, args.steps_per_generation or 1, args.per_device_train_batch_size
+    together = (args.generation_batch_size or device) // steps  # rollouts of a micro-batch over all processes
+    for fewer in range(steps - 1, 0, -1):
+        if fewer * together <= rows * group and fewer * together % group == 0:
+            return f"lower steps_per_generation to {fewer} (now {steps})"
+    for smaller in range(device - 1, 0, -1):
+        batch = smaller * (together // device)
+        if batch <= rows * group and batch % group == 0:
+            also = f" and set steps_per_generation to 1 (now {steps})" if steps > 1 else ""
+            return f"lower per_device_train_batch_size to {smaller} (now {device}){also}"
+    return f"lower num_generations (now {group})"
 
 
 def keep_float32_outputs(accelerator: Any) -> None:
@@ -118,6 +140,19 @@ def keep_float32_outputs(accelerator: Any) -> None:
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
+def learns_a_prompt(model: Any) -> bool:
+    """Whether a PEFT model learns virtual tokens instead of weights.
+
+    Raises UserError for prefix tuning, with which TRL cannot score the responses of a vision-language model.
+    """
+    if not is_peft_model(model):
+        return False
+    config = model.active_peft_config
+    if config.peft_type == PeftType.PREFIX_TUNING:
+        raise UserError("peft_config: TRL cannot train a prefix of a vision-language model: use LoRA or prompt tuning")
+    return bool(config.is_prompt_learning)
+
+
 def share_prompts(trainer: Any) -> bool:
     """Let policy and reference score packed rows, if asked for and possible; say why if not."""
     if trainer.args.scorer != "shared":
@@ -129,6 +164,8 @@ def share_prompts(trainer: Any) -> bool:
             "one process sees several GPUs and the model is split over them (launch a process a GPU, or set "
             "CUDA_VISIBLE_DEVICES)"
         )
+    if learns_a_prompt(trainer.model):
+        reason = "a prompt-learning adapter puts tokens of its own before each row"
     if trainer.aux_loss_enabled:
         reason = "a mixture-of-experts model balances its experts over whole rows"
     if reason is not None:

@@ -90,8 +90,8 @@ class CPPOTrainer(CardedTrainer):
             token in them.
 
     Raises:
-        UserError: the processor pads on the right, `perception_gate_reward` names no reward function, or an option
-            does not work with this model, with an environment, or with DeepSpeed or FSDP.
+        UserError: `perception_gate_reward` names no reward function, or an option does not fit this model, an
+            environment, DeepSpeed or FSDP.
     """
 
     _tag_names = ["trl", "cppo"]  # noqa: RUF012 (as in TRL)

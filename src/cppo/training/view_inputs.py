@@ -1,15 +1,18 @@
 """From a row of the dataset to what the model takes for its perturbed views."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
 from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 
-from cppo.errors import UserError
+from cppo.errors import UserError, one_line
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs
 from cppo.views import PixelRoom, ViewSampler, load_rgb, stable_sample_id
 
@@ -39,12 +42,42 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
     if row.get("images") is not None:
         if not isinstance(row["images"], Sequence) or isinstance(row["images"], str):
             kind = type(row["images"]).__name__
-            raise UserError(f"images: expected a list of PIL images, got {kind}; a single image is the column `image`")
+            raise UserError(f"images: expected a list of images, got {kind}; a single image is the column `image`")
         images = list(row["images"])
     else:
         images = [row["image"]] if row.get("image") is not None else []
-    prompt = replace_images(row["prompt"], [load_rgb(image) for image in embedded_images(row["prompt"])])
-    return {**row, "prompt": prompt, "images": [load_rgb(image) for image in images]}
+    prompt = replace_images(row["prompt"], [load_rgb(opened(image)) for image in embedded_images(row["prompt"])])
+    return {**row, "prompt": prompt, "images": [load_rgb(opened(image)) for image in images]}
+
+
+def opened(image: Any) -> Any:
+    """A PIL image of what TRL's datasets hold: a PIL image, the path of a file, or pixels in an array or tensor.
+
+    Args:
+        image: arrays are uint8, [height, width] or [height, width, channels]; tensors have the channels first.
+
+    Raises:
+        UserError: the file cannot be read, or the array is no image.
+    """
+    if isinstance(image, str | os.PathLike):
+        try:
+            return Image.open(image)
+        except (OSError, ValueError) as error:
+            raise UserError(f"image {str(image)!r} cannot be read ({one_line(error)}); replace or remove it") from error
+    if isinstance(image, Tensor):
+        image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy(force=True)
+    if isinstance(image, np.ndarray):
+        pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+        try:
+            if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+                raise TypeError
+            return Image.fromarray(pixels)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"an image is an array of {image.dtype} with shape {list(image.shape)}: give uint8, "
+                "[height, width] or [height, width, 3]"
+            ) from None
+    return image
 
 
 def check_ends_with_question(prompt: Messages | str) -> None:
@@ -73,7 +106,18 @@ def canonical_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def same_prompt(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two rows of the dataset show the same prompt and pixels, and carry the same id."""
-    return all(row.get(key) == other.get(key) for key in ("prompt", "images", "image", "sample_id", "id"))
+    return all(_equal(row.get(key), other.get(key)) for key in ("prompt", "images", "image", "sample_id", "id"))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Equality also of lists and mappings that hold arrays or tensors."""
+    if isinstance(one, np.ndarray | Tensor):
+        return type(one) is type(other) and np.array_equal(np.asarray(one), np.asarray(other))
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    return bool(one == other)
 
 
 def first_copies(rows: Sequence[Row]) -> list[int]:
