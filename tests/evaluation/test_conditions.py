@@ -39,7 +39,7 @@ def test_every_condition_keeps_sizes_and_depends_on_seed_id_and_place(name):
     seen = condition.show(record(), 1)
     assert [image.size for image in seen] == [(56, 40)] * 2
     assert pixels(seen) == pixels(get_condition(name).show(record(), 1))
-    if condition.families:
+    if condition.families and name != "gaussian_blur":  # one blur, in which nothing is drawn
         assert any(pixels(condition.show(record(f"r{i}"), 1)) != pixels(seen) for i in range(5))
         assert any(pixels(condition.show(record(), seed)) != pixels(seen) for seed in range(2, 7))
     assert condition.show(Record("t", "2 + 2?", (), "4"), 1) == ()
