@@ -1,22 +1,34 @@
 # make demo   sets up .venv and runs the main job (about 4 minutes on 2 idle cores)
-# make test   sets up .venv, then lint, type check and tests
+# make test   sets up .venv, then lint, type check and tests; test-oldest and test-plain: the tests on other versions
 # make help   lists the rest
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+INSTALL := pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep -E '^torch(vision)?==' constraints.txt)
+PYTEST := pytest --numprocesses auto --maxprocesses 4
+LIBRARY_TESTS := tests/policy tests/training/test_upstream.py tests/training/test_trl_surface.py \
+	tests/training/test_rollouts.py tests/training/test_shared_views.py tests/training/test_resume.py
 
-.PHONY: demo test micro gpu-smoke clean help
+.PHONY: check-python demo test test-oldest test-plain micro gpu-smoke clean help
 .DEFAULT_GOAL := help
 
 help:
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 13
 
-$(STAMP): pyproject.toml constraints.txt
+check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cppo needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+
+$(STAMP): pyproject.toml constraints.txt | check-python
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
+
+.venv-oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt | check-python
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt $(TORCH) -e '.[dev]'
+	@touch $@
 
 demo: $(STAMP) ## train the embedded micro VLM with CPPO, evaluate before and after, write report.html
 	$(BIN)/cppo train --overwrite true
@@ -25,7 +37,15 @@ test: $(STAMP) ## lint, type check and tests
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/$(PYTEST)
+
+test-oldest: .venv-oldest/.installed ## the tests on constraints-oldest.txt, in .venv-oldest
+	.venv-oldest/bin/$(PYTEST)
+
+test-plain: check-python ## tests of what meets the libraries on what pip takes without constraints, in .venv-plain
+	$(PYTHON) -m venv .venv-plain
+	.venv-plain/bin/python -m $(INSTALL) --upgrade --upgrade-strategy eager '.[dev]'
+	.venv-plain/bin/$(PYTEST) $(LIBRARY_TESTS)
 
 micro: $(STAMP) ## rebuild the embedded micro VLM from nothing (about 25 minutes on 2 cores)
 	$(BIN)/python -m cppo.assets.rebuild
@@ -34,4 +54,4 @@ gpu-smoke: $(STAMP) ## prove the CUDA path on a machine with a GPU (about 5 minu
 	$(BIN)/python benchmarks/gpu_smoke.py
 
 clean: ## remove the environment, builds and caches (not your runs)
-	rm -rf .venv dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-oldest .venv-plain dist build .pytest_cache .ruff_cache .mypy_cache

@@ -6,10 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from trl import GRPOConfig
 
 import cppo
@@ -19,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
     {"errors", "progress", "parsing"},
-    {"files", "imports"},
+    {"files", "imports", "probing"},
     {"checkpoints"},
     {"methods"},
     {"tasks", "views", "perception", "rewards", "recipes"},
@@ -106,6 +110,28 @@ def test_the_wheel_holds_assets_and_recipes(installed_wheel: Path, tmp_path: Pat
 def test_version_is_the_same_everywhere() -> None:
     assert f'version = "{cppo.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert f"## {cppo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package and version of each line of a constraints file."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(package): pinned for package, pinned in pairs}
+
+
+def test_ranges_say_what_was_run() -> None:
+    """A range begins at the oldest version that was tested and ends before the next of the newest one."""
+    oldest = {"torch": "2.13.0", "torchvision": "0.28.0", **pins("constraints-oldest.txt")}
+    newest = pins("constraints.txt")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in map(Requirement, project["dependencies"]):
+        name = canonicalize_name(requirement.name)
+        floor, ceiling = sorted(requirement.specifier, key=lambda bound: bound.operator, reverse=True)
+        assert (floor.operator, ceiling.operator) == (">=", "<"), name
+        assert Version(floor.version) == Version(oldest[name]), name
+        last, bound = Version(newest[name]), Version(ceiling.version)
+        assert last < bound, name
+        assert bound in (Version(f"{last.major}.{last.minor + 1}"), Version(f"{last.major + 1}")), name
 
 
 def test_the_documents_name_every_option_with_its_default() -> None:

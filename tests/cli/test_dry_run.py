@@ -11,12 +11,16 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from small_model import SMALL
+from transformers import DynamicCache
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
 from cppo.data import load_records
 from cppo.evaluation import load_processor
+from cppo.probing import failure
 from cppo.recipes import load_recipe
+from cppo.reports.run_data import read_run
+from cppo.reports.signs import run_warnings
 from cppo.runs.dry_run import BatchNeeds, MemoryParts, memory_parts, method_text, rehearse, sharing_text
 from cppo.runs.peak_memory import PeakMemory
 from cppo.runs.sources import load_sources
@@ -221,3 +225,30 @@ def test_no_row_is_short_enough(folder, capsys, tmp_path):
 def test_pixel_bounds_that_make_no_sense(command, refused, tmp_path):
     argv = [command, "--data", *DATA, "--output_dir", tmp_path, "--min_pixels", 900, "--max_pixels", 800]
     assert "min_pixels = 900 is more than max_pixels = 800" in refused(*argv)
+
+
+def test_what_a_run_goes_without_is_told_everywhere(folder, capsys, monkeypatch, tmp_path):
+    """Here `generate` keeps its keys and values in a cache of another class, as a later transformers might."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.generation.utils.DynamicCache", type("OtherCache", (DynamicCache,), {}))
+    failure.cache_clear()
+    command = ["train", "--config", str(folder / "tiny.yaml")]
+    try:
+        assert main([*command, "--require_sharing", "true", "--dry_run"]) == 2
+        refused = capsys.readouterr().err.splitlines()[-1]
+        assert main([*command, "--dry_run"]) == 0
+        (line,) = re.findall(r"^fallback +(.*)$", capsys.readouterr().out, flags=re.MULTILINE)
+        assert main([*command, "--max_steps", "1", "--output_dir", "run"]) == 0
+    finally:
+        failure.cache_clear()
+    assert line.startswith("rollouts do not share their prompt")
+    assert refused == f"cppo: error: require_sharing = true, but {line}"
+    run = tmp_path / "run"
+    assert f"\n# {line}\n" in (run / "config.yaml").read_text()
+    assert load_recipe("train", str(run / "config.yaml")).config["max_steps"] == 1
+    assert [json.loads((run / name).read_text())["fallbacks"] for name in ("progress.json", "summary.json")] == [
+        [line]
+    ] * 2
+    assert any(one[1:] == f"{line[1:]}." for one in run_warnings(read_run(run)))
+    assert "Fallback\\: rollouts do not share their prompt" in (run / "README.md").read_text()
+    assert "ollouts do not share their prompt" in (run / "report.html").read_text()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cppo.policy import attention as attention_module
-from cppo.policy.attention import packed_attention, share_prompts
+from cppo.policy.attention import packed_attention, probe_varlen_attention, share_prompts
 from cppo.policy.layout import SharedPromptLayout
+from cppo.probing import failure
 
 CASES = {
     "rectangular": ([4, 4], [3, 3, 3, 3], [0, 0, 1, 1]),
@@ -52,6 +53,9 @@ def make_tensors(layout: SharedPromptLayout, heads: int, key_heads: int) -> tupl
     return tuple(torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes)
 
 
+VARLEN = "torch.nn.attention.varlen.varlen_attn"
+
+
 def varlen_reference(query, key, value, query_starts, key_starts, max_q, max_k, *, scale, window_size, enable_gqa):
     """Variable-length flash attention's contract: causal, aligned to the last key of each sequence."""
     assert window_size == (-1, 0)
@@ -77,8 +81,8 @@ def varlen_reference(query, key, value, query_starts, key_starts, max_q, max_k, 
 @pytest.mark.parametrize("kernel", ["padded", "varlen"])
 def test_attention_and_its_gradients(case, heads, kernel, monkeypatch):
     if kernel == "varlen":
-        monkeypatch.setattr(attention_module, "varlen_attn", varlen_reference)
-        monkeypatch.setattr(attention_module, "_varlen_usable", lambda query: True)
+        monkeypatch.setattr(VARLEN, varlen_reference)
+        monkeypatch.setattr(attention_module, "padding_reason", lambda query: None)
     layout = SharedPromptLayout.of(*case)
     tensors = make_tensors(layout, *heads)
     outputs = packed_attention(*tensors, layout, 0.3)
@@ -119,13 +123,25 @@ def test_the_original_implementation_sees_its_own_name():
     AttentionInterface.register("flash_stand_in", flash)
     model = make_model("llava")
     config = model.config.get_text_config()
-    config._attn_implementation_internal = "flash_stand_in"
+    config._attn_implementation = "flash_stand_in"
     share_prompts(model)
     share_prompts(model)
     assert config._attn_implementation == "flash_stand_in_shared_prompt"
     assert model.config.vision_config._attn_implementation == "sdpa"
     model(input_ids=torch.tensor([[3, 4, 5]]))
     assert seen == [("flash_stand_in", True, 0), ("flash_stand_in", True, 1)]
+
+
+def test_the_probe_holds_varlen_against_padding(monkeypatch):
+    monkeypatch.setattr(VARLEN, varlen_reference)
+    assert failure(probe_varlen_attention, "cpu") is None
+    failure.cache_clear()
+    monkeypatch.setattr(VARLEN, lambda *tensors, window_size, **options: varlen_reference(*tensors, **options))
+    assert "window_size" in failure(probe_varlen_attention, "cpu")
+    failure.cache_clear()
+    monkeypatch.setattr(VARLEN, lambda *tensors, **options: 1.1 * varlen_reference(*tensors, **options))
+    assert "varlen_attn differs from padded attention" in failure(probe_varlen_attention, "cpu")
+    failure.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -139,17 +155,17 @@ def test_the_original_implementation_sees_its_own_name():
         ({"shape": (7, 4, 264)}, {}, False),
         ({}, {"capability": (7, 5)}, False),
         ({}, {"hip": "6.4"}, False),
-        ({}, {"varlen_attn": None}, False),
+        ({}, {"failure": "gone"}, False),
     ],
 )
 def test_what_flash_attention_of_variable_length_takes(monkeypatch, tensor, machine, usable):
     """Half precision, heads of at most 256 numbers in eights, on an NVIDIA GPU since Ampere, by a torch that has it."""
     query = {"is_cuda": True, "dtype": torch.bfloat16, "shape": (7, 4, 64), "device": "cuda", **tensor}
-    there = {"capability": (8, 0), "hip": None, "varlen_attn": print, **machine}
+    there = {"capability": (8, 0), "hip": None, "failure": None, **machine}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
     monkeypatch.setattr(torch.version, "hip", there["hip"])
-    monkeypatch.setattr(attention_module, "varlen_attn", there["varlen_attn"])
-    assert attention_module._varlen_usable(SimpleNamespace(**query)) is usable
+    monkeypatch.setattr(attention_module, "failure", lambda *probe: there["failure"])
+    assert (attention_module.padding_reason(SimpleNamespace(**query)) is None) is usable
 
 
 @pytest.mark.parametrize(
@@ -164,7 +180,7 @@ def test_the_kernel_is_chosen_at_the_precision_of_autocast(monkeypatch, dtype, e
     layout = SharedPromptLayout.of([2], [1, 1], [0, 0], "cpu")
     tensors = [torch.ones(1, 2, 4, 8, dtype=dtype) for _ in range(3)]
     chosen = []
-    monkeypatch.setattr(attention_module, "_varlen_usable", lambda query: chosen.append(query.dtype))
+    monkeypatch.setattr(attention_module, "padding_reason", lambda query: chosen.append(query.dtype) or "noted")
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         packed_attention(*tensors, layout, None)
     assert chosen == [expected]

@@ -112,7 +112,7 @@ def test_eager_attention(family):
 
 def test_gradient_checkpointing(family):
     model = packed_model(family)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     check_parity(model, make_batch(family))
 

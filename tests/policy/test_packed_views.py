@@ -36,7 +36,7 @@ def test_selected_tokens_of_a_view(family, sequential, checkpointing):
     model = make_model(family)
     add_shared_prompt_forward(model)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
     anchor, removing, batch = packed_views(model, family, sequential)
     assert len(batch.passes) == (2 if sequential else 1)

@@ -5,21 +5,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import family_configs
 import torch
 import transformers
-from family_configs import Sizes
 from torch import Tensor
 
+from cppo.policy import tiny_configs
+from cppo.policy.tiny_configs import Sizes
+
 VOCABULARY, IMAGE, PAD, VISION_START, VISION_END = 97, 90, 0, 91, 92
-TEXT = family_configs.text_part(
+TEXT = tiny_configs.text_part(
     2, vocab_size=VOCABULARY, max_position_embeddings=256, pad_token_id=PAD, bos_token_id=1, eos_token_id=2
 )
 TOKENS = {"image": IMAGE, "video": 93, "start": VISION_START, "end": VISION_END}
 SHARING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_onevision", "idefics3", "smolvlm", "internvl")
 SIDES = {**dict.fromkeys(SHARING, 16), "llava": 8, "llava_onevision": 8}
 CONFIGS: dict[str, Callable[[], Any]] = {
-    name: partial(family_configs.CONFIGS[name], Sizes(TEXT, TOKENS, layers=2, patch=4, side=SIDES[name]))
+    name: partial(tiny_configs.CONFIGS[name], Sizes(TEXT, TOKENS, layers=2, patch=4, side=SIDES[name]))
     for name in SHARING
 }
 IMAGE_TOKENS = 4

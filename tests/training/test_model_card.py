@@ -57,7 +57,7 @@ def test_an_adapter_of_micro(tmp_path, monkeypatch, capsys):
 
 def test_what_a_run_knows(make_trainer):
     trainer = make_trainer(make_rows([1, 1]))
-    trainer.model.config._name_or_path = "Org/Model-3B"
+    trainer.model.config.name_or_path = "Org/Model-3B"
     parsed = ModelCard(model_card(trainer, FACTS, "m", ["org/other"], ["mine"]))
     assert parsed.data.base_model == "Org/Model-3B"
     assert parsed.data.datasets == ["org/other", "org/name"]

@@ -93,7 +93,7 @@ def test_vision_placeholders_are_never_sampled(make_trainer, tiny_model):
         return [float(len(sampled) + place) for place in range(len(completion_ids))]
 
     model = copy.deepcopy(tiny_model)
-    vocabulary = AutoProcessor.from_pretrained(tiny_model.config._name_or_path).tokenizer.get_vocab()
+    vocabulary = AutoProcessor.from_pretrained(tiny_model.config.name_or_path).tokenizer.get_vocab()
     names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     banned = {vocabulary[name] for name in names}
 

@@ -20,7 +20,8 @@ from trl import GRPOConfig
 from cppo.errors import UserError
 from cppo.rewards import accuracy_reward
 from cppo.training.config import CPPOConfig
-from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
+from cppo.training.dataset_checks import check_columns
+from cppo.training.setup import check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
 from cppo.training.view_inputs import canonical_rows, prompt_messages
 
@@ -200,11 +201,11 @@ def test_a_tied_head_cannot_be_cast(make_trainer, tiny_model):
 
 def test_a_model_split_over_devices_shares_no_prompts(make_trainer, caplog):
     trainer = make_trainer(make_rows([1, 1]))
-    assert share_prompts(trainer)
+    assert share_prompts(trainer) == (True, True)
     trainer.model.hf_device_map = {"visual": 0, "language_model": 0}
-    assert share_prompts(trainer)
+    assert share_prompts(trainer) == (True, True)
     trainer.model.hf_device_map = {"visual": 0, "language_model": 1}
-    assert not share_prompts(trainer)
+    assert share_prompts(trainer) == (False, False)
     assert "the model is split over them" in caplog.text
 
 
@@ -215,7 +216,7 @@ def test_a_mixture_of_experts_shares_no_prompts(make_trainer, caplog):
         share_prompts(trainer)
     one_line(caught)
     trainer.args.perception_memory = "joint"
-    assert not share_prompts(trainer)
+    assert share_prompts(trainer) == (False, False)
     assert "a mixture-of-experts model balances its experts over whole rows" in caplog.text
 
 

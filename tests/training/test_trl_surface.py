@@ -12,7 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cppo.training import check_trl_version
 from cppo.training.config import CPPOConfig
-from cppo.training.trainer import OVERRIDES, CPPOTrainer
+from cppo.training.trainer import CPPOTrainer
+from cppo.training.upstream import OVERRIDES
 
 TRL_1_16_PARAMETERS = {
     "create_accelerator_and_postprocess": [],
@@ -95,6 +96,7 @@ PUBLISHED_DEFAULTS = {
     "perception_anchor_gradients": True,
     "perception_memory": "joint",
     "scorer": "shared",
+    "require_sharing": False,
     "freeze_vision_tower": False,
     "rl_weight": 1.0,
     "log_perception_grad_share": False,
@@ -209,7 +211,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
         trainer.get_train_dataloader()
     own = {"_views", "_anchor_scores", "_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
     own |= {"_shares_prompts", "_placeholder_ids", "_phases", "_rollout_views", "_rollout_images", "_perception_sums"}
-    own |= {"form_watch"}
+    own |= {"_shares_rollouts", "fallbacks", "form_watch"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 

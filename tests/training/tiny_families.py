@@ -6,15 +6,31 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from family_configs import CONFIGS, Sizes, pinpoints, text_part
 from tokenizers.processors import TemplateProcessing
 
 from cppo.assets.build import CHAT_TEMPLATE, build_tokenizer
+from cppo.policy.tiny_configs import CONFIGS as SHARING_CONFIGS
+from cppo.policy.tiny_configs import Sizes, pinpoints, square_tower, text_part
 
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN_TOKENS = {"image": "<|image_pad|>", "video": "<|video_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
 SIDE, PATCH = 32, 8
 SQUARE = {"size": {"height": SIDE, "width": SIDE}}
+
+
+def gemma3(sizes: Sizes) -> Any:
+    sliding = {"sliding_window": 16, "sliding_window_pattern": 2, "num_hidden_layers": 2}
+    return transformers.Gemma3Config(
+        text_config={**sizes.text, "head_dim": 8, **sliding},
+        vision_config=square_tower(sizes, vision_use_head=False),
+        mm_tokens_per_image=4,
+        boi_token_index=sizes.tokens["start"],
+        eoi_token_index=sizes.tokens["end"],
+        image_token_index=sizes.tokens["image"],
+    )
+
+
+CONFIGS = {**SHARING_CONFIGS, "gemma3": gemma3}
 
 
 class Parts(NamedTuple):

@@ -6,7 +6,6 @@ layout travels as an argument, so recomputation under gradient checkpointing see
 """
 
 import copy
-import inspect
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,23 +14,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from cppo.policy.layout import SharedPromptLayout
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None  # type: ignore[assignment]
-else:
-    # In its first releases it had no scale, window or grouped heads.
-    if not inspect.signature(varlen_attn).parameters.keys() >= {"scale", "window_size", "enable_gqa"}:
-        varlen_attn = None  # type: ignore[assignment]
+from cppo.probing import expect, failure
 
 SUFFIX = "_shared_prompt"
 MAX_VARLEN_HEAD_DIM = 256
+BF16_TOLERANCE = 0.05
+"""Largest difference of two attention kernels in bfloat16 on values of about 1."""
 
 
 def share_prompts(model: PreTrainedModel) -> None:
@@ -42,9 +33,10 @@ def share_prompts(model: PreTrainedModel) -> None:
         return
     name = base + SUFFIX
     AttentionInterface.register(name, _attention(base))
-    if base in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    config._attn_implementation_internal = name
+    masks = AttentionMaskInterface()
+    if base in masks:
+        AttentionMaskInterface.register(name, masks[base])
+    config._attn_implementation = name
 
 
 def packed_attention(
@@ -55,7 +47,7 @@ def packed_attention(
     query: [1, heads, N, D]; key, value: [1, key heads, N, D]. Returns [1, N, heads, D].
     """
     query, key, value = (_at_kernel_precision(tensor)[0].transpose(0, 1) for tensor in (query, key, value))
-    if not dropout and _varlen_usable(query):
+    if not dropout and padding_reason(query) is None:
         return _varlen_attention(query, key, value, layout, scaling).unsqueeze(0)
     return _padded_attention(query, key, value, layout, scaling, dropout).unsqueeze(0)
 
@@ -68,23 +60,40 @@ def _at_kernel_precision(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _varlen_usable(query: Tensor) -> bool:
-    """Whether torch's variable-length flash attention takes these tensors: half precision, CUDA, Ampere or later."""
-    return (
-        varlen_attn is not None
-        and query.is_cuda
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= MAX_VARLEN_HEAD_DIM
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+def padding_reason(query: Tensor) -> str | None:
+    """Why packed rows are padded for these queries [..., D] instead of running torch's flash attention of variable
+    length, which needs half precision on an NVIDIA GPU since Ampere; None where it runs."""
+    if not query.is_cuda or torch.version.hip is not None:
+        return f"{query.device} is no NVIDIA GPU"
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in {query.dtype}".replace("torch.", "")
+    if query.shape[-1] % 8 or query.shape[-1] > MAX_VARLEN_HEAD_DIM:
+        return f"its heads of {query.shape[-1]} numbers are not at most {MAX_VARLEN_HEAD_DIM} in eights"
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "the GPU is older than Ampere"
+    return failure(probe_varlen_attention, "cuda")
+
+
+def probe_varlen_attention(device: str) -> None:
+    """Raise unless torch's attention of variable length agrees with the padded one."""
+    layout = SharedPromptLayout.of([3], [2, 4], [0, 0], device)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(9, heads, 64, generator=generator).to(device, torch.bfloat16) for heads in (4, 2, 2)
     )
+    scaling = 64**-0.5
+    found = _varlen_attention(query, key, value, layout, scaling)
+    expected = _padded_attention(query, key, value, layout, scaling, 0.0)
+    difference = (found - expected).abs().max().item()
+    expect(difference <= BF16_TOLERANCE, f"torch's varlen_attn differs from padded attention by {difference:.2g}")
 
 
 def _varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None
 ) -> Tensor:
     """[N, heads, D] each. Flash attention aligns causal masks to the last key, as segments after a prompt are."""
+    from torch.nn.attention.varlen import varlen_attn  # a prototype: it may go, and the probe then says so
+
     outputs = varlen_attn(
         query.contiguous(),
         key.index_select(0, layout.keys),
@@ -159,7 +168,7 @@ def _base_function(module: torch.nn.Module, base: str) -> Callable[..., tuple[Te
     # Transformers keeps the eager attention in each model's own file, not in the table.
     if base == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[base]
+    return AttentionInterface()[base]
 
 
 class _BaseModule:
@@ -175,5 +184,5 @@ class _BaseModule:
     @property
     def config(self) -> Any:
         config: Any = copy.copy(self._module.config)
-        config._attn_implementation_internal = self._base
+        config._attn_implementation = self._base
         return config

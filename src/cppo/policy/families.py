@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
@@ -65,10 +66,12 @@ IMAGES_A_ROW = "batch_num_images"
 def unwrapped(model: Any) -> PreTrainedModel:
     """The transformers model inside DDP, FSDP, `torch.compile` and PEFT wrappers."""
     while not isinstance(model, PreTrainedModel):
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
         else:
-            model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
+            wrapper, model = model, extract_model_from_parallel(model, keep_torch_compile=False)
+            if model is wrapper:
+                raise TypeError(f"{type(model).__name__} is no transformers model, and no known wrapper of one")
     return model
 
 

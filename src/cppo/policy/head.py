@@ -10,12 +10,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from trl.kernels import ChunkedLogProbFunction
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from cppo.perception import EXACT_DIVERGENCES, entropy_from_logits
+from cppo.probing import expect, failure
 
 VOCABULARY_TILE = 8192
+PROBE_TOLERANCE = 1e-4
+"""What float32 explains between two ways to the same numbers of about 1."""
 CHUNK_LOGITS = 2**24
 """Logits held at once where a computation needs whole distributions."""
 
@@ -44,19 +45,10 @@ class LanguageHead:
         float32, or float64 for a float64 model.
         """
         hidden = self._prepared(hidden)
-        if self._plain and hidden.dtype != torch.float64:
-            with self._precision(hidden), maybe_gather_lm_head_ctx(*self._parameters):
-                logps, entropies, *_ = ChunkedLogProbFunction.apply(
-                    hidden,
-                    *self._parameters,
-                    targets,
-                    temperature,
-                    VOCABULARY_TILE,
-                    None,  # no soft cap
-                    1.0,  # no scale
-                    ("entropy",),
-                )
-            return logps, entropies
+        if self._plain and hidden.dtype != torch.float64 and failure(probe_chunked_head) is None:
+            with self._precision(hidden):
+                weight, bias = self._parameters
+                return chunked_head(hidden, weight, bias, targets, temperature)
 
         # TRL's kernel computes in float32 and knows plain projections only.
         def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +90,7 @@ class LanguageHead:
         return torch.autocast(hidden.device.type, enabled=False) if self._float32 else nullcontext()
 
     def _logits(self, hidden: Tensor, temperature: float) -> Tensor:
-        with self._precision(hidden), maybe_gather_lm_head_ctx(*self._parameters):
+        with self._precision(hidden):
             if self._plain:
                 weight, bias = self._parameters
                 bias = bias if bias is None else bias.to(hidden.dtype)
@@ -115,6 +107,34 @@ class LanguageHead:
         pieces = zip(*(tensor.split(size) for tensor in (hidden, *others)), strict=True)
         results = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def chunked_head(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """TRL's kernel: log-probabilities of the targets and entropies, [n] each, a tile of the vocabulary at a time."""
+    from trl.kernels import ChunkedLogProbFunction  # takes its arguments by place: the probe says if they changed
+
+    no_soft_cap, no_scale = None, 1.0
+    logps, entropies, *_ = ChunkedLogProbFunction.apply(
+        hidden, weight, bias, targets, temperature, VOCABULARY_TILE, no_soft_cap, no_scale, ("entropy",)
+    )
+    return logps, entropies
+
+
+def probe_chunked_head() -> None:
+    """Raise unless TRL's kernel gives the log-probabilities, entropies and gradients of whole logits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, generator=generator).requires_grad_() for size in ((3, 4), (7, 4)))
+    targets = torch.tensor([0, 3, 6])
+    logits = hidden @ weight.T / 0.7
+    logps = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+    expected, found = (logps, entropy_from_logits(logits)), chunked_head(hidden, weight, None, targets, 0.7)
+    for name, one, other in zip(("log-probabilities", "entropies"), expected, found, strict=True):
+        expect(torch.allclose(one, other, rtol=0, atol=PROBE_TOLERANCE), f"TRL's chunked head gives other {name}")
+        gradients = (torch.autograd.grad(values.sum(), (hidden, weight), retain_graph=True) for values in (one, other))
+        agree = [torch.allclose(a, b, rtol=0, atol=PROBE_TOLERANCE) for a, b in zip(*gradients, strict=True)]
+        expect(all(agree), f"TRL's chunked head gives other gradients of the {name}")
 
 
 def _whole(parameter: Tensor | None) -> Tensor | None:

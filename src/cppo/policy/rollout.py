@@ -58,8 +58,10 @@ def only_special_tokens(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig | None = None) -> Iterator[None]:
+def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig | None = None) -> Iterator[list[int]]:
     """Within this context, `model.generate` and wrappers of it prefill equal prompts with equal images once.
+
+    Yields a list that gets the number of distinct prompts of each prefill that looked for equal ones.
 
     What is not understood runs as it is: beams, several sequences per row, a prefill in chunks, videos, image sizes
     that vary without a grid or LLaVA-OneVision's counts, embeddings in place of tokens, a cache of another kind, active
@@ -70,22 +72,22 @@ def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig |
         generation_config: what `generate` will be given beside the model's own.
     """
     if any(config is not None and _needs_encoded(config) for config in (generation_config, model.generation_config)):
-        yield
+        yield []
         return
-    original_forward = model.forward
+    original_forward, prefills = model.forward, list[int]()
 
     @functools.wraps(original_forward)
     def forward(*args: Any, **inputs: Any) -> Any:
         if args or not _is_prefill(inputs) or _checkpoints(model):
             return original_forward(*args, **inputs)
-        return _prefill(original_forward, model.config, inputs)
+        return _prefill(original_forward, model.config, inputs, prefills)
 
     # `generate` goes by the signature. Were encoded images in it, it would encode those of all rows beforehand.
     signature = inspect.signature(original_forward)
     taken = [parameter for name, parameter in signature.parameters.items() if name != "mm_encoder_outputs"]
     vars(forward)["__signature__"] = signature.replace(parameters=taken)
     with _replaced(model, "forward", forward):
-        yield
+        yield prefills
 
 
 @contextmanager
@@ -179,13 +181,14 @@ def _cache_in(inputs: Mapping[str, Any]) -> DynamicCache | None:
     return next((value for value in inputs.values() if isinstance(value, DynamicCache)), None)
 
 
-def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any]) -> Any:
+def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any], prefills: list[int]) -> Any:
     """One forward pass over the distinct rows of [B, P], its last logits and cache copied to all B rows."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     vision = _counted_images(config, inputs)
     if vision is None or (mask is not None and mask.ndim != 2):
         return forward(**inputs)
     groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, vision)
+    prefills.append(len(groups))
     if len(groups) == len(ids):
         return forward(**inputs)
     distinct = {key: value for key, value in inputs.items() if key not in (*IMAGE_KEYS, IMAGES_A_ROW)}

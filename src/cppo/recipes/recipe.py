@@ -1,7 +1,7 @@
 """A recipe: flat YAML that says what to train, on what, and how. Packaged ones have a name, users' own are files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,9 @@ def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any
     return {**{name: value for name, value in run.items() if value is not None}, **config}
 
 
-def dump_recipe(recipe: Recipe, config: Mapping[str, Any]) -> str:
-    """`resolved_options` as YAML that `load_recipe` reads again."""
-    header = f"{config_header(recipe.command)}{recipe.name}).\n"
+def dump_recipe(recipe: Recipe, config: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
+    """`resolved_options` as YAML that `load_recipe` reads again; one-line remarks about the run stand as comments."""
+    header = f"{config_header(recipe.command)}{recipe.name}).\n" + "".join(f"# {remark}\n" for remark in remarks)
     return header + yaml.safe_dump(resolved_options(recipe, config), sort_keys=False, allow_unicode=True)
 
 

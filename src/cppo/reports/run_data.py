@@ -1,6 +1,6 @@
 """Reads a run directory back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ class RunData:
     def versions(self) -> Mapping[str, str]:
         """Of the packages that the run's figures depend on."""
         return self.summary.get("versions") or self.progress.get("versions") or {}
+
+    @property
+    def fallbacks(self) -> Sequence[str]:
+        """What the run does in a slower or coarser way than CPPO can, and why, one line each."""
+        return self.summary.get("fallbacks") or self.progress.get("fallbacks") or ()
 
     def series(self, metric: str) -> list[tuple[float, float]]:
         """(step, value) wherever the metric was logged as a number; the later line of a step counts."""

@@ -19,7 +19,7 @@ EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
 
 
 def run_warnings(run: RunData) -> list[str]:
-    """Everything that the run's figures warn of, one sentence or two each; empty where nothing does."""
+    """What the run goes without, and what its figures warn of, one sentence or two each; empty where nothing does."""
     signs: tuple[Callable[[RunData], str | None], ...] = (
         not_finite,
         without_form,
@@ -29,7 +29,8 @@ def run_warnings(run: RunData) -> list[str]:
         nothing_selected,
         lengths_at_limit,
     )
-    return [text for sign in signs if (text := sign(run)) is not None]
+    fallbacks = [f"{line[:1].upper()}{line[1:]}." for line in run.fallbacks]
+    return fallbacks + [text for sign in signs if (text := sign(run)) is not None]
 
 
 def not_finite(run: RunData) -> str | None:

@@ -217,6 +217,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"sharing    {sharing_text(args, trainer._shares_prompts)}",
         f"loss       {args.loss_type}, learning rate {args.learning_rate:g}, scorer {config['scorer']}",
         f"rewards    {', '.join(f'{name} x {weight:g}' for name, weight in rewards)}",
+        *(f"fallback   {line}" for line in trainer.fallbacks),
         f"memory     {', '.join(f'{part} {_mib(size)}' for part, size in asdict(memory).items())}",
         _needs_line("as now", as_answered, memory, steps),
         _needs_line("at worst", at_worst, memory, steps),

@@ -32,7 +32,7 @@ class RunRecorder(TrainerCallback):
 
     Args:
         quiet: no bar and no samples on a terminal.
-        versions: of the packages, for the report of a run that has not finished.
+        versions, fallbacks: of the packages and `CPPOTrainer.fallbacks`, for the report of a run that has not finished.
         form_warning: what the run was told about the form of its responses, if anything, for the report.
         report: writes it, as `cppo.reports.write_report`.
         now: seconds of a clock.
@@ -45,6 +45,7 @@ class RunRecorder(TrainerCallback):
         *,
         quiet: bool = False,
         versions: Mapping[str, str] | None = None,
+        fallbacks: Sequence[str] = (),
         report: Callable[..., object] | None = None,
         form_warning: Callable[[], str | None] = lambda: None,
         now: Callable[[], float] = time.monotonic,
@@ -53,6 +54,7 @@ class RunRecorder(TrainerCallback):
         self._samples = samples
         self._progress = Progress(quiet=quiet)
         self._versions = dict(versions or {})
+        self._fallbacks = fallbacks
         self._report = report
         self._form_warning = form_warning
         self._now = now
@@ -118,6 +120,7 @@ class RunRecorder(TrainerCallback):
             "seconds": round(began - self._began, 1),
             "versions": self._versions,
             **({"form_warning": warning} if (warning := self._form_warning()) else {}),
+            "fallbacks": list(self._fallbacks),
         }
         replace_text(self._files.progress, json.dumps(content, indent=2) + "\n")
         if self._report is not None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -45,8 +45,8 @@ from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_o
 from cppo.runs.signals import StopOnSignal
 from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
+from cppo.training.dataset_checks import check_enough
 from cppo.training.model_card import RunFacts
-from cppo.training.setup import check_enough
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {
@@ -129,7 +129,7 @@ def run_training(
     probes = sources.probes if may_probe(trainer, options) else None
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
-        replace_text(files.config, dump_recipe(recipe, resolved))
+        replace_text(files.config, dump_recipe(recipe, resolved, trainer.fallbacks))
     trainer.run_facts = facts = RunFacts(
         resolved_options(recipe, resolved),
         rows=len(train),
@@ -142,6 +142,7 @@ def run_training(
         lambda: trainer.last_samples,
         quiet=options.quiet,
         versions=package_versions(),
+        fallbacks=trainer.fallbacks,
         report=report,
         form_warning=lambda: trainer.form_watch.warning,
     )
@@ -190,7 +191,7 @@ def run_training(
         best=BestCheckpoint.of(trainer),
     )
     if main:
-        summary = run_summary(result, left_out_summary(train, long))
+        summary = run_summary(result, left_out_summary(train, long), trainer.fallbacks)
         replace_text(files.summary, json.dumps(summary, indent=2) + "\n")
         trainer.run_facts = replace(facts, summary=summary)
         trainer.create_model_card()
@@ -286,8 +287,11 @@ def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
     return {**_run_defaults(recipe), **used, **own, **recipe.config}
 
 
-def run_summary(result: RunResult, left_out: dict[str, Any]) -> dict[str, Any]:
-    """The contents of `summary.json`; fractions of 1, seconds. `left_out`: the rows not trained on."""
+def run_summary(result: RunResult, left_out: dict[str, Any], fallbacks: Sequence[str]) -> dict[str, Any]:
+    """The contents of `summary.json`; fractions of 1, seconds.
+
+    left_out: the rows not trained on. fallbacks: `CPPOTrainer.fallbacks`.
+    """
     evaluations = {"before": result.before, "after": result.after, "blank": result.blank}
     return {
         "steps": result.steps,
@@ -295,6 +299,7 @@ def run_summary(result: RunResult, left_out: dict[str, Any]) -> dict[str, Any]:
         **left_out,
         **{name: found.to_dict() for name, found in evaluations.items() if found is not None},
         **({"gain": asdict(result.gain)} if result.gain else {}),
+        "fallbacks": list(fallbacks),
         "versions": package_versions(),
     }
 

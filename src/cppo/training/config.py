@@ -156,6 +156,11 @@ class CPPOConfig(GRPOConfig):
         "as TRL does, and what 'shared' falls back to where a model cannot share; 'plain': a row each with whole "
         "logits, in float64 for a float64 model.",
     )
+    require_sharing: bool = option(
+        False,
+        "Stop with an error where rollouts or updates would not share prompts and images over a group, instead of "
+        "warning that they cost more (needs scorer='shared').",
+    )
     freeze_vision_tower: bool = option(
         False,
         "Keep the vision tower's weights as they are; the projector into the language model (Qwen's merger too) and "

@@ -93,6 +93,7 @@ def model_card(trainer: Any, facts: RunFacts | None, name: str, datasets: Sequen
         "## Method\n\n" + _method(trainer),
         "## Recipe\n\n" + _recipe(trainer, facts),
         "## Versions\n\n" + ", ".join(f"{package} {version(package)}" for package in VERSIONS_OF),
+        *(_plain(f"Fallback: {line}") for line in trainer.fallbacks),
     ]
     return f"---\n{front.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -139,7 +140,7 @@ def portable(value: Any) -> Any:
 
 def _base_model(trainer: Any) -> str:
     """`micro`, a name on the hub, or the name of a folder."""
-    source = trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown"
+    source = trainer.accelerator.unwrap_model(trainer.model).config.name_or_path or "unknown"
     if Path(source) == MICRO_DIR:
         return "micro"
     return Path(source).name if Path(source).exists() or _ABSOLUTE.match(source) else source

@@ -28,6 +28,8 @@ def check_combinations(options: Mapping[str, Any]) -> None:
         )
     if options["perception_memory"] == "sequential" and scorer != "shared":
         raise UserError(f"perception_memory = 'sequential' needs scorer = 'shared', but scorer = {scorer!r}")
+    if options["require_sharing"] and scorer != "shared":
+        raise UserError(f"require_sharing = true needs scorer = 'shared', but scorer = {scorer!r}")
     if not (options["perception_view_gradients"] or options["perception_anchor_gradients"]):
         raise UserError(
             "perception_view_gradients and perception_anchor_gradients are both false: nothing is left to train; "

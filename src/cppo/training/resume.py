@@ -13,8 +13,9 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from cppo.errors import UserError
+from cppo.probing import expect, failure
+from cppo.training.dataset_checks import check_enough
 from cppo.training.durable import DurableTrainer
-from cppo.training.setup import check_enough
 
 
 class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
@@ -23,6 +24,9 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
         check_enough("train_dataset", len(sampler.data_source), self.args)
+        self._train_sampler = sampler
+        if failure(probe_sampler_order) is not None:
+            return sampler
         # Same data, same arguments: only the order after a resume differs from TRL's.
         self._train_sampler = ResumableRepeatSampler(
             sampler.data_source,
@@ -66,6 +70,15 @@ class ResumableRepeatSampler(RepeatSampler):
                 torch.randperm(self.num_samples, generator=self.generator)
         self.epoch += 1
         return super().__iter__()
+
+
+def probe_sampler_order() -> None:
+    """Raise unless a sampler that is resumed in its second epoch gives the order of an uninterrupted one's."""
+    given: dict[str, Any] = {"mini_repeat_count": 2, "batch_size": 2, "repeat_count": 2, "seed": 5}
+    whole, resumed = RepeatSampler(range(6), **given), ResumableRepeatSampler(range(6), **given)
+    epochs = [list(whole) for _ in range(2)]
+    resumed.epoch = 1
+    expect(list(resumed) == epochs[1] != epochs[0], "the order of a second epoch is not the one expected")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import DatasetDict, IterableDatasetDict
 from peft import PeftType
 from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -21,15 +20,32 @@ from cppo.policy import (
     vision_placeholder_ids,
     vision_tower_parameters,
 )
-from cppo.rewards import reward_columns
+from cppo.policy.attention import padding_reason
 from cppo.training.option_rules import check_gate_reward
-from cppo.training.view_inputs import Row, check_ends_with_question, embedded_images, prompt_images
+from cppo.training.upstream import (
+    CHUNKED_HEAD,
+    FSDP_OUTPUTS,
+    LEARNING_RATE,
+    PACKED_ATTENTION,
+    SAMPLER_ORDER,
+    SHARED_PREFILL,
+    VARLEN_ATTENTION,
+    check_needed_parts,
+)
+from cppo.training.view_inputs import Row, prompt_images
 
 logger = logging.getLogger(__name__)
 
 
 def check_setup(trainer: Any) -> None:
-    """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
+    """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model.
+
+    So it does where a part of another library is gone that has no replacement.
+    """
+    check_needed_parts()
+    for part in (SAMPLER_ORDER, LEARNING_RATE, *([FSDP_OUTPUTS] if trainer.accelerator.is_fsdp2 else [])):
+        if (line := part.missing()) is not None:
+            go_without(trainer, line)
     trainer._tokenizer.padding_side = "left"  # as TRL sets it where it loads the processor
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
@@ -68,73 +84,12 @@ def check_castable_head(model: Any, args: GRPOConfig) -> None:
             )
 
 
-def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> None:
-    """Hold the first row of a dataset that is no stream against what training and reward functions read.
-
-    Raises UserError for one without a prompt, with one that ends with an assistant message, or without a column that a
-    function needs, and warns of one without images.
-    """
-    if isinstance(dataset, DatasetDict | IterableDatasetDict):
-        raise UserError(
-            f"train_dataset has the splits {', '.join(dataset)}: give one of them, such as train_dataset="
-            f"data[{next(iter(dataset), 'train')!r}]"
-        )
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
-        return
-    # Not `column_names`: a transform may make other columns.
-    row = dataset[0]
-    named = ", ".join(row)
-    if "prompt" not in row:
-        raise UserError(f"train_dataset has no column `prompt`: rename one; its columns are {named}")
-    check_ends_with_question(row["prompt"])
-    for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
-        columns = {} if isinstance(reward, str | torch.nn.Module) else reward_columns(reward)
-        missing = [repr(name) for name, needed in columns.items() if needed and name not in {*row, "images"}]
-        if missing:
-            raise UserError(
-                f"reward {getattr(reward, '__name__', repr(reward))} needs the column{'s' * (len(missing) > 1)} "
-                f"{', '.join(missing)}: train_dataset has {named}; `load_records(..., extras=[...])` takes more"
-            )
-    if not uses_perception or {"images", "image"} & set(row):
-        return
-    if not embedded_images(row["prompt"]):
-        logger.warning(
-            "train_dataset has no column `images` or `image`, and the perception loss needs images: is it among %s?",
-            named,
-        )
-
-
-def check_enough(name: str, rows: int, args: GRPOConfig) -> None:
-    """Raise UserError where the rows of a dataset are fewer than the prompts that are generated together."""
-    prompts = (args.generation_batch_size or 0) // (args.num_generations or 1)
-    if rows < prompts:
-        raise UserError(
-            f"{name}: {rows} usable rows are fewer than the {prompts} prompts of a generation batch; "
-            f"{_smaller_batch(args, rows)}, or give more rows"
-        )
-
-
-def _smaller_batch(args: GRPOConfig, rows: int) -> str:
-    """The options that make a generation batch of at most so many prompts, in words."""
-    group, steps, device = args.num_generations or 1, args.steps_per_generation or 1, args.per_device_train_batch_size
-    together = (args.generation_batch_size or device) // steps  # rollouts of a micro-batch over all processes
-    for fewer in range(steps - 1, 0, -1):
-        if fewer * together <= rows * group and fewer * together % group == 0:
-            return f"lower steps_per_generation to {fewer} (now {steps})"
-    for smaller in range(device - 1, 0, -1):
-        batch = smaller * (together // device)
-        if batch <= rows * group and batch % group == 0:
-            also = f" and set steps_per_generation to 1 (now {steps})" if steps > 1 else ""
-            return f"lower per_device_train_batch_size to {smaller} (now {device}){also}"
-    return f"lower num_generations (now {group})"
-
-
 def keep_float32_outputs(accelerator: Any) -> None:
     """Let no FSDP2 wrapper round what a forward pass returns: log-probabilities and entropies are float32.
 
     Accelerate rounds the outputs to the precision of the weights, after any cast inside the model.
     """
-    if accelerator.is_fsdp2:
+    if accelerator.is_fsdp2 and FSDP_OUTPUTS.missing() is None:
         plugin = accelerator.state.fsdp_plugin
         if plugin.mixed_precision_policy is not None:
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
@@ -153,12 +108,16 @@ def learns_a_prompt(model: Any) -> bool:
     return bool(config.is_prompt_learning)
 
 
-def share_prompts(trainer: Any) -> bool:
-    """Let policy and reference score packed rows, if asked for and possible; say why if not."""
+def share_prompts(trainer: Any) -> tuple[bool, bool]:
+    """Let policy and reference score packed rows, if asked for and possible; whether updates and rollouts then share.
+
+    Raises UserError where they do not, although an option needs it.
+    """
     if trainer.args.scorer != "shared":
-        return False
-    reason = unshared_reason(trainer.model.config)
-    places = getattr(unwrapped(trainer.model), "hf_device_map", None) or {}
+        return False, False
+    policy = unwrapped(trainer.model)
+    reason = unshared_reason(policy.config)
+    places = getattr(policy, "hf_device_map", None) or {}
     if len(set(places.values())) > 1:
         reason = (
             "one process sees several GPUs and the model is split over them (launch a process a GPU, or set "
@@ -169,14 +128,59 @@ def share_prompts(trainer: Any) -> bool:
     if trainer.aux_loss_enabled:
         reason = "a mixture-of-experts model balances its experts over whole rows"
     if reason is not None:
-        if trainer.args.perception_memory == "sequential" and trainer.args.uses_perception:
-            raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
-        logger.warning("Prompts and images are not shared over a group's rollouts: %s.", reason)
-        return False
-    for model in (trainer.model, trainer.ref_model):
-        if model is not None:
-            add_shared_prompt_forward(unwrapped(model), trainer.args.cast_lm_head_to_fp32)
-    return True
+        _check_unshared(trainer.args, reason)
+        go_without(
+            trainer, f"rollouts and updates do not share prompts and images over a group: {reason}", sharing=True
+        )
+        return False, False
+    rollouts = SHARED_PREFILL.missing(policy.config.model_type)
+    if rollouts is not None and _generates(trainer):
+        go_without(trainer, rollouts, sharing=True)
+    eager = policy.config.get_text_config()._attn_implementation.startswith("eager")
+    updates = PACKED_ATTENTION.missing(policy.config.model_type, "eager" if eager else "sdpa")
+    if updates is not None:
+        _check_unshared(trainer.args, updates)
+        go_without(trainer, updates, sharing=True)
+    else:
+        for model in (trainer.model, trainer.ref_model):
+            if model is not None:
+                add_shared_prompt_forward(unwrapped(model), trainer.args.cast_lm_head_to_fp32)
+        _check_kernels(trainer, policy)
+    return updates is None, rollouts is None and _generates(trainer)
+
+
+def go_without(trainer: Any, line: str, sharing: bool = False) -> None:
+    """Warn of something that this trainer does in a slower or coarser way, and remember the line for its run.
+
+    Raises UserError where `sharing` is lost and `require_sharing` is set.
+    """
+    if sharing and trainer.args.require_sharing:
+        raise UserError(f"require_sharing = true, but {line}")
+    logger.warning("%s", line)
+    trainer.fallbacks.append(line)
+
+
+def _generates(trainer: Any) -> bool:
+    """Whether rollouts come from transformers' `generate`."""
+    return not (trainer.use_vllm or trainer.use_transformers_continuous_batching)
+
+
+def _check_unshared(args: Any, reason: str) -> None:
+    if args.perception_memory == "sequential" and args.uses_perception:
+        raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
+
+
+def _check_kernels(trainer: Any, policy: Any) -> None:
+    """Say which kernels of packed rows do not act here."""
+    if (line := CHUNKED_HEAD.missing()) is not None:
+        go_without(trainer, line)
+    if trainer.accelerator.device.type == "cuda" and (trainer.args.bf16 or trainer.args.fp16):
+        text = policy.config.get_text_config()
+        heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        half = torch.bfloat16 if trainer.args.bf16 else torch.float16
+        reason = padding_reason(torch.empty(0, heads, dtype=half, device=trainer.accelerator.device))
+        if reason is not None:
+            go_without(trainer, f"{VARLEN_ATTENTION.lost}: {reason}")
 
 
 def check_head(trainer: Any) -> None:

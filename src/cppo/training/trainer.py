@@ -8,12 +8,12 @@ How a step differs from GRPO's:
 
 Which views, score, selection, gate and sink: the options that `method` sets (`cppo.methods`).
 
-Everything else is TRL's. The methods overridden here, and why, are listed in `OVERRIDES`.
+Everything else is TRL's. The methods overridden here, and why, are listed in `cppo.training.upstream`.
 """
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.training.config import CPPOConfig
+from cppo.training.dataset_checks import check_columns
 from cppo.training.detection import score_before_updates, step_normalizer
 from cppo.training.form_watch import FormWatch
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
@@ -41,39 +42,17 @@ from cppo.training.setup import (
     agree_on_images,
     ban_vision_placeholders,
     check_castable_head,
-    check_columns,
     check_head,
     check_setup,
     freeze_vision_tower,
+    go_without,
     keep_float32_outputs,
     share_prompts,
 )
 from cppo.training.shared_views import score_shared
+from cppo.training.upstream import SHARED_PREFILL
 from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images, run_progress
 from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
-
-OVERRIDES = {
-    "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
-    "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
-    "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
-    "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; huge ones are refused",
-    "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
-    "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
-    "_get_per_token_logps_and_entropies": "rows are scored packed; the loss gets scores taken along with the views'",
-    "_compute_loss": "adds the perception term to whatever loss TRL computes",
-    "training_step": "begins and ends the step's counts; on request logs the perception term's share of the gradient",
-    "_get_train_sampler": "a resumed run must see its epoch's order",
-    "train": "resumes from a whole checkpoint alone",
-    "_save_checkpoint": "stores step counter and buffered rollouts, and last a manifest",
-    "_load_optimizer_and_scheduler": "restores them; learning rate and intervals come from the options instead",
-    "_get_grad_norm": "a step whose gradient is not finite is not taken",
-    "_run_epoch": "a resume at the last step would train one step more",
-    "_load_from_checkpoint": "transformers loads weights by their names in the file, which are not always the model's",
-    "_load_best_model": "the same",
-    "create_model_card": "TRL's card tells of a text model, and neither of data, recipe nor metrics",
-    "save_model": "writes the card beside the weights; PEFT would write one of its own",
-}
-"""Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
 
 
 class CPPOTrainer(CardedTrainer):
@@ -88,6 +67,7 @@ class CPPOTrainer(CardedTrainer):
     Attributes:
         last_samples: a few rollouts of the last logged step, for reports; a method without a perception term marks no
             token in them.
+        fallbacks: what is done in a slower or coarser way than CPPO can, and why, one line each.
 
     Raises:
         UserError: `perception_gate_reward` names no reward function, or an option does not fit this model, an
@@ -124,7 +104,7 @@ class CPPOTrainer(CardedTrainer):
         environment_factory: Any = None,
     ) -> None:
         if args is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
+            name = model if isinstance(model, str) else model.config.name_or_path
             args = CPPOConfig(f"{name.split('/')[-1]}-CPPO")
         if not isinstance(args, CPPOConfig):
             raise UserError(f"args is a {type(args).__name__}: give a CPPOConfig (it takes the same fields)")
@@ -160,11 +140,12 @@ class CPPOTrainer(CardedTrainer):
                 rollout_func,
                 environment_factory,
             )
+        self.fallbacks: list[str] = []
         check_setup(self)
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
         self._placeholder_ids = ban_vision_placeholders(self)
-        self._shares_prompts = share_prompts(self)
+        self._shares_prompts, self._shares_rollouts = share_prompts(self)
         check_head(self)
         self._views = ViewMaker(
             args.view_sampler(),
@@ -229,10 +210,19 @@ class CPPOTrainer(CardedTrainer):
             changes.enter_context(only_special_tokens(model))
             # vLLM and continuous batching call neither `generate` nor the model's forward.
             if not (self.use_vllm or self.use_transformers_continuous_batching):
-                if self._shares_prompts:
-                    changes.enter_context(shared_prefill(model, self.generation_config))
+                if self._shares_rollouts:
+                    changes.enter_context(self._prefilled_once(model))
                 changes.enter_context(sliced_generation(model, self.args.per_device_generation_batch_size))
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+
+    @contextmanager
+    def _prefilled_once(self, model: Any) -> Iterator[None]:
+        """Within this context, equal prompts are prefilled once; it is told where none was."""
+        with shared_prefill(model, self.generation_config) as prefills:
+            yield
+        if not prefills and self.args.per_device_generation_batch_size != 1:
+            self._shares_rollouts = False
+            go_without(self, f"{SHARED_PREFILL.lost}: `generate` was asked for what cannot be shared", sharing=True)
 
     @timed("reward")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:

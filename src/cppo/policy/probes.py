@@ -1,0 +1,78 @@
+"""Probes of what prompts and images are shared by inside transformers: a tiny model of the family tries it."""
+
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from cppo.policy.packed import add_shared_prompt_forward, shared_prompt_scores
+from cppo.policy.rollout import shared_prefill
+from cppo.policy.scorer import plain_scores
+from cppo.policy.tiny_configs import CONFIGS, Sizes, text_part
+from cppo.probing import expect
+
+TOLERANCE = 1e-4
+"""Largest difference, in nats, that float32 explains."""
+
+PROMPTS = ((5, 6, 7), (8, 9, 10), (5, 6, 7))
+"""Token ids of three rows; two are equal."""
+
+
+@torch.no_grad()
+def probe_shared_prefill(model_type: str) -> None:
+    """Raise unless `generate` lets equal prompts run once, and says afterwards what it says without."""
+    model, rows = deepcopy(_tiny_model(model_type, "sdpa")), list[int]()
+    ids = torch.tensor(PROMPTS)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=2, pad_token_id=0, output_logits=True, return_dict_in_generate=True
+    )
+    asked: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "generation_config": config,
+    }
+    plain = model.generate(**asked)
+    model.get_output_embeddings().register_forward_hook(lambda head, inputs, output: rows.append(len(output)))
+    with shared_prefill(model, config):
+        shared = model.generate(**asked)
+    expect(rows[:2] == [2, 3], f"`generate` ran {rows[:2]} rows instead of 2 prompts and then 3 rollouts")
+    far = [not torch.allclose(a, b, rtol=0, atol=TOLERANCE) for a, b in zip(plain.logits, shared.logits, strict=True)]
+    expect(not any(far), "`generate` answers otherwise when prompts are shared")
+
+
+@torch.no_grad()
+def probe_packed_attention(model_type: str, attention: str) -> None:
+    """Raise unless packed rows are scored as plain ones are.
+
+    attention: "eager", or "sdpa", which stands for all that a registered function computes.
+    """
+    model = deepcopy(_tiny_model(model_type, attention))
+    ids = torch.tensor(PROMPTS)
+    asked: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "num_response_tokens": 2,
+        "temperature": 1.0,
+        "vision": {},
+    }
+    plain = plain_scores(model, **asked)
+    add_shared_prompt_forward(model)
+    packed = shared_prompt_scores(model, **asked)
+    difference = (plain.logps - packed.logps).abs().max().item()
+    expect(difference <= TOLERANCE, f"packed rows are scored otherwise than plain ones, by {difference:.2g} nats")
+
+
+@cache
+def _tiny_model(model_type: str, attention: str) -> Any:
+    """One layer of a family's text part and of its vision tower, with weights that let tokens see one another."""
+    text = text_part(1, vocab_size=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    tokens = {"image": 20, "video": 21, "start": 22, "end": 23}
+    config = CONFIGS[model_type](Sizes(text, tokens, layers=1, patch=4, side=8))
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=0.3, generator=generator)
+    return model.eval()

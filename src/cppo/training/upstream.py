@@ -1,0 +1,230 @@
+"""Every part of transformers, TRL, accelerate and torch that CPPO leans on beyond what they promise to keep.
+
+Each is tried when a trainer is built, by running it at the smallest scale. Where one no longer acts, the trainer goes
+another way and says in one line what is lost (`CPPOTrainer.fallbacks`); where there is no other way, it is not built.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from inspect import unwrap
+from types import CodeType
+from typing import Any
+
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim.lr_scheduler import LambdaLR
+from trl import GRPOTrainer
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from cppo.errors import UserError
+from cppo.policy.attention import probe_varlen_attention
+from cppo.policy.head import probe_chunked_head
+from cppo.policy.probes import probe_packed_attention, probe_shared_prefill
+from cppo.probing import Probe, expect, failure
+from cppo.training.resume import probe_sampler_order
+
+OVERRIDES = {
+    "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
+    "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
+    "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
+    "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; huge ones are refused",
+    "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
+    "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
+    "_get_per_token_logps_and_entropies": "rows are scored packed; the loss gets scores taken along with the views'",
+    "_compute_loss": "adds the perception term to whatever loss TRL computes",
+    "training_step": "begins and ends the step's counts; on request logs the perception term's share of the gradient",
+    "_get_train_sampler": "a resumed run must see its epoch's order",
+    "train": "resumes from a whole checkpoint alone",
+    "_save_checkpoint": "stores step counter and buffered rollouts, and last a manifest",
+    "_load_optimizer_and_scheduler": "restores them; learning rate and intervals come from the options instead",
+    "_get_grad_norm": "a step whose gradient is not finite is not taken",
+    "_run_epoch": "a resume at the last step would train one step more",
+    "_load_from_checkpoint": "transformers loads weights by their names in the file, which are not always the model's",
+    "_load_best_model": "the same",
+    "create_model_card": "TRL's card tells of a text model, and neither of data, recipe nor metrics",
+    "save_model": "writes the card beside the weights; PEFT would write one of its own",
+}
+"""Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
+
+STATE = ("_step", "_buffered_inputs", "_metrics", "_tokenizer", "_get_output_dir", "generation_kwargs", "_tag_names")
+"""What `CPPOTrainer` reads or sets of TRL's trainer, and TRL's own code must therefore go by."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something of another library that it does not promise to keep.
+
+    Attributes:
+        library: the package.
+        what: is leaned on, as the subject of a sentence.
+        used_by: files under src/cppo.
+        lost: what a run goes without where the part does not act; for a `needed` part, why there is no run.
+        probe: raises unless the part acts.
+        private: names with a leading underscore by which the files reach it.
+        needed: there is no other way.
+    """
+
+    library: str
+    what: str
+    used_by: tuple[str, ...]
+    lost: str
+    probe: Probe
+    private: tuple[str, ...] = ()
+    needed: bool = False
+
+    def missing(self, *arguments: str) -> str | None:
+        """What is lost and why, in one line; None where the part acts. `arguments` are the probe's."""
+        reason = failure(self.probe, *arguments)
+        return reason and f"{self.lost}: {self.what} ({self.library} {version(self.library)}) fails its check: {reason}"
+
+
+def probe_trainer_hooks() -> None:
+    """Raise unless the trainers of TRL and transformers call what `CPPOTrainer` overrides, and go by what it sets."""
+    used = set(_names_used())
+    gone = [f"{name} ({reason})" for name, reason in OVERRIDES.items() if name not in used]
+    gone += [name for name in STATE if name not in used]
+    expect(not gone, f"the trainer no longer uses {', '.join(gone)}")
+
+
+def probe_pixel_rows() -> None:
+    """Raise unless TRL cuts the images of a batch into rows and joins them again, for images in patches (Qwen)."""
+    batch: dict[str, Any] = {
+        "prompt_ids": torch.arange(8).reshape(4, 2),
+        "pixel_values": torch.arange(24.0).reshape(12, 2),
+        "image_grid_thw": torch.tensor([[1, 1, 2], [1, 1, 4], [1, 1, 1], [1, 1, 5]]),
+        "num_images": [1, 0, 2, 1],
+    }
+    rows: dict[str, Any] = split_pixel_values_by_grid(dict(batch))
+    lengths = [len(pixels) for pixels in rows["pixel_values"]]
+    expect(lengths == [2, 0, 5, 5], f"rows of 2, 0, 5 and 5 patches were cut into rows of {lengths}")
+    parts: list[Any] = split_tensor_dict(rows, 2)
+    halves: list[dict[str, Any]] = [unsplit_pixel_values_by_grid(part) for part in parts]
+    for name in ("prompt_ids", "pixel_values", "image_grid_thw"):
+        joined = torch.cat([half[name] for half in halves])
+        expect(torch.equal(joined, batch[name]), f"{name} differ after they were cut into rows and joined")
+
+
+def probe_learning_rate() -> None:
+    """Raise unless a schedule can be given another learning rate on its way."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    schedule.base_lrs, schedule._last_lr = [6.0], [3.0]
+    expect(schedule.get_last_lr() == [3.0], "the rate to be logged is another")
+    optimizer.step()
+    schedule.step()
+    expect(optimizer.param_groups[0]["lr"] == 3.0, "the rate after a step is another")
+
+
+def probe_fsdp_outputs() -> None:
+    """Raise unless FSDP2 can be told what precision a forward pass returns."""
+    rounding = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy=rounding)
+    policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+    expect(policy.param_dtype == torch.bfloat16 and policy.output_dtype is None, "the precision cannot be told")
+
+
+SHARED_PREFILL = Part(
+    library="transformers",
+    what="the first call of `generate`, which fills one growing cache through the model's own `forward`",
+    used_by=("policy/rollout.py",),
+    lost="rollouts do not share their prompt, and a generation costs about num_generations times the prefill",
+    probe=probe_shared_prefill,
+)
+PACKED_ATTENTION = Part(
+    library="transformers",
+    what="the call of a registered attention function with the model's own keyword arguments",
+    used_by=("policy/attention.py", "policy/packed.py"),
+    lost="updates do not share prompts and images over a group's rollouts, and cost about num_generations times theirs",
+    probe=probe_packed_attention,
+    private=("_attn_implementation",),
+)
+CHUNKED_HEAD = Part(
+    library="trl",
+    what="`ChunkedLogProbFunction`",
+    used_by=("policy/head.py",),
+    lost="scores hold whole logits of a chunk of tokens, which takes more memory",
+    probe=probe_chunked_head,
+)
+VARLEN_ATTENTION = Part(
+    library="torch",
+    what="`varlen_attn`",
+    used_by=("policy/attention.py",),
+    lost="attention over packed rows pads them, and computes several times the scores",
+    probe=probe_varlen_attention,
+)
+SAMPLER_ORDER = Part(
+    library="trl",
+    what="`RepeatSampler`, which draws an epoch's order from its own generator",
+    used_by=("training/resume.py",),
+    lost="a run that is resumed after its first epoch sees the first epoch's order again",
+    probe=probe_sampler_order,
+)
+LEARNING_RATE = Part(
+    library="torch",
+    what="`LambdaLR`, whose rates are set on its way",
+    used_by=("training/durable.py",),
+    lost="a learning rate that is given at a resume does not hold, or is logged wrongly",
+    probe=probe_learning_rate,
+    private=("_last_lr",),
+)
+FSDP_OUTPUTS = Part(
+    library="accelerate",
+    what="the precision policy of FSDP2",
+    used_by=("training/setup.py",),
+    lost="FSDP2 rounds log-probabilities and entropies to the precision of the weights",
+    probe=probe_fsdp_outputs,
+)
+TRAINER_HOOKS = Part(
+    library="trl",
+    what="GRPOTrainer",
+    used_by=("training/trainer.py", "training/resume.py", "training/durable.py", "training/detection.py"),
+    lost="the trainer would leave out a part of the method",
+    probe=probe_trainer_hooks,
+    private=(*(name for name in OVERRIDES if name.startswith("_")), *(name for name in STATE if name.startswith("_"))),
+    needed=True,
+)
+PIXEL_ROWS = Part(
+    library="trl",
+    what="`split_pixel_values_by_grid`, `unsplit_pixel_values_by_grid` or `split_tensor_dict`",
+    used_by=("policy/vision_inputs.py", "training/group_shuffle.py"),
+    lost="rollouts would be trained with images of others",
+    probe=probe_pixel_rows,
+    needed=True,
+)
+PARTS = (
+    SHARED_PREFILL,
+    PACKED_ATTENTION,
+    CHUNKED_HEAD,
+    VARLEN_ATTENTION,
+    SAMPLER_ORDER,
+    LEARNING_RATE,
+    FSDP_OUTPUTS,
+    TRAINER_HOOKS,
+    PIXEL_ROWS,
+)
+
+
+def check_needed_parts() -> None:
+    """Raise UserError where a part does not act that has no replacement."""
+    for part in PARTS:
+        if part.needed and (line := part.missing()) is not None:
+            raise UserError(f"{line}; install the versions that docs/versions.md names")
+
+
+def _names_used() -> Iterator[str]:
+    """Names that the methods of TRL's trainer and its parents use, but for a method's call of its namesake above it."""
+    for parent in GRPOTrainer.__mro__:
+        for name, member in vars(parent).items():
+            function = member.fget if isinstance(member, property) else member
+            code = getattr(unwrap(function) if callable(function) else None, "__code__", None)
+            if code is not None:
+                yield from (used for used in _names_in(code) if used != name)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)

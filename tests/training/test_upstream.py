@@ -1,0 +1,200 @@
+"""Each part of another library that CPPO leans on, broken: the probe says so, and the trainer goes the other way."""
+
+import ast
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from rollout_stubs import generation_batch, inject, make_rows
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+import cppo
+from cppo.errors import UserError
+from cppo.policy import attention, head
+from cppo.policy.tiny_configs import CONFIGS
+from cppo.probing import failure
+from cppo.training import upstream
+from cppo.training.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL
+
+SOURCE = Path(cppo.__file__).parent
+OWN_TRAINER_STATE = {"_shares_prompts", "_step_tokens", "_rewards", "_has_placeholder", "_paper", "_given"}
+"""Private names of our own trainer and configuration, by which modules beside it read them."""
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew():
+    failure.cache_clear()
+    yield
+    failure.cache_clear()
+
+
+def other_cache(monkeypatch):
+    """`generate` hands the model a cache of another class."""
+
+    class GrowingCache(transformers.DynamicCache):
+        pass
+
+    monkeypatch.setattr("transformers.generation.utils.DynamicCache", GrowingCache)
+
+
+def dropped_keywords(monkeypatch):
+    """Attention functions get no keyword argument of ours."""
+    plain = attention._attention.__wrapped__
+
+    def made(base):
+        function = plain(base)
+        return lambda *args, shared_prompt_layout=None, **others: function(*args, **others)
+
+    monkeypatch.setattr(attention, "_attention", made)
+
+
+def wrong_kernel(monkeypatch):
+    """TRL's kernel divides by another temperature."""
+    kernel = head.chunked_head
+    monkeypatch.setattr(head, "chunked_head", lambda *tensors: kernel(*tensors[:-1], 1.1 * tensors[-1]))
+
+
+def rollouts_of(trainer):
+    """Rows of the first call of the model, and the tokens that it says greedily."""
+    seen = []
+    trainer.model.model.language_model.layers[0].register_forward_hook(
+        lambda module, args, output: seen.append(args[0].shape[0])
+    )
+    return seen, generation_batch(trainer, make_rows([1, 2]))["completion_ids"]
+
+
+def test_the_present_versions_have_every_part(make_trainer):
+    trainer = make_trainer(make_rows([1, 1]))
+    assert trainer.fallbacks == []
+    assert (trainer._shares_prompts, trainer._shares_rollouts) == (True, True)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_passes_its_probes(family):
+    state = torch.get_rng_state()
+    assert SHARED_PREFILL.missing(family) is None
+    assert PACKED_ATTENTION.missing(family, "eager") is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_probe_is_right_under_autocast_and_without_gradients():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert CHUNKED_HEAD.missing() is None
+
+
+def test_without_the_prefill_rollouts_are_the_same_and_one_line_tells(make_trainer, monkeypatch, caplog):
+    options = {"top_k": 1, "num_generations": 4}
+    sharing = make_trainer(make_rows([1, 2]), **options)
+    sharing.model.double()
+    first, expected = rollouts_of(sharing)
+    other_cache(monkeypatch)
+    failure.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="cppo.training.setup"):
+        trainer = make_trainer(make_rows([1, 2]), **options)
+    (line,) = trainer.fallbacks
+    assert [record.getMessage() for record in caplog.records] == [line]
+    assert "\n" not in line
+    assert line.startswith("rollouts do not share their prompt, and a generation costs about num_generations times")
+    assert f"transformers {transformers.__version__}" in line
+    assert (trainer._shares_prompts, trainer._shares_rollouts) == (True, False)
+    trainer.model.double()
+    plain, found = rollouts_of(trainer)
+    assert (first[0], plain[0]) == (2, 8)
+    assert torch.equal(found, expected)
+    with pytest.raises(UserError, match="require_sharing = true, but rollouts do not share"):
+        make_trainer(make_rows([1, 2]), require_sharing=True, **options)
+
+
+def test_a_generation_that_cannot_be_shared_is_told_once(make_trainer):
+    trainer = make_trainer(make_rows([1, 2]), generation_kwargs={"use_cache": False})
+    assert trainer.fallbacks == []
+    for _ in range(2):
+        rollouts_of(trainer)
+    (line,) = trainer.fallbacks
+    assert "`generate` was asked for what cannot be shared" in line
+
+
+def losses_of(trainer, rows):
+    trainer = inject(trainer)
+    batch = generation_batch(trainer, rows)
+    return trainer._compute_loss(trainer.model, batch).item()
+
+
+@pytest.mark.parametrize(
+    ("broken", "part", "shares"), [(dropped_keywords, PACKED_ATTENTION, False), (wrong_kernel, CHUNKED_HEAD, True)]
+)
+def test_without_a_part_of_the_scorer_the_loss_is_the_same(make_trainer, monkeypatch, broken, part, shares):
+    rows = make_rows([1, 2])
+    options = {"perception_weight": 1.0, "perception_normalization": "microbatch"}
+    expected = losses_of(make_trainer(rows, **options), rows)
+    broken(monkeypatch)
+    failure.cache_clear()
+    trainer = make_trainer(rows, **options)
+    (line,) = trainer.fallbacks
+    assert line.startswith(f"{part.lost}: {part.what} ({part.library} ")
+    assert trainer._shares_prompts is shares
+    assert trainer._shares_rollouts
+    assert losses_of(trainer, rows) == pytest.approx(expected, abs=2e-5)
+
+
+def test_without_the_samplers_order_a_run_takes_trls(make_trainer, monkeypatch):
+    monkeypatch.setattr(RepeatSampler, "__iter__", lambda self: iter(torch.randperm(6).tolist()))
+    trainer = make_trainer(make_rows([1, 1]))
+    (line,) = trainer.fallbacks
+    assert line.startswith("a run that is resumed after its first epoch sees the first epoch's order again: ")
+    trainer.get_train_dataloader()
+    assert type(trainer._train_sampler) is RepeatSampler
+
+
+def test_a_schedule_that_keeps_its_rate_is_named(make_trainer, monkeypatch):
+    monkeypatch.setattr(upstream.LambdaLR, "get_last_lr", lambda self: [1.0])
+    (line,) = make_trainer(make_rows([1, 1])).fallbacks
+    assert line.startswith("a learning rate that is given at a resume does not hold")
+
+
+def test_a_trainer_whose_hook_is_gone_is_not_built(make_trainer, monkeypatch):
+    """Were rollouts made in another method of TRL's, views and gate would be left out in silence."""
+    monkeypatch.setattr(GRPOTrainer, "_prepare_inputs", lambda self, batch: batch)
+    with pytest.raises(UserError, match=r"no longer uses _generate_and_score_completions \(one conversion") as caught:
+        make_trainer(make_rows([1, 1]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_that_mixes_up_rows_is_noticed(make_trainer, monkeypatch):
+    monkeypatch.setattr(upstream, "split_tensor_dict", lambda rows, parts: [rows] * parts)
+    with pytest.raises(UserError, match="rollouts would be trained with images of others"):
+        make_trainer(make_rows([1, 1]))
+
+
+def test_fsdp_outputs_that_cannot_be_told_are_named(monkeypatch):
+    monkeypatch.setattr(upstream, "FullyShardedDataParallelPlugin", lambda **given: type("Plugin", (), given)())
+    assert upstream.FSDP_OUTPUTS.missing() is None
+    failure.cache_clear()
+    monkeypatch.setattr(upstream, "MixedPrecisionPolicy", lambda param_dtype, output_dtype: "bf16")
+    assert upstream.FSDP_OUTPUTS.missing().startswith("FSDP2 rounds log-probabilities")
+
+
+def private_names(file):
+    """Private names that a file reaches on something other than `self`, `cls` or `super()`."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            holder = node.value
+            own = isinstance(holder, ast.Name) and holder.id in ("self", "cls")
+            above = isinstance(holder, ast.Call) and isinstance(holder.func, ast.Name) and holder.func.id == "super"
+            if not (own or above):
+                yield node.attr
+
+
+def test_the_list_names_every_private_part():
+    """In the files that deal with transformers, TRL, accelerate and torch; and each listed file is there."""
+    listed = {name for part in PARTS for name in part.private}
+    found = {}
+    for room in ("policy", "training", "runs", "evaluation"):
+        for file in (SOURCE / room).rglob("*.py"):
+            for name in set(private_names(file)) - listed - OWN_TRAINER_STATE:
+                found.setdefault(name, []).append(file.name)
+    assert found == {}
+    assert all((SOURCE / file).is_file() for part in PARTS for file in part.used_by)
