@@ -251,7 +251,7 @@ def test_answers_that_do_not_fit_are_named():
 def test_import_needs_neither_torch_nor_math_verify():
     script = "import json, sys, cppo.rewards; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", script]))
-    assert not {"torch", "sympy", "math_verify", "transformers"} & set(loaded)
+    assert not {"torch", "sympy", "math_verify", "pint", "transformers"} & set(loaded)
 
 
 CHOICES = ("red", "dark blue", "12 cm")

@@ -6,6 +6,7 @@ processes that end when it takes too long (`worker.py`).
 
 import itertools
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,7 +27,7 @@ _SPLIT_DIGITS = re.compile(r"[0-9]\s+[0-9]")
 _ALTERNATIVES = re.compile(r"\b(?:or|and)\b|;")
 _ALTERNATIVES_MEANT = re.compile(rf"{_ALTERNATIVES.pattern}|\\cup(?![a-zA-Z])")
 _MANY_VALUED = re.compile(r"\\(?:pm|mp|cup|lor)(?![a-zA-Z])")
-_NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{?\w\}?)?)\s?=\s?(?P<value>[^=<>,;]+)")
+_NAMED = re.compile(r"(?P<name>[a-zA-Z](?:_\{?\w\}?)?)\s?(?:=|\\in(?![a-zA-Z]))\s?(?P<value>[^=<>,;]+|[(\[\\][^=<>;]*)")
 _JOINING_HYPHEN = re.compile(r"(?<=[^\W\d_])[-_](?=[^\W\d_])")
 _TRUTH = {"yes": True, "true": True, "no": False, "false": False}
 _ARTICLES = {"a", "an", "the"}
@@ -89,6 +90,7 @@ def compare_answers(
 
     deadline: reading of `time.monotonic()` by which math-verify must have answered.
     """
+    deadline = min(deadline, time.monotonic() + 20 * timeout)  # a list asks math-verify more than once
     comparison = _Comparison(timeout, tolerance, deadline)
     return any(comparison.right(given, accepted, choices) for accepted in accepted_answers(expected))
 
@@ -100,7 +102,9 @@ def names_choice(answer: str, choices: Sequence[str]) -> bool:
         text = _spelled(accepted)
         choice = read_choice(text)
         if choice is not None and not choice.hedged:
-            return all(place_of(letter) < len(choices) for letter in choice.letters)
+            places = [place_of(letter) for letter in choice.letters]
+            known = all(place < len(texts) for place in places)
+            return known and (choice.text is None or _same_words(choice.text, texts[places[0]]))
         if named_by_text(text, texts, _same_words) is not None:
             return True
     return False
@@ -155,13 +159,13 @@ class _Comparison:
             if labelled is not None and labelled.text and not labelled.hedged:
                 given = labelled.text
             return self.same(given, expected)
+        place = place_of(min(wanted.letters))
+        text = texts[place] if place < len(texts) else wanted.text
         if said is not None and said.text is None:
-            return said.letters == wanted.letters
+            in_words = text is not None and len(said.letters) > len(wanted.letters) == 1 and _same_words(given, text)
+            return said.letters == wanted.letters or in_words
         if len(wanted.letters) > 1 or wanted.hedged:
             return False
-        (letter,) = wanted.letters
-        place = place_of(letter)
-        text = texts[place] if place < len(texts) else wanted.text
         if said is None:
             others = [other for number, other in enumerate(texts) if number != place]
             return text is not None and self._names(given, text, others)
@@ -201,8 +205,9 @@ class _Comparison:
         if depth < 3 and lists[0] is not None and lists[1] is not None and lists[0].brackets == lists[1].brackets:
             return self._same_parts(lists[0], lists[1], depth)
         for parts, other in ((lists[0], expected), (lists[1], given)):
-            bracketed = other[:1] in ("(", "[", "\\") or _MANY_VALUED.search(other)
-            if parts is not None and not parts.brackets[0] and not bracketed:
+            bracketed = other[:1] in ("(", "[", "\\", "{") or _MANY_VALUED.search(other)
+            alternatives = other is expected and _ALTERNATIVES.search(other)
+            if parts is not None and not parts.brackets[0] and not (bracketed or alternatives):
                 return False
         return self._same_mathematics(given, expected)
 

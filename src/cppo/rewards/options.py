@@ -13,7 +13,7 @@ _LETTER = r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|\{\s?([A-Za-z])\s?\}|([
 _ONE = re.compile(_LETTER)
 _LEAD = re.compile(
     r"(?:(?:i|we)\s(?:would\s)?(?:choose|pick|select|go\swith)\s|(?:choose|select|pick)\s)?(?:the\s)?"
-    r"(?:(?:correct|right|best|final)\s)*(?:options?|choices?|answers?|statements?)?\s?(?:(?:is|are)\s|:\s?)?(?:options?\s|choices?\s)?"
+    r"(?:(?:correct|right|best|final)\s)*(?:options?|choices?|answers?|statements?|both)?\s?(?:(?:is|are)\s|:\s?)?(?:options?\s|choices?\s)?"
     r"(?=[(\[{]?\s?[A-Za-z](?![A-Za-z]))",
     re.IGNORECASE,
 )
@@ -30,6 +30,7 @@ _JOINED = re.compile(r"(?:^|\s|\b)(?:(?:or|and|nor)\s+(?:\(?[A-Z]\)?|[b-hj-z])|[
 _MENTION = re.compile(
     r"(?<=[A-Za-z]\s)(?<!\bor\s)(?<!\band\s)(?<!\bnor\s)\(?[A-Z]\)?(?:(?:,?\s(?:and|or|nor|&)\s|,\s)\(?[A-Z]\)?)+(?![\w'])"
 )
+_ALL_MENTION = re.compile(r"(?:\(?[A-Z]\)?,\s)*\(?[A-Z]\)?,?\s(?:and|&)\s\(?[A-Z]\)?")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def read_choice(answer: str, loosely: bool = False) -> Choice | None:
     if match is None:
         return None
     letter, text = _first(match).upper(), match["text"] or match["in_brackets"]
+    if _ALL_MENTION.fullmatch(text) and letter not in text:
+        return Choice(frozenset(letter), text)
     mentions = {named for group in _MENTION.findall(text) for named in re.findall(r"\b[A-Z]\b", group)}
     rest = _MENTION.sub("", text)
     hedged = letter in mentions or any(form.search(rest) for form in (_MARKED, _JOINED)) or _ONE.fullmatch(rest)

@@ -13,7 +13,7 @@ _MATH = {
     "∛": r"\sqrt[3]", "√": r"\sqrt", "⟨": r"\langle ", "⟩": r"\rangle ", "º˚∘": "°", "µ": "μ", "【": "[", "】": "]",
     "、": ",", "。": ".",
     # Minus and dash, asterisk, the fraction's slash, the ratio's colon, quotation marks and primes, nothing at all.
-    "\u2212\u2013\ufe63": "-", "\u2217": "*", "\u2044\u2215": "/", "\u2236": ":",
+    "\u2212\u2013\u2014\ufe63": "-", "\u2217": "*", "\u2044\u2215": "/", "\u2236": ":",
     "\u2018\u2019\u201b\u2032`\u00b4": "'", "“”„″": '"', "\u200b\u200c\u200d\ufeff": "",
     # Between the digits of a number these spaces group; a plain space does not.
     "\u00a0\u2009\u202f": "~",
@@ -73,8 +73,8 @@ _LEAD = re.compile(
     r"(?:answer|solution|result)(?:\s(?:is|are|was|would be)\b(?!\snot\b)\s?:?|\s?[:=]|\s(?=\(?[A-Z]\)?$))\s?(?=\S)",
     re.IGNORECASE,
 )
-_LEADING_SIGN = re.compile(r"(?:(?:=|\\approx(?![a-zA-Z])|\\therefore(?![a-zA-Z])|:|\*+)\s?)+(?=\S)")
-_TRAILING = re.compile(r"(?:\s|\*|\\\\|(?<!\.)[.,;:])+$")
+_LEADING_SIGN = re.compile(r"(?:(?:=|\\(?:approx|therefore|implies|Rightarrow)(?![a-zA-Z])|:|\*+)\s?)+(?=\S)")
+_TRAILING = re.compile(r"(?:\s|\*|\\+|(?<!\.)[.,;:])+$")
 
 
 def spelled(text: str) -> str:

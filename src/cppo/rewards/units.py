@@ -29,12 +29,13 @@ _PREFIXES = {"kilo": "k", "centi": "c", "milli": "m", "micro": "μu", "nano": "n
 _LETTERS = set("mgshlLNJWVKACTΩ")
 """Letters that are units by themselves; others are variables."""
 _OWN = {
-    "$": "dollar", "\\$": "dollar", "usd": "dollar", "us$": "dollar", "€": "euro", "eur": "euro", "£": "pound sterling",
+    "$": "dollar", "\\$": "dollar", "usd": "dollar", "us$": "dollar", "us\\$": "dollar",
+    "€": "euro", "eur": "euro", "£": "pound sterling",
     "gbp": "pound sterling", "¥": "yen", "jpy": "yen", "₹": "rupee", "¢": "cent", "°": "degree", "°C": "degree_Celsius",
     "°F": "degree_Fahrenheit", "hz": "hertz", "people": "person", "deg": "degree", "sec": "second", "secs": "second",
     "hrs": "hour", "mins": "minute", "in": "inch",
 }  # fmt: skip
-CURRENCIES = ("\\$", "$", "€", "£", "¥", "₹")
+CURRENCIES = ("US\\$", "US$", "\\$", "$", "€", "£", "¥", "₹")
 _NO_UNITS = {
     "or", "and", "to", "not", "by", "plus", "minus", "times", "over", "mod", "dozen", "half", "is", "are",
     "percent", "pi", "per", "sin", "cos", "tan", "log", "exp", "if", "when", "where", "than", "more", "less",
@@ -46,7 +47,7 @@ _FILLERS = {
 _TEMPERATURE = re.compile(r"(?:°\s?|\bdeg(?:ree)?s?\s)(?:(C)(?:elsius)?|(F)(?:ahrenheit)?)\b", re.IGNORECASE)
 _FRACTION = re.compile(r"\\frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _PRODUCT = re.compile(r"\s*(?:\\cdot|\\times|[·*])\s*|\s+")
-_FACTOR = re.compile(r"(?P<name>\\?\$|[€£¥₹¢]|°[CF]?|[^\W\d_]+)\s?(?:\^?\s?\{?\s?(?P<power>[+-]?[1-9])\s?\}?)?")
+_FACTOR = re.compile(r"(?P<name>(?:US)?\\?\$|[€£¥₹¢]|°[CF]?|[^\W\d_]+)\s?(?:\^?\s?\{?\s?(?P<power>[+-]?[1-9])\s?\}?)?")
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
 
 
@@ -60,7 +61,8 @@ def read_unit(text: str) -> Unit | None:
         return None
     powers: dict[str, int] = {}
     for place, part in enumerate(re.split(r"\s?/\s?|\sper\s", _FRACTION.sub(r"\1/\2", text).replace("{}", ""))):
-        words = [word for word in _PRODUCT.split(part.strip().removeprefix("(").removesuffix(")")) if word]
+        factors = part.strip().removeprefix("(").removesuffix(")") if place else part.strip()
+        words = [word for word in _PRODUCT.split(factors) if word]
         words = [word for word in words if word.casefold() not in _FILLERS] or words
         if not words or len(words) > 4:
             return None
