@@ -130,7 +130,7 @@ def test_a_resume_names_what_it_changes(told, tmp_path, capsys):
     assert f"the run goes on from {run}/checkpoint-2\n" in error
     assert main([*again, "--max_steps", "4", "--per_device_train_batch_size", "8", "--seed", "7"]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "->" in line]
-    assert "seed: 1 -> 7" in line
+    assert "seed: 42 -> 7" in line
     assert "per_device_train_batch_size: 4 -> 8" in line
     assert line.count("->") == 2
     assert main([*again, "--max_steps", "9", "--method", "papo"]) == 2

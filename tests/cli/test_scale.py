@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from cppo.cli.main import main
 from cppo.errors import UserError
 from cppo.recipes import accelerate_files, load_recipe, recipe_names
+from cppo.recipes.run_dir import CONFIG_HEADER
 from cppo.runs.run import build_config
 
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
@@ -170,6 +171,7 @@ def test_sft_under_torchrun(small_model, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoint-7").mkdir(parents=True)
     (folder / "checkpoint-7" / "trainer_state.json").write_text('{"global_step": 7}')
+    (folder / "config.yaml").write_text(CONFIG_HEADER)
     sizes = ["--per_device_train_batch_size", "2", "--max_steps", "2", "--gradient_checkpointing", "false"]
     data = ["--data", "tasks:digits?n=12", "--logging_steps", "1"]
     named = ["sft", "--model", small_model, "--output_dir", str(folder), "--overwrite"]
