@@ -1,4 +1,4 @@
-"""A run resumed at any step repeats the uninterrupted one exactly: rollouts, views, losses and weights."""
+"""A run resumed at any step repeats the uninterrupted one exactly: rollouts, views, losses, weights and samples."""
 
 import hashlib
 
@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cppo.checkpoints import write_manifest
 from cppo.errors import UserError
+from cppo.runs.recorder import sample_record
 from cppo.training.config import CPPOConfig
 from cppo.training.durable import load_weights
 from cppo.training.trainer import CPPOTrainer
@@ -42,24 +43,36 @@ class WeightRecorder(TrainerCallback):
         self.weights[state.global_step] = digest(flat_weights(model))
 
 
+class SampleRecorder(TrainerCallback):
+    """Keeps what `samples.jsonl` gets of each step."""
+
+    def __init__(self):
+        self.samples, self.trainer = {}, None
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self.samples[state.global_step] = [sample_record(sample) for sample in self.trainer.last_samples]
+
+
 def digest(tensor):
     return None if tensor is None else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def run(make_trainer, rows, options, resume=None, folder="out"):
-    """Train, from the start or a checkpoint; the records and weights of each step done, and the logs."""
-    weights = WeightRecorder()
+    """Train, from the start or a checkpoint; the records, weights and samples of each step done, and the logs."""
+    weights, samples = WeightRecorder(), SampleRecorder()
     trainer = make_trainer(
         rows,
         RecordingTrainer,
         CPPOConfig,
         folder=folder,
-        callbacks=[weights],
+        callbacks=[weights, samples],
         **{"save_strategy": "steps", "save_steps": 1, "max_steps": -1, "num_train_epochs": 2, "seed": 6, **options},
     )
+    samples.trainer = trainer
     trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == max(weights.weights)
-    return trainer.records, weights.weights, step_logs(trainer)
+    return trainer.records, weights.weights, samples.samples, step_logs(trainer)
 
 
 def comparable(logs):
@@ -92,6 +105,18 @@ CASES = {
         },
         4,
     ),
+    # How strong the augmentation is depends on the step at which the batch began.
+    "augmented rollouts": (
+        [1, 2],
+        {
+            "num_iterations": 2,
+            "rollout_views": ["diffusion_noise"],
+            "rollout_view_mode": "augment",
+            "rollout_view_fraction": 1.0,
+            "view_diffusion_decay": [10.0, 0.5],
+        },
+        4,
+    ),
 }
 
 
@@ -99,8 +124,9 @@ CASES = {
 def test_resumed_at_any_step(make_trainer, tmp_path, case):
     counts, options, steps = CASES[case]
     rows = make_rows(counts)
-    records, weights, logs = run(make_trainer, rows, options)
+    records, weights, samples, logs = run(make_trainer, rows, options)
     assert sorted(weights) == list(range(1, steps + 1))
+    assert all(samples[step][0]["step"] == step for step in samples)
     assert len({str(record) for record in records.values()}) == len(set(weights.values())) == steps
     assert sum(view is not None for step in records.values() for batch in step for view in batch[1]) > steps
     for stop in range(1, steps):
@@ -108,12 +134,13 @@ def test_resumed_at_any_step(make_trainer, tmp_path, case):
         rest = range(stop + 1, steps + 1)
         assert resumed[0] == {step: records[step] for step in rest}, f"rollouts, views or losses from step {stop}"
         assert resumed[1] == {step: weights[step] for step in rest}, f"weights from step {stop}"
-        assert comparable(resumed[2]) == comparable(logs), f"logs from step {stop}"
+        assert resumed[2] == {step: samples[step] for step in rest}, f"samples from step {stop}"
+        assert comparable(resumed[3]) == comparable(logs), f"logs from step {stop}"
 
 
 def test_views_and_order_change_with_the_epoch(make_trainer):
     """Else a resume that forgot its epoch would pass unseen."""
-    records, _, _ = run(make_trainer, make_rows([1, 1, 1, 1]), {"perception_gate": "none"})
+    records, *_ = run(make_trainer, make_rows([1, 1, 1, 1]), {"perception_gate": "none"})
     epochs = [[records[step][0] for step in steps] for steps in ((1, 2), (3, 4))]
     views = [{view["preserving"] for batch in epoch for view in batch[1]} for epoch in epochs]
     assert len(views[0]) == len(views[1]) == 4
@@ -134,12 +161,12 @@ def test_views_and_order_change_with_the_epoch(make_trainer):
 def test_each_part_of_the_state_is_needed(make_trainer, tmp_path, case, stop, change):
     counts, options, _ = CASES[case]
     rows = make_rows(counts)
-    records, _, _ = run(make_trainer, rows, options)
+    records, *_ = run(make_trainer, rows, options)
     folder = tmp_path / "out" / f"checkpoint-{stop}"
     state = torch.load(folder / "rollout_state_0.pt", weights_only=True)
     torch.save({**state, **change}, folder / "rollout_state_0.pt")
     write_manifest(folder, processes=1)
-    resumed, _, _ = run(make_trainer, rows, options, str(folder), "resumed")
+    resumed, *_ = run(make_trainer, rows, options, str(folder), "resumed")
     assert resumed[stop + 1] != records[stop + 1]
 
 
@@ -198,7 +225,7 @@ def test_evaluation_between_the_steps_does_not_disturb_a_resume(make_trainer, tm
         "eval_dataset": lazy_dataset(make_rows([1], first=30)),
         "num_iterations": 2,
     }
-    records, weights, _ = run(make_trainer, rows, options)
+    records, weights, *_ = run(make_trainer, rows, options)
     resumed = run(make_trainer, rows, options, str(tmp_path / "out" / "checkpoint-1"), "resumed")
     assert resumed[0] == {step: records[step] for step in (2, 3, 4)}
     assert resumed[1] == {step: weights[step] for step in (2, 3, 4)}

@@ -1,11 +1,22 @@
 """Views that rollouts are made from: plain augmentation, and NoisyRollout's mix (arXiv 2504.13055)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
-from cppo.training.view_inputs import Row, embedded_images, first_copies, prompt_images, replace_images, sample_id
+from cppo.training.view_inputs import (
+    Row,
+    canonical_rows,
+    embedded_images,
+    first_copies,
+    prompt_images,
+    replace_images,
+    run_progress,
+    sample_id,
+)
 from cppo.views import ViewStrengths, drawn_view, view_generators
 
 
@@ -70,3 +81,12 @@ class RolloutViews:
             drawn_view(self.families, image, view_generators(self.seed, name, epoch, index)[0], strengths)
             for index, image in enumerate(images)
         ]
+
+
+def rollout_rows(trainer: Any, inputs: Sequence[Row], step: int) -> list[Row]:
+    """The canonical rows of a generation batch that begins after `step` steps; in training augmented on request."""
+    rows, args = canonical_rows(inputs), trainer.args
+    views = args.rollout_view_sampler()
+    if views is None or args.rollout_view_mode != "augment" or not trainer.model.training:
+        return rows
+    return views.augmented(rows, math.floor(trainer.state.epoch or 0), run_progress(trainer, step))

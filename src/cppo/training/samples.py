@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from cppo.training.perception_term import Detection
 from cppo.training.view_inputs import first_copies
 
@@ -13,20 +11,23 @@ MAX_SAMPLES = 4
 
 
 class RolloutSamples:
-    """Remembers the rows and rewards of the generation batch, and the latest few rollouts that were trained on."""
+    """Remembers the rows of the generation batch, and the latest few rollouts that were trained on."""
 
     def __init__(self) -> None:
         self.latest: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         self._prompts: list[int] = []
-        self._rewards: list[float] = []
 
-    def begin(self, rows: Sequence[dict[str, Any]], rewards: Tensor) -> None:
-        """A new generation batch of rows with their weighted rewards, [B]."""
+    @property
+    def knows_rows(self) -> bool:
+        """False until `begin`, also after a resume in the middle of a generation batch."""
+        return bool(self._rows)
+
+    def begin(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The rows of a generation batch, in order, as the rollouts see them."""
         # A row without a prompt gets it from an environment, which changes it as it goes.
         self._rows = list(rows) if all("prompt" in row for row in rows) else []
         self._prompts = first_copies(self._rows)
-        self._rewards = rewards.tolist()
 
     def keep(
         self,
@@ -42,19 +43,22 @@ class RolloutSamples:
         selected.
 
         Args:
-            inputs: the micro-batch. After a resume the rows of its rollouts are unknown, and nothing is kept.
+            inputs: the micro-batch, with `rollout_place` in the generation batch and `rollout_reward`, [B]. One from a
+                checkpoint of cppo 0.1.0 has no rewards, and nothing is kept.
             scored: places of the n rollouts that were scored under the views.
             found: their dependency scores and selected tokens, [n, T] each; None if there are none.
             step: the optimizer step, from 1.
         """
-        if not self._rows or (found is None and self.latest and self.latest[0]["step"] == step):
+        if not self._rows or "rollout_reward" not in inputs:
+            return
+        if found is None and self.latest and self.latest[0]["step"] == step:
             return
         self.latest = []
+        rewards = inputs["rollout_reward"].tolist()
         places = range(len(inputs["rollout_place"])) if found is None else scored
         for index in self._one_a_prompt([inputs["rollout_place"][place] for place in places])[:MAX_SAMPLES]:
             place = places[index]
-            rollout = inputs["rollout_place"][place]
-            source = self._rows[rollout]
+            source = self._rows[inputs["rollout_place"][place]]
             length = int(inputs["completion_mask"][place].sum())
             ids = inputs["completion_ids"][place, :length].tolist()
             self.latest.append(
@@ -63,7 +67,7 @@ class RolloutSamples:
                     "prompt": source["prompt"],
                     "images": source.get("images") or [],
                     "answer": source.get("answer"),
-                    "reward": self._rewards[rollout],
+                    "reward": rewards[place],
                     "completion_tokens": [tokenizer.decode([token]) for token in ids],
                     "perception": [False] * length if found is None else found.token_mask[index, :length].tolist(),
                     "score": [0.0] * length if found is None else found.score[index, :length].tolist(),

@@ -36,6 +36,7 @@ from cppo.training.model_card import CardedTrainer
 from cppo.training.perception_term import METRICS, Detection, ViewScores, loss_entropies, perception_term
 from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.reward_size import check_reward_size
+from cppo.training.rollout_views import rollout_rows
 from cppo.training.row_scorer import row_scorer
 from cppo.training.samples import RolloutSamples
 from cppo.training.setup import (
@@ -51,7 +52,7 @@ from cppo.training.setup import (
 )
 from cppo.training.shared_views import score_shared
 from cppo.training.upstream import SHARED_PREFILL
-from cppo.training.view_inputs import Row, ViewMaker, canonical_rows, embedded_images, replace_images, run_progress
+from cppo.training.view_inputs import Row, ViewMaker, embedded_images, replace_images, run_progress
 from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
 
 
@@ -234,17 +235,15 @@ class CPPOTrainer(CardedTrainer):
 
     @timed("rollout")
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        rows = canonical_rows(inputs)
+        step = self.state.global_step
+        rows = rollout_rows(self, inputs, step)
         agree_on_images(self, rows)
         if not self.model.training:
             return super()._generate_and_score_completions(rows)
         epoch, first = math.floor(self.state.epoch or 0), self.accelerator.process_index * len(rows)
-        progress = run_progress(self)
-        if self._rollout_views is not None:
-            if self.args.rollout_view_mode == "augment":
-                rows = self._rollout_views.augmented(rows, epoch, progress)
-            else:
-                self._rollout_images = self._rollout_views.mixed(rows, first, self.num_generations, epoch, progress)
+        progress = run_progress(self, step)
+        if self._rollout_views is not None and self.args.rollout_view_mode == "mix":
+            self._rollout_images = self._rollout_views.mixed(rows, first, self.num_generations, epoch, progress)
         views = None
         if self.args.uses_perception:
             with self._phases.phase("views"):
@@ -253,8 +252,9 @@ class CPPOTrainer(CardedTrainer):
         mine = slice(first, first + len(rows))
         rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
         rewards = rewards.masked_fill(self._rewards.isnan().all(dim=1), math.nan)
-        self._samples.begin(rows, rewards[mine])
-        output["rollout_place"] = list(range(len(rows)))
+        self._samples.begin(rows)
+        output["rollout_place"], output["rollout_reward"] = list(range(len(rows))), rewards[mine]
+        output["rollout_step"] = torch.tensor(step)
         if views is None:
             return output
 
@@ -281,7 +281,11 @@ class CPPOTrainer(CardedTrainer):
         generate_every = self.args.steps_per_generation * self.num_iterations
         due = self._step % generate_every == 0 or self._buffered_inputs is None
         if not (due and self.model.training):
-            return super()._prepare_inputs(generation_batch)
+            inputs = super()._prepare_inputs(generation_batch)
+            if self.model.training and not self._samples.knows_rows and "rollout_step" in inputs:
+                # Resumed in the middle of a generation batch, whose rows TRL's sampler brings again.
+                self._samples.begin(rollout_rows(self, generation_batch, int(inputs["rollout_step"])))
+            return inputs
         batch = self._generate_and_score_completions(generation_batch)
         count = self.args.steps_per_generation
         group_size = self.num_generations if self._shares_prompts else 1

@@ -140,11 +140,11 @@ def sample_id(row: Mapping[str, Any]) -> str:
     return stable_sample_id(prompt, prompt_images(row))
 
 
-def run_progress(trainer: Any) -> float:
-    """The share of the run that is done once the generation batch that begins now is trained on."""
+def run_progress(trainer: Any, step: int) -> float:
+    """The share of the run that is done once the generation batch that began after `step` steps is trained on."""
     args = trainer.args
     steps = args.steps_per_generation * trainer.num_iterations / args.gradient_accumulation_steps
-    return min((trainer.state.global_step + steps) / max(trainer.state.max_steps, 1), 1.0)
+    return min((step + steps) / max(trainer.state.max_steps, 1), 1.0)
 
 
 def prompt_messages(row: Mapping[str, Any]) -> Messages | str:
