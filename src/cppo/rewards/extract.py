@@ -57,10 +57,11 @@ def extract_answer(text: str) -> str | None:
 def accepted_answers(expected: str) -> list[str]:
     r"""The answers that count as right, out of what data sets wrap them in; one, unless they are a list.
 
-    Opened are `<answer>5</answer>`, `#### 5` at the end of a solution, GLM's `<|begin_of_box|>`, and lists of texts as
-    JSON or Python writes them, each of whose elements is accepted. Of a list of option letters all are needed.
+    Opened are what follows `</think>`, `<answer>5</answer>`, `#### 5` at the end of a solution, GLM's
+    `<|begin_of_box|>`, and lists of texts as JSON or Python writes them, each of whose elements is accepted. Of a list
+    of option letters all are needed.
     """
-    text = expected.strip()
+    text = expected.rpartition("</think>")[2].strip() or expected.strip()
     for opened in (form.findall(text[-MAX_GOLD_CHARS:]) for form in _GOLD_WRAPPERS):
         if opened and opened[-1].strip():
             text = opened[-1].strip()
