@@ -59,6 +59,7 @@ PUBLISHED = {
     "adam_beta2": (0.999, 0.999, 0.999),
     "adam_epsilon": (1e-8, 1e-8, 1e-8),
     "max_grad_norm": (1.0, 1.0, 1.0),
+    "nonfinite": ("skip", "skip", "skip"),
     "bf16": (True, True, True),
     "gradient_checkpointing": (True, True, True),
     "freeze_vision_tower": (False, False, False),
