@@ -19,6 +19,7 @@ from cppo.rewards.checker_process import MEMORY_LIMIT_BYTES
 from cppo.rewards.worker import CHECKER, EquivalenceWorker, Unfinished, WorkerPool, shared_pool
 
 PATIENT = 60.0
+RUNAWAY = "5^{5^{5^{5^5}}}"
 
 # Says 1 to everything, but would take ten minutes over "hang", dies of "crash", works without end on "spin", takes a
 # second without working over "slow", and answers "meet FOLDER" when two of its kind have been asked.
@@ -203,7 +204,7 @@ def test_real_runaway_answers_are_stopped_and_the_next_answer_is_right():
     assert real.equivalent("2x+1", "1+2x", PATIENT) is True
     first = real.pid
     with pytest.raises(Unfinished):
-        real.equivalent("99999999!", "7", 0.5)
+        real.equivalent(RUNAWAY, "2^{x}", 0.5)
     assert is_gone(first)
     for text in ("5^5^5^5^5", "(" * 900):
         with contextlib.suppress(Unfinished):
@@ -274,7 +275,7 @@ def test_the_checker_limits_its_own_memory_and_processor_time(checker):
     limits = Path(f"/proc/{checker.pid}/limits").read_text()
     (address_space,) = [line.split()[3] for line in limits.splitlines() if line.startswith("Max address space")]
     assert int(address_space) == MEMORY_LIMIT_BYTES
-    question = {"given": "99999999!", "expected": "7", "seconds": 0.5, "tolerance": 0.0}
+    question = {"given": RUNAWAY, "expected": "2^{x}", "seconds": 0.5, "tolerance": 0.0}
     checker.stdin.write(json.dumps(question).encode() + b"\n")
     checker.stdin.flush()
     assert checker.wait(timeout=300) == -signal.SIGPROF
