@@ -34,6 +34,7 @@ EXECUTION_OPTIONS = frozenset(
         "view_threads",
         "log_perception_grad_share",
         "freeze_vision_tower",
+        "require_sharing",
         "nonfinite",
         "nonfinite_limit",
     }

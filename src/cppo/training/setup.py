@@ -38,14 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_setup(trainer: Any) -> None:
-    """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model.
-
-    So it does where a part of another library is gone that has no replacement.
-    """
-    check_needed_parts()
-    for part in (SAMPLER_ORDER, LEARNING_RATE, *([FSDP_OUTPUTS] if trainer.accelerator.is_fsdp2 else [])):
-        if (line := part.missing()) is not None:
-            go_without(trainer, line)
+    """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
     trainer._tokenizer.padding_side = "left"  # as TRL sets it where it loads the processor
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
@@ -68,6 +61,17 @@ def check_setup(trainer: Any) -> None:
             "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
             "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
         )
+
+
+def try_parts(trainer: Any) -> None:
+    """Try the parts of other libraries that this trainer needs whatever its model is.
+
+    Raises UserError where one is gone that has no replacement.
+    """
+    check_needed_parts()
+    for part in (SAMPLER_ORDER, LEARNING_RATE, *([FSDP_OUTPUTS] if trainer.accelerator.is_fsdp2 else [])):
+        if (line := part.missing()) is not None:
+            go_without(trainer, line)
 
 
 def check_castable_head(model: Any, args: GRPOConfig) -> None:

@@ -49,6 +49,7 @@ from cppo.training.setup import (
     go_without,
     keep_float32_outputs,
     share_prompts,
+    try_parts,
 )
 from cppo.training.shared_views import score_shared
 from cppo.training.upstream import SHARED_PREFILL
@@ -142,6 +143,7 @@ class CPPOTrainer(CardedTrainer):
                 environment_factory,
             )
         self.fallbacks: list[str] = []
+        try_parts(self)
         check_setup(self)
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
