@@ -18,6 +18,9 @@ MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 OPTIMIZER = "optimizer*"
 """The optimizer's file or folder, whatever wrapped the model."""
+NEEDED = ("scheduler.pt", "rng_state*.pth", "*config.json")
+"""What every checkpoint holds besides optimizer and weights, by pattern."""
+OLDER = f"it has no {MANIFEST}, as cppo 0.1.0 left it; --resume_from_checkpoint with its folder goes on from it"
 SET_ASIDE = "abandoned-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -97,7 +100,7 @@ def newest_whole(run: Path, passed_over: Callable[[str], object]) -> Path | None
         passed_over: called with a sentence for each later one that is damaged or has no optimizer.
     """
     for folder in reversed(checkpoint_folders(run)):
-        fault = damage(folder) or _no_optimizer(folder)
+        fault = OLDER if _is_older(folder) else damage(folder) or _no_optimizer(folder)
         if fault is None:
             return folder
         passed_over(f"{folder} is passed over: {fault}")
@@ -110,7 +113,7 @@ def check_resumable(folder: Path) -> None:
     cppo 0.1.0 wrote no manifest. A folder without one counts when its trainer state can be read; a warning says so.
     """
     older = _is_older(folder)
-    fault = (None if older else damage(folder)) or _no_optimizer(folder)
+    fault = (_missing(folder) if older else damage(folder)) or _no_optimizer(folder)
     if older:
         tell(f"warning: {folder} has no {MANIFEST}, so nothing shows whether its files are whole")
     if fault is not None:
@@ -141,6 +144,13 @@ def set_aside(run: Path, after: int) -> list[tuple[Path, Path]]:
 
 def _is_older(folder: Path) -> bool:
     return not (folder / MANIFEST).exists() and (folder / TRAINER_STATE).is_file()
+
+
+def _missing(folder: Path) -> str | None:
+    """What a checkpoint without a manifest lacks, without which a run would go on another way."""
+    if any(folder.glob("global_step*")):  # DeepSpeed keeps its own
+        return None
+    return next((f"{pattern} is missing" for pattern in NEEDED if not any(folder.glob(pattern))), None)
 
 
 def _no_optimizer(folder: Path) -> str | None:

@@ -1,8 +1,9 @@
-"""Files written whole or not at all, and files told apart by what is in them. No torch."""
+"""Files written whole or not at all, read or refused in words, and told apart by what is in them. No torch."""
 
 import hashlib
 import json
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from cppo.errors import UserError, first_line
 WHOLE_BYTES = 1 << 26
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
 """What torch's errors of writing a file speak of; they are plain RuntimeErrors."""
+TORCH_READER = os.path.join("torch", "serialization.py")
+"""Where torch reads a file: a damaged one raises there whatever its first wrong byte leads to."""
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
 MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*.json", "vocab.json", "merges.txt", "chat_template*")
 
@@ -38,6 +41,31 @@ def writing(path: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError):
             reason = f"the disk may be full ({reason})"
         raise UserError(f"{named or _last_written(path)} cannot be written: {reason}") from error
+
+
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Where a file of tensors is damaged, or holds anything but tensors, say so in one line.
+
+    Args:
+        what: the file, or what its folder holds, as the subject of a sentence.
+
+    Raises:
+        UserError: the file is cut off, no file of safetensors or torch, or would need code to be read.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename:
+            raise
+        frames = traceback.walk_tb(error.__traceback__)
+        in_torch = any(frame.f_code.co_filename.endswith(TORCH_READER) for frame, _ in frames)
+        if not (in_torch or isinstance(error, SafetensorError)):
+            raise
+        # Of a pickle that would run code torch writes a page on how to load it all the same.
+        plain = isinstance(error, SafetensorError | RuntimeError)
+        reason = first_line(error) if plain else "it is cut off, or holds other things than tensors"
+        raise UserError(f"{what} cannot be read: {reason}") from error
 
 
 def replace_text(file: Path, text: str) -> None:

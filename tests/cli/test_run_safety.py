@@ -219,6 +219,18 @@ def test_missing_weights_are_refused_by_every_command(workplace, without_a_tenso
         assert part in told
 
 
+@pytest.mark.parametrize("size", [0, 3, 1000, 200_000])
+def test_a_model_that_is_cut_off_is_one_line(small_model, tmp_path, capsys, size):
+    shutil.copytree(small_model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    assert file.stat().st_size > size
+    file.write_bytes(file.read_bytes()[:size])
+    for argv in (["eval", "--data", "tasks:digits?n=2"], ["export", "--out", str(tmp_path / "plain")]):
+        assert main([*argv, "--model", str(tmp_path / "model")]) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told.startswith(f"cppo: error: model: the weights in {tmp_path / 'model'} cannot be read: ")
+
+
 def test_weights_without_a_use_are_a_warning(small_model, tmp_path, capsys):
     shutil.copytree(small_model, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"

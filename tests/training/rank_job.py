@@ -2,12 +2,16 @@
 
 One process trains every case in turn: starting it takes longer than a training. A case's `untied` gives the model an
 output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes; its
-`resumed` stops after the first step and goes on from the checkpoint.
+`resumed` stops after the first step and goes on from the checkpoint; its `poisoned` makes the last process's loss NaN
+in the second step; its `stopped` sends the last process SIGTERM in that step, and goes on from the checkpoint.
 """
 
 import functools
 import json
+import os
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 import rollout_stubs
@@ -16,9 +20,12 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from rollout_stubs import build_trainer, inject, make_rows, step_logs
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
 from cppo import CPPOTrainer
+from cppo.checkpoints import newest_whole
+from cppo.errors import UserError
+from cppo.runs.signals import StopOnSignal
 
 
 class ShardedTrainer(CPPOTrainer):
@@ -35,6 +42,43 @@ class ShardedTrainer(CPPOTrainer):
         # New states copy the first one's kind, which the next trainer's arguments set back.
         PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
         self.is_fsdp_enabled = True
+
+
+class PoisonedTrainer(CPPOTrainer):
+    """Has a NaN for its loss in the second step, in the last process alone."""
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        last = self.accelerator.process_index == self.accelerator.num_processes - 1
+        return loss * torch.nan if last and self.state.global_step == 1 else loss
+
+
+class Signalling(TrainerCallback):
+    """Sends SIGTERM to the last process in the second step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1 and args.process_index == args.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_until_not_finite(trainer, folder):
+    """All processes end before the second step, with its cause."""
+    processes = trainer.accelerator.num_processes
+    where = f" of process {processes - 1}" if processes > 1 else ""
+    with pytest.raises(UserError, match=rf"^step 2: .* the loss of micro-batch 1 of 1{where} is nan"):
+        trainer.train()
+    assert newest_whole(Path(folder), passed_over=pytest.fail).name == "checkpoint-1"
+
+
+def train_until_signal(trainer):
+    """All processes stop after the second step."""
+    stop = StopOnSignal(trainer)
+    trainer.add_callback(stop)
+    trainer.add_callback(Signalling())
+    with stop.listening():
+        trainer.train()
+    assert stop.agreed == signal.SIGTERM
+    assert trainer.state.global_step == 2
 
 
 def untied_model(folder):
@@ -71,33 +115,38 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(folder_of_model, padding_side="left")
     results = {}
     for name, options in json.loads(cases).items():
-        untied, sharded, resumed = (options.pop(kind, False) for kind in ("untied", "sharded", "resumed"))
+        kinds = ("untied", "sharded", "resumed", "poisoned", "stopped")
+        untied, sharded, resumed, poisoned, stopped = (options.pop(kind, False) for kind in kinds)
         rewards = {}
         reward = getattr(rollout_stubs, options.pop("reward", "token_reward"))
         make = functools.partial(
             build_trainer,
             untied_model(folder_of_model) if untied else folder_of_model,
-            folder,
+            f"{folder}/{name}",
             make_rows([1, 1, 2, 1] if sharded else [1, 0, 2, 1]),
-            ShardedTrainer if sharded else CPPOTrainer,
+            ShardedTrainer if sharded else PoisonedTrainer if poisoned else CPPOTrainer,
             processing_class=processor,
             per_device_train_batch_size=int(rows_a_process),
-            max_steps=2,
             optim="sgd",
             learning_rate=0.05,
             lr_scheduler_type="constant",
             perception_weight=0.5,
             reward_funcs=recorded(reward, rewards),
-            save_strategy="steps" if resumed else "no",
+            save_strategy="steps" if resumed or poisoned else "no",
             save_steps=1,
-            **{"log_perception_grad_share": not sharded, **options},
+            **{"log_perception_grad_share": not sharded, "max_steps": 2, **options},
         )
         trainer = inject(make(), same_each_time=True)
-        trainer.train()
+        if poisoned:
+            train_until_not_finite(trainer, f"{folder}/{name}")
+        elif stopped:
+            train_until_signal(trainer)
+        else:
+            trainer.train()
         check_samples(trainer, rewards)
-        if resumed:
+        if resumed or stopped:
             trainer = inject(make(), same_each_time=True)
-            trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-1")
+            trainer.train(resume_from_checkpoint=f"{folder}/{name}/checkpoint-{2 if stopped else 1}")
         logs = step_logs(trainer)
         weights = {weight: value.detach() for weight, value in trainer.model.named_parameters()}
         if sharded and trainer.accelerator.num_processes > 1:

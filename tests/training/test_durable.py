@@ -1,6 +1,8 @@
 """Checkpoints are whole or do not count; a step that is not finite is not taken; a resume does what its options say."""
 
 import copy
+import os
+import pickle
 import resource
 import shutil
 from pathlib import Path
@@ -52,7 +54,7 @@ class Weights(TrainerCallback):
     [
         (Poisoned, float("nan"), "the loss of micro-batch 1 of 1 is nan"),
         (Poisoned, float("inf"), "the loss of micro-batch 1 of 1 is inf"),
-        (PoisonedBackward, None, "so the backward pass or another process made it"),
+        (PoisonedBackward, None, "so the backward pass made it"),
     ],
 )
 def test_a_step_that_is_not_finite_ends_the_run_before_it(make_trainer, tmp_path, monkeypatch, trainer, poison, cause):
@@ -128,6 +130,70 @@ def test_any_harmed_file_makes_a_checkpoint_not_whole(saved, tmp_path, harm):
         assert newest_whole(run, passed_over=told.append) == run / "checkpoint-2", name
         assert len(told) == 1
         assert str(name) in told[0]
+
+
+class Payload:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def as_torch_saves(file, marker):
+    torch.save(Payload(marker), file)
+
+
+def as_pickle(file, marker):
+    file.write_bytes(pickle.dumps(Payload(marker)))
+
+
+def as_one_byte(file, marker):
+    file.write_bytes(b"\x80")
+
+
+def as_half(file, marker):
+    cut(file)
+
+
+@pytest.mark.parametrize("harm", [as_torch_saves, as_pickle, as_one_byte, as_half])
+@pytest.mark.parametrize(
+    "name",
+    ["rollout_state_0.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "pytorch_model.bin"],
+)
+def test_what_a_checkpoint_holds_beside_tensors_is_one_line_and_runs_nothing(make_trainer, saved, tmp_path, name, harm):
+    """The manifest fits, as after an attack or in a copy of a damaged disk."""
+    folder = tmp_path / "checkpoint-2"
+    shutil.copytree(saved / "checkpoint-2", folder)
+    if name == "pytorch_model.bin":
+        torch.save({"weight": torch.zeros(2)}, folder / name)
+        (folder / "model.safetensors").unlink()
+    harm(folder / name, tmp_path / "ran")
+    checkpoints.write_manifest(folder, processes=1)
+    trainer = make_trainer(make_rows([1, 1]), max_steps=4)
+    with pytest.raises(UserError, match="cannot be read: ") as caught:
+        trainer.train(resume_from_checkpoint=str(folder))
+    assert "checkpoint-2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "rng_state.pth", "config.json", "model.safetensors"])
+def test_an_older_checkpoint_that_lacks_a_part_is_refused(make_trainer, saved, tmp_path, name):
+    """cppo 0.1.0 wrote no manifest."""
+    folder = tmp_path / "out" / "checkpoint-2"
+    shutil.copytree(saved / "checkpoint-2", folder)
+    (folder / MANIFEST).unlink()
+    told = []
+    assert newest_whole(tmp_path / "out", passed_over=told.append) is None
+    assert "as cppo 0.1.0 left it; --resume_from_checkpoint with its folder goes on from it" in told[0]
+    make_trainer(make_rows([1, 1]), max_steps=3, folder="other").train(resume_from_checkpoint=str(folder))
+    for file in folder.glob("*config.json") if name == "config.json" else [folder / name]:
+        file.unlink()
+    with pytest.raises(UserError, match=r"is missing|no file named|valid checkpoint"):
+        make_trainer(make_rows([1, 1]), max_steps=3, folder="other").train(resume_from_checkpoint=str(folder))
 
 
 def test_a_trainer_takes_the_newest_whole_checkpoint_and_refuses_a_harmed_one(make_trainer, saved, tmp_path, capsys):

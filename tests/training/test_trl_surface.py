@@ -61,6 +61,7 @@ TRL_1_16_PARAMETERS = {
         "steps_trained_in_current_epoch",
     ],
     "_load_optimizer_and_scheduler": ["checkpoint"],
+    "_load_rng_state": ["checkpoint"],
     "_load_from_checkpoint": ["resume_from_checkpoint", "model"],
     "_load_best_model": [],
     "create_model_card": ["model_name", "dataset_name", "tags"],

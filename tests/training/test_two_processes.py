@@ -37,6 +37,9 @@ CASES = {
     "one view": {"method": "cppo-likelihood-all-tokens", "perception_memory": "sequential"},
     # In the middle of a buffer, of which each process keeps its own part.
     "resumed": {"resumed": True, "num_iterations": 2},
+    # The last process alone has a loss that is not finite, or is told to stop, in the second step.
+    "not finite": {"poisoned": True},
+    "stopped": {"stopped": True, "num_iterations": 2, "max_steps": 3},
     "sharded": {"sharded": True, "beta": 0.1},
     "sharded views of the rollout policy": {"sharded": True, "method": "papo", "entropy_coef": 0.0},
     "sharded untied": {"sharded": True, "untied": True},

@@ -9,6 +9,7 @@ from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
 from cppo.errors import UserError, one_line, tell
+from cppo.files import reading
 
 SHOWN_KEYS = 3
 
@@ -20,7 +21,7 @@ def whole_weights() -> Iterator[None]:
     Weights that are tied to others need not be in the file.
 
     Raises:
-        UserError: names the checkpoint and the missing or misshapen weights.
+        UserError: names the checkpoint, and the missing or misshapen weights if it can be read.
     """
     owner: Any = PreTrainedModel
     original = vars(owner)["from_pretrained"]
@@ -28,7 +29,8 @@ def whole_weights() -> Iterator[None]:
     @functools.wraps(original.__func__)
     def from_pretrained(cls: Any, name: Any, *args: Any, **options: Any) -> Any:
         asked = options.pop("output_loading_info", False)
-        model, report = original.__func__(cls, name, *args, output_loading_info=True, **options)
+        with reading(f"model: the weights in {name}"):
+            model, report = original.__func__(cls, name, *args, output_loading_info=True, **options)
         _check_report(str(name), report)
         return (model, report) if asked else model
 
@@ -40,15 +42,26 @@ def whole_weights() -> Iterator[None]:
 
 
 def with_adapter(model: Any, folder: str) -> PeftModel:
-    """The model with the adapter of a folder. Raises UserError where it is of no known kind, or lacks weights."""
+    """The model with the adapter of a folder.
+
+    Raises UserError where it is of no known kind, lacks weights, or cannot be read.
+    """
     try:
-        adapted = PeftModel.from_pretrained(model, folder)
+        with reading(f"model: the adapter {folder}"):
+            adapted = PeftModel.from_pretrained(model, folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"model: PEFT does not know this kind of adapter: {folder} ({one_line(error)})") from error
-    missing = sorted(set(get_peft_model_state_dict(adapted)) - set(load_peft_weights(folder, device="cpu")))
+    check_adapter(adapted, folder)
+    return adapted
+
+
+def check_adapter(adapted: Any, folder: str) -> None:
+    """Raise UserError where the folder lacks weights of the adapter in use, or cannot be read."""
+    needed = set(get_peft_model_state_dict(adapted))
+    with reading(f"model: the adapter {folder}"):
+        missing = sorted(needed - set(load_peft_weights(folder, device="cpu")))
     if missing:
         raise UserError(f"model: the adapter {folder} lacks {_some(missing)}: its file is not whole")
-    return adapted
 
 
 def _check_report(name: str, report: Mapping[str, Any]) -> None:

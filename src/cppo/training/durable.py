@@ -4,7 +4,6 @@ import functools
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from cppo.checkpoints import (
     processes_of,
     write_manifest,
 )
-from cppo.errors import UserError, tell
-from cppo.files import writing
-from cppo.policy.loading import whole_weights
+from cppo.errors import UserError, first_line, tell
+from cppo.files import reading, writing
+from cppo.policy.loading import check_adapter, whole_weights
 
 OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
 """What a parameter group takes from the options, beside the learning rate."""
@@ -114,7 +113,7 @@ class DurableTrainer(Mixed):
             self._nonfinite_in_row = 0
             return norm
         self._nonfinite_in_row += 1
-        step, cause = self.state.global_step + 1, _cause(losses)
+        step, cause = self.state.global_step + 1, self._cause(losses)
         if self._nonfinite_in_row > self.nonfinite_limit:
             before = f" after {self.nonfinite_limit} skipped steps" if self.nonfinite_limit else ""
             raise UserError(
@@ -124,6 +123,17 @@ class DurableTrainer(Mixed):
         tell(f"step {step} is skipped: the gradient's norm is {value}: {cause}")
         model.zero_grad()
         return norm
+
+    def _cause(self, losses: tuple[torch.Tensor, ...]) -> str:
+        """Where a gradient stopped being finite, as far as the losses of all processes' micro-batches tell."""
+        own = torch.stack(losses).float()
+        by_rank = self.accelerator.gather(own[None]).tolist()
+        for rank, values in enumerate(by_rank):
+            for number, value in enumerate(values, start=1):
+                if not math.isfinite(value):
+                    where = f" of process {rank}" if len(by_rank) > 1 else ""
+                    return f"the loss of micro-batch {number} of {len(values)}{where} is {value}"
+        return "all losses are finite, so the backward pass made it"
 
     def _run_epoch(self, *args: Any, **place: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
@@ -138,7 +148,10 @@ class DurableTrainer(Mixed):
         base_lrs = list(getattr(self.lr_scheduler, "base_lrs", ()))
         checkpointed = checkpoint is not None and not self.is_deepspeed_enabled
         try:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            with reading(f"resume_from_checkpoint: the optimizer or scheduler in {checkpoint}"):
+                super()._load_optimizer_and_scheduler(checkpoint)
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(
                 f"resume_from_checkpoint: the optimizer of {checkpoint} has other weights than are trained now: resume "
@@ -164,13 +177,29 @@ class DurableTrainer(Mixed):
             group["lr"] = base * factor(scheduler.last_epoch)
         scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(f"resume_from_checkpoint: the random number generators' state in {checkpoint}"):
+            super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self._load_weights(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            if not self._load_weights(resume_from_checkpoint):
+                with reading(f"resume_from_checkpoint: the weights in {resume_from_checkpoint}"):
+                    super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"resume_from_checkpoint: the weights in {resume_from_checkpoint} cannot be loaded: {first_line(error)}"
+            ) from error
+        if is_peft_model(self.model) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            check_adapter(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if not self._load_weights(self.state.best_model_checkpoint):
-            super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        with reading(f"load_best_model_at_end: the weights in {best}"):
+            if not self._load_weights(best):
+                super()._load_best_model()
 
     def _load_weights(self, checkpoint: str) -> bool:
         """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
@@ -195,12 +224,3 @@ def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
         saved = type(model).from_pretrained(checkpoint, dtype=widest)
     model.load_state_dict(saved.state_dict())
     return True
-
-
-def _cause(losses: Sequence[torch.Tensor]) -> str:
-    """Where a gradient stopped being finite, as far as the losses of this process's micro-batches tell."""
-    values = [loss.item() for loss in losses]
-    bad = [number for number, value in enumerate(values, start=1) if not math.isfinite(value)]
-    if bad:
-        return f"the loss of micro-batch {bad[0]} of {len(values)} is {values[bad[0] - 1]}"
-    return "the losses here are finite, so the backward pass or another process made it"

@@ -12,7 +12,8 @@ from datasets import IterableDataset
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from cppo.errors import UserError
+from cppo.errors import UserError, first_line
+from cppo.files import reading
 from cppo.probing import expect, failure
 from cppo.training.dataset_checks import check_enough
 from cppo.training.durable import DurableTrainer
@@ -112,14 +113,15 @@ class RolloutState:
         """
         path = _path(checkpoint, process_index)
         try:
-            state = cls(**torch.load(path, map_location="cpu", weights_only=True))
+            with reading(path):
+                state = cls(**torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing: this checkpoint was not written by CPPOTrainer with as many processes as now; "
                 "start anew from its weights with model=CHECKPOINT instead of resuming"
             ) from None
-        except Exception as error:
-            raise UserError(f"{path} cannot be read ({error}): resume from an earlier checkpoint") from error
+        except TypeError as error:
+            raise UserError(f"{path} is no state of a run ({first_line(error)}): take an earlier checkpoint") from error
         if state.buffered_inputs is None:
             return state
         buffered = [

@@ -41,6 +41,7 @@ OVERRIDES = {
     "_load_optimizer_and_scheduler": "restores them; learning rate and intervals come from the options instead",
     "_get_grad_norm": "a step whose gradient is not finite is not taken",
     "_run_epoch": "a resume at the last step would train one step more",
+    "_load_rng_state": "a damaged file is named in one line",
     "_load_from_checkpoint": "transformers loads weights by their names in the file, which are not always the model's",
     "_load_best_model": "the same",
     "create_model_card": "TRL's card tells of a text model, and neither of data, recipe nor metrics",
