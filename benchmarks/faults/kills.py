@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and resumed: `python benchmarks/faults/kills.py --runs 20 --seed 0`.
+"""Runs that are killed at random moments and resumed: `python benchmarks/faults/kills.py --runs 20 --kills 3 --seed 1`.
 
 A run of six steps saves every step. SIGKILL ends it at a moment drawn from its whole length; the same command with
 `--resume_from_checkpoint auto` goes on, and is killed as well, up to `--kills` times. Then it runs to its end. Prints
