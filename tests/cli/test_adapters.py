@@ -25,9 +25,13 @@ SAVING = ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit",
 LORA = ["--use_peft", "--lora_r", "2", "--learning_rate", "0.01", "--warmup_steps", "0", "--perception_gate", "none"]
 
 
-def train(folder, *options):
+def status(folder, *options):
     argv = ["train", "--config", "micro", "--output_dir", str(folder), *DATA, *SIZES, *SAVING, *LORA, *options]
-    assert main([*argv, "--eval_strategy", "no", "--final_eval_samples", "0", "--load_best_model_at_end", "false"]) == 0
+    return main([*argv, "--eval_strategy", "no", "--final_eval_samples", "0", "--load_best_model_at_end", "false"])
+
+
+def train(folder, *options):
+    assert status(folder, *options) == 0
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,27 @@ def test_the_other_commands_take_the_adapter(run, tmp_path, capsys):
     assert figures[0] == figures[1]
     page = ["--limit", "1", "--max_new_tokens", "12", "--out", str(tmp_path / "page.html")]
     assert main(["inspect", "--model", str(run), "--data", "tasks:digits", *page]) == 0
+
+
+def test_an_adapter_without_some_of_its_weights_is_refused(run, tmp_path, refused, capsys):
+    """Also in a resume: as in a checkpoint of cppo 0.1.0, no manifest tells."""
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    (checkpoint / "manifest.json").unlink()
+    file = checkpoint / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    commands = [["eval", "--data", "tasks:digits?n=1"], ["export", "--out", tmp_path / "plain"]]
+    for argv in commands:
+        assert f"lacks {name}: its file is not whole" in refused(*argv, "--model", checkpoint)
+    assert status(tmp_path / "run", "--max_steps", "2", "--resume_from_checkpoint", str(checkpoint)) == 2
+    assert f"lacks {name}: its file is not whole" in capsys.readouterr().err
+    file.unlink()
+    for argv in commands:
+        assert "has no adapter_model.safetensors" in refused(*argv, "--model", checkpoint)
 
 
 def test_responses_of_an_adapter_belong_to_its_model_too(run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,31 @@ def test_a_signal_ends_a_run_after_its_step_and_auto_goes_on(workplace, tmp_path
     assert train(workplace, run, "--resume_from_checkpoint", "auto") == 0
     assert weights(run) == weights(workplace / "run")
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_signal_ends_supervised_fine_tuning_too(small_model, tmp_path, monkeypatch, capsys):
+    from cppo.runs.recorder import RunRecorder
+
+    def sft(run, *options):
+        fixed = {"model": small_model, "data": "tasks:digits?n=8", "per_device_train_batch_size": 4}
+        fixed |= {"use_cpu": True, "bf16": False, "output_dir": run, "max_steps": 3, "save_strategy": "no"}
+        words = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+        return main(["sft", "--config", "micro-sft", *words, *options])
+
+    def signalling(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(RunRecorder, "on_step_end", signalling)
+        assert sft(run) == 143
+    assert f"{run / 'checkpoint-2'} is complete; the same command with --resume" in capsys.readouterr().err
+    assert damage(run / "checkpoint-2") is None
+    assert not (run / LOCK_FILE).exists()
+    assert sft(run, "--resume_from_checkpoint", "auto") == 0
+    assert sft(tmp_path / "whole") == 0
+    assert weights(run) == weights(tmp_path / "whole")
 
 
 def test_a_signal_before_the_first_step_ends_at_once(workplace, tmp_path, monkeypatch, capsys):
@@ -274,6 +300,28 @@ def test_a_folder_that_goes_while_a_run_writes_is_one_line(workplace, tmp_path, 
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cppo: error")]
     assert len(told) == 1
     assert f"{run / 'metrics.jsonl'} cannot be written: No such file or directory" in told[0]
+
+
+def test_a_disk_that_is_full_when_the_model_is_saved_is_one_line(workplace, tmp_path, capsys, monkeypatch):
+    from cppo.runs import run as module
+
+    run, train_until_stopped = tmp_path / "run", module.train_until_stopped
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*given):
+        train_until_stopped(*given)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(weights(workplace / "run")) // 2, hard))
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "train_until_stopped", limited)
+            assert train(workplace, run) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert re.search(rf"cppo: error: {run}/\S+ cannot be written: .*File too large", capsys.readouterr().err)
+    assert damage(run / "checkpoint-3") is None
+    assert train(workplace, run, "--resume_from_checkpoint", "auto") == 0
+    assert weights(run) == weights(workplace / "run")
 
 
 def test_rows_of_metrics_outlive_a_resume_that_cannot_write(workplace, tmp_path, monkeypatch):

@@ -2,7 +2,12 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from cppo.errors import tell
+from cppo.recipes import AUTO, RunDirectory
 
 
 def quiet_libraries() -> None:
@@ -13,6 +18,21 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@contextmanager
+def hint_where_to_go_on(output_dir: str) -> Iterator[None]:
+    """Where a run is stopped inside, by Ctrl-C or a signal, say from which checkpoint it can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        checkpoints = RunDirectory(output_dir).checkpoints()
+        if checkpoints:
+            hint = f"the same command with --resume_from_checkpoint {AUTO} goes on from there"
+            tell(f"{checkpoints[-1]} is complete; {hint}")
+        else:
+            tell(f"there is no checkpoint in {output_dir} yet, so nothing to go on from; see --save_steps")
+        raise
 
 
 def option_text(value: Any) -> str:

@@ -7,6 +7,7 @@ from cppo.cli.checks import check_model
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import Parser
 from cppo.errors import UserError
+from cppo.files import writing
 
 
 def run(argv: Sequence[str]) -> None:
@@ -20,11 +21,9 @@ def run(argv: Sequence[str]) -> None:
     from cppo.evaluation import load_model
 
     model, processor = load_model(arguments.model, device="cpu", dtype=arguments.dtype)
-    try:
+    with writing(out):
         model.save_pretrained(out)
         processor.save_pretrained(out)
-    except OSError as error:
-        raise UserError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     print(f"weights    {model.num_parameters():,}, {str(model.dtype).removeprefix('torch.')}")
     print(f"model      {out}")
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from cppo.cli.checks import check_recipe
-from cppo.cli.console import quiet_libraries
+from cppo.cli.console import hint_where_to_go_on, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.files import replace_text
 from cppo.recipes import Recipe, RunDirectory, dump_recipe, warn_of_changes
@@ -33,6 +33,7 @@ def _run(recipe: Recipe) -> None:
     from cppo.runs.recorder import RunRecorder
     from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
     from cppo.runs.sft import sft_trainer
+    from cppo.runs.signals import StopOnSignal, train_until_stopped
 
     files = RunDirectory(recipe.output_dir)
     data, long = drop_long_rows(data, options)
@@ -40,13 +41,14 @@ def _run(recipe: Recipe) -> None:
     if checkpoint is not None:
         warn_of_changes(recipe, recipe.config, checkpoint)
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
+    recorder = RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)
     trainer = sft_trainer(
         options.model,
         data,
         recipe.output_dir,
         eval_data=evaluation,
         sft_args={"disable_tqdm": False, "logging_steps": 1, **arguments},
-        callbacks=[RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)],
+        callbacks=[recorder],
         options=options,
     )
     main = trainer.is_world_process_zero()
@@ -54,8 +56,11 @@ def _run(recipe: Recipe) -> None:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
         replace_text(files.config, dump_recipe(recipe, recipe.config))
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model()
+    stop = StopOnSignal(trainer)
+    trainer.add_callback(stop)
+    with hint_where_to_go_on(recipe.output_dir), stop.listening():
+        train_until_stopped(trainer, stop, recorder, checkpoint)
+        trainer.save_model()
     if main:
         summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
         replace_text(files.summary, json.dumps(summary) + "\n")

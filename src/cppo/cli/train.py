@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from cppo.assets import resolve_model
 from cppo.cli.checks import check_options, check_recipe
-from cppo.cli.console import percent, quiet_libraries
+from cppo.cli.console import hint_where_to_go_on, percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
-from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions, load_recipe
+from cppo.recipes import Recipe, TrainOptions, load_recipe
 from cppo.runs.lock import held
 from cppo.runs.sources import load_sources
 
@@ -62,16 +62,8 @@ def _run(recipe: Recipe, named: bool) -> None:
     from cppo.reports import write_report
     from cppo.runs.run import run_training
 
-    try:
+    with hint_where_to_go_on(recipe.output_dir):
         result = run_training(recipe, sources, write_report, checkpoint)
-    except KeyboardInterrupt:
-        checkpoints = RunDirectory(recipe.output_dir).checkpoints()
-        if checkpoints:
-            hint = f"the same command with --resume_from_checkpoint {AUTO} goes on from there"
-            tell(f"{checkpoints[-1]} is complete; {hint}")
-        else:
-            tell(f"there is no checkpoint in {recipe.output_dir} yet, so nothing to go on from; see --save_steps")
-        raise
     if not result.is_main_process:
         return
     report = write_report(result.output_dir)

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
@@ -46,6 +47,8 @@ def with_adapter(model: Any, folder: str) -> PeftModel:
 
     Raises UserError where it is of no known kind, lacks weights, or cannot be read.
     """
+    if Path(folder).is_dir() and not any(Path(folder).glob("adapter_model.*")):
+        raise UserError(f"model: the adapter {folder} has no adapter_model.safetensors: its weights are missing")
     try:
         with reading(f"model: the adapter {folder}"):
             adapted = PeftModel.from_pretrained(model, folder)

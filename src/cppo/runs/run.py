@@ -14,7 +14,7 @@ from trl import GRPOConfig
 from cppo import __version__
 from cppo.assets import resolve_model
 from cppo.data import RecordSource, to_dataset
-from cppo.errors import Stopped, UserError, one_line, one_line_with_remedy, tell
+from cppo.errors import UserError, one_line, one_line_with_remedy, tell
 from cppo.evaluation import (
     BLANK,
     EvalResult,
@@ -42,7 +42,7 @@ from cppo.runs.loggers import check_loggers
 from cppo.runs.probes import HeldOutProbe
 from cppo.runs.recorder import RunRecorder
 from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
-from cppo.runs.signals import StopOnSignal
+from cppo.runs.signals import StopOnSignal, train_until_stopped
 from cppo.runs.sources import RunSources, warn_of_shared_files
 from cppo.training.config import CPPOConfig
 from cppo.training.dataset_checks import check_enough
@@ -167,15 +167,7 @@ def run_training(
         before = answer("before")
         if before is not None and sources.held_out is not None:
             warn_of_answers(trainer, options, sources.held_out, before)
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            if stop.agreed:
-                raise Stopped(stop.agreed)
-        except BaseException as error:
-            recorder.stop(trainer.state)
-            if isinstance(error, ImportError):  # optimizers look for their libraries only here
-                raise UserError(f"a library that an option needs is missing: {one_line(error)}") from error
-            raise
+        train_until_stopped(trainer, stop, recorder, checkpoint)
         trainer.save_model(recipe.output_dir)
         after = answer("after")
         blank = answer("blank image", condition=BLANK)

@@ -3,13 +3,15 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cppo.errors import Stopped, tell
+from cppo.errors import Stopped, UserError, one_line, tell
+from cppo.runs.recorder import RunRecorder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What Slurm, Kubernetes and a closed terminal send."""
@@ -65,3 +67,26 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._training = False
+
+
+def train_until_stopped(trainer: Any, stop: StopOnSignal, recorder: RunRecorder, checkpoint: Path | None) -> None:
+    """Train to the end, with a last report where training is broken off.
+
+    Args:
+        stop: one of the trainer's callbacks, listening.
+        recorder: another.
+        checkpoint: what the run goes on from.
+
+    Raises:
+        Stopped: a signal ended training; its last step is saved.
+        UserError: a library that an option needs is missing.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if stop.agreed:
+            raise Stopped(stop.agreed)
+    except BaseException as error:
+        recorder.stop(trainer.state)
+        if isinstance(error, ImportError):  # optimizers look for their libraries only here
+            raise UserError(f"a library that an option needs is missing: {one_line(error)}") from error
+        raise

@@ -73,6 +73,10 @@ class DurableTrainer(Mixed):
     def save_progress(self, folder: Path) -> None:
         """Write what a resume needs beyond the Trainer's own files."""
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with writing(Path(output_dir or self.args.output_dir)):
+            super().save_model(output_dir, _internal_call)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run = self._get_output_dir(trial=trial)
         folder = Path(run) / f"checkpoint-{self.state.global_step}"
