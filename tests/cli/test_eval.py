@@ -121,6 +121,9 @@ def test_responses_of_another_evaluation_are_refused(small_model, data, tmp_path
     lines = before.decode().splitlines(keepends=True)
     file.write_text(lines[0] + lines[1] + '{"condition": "clean"}\n' + lines[2])
     check(words="line 3 is damaged")
+    for values in ({"responses": [5]}, {"responses": [None]}, {"correct": ["x"]}, {"choices": [5]}):
+        file.write_text(lines[0] + lines[1] + json.dumps(json.loads(lines[2]) | values) + "\n")
+        check(words="line 3 is damaged")
     swapped = json.loads(lines[2]) | {"id": "other"}
     file.write_text(lines[0] + lines[1] + json.dumps(swapped) + "\n")
     check(words="has 'other' where the data has")

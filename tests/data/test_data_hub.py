@@ -251,6 +251,60 @@ def test_paths_do_not_leave_the_archives(hub):
     assert "leaves the folder" in source.skipped[0][1]
 
 
+@pytest.mark.parametrize("path", ["a" * 300, "a/" * 400, "b\0.png", "../elsewhere.png", "loop/a.png"])
+def test_odd_paths_are_bad_rows_beside_good_ones(tmp_path, path):
+    """The odd path comes first, and decides nothing about where the images lie."""
+    table = "".join(json.dumps({"prompt": "q", "answer": "a", "image": one}) + "\n" for one in (path, "a.png"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(table)
+    (folder / "images.zip").write_bytes(zipped({"a.png": png(1)}))
+    (tmp_path / "elsewhere.png").write_bytes(png(1))
+    (folder / "loop").symlink_to("loop")
+    source = load_records(f"hub:{folder}", max_bad_fraction=0.5)
+    assert (len(source), len(source.skipped)) == (1, 1)
+
+
+@pytest.mark.parametrize("file", ["train.jsonl", "images.zip", "README.md"])
+def test_pointers_of_git_lfs_are_named(tmp_path, file):
+    table = json.dumps({"prompt": "q", "answer": "a", "image": "a.png"})
+    (tmp_path / "train.jsonl").write_text(table)
+    (tmp_path / "images.zip").write_bytes(zipped({"a.png": png(1)}))
+    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    with pytest.raises(UserError, match=rf"{file}: is a pointer of Git LFS.*`git lfs pull`"):
+        load_records(f"hub:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{config_name: *i, data_files: train.jsonl}, {config_name: b, data_files: c}",
+        "{config_name: default, data_files: *i}",
+        "{config_name: default, data_files: {train: *i}}",
+        "{config_name: default, data_files: [{split: *i, path: *i}]}",
+        "{config_name: default, data_dir: *i, data_files: '*.bin'}",
+        "{config_name: default, data_files: 5}",
+        "{config_name: default, data_files: [{path: {a: b}}]}",
+    ],
+)
+def test_cards_that_grow_when_they_are_read(tmp_path, config):
+    """Aliases of aliases: a few hundred characters of YAML stand for billions of values."""
+    bomb = "a: &a [x]\n" + "".join(f"{c}: &{c} [{','.join(['*' + p] * 10)}]\n" for p, c in zip("abcdefgh", "bcdefghi"))
+    (tmp_path / "README.md").write_text(f"---\n{bomb}configs: [{config}]\n---\n")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "q", "answer": "a"}))
+    with pytest.raises(UserError, match=r"\?config=NAME|it has no tables") as caught:
+        load_records(f"hub:{tmp_path}:train")
+    assert len(str(caught.value)) < 1000
+
+
+def test_file_names_of_a_repository_do_not_leave_it(hub):
+    table = json.dumps({"prompt": "q", "answer": "a", "image": "a.png"}).encode()
+    good = zipped({"a.png": png(1)})
+    hub.add("org/name", {"train.jsonl": table, "images.zip": good, "../../up.zip": good, "/tmp/up.zip": good})
+    assert len(load_records("hub:org/name")) == 1
+    assert not any("up.zip" in request.path for request in hub.requests)
+
+
 def test_processes_unpack_once(hub, tmp_path):
     """Two processes at once, as ranks are: both read, one unpacked."""
     hub.add("TIGER-Lab/ViRL39K", virl39k())

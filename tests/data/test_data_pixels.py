@@ -68,6 +68,7 @@ def test_a_thin_image_does_not_become_thinner_than_processors_take(size, largest
         ((41, 9), PixelBounds(min_side=28), (128, 28)),  # 41 x 28/9 = 127.6
         ((28, 28), PixelBounds(min_side=28), (28, 28)),
         ((14, 28), PixelBounds(min_pixels=6272, min_side=28), (56, 112)),  # 28 x 56 first, then twice each side
+        ((1, 150), PixelBounds(min_side=2000), (816, 122474)),  # no image is made of more than MAX_PIXELS
         ((10, 30), PixelBounds(max_pixels=1200, min_side=28), (20, 60)),  # 28 x 84 first; max_pixels holds
     ],
 )

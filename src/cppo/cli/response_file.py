@@ -124,14 +124,21 @@ class ResponseFile:
         return line
 
     def _is_complete(self, line: Mapping[str, Any]) -> bool:
-        texts, numbers = line.get("responses"), [line.get("correct"), line.get("well_formed")]
+        def holds(name: str, kind: type, count: int | None = None) -> bool:
+            values = line.get(name)
+            return (
+                isinstance(values, list)
+                and count in (None, len(values))
+                and all(isinstance(value, kind) for value in values)
+            )
+
+        samples = self._settings["samples"]
         return (
             all(isinstance(line.get(name), str) for name in ("condition", "id", "answer"))
             and isinstance(line.get("images"), int)
-            and isinstance(line.get("choices"), list)
-            and all(
-                isinstance(values, list) and len(values) == self._settings["samples"] for values in (texts, *numbers)
-            )
+            and holds("choices", str)
+            and holds("responses", str, samples)
+            and all(holds(name, float, samples) for name in ("correct", "well_formed"))
         )
 
     def _damaged(self, number: int) -> UserError:

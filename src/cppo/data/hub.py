@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SECONDS_TO_ANSWER = 8.0
 """How long the hub may take to describe a repository before it counts as away."""
+_POINTER = b"version https://git-lfs.github.com/"
 LOOKED_AT, LONGEST_PATH = 32, 1024
 """So many image paths of a table say in which folder the images lie; a longer text is no path."""
 
@@ -82,7 +83,17 @@ class _Repository:
 
 
 def _in_folder(folder: Path) -> _Repository:
-    return _Repository(_files_below(folder), lambda path: folder / path, folder.resolve())
+    def fetch(path: str) -> Path:
+        try:
+            with (folder / path).open("rb") as file:
+                is_pointer = file.read(len(_POINTER)) == _POINTER
+        except OSError as error:
+            raise UserError(f"{folder / path}: cannot be opened: {error.strerror}") from error
+        if is_pointer:
+            raise UserError(f"{folder / path}: is a pointer of Git LFS, not the file itself; run `git lfs pull`")
+        return folder / path
+
+    return _Repository(_files_below(folder), fetch, folder.resolve())
 
 
 def _files_below(folder: Path) -> list[str]:
@@ -105,7 +116,8 @@ def _on_hub(name: str, said: str) -> _Repository:
 
     try:
         described = HfApi().dataset_info(name, timeout=SECONDS_TO_ANSWER)
-        commit, files = described.sha, [file.rfilename for file in described.siblings or []]
+        commit, names = described.sha, [file.rfilename for file in described.siblings or []]
+        files = [name for name in names if not {"", ".", ".."} & set(name.split("/"))]
     # An HTTP library's own errors, which change with the version, and those of a hub that is down.
     except Exception as error:
         if isinstance(error, RepositoryNotFoundError):
@@ -179,7 +191,15 @@ def _image_folder(repository: _Repository, said: str, beside: PurePosixPath, pat
 
 
 def _first_with(root: Path, beside: PurePosixPath, paths: Sequence[str]) -> Path | None:
-    for folder in (root / beside, root):
-        if any((folder / path).is_file() for path in paths):
-            return folder.resolve()
+    for folder in ((root / beside).resolve(), root.resolve()):
+        if any(_lies_in(folder, path) for path in paths):
+            return folder
     return None
+
+
+def _lies_in(folder: Path, path: str) -> bool:
+    try:
+        file = (folder / path).resolve()
+        return file.is_relative_to(folder) and file.is_file()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, a circle of links, a null character
+        return False

@@ -69,7 +69,7 @@ def _of_card(
     tables: Sequence[str], configs: Sequence[Mapping[str, Any]], said: str, config: str | None
 ) -> dict[str, list[str]]:
     """{split: paths} of one of the card's configurations."""
-    by_name = {str(one.get("config_name", "default")): one for one in configs}
+    by_name = {_word(one.get("config_name", "default")): one for one in configs}
     marked = [name for name, one in by_name.items() if one.get("default") is True]
     default = marked[0] if marked else next(iter(by_name)) if len(by_name) == 1 else "default"
     wanted = default if config is None else config
@@ -81,16 +81,23 @@ def _of_card(
         )
     data_files = by_name[wanted]["data_files"]
     if isinstance(data_files, Mapping):
-        data_files = [{"split": split, "path": paths} for split, paths in data_files.items()]
-    if isinstance(data_files, str) or not all(isinstance(entry, Mapping) for entry in data_files):
-        data_files = [{"split": "train", "path": data_files}]
-    folder = str(by_name[wanted].get("data_dir") or "").strip("/")
+        entries = list(data_files.items())
+    elif isinstance(data_files, list) and all(isinstance(entry, Mapping) for entry in data_files):
+        entries = [(entry.get("split", "train"), entry.get("path")) for entry in data_files]
+    else:
+        entries = [("train", data_files)]
+    folder = _word(by_name[wanted].get("data_dir")).strip("/")
     splits: dict[str, list[str]] = {}
-    for entry in data_files:
-        paths = entry.get("path") or []
-        patterns = [f"{folder}/{one}" if folder else str(one) for one in ([paths] if isinstance(paths, str) else paths)]
-        splits.setdefault(str(entry.get("split", "train")), []).extend(_matching(tables, patterns))
+    for split, paths in entries:
+        words = [_word(path) for path in (paths if isinstance(paths, list) else [paths])]
+        patterns = [f"{folder}/{word}" if folder else word for word in words]
+        splits.setdefault(_word(split), []).extend(_matching(tables, patterns))
     return splits
+
+
+def _word(value: Any) -> str:
+    """A value of a card as text; "" for a list or mapping, whose aliases may make it of any length."""
+    return "" if value is None or isinstance(value, list | tuple | set | Mapping) else str(value)
 
 
 def _of_names(tables: Sequence[str], said: str, config: str | None) -> dict[str, list[str]]:

@@ -192,17 +192,18 @@ class PixelBounds:
         """(width, height) nearest to the image's own that lies within the bounds and keeps its shape.
 
         `min_side` comes first; its longer side is rounded to the nearest pixel. For the bounds on pixels, sides are
-        whole numbers rounded towards the inside of the bound. Where no whole sides keep all bounds, `max_pixels` holds.
+        whole numbers rounded towards the inside of the bound. Where no whole sides keep all bounds, `max_pixels` holds;
+        without it `MAX_PIXELS` does.
         """
         if self.min_side is not None and min(width, height) < self.min_side:
             factor = self.min_side / min(width, height)
             width, height = round(width * factor), round(height * factor)
         new = width, height
-        least, largest = self.min_pixels, self.max_pixels
+        least, largest = self.min_pixels, self.max_pixels or MAX_PIXELS
         if least is not None and width * height < least:
             # The least n with n² >= width · least / height, and likewise for the height.
             new = isqrt((width * least - 1) // height) + 1, isqrt((height * least - 1) // width) + 1
-        if largest is not None and new[0] * new[1] > largest:
+        if new[0] * new[1] > largest:
             new = isqrt(width * largest // height), isqrt(height * largest // width)
             # A side of an extremely long image would be rounded to nothing.
             new = min(max(new[0], 1), largest), min(max(new[1], 1), largest)
