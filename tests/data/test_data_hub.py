@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from itertools import pairwise
 
 import datasets
 import pyarrow
@@ -289,7 +290,9 @@ def test_pointers_of_git_lfs_are_named(tmp_path, file):
 )
 def test_cards_that_grow_when_they_are_read(tmp_path, config):
     """Aliases of aliases: a few hundred characters of YAML stand for billions of values."""
-    bomb = "a: &a [x]\n" + "".join(f"{c}: &{c} [{','.join(['*' + p] * 10)}]\n" for p, c in zip("abcdefgh", "bcdefghi"))
+    bomb = "a: &a [x]\n"
+    for one, following in pairwise("abcdefghi"):
+        bomb += f"{following}: &{following} [{','.join([f'*{one}'] * 10)}]\n"
     (tmp_path / "README.md").write_text(f"---\n{bomb}configs: [{config}]\n---\n")
     (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "q", "answer": "a"}))
     with pytest.raises(UserError, match=r"\?config=NAME|it has no tables") as caught:

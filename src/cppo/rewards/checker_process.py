@@ -58,7 +58,7 @@ def load_checker() -> Callable[[str, str, float], bool]:
     logging.disable(logging.CRITICAL)
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, grader, parse, verify
-    from sympy import And, Expr, Float, Rational, Set, UnevaluatedExpr, Union
+    from sympy import And, Expr, FiniteSet, Float, Interval, Rational, Set, UnevaluatedExpr, Union
     from sympy.core.relational import Relational
 
     # Units are compared by the parent; math-verify would drop any letter at the end that could be one.
@@ -117,12 +117,19 @@ def load_checker() -> Callable[[str, str, float], bool]:
             return parsed(text)
         return [Union(*(one[0].as_set() for one in relations))]
 
+    def is_of_another_kind(answer: list[Any], other: list[Any], text: str) -> bool:
+        """Whether one has an interval and `text` lists a set: math-verify compares the ends with the list."""
+        listed = other and isinstance(other[0], FiniteSet) and "\\{" in text
+        return bool(listed and answer and isinstance(answer[0], Set) and answer[0].has(Interval))
+
     def equivalent(given: str, expected: str, tolerance: float) -> bool:
         nonlocal allowed
         allowed = tolerance
         try:
-            sides = [read(expected, parsed(given)), read(given, parsed(expected))]
-            return bool(verify(*sides, timeout_seconds=None))
+            wanted, found = read(expected, parsed(given)), read(given, parsed(expected))
+            if is_of_another_kind(wanted, found, given) or is_of_another_kind(found, wanted, expected):
+                return False
+            return bool(verify(wanted, found, timeout_seconds=None))
         except Exception:  # any failure on hostile text means "not shown to be equal"
             return False
 

@@ -202,8 +202,10 @@ class _Comparison:
         if sizes[0] is not None and sizes[1] is not None:
             return self._elementwise(sizes[0], sizes[1], depth)
         lists = read_parts(given), read_parts(expected)
-        if depth < 3 and lists[0] is not None and lists[1] is not None and lists[0].brackets == lists[1].brackets:
-            return self._same_parts(lists[0], lists[1], depth)
+        if depth < 3 and lists[0] is not None and lists[1] is not None:
+            alike = _as_tuple(lists[0], lists[1]), _as_tuple(lists[1], lists[0])
+            if alike[0].brackets == alike[1].brackets:
+                return self._same_parts(*alike, depth)
         for parts, other in ((lists[0], expected), (lists[1], given)):
             bracketed = other[:1] in ("(", "[", "\\", "{") or _MANY_VALUED.search(other)
             alternatives = other is expected and _ALTERNATIVES.search(other)
@@ -249,6 +251,14 @@ def _without_name(given: str, expected: str) -> tuple[str, str]:
     if all(name or "=" not in side for name, side in zip(names, (given, expected), strict=True)):
         return names[0]["value"] if names[0] else given, names[1]["value"] if names[1] else expected
     return given, expected
+
+
+def _as_tuple(parts: Parts, other: Parts) -> Parts:
+    """The bare list "x = 2, y = 3" as the tuple (2, 3) where the other side is one; else the list itself."""
+    values = {named["name"]: named["value"] for one in parts.elements if (named := _NAMED.fullmatch(one))}
+    if parts.brackets[0] or other.brackets[0] != "(" or len(values) < len(parts.elements):
+        return parts
+    return Parts(tuple(values[name] for name in sorted(values)), other.brackets)
 
 
 def _is_mathematical(plain: str) -> bool:

@@ -22,7 +22,7 @@ _VERDICT = re.compile(
 )
 _LABELLED = re.compile(r"(?:\(\s?(?P<a>[A-Za-z])\s?\)|\[\s?(?P<b>[A-Za-z])\s?\]|(?P<c>[A-Za-z])[).:])\s*(?P<text>\S.*)")
 _LOOSELY_LABELLED = re.compile(r"(?P<a>[A-Z])\s(?:-\s(?P<text>\S.*)|\((?P<in_brackets>.*)\))")
-_SEPARATORS = re.compile(r"\band\b|[,;&()\[\]{}\s]")
+_SEPARATORS = re.compile(r"\band\b|\\[{}]|[,;&()\[\]{}\s]")
 _RUN = re.compile(r"[A-J]{2,10}|[a-j]{2,10}")
 _MARKED = re.compile(r"(?:^|[\s,;/])(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z][).:](?:\s|$))")
 _JOINED = re.compile(r"(?:^|\s|\b)(?:(?:or|and|nor)\s+(?:\(?[A-Z]\)?|[b-hj-z])|[,;/&]\s+\(?[A-Z]\)?)(?![\w'-])")

@@ -63,6 +63,13 @@ _SYNONYMS = [
         (r"\^\s?\{\s?([0-9a-zA-Z])\s?\}", r"^\1"),
         (r"(?<![a-zA-Z])([kMm])\sΩ", r"\1Ω"),
         (r"\\(?:[lc]?dots)(?![a-zA-Z])", "..."),
+        (r"(?i:\ball (?:the )?real numbers\b|\ball reals\b)(?!\s\w)", r"\\mathbb{R}"),
+        # A set-builder's condition: "\{x | 2 < x < 5\}".
+        (
+            r"^\\\{\s?[a-zA-Z]\s?(?:\\in\s?\\mathbb\s?\{?R\}?\s?)?(?:\||:|\\(?:mid|colon|vert)(?![a-zA-Z]))\s?"
+            r"([^{}|:]*(?:[<>]|\\[lg]e\s)[^{}|:]*)\\\}$",
+            r"\1",
+        ),
         (r"\s+\^", "^"),
         (r"\{,\}", ","),
     )
@@ -119,7 +126,7 @@ def _bare(text: str) -> str:
 
 def _fraction(match: re.Match[str]) -> str:
     above, below = unicodedata.normalize("NFKC", match[2]).split("\u2044")
-    return f"{match[1]}{' ' if match[1] else ''}{above}/{below}"
+    return rf"{match[1]}\frac{{{above}}}{{{below}}}"
 
 
 def _command(match: re.Match[str]) -> str:

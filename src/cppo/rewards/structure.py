@@ -18,9 +18,9 @@ _PIECE = re.compile(
 )
 _OPENING, _CLOSING = {"(", "[", "{", "\\{", "\\langle"}, {")", "]", "}", "\\}", "\\rangle"}
 _SIZE = re.compile(r"\s*(?:\\times|(?<![a-zA-Z\\])[xX](?![a-zA-Z])|\bby\b)\s*")
-_ARITHMETIC = re.compile(r"(?:[0-9.,()\[\]{}\s^+*/-]|\\times|\\cdot|\\div|\\frac|[xX](?=\s?[0-9]))+")
+_ARITHMETIC = re.compile(r"(?:[0-9.,()\[\]{}\s^+*/!|-]|\\times|\\cdot|\\div|\\frac|[xX](?=\s?[0-9]))+")
 _OPERATION = re.compile(
-    r"(?<=[0-9)}\]])\s*(?:\+|-|\*|/|\\times|\\cdot|\\div|[xX])\s*(?=[0-9.(\\])|(?<=[0-9)])\s?(?=\()"
+    r"(?<=[0-9)}\]!])\s*(?:\+|-|\*|/|\\times|\\cdot|\\div|[xX])\s*(?=[0-9.({\[\\])|(?<=[0-9)])\s?(?=\()"
 )
 _SCIENTIFIC = re.compile(r"(?:\\times|\\cdot|[xX*])\s?10\s?\^\s?\{?\s?-?[0-9]+\s?\}?")
 _EXPONENT = re.compile(r"\^\s?(?:\{[^{}]*+\}|-?[0-9a-zA-Z])")
@@ -72,8 +72,8 @@ def read_size(text: str) -> tuple[str, ...] | None:
 
 
 def is_undone(text: str) -> bool:
-    r"""Whether a text is arithmetic left undone: `3+4`, `2(3)`, `12 \div 4`; not `1/2`, `2^3` or `6\times 10^4`."""
-    last = text.rpartition("=")[2].strip()
+    r"""Whether a text is arithmetic left undone: `3+4`, `2(3)`, `3\times4 cm`; not `1/2`, `2^3` or `6\times 10^4`."""
+    last = split_unit(text.rpartition("=")[2].strip())[0]
     plain = _EXPONENT.sub("", _SCIENTIFIC.sub("", last))
     if _ARITHMETIC.fullmatch(plain) is None:
         return False

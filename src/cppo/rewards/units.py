@@ -22,7 +22,7 @@ _METRIC = {
 }  # fmt: skip
 _OTHER = {
     "minute", "hour", "day", "year", "inch", "foot", "yard", "mile", "pound", "ounce", "degree", "radian",
-    "decibel", "bar", "metric_ton", "mile_per_hour", "kilometer_per_hour", "cubic_centimeter",
+    "decibel", "bar", "metric_ton", "mile_per_hour", "kilometer_per_hour", "cubic_centimeter", "hectare",
 }  # fmt: skip
 """What a word of up to three letters may stand for; pint knows more, such as `ab` for attobarns."""
 _PREFIXES = {"kilo": "k", "centi": "c", "milli": "m", "micro": "μu", "nano": "n", "mega": "M", "giga": "G", "deci": "d"}
@@ -33,7 +33,7 @@ _OWN = {
     "€": "euro", "eur": "euro", "£": "pound sterling",
     "gbp": "pound sterling", "¥": "yen", "jpy": "yen", "₹": "rupee", "¢": "cent", "°": "degree", "°C": "degree_Celsius",
     "°F": "degree_Fahrenheit", "hz": "hertz", "people": "person", "deg": "degree", "sec": "second", "secs": "second",
-    "hrs": "hour", "mins": "minute", "in": "inch",
+    "hrs": "hour", "mins": "minute", "in": "inch", "kmh": "kilometer_per_hour",
 }  # fmt: skip
 CURRENCIES = ("US\\$", "US$", "\\$", "$", "€", "£", "¥", "₹")
 _NO_UNITS = {
@@ -44,11 +44,13 @@ _NO_UNITS = {
 _FILLERS = {
     "old", "long", "tall", "wide", "high", "deep", "away", "apart",
 }  # fmt: skip
+_UNSPACED = re.compile(r"(?<![^\W\d_])(?:[kM]?N(?=[ms](?![^\W\d_]))|kg(?=m(?![^\W\d_])))")
+"""The first factor of "Nm", "Ns" and "kgm". A small n is nano."""
 _TEMPERATURE = re.compile(r"(?:°\s?|\bdeg(?:ree)?s?\s)(?:(C)(?:elsius)?|(F)(?:ahrenheit)?)\b", re.IGNORECASE)
 _FRACTION = re.compile(r"\\frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _PRODUCT = re.compile(r"\s*(?:\\cdot|\\times|[·*])\s*|\s+")
 _FACTOR = re.compile(r"(?P<name>(?:US)?\\?\$|[€£¥₹¢]|°[CF]?|[^\W\d_]+)\s?(?:\^?\s?\{?\s?(?P<power>[+-]?[1-9])\s?\}?)?")
-_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
+_POWERS = {"square": 2, "sq": 2, "sq.": 2, "squared": 2, "cubic": 3, "cu": 3, "cu.": 3, "cubed": 3}
 
 
 def read_unit(text: str) -> Unit | None:
@@ -56,7 +58,8 @@ def read_unit(text: str) -> Unit | None:
 
     A word of three letters and more that is no unit of measurement is a unit of its own ("apples").
     """
-    text = _TEMPERATURE.sub(lambda match: f"°{(match[1] or match[2]).upper()}", text.strip())
+    text = _UNSPACED.sub(r"\g<0> ", text.strip())
+    text = _TEMPERATURE.sub(lambda match: f"°{(match[1] or match[2]).upper()}", text)
     if not text or len(text) > MAX_UNIT_CHARS:
         return None
     powers: dict[str, int] = {}
@@ -70,7 +73,7 @@ def read_unit(text: str) -> Unit | None:
         for number, word in enumerate(words):
             if word.casefold() in _POWERS:
                 raised = _POWERS[word.casefold()]
-                if number == len(words) - 1 and place == 0 and len(words) > 1:  # "meters squared"
+                if number == len(words) - 1 and number:  # "meters squared"
                     powers[next(reversed(powers))] *= raised
                     raised = 1
                 continue
@@ -114,7 +117,7 @@ def _unit_name(word: str) -> str | None:
             return _OWN[spelling]
     if len(word) == 1 and word not in _LETTERS:
         return None
-    for spelling in dict.fromkeys((word, folded)):
+    for spelling in dict.fromkeys((word, re.sub("^K", "k", word), folded)):
         for prefix, unit, _ in _registry().parse_unit_name(spelling):
             by_symbol = unit in _METRIC and spelling[0] in _PREFIXES.get(prefix, "")
             by_word = len(word) > 3 and (not prefix or spelling.startswith(prefix))
