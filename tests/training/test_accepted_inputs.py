@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset, DatasetDict
+from packaging.version import Version
 from peft import PrefixTuningConfig, PromptTuningConfig
 from PIL import Image
 from rollout_stubs import flat_weights, make_rows
@@ -91,6 +93,10 @@ def test_a_dataset_with_splits_is_refused_by_name():
 # Adapters
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="`generate` itself fails with virtual tokens on Qwen2.5-VL: it expects as many positions as tokens",
+)
 def test_prompt_tuning_trains_without_sharing(make_trainer, tiny_model, caplog):
     adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     trainer = make_trainer(make_rows([1, 1]), peft_config=adapter, max_steps=1, perception_gate="none")

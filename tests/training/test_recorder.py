@@ -42,6 +42,7 @@ def progress_of(monkeypatch, stream, *, quiet=False):
 
 
 def test_a_terminal_has_a_bar_with_figures_and_time_left(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # of which a bar takes no more
     text = progress_of(monkeypatch, Terminal())
     assert re.search(r"train: +\d+%.*\d+/40 \[.*<.*reward=0.500, accuracy=0.250, cpl=0.750\]", text)
     assert "How many birds?" in text
