@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import random
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from cppo.evaluation import prompt_inputs
@@ -252,3 +254,19 @@ def test_vllm_agreement_by_hand(benchmark_module, small_model, monkeypatch) -> N
     other = [*rows[0].ids[:3], rows[0].ids[3] + 1]
     assert module.first_gaps(rows, [other, rows[1].ids]) == [rows[0].gaps[3]]
     sys.modules.pop("vllm")
+
+
+def test_laid_faults_are_counted_by_hand(benchmark_module, tmp_path: Path) -> None:
+    rows = benchmark_module("faults.rows")
+    laid, numbers = rows.lay(tmp_path, "half a PNG", 2, random.Random(0))
+    whole = [number for number, row in enumerate(laid, start=1) if _decodes(tmp_path / row["images"][0])]
+    assert len(laid) == 12
+    assert sorted({*range(1, 13)} - set(whole)) == sorted(numbers)
+
+
+def _decodes(file: Path) -> bool:
+    try:
+        Image.open(file).load()
+    except OSError:
+        return False
+    return True
