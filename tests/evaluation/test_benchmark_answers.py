@@ -256,6 +256,12 @@ ROWS = {
         ("wemath", {}, ["<Thought>: .. <Answer>: E", r"\boxed{E}", r"\boxed{E. No correct answer}"], ["A", ""]),
         ("mathvision", {}, [r"\boxed{D}", r"\boxed{6}", "The answer is (D)."], [r"\boxed{5}", r"\boxed{A}", "4, 6"]),
         ("mathvision", {"options": list("ABCDE"), "answer": "A"}, [r"\boxed{A}"], [r"\boxed{B}", "A or B"]),
+        (
+            "mathvision",
+            {"options": ["2", "1", r"$\frac{1}{2}$", r"\frac{3}{2}", "0"], "answer": "C"},
+            [r"\boxed{0.5}", r"\boxed{1/2}", r"\boxed{\tfrac12}"],
+            [r"\boxed{1.5}", r"\boxed{1}", r"\boxed{0.25}"],
+        ),
         ("mathvision", {"options": [], "answer": "0.5"}, [r"\boxed{\frac{1}{2}}", ".5"], [r"\boxed{0.51}"]),
         ("mathvision", {"options": [], "answer": "C"}, [r"\boxed{C}"], [r"\boxed{D}"]),
         ("mathverse", {}, [r"\boxed{B}", r"\boxed{60}", "B:60"], [r"\boxed{A}", r"\boxed{40}", ""]),

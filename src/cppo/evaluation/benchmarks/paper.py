@@ -198,7 +198,11 @@ def _letter_or_value(question: Question, answer: str) -> bool:
     if question.facts["kind"] != "option":
         return answer == question.answer or same_answer(answer, question.answer)
     expected = option_letter(question.answer, LETTERS) or question.answer
-    return answer == expected or option_letter(answer, LETTERS, question.choices) == expected
+    named = option_letter(answer, LETTERS, question.choices)
+    if named is not None or answer == expected:
+        return expected in (named, answer)
+    value = dict(zip(LETTERS, question.choices, strict=False)).get(expected)
+    return value is not None and same_answer(answer, value)
 
 
 MATHVISION = Benchmark(
