@@ -316,3 +316,21 @@ def test_a_given_setting_wins_over_the_run_directorys_and_that_over_the_default(
     ):
         assert answer_settings(parser.parse_all(words), trained) == dict(zip(names, expected, strict=True))
     assert answer_settings(parser.parse_all([]), {}) == dict(zip(names, (512, *[None] * 6), strict=True))
+
+
+@pytest.mark.parametrize(("module", "told"), [("trl.trainer.utils", True), ("transformers", True), ("my_views", False)])
+def test_a_name_that_a_library_lacks_is_one_line(module, told, monkeypatch, capsys):
+    """Another version of TRL may lack what CPPO imports from it; a fault of any other import stays to be seen."""
+
+    def lacks(name):
+        raise ImportError(f"cannot import name 'gone'\nfrom '{module}'", name=module)
+
+    monkeypatch.setattr(cli.importlib, "import_module", lacks)
+    if not told:
+        with pytest.raises(ImportError, match="gone"):
+            cli.main(["methods"])
+        return
+    assert cli.main(["methods"]) == 2
+    assert capsys.readouterr().err == (
+        f"cppo: error: cannot import name 'gone' from '{module}'; install the versions that docs/versions.md names\n"
+    )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from cppo import __version__
-from cppo.errors import Stopped, UserError, choose_one, tell, tell_mistake
+from cppo.errors import Stopped, UserError, choose_one, one_line, tell, tell_mistake
 
 COMMANDS = {
     "train": "train a vision-language model with CPPO or another method",
@@ -26,6 +26,8 @@ COMMANDS = {
 OF_SEVERAL_PROCESSES = ("train", "sft", "eval")
 """The commands that a launcher may start; the others would do all of their work once in every process."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+LEANED_ON = ("accelerate", "peft", "torch", "transformers", "trl")
+"""Packages of which another version may lack a name that is imported from it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A reader such as `head` has had enough. The interpreter would complain of what is still to be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in LEANED_ON:
+            raise
+        tell_mistake(UserError(f"{one_line(error)}; install the versions that docs/versions.md names"))
+        return 2
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
