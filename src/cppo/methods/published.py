@@ -195,7 +195,7 @@ def dvrp() -> Options:
     Loss - 0.01 KL(mask) + 0.01 KL(noise) + 0.05 (H_mask + H_noise) over all tokens of all rollouts with images, KL and
     entropy over the vocabulary. The noise is that of NoisyRollout; of its 1,000 steps 500 (1 - sigmoid(10 (t / T -
     1/2))) are left at step t of T. Its code is not public: the mask is PAPO's, and gradients flow through the views,
-    as in the formula.
+    as in the formula. The half of the run at which half of the noise is left is ours: it was not found.
     """
     return {
         "perception_sink": "divergence",
