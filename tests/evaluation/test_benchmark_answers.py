@@ -306,6 +306,8 @@ def test_what_is_asked():
     assert asked["mmmu_pro_vision"].prompt.startswith("Answer the following multiple-choice question in the image. ")
     letters = BENCHMARKS["mathvision"].ask({**ROWS["mathvision"], "options": list("ABCDE")}, "testmini")
     assert letters.prompt == "How many?\n<image1>"
+    no_skill = {name: cell for name, cell in ROWS["logicvista"].items() if name != "skill"}
+    assert BENCHMARKS["logicvista"].ask(no_skill, "test").facts == {"skill": "unknown"}
     assert BENCHMARKS["logicvista"].ask({**ROWS["logicvista"], "answer": ""}, "test") is None
 
 

@@ -13,6 +13,7 @@ from packaging.version import Version
 from peft import PrefixTuningConfig, PromptTuningConfig
 from PIL import Image
 from rollout_stubs import flat_weights, make_rows
+from safetensors.torch import save_file
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from cppo.assets import adapter_base
@@ -155,6 +156,7 @@ def test_a_damaged_adapter_configuration_is_one_line(tmp_path, text):
 @pytest.mark.parametrize("kind", ["NO_SUCH", "lora", ""])
 def test_an_unknown_kind_of_adapter_is_one_line(tmp_path, tiny_model, kind):
     adapter_of(tmp_path / "a", "x", peft_type=kind)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "a" / "adapter_model.safetensors")
     with pytest.raises(UserError, match="PEFT does not know this kind of adapter"):
         with_adapter(copy.deepcopy(tiny_model), str(tmp_path / "a"))
 
