@@ -27,8 +27,9 @@ from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
 from cppo.reports.run_data import RunData, read_run
 from cppo.rewards import DEFAULT_REWARDS, check_rewards, number_tolerance
 from cppo.runs.recorder import RunRecorder
-from cppo.runs.run import VERSIONS_OF, build_trainer, prepare_run, resolved_config
+from cppo.runs.run import build_trainer, prepare_run, resolved_config
 from cppo.runs.sources import load_sources
+from cppo.training import VERSIONS_OF
 from cppo.training.option_rules import view_sampler
 from cppo.training.phases import peak_memory_mib
 from cppo.training.trainer import CPPOTrainer

@@ -4,14 +4,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
-from cppo import __version__
 from cppo.assets import resolve_model
 from cppo.data import RecordSource, to_dataset
 from cppo.errors import UserError, one_line, one_line_with_remedy, tell
@@ -34,6 +32,7 @@ from cppo.recipes import (
     resolved_options,
     warn_of_changes,
 )
+from cppo.reports.model_card import RunFacts
 from cppo.rewards import DEFAULT_WEIGHTS, number_tolerance
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.answers import answer_all
@@ -44,9 +43,9 @@ from cppo.runs.recorder import RunRecorder
 from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.runs.signals import StopOnSignal, train_until_stopped
 from cppo.runs.sources import RunSources, warn_of_shared_files
+from cppo.training import package_versions
 from cppo.training.config import CPPOConfig
 from cppo.training.dataset_checks import check_enough
-from cppo.training.model_card import RunFacts
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {
@@ -55,7 +54,6 @@ RUN_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": False,  # else it follows the libraries' log level, which the command line turns down
 }
 """What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
-VERSIONS_OF = ("torch", "transformers", "trl")
 IMAGE_PROBE = 100
 """Rows looked at to warn of data without images."""
 
@@ -294,11 +292,6 @@ def run_summary(result: RunResult, left_out: dict[str, Any], fallbacks: Sequence
         "fallbacks": list(fallbacks),
         "versions": package_versions(),
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Of what a run's figures depend on."""
-    return {"cppo": __version__, **{package: version(package) for package in VERSIONS_OF}}
 
 
 def may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:

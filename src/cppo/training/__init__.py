@@ -4,7 +4,11 @@ from importlib.metadata import version
 
 from packaging.specifiers import SpecifierSet
 
+from cppo import __version__
+
 SUPPORTED_TRL = ">=1.16,<1.17"
+VERSIONS_OF = ("torch", "transformers", "trl")
+"""The libraries that a run's figures depend on."""
 
 
 def check_trl_version(installed: str) -> None:
@@ -20,6 +24,11 @@ def check_trl_version(installed: str) -> None:
         raise ImportError(
             f"cppo works with trl{SUPPORTED_TRL}, but trl {installed} is installed: pip install 'trl{SUPPORTED_TRL}'"
         )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that a run's figures depend on."""
+    return {"cppo": __version__, **{package: version(package) for package in VERSIONS_OF}}
 
 
 check_trl_version(version("trl"))
