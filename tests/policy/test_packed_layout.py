@@ -56,20 +56,22 @@ def make_tensors(layout: SharedPromptLayout, heads: int, key_heads: int) -> tupl
 VARLEN = "torch.nn.attention.varlen.varlen_attn"
 
 
-def varlen_reference(query, key, value, query_starts, key_starts, max_q, max_k, *, scale, window_size, enable_gqa):
+def varlen_reference(
+    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, scale, window_size, enable_gqa
+):
     """Variable-length flash attention's contract: causal, aligned to the last key of each sequence."""
     assert window_size == (-1, 0)
     assert enable_gqa == (query.shape[1] != key.shape[1])
-    assert query_starts.dtype == key_starts.dtype == torch.int32
-    assert max_q == query_starts.diff().max()
-    assert max_k == key_starts.diff().max()
-    assert key_starts[-1] == len(key)
-    assert query_starts[-1] == len(query)
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert max_seqlen_q == cu_seqlens_q.diff().max()
+    assert max_seqlen_k == cu_seqlens_k.diff().max()
+    assert cu_seqlens_k[-1] == len(key)
+    assert cu_seqlens_q[-1] == len(query)
     outputs = []
-    for s in range(len(query_starts) - 1):
+    for s in range(len(cu_seqlens_q) - 1):
         q, k, v = (
             tensor[starts[s] : starts[s + 1]].transpose(0, 1)[None]
-            for tensor, starts in ((query, query_starts), (key, key_starts), (value, key_starts))
+            for tensor, starts in ((query, cu_seqlens_q), (key, cu_seqlens_k), (value, cu_seqlens_k))
         )
         missing = k.shape[2] - q.shape[2]
         visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(missing)
@@ -100,7 +102,7 @@ def test_padding_makes_the_round_trip(case):
     tokens = torch.arange(sum(prompts) + sum(segments))
     assert layout.num_tokens == len(tokens)
     assert layout.num_prompt_tokens == sum(prompts)
-    assert torch.equal(layout.packed(layout.prompt_rows(tokens), layout.segment_rows(tokens)), tokens)
+    assert torch.equal(layout.packed(layout.padded_prompts(tokens), layout.padded_segments(tokens)), tokens)
 
 
 def test_equal_prompts_share_one_small_mask():

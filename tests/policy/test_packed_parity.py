@@ -258,7 +258,7 @@ def test_controls_positions_counted_by_tokens_are_noticed(family):
     """An image takes fewer positions than it has tokens."""
     model, packed = packed_anchor(family)
     row = packed.passes[0]
-    counted = [torch.arange(int(b - a)) for a, b in itertools.pairwise(row.layout.query_starts)]
+    counted = [torch.arange(int(b - a)) for a, b in itertools.pairwise(row.layout.cu_seqlens_q)]
     owners = row.layout.prompt_of_segment.tolist()
     for segment, owner in enumerate(owners, start=len(counted) - len(owners)):
         counted[segment] += len(counted[owner])

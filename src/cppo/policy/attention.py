@@ -98,10 +98,10 @@ def _varlen_attention(
         query.contiguous(),
         key.index_select(0, layout.keys),
         value.index_select(0, layout.keys),
-        layout.query_starts,
-        layout.key_starts,
-        layout.max_queries,
-        layout.max_keys,
+        layout.cu_seqlens_q,
+        layout.cu_seqlens_k,
+        layout.max_seqlen_q,
+        layout.max_seqlen_k,
         scale=scaling,
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -113,15 +113,15 @@ def _padded_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None, dropout: float
 ) -> Tensor:
     """[N, heads, D] each; prompts and segments as two padded batches."""
-    prompt_key, prompt_value = layout.prompt_rows(key), layout.prompt_rows(value)
-    prompt_query = layout.prompt_rows(query)
+    prompt_key, prompt_value = layout.padded_prompts(key), layout.padded_prompts(value)
+    prompt_query = layout.padded_prompts(query)
     prompts = prompt_query
     if prompt_query.numel():
         prompts = _sdpa(prompt_query, prompt_key, prompt_value, scaling, dropout, is_causal=True)
     segments = _sdpa(
-        layout.segment_rows(query),
-        torch.cat([prompt_key.index_select(0, layout.prompt_of_segment), layout.segment_rows(key)], dim=1),
-        torch.cat([prompt_value.index_select(0, layout.prompt_of_segment), layout.segment_rows(value)], dim=1),
+        layout.padded_segments(query),
+        torch.cat([prompt_key.index_select(0, layout.prompt_of_segment), layout.padded_segments(key)], dim=1),
+        torch.cat([prompt_value.index_select(0, layout.prompt_of_segment), layout.padded_segments(value)], dim=1),
         scaling,
         dropout,
         attn_mask=layout.bias(query.dtype),

@@ -25,8 +25,9 @@ class SharedPromptLayout:
             [N]; None where nothing is padded and the order is already the row's.
         keys: the row's places that each prompt and then each segment sees, one after the other, for kernels of
             variable length.
-        query_starts, key_starts: where each prompt's and then each segment's queries and keys start, int32 [Q + S + 1].
-        max_queries, max_keys: longest of these.
+        cu_seqlens_q, cu_seqlens_k: where the queries and keys of each prompt and then of each segment start, and
+            where the last end, int32 [Q + S + 1].
+        max_seqlen_q, max_seqlen_k: the most queries and keys of any of them.
         num_prompt_tokens: tokens of all prompts together; the segments start here.
         biases: float masks, by dtype, made once for all layers.
     """
@@ -37,10 +38,10 @@ class SharedPromptLayout:
     prompt_valid: Tensor
     unpadded: Tensor | None
     keys: Tensor
-    query_starts: Tensor
-    key_starts: Tensor
-    max_queries: int
-    max_keys: int
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
     num_prompt_tokens: int
     biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -72,8 +73,8 @@ class SharedPromptLayout:
             visible_prompt.to(device),
             None if bool(valid.all()) else valid.nonzero().squeeze(1).to(device),
             torch.cat(keys).to(device),
-            _starts(query_lengths).to(device),
-            _starts(key_lengths).to(device),
+            _cu_seqlens(query_lengths).to(device),
+            _cu_seqlens(key_lengths).to(device),
             max(query_lengths),
             max(key_lengths),
             num_prompt_tokens,
@@ -98,26 +99,26 @@ class SharedPromptLayout:
             self.biases[dtype] = zeros.masked_fill(~visible, float("-inf"))
         return self.biases[dtype]
 
-    def prompt_rows(self, tokens: Tensor) -> Tensor:
-        """Rearrange the row's tokens [N, ...] to one row a prompt, [Q, P, ...]; padding holds arbitrary tokens."""
+    def padded_prompts(self, tokens: Tensor) -> Tensor:
+        """Of the packed row's tokens [N, ...] those of each prompt, [Q, P, ...]; padding holds arbitrary tokens."""
         if self.unpadded is None:
             return tokens[: self.num_prompt_tokens].unflatten(0, self.prompts.shape)
         return tokens.index_select(0, self.prompts.flatten()).unflatten(0, self.prompts.shape)
 
-    def segment_rows(self, tokens: Tensor) -> Tensor:
-        """Rearrange the row's tokens [N, ...] to one row a segment, [S, T, ...]; padding holds arbitrary tokens."""
+    def padded_segments(self, tokens: Tensor) -> Tensor:
+        """Of the packed row's tokens [N, ...] those of each segment, [S, T, ...]; padding holds arbitrary tokens."""
         if self.unpadded is None:
             return tokens[self.num_prompt_tokens :].unflatten(0, self.segments.shape)
         return tokens.index_select(0, self.segments.flatten()).unflatten(0, self.segments.shape)
 
     def packed(self, prompts: Tensor, segments: Tensor) -> Tensor:
-        """Put rows of prompts [Q, P, ...] and segments [S, T, ...] back into the order of the packed row, [N, ...]."""
+        """Put padded prompts [Q, P, ...] and segments [S, T, ...] back into the order of the packed row, [N, ...]."""
         tokens = torch.cat([prompts.flatten(0, 1), segments.flatten(0, 1)])
         return tokens if self.unpadded is None else tokens.index_select(0, self.unpadded)
 
 
 def _padded_places(lengths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
-    """Places of consecutive pieces that begin at `start`, one row a piece, and which of them are no padding."""
+    """Places of consecutive pieces that begin at `start`, [pieces, longest], and which of them are no padding."""
     sizes = torch.as_tensor(list(lengths), dtype=torch.long)
     offsets = torch.arange(int(sizes.max()))
     valid = offsets < sizes[:, None]
@@ -125,5 +126,5 @@ def _padded_places(lengths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
     return places.masked_fill(~valid, 0), valid
 
 
-def _starts(lengths: Sequence[int]) -> Tensor:
+def _cu_seqlens(lengths: Sequence[int]) -> Tensor:
     return torch.as_tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
