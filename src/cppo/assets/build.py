@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -133,7 +134,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, shape: MicroShape) -> Qwen2_5_VLProcessor:
     """Qwen2.5-VL's processor over our tokenizer: a 64x64 image stays as it is, others are scaled into the bounds."""
-    vision = {
+    vision: dict[str, Any] = {
         "patch_size": shape.patch_size,
         "merge_size": 2,
         "temporal_patch_size": 2,
@@ -151,7 +152,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, shape: MicroShape) -> Qw
 
 def build_config(tokenizer: PreTrainedTokenizerFast, shape: MicroShape) -> Qwen2_5_VLConfig:
     """The model's configuration; the rotary sections share a head's frequencies 1:1.5:1.5 (time, height, width)."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    ids = tokenizer.get_vocab()
     frequencies = shape.text_hidden // shape.text_heads // 2
     spatial = frequencies * 3 // 8
     return Qwen2_5_VLConfig(
@@ -208,8 +209,10 @@ def build_micro(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-    eos, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, max_new_tokens=128)
+    ids = tokenizer.get_vocab()
+    model.generation_config = GenerationConfig(
+        eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], max_new_tokens=128
+    )
     folder = Path(output_dir)
     model.save_pretrained(folder)
     build_processor(tokenizer, shape).save_pretrained(folder)

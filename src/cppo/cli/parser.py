@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -20,8 +20,8 @@ class Parser(argparse.ArgumentParser):
         named_otherwise: names that are no options, and what the message says to write in their place.
     """
 
-    def __init__(self, *, named_otherwise: Mapping[str, str] | None = None, **kwargs: object) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, *, named_otherwise: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self._named_otherwise = named_otherwise or {}
 
     def error(self, message: str) -> NoReturn:

@@ -140,7 +140,8 @@ def _curves(cells: Cells) -> dict[str, Any]:
 
 def _over_seeds(rows: Sequence[Sequence[float | None]]) -> list[dict[str, Any] | None]:
     """The interval at each place of several equally long series; None where one has no value."""
-    return [None if None in values else asdict(t_interval(values)) for values in zip(*rows, strict=True)]  # type: ignore[arg-type]
+    known = ([value for value in values if value is not None] for values in zip(*rows, strict=True))
+    return [asdict(t_interval(values)) if len(values) == len(rows) else None for values in known]
 
 
 def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
