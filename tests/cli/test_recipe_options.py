@@ -22,7 +22,7 @@ from cppo.recipes import (
     schema,
 )
 from cppo.recipes.run_dir import CONFIG_HEADER
-from cppo.recipes.static_fields import UNSET, OptionField
+from cppo.recipes.static_fields import UNSET, OptionField, plain_default
 from cppo.recipes.values import check_value, in_interval, value_from_words
 
 
@@ -48,7 +48,7 @@ def test_static_fields_are_those_of_the_imported_class(command, module, name):
     ours = set(schema(command).run)
     assert set(read) - ours == {field for field in real if not field.startswith("_")} - ours
     for field_name, field in read.items():
-        default = real[field_name].default
+        default = plain_default(real[field_name])
         if field.default != UNSET and default is not dataclasses.MISSING:
             assert field.default == default, field_name
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig
 
 from cppo import CPPOConfig
 from cppo.cli import main as cli
@@ -112,13 +112,6 @@ def test_the_published_figures(tmp_path, name):
 def test_what_is_given_wins(tmp_path):
     made = config(tmp_path, method="vppo", perception_top_fraction=0.5, epsilon_high=0.2)
     assert (made.perception_top_fraction, made.epsilon_high, made.perception_sink) == (0.5, 0.2, "advantage")
-
-
-def test_trls_parser(tmp_path):
-    """It gives every field: one at its default does not count as given."""
-    words = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false", "--method", "papo"]
-    (made,) = TrlParser((CPPOConfig,)).parse_args_and_config([*words, "--perception_weight", "0.5"])
-    assert (made.perception_weight, made.perception_sink, made.removing_views) == (0.5, "divergence", ["black_patches"])
 
 
 def test_another_method_drops_the_recipes_options_of_methods(tmp_path):

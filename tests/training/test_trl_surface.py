@@ -10,6 +10,7 @@ import transformers
 from rollout_stubs import make_rows
 from trl import GRPOConfig, GRPOTrainer
 
+from cppo.recipes.static_fields import plain_default
 from cppo.training import check_trl_version
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
@@ -231,10 +232,6 @@ def test_a_patch_release_is_taken(installed):
     check_trl_version(installed)
 
 
-def default_of(field):
-    return field.default_factory() if field.default is dataclasses.MISSING else field.default
-
-
 @pytest.mark.parametrize(
     ("options", "views"),
     [
@@ -256,15 +253,15 @@ def test_inherited_fields_keep_trls_defaults():
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             assert ours[field.name].default is dataclasses.MISSING
         else:
-            assert default_of(ours[field.name]) == default_of(field), field.name
+            assert plain_default(ours[field.name]) == plain_default(field), field.name
 
 
 def test_new_fields_default_to_the_published_values():
     inherited = {field.name for field in dataclasses.fields(GRPOConfig)}
     new = [field for field in dataclasses.fields(CPPOConfig) if field.name not in inherited]
-    assert {field.name: default_of(field) for field in new} == PUBLISHED_DEFAULTS
+    assert {field.name: plain_default(field) for field in new} == PUBLISHED_DEFAULTS
     assert all(field.metadata["help"] for field in new)
-    assert all(isinstance(default_of(field), type(PUBLISHED_DEFAULTS[field.name])) for field in new)
+    assert all(isinstance(plain_default(field), type(PUBLISHED_DEFAULTS[field.name])) for field in new)
 
 
 def test_lists_of_defaults_are_not_shared(tmp_path):

@@ -7,7 +7,8 @@ of an eye, so it reads names, annotations, defaults and help texts from the synt
 import ast
 import copy
 import importlib.util
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,46 @@ class OptionField:
     interval: str | None
 
 
+@dataclass(frozen=True)
+class Unset:
+    """What an option holds until its method is known, if it was not given; `default` applies if the method sets none.
+
+    Parsers that pass every field, such as TRL's, pass it on, so that any other value counts as given.
+    """
+
+    default: Any
+
+    def __str__(self) -> str:
+        return f"the method's, else {self.default}"
+
+
 def option(default: Any, help: str) -> Any:
     """A field of an options class: its default (a list or mapping is copied for each instance) and its help."""
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
+
+
+def method_option(default: Any, help: str) -> Any:
+    """An option that a method may set: its field is `Unset` until `resolve` has seen the method."""
+    unset = Unset(default)
+    if isinstance(default, list | dict):  # transformers' parser takes the default of lists from a factory alone
+        return field(default_factory=lambda: unset, metadata={"help": help})
+    return field(default=unset, metadata={"help": help})
+
+
+def plain_default(declared: Field) -> Any:
+    """What a field of a dataclass holds where neither the user nor a method sets it; MISSING if it must be given."""
+    default = declared.default if declared.default_factory is MISSING else declared.default_factory()
+    return default.default if isinstance(default, Unset) else default
+
+
+def resolve(options: Any, of_method: Mapping[str, Any]) -> None:
+    """Replace every `Unset` field of a dataclass by a copy of what the method sets, or of its default."""
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if isinstance(value, Unset):
+            setattr(options, one.name, copy.copy(of_method.get(one.name, value.default)))
 
 
 def dataclass_fields(module: str, class_name: str) -> dict[str, OptionField]:
@@ -141,7 +177,7 @@ def _read_default(node: ast.expr | None) -> tuple[Any, dict[str, Any]]:
     """The default and the entries of the metadata, where they are literals (else UNSET)."""
     if node is None:
         return UNSET, {}
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "option":
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("option", "method_option"):
         default, text = map(_literal, node.args)
         return default, {"help": text}
     if not (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "field"):

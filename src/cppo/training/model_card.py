@@ -9,9 +9,10 @@ from accelerate.utils import is_peft_model
 
 from cppo.assets import MICRO_DIR
 from cppo.files import replace_text
+from cppo.recipes.static_fields import plain_default
 from cppo.reports.model_card import RunFacts, TrainedModel, model_card, portable
 from cppo.training import package_versions
-from cppo.training.config import CPPOConfig, field_default
+from cppo.training.config import CPPOConfig
 from cppo.training.resume import ResumableGRPOTrainer
 
 
@@ -77,6 +78,6 @@ def _changed(args: CPPOConfig) -> dict[str, Any]:
     changed = {}
     for one in fields(args):
         value = getattr(args, one.name)
-        if value != field_default(one) and isinstance(value, (bool, int, float, str, list)):
+        if value != plain_default(one) and isinstance(value, (bool, int, float, str, list)):
             changed[one.name] = str(value.value) if hasattr(value, "value") else value
     return changed
