@@ -79,6 +79,50 @@ def test_the_cuts_into_micro_batches_are_of_the_same_rollouts(benchmark_module, 
     assert cuts["cppo-paper-7b"]["flops_ratio"] < cuts["cppo-paper, nothing shared"]["flops_ratio"]
 
 
+def test_same_weights_names_the_case_that_differs(benchmark_module, tmp_path: Path, monkeypatch, capsys) -> None:
+    module, before, after = benchmark_module("same_weights"), tmp_path / "before.json", tmp_path / "after.json"
+    asked = ["--cases", "cppo/plain", "grpo/pl*n", "--json"]
+    assert module.main([*asked, str(before)]) == 0
+    assert module.main([*asked, str(after), "--against", str(before)]) == 0
+    assert after.read_bytes() == before.read_bytes()
+    assert "2 of 2" in capsys.readouterr().out
+    changed = module.Case({"method": "cppo", "perception_weight": 0.0101})
+    monkeypatch.setitem(module.CASES, "cppo/plain", changed)
+    assert module.main([*asked, str(after), "--against", str(before)]) == 1
+    said = capsys.readouterr().out
+    assert "cppo/plain: weights, gradients, samples, metrics differ; first loss: " in said
+    assert "1 of 2" in said
+    monkeypatch.setitem(module.CASES, "cppo/plain", module.Case({"method": "cppo"}, images=(0,)))
+    with pytest.raises(RuntimeError, match="cppo/plain: the perception term selected no token"):
+        module.main([*asked, str(after)])
+
+
+def test_the_path_of_a_step(benchmark_module, tmp_path: Path, monkeypatch, capsys) -> None:
+    module, file = benchmark_module("step_path"), tmp_path / "path.json"
+    module.main(["--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["files"][0] == "training/trainer.py"
+    assert "perception/selection.py" in found["files"]
+    assert "training/resume.py" not in found["files"]
+    assert f"cppo: {len(found['files'])} files, {len(found['stays'])} stays" in capsys.readouterr().out
+
+    # By hand: top -> low -> low -> top (a climb), back in low, then mid from top.
+    for name, text in {
+        "top": "import low, mid\ndef start():\n    low.a(again)\n    mid.c()\ndef again():\n    pass",
+        "low": "def a(call):\n    b(call)\n    b(int)\ndef b(call):\n    call()",
+        "mid": "def c():\n    pass",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(module, "PACKAGE", tmp_path)
+    recorder, start = module.EntryRecorder(), importlib.import_module("top").start
+    sys.setprofile(recorder)
+    start()
+    sys.setprofile(None)
+    assert recorder.entries == ["top.py", "low.py", "low.py", "top.py", "low.py", "mid.py"]
+    assert recorder.climbs == 1
+
+
 def test_peak_bytes_counts_what_is_alive_at_once(benchmark_module) -> None:
     outside = torch.ones(1000)
     with benchmark_module("counting").PeakBytes() as memory:
