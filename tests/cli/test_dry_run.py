@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from small_model import SMALL
+from small_model import SHORT_RUN, SMALL
 from transformers import DynamicCache
 
 from cppo.assets.build import build_micro
@@ -28,14 +28,9 @@ from cppo.training.trainer import CPPOTrainer
 
 DATA = ["tasks:digits?n=14", "tasks:chart?n=6"]
 OPTIONS = {
+    **SHORT_RUN,
     "data": DATA,
-    "num_generations": 2,
-    "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
-    "max_completion_length": 8,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
     "num_train_epochs": 2,
     "final_eval_samples": 0,
 }

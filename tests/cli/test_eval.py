@@ -4,9 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from pictures import picture
 
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.main import main
@@ -19,8 +18,7 @@ from cppo.files import content_fingerprint, model_fingerprint
 def data(tmp_path):
     """Seven rows with a picture each, in categories; one is unlike any text that should reach a terminal."""
     for number in range(7):
-        pixels = np.random.default_rng(number).integers(0, 256, (56, 56, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        picture(number, (56, 56)).save(tmp_path / f"{number}.png")
     rows = [
         {
             "prompt": f"What is in picture {number}?",

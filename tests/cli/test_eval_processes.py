@@ -74,7 +74,7 @@ def test_a_batch_that_is_too_large_is_one_line(monkeypatch):
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    monkeypatch.setattr("cppo.evaluation.engines.generate_responses", full)
+    monkeypatch.setattr("cppo.evaluation.generate.generate_responses", full)
     with pytest.raises(UserError, match=r"^a batch of 3 responses does not fit .* 2 GiB\); give a smaller"):
         TransformersEngine(None, None).answer([[]] * 3, [[]] * 3)
 

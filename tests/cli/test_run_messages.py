@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub.errors import HTTPError
+from small_model import SHORT_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cppo.cli.checks import check_model, check_recipe
@@ -23,6 +24,7 @@ from cppo.runs.run import prepare_run
 from cppo.runs.sources import load_sources
 
 OPTIONS = {
+    **SHORT_RUN,
     "data": "tasks:digits?n=8",
     "eval_data": "tasks:digits?n=8",
     "eval_limit": 2,
@@ -30,15 +32,9 @@ OPTIONS = {
     "eval_steps": 1,
     "load_best_model_at_end": True,
     "metric_for_best_model": "reward",
-    "num_generations": 2,
-    "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 2,
-    "max_completion_length": 8,
     "perception_gate": "none",
     "perception_selector": "all",  # an untrained model may show no entropy shift, and then no loss is logged
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
     "save_steps": 1,
     "max_steps": 2,
 }

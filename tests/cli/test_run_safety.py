@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from small_model import SHORT_RUN
 
 from cppo.checkpoints import damage
 from cppo.cli.main import main
@@ -21,15 +22,11 @@ from cppo.recipes import RunDirectory
 from cppo.runs.lock import LOCK_FILE, folder_lock
 
 OPTIONS = {
+    **SHORT_RUN,
     "data": "tasks:digits?n=8",
     "eval_data": "tasks:digits?n=4",
-    "num_generations": 2,
-    "per_device_train_batch_size": 4,
     "max_completion_length": 6,
     "perception_gate": "none",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
     "save_steps": 1,
     "max_steps": 3,
     "probe_steps": 0,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from small_model import SMALL
+from small_model import SHORT_RUN, SMALL
 
 from cppo.assets.build import build_micro
 from cppo.cli.main import main
@@ -20,15 +20,10 @@ from cppo.runs.run import run_training
 from cppo.runs.sources import load_sources
 
 OPTIONS = {
+    **SHORT_RUN,
     "data": "tasks:digits?n=8",
     "eval_data": "tasks:digits?n=8",
-    "num_generations": 2,
-    "per_device_train_batch_size": 4,
-    "max_completion_length": 8,
     "perception_gate": "none",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
     "save_steps": 2,
     "max_steps": 3,
     "final_eval_samples": 4,

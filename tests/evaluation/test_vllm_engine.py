@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import picture
 from PIL import Image
 
 from cppo.cli.main import main
@@ -44,8 +45,7 @@ def model(small_model, tmp_path_factory):
 def data(tmp_path):
     """A row with one picture, one with two and one with none; the second answer is wrong."""
     for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        picture(number, (64, 64)).save(tmp_path / f"{number}.png")
     rows = [
         {"id": "one", "prompt": "sum top ?", "images": ["0.png"], "answer": "7"},
         {"id": "two", "prompt": "which is more ?", "images": ["1.png", "2.png"], "answer": "8"},

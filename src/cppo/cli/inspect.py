@@ -12,13 +12,12 @@ from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
+    answering_model,
     asked_rows,
-    own_recipe,
-    recipe_options,
+    recipe_views,
     trained_recipe,
 )
 from cppo.errors import UserError
-from cppo.training.option_rules import view_sampler
 
 DEFAULT_LIMIT = 20
 
@@ -31,19 +30,16 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the figures)")
     check_output_file("--out", arguments.out)
     check_output_file("--json", arguments.json)
-    options = recipe_options(arguments.config or own_recipe(arguments.model))
-    sampler = view_sampler({**options, "seed": arguments.seed})
+    _, options, sampler = recipe_views(arguments)
     trained = trained_recipe(arguments.model)
     settings = answer_settings(arguments, trained)
     source = asked_rows(arguments, settings)
     quiet_libraries()
 
-    from cppo.evaluation import check_marks, load_model
     from cppo.evaluation.inspection import InspectOptions, inspect_record
     from cppo.reports.inspection import detector_table, json_item, render_inspection
 
-    model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    check_marks(processor, [source], **{name: settings[name] for name in ("system_prompt", "prompt_suffix")})
+    model, processor = answering_model(arguments, settings, source)
     asked = InspectOptions(
         samples=arguments.samples,
         temperature=options.get("temperature", 1.0),

@@ -12,6 +12,7 @@ from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
 from cppo.rewards import RewardSpec, check_rewards, number_tolerance
 from cppo.training.option_rules import view_sampler
+from cppo.views import ViewSampler
 
 DEFAULT_MAX_NEW_TOKENS = 512
 """Of a response, where no run directory says."""
@@ -73,6 +74,28 @@ def asked_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extra
         raise UserError(
             f"{error} (read with the columns that {arguments.model} was trained with; --columns {{}} reads without)"
         ) from error
+
+
+def answering_model(
+    arguments: argparse.Namespace, settings: Mapping[str, Any], source: RecordSource | None, **texts: str | None
+) -> tuple[Any, Any]:
+    """The model of --model with its processor. Raises UserError for marks of its own in rows, settings and `texts`."""
+    from cppo.evaluation import check_marks, load_model
+
+    model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    texts |= {name: settings[name] for name in ("system_prompt", "prompt_suffix")}
+    check_marks(processor, [source], **texts)
+    return model, processor
+
+
+def recipe_views(arguments: argparse.Namespace) -> tuple[str | None, dict[str, Any], ViewSampler]:
+    """The recipe of --config, else the own one of the run directory --model; its options, and its views by --seed.
+
+    Without either they are the published ones. Raises UserError where the recipe's own views cannot be loaded.
+    """
+    config = arguments.config or (own_recipe(arguments.model) if arguments.model else None)
+    options = recipe_options(config)
+    return config, options, view_sampler({**options, "seed": arguments.seed})
 
 
 def own_recipe(model: str) -> str | None:

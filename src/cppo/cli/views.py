@@ -13,14 +13,13 @@ from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
+    answering_model,
     asked_rows,
-    own_recipe,
-    recipe_options,
+    recipe_views,
     trained_recipe,
 )
 from cppo.data import PixelBounds, Record, with_suffix
 from cppo.errors import UserError
-from cppo.training.option_rules import view_sampler
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
 
 DEFAULT_LIMIT = 20
@@ -48,23 +47,19 @@ def run(argv: Sequence[str]) -> None:
         check_model(arguments.model)
     trained = trained_recipe(arguments.model) if arguments.model else {}
     settings = answer_settings(arguments, trained)
-    config = arguments.config or (own_recipe(arguments.model) if arguments.model else None)
-    options = recipe_options(config)
-    sampler = view_sampler({**options, "seed": arguments.seed})
+    config, options, sampler = recipe_views(arguments)
     families: Sequence[str] = _families(options)
     if arguments.families is not None:
         families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
     records = _records(arguments, settings)
     quiet_libraries()
 
-    from cppo.evaluation import check_marks, evaluate, load_model
+    from cppo.evaluation import evaluate
     from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
 
     model = processor = None
     if arguments.model:
-        model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-        texts = {name: settings[name] for name in ("system_prompt", "prompt_suffix")}
-        check_marks(processor, [], prompt=arguments.prompt, **texts)
+        model, processor = answering_model(arguments, settings, None, prompt=arguments.prompt)
     asked: dict[str, Any] = {
         "max_new_tokens": settings["max_new_tokens"],
         "system_prompt": settings["system_prompt"],

@@ -8,9 +8,8 @@ from cppo.evaluation.conditions import (
     blank_images,
     get_condition,
 )
-from cppo.evaluation.engines import Engine, TransformersEngine
 from cppo.evaluation.evaluate import evaluate
-from cppo.evaluation.generate import generate_responses, prompt_inputs
+from cppo.evaluation.generate import Engine, TransformersEngine, generate_responses, prompt_inputs
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement
 from cppo.evaluation.marks import check_marks, marked_rows
 from cppo.evaluation.processes import ALONE, Processes, join_processes

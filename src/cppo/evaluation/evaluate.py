@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 from cppo.data import Record, chat_messages
 from cppo.evaluation.conditions import CLEAN, Condition
-from cppo.evaluation.engines import Engine, TransformersEngine
-from cppo.evaluation.generate import response_stream
+from cppo.evaluation.generate import Engine, TransformersEngine, response_stream
 from cppo.evaluation.processes import ALONE, Processes
 from cppo.evaluation.results import EvalResult, ItemResult
 from cppo.rewards import ChatForm, format_reward, get_accuracy_reward

@@ -1,10 +1,11 @@
-"""Batched generation of responses to prompts with images."""
+"""Batched generation of responses to prompts with images: the interface, and a transformers model behind it."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,42 +13,66 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from trl.data_utils import prepare_multimodal_messages
 
+from cppo.errors import UserError, first_line
 from cppo.policy import only_special_tokens, unwrapped, vision_placeholder_ids
+
+Prompts = Sequence[list[dict[str, Any]]]
+"""B conversations, each a list of chat messages."""
+Images = Sequence[Sequence[Any]]
+"""The PIL images of B prompts, possibly none of one."""
+
+
+class Sampling(TypedDict, total=False):
+    """How responses are drawn.
+
+    Attributes:
+        max_new_tokens: the longest response.
+        temperature: 0, the default, for greedy decoding; otherwise sampling, without top-k.
+        top_p: the smallest set of most probable tokens that holds it is drawn from; 1 by default.
+        streams: of the sampling, one per prompt (`response_stream`): a response depends on its prompt and its stream,
+            not on the others. Greedy decoding needs none.
+    """
+
+    max_new_tokens: Required[int]
+    temperature: float
+    top_p: float
+    streams: Sequence[np.random.Generator]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Answers a batch of prompts in an evaluation, each with one response. `evaluate` gives all of `Sampling`."""
+
+    def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class TransformersEngine:
+    """A model of transformers and its processor, on the device where the model is."""
+
+    model: Any
+    processor: Any
+
+    def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]:
+        """`generate_responses`. Raises UserError for more prompts than the memory holds."""
+        try:
+            return generate_responses(self.model, self.processor, prompts, images, **sampling)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"a batch of {len(prompts)} responses does not fit into the memory ({first_line(error)}); "
+                "give a smaller --batch_size"
+            ) from error
 
 
 def generate_responses(
-    model: Any,
-    processor: Any,
-    prompts: Sequence[list[dict[str, Any]]],
-    images: Sequence[Sequence[Any]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    streams: Sequence[np.random.Generator] = (),
+    model: Any, processor: Any, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]
 ) -> list[str]:
     """One response to each prompt, as text without special tokens.
 
     The prompts are laid out as in training (TRL's chat preparation: images before the first user message's text unless
     the message places them), padded on the left. Tokens that stand for an image are never generated.
-
-    Args:
-        prompts: B conversations (chat messages).
-        images: the B prompts' PIL images, possibly none.
-        temperature: 0 for greedy decoding; otherwise sampling, without top-k.
-        top_p: the smallest set of most probable tokens that holds it is drawn from.
-        streams: of the sampling, one per prompt (`response_stream`): a response depends on its prompt and its stream,
-            not on the others. Greedy decoding needs none.
     """
-    rows = generate_tokens(
-        model,
-        processor,
-        prompt_inputs(processor, prompts, images),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        streams=streams,
-    )
+    rows = generate_tokens(model, processor, prompt_inputs(processor, prompts, images), **sampling)
     return processor.batch_decode(rows, skip_special_tokens=True)
 
 
@@ -62,10 +87,7 @@ def generate_tokens(
     top_p: float = 1.0,
     streams: Sequence[np.random.Generator] = (),
 ) -> list[list[int]]:
-    """The token ids of one response to each row of `prompt_inputs`, its end-of-sequence token included.
-
-    The other arguments are those of `generate_responses`.
-    """
+    """The token ids of one response to each row of `prompt_inputs`, its end-of-sequence token included."""
     inputs = inputs.to(model.device)
     config = _generation_config(model, processor, max_new_tokens)
     draw = LogitsProcessorList([DrawnToken(streams, max_new_tokens, temperature, top_p)] if temperature > 0 else [])
@@ -125,7 +147,7 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids
 
 
-def prompt_inputs(processor: Any, prompts: Sequence[list[dict[str, Any]]], images: Sequence[Sequence[Any]]) -> Any:
+def prompt_inputs(processor: Any, prompts: Prompts, images: Images) -> Any:
     """What the processor makes of prompts with images, up to where the response begins; padded on the left."""
     messages = [_messages(prompt, pictures) for prompt, pictures in zip(prompts, images, strict=True)]
     return processor.apply_chat_template(

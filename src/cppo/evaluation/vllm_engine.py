@@ -3,15 +3,14 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
 from transformers import AutoConfig, GenerationConfig
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError, first_line
-from cppo.evaluation.generate import end_token_ids, prompt_text
+from cppo.evaluation.generate import Images, Prompts, Sampling, end_token_ids, prompt_text
 from cppo.evaluation.loading import FAILURES, check_vision_model, load_processor
 from cppo.policy import vision_placeholder_ids
 
@@ -41,26 +40,18 @@ class VllmEngine:
         # The strongest bias that vLLM takes, in nats: a placeholder that is sampled would need an image.
         self._bias = dict.fromkeys(vision_placeholder_ids(processor, config), -100.0)
 
-    def answer(
-        self,
-        prompts: Sequence[list[dict[str, Any]]],
-        images: Sequence[Sequence[Any]],
-        *,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        streams: Sequence[np.random.Generator],
-    ) -> list[str]:
+    def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]:
         """One response to each prompt, as `generate_responses` has it; a sample's seed is drawn from its stream."""
         asked = [self.prompt(prompt, pictures) for prompt, pictures in zip(prompts, images, strict=True)]
+        temperature = sampling["temperature"]
         parameters = [
             self.parameters(
-                max_tokens=max_new_tokens,
+                max_tokens=sampling["max_new_tokens"],
                 temperature=temperature,
-                top_p=top_p if temperature else 1.0,
+                top_p=sampling["top_p"] if temperature else 1.0,
                 seed=int(stream.integers(2**63)),
             )
-            for stream in streams
+            for stream in sampling["streams"]
         ]
         rows = [list(output.outputs[0].token_ids) for output in self.generate(asked, parameters)]
         return self.processor.batch_decode(rows, skip_special_tokens=True)
