@@ -150,15 +150,16 @@ def test_configurations(hub):
 
 
 def test_other_kinds_of_tables(hub):
-    """JSON, JSON lines and separated values, split by their names or chosen by a pattern."""
+    """JSON, JSON lines and separated values, split by their card or by their names."""
     rows = [{"q": f"{number}?", "gold": str(number)} for number in range(3)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     separated = "".join("\t".join(row.values()) + "\n" for row in [{"q": "q", "gold": "gold"}, *rows]).encode()
-    hub.add("org/json", {"testmini.json": json.dumps(rows).encode(), "dataset_info.json": b"{}"})
+    card = b"---\nconfigs:\n- data_files:\n  - {split: testmini, path: '*.json'}\n---\n"
+    hub.add("org/json", {"README.md": card, "testmini.json": json.dumps(rows).encode(), "dataset_info.json": b"{}"})
     hub.add("org/lines", {"train.jsonl": lines[:-20], "val.jsonl": lines})
     hub.add("org/tsv", {"all.tsv": separated})
     found = [
-        open_hub_table("org/json", split="testmini", files="*.json"),
+        open_hub_table("org/json", split="testmini"),
         open_hub_table("org/lines", split="validation"),
         open_hub_table("org/tsv"),
     ]
@@ -171,11 +172,11 @@ def test_other_kinds_of_tables(hub):
 def test_images_of_one_column_beside_a_json_file(hub):
     """What a benchmark's loader does: its own column of paths, below the table's folder."""
     table = json.dumps([{"question": "q", "answer": "A", "image_path": "pictures/1.png"}]).encode()
-    hub.add("org/name", {"data/testmini.json": table, "data/pictures.zip": zipped({"pictures/1.png": png(1)})})
-    found = open_hub_table("org/name", split="testmini", files="data/*.json", images=["image_path"])
+    hub.add("org/name", {"data/test.json": table, "data/pictures.zip": zipped({"pictures/1.png": png(1)})})
+    found = open_hub_table("org/name", split="test", images=["image_path"])
     rows = load_rows(found.rows(), folder=found.folder, columns={"prompt": "question", "images": "image_path"})
     same(rows[0].images, 1)
-    assert open_hub_table("org/name", split="testmini", files="data/*.json").folder is None
+    assert open_hub_table("org/name", split="test").folder is None
 
 
 def test_an_interrupted_download_goes_on(hub):

@@ -4,17 +4,9 @@ from cppo.data.check import BadRows, MissingColumns, no_row_has
 from cppo.data.hub import HubAway, open_hub_table
 from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
+from cppo.data.prompts import chat_messages, question_text, with_suffix
 from cppo.data.readers import load_records, load_rows
-from cppo.data.record import (
-    RECORD_COLUMNS,
-    Record,
-    RecordSource,
-    chat_messages,
-    first_prompts,
-    question_text,
-    to_dataset,
-    with_suffix,
-)
+from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, first_prompts, to_dataset
 from cppo.data.spec import hub_dataset, parse_spec
 from cppo.data.summary import DataSummary, summarize
 from cppo.data.tables import Table

@@ -12,10 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from cppo.data.images import ImageFacts, OtherImages, RowError, check_image, encoded_bytes, image_facts
+from cppo.data.images import EncodedImage, ImageFacts, OtherImages, RowError, check_image, encoded_bytes
 from cppo.data.mapping import REQUIRED_COLUMNS, parse_row
 from cppo.data.record import StoredRow
-from cppo.data.tables import TableImage
 from cppo.errors import UserError
 from cppo.progress import Progress
 from cppo.views import PixelRoom
@@ -82,7 +81,7 @@ class RowChecks:
         self._place_of_id: dict[str, str] = {}
         self._with_facts = with_facts
         self._room = PixelRoom()
-        self._content_of: dict[Path | bytes | TableImage, Path | bytes] = {}
+        self._content_of: dict[EncodedImage, Path | bytes] = {}
         self._looked_at: dict[Path | bytes, ImageFacts | RowError | None] = {}
 
     def run(
@@ -166,15 +165,15 @@ class RowChecks:
         except RowError as error:
             return error
 
-    def _look(self, pool: ThreadPoolExecutor, refs: set[Path | bytes | TableImage], folder: Path | None) -> None:
+    def _look(self, pool: ThreadPoolExecutor, refs: set[EncodedImage], folder: Path | None) -> None:
         """Decode what was not seen yet; one image of several with the same content."""
         new = refs - self._content_of.keys()
         self._content_of.update(zip(new, pool.map(_content, new), strict=True))
         unseen = {content: ref for ref in new if (content := self._content_of[ref]) not in self._looked_at}
 
-        def look(ref: Path | bytes | TableImage) -> ImageFacts | RowError | None:
+        def look(ref: EncodedImage) -> ImageFacts | RowError | None:
             try:
-                return (image_facts if self._with_facts else check_image)(ref, folder, self._room)
+                return check_image(ref, folder, self._room, with_facts=self._with_facts)
             except RowError as error:
                 return error
 
@@ -220,12 +219,12 @@ class RowChecks:
             raise MissingColumns(name, list(absent), present)
 
 
-def _encoded(row: StoredRow | RowError) -> list[Path | bytes | TableImage]:
+def _encoded(row: StoredRow | RowError) -> list[EncodedImage]:
     if isinstance(row, RowError):
         return []
     return [ref for ref in row.images if not isinstance(ref, Image.Image)]
 
 
-def _content(ref: Path | bytes | TableImage) -> Path | bytes:
+def _content(ref: EncodedImage) -> Path | bytes:
     """What images with the same data share: the path of a file, else a digest."""
     return ref if isinstance(ref, Path) else sha256(encoded_bytes(ref)).digest()

@@ -38,7 +38,6 @@ def open_hub_table(
     *,
     split: str = "train",
     config: str | None = None,
-    files: str | None = None,
     images: Sequence[str] = ("images", "image"),
     said: str | None = None,
 ) -> Table:
@@ -50,7 +49,6 @@ def open_hub_table(
         name: ORG/NAME on the hub, or a folder with the files of such a repository.
         split: as the data set's card or its files' names call it.
         config: one of several configurations; None for the default one.
-        files: a pattern such as "*.json": the files of the split, whatever the card says.
         images: the columns that hold images, or paths to them; those that the table lacks are left out.
         said: what messages call the data; `hub:NAME` by itself.
 
@@ -64,7 +62,7 @@ def open_hub_table(
     card = ""
     if CARD in repository.files:
         card = repository.fetch(CARD).read_text(encoding="utf-8", errors="replace")
-    chosen = split_files(repository.files, card, said=said, split=split, config=config, pattern=files)
+    chosen = split_files(repository.files, card, said=said, split=split, config=config)
     suffix = PurePosixPath(chosen[0]).suffix
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     table = prepared_table(said, FORMATS[suffix], [repository.fetch(path) for path in chosen], **options)

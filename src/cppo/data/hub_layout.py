@@ -20,27 +20,20 @@ _WORDS = {"training": "train", "valid": "validation", "val": "validation", "dev"
 _NO_DATA = re.compile(r"(?:^|/)(?:\.|dataset_infos?\.json$|dataset_dict\.json$|state\.json$)")
 
 
-def split_files(
-    files: Sequence[str], card: str, *, said: str, split: str, config: str | None = None, pattern: str | None = None
-) -> list[str]:
+def split_files(files: Sequence[str], card: str, *, said: str, split: str, config: str | None = None) -> list[str]:
     """The paths of the tables that are a split, in order.
 
     Args:
         files: all paths of the repository.
         card: its README.md, empty without one.
         said: what messages call the data.
-        pattern: the paths of the split, whatever the card says.
 
     Raises:
         UserError: there is no such configuration, split or table, or some of its files are missing.
     """
     tables = [path for path in files if PurePosixPath(path).suffix in FORMATS and not _NO_DATA.search(path)]
-    if pattern is not None:
-        splits = {split: _matching(tables, [pattern])}
-    elif configs := _configs(card):
-        splits = _of_card(tables, configs, said, config)
-    else:
-        splits = _of_names(tables, said, config)
+    configs = _configs(card)
+    splits = _of_card(tables, configs, said, config) if configs else _of_names(tables, said, config)
     chosen = splits.get(split)
     if not chosen:
         named = (

@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from io import BytesIO
 from math import isqrt
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -27,8 +27,8 @@ MAX_ASPECT_RATIO = 200
 
 _URL = re.compile(r"(?:file|data):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
-ImageRef = Path | bytes | TableImage | Image.Image
-T = TypeVar("T")
+EncodedImage = Path | bytes | TableImage
+ImageRef = EncodedImage | Image.Image
 
 
 class RowError(Exception):
@@ -74,28 +74,12 @@ def image_ref(value: Any, folder: Path | None) -> ImageRef:
     return path
 
 
-def decode_image(ref: ImageRef, *, folder: Path | None = None) -> Image.Image:
-    """Decode to RGB, upright, first frame. Raises RowError for anything that Pillow cannot read.
-
-    Messages name a file by its path in `folder`.
-    """
-    return ref if isinstance(ref, Image.Image) else _opened(ref, folder, lambda image, data: load_rgb(image))
-
-
-def check_image(ref: ImageRef, folder: Path | None = None, room: PixelRoom | None = None) -> None:
-    """Read all of an image's data, a JPEG's at little cost. Raises RowError where it cannot be read as a whole.
-
-    `room` bounds what threads decode at once.
-    """
-
-    def check(image: Image.Image, data: bytes) -> None:
-        if image.format == "JPEG":
-            _refuse_cut(data)
-        else:
-            load_rgb(image)
-
-    if not isinstance(ref, Image.Image):
-        _opened(ref, folder, check, room)
+def decode_image(ref: ImageRef) -> Image.Image:
+    """Decode to RGB, upright, first frame. Raises RowError for anything that Pillow cannot read."""
+    if isinstance(ref, Image.Image):
+        return ref
+    with _opened(ref) as (image, _):
+        return load_rgb(image)
 
 
 @dataclass(frozen=True)
@@ -110,29 +94,31 @@ class ImageFacts:
         return cls(image.size, hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest())
 
 
-def image_facts(ref: ImageRef, folder: Path | None = None, room: PixelRoom | None = None) -> ImageFacts:
-    """The facts of an image as it is shown, from one decoding. Raises RowError as `check_image` does."""
+def check_image(
+    ref: EncodedImage, folder: Path | None = None, room: PixelRoom | None = None, *, with_facts: bool = False
+) -> ImageFacts | None:
+    """Read all of an image's data. Raises RowError where it cannot be read as a whole.
 
-    def facts(image: Image.Image, data: bytes) -> ImageFacts:
+    Args:
+        folder: messages name a file by its path in it.
+        room: bounds what threads decode at once.
+        with_facts: return the facts of the image as it is shown. Without them a JPEG is read at little cost.
+    """
+    with _opened(ref, folder, room) as (image, data):
         if image.format == "JPEG":
-            _refuse_cut(data)
-        return ImageFacts.of(load_rgb(image))
-
-    return ImageFacts.of(ref) if isinstance(ref, Image.Image) else _opened(ref, folder, facts, room)
-
-
-def _refuse_cut(data: bytes) -> None:
-    if ends_early(data):
-        raise ValueError("its data end before the picture does; the rest would be of one colour")
+            if ends_early(data):
+                raise ValueError("its data end before the picture does; the rest would be of one colour")
+            if not with_facts:
+                return None
+        rgb = load_rgb(image)
+        return ImageFacts.of(rgb) if with_facts else None
 
 
+@contextmanager
 def _opened(
-    ref: Path | bytes | TableImage,
-    folder: Path | None,
-    use: Callable[[Image.Image, bytes], T],
-    room: PixelRoom | None = None,
-) -> T:
-    """What `use` makes of an image that is open but not decoded, and its data. Raises RowError for what it raises."""
+    ref: EncodedImage, folder: Path | None = None, room: PixelRoom | None = None
+) -> Iterator[tuple[Image.Image, bytes]]:
+    """An image that is open but not decoded, and its data. Whatever is raised inside becomes a RowError."""
     name = repr(_path_in(ref, folder)) if isinstance(ref, Path) else ""
     try:
         data = encoded_bytes(ref)
@@ -144,7 +130,7 @@ def _opened(
             if longer >= MAX_ASPECT_RATIO * max(shorter, 1):
                 raise ValueError(f"one side of {image.width} x {image.height} is {MAX_ASPECT_RATIO} times the other")
             with nullcontext() if room is None else room.taken(image.size):
-                return use(image, data)
+                yield image, data
     except UnidentifiedImageError as error:
         raise RowError(f"image {name} is broken or none of {', '.join(IMAGE_FORMATS)}") from error
     # Decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error, zlib.error ...
@@ -152,7 +138,7 @@ def _opened(
         raise RowError(f"image {name} cannot be read: {one_line(error)}") from error
 
 
-def encoded_bytes(ref: Path | bytes | TableImage) -> bytes:
+def encoded_bytes(ref: EncodedImage) -> bytes:
     """An image's file."""
     if isinstance(ref, bytes):
         return ref

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from cppo.data.check import MissingColumns, RowChecks
 from cppo.data.hub import open_hub_table
-from cppo.data.images import ANY_SIZE, ImageFacts, PixelBounds, RowError
+from cppo.data.images import ANY_SIZE, PixelBounds, RowError
 from cppo.data.mapping import check_columns
-from cppo.data.record import OPTIONAL_COLUMNS, Outline, Record, RecordSource, StoredRow, StoredRows
+from cppo.data.record import OPTIONAL_COLUMNS, RecordSource, StoredRow, StoredRows
 from cppo.data.spec import HubSpec, PathSpec, TaskSpec, parse_spec
 from cppo.data.tables import open_table
 from cppo.errors import UserError, choose_one
@@ -152,24 +152,22 @@ class TaskRows:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> StoredRow:
         item = make_item(self.family, self.options, seed=self.seed, index=index, split=self.split)
-        return Record(item.id, item.prompt, (item.image,), item.answer, item.response, item.perception_spans)
-
-    def place(self, index: int) -> str:
-        return f"tasks:{self.family} item {index}"
+        columns = {**self._shared_columns, "prompt": item.prompt, "answer": item.answer}
+        return StoredRow(
+            f"tasks:{self.family} item {index}",
+            item.id,
+            item.prompt,
+            (item.image,),
+            item.answer,
+            item.response,
+            item.perception_spans,
+            extras={name: columns.get(name) for name in (*self.extra_names, *self.optional_names)},
+        )
 
     def texts(self, index: int) -> list[str]:
         return []
-
-    def outline(self, index: int) -> Outline:
-        record = self[index]
-        return Outline(record.prompt, tuple(map(ImageFacts.of, record.images)), record.answer, record.choices)
-
-    def extras(self, index: int) -> Mapping[str, Any]:
-        own = self[index] if {"prompt", "answer"} & {*self.extra_names, *self.optional_names} else None
-        columns = {**self._shared_columns, **({} if own is None else {"prompt": own.prompt, "answer": own.answer})}
-        return {name: columns.get(name) for name in (*self.extra_names, *self.optional_names)}
 
     @property
     def _shared_columns(self) -> dict[str, Any]:

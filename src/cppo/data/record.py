@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, overload
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 from PIL import Image
 
 from cppo.data.images import ANY_SIZE, ImageFacts, ImageRef, PixelBounds, RowError, decode_image
+from cppo.data.prompts import Prompt, chat_messages, with_suffix
 from cppo.errors import UserError
 from cppo.views import stable_sample_id
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 BASE_COLUMNS = ("prompt", "images", "answer", "sample_id")
 OPTIONAL_COLUMNS = ("response", "perception_spans")
 RECORD_COLUMNS = (*BASE_COLUMNS, *OPTIONAL_COLUMNS, "choices")
+FIRST_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Record:
     """
 
     id: str
-    prompt: str | list[dict[str, Any]]
+    prompt: Prompt
     images: tuple[Image.Image, ...]
     answer: str
     response: str | None = None
@@ -48,7 +50,7 @@ class Record:
 class Outline:
     """A record with the facts of its images in the place of their pixels; `prompt` to `choices` as in `Record`."""
 
-    prompt: str | list[dict[str, Any]]
+    prompt: Prompt
     images: tuple[ImageFacts, ...]
     answer: str
     choices: tuple[str, ...] | None
@@ -64,7 +66,7 @@ class StoredRow:
 
     place: str
     id: str | None
-    prompt: str | list[dict[str, Any]]
+    prompt: Prompt
     images: tuple[ImageRef, ...]
     answer: str
     response: str | None
@@ -111,24 +113,15 @@ class StoredRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Record:
-        return self.rows[index].record()
-
-    def place(self, index: int) -> str:
-        return self.rows[index].place
+    def __getitem__(self, index: int) -> StoredRow:
+        return self.rows[index]
 
     def texts(self, index: int) -> list[str]:
         return self.rows[index].texts()
 
-    def outline(self, index: int) -> Outline:
-        return self.rows[index].outline()
-
-    def extras(self, index: int) -> Mapping[str, Any]:
-        return self.rows[index].extras
-
 
 class Rows(Protocol):
-    """What a reader hands over: a sequence of records that knows where each comes from and which columns all fill."""
+    """What a reader hands over: rows, the columns that all of them fill, and the texts of each that are not our own."""
 
     @property
     def filled(self) -> frozenset[str]: ...
@@ -138,15 +131,9 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record: ...
-
-    def place(self, index: int) -> str: ...
+    def __getitem__(self, index: int) -> StoredRow: ...
 
     def texts(self, index: int) -> list[str]: ...
-
-    def outline(self, index: int) -> Outline: ...
-
-    def extras(self, index: int) -> Mapping[str, Any]: ...
 
 
 class RecordSource(Sequence[Record]):
@@ -205,15 +192,11 @@ class RecordSource(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        part, position = self._find(index)
-        record = part[position]
-        images = tuple(map(self.pixels.apply, record.images))
-        return replace(record, prompt=with_suffix(record.prompt, self.prompt_suffix), images=images)
+        return self._shown(self._row(index))
 
     def place(self, index: int) -> str:
         """Where a record comes from, for messages: "my.jsonl line 3"."""
-        part, position = self._find(index)
-        return part.place(position)
+        return self._row(index).place
 
     def texts(self, index: int) -> list[str]:
         """The texts of a record that came from outside: prompt and response, without `prompt_suffix`."""
@@ -222,13 +205,20 @@ class RecordSource(Sequence[Record]):
 
     def outline(self, index: int) -> Outline:
         """A record without its pixels, of the size that the file has; after `load_records(with_facts=True)` quickly."""
-        part, position = self._find(index)
-        return part.outline(position)
+        return self._row(index).outline()
 
     def extras(self, index: int) -> Mapping[str, Any]:
         """The further columns that `load_records` was asked for; no image is decoded."""
+        return self._row(index).extras
+
+    def _row(self, index: int) -> StoredRow:
         part, position = self._find(index)
-        return part.extras(position)
+        return part[position]
+
+    def _shown(self, row: StoredRow) -> Record:
+        record = row.record()
+        images = tuple(map(self.pixels.apply, record.images))
+        return replace(record, prompt=with_suffix(record.prompt, self.prompt_suffix), images=images)
 
     def _find(self, index: int) -> tuple[Rows, int]:
         place = index + len(self) if index < 0 else index
@@ -239,44 +229,9 @@ class RecordSource(Sequence[Record]):
         return self._parts[part], position - (self._ends[part - 1] if part else 0)
 
 
-def with_suffix(prompt: str | list[dict[str, Any]], suffix: str | None) -> str | list[dict[str, Any]]:
-    """The prompt whose last message, the user's, ends with `suffix` after a space; without one the prompt itself."""
-    if not suffix:
-        return prompt
-    if isinstance(prompt, str):
-        return f"{prompt} {suffix}"
-    *earlier, last = prompt
-    content = last["content"]
-    if isinstance(content, str):
-        content = f"{content} {suffix}"
-    elif content[-1]["type"] == "text":
-        content = [*content[:-1], {**content[-1], "text": f"{content[-1]['text']} {suffix}"}]
-    else:
-        content = [*content, {"type": "text", "text": f" {suffix}"}]
-    return [*earlier, {**last, "content": content}]
-
-
-def chat_messages(prompt: str | list[dict[str, Any]], system_prompt: str | None = None) -> list[dict[str, Any]]:
-    """The prompt as new chat messages; `system_prompt` goes first unless the prompt brings its own."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else deepcopy(prompt)
-    if system_prompt is None or any(message["role"] == "system" for message in messages):
-        return messages
-    structured = isinstance(messages[-1]["content"], list)
-    content = [{"type": "text", "text": system_prompt}] if structured else system_prompt
-    return [{"role": "system", "content": content}, *messages]
-
-
-def first_prompts(source: Sequence[Record], system_prompt: str | None = None, count: int = 8) -> list[Any]:
+def first_prompts(source: Sequence[Record], system_prompt: str | None = None) -> list[Any]:
     """The first prompts of a source as chat messages: enough to see what they ask for."""
-    return [chat_messages(source[index].prompt, system_prompt) for index in range(min(count, len(source)))]
-
-
-def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a prompt's last message: the question without system prompt and placeholders."""
-    content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part.get("type") == "text")
+    return [chat_messages(source[index].prompt, system_prompt) for index in range(min(FIRST_PROMPTS, len(source)))]
 
 
 @dataclass(frozen=True)
@@ -288,9 +243,8 @@ class _RowBuilder:
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         # The rollouts of one prompt arrive as repeated numbers; decoded once, they share the image objects.
-        rows = {
-            number: (self.source[number], self.source.extras(number)) for number in set[int]().union(*batch.values())
-        }
+        stored = {number: self.source._row(number) for number in set[int]().union(*batch.values())}
+        rows = {number: (self.source._shown(row), row.extras) for number, row in stored.items()}
         return {column: [self._value(column, *rows[number]) for number in numbers] for column, numbers in batch.items()}
 
     def _value(self, column: str, record: Record, extras: Mapping[str, Any]) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cppo.data.cells import cell_reader
+import numpy as np
+
 from cppo.data.spec import PathSpec
 from cppo.errors import UserError, one_line
 
@@ -56,7 +57,7 @@ class Table:
         """The rows as `load_rows` takes them with `folder`; encoded images stand as `TableImage`s."""
         plain = self.table.with_format("arrow")
         columns = {name: plain.select_columns([name]) for name in plain.column_names}
-        readers = {name: read for name, feature in self.table.features.items() if (read := cell_reader(feature))}
+        readers = {name: read for name, feature in self.table.features.items() if (read := _cell_reader(feature))}
         fingerprint = self.table._fingerprint
         for start in range(0, len(plain), ROWS_AT_ONCE):
             rows = plain[start : start + ROWS_AT_ONCE].to_pylist()
@@ -70,6 +71,30 @@ class Table:
                     elif _encoded_bytes(cell):
                         row[name] = TableImage(columns[name], fingerprint, number, None)
                 yield {**row, **{name: read(row[name]) for name, read in readers.items()}}
+
+
+def _cell_reader(feature: Any) -> Callable[[Any], Any] | None:
+    """What turns a cell of a column with this feature of `datasets` into what was meant; None if it is that already.
+
+    A `ClassLabel` becomes its name (null for one that is not set), a float16 or float32 the shortest number that it
+    stands for (0.1, not 0.10000000149011612), in lists and structs too.
+    """
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return lambda code: None if code is None or code < 0 else feature.int2str(code)
+    if isinstance(feature, datasets.Value) and feature.dtype in ("float16", "float32"):
+        narrow = np.dtype(feature.dtype).type
+        return lambda number: None if number is None else float(str(narrow(number)))
+    if isinstance(feature, dict):
+        readers = {name: reader for name, inner in feature.items() if (reader := _cell_reader(inner))}
+        if readers:
+            return lambda cell: cell and {**cell, **{name: read(cell[name]) for name, read in readers.items()}}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        read = _cell_reader(feature.feature)
+        if read:
+            return lambda cell: cell and [read(item) for item in cell]
+    return None
 
 
 def open_table(spec: PathSpec, split: str) -> Table:

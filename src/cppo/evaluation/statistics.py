@@ -65,9 +65,7 @@ class PairedDifference:
     high: float
 
 
-def paired_bootstrap(
-    before: Sequence[float], after: Sequence[float], *, seed: int, resamples: int = 10_000
-) -> PairedDifference:
+def paired_bootstrap(before: Sequence[float], after: Sequence[float], *, seed: int) -> PairedDifference:
     """The mean difference over items with its `bootstrap_interval`.
 
     Args:
@@ -82,7 +80,7 @@ def paired_bootstrap(
             f"paired_bootstrap needs two equally long, non-empty lists, got {len(before)} and {len(after)}"
         )
     differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    low, high = bootstrap_interval(differences.tolist(), seed=seed, resamples=resamples)
+    low, high = bootstrap_interval(differences.tolist(), seed=seed)
     return PairedDifference(mean=float(differences.mean()), low=low, high=high)
 
 
