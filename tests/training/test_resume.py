@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 from cppo.checkpoints import write_manifest
 from cppo.errors import UserError
 from cppo.runs.recorder import sample_record
+from cppo.training.checkpoint import load_weights
 from cppo.training.config import CPPOConfig
-from cppo.training.durable import load_weights
 from cppo.training.trainer import CPPOTrainer
 
 

@@ -16,7 +16,7 @@ from cppo.errors import UserError
 from cppo.policy import attention, head
 from cppo.policy.tiny_configs import CONFIGS
 from cppo.probing import failure
-from cppo.training import upstream
+from cppo.training import checkpoint, upstream
 from cppo.training.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL
 
 SOURCE = Path(cppo.__file__).parent
@@ -140,13 +140,16 @@ def test_without_a_part_of_the_scorer_the_loss_is_the_same(make_trainer, monkeyp
     assert losses_of(trainer, rows) == pytest.approx(expected, abs=2e-5)
 
 
-def test_without_the_samplers_order_a_run_takes_trls(make_trainer, monkeypatch):
-    monkeypatch.setattr(RepeatSampler, "__iter__", lambda self: iter(torch.randperm(6).tolist()))
-    trainer = make_trainer(make_rows([1, 1]))
+def test_without_the_samplers_order_a_run_takes_trls(make_trainer, monkeypatch, tmp_path):
+    monkeypatch.setattr(RepeatSampler, "__iter__", lambda self: iter(torch.randperm(2).repeat_interleave(4).tolist()))
+    trainer = make_trainer(make_rows([1, 1]), save_strategy="steps", save_steps=1)
     (line,) = trainer.fallbacks
     assert line.startswith("a run that is resumed after its first epoch sees the first epoch's order again: ")
-    trainer.get_train_dataloader()
-    assert type(trainer._train_sampler) is RepeatSampler
+    trainer.train()
+    monkeypatch.setattr(checkpoint, "pass_over", lambda sampler, epochs: pytest.fail("the order is changed"))
+    resumed = make_trainer(make_rows([1, 1]), max_steps=2, folder="resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert resumed.state.global_step == 2
 
 
 def test_a_schedule_that_keeps_its_rate_is_named(make_trainer, monkeypatch):

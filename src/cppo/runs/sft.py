@@ -24,7 +24,7 @@ from cppo.policy.loading import whole_weights
 from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
-from cppo.training.durable import DurableTrainer
+from cppo.training.checkpoint import DurableTrainer
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into
 # the saved configuration that generation is to go without a cache, and say nothing of a run below `logging_steps`.

@@ -12,8 +12,8 @@ from cppo.files import replace_text
 from cppo.recipes.static_fields import plain_default
 from cppo.reports.model_card import RunFacts, TrainedModel, model_card, portable
 from cppo.training import package_versions
+from cppo.training.checkpoint import ResumableGRPOTrainer
 from cppo.training.config import CPPOConfig
-from cppo.training.resume import ResumableGRPOTrainer
 
 
 class CardedTrainer(ResumableGRPOTrainer):

@@ -23,7 +23,7 @@ from cppo.policy.attention import probe_varlen_attention
 from cppo.policy.head import probe_chunked_head
 from cppo.policy.probes import probe_packed_attention, probe_shared_prefill
 from cppo.probing import Probe, expect, failure
-from cppo.training.resume import probe_sampler_order
+from cppo.training.checkpoint import probe_sampler_order
 
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
@@ -158,14 +158,14 @@ VARLEN_ATTENTION = Part(
 SAMPLER_ORDER = Part(
     library="trl",
     what="`RepeatSampler`, which draws an epoch's order from its own generator",
-    used_by=("training/resume.py",),
+    used_by=("training/checkpoint.py",),
     lost="a run that is resumed after its first epoch sees the first epoch's order again",
     probe=probe_sampler_order,
 )
 LEARNING_RATE = Part(
     library="torch",
     what="`LambdaLR`, whose rates are set on its way",
-    used_by=("training/durable.py",),
+    used_by=("training/checkpoint.py",),
     lost="a learning rate that is given at a resume does not hold, or is logged wrongly",
     probe=probe_learning_rate,
     private=("_last_lr",),
@@ -180,7 +180,7 @@ FSDP_OUTPUTS = Part(
 TRAINER_HOOKS = Part(
     library="trl",
     what="GRPOTrainer",
-    used_by=("training/trainer.py", "training/resume.py", "training/durable.py", "training/detection.py"),
+    used_by=("training/trainer.py", "training/checkpoint.py", "training/detection.py"),
     lost="the trainer would leave out a part of the method",
     probe=probe_trainer_hooks,
     private=(*(name for name in OVERRIDES if name.startswith("_")), *(name for name in STATE if name.startswith("_"))),

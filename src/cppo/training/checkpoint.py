@@ -1,46 +1,44 @@
-"""What keeps a run's weights: whole checkpoints, finite steps, and a resume that does what its options say."""
+"""What keeps a run: whole checkpoints, finite steps, and a resume that repeats the uninterrupted run exactly."""
 
 import functools
 import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import IterableDataset
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import CONFIG_NAME
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
-from cppo.checkpoints import (
-    begin_manifest,
-    check_resumable,
-    newest_whole,
-    processes_of,
-    write_manifest,
-)
+from cppo.checkpoints import begin_manifest, check_resumable, newest_whole, processes_of, write_manifest
 from cppo.errors import UserError, first_line, tell
 from cppo.files import reading, writing
 from cppo.policy.loading import check_adapter, whole_weights
+from cppo.probing import expect, failure
+from cppo.training.dataset_checks import check_enough
 
 OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
 """What a parameter group takes from the options, beside the learning rate."""
 
 
-Mixed: Any = object
-"""The trainer that is mixed in after, for the type checker."""
-
-
-class DurableTrainer(Mixed):
-    """For a `transformers.Trainer`: mixed in before it.
+class DurableTrainer(Trainer):
+    """A `transformers.Trainer` that loses no run; mixed in before one of TRL's.
 
     A checkpoint gets its manifest last, and older ones are removed after that. A step whose gradient is not finite is
     not taken. A resume at the last step trains nothing more.
     """
 
+    model: Any  # never None, as TRL builds it: of transformers or of PEFT
+    optimizer: torch.optim.Optimizer  # where it is asked for here, in training
     nonfinite_limit = 0
     """Steps in a row with a gradient that is not finite that are skipped before the run ends."""
     _nonfinite_in_row = 0
@@ -54,7 +52,7 @@ class DurableTrainer(Mixed):
 
     def _whole_checkpoint(self, resume: str | bool) -> Path:
         if resume is True:
-            found = newest_whole(Path(self.args.output_dir), passed_over=tell)
+            found = newest_whole(Path(str(self.args.output_dir)), passed_over=tell)
             if found is None:
                 raise UserError(f"resume_from_checkpoint: {self.args.output_dir} holds no whole checkpoint")
             return found
@@ -74,7 +72,7 @@ class DurableTrainer(Mixed):
         """Write what a resume needs beyond the Trainer's own files."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with writing(Path(output_dir or self.args.output_dir)):
+        with writing(Path(output_dir or str(self.args.output_dir))):
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -200,7 +198,7 @@ class DurableTrainer(Mixed):
             check_adapter(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
+        best = str(self.state.best_model_checkpoint)
         with reading(f"load_best_model_at_end: the weights in {best}"):
             if not self._load_weights(best):
                 super()._load_best_model()
@@ -228,3 +226,101 @@ def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
         saved = type(model).from_pretrained(checkpoint, dtype=widest)
     model.load_state_dict(saved.state_dict())
     return True
+
+
+class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
+    """`trl.GRPOTrainer` with checkpoints that hold the place in the data and the rollouts still to be trained on."""
+
+    args: GRPOConfig
+    _buffered_inputs: Any
+    _train_sampler: RepeatSampler
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._train_sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        check_enough("train_dataset", len(self._train_sampler.data_source), self.args)
+        return self._train_sampler
+
+    def save_progress(self, folder: Path) -> None:
+        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
+        pending = self._buffered_inputs if self._step % generate_every else None
+        epoch = math.floor(self.state.epoch or 0)
+        RolloutState(self._step, epoch, pending).save(str(folder), self.accelerator.process_index)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state = RolloutState.load(checkpoint, self.accelerator.process_index, self.accelerator.device)
+        self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
+        if not isinstance(self.train_dataset, IterableDataset) and failure(probe_sampler_order) is None:
+            pass_over(self._train_sampler, state.epoch)
+
+
+def pass_over(sampler: RepeatSampler, epochs: int) -> None:
+    """Let the next pass of a new sampler have the order that follows after so many passes.
+
+    TRL's draws one permutation a pass from a generator of its own, and a resumed run would begin with the first.
+    """
+    for _ in range(epochs if sampler.shuffle else 0):
+        torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
+def probe_sampler_order() -> None:
+    """Raise unless a sampler that is resumed in its second epoch gives the order of an uninterrupted one's."""
+    whole, resumed = (RepeatSampler(range(6), mini_repeat_count=2, batch_size=2, seed=5) for _ in range(2))
+    epochs = [list(whole) for _ in range(2)]
+    pass_over(resumed, 1)
+    expect(list(resumed) == epochs[1] != epochs[0], "the order of a second epoch is not the one expected")
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """What a checkpoint must hold beyond TRL's: the trainer's place in the data.
+
+    Attributes:
+        micro_step: micro-batches done, TRL's `_step`, which it restarts at 0.
+        epoch: passes over the data begun before the current one.
+        buffered_inputs: rollouts and views that are still to be trained on, one dictionary a micro-batch, or None
+            where the next micro-batch generates anew.
+    """
+
+    micro_step: int
+    epoch: int
+    buffered_inputs: list[dict[str, Any]] | None
+
+    def save(self, checkpoint: str, process_index: int) -> None:
+        """Write to the checkpoint folder, one file a process; complete or not there at all."""
+        path = _path(checkpoint, process_index)
+        os.makedirs(checkpoint, exist_ok=True)
+        torch.save(vars(self), path + ".part")
+        os.replace(path + ".part", path)
+
+    @classmethod
+    def load(cls, checkpoint: str, process_index: int, device: torch.device) -> "RolloutState":
+        """Read what `save` wrote, rollouts on `device`, views on the CPU.
+
+        Raises:
+            UserError: the file is not there or not readable.
+        """
+        path = _path(checkpoint, process_index)
+        try:
+            with reading(path):
+                state = cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing: this checkpoint was not written by CPPOTrainer with as many processes as now; "
+                "start anew from its weights with model=CHECKPOINT instead of resuming"
+            ) from None
+        except TypeError as error:
+            raise UserError(f"{path} is no state of a run ({first_line(error)}): take an earlier checkpoint") from error
+        if state.buffered_inputs is None:
+            return state
+        buffered = [
+            {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+            for batch in state.buffered_inputs
+        ]
+        return cls(state.micro_step, state.epoch, buffered)
+
+
+def _path(checkpoint: str, process_index: int) -> str:
+    return os.path.join(checkpoint, f"rollout_state_{process_index}.pt")
