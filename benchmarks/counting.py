@@ -11,9 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+from transformers import TrainerCallback
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of glibc's `mallopt`."""
+CLOCKS = {"time": time.process_time, "wall": time.perf_counter}
 
 
 class PeakBytes(TorchDispatchMode):
@@ -81,3 +83,22 @@ def stopwatch(found: dict[str, list[float]]) -> Iterator[None]:
     yield
     found["cpu_seconds"].append(time.process_time() - cpu)
     found["wall_seconds"].append(time.perf_counter() - wall)
+
+
+class StepClock(TrainerCallback):
+    """CPU seconds (`time`) and wall seconds of every step but the first, and the tokens of its responses."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {name: [] for name in CLOCKS}
+        self.response_tokens: list[float] = []
+        self._last: dict[str, float] = {}
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        now = {name: clock() for name, clock in CLOCKS.items()}
+        for name, started in self._last.items():
+            self.seconds[name].append(now[name] - started)
+        self._last = now
+
+    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "completions/mean_length" in logs:
+            self.response_tokens.append(logs["completions/mean_length"])

@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,9 +19,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from counting import keep_freed_memory
+from counting import CLOCKS, StepClock, keep_freed_memory
 from step_cost import provenance
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from cppo import CPPOTrainer
@@ -33,26 +32,6 @@ from cppo.rewards import accuracy_reward, format_reward
 from cppo.runs.run import build_config
 
 VARIANTS = ("trl_grpo", "shared_grpo", "cppo")
-CLOCKS = {"time": time.process_time, "wall": time.perf_counter}
-
-
-class StepClock(TrainerCallback):
-    """CPU seconds (`time`) and wall seconds of every step but the first, and the tokens of its responses."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {name: [] for name in CLOCKS}
-        self.response_tokens: list[float] = []
-        self._last: dict[str, float] = {}
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        now = {name: clock() for name, clock in CLOCKS.items()}
-        for name, started in self._last.items():
-            self.seconds[name].append(now[name] - started)
-        self._last = now
-
-    def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "completions/mean_length" in logs:
-            self.response_tokens.append(logs["completions/mean_length"])
 
 
 def train(variant: str, steps: int, seed: int, folder: str) -> StepClock:

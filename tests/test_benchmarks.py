@@ -123,6 +123,33 @@ def test_the_path_of_a_step(benchmark_module, tmp_path: Path, monkeypatch, capsy
     assert recorder.climbs == 1
 
 
+def test_steps_in_pairs_by_hand(benchmark_module, tmp_path: Path, monkeypatch, capsys) -> None:
+    module, file, source = benchmark_module("step_pairs"), tmp_path / "pairs.json", BENCHMARKS.parent / "src"
+    found = module.measure_on(source, "grpo", 1, 0, 1)
+    assert found.keys() == module.MEASURED.keys()
+    assert min(found.values()) > 0
+
+    (tmp_path / "cppo").mkdir()
+    (tmp_path / "cppo" / "__init__.py").touch()
+    asked, seconds = [], iter([2.0, 3.0, 8.0, 4.0, 1.0, 1.1])
+
+    def measure_on(folder: Path, method: str, *numbers: int) -> dict[str, float]:
+        asked.append(folder)
+        return dict.fromkeys(module.MEASURED, next(seconds))
+
+    monkeypatch.setattr(module, "measure_on", measure_on)
+    module.main(
+        ["--before", str(tmp_path), "--after", str(source), "--json", str(file), "--rounds", "3", "--method", "cppo"]
+    )
+    assert asked == [tmp_path, source, source, tmp_path, tmp_path, source]
+    wall = json.loads(file.read_text())["methods"]["cppo"]["wall"]
+    assert wall == {"before": 2.0, "after": 3.0, "ratio": 1.5, "ratios": [1.5, 2.0, pytest.approx(1.1)]}
+    assert "cppo wall: 2 -> 3 s, after / before 1.500 [1.100, 2.000]" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        module.main(["--before", str(tmp_path / "none"), "--after", str(source), "--json", str(file)])
+    assert "none does not hold the package" in capsys.readouterr().err
+
+
 def test_peak_bytes_counts_what_is_alive_at_once(benchmark_module) -> None:
     outside = torch.ones(1000)
     with benchmark_module("counting").PeakBytes() as memory:
