@@ -46,6 +46,15 @@ def model(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("argv", [["train", "--help"], ["sft", "--help"], ["train", "--learning_rat", "1"]])
+def test_help_and_misspelt_options_need_no_array_library(argv):
+    program = "import sys; from cppo.cli.main import main; main(sys.argv[1:])"
+    program += "; print(sorted({'numpy', 'PIL', 'torch', 'trl'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert ("--help" in argv) == (done.stderr == "")
+
+
 def test_a_mistake_ends_with_status_2_one_line_and_no_torch(tmp_path, model):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text("{\n")

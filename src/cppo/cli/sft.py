@@ -4,13 +4,11 @@ import json
 import time
 from collections.abc import Sequence
 
-from cppo.cli.checks import check_recipe
 from cppo.cli.console import hint_where_to_go_on, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.files import replace_text
 from cppo.recipes import Recipe, RunDirectory, dump_recipe, warn_of_changes
 from cppo.runs.lock import held
-from cppo.runs.sources import load_rows
 
 DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `response` column, with TRL's SFTTrainer."
 
@@ -23,6 +21,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _run(recipe: Recipe) -> None:
+    # They import numpy, which takes longer than finding a misspelt option.
+    from cppo.cli.checks import check_recipe
+    from cppo.runs.sources import load_rows
+
     checkpoint = check_recipe(recipe)
     options = recipe.options
     data = load_rows(options, options.data, "train")

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cppo.assets import resolve_model
-from cppo.cli.checks import check_options, check_recipe
 from cppo.cli.console import hint_where_to_go_on, percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
 from cppo.recipes import Recipe, TrainOptions, load_recipe
 from cppo.runs.lock import held
-from cppo.runs.sources import load_sources
 
 if TYPE_CHECKING:
     from cppo.runs.run import BestCheckpoint, RunResult
@@ -34,6 +32,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _run(recipe: Recipe, named: bool) -> None:
+    # They import numpy, which takes longer than finding a misspelt option.
+    from cppo.cli.checks import check_options, check_recipe
+    from cppo.runs.sources import load_sources
+
     checkpoint = check_recipe(recipe)
     check_options(recipe)
     options = recipe.options
