@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,19 @@ def test_the_wheel_holds_assets_and_recipes(installed_wheel: Path, tmp_path: Pat
     assert source_files <= installed
 
 
-def test_version_is_the_same_everywhere() -> None:
-    assert f'version = "{cppo.__version__}"' in (ROOT / "pyproject.toml").read_text()
+def test_a_checkout_and_a_wheel_agree_on_the_version(installed_wheel: Path, tmp_path: Path) -> None:
+    (wheel,) = metadata.distributions(name="cppo", path=[str(installed_wheel)])
+    assert wheel.version == cppo.__version__
+    for place in (SOURCE.parent, installed_wheel):
+        shown = subprocess.run(
+            [sys.executable, "-m", "cppo", "--version"],
+            env={**os.environ, "PYTHONPATH": str(place)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shown.stdout == f"cppo {cppo.__version__}\n"
     assert f"## {cppo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
