@@ -224,7 +224,7 @@ def help_of(*words: str) -> subprocess.CompletedProcess:
 
 def test_commands_in_the_documents_are_understood() -> None:
     """Every `cppo` shown in a document, also behind a launcher, names a command and options that exist."""
-    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     lines = {line for document in documents for line in shell_lines(document)}
     commands = {found[1] for line in lines if (found := re.match(r"(?:\w+=\S+ )*(?:\S.* -m )?(cppo .*)", line))}
     assert len(commands) >= 2
