@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cppo.data import Record, question_text
-from cppo.evaluation import ItemResult, PairedDifference, paired_bootstrap, same_answers
 from cppo.reports.page import render_page
 from cppo.rewards import extract_answer
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, View, ViewSampler, family_draws, image_data_uri
+
+if TYPE_CHECKING:  # pictures alone need neither torch nor TRL, which evaluation imports
+    from cppo.evaluation import ItemResult, PairedDifference
 
 THUMBNAIL = 320
 """Longest side in pixels of a picture on the page."""
@@ -77,7 +80,7 @@ class FamilySummary:
     kind: str
     unchanged: float
     accuracy: float | None
-    change: PairedDifference | None
+    change: "PairedDifference | None"
 
 
 def perturbed_records(
@@ -89,7 +92,7 @@ def perturbed_records(
 
 
 def shown_item(
-    record: Record, views: Sequence[tuple[View, ...]], answers: Sequence[ItemResult] | None = None
+    record: Record, views: Sequence[tuple[View, ...]], answers: "Sequence[ItemResult] | None" = None
 ) -> ShownItem:
     """Small pictures and texts of a record, its views and the model's answers to `perturbed_records`."""
     texts = [given_answer(item.responses[0]) for item in answers] if answers else [None] * (len(views) + 1)
@@ -110,10 +113,12 @@ def shown_item(
     return ShownItem(record.id, question_text(record.prompt), record.answer, original, tuple(shown))
 
 
-def unchanged(item: ItemResult, before: ItemResult) -> bool:
+def unchanged(item: "ItemResult", before: "ItemResult") -> bool:
     """Whether an answer stays the same: by `same_answers`, or, of a response that boxes none, word for word."""
     if extract_answer(before.responses[0]) is None:
         return item.responses[0].split() == before.responses[0].split()
+    from cppo.evaluation import same_answers
+
     return same_answers(item, before) == 1
 
 
@@ -138,6 +143,8 @@ def summarize_families(items: Sequence[ShownItem], seed: int) -> list[FamilySumm
     """Each family over all items; nothing if no model answered. An item counts with the mean of its draws."""
     if not items or items[0].original.answer is None:
         return []
+    from cppo.evaluation import paired_bootstrap
+
     summaries = []
     for family, first in items[0].families.items():
         rows = [(item.original, item.families[family]) for item in items]

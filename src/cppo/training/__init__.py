@@ -1,6 +1,7 @@
 """Training: configuration and trainer on top of TRL's GRPO. Importing this checks the version of TRL, nothing else."""
 
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from packaging.specifiers import SpecifierSet
 
@@ -31,4 +32,5 @@ def package_versions() -> dict[str, str]:
     return {"cppo": __version__, **{package: version(package) for package in VERSIONS_OF}}
 
 
-check_trl_version(version("trl"))
+with suppress(PackageNotFoundError):  # without TRL, whatever needs it says so
+    check_trl_version(version("trl"))

@@ -1,0 +1,61 @@
+"""What works where TRL, or torch with all that stands on it, is not installed: in an environment that has none."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import cppo
+
+TRL = ("trl",)
+TORCH = ("accelerate", "peft", "torch", "torchvision", "transformers", "trl")
+ROOMS = ("methods", "perception", "recipes", "rewards", "tasks", "views")
+IMPORT_ALL = """
+import importlib, importlib.util, pkgutil, sys
+absent, rooms = (words.split() for words in sys.argv[1:])
+assert not any(importlib.util.find_spec(name) for name in absent)
+for room in rooms:
+    package = importlib.import_module(f"cppo.{room}")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def python_without(tmp_path_factory):
+    """Runs this Python on ARGV in an environment of the installed packages but some: links to all others."""
+
+    def run(absent, *argv):
+        folder = tmp_path_factory.mktemp("packages")
+        hidden = {file.parts[0] for name in absent for file in metadata.distribution(name).files or ()}
+        for installed in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+            for path in Path(installed).iterdir():
+                # A .pth file, such as that of an editable install, leads back to everything.
+                if path.name not in hidden and path.suffix != ".pth":
+                    (folder / path.name).symlink_to(path)
+        environment = {**os.environ, "PYTHONPATH": f"{Path(cppo.__file__).parents[1]}{os.pathsep}{folder}"}
+        command = [sys.executable, "-S", *map(str, argv)]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize(("absent", "rooms"), [(TRL, ROOMS), (TORCH, set(ROOMS) - {"perception"})])
+def test_rooms_import(python_without, absent, rooms):
+    done = python_without(absent, "-c", IMPORT_ALL, " ".join(absent), " ".join(rooms))
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_that_need_no_model(python_without):
+    for argv in (
+        ["methods", "cppo"],
+        ["recipes", "list"],
+        ["data", "check", "tasks:digits?n=2"],
+    ):
+        done = python_without(TORCH, "-m", "cppo", *argv)
+        assert done.returncode == 0, (argv, done.stderr)
+        assert done.stdout
