@@ -1,9 +1,9 @@
 """Fixtures over the tiny models."""
 
 import pytest
-from tiny_models import CONFIGS
+from tiny_models import SHARING
 
 
-@pytest.fixture(params=list(CONFIGS))
+@pytest.fixture(params=SHARING)
 def family(request):
     return request.param

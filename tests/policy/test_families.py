@@ -1,7 +1,76 @@
+"""What is known of families, and a family that gets known by one record, that of docs/models.md."""
+
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import torch
+from tiny_models import PAD, SHARING, make_batch, make_config, make_model
+from transformers import AutoConfig, GenerationConfig
+
 from cppo.assets.build import SPECIAL_TOKENS, MicroShape, build_config, build_processor, build_tokenizer
-from cppo.policy import vision_placeholder_ids
+from cppo.policy import (
+    add_shared_prompt_forward,
+    plain_scores,
+    shared_prefill,
+    shared_prompt_scores,
+    unshared_reason,
+    vision_placeholder_ids,
+    vision_tower_parameters,
+)
+from cppo.policy.families import FAMILIES
+
+MODELS_PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+@pytest.fixture
+def glm4v(monkeypatch):
+    """The name of a family that has a record within this test."""
+    (code,) = re.findall(r"```python\n(.*?)```", MODELS_PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.setitem(FAMILIES, "glm4v", FAMILIES["llava"])
+    exec(code, {})
+    return "glm4v"
+
+
+def test_the_families_with_a_record_are_the_tested_ones():
+    assert tuple(FAMILIES) == SHARING
+
+
+def test_without_a_record_a_family_does_not_share():
+    assert "'glm4v' is not among those with tested" in unshared_reason(AutoConfig.for_model("glm4v"))
+
+
+def test_one_record_lets_a_family_share_its_updates(glm4v):
+    model, batch = make_model(glm4v), make_batch(glm4v)
+    assert unshared_reason(model.config) is None
+    assert "pixel_values" in batch.vision
+    expected = plain_scores(model, **batch.arguments)
+    add_shared_prompt_forward(model)
+    found = shared_prompt_scores(model, **batch.arguments)
+    for name in ("logps", "entropies"):
+        one, other = (getattr(scores, name) * batch.response_mask for scores in (found, expected))
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_one_record_lets_a_family_share_its_rollouts(glm4v):
+    model, batch = make_model(glm4v), make_batch(glm4v)
+    end = batch.input_ids.shape[1] - batch.num_response_tokens
+    inputs = {"input_ids": batch.input_ids[:, :end], "attention_mask": batch.attention_mask[:, :end]}
+    inputs |= {name: batch.vision[name] for name in ("pixel_values", "image_grid_thw")}
+    inputs["mm_token_type_ids"] = batch.vision["mm_token_type_ids"][:, :end]
+    config = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=PAD)
+    expected = model.generate(**inputs, generation_config=config)
+    with shared_prefill(model, config) as prefills:
+        assert torch.equal(model.generate(**inputs, generation_config=config), expected)
+    assert prefills == [5]  # of ten rows
+
+
+def test_one_record_names_placeholders_and_projector(glm4v):
+    model = make_model(glm4v)
+    assert vision_placeholder_ids(vocabulary(**{"<|begin_of_image|>": 4}), make_config(glm4v)) == [4, 90, 91, 92, 93]
+    tower, projector = (set(part.parameters()) for part in (model.model.visual, model.model.visual.merger))
+    assert set(vision_tower_parameters(model)) == tower - projector
 
 
 def vocabulary(**tokens):

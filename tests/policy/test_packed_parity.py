@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import CONFIGS, IMAGE, Batch, make_batch, make_model
+from tiny_models import IMAGE, SHARING, Batch, make_batch, make_model
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from trl.trainer.utils import add_fused_lm_head
@@ -18,7 +18,7 @@ from cppo.policy import shared_prompt_scores as packed_scores
 from cppo.policy.layout import SharedPromptLayout
 from cppo.policy.vision_inputs import model_images
 
-MROPE_FAMILIES = [name for name in CONFIGS if name.startswith("qwen")]
+MROPE_FAMILIES = [name for name in SHARING if name.startswith("qwen")]
 
 
 def oracle(model: Any, batch: Batch) -> ResponseScores:

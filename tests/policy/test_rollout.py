@@ -7,7 +7,7 @@ import torch
 import transformers
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
-from tiny_models import CONFIGS, PAD, make_batch, make_model
+from tiny_models import PAD, make_batch, make_config, make_model
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
@@ -30,7 +30,7 @@ def generate_inputs(family: str, **options: Any) -> dict[str, Tensor]:
     """The left-padded prompts of a batch as the trainer hands them to `generate`."""
     batch = make_batch(family, **options)
     end = batch.input_ids.shape[1] - batch.num_response_tokens
-    vision = model_images(CONFIGS[family](), batch.vision)
+    vision = model_images(make_config(family), batch.vision)
     if "mm_token_type_ids" in vision:
         vision["mm_token_type_ids"] = vision["mm_token_type_ids"][:, :end]
     return {"input_ids": batch.input_ids[:, :end], "attention_mask": batch.attention_mask[:, :end], **vision}
@@ -224,7 +224,7 @@ def a_filled_cache() -> DynamicCache:
 def test_which_calls_are_a_prefill_of_tokens_and_images_alone(changes, expected):
     """Whatever else a call brings might differ from row to row, or say of each row what must come back."""
     call = {"past_key_values": DynamicCache(), "input_ids": torch.ones(2, 3), "position_ids": torch.ones(3, 2, 3)}
-    assert rollout_module._is_prefill({**call, **changes}) is expected
+    assert rollout_module._is_prefill(make_config("qwen2_vl"), {**call, **changes}) is expected
 
 
 @pytest.mark.parametrize("prompts", [(0, 1, 2), (0, 3), (2,)], ids=["ragged images", "text-only", "pairs"])

@@ -1,28 +1,23 @@
 """Tiny random models of every family that shares prompts, in float64, and batches of ragged groups for them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
-from cppo.policy import tiny_configs
-from cppo.policy.tiny_configs import Sizes
+from cppo.policy.families import FAMILIES, Sizes, text_part, tiny_config
 
 VOCABULARY, IMAGE, PAD, VISION_START, VISION_END = 97, 90, 0, 91, 92
-TEXT = tiny_configs.text_part(
+TEXT = text_part(
     2, vocab_size=VOCABULARY, max_position_embeddings=256, pad_token_id=PAD, bos_token_id=1, eos_token_id=2
 )
 TOKENS = {"image": IMAGE, "video": 93, "start": VISION_START, "end": VISION_END}
 SHARING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_onevision", "idefics3", "smolvlm", "internvl")
-SIDES = {**dict.fromkeys(SHARING, 16), "llava": 8, "llava_onevision": 8}
-CONFIGS: dict[str, Callable[[], Any]] = {
-    name: partial(tiny_configs.CONFIGS[name], Sizes(TEXT, TOKENS, layers=2, patch=4, side=SIDES[name]))
-    for name in SHARING
-}
+SIDES = {"llava": 8, "llava_onevision": 8}
+"""Of the square images of those whose images have no grid, where it is not 16."""
+
 IMAGE_TOKENS = 4
 IMAGES = (0, 1, 2, 0, 1)
 """Images of each prompt; one prompt has two, two have none."""
@@ -52,9 +47,17 @@ class Batch:
         return self.attention_mask[:, -self.num_response_tokens :].bool()
 
 
+def make_config(family: str) -> Any:
+    return tiny_config(family, Sizes(TEXT, TOKENS, layers=2, patch=4, side=SIDES.get(family, 16)))
+
+
+def in_patches(family: str) -> bool:
+    return FAMILIES[family].images == "patches"
+
+
 def make_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
     torch.manual_seed(0)
-    config = CONFIGS[family]()
+    config = make_config(family)
     model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=attention).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,7 +77,7 @@ def make_batch(family: str, seed: int = 0, prompts: tuple[int, ...] = (1, 0, 2, 
     replies = {place: torch.randint(3, 90, (longest,), generator=generator) for place in places}
     order = torch.randperm(len(places), generator=generator).tolist()
     pixels = torch.Generator().manual_seed(1000 * view + seed)
-    # Qwen's images differ in size.
+    # Images in patches differ in size.
     grids = [[[1, 4, 4 + 4 * (number % 2)] for number in range(count)] for count in IMAGES]
     images = [[_image(family, grid, pixels) for grid in grids[p]] for p in range(len(IMAGES))]
     ids = [_prompt(family, texts[p], grids[p]) for p in range(len(IMAGES))]
@@ -89,23 +92,24 @@ def make_batch(family: str, seed: int = 0, prompts: tuple[int, ...] = (1, 0, 2, 
     numbers = [p for p, _ in rows]
     stacked, masks = torch.stack(input_ids), torch.stack(mask)
     vision = _vision(family, [images[p] for p in numbers], [grids[p] for p in numbers])
-    if family.startswith("qwen") and vision:
+    if in_patches(family) and vision:
         vision["mm_token_type_ids"] = (stacked == IMAGE).long()
     return Batch(stacked, masks, longest, vision)
 
 
 def _image(family: str, grid: list[int], generator: torch.Generator) -> Tensor:
-    if family.startswith("qwen"):
+    if in_patches(family):
         return torch.randn(grid[1] * grid[2], 3 * 2 * 4 * 4, generator=generator, dtype=torch.float64)
     if family == "llava_onevision":  # the whole image, and its one tile
         return torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
-    return torch.randn(3, SIDES[family], SIDES[family], generator=generator, dtype=torch.float64)
+    side = SIDES.get(family, 16)
+    return torch.randn(3, side, side, generator=generator, dtype=torch.float64)
 
 
 def _prompt(family: str, text: Tensor, grids: list[list[int]]) -> Tensor:
     parts = [text[:1]]
     for grid in grids:
-        count = grid[1] * grid[2] // 4 if family.startswith("qwen") else IMAGE_TOKENS
+        count = grid[1] * grid[2] // 4 if in_patches(family) else IMAGE_TOKENS
         if family == "llava_onevision":  # one image alone is tiled, and each line of tokens ends with another
             count = 2 * IMAGE_TOKENS + 2 if len(grids) == 1 else IMAGE_TOKENS + 1
         parts.append(torch.tensor([VISION_START, *[IMAGE] * count, VISION_END]))
@@ -118,7 +122,7 @@ def _vision(family: str, images: list[list[Tensor]], grids: list[list[list[int]]
     if not flat:
         return {}
     counts = [len(row) for row in images]
-    if family.startswith("qwen"):
+    if in_patches(family):
         grid = torch.tensor([grid for row in grids for grid in row])
         return {"pixel_values": torch.cat(flat), "image_grid_thw": grid, "num_images": counts}
     if family in ("idefics3", "smolvlm"):

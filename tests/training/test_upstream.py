@@ -14,7 +14,7 @@ from trl.trainer.utils import RepeatSampler
 import cppo
 from cppo.errors import UserError
 from cppo.policy import attention, head
-from cppo.policy.tiny_configs import CONFIGS
+from cppo.policy.families import FAMILIES
 from cppo.probing import failure
 from cppo.training import checkpoint, upstream
 from cppo.training.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL
@@ -72,7 +72,7 @@ def test_the_present_versions_have_every_part(make_trainer):
     assert (trainer._shares_prompts, trainer._shares_rollouts) == (True, True)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_passes_its_probes(family):
     state = torch.get_rng_state()
     assert SHARED_PREFILL.missing(family) is None

@@ -9,13 +9,13 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from cppo.assets.build import CHAT_TEMPLATE, build_tokenizer
-from cppo.policy.tiny_configs import CONFIGS as SHARING_CONFIGS
-from cppo.policy.tiny_configs import Sizes, pinpoints, square_tower, text_part
+from cppo.policy.families import Sizes, square_tower, text_part, tiny_config
 
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QWEN_TOKENS = {"image": "<|image_pad|>", "video": "<|video_pad|>", "start": "<|vision_start|>", "end": "<|vision_end|>"}
 SIDE, PATCH = 32, 8
 SQUARE = {"size": {"height": SIDE, "width": SIDE}}
+PINPOINTS = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
 
 
 def gemma3(sizes: Sizes) -> Any:
@@ -28,9 +28,6 @@ def gemma3(sizes: Sizes) -> Any:
         eoi_token_index=sizes.tokens["end"],
         image_token_index=sizes.tokens["image"],
     )
-
-
-CONFIGS = {**SHARING_CONFIGS, "gemma3": gemma3}
 
 
 class Parts(NamedTuple):
@@ -76,7 +73,7 @@ def _llava_processor(tokenizer: Any, template: str) -> Any:
 
 def _onevision_processor(tokenizer: Any, template: str) -> Any:
     return transformers.LlavaOnevisionProcessor(
-        image_processor=transformers.LlavaOnevisionImageProcessor(**SQUARE, image_grid_pinpoints=pinpoints(SIDE)),
+        image_processor=transformers.LlavaOnevisionImageProcessor(**SQUARE, image_grid_pinpoints=PINPOINTS),
         tokenizer=tokenizer,
         video_processor=transformers.LlavaOnevisionVideoProcessor(**SQUARE),
         num_image_tokens=16,
@@ -196,7 +193,8 @@ def build_family(name: str, folder: Path) -> str:
         bos_token_id=None,
     )
     tokens = {role: tokenizer.convert_tokens_to_ids(token) for role, token in FAMILIES[name].tokens.items()}
-    config = CONFIGS[name](Sizes(text, tokens, layers=1, patch=PATCH, side=SIDE))
+    sizes = Sizes(text, tokens, layers=1, patch=PATCH, side=SIDE)
+    config = gemma3(sizes) if name == "gemma3" else tiny_config(name, sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForImageTextToText.from_config(config)

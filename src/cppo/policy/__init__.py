@@ -1,15 +1,14 @@
 """The vision-language model as a scorer of response tokens."""
 
-from cppo.policy.adapters import adapts_tied_weights, merged
 from cppo.policy.dependency import DEPENDENCY_SCORES, DIVERGENCES, dependency_score, view_divergence
 from cppo.policy.families import (
     takes_images_a_row,
     unshared_reason,
-    unwrapped,
     vision_placeholder_ids,
     vision_tower_parameters,
 )
 from cppo.policy.head import LanguageHead
+from cppo.policy.loading import adapts_tied_weights, merged, unwrapped
 from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores
 from cppo.policy.packing import PackedBatch, PromptGroup, pack, prompt_groups
 from cppo.policy.rollout import only_special_tokens, shared_prefill, sliced_generation

@@ -1,83 +1,205 @@
-"""Facts that differ between families of vision-language models, and the model inside what trainers wrap around it."""
+"""All that is known of each family of vision-language models: one `Family` record, by transformers' model type.
 
-from typing import Any
+A family without a record is trained too, one row for each rollout. docs/models.md adds one.
+"""
 
-from accelerate.utils import extract_model_from_parallel
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
 from torch.nn import Parameter
-from transformers import PreTrainedModel
+from transformers import AutoConfig
 
 from cppo.errors import UserError
 
-PLACEHOLDER_ATTRIBUTES = (
-    "image_token_id",
-    "image_token_index",
-    "video_token_id",
-    "video_token_index",
-    "vision_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
+PLAIN_TEXT = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class Sizes(NamedTuple):
+    """What a tiny model is to measure: options of its text part, and its vision tower.
+
+    tokens: ids of `image`, and of `video`, `start` and `end` (of an image) where the family has them.
+    side: of the square images that a tower of one size takes, in pixels, as `patch`.
+    """
+
+    text: dict[str, Any]
+    tokens: dict[str, int]
+    layers: int
+    patch: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of an architecture that scores packed rows as it scores plain ones.
+
+    Attributes:
+        tiny: options of the family's configuration for a tiny model, on which sharing is tried before a run.
+        images: how they lie in `pixel_values`: "patches" of all images, which `image_grid_thw` counts; "tiles" of all
+            images, one or several of each, all of equally many tokens; or "rows" [B, images, ...], which images of
+            zeros fill up to the fullest.
+        image_inputs: inputs of the model that describe images.
+        images_a_row: that of them with the number of images of each row that has any; empty where the model need not
+            be told. LLaVA-OneVision cuts one image alone into tiles, and several not.
+        text_types: model types of its text parts. Their attention is causal and plain (no sinks, no soft caps, no
+            attention between image tokens), and the head's output is the logits, without soft cap or scale.
+        placeholder_tokens: texts of the tokens that stand for, or frame, an image or a video.
+        placeholder_fields: fields of configuration and processor that hold the ids of such tokens.
+        projector_parts: modules inside the vision tower that project into the language model; most families have
+            theirs outside.
+    """
+
+    tiny: Callable[[Sizes], dict[str, Any]]
+    images: Literal["patches", "tiles", "rows"] = "tiles"
+    image_inputs: tuple[str, ...] = ("pixel_values",)
+    images_a_row: str = ""
+    text_types: tuple[str, ...] = PLAIN_TEXT
+    placeholder_tokens: tuple[str, ...] = ("<image>",)
+    placeholder_fields: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    projector_parts: tuple[str, ...] = ()
+
+
+def text_part(layers: int, **more: Any) -> dict[str, Any]:
+    """Options of a tiny text part of 4 heads of 8 numbers each; `more` are those of its vocabulary."""
+    widths = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return {**widths, "num_hidden_layers": layers, "tie_word_embeddings": False, **more}
+
+
+def square_tower(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """Options of a tiny vision tower that takes square images of one size."""
+    widths = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    shape = {"num_hidden_layers": sizes.layers, "image_size": sizes.side, "patch_size": sizes.patch}
+    return {**widths, **shape, **more}
+
+
+def grid_tower(sizes: Sizes, **more: Any) -> dict[str, Any]:
+    """Options of a tiny vision tower that takes images of any size, in patches."""
+    shape = {"depth": sizes.layers, "num_heads": 2, "patch_size": sizes.patch}
+    return {**shape, "temporal_patch_size": 2, "spatial_merge_size": 2, **more}
+
+
+def mrope(**more: Any) -> dict[str, Any]:
+    """Options of a tiny text part whose positions are of time, height and width."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1], **more}}
+
+
+def _qwen(sizes: Sizes, text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "text_config": {**sizes.text, **text},
+        "vision_config": grid_tower(sizes, **vision),
+        "image_token_id": sizes.tokens["image"],
+        "video_token_id": sizes.tokens["video"],
+        "vision_start_token_id": sizes.tokens["start"],
+        "vision_end_token_id": sizes.tokens["end"],
+    }
+
+
+QWEN_TOWER = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32}
+QWEN2_VL = Family(
+    tiny=lambda sizes: _qwen(sizes, mrope(), {"embed_dim": 16, "hidden_size": 32}),
+    images="patches",
+    image_inputs=("pixel_values", "image_grid_thw"),
+    text_types=("qwen2_vl_text",),
+    placeholder_tokens=("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    placeholder_fields=(
+        "image_token_id",
+        "video_token_id",
+        "vision_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+    ),
+    projector_parts=("merger",),
 )
-"""Configuration fields in which transformers' models keep the ids of tokens that stand for, or frame, an image."""
-
-PLACEHOLDER_TOKENS = (
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<image>",
-    "<video>",
-    "<IMG_CONTEXT>",
-    "<img>",
-    "</img>",
-    "<fake_token_around_image>",
-    "<global-img>",
+LLAVA = Family(
+    tiny=lambda sizes: {
+        "text_config": {"model_type": "llama", **sizes.text},
+        "vision_config": square_tower(sizes, model_type="clip_vision_model", projection_dim=16),
+        "image_token_index": sizes.tokens["image"],
+        "vision_feature_layer": -1,
+    },
+    image_inputs=("pixel_values", "image_sizes"),
 )
-"""The same tokens by their text, for families that keep them in the tokenizer alone."""
-
-SHARED_PROMPT_MODELS = (
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "llava",
-    "llava_onevision",
-    "idefics3",
-    "smolvlm",
-    "internvl",
+IDEFICS3 = Family(
+    tiny=lambda sizes: {
+        "text_config": {"model_type": "llama", **sizes.text},
+        "vision_config": square_tower(sizes),
+        "image_token_id": sizes.tokens["image"],
+        "scale_factor": 2,
+        "pad_token_id": sizes.text["pad_token_id"],
+    },
+    images="rows",
+    image_inputs=("pixel_values", "pixel_attention_mask"),
+    placeholder_tokens=("<image>", "<fake_token_around_image>", "<global-img>"),
 )
-"""Model types whose packed scores are tested against the plain ones."""
+FAMILIES = {
+    "qwen2_vl": QWEN2_VL,
+    "qwen2_5_vl": replace(
+        QWEN2_VL,
+        tiny=lambda sizes: _qwen(
+            sizes,
+            mrope(),
+            {**QWEN_TOWER, "window_size": 2 * sizes.patch, "fullatt_block_indexes": [sizes.layers - 1]},
+        ),
+        text_types=("qwen2_5_vl_text",),
+    ),
+    "qwen3_vl": replace(
+        QWEN2_VL,
+        tiny=lambda sizes: _qwen(
+            sizes,
+            {"head_dim": 8, **mrope(mrope_interleaved=True)},
+            {**QWEN_TOWER, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        ),
+        text_types=("qwen3_vl_text",),
+        projector_parts=("merger", "deepstack_merger_list"),
+    ),
+    "llava": LLAVA,
+    "llava_onevision": replace(
+        LLAVA,
+        tiny=lambda sizes: {
+            "text_config": {"model_type": "qwen2", **sizes.text},
+            "vision_config": square_tower(sizes, model_type="siglip_vision_model", vision_use_head=False),
+            "image_token_index": sizes.tokens["image"],
+            "video_token_index": sizes.tokens["video"],
+            "image_grid_pinpoints": [
+                [sizes.side, sizes.side],
+                [sizes.side, 2 * sizes.side],
+                [2 * sizes.side, sizes.side],
+            ],
+        },
+        image_inputs=("pixel_values", "image_sizes", "batch_num_images"),
+        images_a_row="batch_num_images",
+        placeholder_tokens=("<image>", "<video>"),
+    ),
+    "idefics3": IDEFICS3,
+    "smolvlm": IDEFICS3,
+    "internvl": Family(
+        tiny=lambda sizes: {
+            "text_config": {"model_type": "qwen2", **sizes.text},
+            "vision_config": square_tower(sizes, image_size=[sizes.side] * 2, patch_size=[sizes.patch] * 2),
+            "image_token_id": sizes.tokens["image"],
+        },
+        placeholder_tokens=("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+    ),
+}
+"""The families whose packed scores are tested against the plain ones, by transformers' model type."""
 
-SHARED_PROMPT_TEXT_MODELS = (
-    "qwen2_vl_text",
-    "qwen2_5_vl_text",
-    "qwen3_vl_text",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-)
-"""Their text parts with plain causal attention: no sinks, no soft caps, no attention between image tokens. The logits
-are the head's output, without soft cap or scale."""
-
-IMAGES_A_ROW = "batch_num_images"
-"""LLaVA-OneVision's input with the number of images of each row that has any."""
+UNKNOWN = Family(tiny=lambda sizes: {}, projector_parts=("merger", "deepstack_merger_list"))
+"""What is assumed of every other family."""
 
 
-def unwrapped(model: Any) -> PreTrainedModel:
-    """The transformers model inside DDP, FSDP, `torch.compile` and PEFT wrappers."""
-    while not isinstance(model, PreTrainedModel):
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        else:
-            wrapper, model = model, extract_model_from_parallel(model, keep_torch_compile=False)
-            if model is wrapper:
-                raise TypeError(f"{type(model).__name__} is no transformers model, and no known wrapper of one")
-    return model
+def family_of(config: Any) -> Family:
+    """The record of a model's family; `UNKNOWN` for a model type without one. config: the model's configuration."""
+    return FAMILIES.get(config.model_type, UNKNOWN)
+
+
+def tiny_config(model_type: str, sizes: Sizes) -> Any:
+    """The configuration of a tiny model of one of `FAMILIES`."""
+    return AutoConfig.for_model(model_type, **FAMILIES[model_type].tiny(sizes))
 
 
 def takes_images_a_row(config: Any) -> bool:
-    """Whether a model must be told how many images each row has: one alone is cut into tiles, several are not."""
-    return config.model_type == "llava_onevision"
+    """Whether a model must be told how many images each row has. config: its configuration."""
+    return bool(family_of(config).images_a_row)
 
 
 def unshared_reason(config: Any) -> str | None:
@@ -86,19 +208,15 @@ def unshared_reason(config: Any) -> str | None:
     config: the model's configuration.
     """
     text = config.get_text_config()
-    if config.model_type not in SHARED_PROMPT_MODELS:
-        known = ", ".join(SHARED_PROMPT_MODELS)
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
         return f"model type {config.model_type!r} is not among those with tested shared-prompt attention ({known})"
-    if text.model_type not in SHARED_PROMPT_TEXT_MODELS:
+    if text.model_type not in family_of(config).text_types:
         return f"the attention of its text part, {text.model_type!r}, has no shared-prompt form"
     sliding = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     if sliding is not None or "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "its text part attends through a sliding window"
     return None
-
-
-PROJECTOR_PARTS = {"merger", "deepstack_merger_list"}
-"""Parts of Qwen's vision towers that project into the language model; other families have a module outside for it."""
 
 
 def vision_tower_parameters(model: Any) -> list[Parameter]:
@@ -112,13 +230,15 @@ def vision_tower_parameters(model: Any) -> list[Parameter]:
     tower = model.get_encoder(modality="image")
     if tower is model or tower is model.base_model:
         raise UserError(f"freeze_vision_tower = True, but a model of type {model.config.model_type!r} has none")
-    return [parameter for name, parameter in tower.named_parameters() if PROJECTOR_PARTS.isdisjoint(name.split("."))]
+    projector = set(family_of(model.config).projector_parts)
+    return [parameter for name, parameter in tower.named_parameters() if projector.isdisjoint(name.split("."))]
 
 
 def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:
     """Token ids that stand for images or videos and therefore must never be sampled as text.
 
-    One sampled placeholder breaks the scoring pass: the model would look for an image that is not there.
+    One sampled placeholder breaks the scoring pass: the model would look for an image that is not there. Those of all
+    families are banned: a tokenizer may have another family's too.
 
     Args:
         processing_class: a transformers processor or tokenizer.
@@ -129,8 +249,11 @@ def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     vocabulary = tokenizer.get_vocab()
-    ids = {vocabulary[token] for token in PLACEHOLDER_TOKENS if token in vocabulary}
-    for holder in (config, processing_class):
-        values = (getattr(holder, name, None) for name in PLACEHOLDER_ATTRIBUTES)
+    ids: set[int] = set()
+    for family in FAMILIES.values():
+        ids.update(vocabulary[token] for token in family.placeholder_tokens if token in vocabulary)
+        values = [
+            getattr(holder, name, None) for holder in (config, processing_class) for name in family.placeholder_fields
+        ]
         ids.update(value for value in values if isinstance(value, int) and value >= 0)
     return sorted(ids)

@@ -1,4 +1,7 @@
-"""Weights are loaded whole or not at all: a tensor that a checkpoint lacks would be random."""
+"""Models and their adapters: loaded whole or not at all, merged, and taken out of what trainers wrap around them.
+
+A tensor that a checkpoint lacks would be random.
+"""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -6,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from transformers import PreTrainedModel
 
 from cppo.errors import UserError, one_line, tell
@@ -65,6 +71,47 @@ def check_adapter(adapted: Any, folder: str) -> None:
         missing = sorted(needed - set(load_peft_weights(folder, device="cpu")))
     if missing:
         raise UserError(f"model: the adapter {folder} lacks {_some(missing)}: its file is not whole")
+
+
+def unwrapped(model: Any) -> PreTrainedModel:
+    """The transformers model inside DDP, FSDP, `torch.compile` and PEFT wrappers."""
+    while not isinstance(model, PreTrainedModel):
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            wrapper, model = model, extract_model_from_parallel(model, keep_torch_compile=False)
+            if model is wrapper:
+                raise TypeError(f"{type(model).__name__} is no transformers model, and no known wrapper of one")
+    return model
+
+
+def adapts_tied_weights(model: Any) -> bool:
+    """Whether an adapter lies on the embedding or the output layer, and both share their weight."""
+    model = unwrapped(model)
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    plain = [_plain(end) for end in ends]
+    shared = plain[1] is not None and plain[0].weight is plain[1].weight
+    return shared and any(one is not end for one, end in zip(plain, ends, strict=True))
+
+
+def merged(model: Any) -> Any:
+    """The transformers model of a PEFT model with the adapter merged in.
+
+    Where the adapter lies on a weight that embedding and output layer share, they get a weight each: merged into the
+    shared one, it would change both. The configuration then says that they are not tied.
+    """
+    if adapts_tied_weights(model):
+        base = unwrapped(model)
+        head = _plain(base.get_output_embeddings())
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return model.merge_and_unload()
+
+
+def _plain(layer: Any) -> Any:
+    """The layer itself, without an adapter around it."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def _check_report(name: str, report: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cppo.policy.attention import share_prompts
-from cppo.policy.families import unwrapped
 from cppo.policy.head import LanguageHead
+from cppo.policy.loading import unwrapped
 from cppo.policy.packing import PackedBatch, PackedRow, pack, prompt_groups
 from cppo.policy.scorer import ResponseScores
 

@@ -9,15 +9,7 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.policy.layout import SharedPromptLayout
-from cppo.policy.vision_inputs import (
-    PER_TOKEN_KEYS,
-    VisionInputs,
-    concatenate_rows,
-    model_images,
-    pads_rows,
-    slice_rows,
-    without_empty_images,
-)
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, joined_images, slice_rows
 
 
 @dataclass(frozen=True)
@@ -241,25 +233,6 @@ class _Packer:
             )
             self._positions[key] = positions[:, 0]
         return self._positions[key]
-
-
-def joined_images(config: Any, parts: Sequence[VisionInputs]) -> VisionInputs:
-    """What the model takes for the images of several rows in their order, whether or not each has one; no per-token
-    inputs.
-    """
-    images = []
-    for part in parts:
-        pixels = without_empty_images(part).get("pixel_values")
-        # Idefics fills up rows without an image with images of zeros.
-        if pixels is not None and (not pads_rows(part) or pixels.any()):
-            kept = {key: value for key, value in part.items() if key not in PER_TOKEN_KEYS}
-            images.append({key: value for key, value in kept.items() if value is not None})
-    if not images:
-        return {}
-    joined = model_images(config, concatenate_rows(images))
-    if pads_rows(joined):
-        joined = {key: value.flatten(0, 1)[None] for key, value in joined.items()}
-    return joined
 
 
 def _same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from cppo.policy.families import Sizes, text_part, tiny_config
 from cppo.policy.packed import add_shared_prompt_forward, shared_prompt_scores
 from cppo.policy.rollout import shared_prefill
 from cppo.policy.scorer import plain_scores
-from cppo.policy.tiny_configs import CONFIGS, Sizes, text_part
 from cppo.probing import expect
 
 TOLERANCE = 1e-4
@@ -69,7 +69,7 @@ def _tiny_model(model_type: str, attention: str) -> Any:
     """One layer of a family's text part and of its vision tower, with weights that let tokens see one another."""
     text = text_part(1, vocab_size=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     tokens = {"image": 20, "video": 21, "start": 22, "end": 23}
-    config = CONFIGS[model_type](Sizes(text, tokens, layers=1, patch=4, side=8))
+    config = tiny_config(model_type, Sizes(text, tokens, layers=1, patch=4, side=8))
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

@@ -18,19 +18,16 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from cppo.errors import UserError
-from cppo.policy.families import IMAGES_A_ROW
-from cppo.policy.packing import joined_images, prompt_groups
+from cppo.policy.families import family_of
+from cppo.policy.packing import prompt_groups
 from cppo.policy.vision_inputs import (
     PER_TOKEN_KEYS,
-    VisionInputs,
+    counted_images,
+    has_images,
+    joined_images,
     model_images,
-    pads_rows,
     slice_rows,
-    without_empty_images,
 )
-
-IMAGE_KEYS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes")
-"""Inputs that describe images, for the families of `SHARED_PROMPT_MODELS`."""
 
 ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
 """Inputs whose second-last dimension counts rows."""
@@ -78,7 +75,7 @@ def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig |
 
     @functools.wraps(original_forward)
     def forward(*args: Any, **inputs: Any) -> Any:
-        if args or not _is_prefill(inputs) or _checkpoints(model):
+        if args or not _is_prefill(model.config, inputs) or _checkpoints(model):
             return original_forward(*args, **inputs)
         return _prefill(original_forward, model.config, inputs, prefills)
 
@@ -136,15 +133,16 @@ def _replaced(model: PreTrainedModel, name: str, function: Callable[..., Any]) -
 
 def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
     """The arguments of `generate` for rows `start` to `end` (exclusive)."""
-    vision = _counted_images(config, inputs)
+    vision = counted_images(config, inputs)
     if vision is None:
         raise UserError("per_device_generation_batch_size: it is not clear which images belong to which row; set null")
     cut = slice_rows(vision, start, end)
-    # Idefics fills up rows without an image with images of zeros, and takes one where all are.
-    if pads_rows(cut) and not cut["pixel_values"].any():
+    # Idefics takes an image of zeros where all are.
+    if not has_images(config, cut):
         cut = {key: value for key, value in cut.items() if key in PER_TOKEN_KEYS}
     images = model_images(config, cut)
-    kept = {key: value for key, value in inputs.items() if key not in (*IMAGE_KEYS, *PER_TOKEN_KEYS, IMAGES_A_ROW)}
+    cut_keys = {*family_of(config).image_inputs, *PER_TOKEN_KEYS}
+    kept = {key: value for key, value in inputs.items() if key not in cut_keys}
     return {
         **kept,
         "input_ids": kept["input_ids"][start:end],
@@ -163,7 +161,7 @@ def _checkpoints(model: PreTrainedModel) -> bool:
     return any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def _is_prefill(inputs: Mapping[str, Any]) -> bool:
+def _is_prefill(config: Any, inputs: Mapping[str, Any]) -> bool:
     """Whether a forward call fills an empty growing cache from tokens and images alone."""
     cache, ids = _cache_in(inputs), inputs.get("input_ids")
     if type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length() or ids is None or len(ids) < 2:
@@ -172,7 +170,7 @@ def _is_prefill(inputs: Mapping[str, Any]) -> bool:
     if inputs.get("position_ids") is None:
         return False
     asked = any(inputs.get(key) for key in ("output_hidden_states", "output_attentions"))
-    others = [value for key, value in inputs.items() if key not in (*ROW_KEYS, *IMAGE_KEYS, IMAGES_A_ROW)]
+    others = [value for key, value in inputs.items() if key not in (*ROW_KEYS, *family_of(config).image_inputs)]
     return not asked and not any(isinstance(value, Tensor | Mapping) for value in others)
 
 
@@ -184,14 +182,14 @@ def _cache_in(inputs: Mapping[str, Any]) -> DynamicCache | None:
 def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any], prefills: list[int]) -> Any:
     """One forward pass over the distinct rows of [B, P], its last logits and cache copied to all B rows."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    vision = _counted_images(config, inputs)
+    vision = counted_images(config, inputs)
     if vision is None or (mask is not None and mask.ndim != 2):
         return forward(**inputs)
     groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, vision)
     prefills.append(len(groups))
     if len(groups) == len(ids):
         return forward(**inputs)
-    distinct = {key: value for key, value in inputs.items() if key not in (*IMAGE_KEYS, IMAGES_A_ROW)}
+    distinct = {key: value for key, value in inputs.items() if key not in family_of(config).image_inputs}
     first = torch.tensor([group.rows[0] for group in groups], device=ids.device)
     for key in ROW_KEYS:
         value = inputs.get(key)
@@ -207,32 +205,3 @@ def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any], p
     cache.batch_select_indices(group_of)
     outputs.logits = outputs.logits[group_of]
     return outputs
-
-
-def _counted_images(config: Any, inputs: Mapping[str, Any]) -> VisionInputs | None:
-    """The image inputs of [B, P] with the number of images (or tiles) of each row, as `slice_rows` wants it.
-
-    Counted by the row's placeholder tokens; None if that leaves it unclear.
-    """
-    vision = without_empty_images({key: inputs.get(key) for key in (*IMAGE_KEYS, *PER_TOKEN_KEYS)})
-    pixels = vision.get("pixel_values")
-    if pixels is None or pads_rows(vision):
-        return vision
-    tokens = (inputs["input_ids"] == config.image_token_id).sum(dim=1)
-    given = inputs.get(IMAGES_A_ROW)
-    if given is not None:  # of each row that has any
-        counts = iter(given.tolist())
-        return {**vision, "num_images": [next(counts) if count else 0 for count in tokens.tolist()]}
-    grid = vision.get("image_grid_thw")
-    if grid is None:
-        each, left_over = divmod(int(tokens.sum()), len(pixels))
-        if left_over:
-            return None
-        sizes = tokens.new_full((len(pixels),), each)
-    else:
-        sizes = grid.prod(dim=1) // config.vision_config.spatial_merge_size**2
-    ends, row_ends = sizes.cumsum(dim=0), tokens.cumsum(dim=0)
-    seen = torch.searchsorted(ends, row_ends, right=True)
-    if not torch.equal(torch.cat([ends.new_zeros(1), ends])[seen], row_ends):
-        return None
-    return {**vision, "num_images": seen.diff(prepend=seen.new_zeros(1)).tolist()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cppo.perception import entropy_from_logits
-from cppo.policy.families import unwrapped
+from cppo.policy.loading import unwrapped
 from cppo.policy.vision_inputs import model_images, without_empty_images
 
 

@@ -1,7 +1,6 @@
-"""Put together and cut apart the vision inputs of a batch, for every layout that transformers' processors use.
+"""Count, cut apart and join the image inputs of a batch's rows, for every way in which images lie (see `Family`).
 
-A batch of B rows carries its images in tensors whose first dimension counts patches (Qwen), images (LLaVA,
-LLaVA-OneVision), tiles (InternVL) or rows (Idefics), and in lists with one number a row (`num_images`, `num_tiles`).
+Tensors hold the images of B rows one after the other, and lists have one number a row (`num_images`, `num_tiles`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from cppo.policy.families import IMAGES_A_ROW, takes_images_a_row
+from cppo.policy.families import FAMILIES, family_of
 
 VisionInputs = dict[str, Any]
 """Keyword inputs of the model that describe images: tensors, or lists with one number a row."""
@@ -29,22 +28,24 @@ def model_images(config: Any, vision: Mapping[str, Any]) -> VisionInputs:
     config: the model's configuration.
     """
     inputs = {key: value for key, value in vision.items() if key not in ROW_COUNTS}
-    if takes_images_a_row(config) and "pixel_values" in inputs and "num_images" in vision:
-        inputs[IMAGES_A_ROW] = torch.tensor([count for count in vision["num_images"] if count])
+    name = family_of(config).images_a_row
+    if name and "pixel_values" in inputs and "num_images" in vision:
+        inputs[name] = torch.tensor([count for count in vision["num_images"] if count])
     return inputs
 
 
-def pads_rows(vision: Mapping[str, Any]) -> bool:
-    """Whether images stand in rows [B, images, ...] that are filled up to the fullest one, as Idefics' do."""
-    pixel_values = vision.get("pixel_values")
-    return pixel_values is not None and pixel_values.ndim == 5 and "image_sizes" not in vision
+def has_images(config: Any, vision: Mapping[str, Any]) -> bool:
+    """Whether rows hold an image; where rows are filled up, images of zeros are none."""
+    pixel_values = without_empty_images(vision).get("pixel_values")
+    return pixel_values is not None and (family_of(config).images != "rows" or bool(pixel_values.any()))
 
 
 def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
     """Drop absent inputs, and the image inputs altogether when a batch of text-only rows holds no image."""
     present = {key: value for key, value in vision.items() if value is not None}
     if "num_images" in present:
-        present.pop(IMAGES_A_ROW, None)  # the same, but for rows of text alone
+        for family in FAMILIES.values():
+            present.pop(family.images_a_row, None)  # the same, but for rows of text alone
     pixel_values = present.get("pixel_values")
     if pixel_values is not None and pixel_values.shape[0] == 0:
         return {key: value for key, value in present.items() if key in PER_TOKEN_KEYS}
@@ -64,9 +65,18 @@ def split_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
     TRL's function takes Idefics' rows [B, images, ...] for images where there happen to be as many.
     """
-    if pads_rows(batch):
-        return dict(batch)
-    return split_pixel_values_by_grid(dict(batch))
+    return dict(batch) if pads_rows(batch) else split_pixel_values_by_grid(dict(batch))
+
+
+def pads_rows(vision: Mapping[str, Any]) -> bool:
+    """Whether images lie in rows [B, images, ...] that are filled up to the fullest one.
+
+    A batch does not tell its family: such rows have five dimensions, and no input that only other families have.
+    """
+    rows = {name for family in FAMILIES.values() if family.images == "rows" for name in family.image_inputs}
+    names = {name for family in FAMILIES.values() for name in family.image_inputs}
+    pixel_values = vision.get("pixel_values")
+    return pixel_values is not None and pixel_values.ndim == 5 and vision.keys() & names <= rows
 
 
 def slice_rows(vision: Mapping[str, Any], start: int, end: int) -> VisionInputs:
@@ -90,6 +100,52 @@ def concatenate_rows(parts: Sequence[Mapping[str, Any]]) -> VisionInputs:
         values = [part[key] for part in parts]
         joined[key] = _concatenate(values) if isinstance(values[0], Tensor) else [n for value in values for n in value]
     return joined
+
+
+def joined_images(config: Any, parts: Sequence[VisionInputs]) -> VisionInputs:
+    """What the model takes for the images of several rows in their order, whether or not each has one; no per-token
+    inputs.
+    """
+    images = [
+        {key: value for key, value in part.items() if key not in PER_TOKEN_KEYS and value is not None}
+        for part in parts
+        if has_images(config, part)
+    ]
+    if not images:
+        return {}
+    joined = model_images(config, concatenate_rows(images))
+    if family_of(config).images == "rows":
+        joined = {key: value.flatten(0, 1)[None] for key, value in joined.items()}
+    return joined
+
+
+def counted_images(config: Any, inputs: Mapping[str, Any]) -> VisionInputs | None:
+    """The image inputs of [B, P] with the number of images (or tiles) of each row, as `slice_rows` wants it.
+
+    Counted by the row's placeholder tokens; None if that leaves it unclear.
+    """
+    family = family_of(config)
+    vision = without_empty_images({name: inputs.get(name) for name in (*family.image_inputs, *PER_TOKEN_KEYS)})
+    given = vision.pop(family.images_a_row, None)
+    pixels = vision.get("pixel_values")
+    if pixels is None or family.images == "rows":
+        return vision
+    tokens = (inputs["input_ids"] == config.image_token_id).sum(dim=1)
+    if given is not None:  # of each row that has any
+        counts = iter(given.tolist())
+        return {**vision, "num_images": [next(counts) if count else 0 for count in tokens.tolist()]}
+    if family.images == "patches":
+        sizes = vision["image_grid_thw"].prod(dim=1) // config.vision_config.spatial_merge_size**2
+    else:
+        each, left_over = divmod(int(tokens.sum()), len(pixels))
+        if left_over:
+            return None
+        sizes = tokens.new_full((len(pixels),), each)
+    ends, row_ends = sizes.cumsum(dim=0), tokens.cumsum(dim=0)
+    seen = torch.searchsorted(ends, row_ends, right=True)
+    if not torch.equal(torch.cat([ends.new_zeros(1), ends])[seen], row_ends):
+        return None
+    return {**vision, "num_images": seen.diff(prepend=seen.new_zeros(1)).tolist()}
 
 
 def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
