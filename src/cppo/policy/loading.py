@@ -48,6 +48,21 @@ def whole_weights() -> Iterator[None]:
         owner.from_pretrained = original
 
 
+def _check_report(name: str, report: Mapping[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model: the weights in {name} lack {_some(missing)}, which would be random: the files are not whole, or "
+            "of another kind of model"
+        )
+    misshapen = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
+    if misshapen:
+        raise UserError(f"model: the weights in {name} do not have the shapes of its config.json: {_some(misshapen)}")
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        tell(f"warning: {name} holds weights that the model does not use: {_some(unexpected)}")
+
+
 def with_adapter(model: Any, folder: str) -> PeftModel:
     """The model with the adapter of a folder.
 
@@ -71,6 +86,12 @@ def check_adapter(adapted: Any, folder: str) -> None:
         missing = sorted(needed - set(load_peft_weights(folder, device="cpu")))
     if missing:
         raise UserError(f"model: the adapter {folder} lacks {_some(missing)}: its file is not whole")
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - SHOWN_KEYS
+    return ", ".join(names[:SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")
 
 
 def unwrapped(model: Any) -> PreTrainedModel:
@@ -112,24 +133,3 @@ def merged(model: Any) -> Any:
 def _plain(layer: Any) -> Any:
     """The layer itself, without an adapter around it."""
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-
-
-def _check_report(name: str, report: Mapping[str, Any]) -> None:
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"model: the weights in {name} lack {_some(missing)}, which would be random: the files are not whole, or "
-            "of another kind of model"
-        )
-    misshapen = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
-    if misshapen:
-        raise UserError(f"model: the weights in {name} do not have the shapes of its config.json: {_some(misshapen)}")
-    unexpected = sorted(report["unexpected_keys"])
-    if unexpected:
-        tell(f"warning: {name} holds weights that the model does not use: {_some(unexpected)}")
-
-
-def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - SHOWN_KEYS
-    return ", ".join(names[:SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")
