@@ -103,7 +103,7 @@ def test_the_path_of_a_step(benchmark_module, tmp_path: Path, monkeypatch, capsy
     found = json.loads(file.read_text())
     assert found["files"][0] == "training/trainer.py"
     assert "perception/selection.py" in found["files"]
-    assert "training/resume.py" not in found["files"]
+    assert "training/checkpoint.py" not in found["files"]
     assert f"cppo: {len(found['files'])} files, {len(found['stays'])} stays" in capsys.readouterr().out
 
     # By hand: top -> low -> low -> top (a climb), back in low, then mid from top.

@@ -3,79 +3,88 @@
 import ast
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from rollout_stubs import inject, make_rows
 
-from cppo.training.phases import PHASES, PhaseClock, peak_memory_mib
-
-
-class Watch:
-    """A clock that is set by hand."""
-
-    def __init__(self):
-        self.time = 100.0
-
-    def __call__(self):
-        return self.time
+from cppo.training.telemetry import PHASES, StepCosts, peak_memory_mib, phase_seconds
 
 
 @pytest.fixture
-def watch():
-    return Watch()
+def watch(make_trainer, monkeypatch):
+    """A trainer whose clock is set by hand: `watch.time`."""
+    clock = SimpleNamespace(time=100.0)
+    monkeypatch.setattr("cppo.training.trainer.time.perf_counter", lambda: clock.time)
+    clock.trainer = make_trainer(make_rows([1, 1]))
+    clock.phase = clock.trainer._phase
+    return clock
+
+
+def begin_step(watch):
+    if not watch.trainer._marks:
+        watch.trainer._mark("update")
+
+
+def end_step(watch):
+    """The seconds that are reported of the step."""
+    reported = {}
+    StepCosts(watch.trainer._marks, watch.trainer._mark, torch.device("cpu"), reported).on_step_end(None, None, None)
+    return {phase: value for phase in PHASES for value in reported[f"time/{phase}"]}
 
 
 def test_nested_phases_count_once(watch):
-    clock = PhaseClock(now=watch)
-    clock.begin_step()
+    begin_step(watch)
     watch.time += 1  # update
-    with clock.phase("rollout"):
+    with watch.phase("rollout"):
         watch.time += 2
-        with clock.phase("reward"):
+        with watch.phase("reward"):
             watch.time += 4
-            with clock.phase("reward"):
+            with watch.phase("reward"):
                 watch.time += 8
         watch.time += 16
-        with clock.phase("views"):
+        with watch.phase("views"):
             watch.time += 32
-    with clock.phase("scoring"):
+    with watch.phase("scoring"):
         watch.time += 64
-    clock.begin_step()  # the second micro-batch of the same step
+    begin_step(watch)  # the second micro-batch of the same step
     watch.time += 128
-    found = clock.end_step()
+    found = end_step(watch)
     assert found == {"rollout": 18, "reward": 12, "views": 32, "scoring": 64, "update": 129}
     assert sum(found.values()) == watch.time - 100
 
 
 def test_what_lies_between_steps_is_not_counted(watch):
-    clock = PhaseClock(now=watch)
-    with clock.phase("rollout"):
+    with watch.phase("rollout"):
         watch.time += 1
-    clock.begin_step()
+    begin_step(watch)
     watch.time += 2
-    clock.end_step()
-    with clock.phase("scoring"):
+    assert end_step(watch)["update"] == 2
+    with watch.phase("scoring"):
         watch.time += 4
-    clock.begin_step()
+    begin_step(watch)
     watch.time += 8
-    assert clock.end_step() == {**dict.fromkeys(PHASES, 0.0), "update": 8.0}
+    assert end_step(watch) == {**dict.fromkeys(PHASES, 0.0), "update": 8.0}
 
 
 def test_a_phase_that_fails_ends(watch):
-    clock = PhaseClock(now=watch)
-    clock.begin_step()
+    begin_step(watch)
 
     def fail():
         watch.time += 1
         raise KeyError
 
-    with pytest.raises(KeyError), clock.phase("reward"):
+    with pytest.raises(KeyError), watch.phase("reward"):
         fail()
     watch.time += 2
-    found = clock.end_step()
+    found = end_step(watch)
     assert (found["reward"], found["update"]) == (1, 2)
+
+
+def test_marks_of_no_step_are_no_seconds():
+    assert phase_seconds([]) == phase_seconds([(5.0, None)]) == dict.fromkeys(PHASES, 0.0)
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "grpo"}])
@@ -97,7 +106,7 @@ def test_memory_of_a_cpu_run_is_this_processs_peak_and_names_no_gpu():
     rss, ballast = psutil.Process().memory_info().rss / 2**20, bytearray(b"1") * 2**31
     assert peak_memory_mib(torch.device("cpu"))["memory/peak_rss_mib"] > 0.999 * (rss + len(ballast) / 2**20)
     program = (
-        "import psutil, torch; from cppo.training.phases import peak_memory_mib\n"
+        "import psutil, torch; from cppo.training.telemetry import peak_memory_mib\n"
         "print(psutil.Process().memory_info().rss / 2**20, peak_memory_mib(torch.device('cpu')))"
     )
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

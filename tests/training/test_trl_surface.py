@@ -212,7 +212,15 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
     own = {"_views", "_anchor_scores", "_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
-    own |= {"_shares_prompts", "_placeholder_ids", "_phases", "_rollout_views", "_rollout_images", "_perception_sums"}
+    own |= {
+        "_shares_prompts",
+        "_placeholder_ids",
+        "_marks",
+        "_trained",
+        "_rollout_views",
+        "_rollout_images",
+        "_perception_sums",
+    }
     own |= {"_shares_rollouts", "fallbacks", "form_watch"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 

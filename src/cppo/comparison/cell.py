@@ -31,7 +31,7 @@ from cppo.runs.run import build_trainer, prepare_run, resolved_config
 from cppo.runs.sources import load_sources
 from cppo.training import VERSIONS_OF
 from cppo.training.option_rules import view_sampler
-from cppo.training.phases import peak_memory_mib
+from cppo.training.telemetry import peak_memory_mib
 from cppo.training.trainer import CPPOTrainer
 
 LOGGED = ("reward", "rewards/", "perception/", "entropy", "kl", "completions/mean_length", "grad_norm", "time/")

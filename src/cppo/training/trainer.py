@@ -12,6 +12,7 @@ Everything else is TRL's. The methods overridden here, and why, are listed in `c
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,20 +26,17 @@ from cppo.policy import ResponseScores, only_special_tokens, shared_prefill, sli
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
+from cppo.rewards.form import ChatForm
 from cppo.training.config import CPPOConfig
 from cppo.training.dataset_checks import check_columns
 from cppo.training.detection import score_before_updates, step_normalizer
-from cppo.training.form_watch import FormWatch
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
-from cppo.training.grad_share import GradientShare
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.model_card import CardedTrainer
 from cppo.training.perception_term import METRICS, Detection, ViewScores, loss_entropies, perception_term
-from cppo.training.phases import PhaseClock, StepCosts, timed
 from cppo.training.reward_size import check_reward_size
 from cppo.training.rollout_views import rollout_rows
 from cppo.training.row_scorer import row_scorer
-from cppo.training.samples import RolloutSamples
 from cppo.training.setup import (
     agree_on_images,
     ban_vision_placeholders,
@@ -52,6 +50,7 @@ from cppo.training.setup import (
     try_parts,
 )
 from cppo.training.shared_views import score_shared
+from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSamples, StepCosts
 from cppo.training.upstream import SHARED_PREFILL
 from cppo.training.view_inputs import Row, ViewMaker, embedded_images, replace_images, run_progress
 from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
@@ -166,11 +165,13 @@ class CPPOTrainer(CardedTrainer):
         self._step_tokens: Tensor | None = None
         self._perception_sums = torch.zeros(len(METRICS), 2, device=self.accelerator.device)
         self._grad_share: GradientShare | None = None
-        self._samples = RolloutSamples()
-        self.form_watch = FormWatch(self)
+        self._samples = RolloutSamples(self._tokenizer)
+        self._trained: tuple[dict[str, Any], Sequence[int], Detection | None] | None = None
+        form = ChatForm.of(self.processing_class, **self.chat_template_kwargs)
+        self.form_watch = FormWatch(form, self.reward_func_names)
         self.add_callback(self.form_watch)
-        self._phases = PhaseClock(self.accelerator.device)
-        self.add_callback(StepCosts(self._phases, self.accelerator.device, self._metrics["train"]))
+        self._marks: list[Mark] = []
+        self.add_callback(StepCosts(self._marks, self._mark, self.accelerator.device, self._metrics["train"]))
 
     @property
     def nonfinite_limit(self) -> int:  # type: ignore[override]
@@ -227,15 +228,14 @@ class CPPOTrainer(CardedTrainer):
             self._shares_rollouts = False
             go_without(self, f"{SHARED_PREFILL.lost}: `generate` was asked for what cannot be shared", sharing=True)
 
-    @timed("reward")
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         inputs = self.form_watch.with_opening(inputs)
-        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self._phase("reward"):
+            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         check_reward_size(self._rewards, self.reward_weights.tolist(), self.reward_func_names)
         self.form_watch.see(prompts, completions, self._rewards, self.reward_func_names)
         return self._rewards
 
-    @timed("rollout")
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         step = self.state.global_step
         rows = rollout_rows(self, inputs, step)
@@ -248,7 +248,7 @@ class CPPOTrainer(CardedTrainer):
             self._rollout_images = self._rollout_views.mixed(rows, first, self.num_generations, epoch, progress)
         views = None
         if self.args.uses_perception:
-            with self._phases.phase("views"):
+            with self._phase("views"):
                 views = self._views.begin(rows, epoch, progress, first)
         output = super()._generate_and_score_completions(rows)
         mine = slice(first, first + len(rows))
@@ -269,7 +269,7 @@ class CPPOTrainer(CardedTrainer):
         weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
         if self.args.perception_weighting == "advantage":
             weights = weights * output["advantages"]
-        with self._phases.phase("views"):
+        with self._phase("views"):
             output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
         output["perception_weights"] = weights
         if self.args.perception_selector == "random":
@@ -288,18 +288,18 @@ class CPPOTrainer(CardedTrainer):
                 # Resumed in the middle of a generation batch, whose rows TRL's sampler brings again.
                 self._samples.begin(rollout_rows(self, generation_batch, int(inputs["rollout_step"])))
             return inputs
-        batch = self._generate_and_score_completions(generation_batch)
+        with self._phase("rollout"):
+            batch = self._generate_and_score_completions(generation_batch)
         count = self.args.steps_per_generation
         group_size = self.num_generations if self._shares_prompts else 1
         first = self.accelerator.process_index * len(batch["prompt_ids"])
         self._buffered_inputs = shuffled_micro_batches(batch, group_size, count, first)
-        with self._phases.phase("scoring"):
+        with self._phase("scoring"):
             score_before_updates(self, self._buffered_inputs)
         return self._buffered_inputs[self._step % count]
 
     # Loss
 
-    @timed("scoring")
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -322,14 +322,14 @@ class CPPOTrainer(CardedTrainer):
                 compute_aux_loss=compute_aux_loss,
                 shares=self._can_share(input_ids[:, -logits_to_keep:]),
             )
-            scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
+            with self._phase("scoring"):
+                scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
         return scores.logps, loss_entropies(self.args, scores) if compute_entropy else None, scores.aux_loss
 
     def _can_share(self, completion_ids: Tensor) -> bool:
         """Whether rows can be packed, which then have their images in the prompts alone: no tool brought one."""
         return self._shares_prompts and not (self.tools and bool(self._has_placeholder(completion_ids).any()))
 
-    @timed("scoring")
     def _score_views(
         self, model: Any, request: ViewRequest, inputs: dict[str, Any]
     ) -> tuple[ResponseScores, ViewScores | None]:
@@ -350,23 +350,24 @@ class CPPOTrainer(CardedTrainer):
         if "perception_views" not in inputs or not self.args.adds_perception_loss:
             if self.model.training:
                 rows, *detected = inputs.get("perception_detected", [()])
-                self._keep_samples(inputs, rows, Detection(*detected) if detected else None)
+                self._trained = inputs, rows, Detection(*detected) if detected else None
             return rl_weight * super()._compute_loss(model, inputs)
         normalizer = step_normalizer(self, model, inputs)
         request = ViewRequest.of(inputs, self.args.scored_views)
-        self._anchor_scores, scores = self._score_views(model, request, inputs)
+        with self._phase("scoring"):
+            self._anchor_scores, scores = self._score_views(model, request, inputs)
         try:
             loss = rl_weight * super()._compute_loss(model, inputs)
         finally:
             self._anchor_scores = None
+        self._trained = inputs, request.rows, None
         if scores is None:
-            self._keep_samples(inputs)
             return loss
         term = perception_term(self.args, scores, normalizer, request.weights)
         if self._grad_share is not None:
             self._grad_share.add(term.loss)
         self._perception_sums += term.statistics
-        self._keep_samples(inputs, request.rows, term.detection)
+        self._trained = inputs, request.rows, term.detection
         return loss + term.loss
 
     # Metrics
@@ -378,16 +379,37 @@ class CPPOTrainer(CardedTrainer):
             self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
         self._perception_sums.zero_()
 
-    def _keep_samples(self, inputs: dict[str, Any], rows: Sequence[int] = (), found: Detection | None = None) -> None:
+    def _keep_samples(self) -> None:
+        """Keep rollouts of the micro-batch that was trained on, if its step is the first or will be logged."""
+        trained, self._trained = self._trained, None
         step = self.state.global_step + 1
-        if step == 1 or step % max(self.state.logging_steps, 1) == 0:
-            self._samples.keep(self._tokenizer, inputs, rows, found, step)
+        if trained is not None and (step == 1 or step % max(self.state.logging_steps, 1) == 0):
+            self._samples.keep(*trained, step)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """What runs inside counts as this phase of the step that is under way, if one is."""
+        if not self._marks:
+            yield
+            return
+        self._mark(name)
+        try:
+            yield
+        finally:
+            self._mark(None)
+
+    def _mark(self, phase: str | None) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        self._marks.append((time.perf_counter(), phase))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        self._phases.begin_step()
+        if not self._marks:
+            self._mark("update")
         if self.args.log_perception_grad_share and self._grad_share is None:
             self._grad_share = GradientShare(self.model)
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._keep_samples()
         if self.accelerator.sync_gradients:
             self._step_tokens = None
             if self.args.adds_perception_loss:
