@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from cppo.cli import main as cli
-from cppo.cli.checks import check_options
 from cppo.cli.parser import COUNT, Parser, add_data_options, number_in
 from cppo.cli.trained import add_answer_options, answer_settings
 from cppo.errors import UserError
 from cppo.recipes import load_recipe
 from cppo.recipes.run_dir import CONFIG_HEADER
+from cppo.runs.checks import check_options
 
 # Runs the command line in a fresh interpreter, then says whether torch got imported.
 RUNNER = """

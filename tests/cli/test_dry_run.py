@@ -21,8 +21,8 @@ from cppo.probing import failure
 from cppo.recipes import load_recipe
 from cppo.reports.run_data import read_run
 from cppo.reports.signs import run_warnings
-from cppo.runs.dry_run import BatchNeeds, MemoryParts, memory_parts, method_text, rehearse, sharing_text
-from cppo.runs.peak_memory import PeakMemory
+from cppo.runs.dry_run import method_text, rehearse, sharing_text
+from cppo.runs.rehearsal import BatchNeeds, MemoryParts, PeakMemory, memory_parts
 from cppo.runs.sources import load_sources
 from cppo.training.trainer import CPPOTrainer
 

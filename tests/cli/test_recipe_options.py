@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from cppo.checkpoints import write_manifest
-from cppo.cli.checks import check_recipe
 from cppo.cli.fields import parse_recipe
 from cppo.errors import UserError
 from cppo.recipes import (
@@ -24,6 +23,7 @@ from cppo.recipes import (
 from cppo.recipes.run_dir import CONFIG_HEADER
 from cppo.recipes.static_fields import UNSET, OptionField, plain_default
 from cppo.recipes.values import check_value, in_interval, value_from_words
+from cppo.runs.checks import check_recipe
 
 
 def option(*kinds, items=(), choices=(), interval=None, default=UNSET):

@@ -16,10 +16,10 @@ from huggingface_hub.errors import HTTPError
 from small_model import SHORT_RUN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cppo.cli.checks import check_model, check_recipe
 from cppo.cli.main import main
 from cppo.errors import UserError
 from cppo.recipes import load_recipe
+from cppo.runs.checks import check_model, check_recipe
 from cppo.runs.run import prepare_run
 from cppo.runs.sources import load_sources
 

@@ -72,7 +72,7 @@ def train_until_not_finite(trainer, folder):
 
 def train_until_signal(trainer):
     """All processes stop after the second step."""
-    stop = StopOnSignal(trainer)
+    stop = StopOnSignal(trainer.accelerator)
     trainer.add_callback(stop)
     trainer.add_callback(Signalling())
     with stop.listening():

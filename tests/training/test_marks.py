@@ -11,7 +11,7 @@ from cppo.cli.main import main
 from cppo.data import load_records, load_rows
 from cppo.errors import UserError
 from cppo.evaluation import check_marks, marked_rows, prompt_inputs
-from cppo.evaluation.marks import own_marks
+from cppo.evaluation.readable import own_marks
 
 PICTURE = Image.new("RGB", (64, 64), "red")
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from cppo.assets import adapter_base
-from cppo.cli.checks import check_packages, launched_processes
 from cppo.cli.eval_report import category_text
 from cppo.cli.parser import COUNT, number_in
-from cppo.cli.response_file import ResponseFile
 from cppo.data import RecordSource
 from cppo.errors import UserError
+from cppo.runs.checks import check_packages, launched_processes
 
 if TYPE_CHECKING:
     from cppo.evaluation import Condition, EvalResult
+    from cppo.evaluation.response_file import ResponseFile
 
 ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "tolerance")
 """The settings that `evaluate` takes."""
@@ -122,6 +122,8 @@ class Answering:
             identity: what must be the same for responses to go into that file.
             right: as `evaluate` takes it.
         """
+        from cppo.evaluation.response_file import ResponseFile
+
         stored = ResponseFile(responses, identity) if responses and self.processes.is_first else None
         known = {one.name: stored.known(one.name, source) if stored else () for one in conditions}
         known = self.processes.from_first(known)
@@ -133,7 +135,7 @@ class Answering:
         condition: "Condition",
         settings: Mapping[str, Any],
         known: Sequence[Any],
-        stored: ResponseFile | None,
+        stored: "ResponseFile | None",
         right: Callable[[str, Sequence[str]], Sequence[float]] | None,
     ) -> "EvalResult":
         from cppo.evaluation import check_marks, evaluate

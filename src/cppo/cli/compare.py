@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import NoReturn
 
-from cppo.cli.checks import check_inputs, check_options
 from cppo.cli.fields import add_group, given_values
 from cppo.cli.parser import Parser
 from cppo.comparison.jobs import Job, adopt, check_finished, pending, study_jobs, tell_redefined, timing_jobs
@@ -18,7 +17,9 @@ from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
 from cppo.recipes import TrainOptions
-from cppo.runs.sources import held_out, load_sources, warn_of_shared_files
+from cppo.runs.checks import check_inputs, check_options
+from cppo.runs.notices import warn_of_shared_files
+from cppo.runs.sources import held_out, load_sources
 
 
 def run(argv: Sequence[str]) -> None:

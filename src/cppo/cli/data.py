@@ -5,12 +5,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from cppo.cli.checks import check_data, check_model
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, Parser, add_pixel_bounds, columns_option, number_in
 from cppo.data import BadRows, DataSummary, PixelBounds, RecordSource, check_columns, load_records, summarize
 from cppo.errors import UserError
 from cppo.progress import Progress
+from cppo.runs.checks import check_data, check_model
 
 SHOWN_PLACES = 5
 

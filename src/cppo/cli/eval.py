@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from cppo.assets import adapter_base, resolve_model
 from cppo.cli.answering import Answering, add_engine_options, categories, check_engine
-from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
-from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, number_in
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file, number_in
 from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
 from cppo.data import RecordSource, first_prompts
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError, tell
 from cppo.files import content_fingerprint, model_fingerprint
+from cppo.runs.checks import check_model
 from cppo.views import CARD_CONDITIONS, CONDITION_NAMES, ViewSampler, check_families
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cppo.cli.checks import check_model
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import Parser
 from cppo.errors import UserError
 from cppo.files import writing
+from cppo.runs.checks import check_model
 
 
 def run(argv: Sequence[str]) -> None:

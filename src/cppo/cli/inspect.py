@@ -6,9 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
@@ -18,6 +17,7 @@ from cppo.cli.trained import (
     trained_recipe,
 )
 from cppo.errors import UserError
+from cppo.runs.checks import check_model
 
 DEFAULT_LIMIT = 20
 

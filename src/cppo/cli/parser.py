@@ -1,8 +1,9 @@
-"""The argument parser of all commands, and the types of its arguments."""
+"""The argument parser of all commands, the types of its arguments, and options that commands share."""
 
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -84,6 +85,22 @@ COUNT = number_in("[1, inf)", whole=True)
 """The argparse type of how many."""
 SEED = number_in("[0, inf)", whole=True)
 """The argparse type of seeds."""
+
+
+def check_output_file(option: str, name: str | None) -> None:
+    """Whether the file that an option names can be written. Raises UserError."""
+    if name is None:
+        return
+    file = Path(name)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise UserError(f"{option}: cannot write {name}: {'it is a' if file.is_dir() else 'there is no such'} folder")
+    existed = file.exists()
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"{option}: cannot write {name}: {error.strerror}") from error
+    if not existed:
+        file.unlink()
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cppo.cli.checks import check_output_file
-from cppo.cli.parser import Parser
+from cppo.cli.parser import Parser, check_output_file
 from cppo.errors import UserError
 
 

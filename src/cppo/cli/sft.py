@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _run(recipe: Recipe) -> None:
     # They import numpy, which takes longer than finding a misspelt option.
-    from cppo.cli.checks import check_recipe
+    from cppo.runs.checks import check_recipe
     from cppo.runs.sources import load_rows
 
     checkpoint = check_recipe(recipe)
@@ -58,7 +58,7 @@ def _run(recipe: Recipe) -> None:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
         replace_text(files.config, dump_recipe(recipe, recipe.config))
     started = time.monotonic()
-    stop = StopOnSignal(trainer)
+    stop = StopOnSignal(trainer.accelerator)
     trainer.add_callback(stop)
     with hint_where_to_go_on(recipe.output_dir), stop.listening():
         train_until_stopped(trainer, stop, recorder, checkpoint)

@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _run(recipe: Recipe, named: bool) -> None:
     # They import numpy, which takes longer than finding a misspelt option.
-    from cppo.cli.checks import check_options, check_recipe
+    from cppo.runs.checks import check_options, check_recipe
     from cppo.runs.sources import load_sources
 
     checkpoint = check_recipe(recipe)

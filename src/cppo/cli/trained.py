@@ -5,12 +5,12 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cppo.cli.checks import check_data
 from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
 from cppo.recipes import RunDirectory, load_recipe, schema
 from cppo.rewards import RewardSpec, check_rewards, number_tolerance
+from cppo.runs.checks import check_data
 from cppo.training.option_rules import view_sampler
 from cppo.views import ViewSampler
 

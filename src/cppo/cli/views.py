@@ -7,9 +7,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from cppo.cli.checks import check_model, check_output_file
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import COUNT, SEED, Parser, add_data_options
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file
 from cppo.cli.trained import (
     add_answer_options,
     answer_settings,
@@ -20,6 +19,7 @@ from cppo.cli.trained import (
 )
 from cppo.data import PixelBounds, Record, with_suffix
 from cppo.errors import UserError
+from cppo.runs.checks import check_model
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
 
 DEFAULT_LIMIT = 20

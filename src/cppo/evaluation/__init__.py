@@ -11,9 +11,8 @@ from cppo.evaluation.conditions import (
 from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.generate import Engine, TransformersEngine, generate_responses, prompt_inputs
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement
-from cppo.evaluation.marks import check_marks, marked_rows
 from cppo.evaluation.processes import ALONE, Processes, join_processes
-from cppo.evaluation.prompt_length import LongRow, long_rows, prompt_lengths
+from cppo.evaluation.readable import LongRow, check_marks, long_rows, marked_rows, prompt_lengths
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import (
     MeanInterval,

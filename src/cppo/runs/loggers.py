@@ -1,15 +1,32 @@
-"""The loggers of `report_to`, asked before a model is loaded whether they will work."""
+"""The loggers of `report_to`: before torch, whether they are installed; before a model is loaded, whether they work."""
 
-from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+import importlib.util
+from typing import TYPE_CHECKING
 
 from cppo.errors import UserError, one_line
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
-def check_loggers(args: TrainingArguments) -> None:
+LOGGERS = ("tensorboard", "trackio", "wandb")
+"""Those that are an extra of this package. transformers knows others."""
+
+
+def check_installed(report_to: str | list[str] | None) -> None:
+    """Whether the loggers of `report_to` are installed, as far as they are among `LOGGERS`. Raises UserError."""
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        # PyTorch's writer takes either package.
+        modules = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if name in LOGGERS and not any(map(importlib.util.find_spec, modules)):
+            raise UserError(f"report_to: {name} is not installed; pip install 'cppo[{name}]'")
+
+
+def check_loggers(args: "TrainingArguments") -> None:
     """Refuse a logger that is not known or not installed, and W&B without a key unless it is offline. Raises UserError
     with the logger's own reason.
     """
+    from transformers.integrations import get_reporting_integration_callbacks
+
     try:
         for callback in get_reporting_integration_callbacks(args.report_to):
             callback()

@@ -1,27 +1,53 @@
-"""Looks at held-out items while a run trains: their accuracy, and the perception tokens of the same few responses."""
+"""Held-out items in the middle of a run: answers to them, and looks at the perception tokens of the same few."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cppo.data import RecordSource, question_text
-from cppo.evaluation import EvalResult
+from cppo.evaluation import EvalResult, Processes, evaluate
 from cppo.evaluation.generate import evaluation_mode
 from cppo.evaluation.inspection import InspectedItem, InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
-from cppo.runs.answers import answer_all
 from cppo.runs.recorder import append_json_lines
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
 from cppo.views import image_data_uri
 
+EVALUATION_BATCH = 64
 PROBES_A_RUN = 8
 SHOWN_ITEMS = 3
 SHOWN_TOKENS = 256
 """Tokens of a shown response at most: under each view its logits over the whole vocabulary are held at once."""
 IMAGE_SIDE = 128
+
+
+def answer_all(
+    trainer: CPPOTrainer, source: RecordSource, label: str, *, show_bar: bool = True, **asked: Any
+) -> EvalResult:
+    """Greedy evaluation of the model as it is now, each rank answering its share of the records.
+
+    Args:
+        label: of the bar on a terminal.
+        asked: arguments of `evaluate`.
+    """
+    accelerator = trainer.accelerator
+    processes = Processes(accelerator.num_processes, accelerator.process_index)
+    shown = show_bar and processes.is_first and sys.stderr.isatty() and not trainer.args.disable_tqdm
+    with tqdm(total=len(source), desc=label, unit="item", leave=False, disable=not shown) as bar:
+        return evaluate(
+            accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            source,
+            batch_size=EVALUATION_BATCH,
+            progress=bar.update,
+            processes=processes,
+            **asked,
+        )
 
 
 class HeldOutProbe(TrainerCallback):

@@ -35,14 +35,13 @@ from cppo.recipes import (
 from cppo.reports.model_card import RunFacts
 from cppo.rewards import DEFAULT_WEIGHTS, number_tolerance
 from cppo.runs.adapters import adapter_arguments, name_base
-from cppo.runs.answers import answer_all
-from cppo.runs.form import warn_of_answers, warn_of_prompts
 from cppo.runs.loggers import check_loggers
-from cppo.runs.probes import HeldOutProbe
+from cppo.runs.notices import warn_of_answers, warn_of_no_images, warn_of_prompts, warn_of_shared_files
+from cppo.runs.probes import HeldOutProbe, answer_all
 from cppo.runs.recorder import RunRecorder
 from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
 from cppo.runs.signals import StopOnSignal, train_until_stopped
-from cppo.runs.sources import RunSources, warn_of_shared_files
+from cppo.runs.sources import RunSources
 from cppo.training import package_versions
 from cppo.training.config import CPPOConfig
 from cppo.training.dataset_checks import check_enough
@@ -54,8 +53,6 @@ RUN_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": False,  # else it follows the libraries' log level, which the command line turns down
 }
 """What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
-IMAGE_PROBE = 100
-"""Rows looked at to warn of data without images."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +156,12 @@ def run_training(
             return None
         return answer_all(trainer, sources.held_out, label, show_bar=not options.quiet, **asked, **how)
 
-    stop = StopOnSignal(trainer)
+    stop = StopOnSignal(trainer.accelerator)
     trainer.add_callback(stop)
     with stop.listening():
         before = answer("before")
         if before is not None and sources.held_out is not None:
-            warn_of_answers(trainer, options, sources.held_out, before)
+            warn_of_answers(trainer.form_watch, options, sources.held_out, before)
         train_until_stopped(trainer, stop, recorder, checkpoint)
         trainer.save_model(recipe.output_dir)
         after = answer("after")
@@ -214,7 +211,8 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     texts = {"system_prompt": options.system_prompt, "prompt_suffix": options.prompt_suffix}
     check_marks(load_processor(options.model), [train, *held_out], **texts)
     check_enough(train.name, len(train), args)
-    _warn(train, args.uses_perception)
+    if args.uses_perception:
+        warn_of_no_images(train)
     warn_of_shared_files(options)
     return PreparedRun(options, args, train, long)
 
@@ -249,7 +247,7 @@ def build_trainer(
         name_base(trainer.model, options.model)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    warn_of_prompts(trainer, options, prepared.train)
+    warn_of_prompts(trainer.form_watch, options, prepared.train)
     return trainer
 
 
@@ -305,12 +303,3 @@ def may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
         if getattr(options, name):
             raise UserError(f"{name} runs the whole model in each process, not with FSDP or DeepSpeed: set 0")
     return False
-
-
-def _warn(source: RecordSource, uses_perception: bool) -> None:
-    """Say where the perception loss would have nothing to do."""
-    if uses_perception and not any(source[i].images for i in range(min(len(source), IMAGE_PROBE))):
-        tell(
-            f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
-            "images; is the column named `images`, or mapped with --columns?"
-        )

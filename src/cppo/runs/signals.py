@@ -8,7 +8,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from accelerate import Accelerator
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cppo.errors import Stopped, UserError, one_line, tell
 from cppo.runs.recorder import RunRecorder
@@ -23,11 +24,11 @@ class StopOnSignal(TrainerCallback):
     Outside training, and for a signal that comes before the first step, the run ends at once.
 
     Args:
-        trainer: whose accelerator lets the processes agree.
+        accelerator: the trainer's, which lets the processes agree.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._accelerator = trainer.accelerator
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
         self._training = False
         self._got = 0
         self.agreed = 0
@@ -69,7 +70,7 @@ class StopOnSignal(TrainerCallback):
         self._training = False
 
 
-def train_until_stopped(trainer: Any, stop: StopOnSignal, recorder: RunRecorder, checkpoint: Path | None) -> None:
+def train_until_stopped(trainer: Trainer, stop: StopOnSignal, recorder: RunRecorder, checkpoint: Path | None) -> None:
     """Train to the end, with a last report where training is broken off.
 
     Args:

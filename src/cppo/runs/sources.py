@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cppo.data import RECORD_COLUMNS, MissingColumns, PixelBounds, RecordSource, load_records, to_dataset
-from cppo.errors import UserError, tell
+from cppo.errors import UserError
 from cppo.recipes import Recipe, RunOptions, TrainOptions
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
 from cppo.training.option_rules import check_gate_reward
@@ -134,11 +134,3 @@ def _try_rewards(rewards: list[RewardFunction], source: RecordSource, system_pro
                 reward(**arguments)
         except UserError as error:
             raise UserError(f"{error} (tried on the first row with two made-up completions)") from error
-
-
-def warn_of_shared_files(options: TrainOptions) -> None:
-    """Say where held-out data are training data; a task or a data set with splits has others under the same name."""
-    given = ([one] if isinstance(one, str) else one or [] for one in (options.data, options.eval_data))
-    shared = [spec for spec in set.intersection(*map(set, given)) if spec.endswith((".jsonl", ".parquet"))]
-    if shared:
-        tell(f"warning: {', '.join(sorted(shared))} is both data and eval_data: what is called held-out is trained on")

@@ -1,21 +1,27 @@
-"""Texts that hold a model's own marks of images: its processor would look for an image that is not there."""
+"""Which rows a model can read: those whose texts hold no mark of its own, with prompts that are short enough.
 
-from collections.abc import Sequence
+A model's own mark stands for an image: in a text its processor would look for an image that is not there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from cppo.data import RecordSource
+from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError
+from cppo.evaluation.generate import prompt_inputs
 from cppo.policy.families import vision_placeholder_ids
 
-NAMES = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
+MARK_NAMES = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
 """Attributes under which processors and tokenizers keep their marks as text."""
+PROMPTS_AT_ONCE = 16
 
 
 def own_marks(processor: Any) -> list[str]:
     """What the processor and its tokenizer read as the place or the frame of an image or a video."""
     tokenizer = processor.tokenizer
     words = tokenizer.convert_ids_to_tokens(vision_placeholder_ids(processor, None))
-    named = [getattr(holder, name, None) for holder in (processor, tokenizer) for name in NAMES]
+    named = [getattr(holder, name, None) for holder in (processor, tokenizer) for name in MARK_NAMES]
     return sorted({word for word in (*words, *named) if isinstance(word, str) and word})
 
 
@@ -40,6 +46,40 @@ def check_marks(processor: Any, sources: Sequence[RecordSource | None], **option
                 f"{source.place(index)}: its text holds {mark}, which this model reads as the place of an image "
                 f"({len(marked)} such rows); write it otherwise, and <image> where an image stands"
             )
+
+
+@dataclass(frozen=True)
+class LongRow:
+    """A row whose prompt has more tokens than wanted; `place` names it, e.g. "my.jsonl line 3"."""
+
+    place: str
+    tokens: int
+
+
+def prompt_lengths(
+    processor: Any,
+    source: RecordSource,
+    *,
+    system_prompt: str | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> list[int]:
+    """Prompt tokens of every record, those of its images included, as training and evaluation lay it out.
+
+    Every image goes through the processor. `progress` is called with the number of records just counted.
+    """
+    counts: list[int] = []
+    for start in range(0, len(source), PROMPTS_AT_ONCE):
+        records: list[Record] = source[start : start + PROMPTS_AT_ONCE]
+        prompts = [chat_messages(record.prompt, system_prompt) for record in records]
+        inputs = prompt_inputs(processor, prompts, [record.images for record in records])
+        counts += inputs["attention_mask"].sum(dim=1).tolist()
+        progress(len(records))
+    return counts
+
+
+def long_rows(source: RecordSource, counts: list[int], limit: int) -> list[LongRow]:
+    """The records of more than `limit` prompt tokens, in order."""
+    return [LongRow(source.place(index), count) for index, count in enumerate(counts) if count > limit]
 
 
 def _first(marks: Sequence[str], texts: Sequence[str]) -> str | None:

@@ -7,14 +7,12 @@ another model or other data never get into the same file.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cppo.data import Record
 from cppo.errors import UserError
+from cppo.evaluation.results import ItemResult
 from cppo.parsing import parse_json
-
-if TYPE_CHECKING:
-    from cppo.evaluation import ItemResult
 
 MARK = "cppo_eval"
 VERSION = 1
@@ -38,13 +36,11 @@ class ResponseFile:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise UserError(f"--responses: cannot use {path}: {reason}") from error
 
-    def known(self, condition: str, source: Any) -> "tuple[ItemResult, ...]":
+    def known(self, condition: str, source: Any) -> tuple[ItemResult, ...]:
         """Results of the first records of `source` under a condition.
 
         Raises UserError where the last of them is of another record.
         """
-        from cppo.evaluation import ItemResult
-
         lines = self._lines.get(condition, [])[: len(source)]
         if lines and (found := source[len(lines) - 1].id) != lines[-1]["id"]:
             raise UserError(
@@ -64,7 +60,7 @@ class ResponseFile:
             for line in lines
         )
 
-    def append(self, condition: str, record: Record, item: "ItemResult", categories: Mapping[str, str]) -> None:
+    def append(self, condition: str, record: Record, item: ItemResult, categories: Mapping[str, str]) -> None:
         """Write one record's responses, and hand them to the operating system at once."""
         line = {
             "condition": condition,

@@ -12,6 +12,7 @@ from cppo.errors import UserError, first_line
 from cppo.parsing import parse_json
 from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions, check_checkpoint, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
+from cppo.runs.loggers import check_installed
 from cppo.training.option_rules import check_combinations, check_group_sizes
 
 OPTIONAL_PACKAGES = {
@@ -22,8 +23,6 @@ OPTIONAL_PACKAGES = {
     "use_liger_kernel": "liger-kernel",
 }
 """Options that need a package which is installed apart."""
-LOGGERS = ("tensorboard", "trackio", "wandb")
-"""Loggers that are an extra of this package; `cppo.runs.loggers` asks the others that transformers knows."""
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where launchers say how many processes train together, as accelerate reads it."""
 HUB_SECONDS = 10.0
@@ -75,7 +74,7 @@ def check_inputs(recipe: Recipe) -> None:
     if recipe.config.get("max_steps") == 0:
         raise UserError("max_steps: 0 trains nothing; give at least 1, or -1 for the epochs of `num_train_epochs`")
     PixelBounds.of(vars(options))
-    check_loggers(recipe.config.get("report_to"))
+    check_installed(recipe.config.get("report_to"))
 
 
 def launched_processes() -> int:
@@ -169,31 +168,6 @@ def check_packages(options: Mapping[str, Any]) -> None:
     for name, package in OPTIONAL_PACKAGES.items():
         if options.get(name) and importlib.util.find_spec(package.replace("-", "_")) is None:
             raise UserError(f"{name} needs the package {package}; pip install {package}")
-
-
-def check_loggers(report_to: str | list[str] | None) -> None:
-    """Whether the loggers of `report_to` are installed, as far as they are extras of this package. Raises UserError."""
-    for name in [report_to] if isinstance(report_to, str) else report_to or []:
-        # PyTorch's writer takes either package.
-        modules = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
-        if name in LOGGERS and not any(map(importlib.util.find_spec, modules)):
-            raise UserError(f"report_to: {name} is not installed; pip install 'cppo[{name}]'")
-
-
-def check_output_file(option: str, name: str | None) -> None:
-    """Whether the file that an option names can be written. Raises UserError."""
-    if name is None:
-        return
-    file = Path(name)
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise UserError(f"{option}: cannot write {name}: {'it is a' if file.is_dir() else 'there is no such'} folder")
-    existed = file.exists()
-    try:
-        file.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise UserError(f"{option}: cannot write {name}: {error.strerror}") from error
-    if not existed:
-        file.unlink()
 
 
 def _is_hub_name(name: str) -> bool:

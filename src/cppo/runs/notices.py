@@ -1,0 +1,54 @@
+"""What a run is told before its first step: what its data, prompts and first answers lack."""
+
+from typing import TYPE_CHECKING, Any
+
+from cppo.data import RecordSource, first_prompts, parse_spec
+from cppo.data.spec import TaskSpec
+from cppo.errors import tell
+from cppo.recipes import TrainOptions
+
+if TYPE_CHECKING:
+    from cppo.evaluation import EvalResult
+    from cppo.training.form_watch import FormWatch
+
+IMAGE_PROBE = 100
+"""Rows looked at to warn of data without images."""
+
+
+def warn_of_no_images(source: RecordSource) -> None:
+    """Say where the perception loss would have nothing to do."""
+    if not any(source[i].images for i in range(min(len(source), IMAGE_PROBE))):
+        tell(
+            f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
+            "images; is the column named `images`, or mapped with --columns?"
+        )
+
+
+def warn_of_shared_files(options: TrainOptions) -> None:
+    """Say where held-out data are training data; a task or a data set with splits has others under the same name."""
+    given = ([one] if isinstance(one, str) else one or [] for one in (options.data, options.eval_data))
+    shared = [spec for spec in set.intersection(*map(set, given)) if spec.endswith((".jsonl", ".parquet"))]
+    if shared:
+        tell(f"warning: {', '.join(sorted(shared))} is both data and eval_data: what is called held-out is trained on")
+
+
+def warn_of_prompts(watch: "FormWatch", options: TrainOptions, train: RecordSource) -> None:
+    """Say where no response will have the form, since nothing asks for it, or decoding drops it.
+
+    Generated tasks ask for nothing: they are for models that were taught the form.
+    """
+    specs = [options.data] if isinstance(options.data, str) else options.data
+    prompts: list[Any] = first_prompts(train, options.system_prompt)
+    if all(isinstance(parse_spec(spec), TaskSpec) for spec in specs):
+        prompts = [" ".join(watch.marks)]
+    if watch.marks and (causes := watch.form.causes(prompts, marks=watch.marks)):
+        tell(f"warning: the rewards look for {' and '.join(watch.marks)}, but {'; '.join(causes)}")
+
+
+def warn_of_answers(watch: "FormWatch", options: TrainOptions, asked: RecordSource, before: "EvalResult") -> None:
+    """Say why no answer before training had the form, if a reward looks for it."""
+    if before.format_rate or not watch.marks:
+        return
+    responses = [response for item in before.items for response in item.responses]
+    if causes := watch.form.causes(first_prompts(asked, options.system_prompt), responses, watch.marks):
+        tell(f"warning: format 0 % before training: {'; '.join(causes)}")
