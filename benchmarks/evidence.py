@@ -1,12 +1,17 @@
-"""The tables and figures of docs/results/evidence.md, from the cells of the evidence studies that lie beside it.
+"""The tables and figures of docs/results/evidence.md and each study's summary, from the cells beside them.
 
-Each table stands between a line `<!-- table: STUDY -->` and a line `<!-- end -->`, and is written anew there. Several
-studies, with blanks between, share one. `of METHOD,METHOD` keeps these rows alone, `against METHOD` takes the
-differences from that method in place of the study's control, `at equal time` takes them at the time at which the
-fastest method has ended, and `means` leaves the single tasks out; they stand in this order. Figures that the page shows
-go into the folder `figures`. Differences are in points after the last step, with 95 % intervals over seeds and items
-both, at equal time over seeds; one of at least five seeds whose interval excludes 0 is bold. A marker
-`<!-- holm: STUDY STUDY -->` asks for the differences of each study that survive Holm's correction.
+The cells of a finished study lie in `STUDY.jsonl.xz`, for which `STUDY.md` is written with all tables of `cppo
+compare`; those of a study in progress lie in the folder `STUDY`. Three kinds of tables stand in the page, each between
+its marker and a line `<!-- end -->`, and are written anew there:
+
+- `<!-- table: STUDY -->`. Several studies, with blanks between, share one. `of METHOD,METHOD` keeps these rows alone,
+  `against METHOD` takes the differences from that method in place of the study's control, `at equal time` takes them
+  at the time at which the fastest method has ended, and `means` leaves the single tasks out; they stand in this order.
+- `<!-- holm: STUDY STUDY -->`: the differences of each study that survive Holm's correction.
+- `<!-- short:`, then lines `STUDY METHOD: TEXT`, then `-->`: a row each with the differences that count most.
+
+Differences are in points after the last step, with 95 % intervals over seeds and items both, at equal time over seeds;
+one of at least five seeds whose interval excludes 0 is bold. Figures that the page shows go into the folder `figures`.
 
     python benchmarks/evidence.py docs/results
 """
@@ -22,12 +27,13 @@ from typing import Any
 from scipy.stats import ttest_1samp
 
 from cppo.comparison.comparisons import compare
-from cppo.comparison.jobs import study_jobs, timing_jobs
-from cppo.comparison.study import load_study
-from cppo.comparison.tables import points
+from cppo.comparison.jobs import Job, sources_of, study_jobs, taken_over, timing_jobs
+from cppo.comparison.study import Study, load_study
+from cppo.comparison.tables import markdown, points
 from cppo.reports.charts import interval_chart
 
 PAGE = "evidence.md"
+ARCHIVE = ".jsonl.xz"
 OVER_TASKS = "mean of tasks"
 LEAST_SEEDS = 5
 FAMILY_ERROR = 0.05
@@ -37,21 +43,40 @@ TABLE = re.compile(
     re.DOTALL,
 )
 HOLM = re.compile(r"(<!-- holm: (?P<studies>[a-z -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+SHORT = re.compile(r"(<!-- short:\n(?P<rows>.*?)-->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+HEADLINES = {"clean pictures": "clean", "unseen perturbations": "held_out_preserving"}
+"""The conditions of a short table by what its columns are called."""
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }
 .bar { fill: none; stroke: #0072b2; stroke-width: 2; } .mark { fill: #0072b2; stroke: #0072b2; stroke-width: 1.6; }
 </style><rect width="100%" height="100%" fill="#fff"/>"""
 
+Key = tuple[str, str]
+"""(method, condition) of a mean difference."""
 Rows = dict[tuple[str, str], dict[str, dict[str, Any]]]
 """(task, method) -> condition -> difference from the control, with `low` and `high` over seeds and items; fractions."""
 
 
 @cache
-def results_of(folder: Path, study: str, control: str | None = None) -> dict[str, Any]:
+def cells_of(folder: Path, name: str) -> tuple[Study, list[Job], list[Job]]:
+    """A study with its cells and its runs for time, from its archive or, in progress, its folder."""
+    archive = folder / f"{name}{ARCHIVE}"
+    given = {"output_dir": str(folder / name), "cells_from": [str(archive)] if archive.exists() else []}
+    study = load_study(name, given)
+    cells, timing = (
+        taken_over(jobs, sources_of(study), as_they_are=True) for jobs in (study_jobs(study), timing_jobs(study))
+    )
+    return study, cells, timing
+
+
+@cache
+def results_of(folder: Path, name: str, control: str | None = None) -> dict[str, Any]:
     """What a study's finished cells show against one of its methods; None: its control."""
-    loaded = load_study(study, {"output_dir": str(folder / study)})
-    return compare(replace(loaded, control=control or loaded.control), study_jobs(loaded), timing_jobs(loaded), [])
+    study, cells, timing = cells_of(folder, name)
+    command = f"cppo compare --config {name} --cells_from docs/results/{name}{ARCHIVE}"
+    # The bootstrap over items alone, which no table shows, is not worth its time.
+    return compare(replace(study, control=control or study.control), cells, timing, command.split(), resamples=1)
 
 
 def differences(results: Mapping[str, Any], budget: str = "equal_steps") -> Rows:
@@ -95,10 +120,14 @@ def table(folder: Path, found: Mapping[str, str | None]) -> Iterator[str]:
 
 
 def marked(difference: Mapping[str, Any]) -> str:
-    """In points with its interval, bold where enough seeds exclude 0; a single seed has none."""
+    """In points with its interval, bold where it decides."""
     text = points(difference)
-    decides = difference["n"] >= LEAST_SEEDS and (difference["low"] > 0 or difference["high"] < 0)
-    return f"**{text}**" if decides else text
+    return f"**{text}**" if decides(difference) else text
+
+
+def decides(difference: Mapping[str, Any]) -> bool:
+    """Whether the interval of enough seeds excludes 0; a single seed has none."""
+    return difference["n"] >= LEAST_SEEDS and (difference["low"] > 0 or difference["high"] < 0)
 
 
 def holm(p_values: Mapping[Any, float]) -> list[Any]:
@@ -111,22 +140,50 @@ def holm(p_values: Mapping[Any, float]) -> list[Any]:
     return survivors
 
 
+def survivors_of(folder: Path, study: str) -> tuple[dict[Key, dict[str, Any]], list[Key], list[Key]]:
+    """A study's mean differences from its control, and which survive, by seeds, and by seeds and items."""
+    rows = differences(results_of(folder, study))
+    pooled = {key: row for key, row in rows.items() if key[0] == OVER_TASKS} or rows
+    found = {(label, name): one for (_, label), row in pooled.items() for name, one in row.items()}
+    of_seeds = {key: float(ttest_1samp(list(one["by_seed"].values()), 0).pvalue) for key, one in found.items()}
+    return found, holm(of_seeds), holm({key: one["crossed_p"] for key, one in found.items()})
+
+
 def holm_table(folder: Path, studies: Sequence[str]) -> Iterator[str]:
-    """Lines of Markdown: of each study's mean differences those that survive, by seeds, and by seeds and items."""
+    """Lines of Markdown: of each study the differences that survive."""
     yield "| study | differences | survive by seeds | survive by seeds and items |"
     yield "|---|---|---|---|"
     for study in studies:
-        rows = differences(results_of(folder, study))
-        pooled = {key: row for key, row in rows.items() if key[0] == OVER_TASKS} or rows
-        found = {(label, name): one for (_, label), row in pooled.items() for name, one in row.items()}
-        of_seeds = {key: float(ttest_1samp(list(one["by_seed"].values()), 0).pvalue) for key, one in found.items()}
+        found, *survivors = survivors_of(folder, study)
         cells = []
-        for survivors in (holm(of_seeds), holm({key: one["crossed_p"] for key, one in found.items()})):
+        for one in survivors:
             by_label: dict[str, list[str]] = {}
-            for label, name in survivors:
+            for label, name in one:
                 by_label.setdefault(label, []).append(f"{name} {100 * found[label, name]['mean']:+.1f}")
-            cells.append("; ".join(f"{label}: {', '.join(one)}" for label, one in by_label.items()) or "none")
+            cells.append("; ".join(f"{label}: {', '.join(texts)}" for label, texts in by_label.items()) or "none")
         yield f"| {study.removeprefix('evidence-')} | {len(found)} | {' | '.join(cells)} |"
+
+
+def short_table(folder: Path, rows: Sequence[str]) -> Iterator[str]:
+    """Lines of Markdown: for each row its differences under `HEADLINES`, and which of them survive."""
+    yield f"| what, where | seeds | {' | '.join(HEADLINES)} | survives |"
+    yield "|" + "---|" * (3 + len(HEADLINES))
+    for row in rows:
+        place, text = row.split(": ", 1)
+        study, label = place.split()
+        found, *survivors = survivors_of(folder, study)
+        asked = {(label, condition): heading.split()[0] for heading, condition in HEADLINES.items()}
+        shown = [found[key] for key in asked]
+        verdict = surviving(asked, *survivors) if any(map(decides, shown)) else ""
+        yield " | ".join([f"| {text}", str(shown[0]["n"]), *map(points, shown), verdict]).rstrip() + " |"
+
+
+def surviving(asked: Mapping[Key, str], by_seeds: Sequence[Key], by_both: Sequence[Key]) -> str:
+    """Which of the named differences survive over seeds and items; where none does, whether all do by seeds."""
+    kept = [name for key, name in asked.items() if key in by_both]
+    if kept:
+        return "both" if len(kept) == len(asked) else kept[0]
+    return "by seeds alone" if all(key in by_seeds for key in asked) else "neither"
 
 
 def figure(results: Mapping[str, Any], condition: str) -> str:
@@ -143,23 +200,29 @@ def figure(results: Mapping[str, Any], condition: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write page and figures."""
-    parser = argparse.ArgumentParser(description="Writes the tables and figures of evidence.md anew.")
-    parser.add_argument("folder", type=Path, help="where the page and the studies' folders are")
+    """Write the page, its figures and the summaries."""
+    parser = argparse.ArgumentParser(description="Writes the tables and figures of evidence.md and the summaries anew.")
+    parser.add_argument("folder", type=Path, help="where the page and the studies' archives are")
     folder = parser.parse_args(argv).folder
-
-    def filled(found: re.Match) -> str:
-        asked = found.groupdict()
-        lines = table(folder, asked) if found.re is TABLE else holm_table(folder, asked["studies"].split())
-        return "\n".join([found[1] + "\n".join(lines), found["end"]])
-
+    tables = {
+        TABLE: lambda found: table(folder, found.groupdict()),
+        HOLM: lambda found: holm_table(folder, found["studies"].split()),
+        SHORT: lambda found: short_table(folder, found["rows"].splitlines()),
+    }
     page = folder / PAGE
-    text = HOLM.sub(filled, TABLE.sub(filled, page.read_text(encoding="utf-8")))
+    text = page.read_text(encoding="utf-8")
+    for marker, lines in tables.items():
+        text = marker.sub(
+            lambda found, lines=lines: "\n".join([found[1] + "\n".join(lines(found)), found["end"]]), text
+        )
+    page.write_text(text, encoding="utf-8")
     for found in FIGURE.finditer(text):
         (folder / "figures").mkdir(exist_ok=True)
         drawn = figure(results_of(folder, found["study"]), found["condition"])
         (folder / found[0]).write_text(drawn, encoding="utf-8")
-    page.write_text(text, encoding="utf-8")
+    for archive in folder.glob(f"*{ARCHIVE}"):
+        study = archive.name.removesuffix(ARCHIVE)
+        (folder / f"{study}.md").write_text(markdown(results_of(folder, study)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from cppo.evaluation import prompt_inputs
 from cppo.evaluation.inspection import score_dependency
 from cppo.views import ViewSampler
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS, RESULTS = ROOT / "benchmarks", ROOT / "docs" / "results"
 CASE = "400/100/400-G5-half"
 
 
@@ -248,31 +249,37 @@ def test_holms_correction(benchmark_module) -> None:
     assert holm({"a": 0.001, "b": 0.03, "c": 0.04}) == ["a"]
 
 
-def test_the_evidence_page_holds_what_the_studies_found(benchmark_module, tmp_path: Path) -> None:
-    results = Path(__file__).parents[1] / "docs" / "results"
-    page = (results / "evidence.md").read_text(encoding="utf-8")
-    emptied = re.sub(r"(?s)(<!-- (?:table|holm): [^>]* -->\n).*?(<!-- end -->)", r"\1\2", page)
-    assert len(emptied) < 0.7 * len(page)
-    (tmp_path / "evidence.md").write_text(emptied, encoding="utf-8")
-    for study in results.glob("evidence-*/"):
-        (tmp_path / study.name).symlink_to(study)
-    benchmark_module("evidence").main([str(tmp_path)])
-    assert (tmp_path / "evidence.md").read_text(encoding="utf-8") == page
-    shown = set(re.findall(r"figures/(\S+\.svg)", page))
-    assert {file.name for file in (tmp_path / "figures").iterdir()} == shown
+@pytest.fixture(scope="module")
+def evidence_folder(tmp_path_factory) -> Path:
+    """The cells of all studies, and the page without what is made from them."""
+    folder = tmp_path_factory.mktemp("evidence")
+    page = re.sub(
+        r"(?s)(<!-- (?:table|holm|short):.*? ?-->\n).*?(<!-- end -->)", r"\1\2", (RESULTS / "evidence.md").read_text()
+    )
+    assert "|---|" not in page
+    (folder / "evidence.md").write_text(page)
+    for study in RESULTS.glob("evidence-*/"):
+        (folder / study.name).symlink_to(study)
+    return folder
+
+
+def test_the_evidence_page_holds_what_the_studies_found(benchmark_module, evidence_folder: Path) -> None:
+    benchmark_module("evidence").main([str(evidence_folder)])
+    page = (RESULTS / "evidence.md").read_bytes()
+    assert (evidence_folder / "evidence.md").read_bytes() == page
+    shown = set(re.findall(r"figures/(\S+\.svg)", page.decode()))
+    assert {file.name for file in (evidence_folder / "figures").iterdir()} == shown
     for name in shown:
-        assert (tmp_path / "figures" / name).read_bytes() == (results / "figures" / name).read_bytes()
+        assert (evidence_folder / "figures" / name).read_bytes() == (RESULTS / "figures" / name).read_bytes()
 
 
-def test_a_table_against_another_method(benchmark_module) -> None:
-    folder = Path(__file__).parents[1] / "docs" / "results"
+def test_a_table_against_another_method(benchmark_module, evidence_folder: Path) -> None:
     evidence = benchmark_module("evidence")
-    results = evidence.results_of(folder, "evidence-unlimited", "papo")
+    results = evidence.results_of(evidence_folder, "evidence-unlimited", "papo")
     rows = evidence.differences(results)
     others = ("grpo", "grpo+views", "cppo", "cppo-likelihood-all-tokens")
     assert list(rows) == [(task, other) for task in ("digits", "chart", evidence.OVER_TASKS) for other in others]
-    stored = json.loads((folder / "evidence-unlimited" / "results.json").read_text(encoding="utf-8"))
-    final = {(c["task"], c["method"], c["seed"]): c["accuracy"]["clean"][-1] for c in stored["cells"]}
+    final = {(c["task"], c["method"], c["seed"]): c["accuracy"]["clean"][-1] for c in results["cells"]}
     pairs = [final["chart", "cppo", seed] - final["chart", "papo", seed] for seed in range(100, 110)]
     found = rows["chart", "cppo"]["clean"]
     assert found["mean"] == pytest.approx(sum(pairs) / 10, abs=1e-9)
@@ -280,11 +287,28 @@ def test_a_table_against_another_method(benchmark_module) -> None:
     assert found["high"] - found["mean"] >= 1.96 * spread
     marker = "<!-- table: evidence-unlimited evidence-prior of cppo,papo at equal time means -->\n<!-- end -->"
     asked = evidence.TABLE.fullmatch(marker).groupdict()
-    lines = list(evidence.table(folder, asked))
+    lines = list(evidence.table(evidence_folder, asked))
     assert [line.split(" | ")[:3] for line in lines[2:]] == [
         [f"| {study}", evidence.OVER_TASKS, method] for study in ("unlimited", "prior") for method in ("cppo", "papo")
     ]
-    assert evidence.points(stored["over_tasks"]["cppo"]["clean"]["equal_time"]) in lines[2]
+    over_tasks = evidence.results_of(evidence_folder, "evidence-unlimited", None)["over_tasks"]
+    assert evidence.points(over_tasks["cppo"]["clean"]["equal_time"]) in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("by_seeds", "by_both", "said"),
+    [
+        ("cu", "cu", "both"),
+        ("", "u", "unseen"),
+        ("cu", "", "by seeds alone"),
+        ("c", "", "neither"),
+        ("", "", "neither"),
+    ],
+)
+def test_what_the_short_table_says_of_a_correction(benchmark_module, by_seeds, by_both, said) -> None:
+    """Of two differences, those that survive over seeds and items; if none does, whether both do over seeds."""
+    asked = {"c": "clean", "u": "unseen"}
+    assert benchmark_module("evidence").surviving(asked, by_seeds, by_both) == said
 
 
 def test_vllm_agreement_by_hand(benchmark_module, small_model, monkeypatch) -> None:

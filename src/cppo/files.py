@@ -69,14 +69,19 @@ def reading(what: object) -> Iterator[None]:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a file anew: a reader sees the old text or the new one, also where writing fails.
+    """`replace_bytes` of a text in UTF-8."""
+    replace_bytes(file, text.encode())
+
+
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Write a file anew: a reader sees the old content or the new one, also where writing fails.
 
     Raises UserError where it fails.
     """
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     with writing(file):
         try:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_bytes(content)
             draft.replace(file)
         finally:
             draft.unlink(missing_ok=True)

@@ -83,10 +83,16 @@ def study(write_study):
     return load_study(write_study())
 
 
-@pytest.fixture
-def stub_cells(monkeypatch, tmp_path) -> Path:
-    """Puts a quick process in the place of a cell's; returns the file to which each adds the folder it ran in."""
-    program = tmp_path / "stub.py"
+@pytest.fixture(scope="session")
+def stub_command(tmp_path_factory) -> tuple[str, str]:
+    """The command of a quick process in the place of a cell's, which adds the folder it ran in to OUT/runs.txt."""
+    program = tmp_path_factory.mktemp("stub") / "stub.py"
     program.write_text(STUB)
-    monkeypatch.setattr(pool, "COMMAND", (sys.executable, str(program)))
+    return sys.executable, str(program)
+
+
+@pytest.fixture
+def stub_cells(monkeypatch, stub_command, tmp_path) -> Path:
+    """Puts the quick process in the place of a cell's; returns the file to which each adds the folder it ran in."""
+    monkeypatch.setattr(pool, "COMMAND", stub_command)
     return tmp_path / "out" / "runs.txt"

@@ -8,7 +8,8 @@ import torch
 from transformers import TrainerState
 
 from cppo.comparison.cell import StepMeter, measurement_of, run_folder
-from cppo.comparison.jobs import RESULT, cell_job, start_job, study_jobs
+from cppo.comparison.finished import RESULT
+from cppo.comparison.jobs import cell_job, start_job, study_jobs
 from cppo.comparison.measure import Measurement
 from cppo.comparison.pool import run_jobs
 from cppo.comparison.study import load_study

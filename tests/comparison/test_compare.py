@@ -15,7 +15,8 @@ import torch
 from cppo.cli.compare import free_gpus, free_workers
 from cppo.cli.main import main
 from cppo.comparison import pool
-from cppo.comparison.jobs import RESULT, Job, study_jobs
+from cppo.comparison.finished import RESULT
+from cppo.comparison.jobs import Job, study_jobs
 from cppo.comparison.pool import run_jobs
 from cppo.comparison.results import _costs
 from cppo.comparison.study import load_study

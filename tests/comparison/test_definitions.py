@@ -8,7 +8,8 @@ import pytest
 
 from cppo.cli.main import main
 from cppo.comparison import definitions
-from cppo.comparison.jobs import RESULT, cell_job, check_finished, start_job, study_jobs
+from cppo.comparison.finished import RESULT
+from cppo.comparison.jobs import cell_job, check_finished, start_job, study_jobs
 from cppo.comparison.study import load_study, study_names
 from cppo.methods import METHODS
 from cppo.recipes import schema

@@ -12,7 +12,19 @@ from typing import NoReturn
 
 from cppo.cli.fields import add_group, given_values
 from cppo.cli.parser import Parser
-from cppo.comparison.jobs import Job, adopt, check_finished, pending, study_jobs, tell_redefined, timing_jobs
+from cppo.comparison.finished import write_archive
+from cppo.comparison.jobs import (
+    Job,
+    Source,
+    adopt,
+    check_finished,
+    pending,
+    sources_of,
+    study_jobs,
+    taken_over,
+    tell_redefined,
+    timing_jobs,
+)
 from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
@@ -28,23 +40,21 @@ def run(argv: Sequence[str]) -> None:
     options = study_schema()
     given = {name: words for name, words in vars(arguments).items() if name in options.fields}
     study = load_study(arguments.config, given_values(options, given))
-    check_cells(study, read=not arguments.report_only)
-    jobs, timing = study_jobs(study), timing_jobs(study)
+    check_cells(study, read=False)
+    if arguments.archive and not arguments.archive.parent.is_dir():
+        raise UserError(f"--archive: there is no folder {arguments.archive.parent}")
     command = ["cppo", "compare", *(word for word in argv if word != "--report_only")]
+    jobs, timing, sources = study_jobs(study), timing_jobs(study), sources_of(study)
+    archives = [source for source in sources if source.results is not None]
+    reported = taken_over(jobs, archives, as_they_are=True)
+    complete = archives and not arguments.rerun and all(job.result() for job in reported)
     failed: list[str] = []
-    if arguments.report_only:
+    if arguments.report_only or complete:
+        jobs, timing = reported, taken_over(timing, archives, as_they_are=True)
         check_finished([*jobs, *timing])  # the report would name other ones
         tell_definitions([*jobs, *timing])
     else:
-        with only_one(study.output_dir), stopped_by_sigterm():
-            if adopted := adopt(study, jobs):
-                tell(f"{len(adopted)} taken from {', '.join(study.options.cells_from)}")
-            waiting = pending(jobs, rerun=arguments.rerun)
-            waiting_for_timing = pending(timing, rerun=arguments.rerun)
-            gpus = free_gpus(study) if waiting or waiting_for_timing else []
-            failed = _run_all(study, waiting, free_workers(study, gpus), gpus)
-            if not failed:
-                failed = _run_all(study, waiting_for_timing, 1, gpus[:1])
+        failed = run_cells(study, jobs, timing, sources, rerun=arguments.rerun)
     if not any(job.result() for job in jobs if job.kind == "cell"):
         raise UserError(f"no cell in {study.output_dir} has finished: there is nothing to report")
 
@@ -53,10 +63,28 @@ def run(argv: Sequence[str]) -> None:
 
     results = write_results(study, jobs, timing, command)
     files = [f"{name:<10} {study.output_dir / file}" for name, file in FILES.items()]
+    if arguments.archive and not results["unfinished"]:
+        write_archive(arguments.archive, {job.path: found for job in [*jobs, *timing] if (found := job.result())})
+        files.append(f"{'archive':<10} {arguments.archive}")
     print("\n".join([*difference_lines(results), *files]))
     if failed:
         tell(f"{len(failed)} failed; the same command tries them again: {', '.join(failed)}")
         sys.exit(1)
+    if arguments.archive and results["unfinished"]:
+        raise UserError(f"{arguments.archive} is not written: {len(results['unfinished'])} cells have not finished")
+
+
+def run_cells(study: Study, jobs: list[Job], timing: list[Job], sources: Sequence[Source], *, rerun: bool) -> list[str]:
+    """Take over what `sources` have, run what is left. Returns the names of those that failed."""
+    check_cells(study, read=True)
+    with only_one(study.output_dir), stopped_by_sigterm():
+        if adopted := adopt(jobs, sources):
+            tell(f"{len(adopted)} taken from {', '.join(study.options.cells_from)}")
+        waiting = pending(jobs, rerun=rerun)
+        waiting_for_timing = pending(timing, rerun=rerun)
+        gpus = free_gpus(study) if waiting or waiting_for_timing else []
+        failed = _run_all(study, waiting, free_workers(study, gpus), gpus)
+        return failed or _run_all(study, waiting_for_timing, 1, gpus[:1])
 
 
 def tell_definitions(jobs: Sequence[Job]) -> None:
@@ -186,5 +214,11 @@ def _parser() -> Parser:
         "--rerun", action="store_true", help="run finished cells again whose options or definitions have changed"
     )
     parser.add_argument("--report_only", action="store_true", help="run nothing, write the results anew")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        metavar="FILE.jsonl.xz",
+        help="also write the finished study's cells into one file, which `--cells_from` reads",
+    )
     add_group(parser, "study", study_schema().run.values())
     return parser

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from cppo.comparison.jobs import MODEL, REQUEST, RESULT, code_digest, write_json
+import cppo
+from cppo.comparison.finished import RESULT
+from cppo.comparison.jobs import MODEL, REQUEST, write_json
 from cppo.comparison.measure import Measurement
 from cppo.data import PixelBounds, load_records
 from cppo.errors import UserError, tell_mistake
@@ -177,6 +179,15 @@ def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions) -> Meas
         # The task's rewards, not the method's own: all methods are judged alike.
         tolerance=number_tolerance(check_rewards(evaluation.get("rewards") or DEFAULT_REWARDS, None)),
     )
+
+
+def code_digest() -> str:
+    """Which code it was: a hash of the package's source."""
+    digest = hashlib.sha256()
+    root = Path(cppo.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def end_with_parent() -> None:

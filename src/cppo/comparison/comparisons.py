@@ -11,7 +11,9 @@ from cppo.comparison.page import render
 from cppo.comparison.results import collect
 from cppo.comparison.study import Study
 from cppo.comparison.tables import markdown
+from cppo.errors import UserError
 from cppo.evaluation.statistics import bootstrap_means, crossed_mean, t_interval
+from cppo.files import replace_text, writing
 
 Cells = dict[int, dict[str, Any]]
 """Cells of one method on one task by seed."""
@@ -25,31 +27,45 @@ FILES = {"results": "results.json", "table": "summary.md", "report": "report.htm
 def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
     """Write `FILES` into the study's folder; returns the results."""
     results = compare(study, jobs, timing, command)
+    with writing(study.output_dir):
+        study.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(study.output_dir / FILES["results"], results)
-    (study.output_dir / FILES["table"]).write_text(markdown(results), encoding="utf-8")
-    (study.output_dir / FILES["report"]).write_text(render(results), encoding="utf-8")
+    replace_text(study.output_dir / FILES["table"], markdown(results))
+    replace_text(study.output_dir / FILES["report"], render(results))
     return results
 
 
-def compare(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
-    """What the finished cells show, as the JSON values of `results.json`."""
+def compare(
+    study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str], *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """What the finished cells show, as the JSON values of `results.json`; `resamples` are those of `items_ci95`.
+
+    Raises UserError where the cells of a task answered different numbers of items.
+    """
     results = collect(study, jobs, timing, command)
     items = {
         (job.request["task"], job.request["label"], job.request["seed"]): result["evaluations"][-1]["correct"]
         for job in jobs
         if job.kind == "cell" and (result := job.result()) is not None
     }
-    results["comparison"] = {task: compare_task(results, task, items) for task in study.tasks}
-    results["over_tasks"] = over_tasks(results["comparison"], results["study"]["control"], items)
+    for task in study.tasks:
+        counts = {len(marks) for key, answers in items.items() if key[0] == task for marks in answers.values()}
+        if len(counts) > 1:
+            raise UserError(
+                f"{task}: its cells answered different numbers of items: {', '.join(map(str, sorted(counts)))}"
+            )
+    results["comparison"] = {task: compare_task(results, task, items, resamples) for task in study.tasks}
+    results["over_tasks"] = over_tasks(results["comparison"], results["study"]["control"], items, resamples)
     return results
 
 
-def compare_task(results: Mapping[str, Any], task: str, items: Answers) -> dict[str, Any]:
+def compare_task(results: Mapping[str, Any], task: str, items: Answers, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Curves, and differences from the control, of every method of a task that has a finished cell.
 
     Args:
         results: what `collect` returns.
         items: the answers of all cells.
+        resamples: of the bootstrap over items.
 
     Returns:
         JSON values: `equal_time_seconds` is the training time at which the fastest method ends, taking each method's
@@ -78,7 +94,7 @@ def compare_task(results: Mapping[str, Any], task: str, items: Answers) -> dict[
                         **_paired(
                             {seed: b["accuracy"][name][-1] - a["accuracy"][name][-1] for seed, (a, b) in pairs.items()}
                         ),
-                        **answer_intervals([[(a[name], b[name]) for a, b in answers]]),
+                        **answer_intervals([[(a[name], b[name]) for a, b in answers]], resamples),
                     },
                     "equal_time": _paired(
                         {
@@ -92,12 +108,14 @@ def compare_task(results: Mapping[str, Any], task: str, items: Answers) -> dict[
     return {"equal_time_seconds": seconds, "methods": methods}
 
 
-def over_tasks(comparison: Mapping[str, Any], control: str, items: Answers) -> dict[str, Any]:
+def over_tasks(
+    comparison: Mapping[str, Any], control: str, items: Answers, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Differences from the control averaged over a study's tasks, each seed's first, of the seeds that ran on all.
 
     Args:
         comparison: `compare_task` of each task.
-        items: as there.
+        items, resamples: as there.
 
     Returns:
         For each label, condition and budget ("equal_steps", "equal_time") as in `compare_task`; empty for one task.
@@ -121,7 +139,8 @@ def over_tasks(comparison: Mapping[str, Any], control: str, items: Answers) -> d
                 [
                     [(items[task, control, seed][condition], items[task, label, seed][condition]) for seed in shared]
                     for task in comparison
-                ]
+                ],
+                resamples,
             )
             pooled.setdefault(label, {})[condition] = row
     return pooled
@@ -149,7 +168,7 @@ def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
     return {**asdict(t_interval(list(differences.values()))), "by_seed": {str(s): d for s, d in differences.items()}}
 
 
-def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]]) -> dict[str, Any]:
+def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]], resamples: int = RESAMPLES) -> dict[str, Any]:
     """95 % intervals of a difference in which items count: for these seeds and other items (`items_ci95`, a bootstrap
     of each item's mean over seeds), and for other seeds and other items (`crossed_ci95`, with the p value that goes
     with it, `crossed_p`; see `crossed_mean`).
@@ -158,13 +177,14 @@ def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]]) -> dict[str, An
 
     Args:
         tasks: for each task and seed the answers before and after, as texts of 0 and 1.
+        resamples: of the bootstrap.
     """
     rng = np.random.default_rng(0)
-    total, differences = np.zeros(RESAMPLES), []
+    total, differences = np.zeros(resamples), []
     for pairs in tasks:
         marks = np.array([[[mark == "1" for mark in side] for side in pair] for pair in pairs], dtype=np.float64)
         differences.append(marks[:, 1] - marks[:, 0])
-        total += bootstrap_means(differences[-1].mean(axis=0), rng, RESAMPLES)
+        total += bootstrap_means(differences[-1].mean(axis=0), rng, resamples)
     low, high = np.quantile(total / len(tasks), [0.025, 0.975])
     crossed = crossed_mean(differences)
     return {

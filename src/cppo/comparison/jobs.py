@@ -1,45 +1,48 @@
 """A study's processes: where each keeps its files, what it is asked, and whether it is finished already. No torch."""
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cppo
 from cppo.assets import resolve_model
 from cppo.comparison.definitions import evaluation_definitions, training_definitions
+from cppo.comparison.finished import DEFINITIONS, RESULT, flaws, read_archive, read_result
 from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint, replace_text
-from cppo.parsing import parse_json
 from cppo.recipes import Recipe, TrainOptions, schema
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.views import own_files
 
 VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
-DEFINITIONS = "definitions"
-"""The entry of an identity that holds them."""
-REQUEST, RESULT, LOG, MODEL = "request.json", "cell.json", "log.txt", "model"
+REQUEST, LOG, MODEL = "request.json", "log.txt", "model"
 REMEDY = "give --rerun to run such cells again, or another output_dir"
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """A process to run: `kind` is "start" (evaluate the start checkpoint), "cell" (train and evaluate) or "timing"
-    (train alone on the machine). `identity` holds every option on which its result depends, and the definitions of what
-    they name (`cppo.comparison.definitions`); the rest of the request says how it is called and what it keeps.
+    (train alone on the machine). Its folder is `path` below `root`. `identity` holds every option on which its result
+    depends, and the definitions of what they name (`cppo.comparison.definitions`); the rest of the request says how it
+    is called and what it keeps. `archived` is its result where `root` is an archive.
     """
 
     kind: str
     name: str
-    folder: Path
+    root: Path
+    path: str
     identity: Mapping[str, Any]
     request: Mapping[str, Any]
+    archived: dict[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.path
 
     @property
     def log(self) -> Path:
@@ -48,17 +51,18 @@ class Job:
     def result(self) -> dict[str, Any] | None:
         """What the finished process wrote; None if it has not finished.
 
-        Raises UserError for a file that cannot be read, or is another program's.
+        Raises UserError for a file that cannot be read, or holds something else.
         """
-        file = self.folder / RESULT
-        try:
-            content = parse_json(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read: {error}; remove it to run the cell again") from error
-        if not isinstance(content, dict) or "identity" not in content:
-            raise UserError(f"{file} was not written by cppo compare; choose another output_dir")
+        return self.archived or self.checked(read_result(self.folder / RESULT))
+
+    def checked(self, content: Any) -> dict[str, Any] | None:
+        """A result, or None, as it was read. Raises UserError for one that this process does not write."""
+        wrong = [] if content is None else flaws(content, self.kind, self.request)
+        if wrong:
+            raise UserError(
+                f"{self.folder / RESULT} is not what cppo compare writes for this cell (wrong: {', '.join(wrong)}); "
+                "remove it to run the cell again, or leave its archive out of cells_from"
+            )
         return content
 
     def changed(self) -> list[str]:
@@ -117,7 +121,7 @@ def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = cont
         **_contents([*_data_files(recipe.options.eval_data), *_view_files(study.evaluations[task])], fingerprint),
     }
     request = {"task": task, "recipe": _recipe_values(recipe), "steps": [0]}
-    return Job("start", f"{task}, start", study.output_dir / "start" / task, identity, request)
+    return Job("start", f"{task}, start", study.output_dir, f"start/{task}", identity, request)
 
 
 def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = content_fingerprint) -> Job:
@@ -138,8 +142,8 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
         "steps": identity["steps"],
         "keep_model": study.options.keep_models,
     }
-    folder = study.output_dir / "cells" / cell.task / cell.label / f"seed-{cell.seed}"
-    return Job("cell", f"{cell.task}, {cell.label}, seed {cell.seed}", folder, identity, request)
+    name, path = f"{cell.task}, {cell.label}, seed {cell.seed}", f"cells/{cell.task}/{cell.label}/seed-{cell.seed}"
+    return Job("cell", name, study.output_dir, path, identity, request)
 
 
 def timing_jobs(study: Study) -> list[Job]:
@@ -158,8 +162,9 @@ def timing_jobs(study: Study) -> list[Job]:
                     **_contents(_cell_files(recipe), content_fingerprint),
                 }
                 request = {"task": task, "label": variant.label, "recipe": _recipe_values(recipe), "steps": []}
-                folder = study.output_dir / "timing" / task / variant.label / f"round-{repeat}"
-                jobs.append(Job("timing", f"{task}, {variant.label}, timing {repeat}", folder, identity, request))
+                path = f"timing/{task}/{variant.label}/round-{repeat}"
+                name = f"{task}, {variant.label}, timing {repeat}"
+                jobs.append(Job("timing", name, study.output_dir, path, identity, request))
     return jobs
 
 
@@ -191,35 +196,56 @@ def tell_redefined(redefined: Mapping[str, tuple[int, int]]) -> str:
     return ", ".join(f"{part}: {before}, now {now}" for part, (before, now) in redefined.items())
 
 
-def adopt(study: Study, jobs: list[Job]) -> list[Job]:
-    """Copy the results that the study lacks and another of its `cells_from` has, under the same task, label and seed,
-    with equal options and definitions; returns the jobs that got one.
+@dataclass(frozen=True)
+class Source:
+    """Cells of another study, or of this one as it was: an output folder, or an archive with its `results` by path."""
 
-    Raises UserError where one of the folders is not there, or a result in it cannot be read.
+    root: Path
+    results: Mapping[str, Any] | None = None
+
+    def like(self, job: Job) -> Job:
+        """The job as it lies there. Raises UserError for a result that cannot be read."""
+        there = dataclasses.replace(job, root=self.root)
+        found = self.results.get(job.path) if self.results else None
+        return dataclasses.replace(there, archived=there.checked(found))
+
+
+def sources_of(study: Study) -> list[Source]:
+    """What the study's `cells_from` names. Raises UserError for what is not there or cannot be read."""
+    found = []
+    for name in study.options.cells_from:
+        root = Path(name)
+        if not root.exists():
+            raise UserError(
+                f"cells_from: {root}: no such folder or archive; give another study's output_dir, or its archive"
+            )
+        found.append(Source(root) if root.is_dir() else Source(root, read_archive(root)))
+    return found
+
+
+def taken_over(jobs: Iterable[Job], sources: Sequence[Source], *, as_they_are: bool = False) -> list[Job]:
+    """The jobs, one without a result exchanged for its like in the first source that has a result with equal options.
+
+    Definitions have to be equal too, unless results are taken `as_they_are`, to be reported. Raises UserError for a
+    result that cannot be read.
     """
-    folders = [Path(name) for name in study.options.cells_from]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"cells_from: {folder}: no such folder; give the output_dir of another study")
-    adopted = []
+    found = []
     for job in jobs:
-        for folder in folders if job.result() is None else ():
-            there = dataclasses.replace(job, folder=folder / job.folder.relative_to(study.output_dir))
-            if (result := there.result()) is not None and not (there.changed() or there.redefined()):
-                job.begin()
-                write_json(job.folder / RESULT, result)
-                adopted.append(job)
+        for there in (source.like(job) for source in sources) if job.result() is None else ():
+            if there.result() is not None and not there.changed() and (as_they_are or not there.redefined()):
+                job = there
                 break
-    return adopted
+        found.append(job)
+    return found
 
 
-def code_digest() -> str:
-    """Which code it was: a hash of the package's source."""
-    digest = hashlib.sha256()
-    root = Path(cppo.__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+def adopt(jobs: Sequence[Job], sources: Sequence[Source]) -> list[Job]:
+    """Copy into their folders the results that `taken_over` finds; returns the jobs that got one."""
+    pairs = [(job, there) for job, there in zip(jobs, taken_over(jobs, sources), strict=True) if there is not job]
+    for job, there in pairs:
+        job.begin()
+        write_json(job.folder / RESULT, there.result())
+    return [job for job, _ in pairs]
 
 
 @cache

@@ -37,7 +37,9 @@ class StudyOptions:
     detector_items: Annotated[int, "[0, inf)"] = option(50, "Items that dependency scores are judged on; 0 for none.")
     output_dir: str | None = option(None, "Where cells and results go (default: runs/NAME of the study).")
     cells_from: list[str] = option(
-        [], "Output folders of other studies; their finished cells with equal options are taken over."
+        [],
+        "Output folders or archives of other studies: their finished cells with equal options are taken over. Where "
+        "archives hold all cells, nothing is run, and they are reported as they are.",
     )
     workers: Annotated[int | None, "[1, inf)"] = option(
         None, "Cells that run at once (default: one per GPU; without a GPU cores / threads)."

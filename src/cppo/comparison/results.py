@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from cppo.comparison.jobs import DEFINITIONS, Job, definitions_of
+from cppo.comparison.finished import DEFINITIONS
+from cppo.comparison.jobs import Job, definitions_of
 from cppo.comparison.study import Study, settings
 
 
