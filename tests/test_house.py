@@ -23,12 +23,11 @@ from cppo import CPPOConfig
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
-    {"errors", "progress", "parsing"},
-    {"files", "imports", "probing"},
-    {"checkpoints"},
-    {"methods"},
-    {"tasks", "views", "perception", "rewards", "recipes"},
-    {"data", "policy", "assets"},
+    {"errors", "progress", "parsing", "fields"},
+    {"files", "imports", "probing", "values", "methods"},
+    {"checkpoints", "options", "tasks", "perception", "rewards"},
+    {"views", "recipes", "policy"},
+    {"data", "assets"},
     {"evaluation"},
     {"reports"},
     {"training"},

@@ -16,7 +16,8 @@ from cppo.cli.main import main
 from cppo.data import chat_messages, load_records
 from cppo.errors import UserError
 from cppo.evaluation import load_processor, prompt_inputs
-from cppo.recipes import RunOptions, load_recipe
+from cppo.options import RunOptions
+from cppo.recipes import load_recipe
 from cppo.runs.adapters import adapter_arguments, language_model_layers
 
 DATA = ["--data", "tasks:digits?n=12"]

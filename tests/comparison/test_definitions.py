@@ -12,7 +12,7 @@ from cppo.comparison.finished import RESULT
 from cppo.comparison.jobs import cell_job, check_finished, start_job, study_jobs
 from cppo.comparison.study import load_study, study_names
 from cppo.methods import METHODS
-from cppo.recipes import schema
+from cppo.options import schema
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING
 
 STUDIES = Path(__file__).parents[2] / "docs" / "results"

@@ -10,7 +10,8 @@ from trl import GRPOConfig
 from cppo import CPPOConfig
 from cppo.cli import main as cli
 from cppo.errors import UserError
-from cppo.methods import DEFAULT_METHOD, EXECUTION_OPTIONS, METHODS, WHOLE_DISTRIBUTIONS
+from cppo.methods import DEFAULT_METHOD, METHODS, WHOLE_DISTRIBUTIONS
+from cppo.options import EXECUTION_OPTIONS
 from cppo.perception import EXACT_DIVERGENCES
 from cppo.recipes import load_recipe
 

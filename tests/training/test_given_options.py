@@ -11,8 +11,8 @@ from transformers import HfArgumentParser
 from trl import GRPOConfig, TrlParser
 
 from cppo import CPPOConfig
+from cppo.fields import Unset
 from cppo.methods import METHODS
-from cppo.recipes.static_fields import Unset
 
 CPU = {"use_cpu": True, "bf16": False}
 GIVEN = {"perception_weight": 0.01, "epsilon_high": None, "delta": None, "view_draws": "epoch", "loss_type": "dapo"}

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cppo.cli.main import main
 from cppo.evaluation import generate_responses, prompt_inputs
-from cppo.recipes import RunOptions
+from cppo.options import RunOptions
 from cppo.runs.adapters import language_model_layers, lora_config
 
 UNSHARED = {"gemma3"}

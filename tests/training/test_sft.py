@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 from cppo.data import load_records
 from cppo.errors import UserError
-from cppo.recipes import RunOptions
+from cppo.options import RunOptions
 from cppo.runs.sft import sft_config, sft_dataset, sft_trainer
 
 CPU = {

@@ -10,7 +10,7 @@ import transformers
 from rollout_stubs import make_rows
 from trl import GRPOConfig, GRPOTrainer
 
-from cppo.recipes.static_fields import plain_default
+from cppo.fields import plain_default
 from cppo.training import check_trl_version
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer

@@ -9,9 +9,8 @@ from PIL import Image
 from cppo.data import Record
 from cppo.errors import UserError
 from cppo.evaluation import get_condition
-from cppo.recipes import schema
-from cppo.training.option_rules import view_sampler
-from cppo.views import ViewSampler, check_families, preserving_view
+from cppo.options import schema
+from cppo.views import ViewSampler, check_families, preserving_view, view_sampler
 
 OWN = """
 import numpy as np

@@ -28,7 +28,7 @@ from cppo.comparison.jobs import (
 from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
-from cppo.recipes import TrainOptions
+from cppo.options import TrainOptions
 from cppo.runs.checks import check_inputs, check_options
 from cppo.runs.notices import warn_of_shared_files
 from cppo.runs.sources import held_out, load_sources

@@ -7,9 +7,10 @@ from typing import Any
 
 from cppo.cli.console import option_text
 from cppo.cli.parser import Parser
-from cppo.recipes import Recipe, Schema, load_recipe, schema
-from cppo.recipes.static_fields import UNSET, OptionField
-from cppo.recipes.values import value_from_words
+from cppo.fields import NO_DEFAULT, OptionField
+from cppo.options import Schema, schema
+from cppo.recipes import Recipe, load_recipe
+from cppo.values import value_from_words
 
 MOST_CHOICES_SHOWN = 10
 """Beyond so many choices the help shows NAME."""
@@ -126,5 +127,5 @@ def _metavar(field: OptionField) -> str:
 
 
 def _help_text(field: OptionField) -> str:
-    default = "" if field.default in (UNSET, None) else f" (default: {option_text(field.default)})"
+    default = "" if field.default in (NO_DEFAULT, None) else f" (default: {option_text(field.default)})"
     return (field.help + default).strip().replace("%", "%%")

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import yaml
 
 from cppo.errors import UserError, choose_one, did_you_mean
+from cppo.fields import in_interval, option_fields
+from cppo.options import RunOptions
 from cppo.parsing import parse_yaml
-from cppo.recipes import in_interval
-from cppo.recipes.static_fields import dataclass_fields
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,7 +120,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, 
 
 def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
     """The options of `cppo.data.PixelBounds`, as small as a training run takes them."""
-    trained = dataclass_fields("cppo.recipes.options", "RunOptions")
+    trained = option_fields(RunOptions)
     scaled = {
         "min_pixels": "images of fewer pixels up",
         "max_pixels": "larger ones down",

@@ -8,7 +8,8 @@ from cppo.assets import resolve_model
 from cppo.cli.console import hint_where_to_go_on, percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
 from cppo.errors import tell
-from cppo.recipes import Recipe, TrainOptions, load_recipe
+from cppo.options import TrainOptions
+from cppo.recipes import Recipe, load_recipe
 from cppo.runs.lock import held
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import Any
 from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
-from cppo.recipes import RunDirectory, load_recipe, schema
+from cppo.options import schema
+from cppo.recipes import RunDirectory, load_recipe
 from cppo.rewards import RewardSpec, check_rewards, number_tolerance
 from cppo.runs.checks import check_data
-from cppo.training.option_rules import view_sampler
-from cppo.views import ViewSampler
+from cppo.views import ViewSampler, view_sampler
 
 DEFAULT_MAX_NEW_TOKENS = 512
 """Of a response, where no run directory says."""

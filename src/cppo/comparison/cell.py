@@ -24,17 +24,18 @@ from cppo.comparison.jobs import MODEL, REQUEST, write_json
 from cppo.comparison.measure import Measurement
 from cppo.data import PixelBounds, load_records
 from cppo.errors import UserError, tell_mistake
+from cppo.options import TrainOptions, schema
 from cppo.parsing import parse_json
-from cppo.recipes import Recipe, RunDirectory, TrainOptions, dump_recipe, schema
+from cppo.recipes import Recipe, RunDirectory, dump_recipe
 from cppo.reports.run_data import RunData, read_run
 from cppo.rewards import DEFAULT_REWARDS, check_rewards, number_tolerance
 from cppo.runs.recorder import RunRecorder
 from cppo.runs.run import build_trainer, prepare_run, resolved_config
 from cppo.runs.sources import load_sources
 from cppo.training import VERSIONS_OF
-from cppo.training.option_rules import view_sampler
 from cppo.training.telemetry import peak_memory_mib
 from cppo.training.trainer import CPPOTrainer
+from cppo.views import view_sampler
 
 LOGGED = ("reward", "rewards/", "perception/", "entropy", "kl", "completions/mean_length", "grad_norm", "time/")
 """Which of the logged metrics results hold, by how their names begin."""

@@ -7,7 +7,7 @@ something else from the same options adds a sentence to `CHANGES`. No torch.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cppo.recipes import schema
+from cppo.options import schema
 from cppo.views import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, is_own
 
 CHANGES: Mapping[str, tuple[str, ...]] = {

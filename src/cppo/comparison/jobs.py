@@ -15,7 +15,8 @@ from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint, replace_text
-from cppo.recipes import Recipe, TrainOptions, schema
+from cppo.options import TrainOptions, schema
+from cppo.recipes import Recipe
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.views import own_files
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from cppo.recipes.static_fields import option
+from cppo.fields import option
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from cppo.comparison.options import StudyOptions
 from cppo.errors import UserError, choose_one
+from cppo.fields import option_fields
 from cppo.methods import with_method
-from cppo.recipes import Recipe, Schema, load_recipe, packaged_names, packaged_or_file, read_mapping, schema
-from cppo.recipes.static_fields import dataclass_fields
+from cppo.options import Schema, schema
+from cppo.recipes import Recipe, load_recipe, packaged_names, packaged_or_file, read_mapping
 from cppo.views import CONDITION_NAMES
 
 STUDIES_DIR = Path(__file__).parent / "studies"
@@ -147,7 +148,7 @@ class Study:
 
 def study_schema() -> Schema:
     """The options of a study file."""
-    return Schema("compare", StudyOptions, dataclass_fields("cppo.comparison.options", "StudyOptions"), {}, {})
+    return Schema("compare", StudyOptions, option_fields(StudyOptions), {}, {})
 
 
 def study_names() -> list[str]:

@@ -1,11 +1,10 @@
 """Named methods: which views, score, selection, gate and sink a method combines. Imports no torch."""
 
-from cppo.methods.blocks import EXECUTION_OPTIONS, SHAPING_SINKS, WHOLE_DISTRIBUTIONS, Method, Options
-from cppo.methods.catalogue import DEFAULT_METHOD, METHODS, get_method, with_method, without_method
+from cppo.methods.blocks import SHAPING_SINKS, WHOLE_DISTRIBUTIONS, Method, Options
+from cppo.methods.catalogue import DEFAULT_METHOD, METHODS, get_method, with_method
 
 __all__ = [
     "DEFAULT_METHOD",
-    "EXECUTION_OPTIONS",
     "METHODS",
     "SHAPING_SINKS",
     "WHOLE_DISTRIBUTIONS",
@@ -13,5 +12,4 @@ __all__ = [
     "Options",
     "get_method",
     "with_method",
-    "without_method",
 ]

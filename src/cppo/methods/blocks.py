@@ -26,22 +26,6 @@ SHAPING_SINKS = ("advantage", "weights")
 WHOLE_DISTRIBUTIONS = ("kl", "js")
 """Values of `perception_divergence` and `perception_score` that are taken over the whole vocabulary."""
 
-EXECUTION_OPTIONS = frozenset(
-    {
-        "scorer",
-        "perception_memory",
-        "per_device_generation_batch_size",
-        "view_threads",
-        "log_perception_grad_share",
-        "freeze_vision_tower",
-        "require_sharing",
-        "nonfinite",
-        "nonfinite_limit",
-    }
-)
-"""The options of CPPO's own that say how a method is computed, and what is trained. All others but `method` are the
-method's: a recipe's values for them go when another method is chosen."""
-
 
 @dataclass(frozen=True)
 class Method:

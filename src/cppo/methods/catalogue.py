@@ -1,10 +1,10 @@
 """Every method by name, and what choosing one does to options."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cppo.errors import UserError, choose_one
-from cppo.methods.blocks import EXECUTION_OPTIONS, Method, Options, declared
+from cppo.methods.blocks import Method, Options, declared
 from cppo.methods.own import ABLATIONS, OF_CPPO, OURS
 from cppo.methods.published import PUBLISHED, cppo
 
@@ -28,16 +28,3 @@ def get_method(name: str) -> Method:
 def with_method(options: Mapping[str, Any], name: str) -> Options:
     """`options` with what the method sets where they say nothing. Raises UserError for an unknown method."""
     return {**get_method(name).options, **options}
-
-
-def without_method(options: Mapping[str, Any], own: Container[str]) -> Options:
-    """`options` without those that belong to a method (of CPPO's `own`), those that their own method sets, and its
-    name.
-    """
-    name = options.get("method", DEFAULT_METHOD)
-    set_by_it = METHODS[name].options if isinstance(name, str) and name in METHODS else {}
-    return {
-        option: value
-        for option, value in options.items()
-        if option in EXECUTION_OPTIONS or (option not in own and option not in set_by_it)
-    }

@@ -1,6 +1,5 @@
 """Recipes: flat YAML, one per purpose, checked before torch is imported."""
 
-from cppo.recipes.options import RunOptions, TrainOptions
 from cppo.recipes.recipe import (
     Recipe,
     accelerate_files,
@@ -16,20 +15,14 @@ from cppo.recipes.recipe import (
 )
 from cppo.recipes.resumed import check_checkpoint, warn_of_changes
 from cppo.recipes.run_dir import AUTO, RunDirectory
-from cppo.recipes.schema import Schema, schema
-from cppo.recipes.values import in_interval
 
 __all__ = [
     "AUTO",
     "Recipe",
     "RunDirectory",
-    "RunOptions",
-    "Schema",
-    "TrainOptions",
     "accelerate_files",
     "check_checkpoint",
     "dump_recipe",
-    "in_interval",
     "load_recipe",
     "packaged_names",
     "packaged_or_file",
@@ -38,6 +31,5 @@ __all__ = [
     "recipe_names",
     "recipe_summary",
     "resolved_options",
-    "schema",
     "warn_of_changes",
 ]

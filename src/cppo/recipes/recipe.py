@@ -9,11 +9,10 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError, choose_one, one_line
-from cppo.methods import DEFAULT_METHOD, with_method, without_method
+from cppo.methods import DEFAULT_METHOD, with_method
+from cppo.options import ADAPTER_OPTIONS, RunOptions, schema, without_method
 from cppo.parsing import parse_yaml
-from cppo.recipes.options import ADAPTER_OPTIONS, RunOptions
 from cppo.recipes.run_dir import config_header
-from cppo.recipes.schema import schema
 
 RECIPES_DIR = Path(__file__).parent
 ACCELERATE_DIR = RECIPES_DIR / "accelerate"
@@ -150,7 +149,7 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     """
     kept = dict(values)
     if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
-        kept = without_method(kept, schema("train").own)
+        kept = without_method(kept)
     if "data" in overrides:
         kept.pop("columns", None)
         kept.pop("eval_data", None)

@@ -8,9 +8,9 @@ import yaml
 
 from cppo.checkpoints import checkpoint_step
 from cppo.errors import UserError, tell
+from cppo.options import schema
 from cppo.recipes.recipe import Recipe, resolved_options
 from cppo.recipes.run_dir import CONFIG_HEADER, RunDirectory, config_header
-from cppo.recipes.schema import schema
 
 _FREE = (
     "output_dir",

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
-from cppo.recipes import RunOptions
+from cppo.options import RunOptions
 
 ALL_LINEAR = "all-linear"
 

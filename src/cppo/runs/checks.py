@@ -9,11 +9,12 @@ from typing import Any
 from cppo.assets import adapter_base, resolve_model
 from cppo.data import PixelBounds, check_columns, parse_spec
 from cppo.errors import UserError, first_line
+from cppo.options import TrainOptions, check_combinations, check_group_sizes, schema
 from cppo.parsing import parse_json
-from cppo.recipes import AUTO, Recipe, RunDirectory, TrainOptions, check_checkpoint, schema
+from cppo.recipes import AUTO, Recipe, RunDirectory, check_checkpoint
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.runs.loggers import check_installed
-from cppo.training.option_rules import check_combinations, check_group_sizes
+from cppo.views import view_sampler
 
 OPTIONAL_PACKAGES = {
     "deepspeed": "deepspeed",
@@ -86,6 +87,7 @@ def check_options(recipe: Recipe) -> None:
     """Whether the options of a recipe for `cppo train` go together, and its rewards exist. Raises UserError."""
     assert isinstance(recipe.options, TrainOptions)
     check_combinations(recipe.resolved)
+    view_sampler(recipe.resolved)
     inherited = {name: field.default for name, field in schema("train").inherited.items()}
     check_group_sizes({**inherited, **recipe.config}, launched_processes())
     check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))

@@ -10,8 +10,9 @@ from typing import Any
 
 from cppo.data import RecordSource
 from cppo.evaluation import load_processor, prompt_lengths
+from cppo.options import TrainOptions
 from cppo.policy import unwrapped
-from cppo.recipes import Recipe, TrainOptions
+from cppo.recipes import Recipe
 from cppo.runs.loggers import check_loggers
 from cppo.runs.rehearsal import BatchNeeds, MemoryParts, train_briefly
 from cppo.runs.run import PreparedRun, build_config, may_probe, prepare_run

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO
 
 from cppo.errors import UserError, tell
+from cppo.options import TrainOptions
 from cppo.parsing import parse_json
-from cppo.recipes import Recipe, RunDirectory, TrainOptions
+from cppo.recipes import Recipe, RunDirectory
 
 LOCK_FILE = ".cppo.lock"
 

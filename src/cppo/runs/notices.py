@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from cppo.data import RecordSource, first_prompts, parse_spec
 from cppo.data.spec import TaskSpec
 from cppo.errors import tell
-from cppo.recipes import TrainOptions
+from cppo.options import TrainOptions
 
 if TYPE_CHECKING:
     from cppo.evaluation import EvalResult

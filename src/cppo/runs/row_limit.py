@@ -7,7 +7,7 @@ from typing import Any
 from cppo.data import RecordSource
 from cppo.errors import UserError, tell
 from cppo.evaluation import LongRow, load_processor, long_rows, prompt_lengths
-from cppo.recipes import RunOptions
+from cppo.options import RunOptions
 
 NAMED_ROWS = 10
 """Rows left out that a run names on stderr; `cppo data check` names all."""

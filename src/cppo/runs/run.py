@@ -24,14 +24,8 @@ from cppo.evaluation import (
     paired_bootstrap,
 )
 from cppo.files import replace_text
-from cppo.recipes import (
-    Recipe,
-    RunDirectory,
-    TrainOptions,
-    dump_recipe,
-    resolved_options,
-    warn_of_changes,
-)
+from cppo.options import TrainOptions
+from cppo.recipes import Recipe, RunDirectory, dump_recipe, resolved_options, warn_of_changes
 from cppo.reports.model_card import RunFacts
 from cppo.rewards import DEFAULT_WEIGHTS, number_tolerance
 from cppo.runs.adapters import adapter_arguments, name_base

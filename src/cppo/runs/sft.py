@@ -20,8 +20,8 @@ from cppo.assets import resolve_model
 from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError, first_line, one_line_with_remedy
 from cppo.evaluation import check_marks
+from cppo.options import RunOptions
 from cppo.policy.loading import whole_weights
-from cppo.recipes import RunOptions
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 from cppo.training.checkpoint import DurableTrainer

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from cppo.data import RECORD_COLUMNS, MissingColumns, PixelBounds, RecordSource, load_records, to_dataset
 from cppo.errors import UserError
-from cppo.recipes import Recipe, RunOptions, TrainOptions
+from cppo.options import RunOptions, TrainOptions, check_gate_reward
+from cppo.recipes import Recipe
 from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
-from cppo.training.option_rules import check_gate_reward
 
 
 @dataclass(frozen=True)

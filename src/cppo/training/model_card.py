@@ -8,8 +8,8 @@ from typing import Any
 from accelerate.utils import is_peft_model
 
 from cppo.assets import MICRO_DIR
+from cppo.fields import plain_default
 from cppo.files import replace_text
-from cppo.recipes.static_fields import plain_default
 from cppo.reports.model_card import RunFacts, TrainedModel, model_card, portable
 from cppo.training import package_versions
 from cppo.training.checkpoint import ResumableGRPOTrainer

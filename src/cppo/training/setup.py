@@ -12,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from cppo.errors import UserError
+from cppo.options import check_gate_reward
 from cppo.policy import (
     adapts_tied_weights,
     add_shared_prompt_forward,
@@ -21,7 +22,6 @@ from cppo.policy import (
     vision_tower_parameters,
 )
 from cppo.policy.attention import padding_reason
-from cppo.training.option_rules import check_gate_reward
 from cppo.training.upstream import (
     CHUNKED_HEAD,
     FSDP_OUTPUTS,

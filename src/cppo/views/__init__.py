@@ -4,6 +4,13 @@ Every view has the size of the anchor image and mode RGB, and is a pure function
 held-out families are for evaluation alone.
 """
 
+from cppo.options.strengths import (
+    KNOWN_PRESERVING,
+    KNOWN_REMOVING,
+    PRESERVING_FAMILIES,
+    REMOVING_FAMILIES,
+    ViewStrengths,
+)
 from cppo.views.draws import (
     CARD_CONDITIONS,
     CONDITION_NAMES,
@@ -14,17 +21,9 @@ from cppo.views.draws import (
 )
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
-from cppo.views.own import is_own, own_files
+from cppo.views.own import check_families, is_own, own_files
 from cppo.views.room import PixelRoom
-from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators
-from cppo.views.strengths import (
-    KNOWN_PRESERVING,
-    KNOWN_REMOVING,
-    PRESERVING_FAMILIES,
-    REMOVING_FAMILIES,
-    ViewStrengths,
-    check_families,
-)
+from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators, view_sampler
 from cppo.views.transforms import View, drawn_view, family_view, preserving_view, removing_view
 
 __all__ = [
@@ -56,4 +55,5 @@ __all__ = [
     "removing_view",
     "stable_sample_id",
     "view_generators",
+    "view_sampler",
 ]

@@ -1,13 +1,13 @@
 """View families of the user's own: `module:function` or `file.py:function`, called as function(image, rng)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cppo.errors import UserError
+from cppo.errors import UserError, choose_one
 from cppo.imports import check_import_path, failure, import_object, own_file
 
 TRIAL_SIZE = (48, 64, 3)
@@ -18,6 +18,29 @@ ViewFunction = Callable[[Image.Image, np.random.Generator], Image.Image]
 def is_own(family: str) -> bool:
     """Whether a family's name is an import path."""
     return ":" in family
+
+
+def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The families as a tuple, in the given order; those of the user's own are imported.
+
+    Raises UserError, which names `field`, where `families` is empty, no list, or has an unknown or repeated name, or
+    one of the user's own cannot be imported.
+    """
+    choices = ", ".join(known)
+    if isinstance(families, str) or not isinstance(families, Sequence):
+        raise UserError(f"{field}: {families!r} is not a list; give a list of names out of {choices}")
+    if not families:
+        raise UserError(f"{field}: the list is empty; give at least one of {choices}")
+    for name in families:
+        if not isinstance(name, str):
+            raise UserError(f"{field}: {name!r} is no name; choose from {choices}, or write file.py:function")
+        if is_own(name):
+            load_own(name)
+        elif name not in known:
+            raise UserError(f"{field}: {name!r} is unknown; {choose_one(name, known)}, or give file.py:function")
+    if len(set(families)) < len(families):
+        raise UserError(f"{field}: a family is listed twice in {list(families)}; name each once")
+    return tuple(families)
 
 
 def load_own(family: str) -> ViewFunction:

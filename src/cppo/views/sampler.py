@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,15 +10,16 @@ import numpy as np
 from PIL import Image
 
 from cppo.errors import UserError
-from cppo.views.images import load_rgb
-from cppo.views.strengths import (
+from cppo.options.strengths import (
     KNOWN_PRESERVING,
     KNOWN_REMOVING,
     PRESERVING_FAMILIES,
     REMOVING_FAMILIES,
     ViewStrengths,
-    check_families,
 )
+from cppo.options.views import view_strengths
+from cppo.views.images import load_rgb
+from cppo.views.own import check_families
 from cppo.views.transforms import drawn_view
 
 
@@ -75,6 +76,19 @@ class ViewSampler:
             drawn_view(self.preserving_families, rgb, preserving_rng, self.strengths),
             drawn_view(self.removing_families, rgb, removing_rng, self.strengths),
         )
+
+
+def view_sampler(options: Mapping[str, Any]) -> ViewSampler:
+    """The sampler of views that the options of a run describe.
+
+    Raises:
+        UserError: a family, those of rollouts included, or a strength is not valid.
+    """
+    if options["rollout_views"]:
+        check_families("rollout_views", options["rollout_views"], KNOWN_PRESERVING)
+    return ViewSampler(
+        options.get("seed", 42), options["preserving_views"], options["removing_views"], view_strengths(options)
+    )
 
 
 def view_generators(

@@ -13,17 +13,16 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from cppo.views.images import load_rgb
-from cppo.views.own import is_own, own_view
-from cppo.views.strengths import (
+from cppo.options.strengths import (
     DIFFUSION_STEPS,
     KNOWN_PRESERVING,
     KNOWN_REMOVING,
     PRESERVING_FAMILIES,
     REMOVING_FAMILIES,
     ViewStrengths,
-    check_families,
 )
+from cppo.views.images import load_rgb
+from cppo.views.own import check_families, is_own, own_view
 
 PUBLISHED = ViewStrengths()
 

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError, choose_one
+from cppo.fields import OptionField, in_interval
 from cppo.parsing import parse_yaml
-from cppo.recipes.static_fields import OptionField
 
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
@@ -57,14 +57,6 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
         if field.interval and _is_number(item) and not in_interval(item, field.interval):
             raise UserError(f"{where}: {item!r} is outside {field.interval}")
     return fitted
-
-
-def in_interval(number: float, interval: str) -> bool:
-    """Whether `number` lies in an interval in the usual notation: "[0, 1)", "(0, inf)"."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = number > low if interval[0] == "(" else number >= low
-    below = number < high if interval[-1] == ")" else number <= high
-    return above and below
 
 
 _NO_FIT = object()

@@ -1,54 +1,16 @@
 """Which options each training command takes: the run's own, those of CPPO, and those inherited from TRL."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from cppo.errors import UserError, did_you_mean
-from cppo.methods import METHODS
-from cppo.recipes.options import RunOptions, TrainOptions
-from cppo.recipes.static_fields import OptionField, dataclass_fields
-from cppo.recipes.values import check_value
-
-_TRAINING_ARGUMENTS = (("transformers.training_args", "TrainingArguments"), ("trl.trainer.base_config", "_BaseConfig"))
-_RUN_OPTIONS = ("cppo.recipes.options", "RunOptions")
-
-# The inherited annotations say `str` and `float` where only some values work. Without this they would be refused after
-# torch is imported, or in the first step.
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "eval_strategy": ("no", "steps", "epoch"),
-    "logging_strategy": ("no", "steps", "epoch"),
-    "save_strategy": ("no", "steps", "epoch", "best"),
-    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-}
-_RANGES: dict[str, str] = {
-    "max_steps": "[-1, inf)",
-    "learning_rate": "[0, inf)",
-    "num_train_epochs": "(0, inf)",
-    "per_device_train_batch_size": "[1, inf)",
-    "per_device_eval_batch_size": "[1, inf)",
-    "gradient_accumulation_steps": "[1, inf)",
-    "num_generations": "[2, inf)",
-    "num_iterations": "[1, inf)",
-    "steps_per_generation": "[1, inf)",
-    "max_completion_length": "[1, inf)",
-    "temperature": "(0, inf)",
-    "top_p": "(0, 1]",
-    "top_k": "[0, inf)",
-    "epsilon": "(0, inf)",
-    "beta": "[0, inf)",
-    "max_grad_norm": "[0, inf)",
-    "weight_decay": "[0, inf)",
-    "warmup_steps": "[0, inf)",
-    "logging_steps": "(0, inf)",
-    "save_steps": "(0, inf)",
-    "eval_steps": "(0, inf)",
-    "dataloader_num_workers": "[0, inf)",
-}
-
+from cppo.fields import OptionField, option_fields
+from cppo.options.inherited import inherited_fields
+from cppo.options.method import cppo_fields
+from cppo.options.run import RunOptions, TrainOptions
+from cppo.values import check_value
 
 _NAMED_OTHERWISE = {
     "model_name_or_path": "`model`",
@@ -118,24 +80,8 @@ class Schema:
 @cache
 def schema(command: str) -> Schema:
     """The options of "train" or "sft"."""
-    if command == "train":
-        run = {**dataclass_fields(*_RUN_OPTIONS), **dataclass_fields(_RUN_OPTIONS[0], "TrainOptions")}
-        own = dataclass_fields("cppo.training.config", "CPPOConfig")
-        own["method"] = replace(own["method"], choices=tuple(METHODS))
-        inherited = _inherited(("trl.trainer.grpo_config", "GRPOConfig"))
-        options_class: type[RunOptions] = TrainOptions
-    else:
-        run, own = dataclass_fields(*_RUN_OPTIONS), {}
-        inherited = _inherited(("trl.trainer.sft_config", "SFTConfig"))
-        options_class = RunOptions
+    train = command == "train"
+    options_class = TrainOptions if train else RunOptions
+    run, own = option_fields(options_class), cppo_fields() if train else {}
+    inherited = inherited_fields("trl.trainer.grpo_config.GRPOConfig" if train else "trl.trainer.sft_config.SFTConfig")
     return Schema(command, options_class, run, own, {k: v for k, v in inherited.items() if k not in {*run, *own}})
-
-
-def _inherited(config_class: tuple[str, str]) -> dict[str, OptionField]:
-    fields: dict[str, OptionField] = {}
-    for module, name in (*_TRAINING_ARGUMENTS, config_class):
-        fields |= dataclass_fields(module, name)
-    return {
-        name: replace(field, choices=_CHOICES.get(name, field.choices), interval=_RANGES.get(name, field.interval))
-        for name, field in fields.items()
-    }

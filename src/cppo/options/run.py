@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from cppo.errors import UserError
-from cppo.recipes.static_fields import option
+from cppo.fields import option
 
 ADAPTER_OPTIONS = (
     "lora_r",

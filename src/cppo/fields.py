@@ -1,0 +1,123 @@
+"""Options as fields of dataclasses: how they are declared, and how a dataclass is read as options. No torch."""
+
+import copy
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Annotated, Any, Literal, Union
+
+NO_DEFAULT = "(unset)"
+"""The default of an option that must be given, or whose library computes it."""
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One option: a field of a dataclass, as it is declared.
+
+    `kinds` holds what a value may be: "none", "bool", "int", "float", "str", "list", "dict". `item_kinds` says the same
+    of a list's items. `choices` are the values of a `Literal` annotation. `interval` is what `Annotated` adds, a range
+    in the usual notation: "(0, 1]".
+    """
+
+    name: str
+    kinds: frozenset[str]
+    item_kinds: frozenset[str]
+    choices: tuple[Any, ...]
+    default: Any
+    help: str
+    interval: str | None
+
+
+@dataclass(frozen=True)
+class Unset:
+    """What an option holds until its method is known, if it was not given; `default` applies if the method sets none.
+
+    Parsers that pass every field, such as TRL's, pass it on, so that any other value counts as given.
+    """
+
+    default: Any
+
+    def __str__(self) -> str:
+        return f"the method's, else {self.default}"
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of an options class: its default (a list or mapping is copied for each instance) and its help."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def method_option(default: Any, help: str) -> Any:
+    """An option that a method may set: its field is `Unset` until `resolve` has seen the method."""
+    unset = Unset(default)
+    if isinstance(default, list | dict):  # transformers' parser takes the default of lists from a factory alone
+        return field(default_factory=lambda: unset, metadata={"help": help})
+    return field(default=unset, metadata={"help": help})
+
+
+def plain_default(declared: Field) -> Any:
+    """What a field of a dataclass holds where neither the user nor a method sets it; MISSING if it must be given."""
+    default = declared.default if declared.default_factory is MISSING else declared.default_factory()
+    return default.default if isinstance(default, Unset) else default
+
+
+def resolve(options: Any, of_method: Mapping[str, Any]) -> None:
+    """Replace every `Unset` field of a dataclass by a copy of what the method sets, or of its default."""
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if isinstance(value, Unset):
+            setattr(options, one.name, copy.copy(of_method.get(one.name, value.default)))
+
+
+def option_fields(options_class: type[Any]) -> dict[str, OptionField]:
+    """The fields of a dataclass by name, inherited ones too, in their order."""
+    types_of = typing.get_type_hints(options_class, include_extras=True)
+    return {
+        one.name: option_field(one.name, types_of[one.name], plain_default(one), one.metadata.get("help", ""))
+        for one in fields(options_class)
+    }
+
+
+def option_field(name: str, annotation: Any, default: Any, help: str) -> OptionField:
+    """The option that a field's annotation, default and help declare."""
+    interval = None
+    if typing.get_origin(annotation) is Annotated:
+        annotation, interval = typing.get_args(annotation)
+    kinds: set[str] = set()
+    items: set[str] = set()
+    choices: list[Any] = []
+    _read(annotation, kinds, items, choices)
+    default = NO_DEFAULT if default is MISSING else default
+    return OptionField(name, frozenset(kinds), frozenset(items), tuple(choices), default, help, interval)
+
+
+def _read(annotation: Any, kinds: set[str], items: set[str], choices: list[Any]) -> None:
+    """Adds to `kinds`, `items` and `choices` what the annotation allows."""
+    kind, parts = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if kind is Literal:
+        choices.extend(part for part in parts if part is not None)
+        kinds.update("none" if part is None else type(part).__name__ for part in parts)
+    elif kind in (Union, types.UnionType):
+        _read_all(parts, kinds, items, choices)
+    elif kind in (None, types.NoneType):
+        kinds.add("none")
+    elif kind in (list, tuple):
+        kinds.add("list")
+        _read_all(parts, items, set(), choices)
+    else:
+        kinds.add(kind.__name__)
+
+
+def _read_all(annotations: Iterable[Any], kinds: set[str], items: set[str], choices: list[Any]) -> None:
+    for annotation in annotations:
+        _read(annotation, kinds, items, choices)
+
+
+def in_interval(number: float, interval: str) -> bool:
+    """Whether `number` lies in an interval in the usual notation: "[0, 1)", "(0, inf)"."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = number > low if interval[0] == "(" else number >= low
+    below = number < high if interval[-1] == ")" else number <= high
+    return above and below

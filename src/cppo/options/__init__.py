@@ -1,0 +1,22 @@
+"""The options of a run: CPPO's own, block by block with the rules that guard them, the run's and TRL's. No torch."""
+
+from cppo.options.method import EXECUTION_OPTIONS, CPPOOptions, check_combinations, cppo_fields, without_method
+from cppo.options.rl import check_group_sizes
+from cppo.options.run import ADAPTER_OPTIONS, RunOptions, TrainOptions
+from cppo.options.schema import Schema, schema
+from cppo.options.selection import check_gate_reward
+
+__all__ = [
+    "ADAPTER_OPTIONS",
+    "EXECUTION_OPTIONS",
+    "CPPOOptions",
+    "RunOptions",
+    "Schema",
+    "TrainOptions",
+    "check_combinations",
+    "check_gate_reward",
+    "check_group_sizes",
+    "cppo_fields",
+    "schema",
+    "without_method",
+]

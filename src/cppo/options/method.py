@@ -1,0 +1,68 @@
+"""The options of a method: all of CPPO's own, block by block."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
+
+from cppo.fields import OptionField, option, option_fields
+from cppo.methods import DEFAULT_METHOD, METHODS, Options
+from cppo.options.execution import ExecutionOptions, check_execution
+from cppo.options.rl import RLOptions, check_rl
+from cppo.options.selection import SelectionOptions, check_selection
+from cppo.options.sink import SinkOptions, check_sink
+from cppo.options.strengths import strength_fields
+from cppo.options.views import ViewOptions, check_views
+
+EXECUTION_OPTIONS = frozenset(field.name for field in fields(ExecutionOptions))
+"""The options of CPPO's own that say how a method is computed, and what is trained. All others but `method` are the
+method's: a recipe's values for them go when another method is chosen."""
+
+
+@dataclass
+class MethodOption:
+    """The option that sets the others."""
+
+    method: str = option(
+        DEFAULT_METHOD,
+        "The method, whose options it sets: `cppo`, `grpo` (TRL's) or another that `cppo methods` lists.",
+    )
+
+
+@dataclass
+class CPPOOptions(ExecutionOptions, ViewOptions, RLOptions, SelectionOptions, SinkOptions, MethodOption):
+    """Every option of CPPO's own, for a configuration to inherit. The blocks' fields come last base first."""
+
+
+@cache
+def cppo_fields() -> Mapping[str, OptionField]:
+    """The options of CPPO's own by name."""
+    declared = option_fields(CPPOOptions)
+    declared["method"] = replace(declared["method"], choices=tuple(METHODS))
+    for name, strength in strength_fields().items():
+        declared[f"view_{name}"] = replace(declared[f"view_{name}"], interval=strength.interval)
+    return declared
+
+
+def check_combinations(options: Mapping[str, Any]) -> None:
+    """Hold options against each other, each of which is valid alone.
+
+    Args:
+        options: every field of CPPO's own with its value, and those of TRL's that are known.
+
+    Raises:
+        UserError: two do not fit; the message names the field to change.
+    """
+    for check in (check_sink, check_selection, check_execution, check_rl, check_views):
+        check(options)
+
+
+def without_method(options: Mapping[str, Any]) -> Options:
+    """`options` without those that belong to a method, those that their own method sets, and its name."""
+    name = options.get("method", DEFAULT_METHOD)
+    set_by_it = METHODS[name].options if isinstance(name, str) and name in METHODS else {}
+    return {
+        option: value
+        for option, value in options.items()
+        if option in EXECUTION_OPTIONS or (option not in cppo_fields() and option not in set_by_it)
+    }

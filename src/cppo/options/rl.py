@@ -1,0 +1,58 @@
+"""The RL loss that a method adds to: CPPO's own options of it, and rules for TRL's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd, lcm
+from typing import Annotated, Any, Literal
+
+from cppo.errors import UserError
+from cppo.fields import method_option
+
+
+@dataclass
+class RLOptions:
+    """Options of the RL loss that TRL does not have."""
+
+    rl_weight: Annotated[float, "[0, inf)"] = method_option(
+        1.0, "Weight of the RL loss, KL to the reference included; 0 trains on the perception term alone."
+    )
+    entropy_estimator: Literal["exact", "sampled"] = method_option(
+        "exact",
+        "Entropy in the loss, that of `entropy_coef` and of the two weights above: 'exact' over the vocabulary, or "
+        "'sampled', -log pi of the sampled token (PAPO, VPPO), whose gradient on-policy is zero on average. The logged "
+        "`entropy` is the same.",
+    )
+
+
+def check_rl(options: Mapping[str, Any]) -> None:
+    """Hold TRL's options against ours. Raises UserError."""
+    if options["entropy_estimator"] == "sampled" and (options.get("top_entropy_quantile") or 1.0) < 1.0:
+        raise UserError(
+            "top_entropy_quantile chooses tokens by their exact entropy: set entropy_estimator = 'exact', not 'sampled'"
+        )
+
+
+def check_group_sizes(options: Mapping[str, Any], processes: int) -> None:
+    """Whether batches of rollouts are made of whole groups, as TRL demands.
+
+    Args:
+        options: TRL's, defaults included.
+        processes: how many train together.
+
+    Raises:
+        UserError: one is not; the message names the field to change, and a value that does.
+    """
+    group = options["num_generations"] or 1
+    steps = options["steps_per_generation"] or options["gradient_accumulation_steps"]
+    rules = [("per_device_train_batch_size", group, processes * steps)]
+    if options["generation_batch_size"]:
+        rules = [("generation_batch_size", lcm(group, options["per_device_train_batch_size"] * processes), 1)]
+    if options["eval_strategy"] != "no":
+        rules.append(("per_device_eval_batch_size", options["num_generations_eval"] or group, processes))
+    for name, rollouts, batches in rules:
+        size, unit = options[name], rollouts // gcd(rollouts, batches)
+        if size % unit:
+            raise UserError(
+                f"{name} = {size}: {batches} x {size} rollouts must be a multiple of {rollouts}, so that groups of "
+                f"num_generations are whole; give {name} = {max(size // unit, 1) * unit}, for instance"
+            )

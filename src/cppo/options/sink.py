@@ -1,0 +1,186 @@
+"""The sink: the loss of its own that divergences go into, or the shaping of advantages by scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cppo.errors import UserError
+from cppo.fields import method_option
+from cppo.methods import SHAPING_SINKS, WHOLE_DISTRIBUTIONS
+
+ENTROPY_WEIGHTS = ("perception_removing_entropy_weight", "perception_preserving_entropy_weight")
+
+
+@dataclass
+class SinkOptions:
+    """Options of the sink."""
+
+    perception_sink: Literal["contrast", "divergence", "advantage", "weights", "none"] = method_option(
+        "contrast",
+        "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); 'divergence', "
+        "w+ d+ - w- d-; 'advantage', which they alone keep, in rollouts weighted by their score (VPPO); 'weights': "
+        "every token's advantage is weighted by its score (PGPO); 'none' trains on the RL loss alone.",
+    )
+    perception_weight: Annotated[float, "[0, inf)"] = method_option(
+        0.01, "Weight lambda of the perception loss. 0 leaves it out, with the passes that nothing else needs."
+    )
+    perception_preserving_weight: Annotated[float, "[0, inf)"] = method_option(
+        1.0, "Factor w+ of the divergence from I+; 0 skips its passes."
+    )
+    perception_removing_weight: Annotated[float, "[0, inf)"] = method_option(
+        1.0, "Factor w- of the divergence from I-."
+    )
+    perception_removing_entropy_weight: Annotated[float, "[0, inf)"] = method_option(
+        0.0,
+        "Weight of a penalty on the entropy under I-, mean over all response tokens of the rollouts scored (PAPO); "
+        "the counterpart under the image is TRL's entropy_coef with a negative value.",
+    )
+    perception_preserving_entropy_weight: Annotated[float, "[0, inf)"] = method_option(
+        0.0, "Weight of the same penalty on the entropy under I+ (DVRP)."
+    )
+    perception_temperature: Annotated[float, "(0, inf)"] = method_option(
+        0.1, "Temperature tau of the contrast, in nats of divergence."
+    )
+    perception_divergence: Literal["k1", "k3", "kl", "js", "nll"] = method_option(
+        "k3",
+        "Divergence of anchor and view: 'k3' on the sampled token (published) or 'k1' (asynchronous CPPO), exact 'kl' "
+        "or 'js' over the vocabulary, or 'nll', the sampled token's negative log-probability under the view.",
+    )
+    perception_normalization: Literal["rollout", "token", "microbatch"] = method_option(
+        "rollout",
+        "'rollout': mean over a rollout's selected tokens, then over the gated-in ones of the step (of the generation "
+        "batch, in equal parts, where it serves several steps); 'token': mean over the step's selected tokens (one "
+        "more pass to detect them first); 'microbatch' (published): mean over a micro-batch's selected tokens, which "
+        "depends on how the batch is cut.",
+    )
+    perception_view_policy: Literal["current", "rollout"] = method_option(
+        "current",
+        "The policy that the perception loss scores views with: 'current' (published), in every update, or 'rollout' "
+        "(PAPO's code), once for each generation batch before its updates, which is without gradient "
+        "(perception_view_gradients=false).",
+    )
+    perception_view_gradients: bool = method_option(
+        True, "Whether the gradient also flows through the policy under the views (published)."
+    )
+    perception_anchor_gradients: bool = method_option(
+        True,
+        "Whether the gradient also flows through the policy under the image itself (published). Without, what the "
+        "policy says under the image is a fixed target for the views, which RL alone moves.",
+    )
+    perception_advantage_floor: Annotated[float, "[0, 1]"] = method_option(
+        0.9, "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike."
+    )
+    perception_advantage_scope: Literal["batch", "minibatch"] = method_option(
+        "batch",
+        "Sink 'advantage': the rollouts whose scores are compared. 'batch': all of the generation batch; 'minibatch' "
+        "(VPPO): the least and the largest score are those of a process's rollouts of an optimizer step, and the mean "
+        "weight of a micro-batch is 1, which depends on how the batch is cut.",
+    )
+    perception_weight_threshold: Annotated[float, "(0, 1)"] = method_option(
+        0.4, "Sink 'weights': log(1 + score), scaled to [0, 1] over a rollout's tokens, that has the weight 1."
+    )
+    perception_weight_slope: Annotated[float, "[0, inf)"] = method_option(
+        2.0, "Sink 'weights': by how much the weight grows from there to the best score."
+    )
+
+
+def check_sink(options: Mapping[str, Any]) -> None:
+    """Hold the sink's options against each other and against the other blocks'. Raises UserError."""
+    if not (options["perception_view_gradients"] or options["perception_anchor_gradients"]):
+        raise UserError(
+            "perception_view_gradients and perception_anchor_gradients are both false: nothing is left to train; "
+            "perception_sink = 'none' leaves the perception term out"
+        )
+    sink = options["perception_sink"]
+    if sink in SHAPING_SINKS:
+        _check_shaping(options)
+    entropy_weight = next((name for name in ENTROPY_WEIGHTS if options[name]), None)
+    if entropy_weight and options["perception_normalization"] == "token" and options["perception_selector"] != "all":
+        raise UserError(
+            f"{entropy_weight} averages over all response tokens: perception_normalization = 'token' counts them with "
+            "perception_selector = 'all' alone"
+        )
+    adds_loss, by_rollout = sink in ("contrast", "divergence"), options["perception_view_policy"] == "rollout"
+    if adds_loss and entropy_weight and not (options["perception_view_gradients"] or by_rollout):
+        raise UserError(f"{entropy_weight} trains the policy under the view: set perception_view_gradients = true")
+    if adds_loss and by_rollout:
+        _check_rollout_policy(options)
+    same_weights = options["perception_preserving_weight"] == options["perception_removing_weight"]
+    cancels = sink == "contrast" and options["perception_divergence"] == "k1" and same_weights
+    if cancels and options["perception_weight"] and not options["perception_view_gradients"]:
+        raise UserError(
+            "perception_divergence = 'k1' has no gradient but that of the policy under the views, since the anchor "
+            "cancels: set perception_view_gradients = true"
+        )
+    compares = options["perception_preserving_weight"] or options["perception_removing_weight"]
+    if adds_loss and options["perception_weight"] and not (compares or entropy_weight):
+        raise UserError(
+            "perception_preserving_weight and perception_removing_weight are both 0: nothing of the views is in the "
+            "loss; perception_sink = 'none' leaves the perception term out"
+        )
+    if adds_loss and options["perception_weight"] and options["perception_divergence"] == "nll":
+        if not options["perception_view_gradients"]:
+            raise UserError(
+                "perception_divergence = 'nll' trains the policy under the views: set perception_view_gradients = true"
+            )
+        if sink == "divergence" and options["perception_removing_weight"]:
+            raise UserError(
+                "perception_divergence = 'nll' has no upper bound for perception_sink = 'divergence' to push against: "
+                "set perception_removing_weight = 0 or perception_sink = 'contrast'"
+            )
+    trains = adds_loss and (options["perception_weight"] or entropy_weight)
+    if not options["rl_weight"] and not trains:
+        raise UserError("rl_weight = 0 leaves nothing to train on: perception_sink or perception_weight adds no loss")
+    # Without steps_per_generation TRL takes as many as it accumulates.
+    steps, accumulation = options.get("steps_per_generation"), options.get("gradient_accumulation_steps") or 1
+    if options["perception_normalization"] == "token" and steps is not None and steps % accumulation:
+        raise UserError(
+            f"perception_normalization = 'token' needs the rollouts of a whole step at once, but steps_per_generation "
+            f"= {steps} is not a multiple of gradient_accumulation_steps = {accumulation}"
+        )
+
+
+def _check_rollout_policy(options: Mapping[str, Any]) -> None:
+    """Options beside scores under the views that are taken once, when the rollouts are made. Raises UserError."""
+    if options["perception_view_gradients"]:
+        raise UserError(
+            "perception_view_policy = 'rollout' scores views without gradient: set perception_view_gradients = false"
+        )
+    compared = ["perception_divergence"]
+    if options["perception_selector"] != "all":
+        compared.append("perception_score")
+    for name in compared:
+        if options[name] in WHOLE_DISTRIBUTIONS:
+            raise UserError(
+                f"{name} = {options[name]!r} compares whole distributions, and perception_view_policy = 'rollout' "
+                "keeps none: choose one on the sampled token, such as 'k3', or perception_view_policy = 'current'"
+            )
+
+
+def _check_shaping(options: Mapping[str, Any]) -> None:
+    """Options of losses and selectors beside a sink that shapes the advantages instead. Raises UserError."""
+    sink = options["perception_sink"]
+    if options["perception_rollouts_per_group"] is not None:
+        raise UserError(f"perception_rollouts_per_group bounds a loss, but perception_sink = {sink!r} adds none")
+    if options["perception_weighting"] != "equal":
+        raise UserError(
+            f"perception_weighting weights a loss, but perception_sink = {sink!r} adds none: choose 'equal'"
+        )
+    for name in ENTROPY_WEIGHTS:
+        if options[name]:
+            raise UserError(f"{name} is part of a loss, but perception_sink = {sink!r} adds none: set 0")
+    if options["perception_gate"] != "none":
+        raise UserError(
+            f"perception_gate = {options['perception_gate']!r} would leave the other rollouts their advantage at every "
+            f"token: perception_sink = {sink!r} needs perception_gate = 'none'"
+        )
+    selector = options["perception_selector"]
+    if sink == "advantage" and selector in ("random", "all"):
+        raise UserError(
+            f"perception_selector = {selector!r} needs no scores, by which perception_sink = 'advantage' weights "
+            "tokens and rollouts: choose 'top' or 'top_positive'"
+        )
+    if sink == "weights" and selector != "all":
+        raise UserError(
+            f"perception_selector = {selector!r}: perception_sink = 'weights' weights every token: choose 'all'"
+        )
