@@ -8,12 +8,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import cppo
 
 TRL = ("trl",)
 TORCH = ("accelerate", "peft", "torch", "torchvision", "transformers", "trl")
-ROOMS = ("methods", "perception", "recipes", "rewards", "tasks", "views")
+ROOMS = ("methods", "options", "perception", "recipes", "rewards", "tasks", "views")
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil, sys
 absent, rooms = (words.split() for words in sys.argv[1:])
@@ -50,12 +51,21 @@ def test_rooms_import(python_without, absent, rooms):
     assert done.returncode == 0, done.stderr
 
 
-def test_commands_that_need_no_model(python_without):
-    for argv in (
-        ["methods", "cppo"],
-        ["recipes", "list"],
-        ["data", "check", "tasks:digits?n=2"],
+def test_commands_that_need_no_model(python_without, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "image.png")
+    views = ["views", "--image", tmp_path / "image.png", "--out", tmp_path / "grid.png"]
+    for absent, argv in (
+        (TORCH, ["methods", "cppo"]),
+        (TORCH, ["recipes", "list"]),
+        (TORCH, ["data", "check", "tasks:digits?n=2"]),
+        (TRL, views),
     ):
-        done = python_without(TORCH, "-m", "cppo", *argv)
+        done = python_without(absent, "-m", "cppo", *argv)
         assert done.returncode == 0, (argv, done.stderr)
         assert done.stdout
+
+
+def test_training_says_what_is_missing(python_without):
+    done = python_without(TRL, "-m", "cppo", "train", "--max_steps", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "cppo: error: No module named 'trl'; install the versions that docs/versions.md names\n"

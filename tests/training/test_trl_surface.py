@@ -233,6 +233,7 @@ def test_another_trl_is_refused_in_words(installed):
     assert f"trl {installed} is installed" in message
     assert "trl>=1.16,<1.17" in message
     assert "\n" not in message
+    assert caught.value.name == "trl"  # by which the command line tells it in one line
 
 
 @pytest.mark.parametrize("installed", ["1.16", "1.16.0", "1.16.4", "1.16.0.post1"])

@@ -8,7 +8,7 @@ from typing import Any
 from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, load_records
 from cppo.errors import UserError
-from cppo.options import schema
+from cppo.options import cppo_fields
 from cppo.recipes import RunDirectory, load_recipe
 from cppo.rewards import RewardSpec, check_rewards, number_tolerance
 from cppo.runs.checks import check_data
@@ -112,7 +112,9 @@ def own_recipe(model: str) -> str | None:
 
 def recipe_options(config: str | None) -> dict[str, Any]:
     """Every option of a recipe for "train", the published ones without a recipe."""
-    return schema("train").defaults if config is None else load_recipe("train", config).resolved
+    if config is None:
+        return {name: field.default for name, field in cppo_fields().items()}
+    return load_recipe("train", config).resolved
 
 
 def trained_recipe(model: str) -> dict[str, Any]:

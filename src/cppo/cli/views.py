@@ -1,8 +1,8 @@
 """`cppo views`: what I+ and I- look like, and what they do to a model's answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -21,6 +21,9 @@ from cppo.data import PixelBounds, Record, with_suffix
 from cppo.errors import UserError
 from cppo.runs.checks import check_model
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
+
+if TYPE_CHECKING:
+    from cppo.evaluation import ItemResult
 
 DEFAULT_LIMIT = 20
 DEFAULT_PROMPT = "What does the image show?"
@@ -52,26 +55,14 @@ def run(argv: Sequence[str]) -> None:
     if arguments.families is not None:
         families = check_families("--families", arguments.families, (*EVERY_PRESERVING, *EVERY_REMOVING))
     records = _records(arguments, settings)
-    quiet_libraries()
+    answer = _answers(arguments, settings, trained) if arguments.model else None
 
-    from cppo.evaluation import evaluate
     from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
 
-    model = processor = None
-    if arguments.model:
-        model, processor = answering_model(arguments, settings, None, prompt=arguments.prompt)
-    asked: dict[str, Any] = {
-        "max_new_tokens": settings["max_new_tokens"],
-        "system_prompt": settings["system_prompt"],
-        "tolerance": trained.get("tolerance", 0.0),
-    }
     items = []
     for record in tqdm(records, desc="views", unit="item", leave=False, disable=None):
         copies, views = perturbed_records(record, sampler, arguments.draws, families)
-        answers = None
-        if model is not None:
-            answers = evaluate(model, processor, copies, **asked).items
-        items.append(shown_item(record, views, answers))
+        items.append(shown_item(record, views, answer(copies) if answer else None))
     if suffix == ".png":
         draw_grid(items[0]).save(arguments.out)
     else:
@@ -83,6 +74,23 @@ def run(argv: Sequence[str]) -> None:
         change = "" if row.change is None else f"   accuracy {100 * row.change.mean:+.1f} points"
         print(f"{row.family:<18}{100 * row.unchanged:5.1f} % answered as with the image{change}")
     print(f"views      {arguments.out}")
+
+
+def _answers(
+    arguments: Any, settings: Mapping[str, Any], trained: Mapping[str, Any]
+) -> "Callable[[Sequence[Record]], Sequence[ItemResult]]":
+    """What answers records: the model of --model, which is loaded here."""
+    quiet_libraries()
+
+    from cppo.evaluation import evaluate
+
+    model, processor = answering_model(arguments, settings, None, prompt=arguments.prompt)
+    asked: dict[str, Any] = {
+        "max_new_tokens": settings["max_new_tokens"],
+        "system_prompt": settings["system_prompt"],
+        "tolerance": trained.get("tolerance", 0.0),
+    }
+    return lambda records: evaluate(model, processor, records, **asked).items
 
 
 def _records(arguments: Any, settings: Mapping[str, Any]) -> list[Record]:

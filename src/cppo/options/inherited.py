@@ -56,7 +56,7 @@ _EVERY_TRAINER = ("transformers.training_args.TrainingArguments", "trl.trainer.b
 def inherited_fields(config_class: str) -> dict[str, OptionField]:
     """The fields of one of TRL's configuration classes, `module.Class`, and of those that it inherits from.
 
-    Raises LookupError where a module's file or a class is not there.
+    Raises ModuleNotFoundError where the library is not installed, LookupError where it lacks the file or the class.
     """
     declared = {name: field for one in (*_EVERY_TRAINER, config_class) for name, field in _declared_fields(one).items()}
     return {
@@ -87,7 +87,7 @@ def _syntax_tree(module: str) -> ast.Module:
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise LookupError(f"package {package} is not installed")
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     file = Path(spec.submodule_search_locations[0], *rest).with_suffix(".py")
     if not file.is_file():
         raise LookupError(f"no file {file}")

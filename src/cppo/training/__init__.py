@@ -23,7 +23,8 @@ def check_trl_version(installed: str) -> None:
     """
     if not SpecifierSet(SUPPORTED_TRL).contains(installed, prereleases=True):
         raise ImportError(
-            f"cppo works with trl{SUPPORTED_TRL}, but trl {installed} is installed: pip install 'trl{SUPPORTED_TRL}'"
+            f"cppo works with trl{SUPPORTED_TRL}, but trl {installed} is installed: pip install 'trl{SUPPORTED_TRL}'",
+            name="trl",
         )
 
 
