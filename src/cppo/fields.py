@@ -3,7 +3,7 @@
 import copy
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Annotated, Any, Literal, Union
 
@@ -17,7 +17,8 @@ class OptionField:
 
     `kinds` holds what a value may be: "none", "bool", "int", "float", "str", "list", "dict". `item_kinds` says the same
     of a list's items. `choices` are the values of a `Literal` annotation. `interval` is what `Annotated` adds, a range
-    in the usual notation: "(0, 1]".
+    in the usual notation: "(0, 1]". `former` has the present name of each choice that was called otherwise once: the
+    `Literal` names both, and `Annotated` adds the mapping.
     """
 
     name: str
@@ -27,6 +28,7 @@ class OptionField:
     default: Any
     help: str
     interval: str | None
+    former: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,18 @@ def option_fields(options_class: type[Any]) -> dict[str, OptionField]:
 
 def option_field(name: str, annotation: Any, default: Any, help: str) -> OptionField:
     """The option that a field's annotation, default and help declare."""
-    interval = None
+    added: Sequence[Any] = ()
     if typing.get_origin(annotation) is Annotated:
-        annotation, interval = typing.get_args(annotation)
+        annotation, *added = typing.get_args(annotation)
+    interval = next((one for one in added if isinstance(one, str)), None)
+    former = next((one for one in added if isinstance(one, dict)), {})
     kinds: set[str] = set()
     items: set[str] = set()
     choices: list[Any] = []
     _read(annotation, kinds, items, choices)
+    present = tuple(choice for choice in choices if choice not in former)
     default = NO_DEFAULT if default is MISSING else default
-    return OptionField(name, frozenset(kinds), frozenset(items), tuple(choices), default, help, interval)
+    return OptionField(name, frozenset(kinds), frozenset(items), present, default, help, interval, former)
 
 
 def _read(annotation: Any, kinds: set[str], items: set[str], choices: list[Any]) -> None:

@@ -1,11 +1,12 @@
 """Turns what a user wrote (command line words, YAML values) into an option's value, or says what is wrong with it."""
 
 import math
+from functools import cache
 from typing import Any
 
 import yaml
 
-from cppo.errors import UserError, choose_one
+from cppo.errors import UserError, choose_one, tell
 from cppo.fields import OptionField, in_interval
 from cppo.parsing import parse_yaml
 
@@ -44,6 +45,7 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
 
     Raises UserError for a wrong type, or a value outside the choices or the range.
     """
+    value = present_value(field, value)
     if isinstance(field.default, str) and isinstance(value, str) and value == field.default:
         return value  # such as the text `none`, which elsewhere stands for no value
     fitted = _fit(field.kinds, field.item_kinds, value)
@@ -57,6 +59,20 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
         if field.interval and _is_number(item) and not in_interval(item, field.interval):
             raise UserError(f"{where}: {item!r} is outside {field.interval}")
     return fitted
+
+
+def present_value(field: OptionField, value: Any) -> Any:
+    """`value`, or what it is called now if it was called otherwise once, which the user is told once a process."""
+    if not isinstance(value, str) or value not in field.former:
+        return value
+    tell_present_name(field.name, value, field.former[value])
+    return field.former[value]
+
+
+@cache
+def tell_present_name(option: str, former: str, present: str) -> None:
+    """Say that a choice has another name now."""
+    tell(f"warning: {option}: {former!r} is called {present!r} now")
 
 
 _NO_FIT = object()

@@ -98,7 +98,7 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
             "perception_sink divergence, perception_weight 0.01, views joint; entropy under I- x 0.05; "
             "entropy under I+ x 0.05",
         ),
-        ({"method": "vppo"}, "perception_sink advantage, kept by the tokens of the best k3"),
+        ({"method": "vppo"}, "perception_sink mask_advantage, kept by the tokens of the best k3"),
         ({"method": "noisyrollout"}, "rollouts from diffusion_noise (mix 0.5)"),
     ],
 )

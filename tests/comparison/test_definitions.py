@@ -100,6 +100,26 @@ def test_a_result_of_an_earlier_definition_is_not_taken_for_a_later_one(
     assert main(["compare", "--config", file]) == 0
 
 
+def test_a_cell_of_a_sinks_former_name_is_the_same_cell(write_study, stub_cells, capsys):
+    file = write_study(methods=["grpo", {"label": "pgpo", "method": "pgpo", "perception_sink": "weights"}])
+    assert main(["compare", "--config", file]) == 0
+    for cell in stub_cells.parent.glob(f"cells/digits/pgpo/*/{RESULT}"):
+        content = json.loads(cell.read_text())
+        identity, numbers = content["identity"], content["identity"]["definitions"]
+        assert (identity["perception_sink"], numbers.pop("sink scale_advantage")) == ("scale_advantage", 2)
+        identity["perception_sink"], numbers["sink weights"] = "weights", 2
+        cell.write_text(json.dumps(content))
+    before = ran(stub_cells)
+    assert main(["compare", "--config", file]) == 0
+    assert ran(stub_cells) == before
+    assert json.loads((stub_cells.parent / "results.json").read_text())["definitions"]["sink scale_advantage"] == [2]
+    numbers["sink weights"] = 1
+    cell.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["compare", "--config", file]) == 2
+    assert "sink scale_advantage: 1, now 2" in capsys.readouterr().err
+
+
 def test_report_only_tells_of_earlier_definitions_and_reports_them_as_they_are(
     write_study, stub_cells, redefine, capsys
 ):

@@ -112,7 +112,7 @@ def test_the_published_figures(tmp_path, name):
 
 def test_what_is_given_wins(tmp_path):
     made = config(tmp_path, method="vppo", perception_top_fraction=0.5, epsilon_high=0.2)
-    assert (made.perception_top_fraction, made.epsilon_high, made.perception_sink) == (0.5, 0.2, "advantage")
+    assert (made.perception_top_fraction, made.epsilon_high, made.perception_sink) == (0.5, 0.2, "mask_advantage")
 
 
 def test_another_method_drops_the_recipes_options_of_methods(tmp_path):

@@ -16,7 +16,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "view rotation": ("A pixel is the nearest one, no mean of four.",),
     "view noise_rectangles": ("Sides are cut off to whole pixels, not rounded, and noise ends at 254.",),
     "view crop": ("One fraction serves both sides, cut off to whole pixels, and the resize is bilinear.",),
-    "sink weights": ("Scores are compressed by log(1 + score) before they are scaled.",),
+    "sink scale_advantage": ("Scores are compressed by log(1 + score) before they are scaled.",),
     "method papo": ("The masked image is scored once, without gradient; sampled entropies, dual clip, token means.",),
     "method papo-dapo": ("The masked image is scored once, without gradient; sampled entropies, dual clip.",),
     "method vppo": ("A view a rollout, tokens rounded up, weights by mini-batch, sampled entropies, dual clip.",),
@@ -35,6 +35,13 @@ DETECTORS = schema("train").own["perception_score"].choices
 def definition(part: str) -> int:
     """The number of the definition that the code has now."""
     return 1 + len(CHANGES.get(part, ()))
+
+
+def present_part(part: str) -> str:
+    """What a part of an earlier result is called now: `sink weights` is `sink scale_advantage`."""
+    kind, _, name = part.partition(" ")
+    option = schema("train").own.get(f"perception_{kind}")
+    return f"{kind} {option.former.get(name, name)}" if option else part
 
 
 def training_definitions(options: Mapping[str, Any], method: str) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cppo.assets import resolve_model
-from cppo.comparison.definitions import evaluation_definitions, training_definitions
+from cppo.comparison.definitions import evaluation_definitions, present_part, training_definitions
 from cppo.comparison.finished import DEFINITIONS, RESULT, flaws, read_archive, read_result
 from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.data.spec import PathSpec, parse_spec
@@ -18,6 +18,7 @@ from cppo.files import content_fingerprint, model_fingerprint, replace_text
 from cppo.options import TrainOptions, schema
 from cppo.recipes import Recipe
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
+from cppo.values import present_value
 from cppo.views import own_files
 
 VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
@@ -82,6 +83,7 @@ class Job:
             ignored |= {*fields, *result["options"]} - {*given["config"], *given["options"]}
         defaults = {name: field.default for name, field in fields.items()}
         before, now = ({**defaults, **one} for one in (result["identity"], json.loads(json.dumps(self.identity))))
+        before |= {name: present_value(field, before[name]) for name, field in fields.items()}
         return sorted(name for name in {*before, *now} - ignored if before.get(name) != now.get(name))
 
     def redefined(self) -> dict[str, tuple[int, int]]:
@@ -102,7 +104,7 @@ class Job:
 
 def definitions_of(result: Mapping[str, Any]) -> dict[str, int]:
     """The definitions that a result was run with; a part that is missing has definition 1."""
-    return result["identity"].get(DEFINITIONS, {})
+    return {present_part(part): number for part, number in result["identity"].get(DEFINITIONS, {}).items()}
 
 
 def study_jobs(study: Study) -> list[Job]:

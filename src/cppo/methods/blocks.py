@@ -20,7 +20,7 @@ from typing import Any
 
 Options = dict[str, Any]
 
-SHAPING_SINKS = ("advantage", "weights")
+SHAPING_SINKS = ("mask_advantage", "scale_advantage")
 """Values of `perception_sink` that change the advantages and add no loss."""
 
 WHOLE_DISTRIBUTIONS = ("kl", "js")

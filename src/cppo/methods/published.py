@@ -150,7 +150,7 @@ def vppo() -> Options:
     return {
         **dapo(),
         "delta": 3.0,
-        "perception_sink": "advantage",
+        "perception_sink": "mask_advantage",
         "perception_score": "k3",
         "perception_selector": "top",
         "perception_top_fraction": 0.4,
@@ -177,7 +177,7 @@ def pgpo() -> Options:
     """
     return {
         **dapo(),
-        "perception_sink": "weights",
+        "perception_sink": "scale_advantage",
         "perception_score": "k3",
         "perception_selector": "all",
         "perception_gate": "none",

@@ -15,11 +15,15 @@ ENTROPY_WEIGHTS = ("perception_removing_entropy_weight", "perception_preserving_
 class SinkOptions:
     """Options of the sink."""
 
-    perception_sink: Literal["contrast", "divergence", "advantage", "weights", "none"] = method_option(
+    perception_sink: Annotated[
+        Literal["contrast", "divergence", "mask_advantage", "scale_advantage", "none", "advantage", "weights"],
+        {"advantage": "mask_advantage", "weights": "scale_advantage"},
+    ] = method_option(
         "contrast",
         "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); 'divergence', "
-        "w+ d+ - w- d-; 'advantage', which they alone keep, in rollouts weighted by their score (VPPO); 'weights': "
-        "every token's advantage is weighted by its score (PGPO); 'none' trains on the RL loss alone.",
+        "w+ d+ - w- d-; 'mask_advantage', which they alone keep, in rollouts weighted by their score (VPPO); "
+        "'scale_advantage': every token's advantage is weighted by its score (PGPO); 'none' trains on the RL loss "
+        "alone.",
     )
     perception_weight: Annotated[float, "[0, inf)"] = method_option(
         0.01, "Weight lambda of the perception loss. 0 leaves it out, with the passes that nothing else needs."
@@ -68,19 +72,19 @@ class SinkOptions:
         "policy says under the image is a fixed target for the views, which RL alone moves.",
     )
     perception_advantage_floor: Annotated[float, "[0, 1]"] = method_option(
-        0.9, "Sink 'advantage': the smallest weight of a rollout's advantage; 1 weights all alike."
+        0.9, "Sink 'mask_advantage': the smallest weight of a rollout's advantage; 1 weights all alike."
     )
     perception_advantage_scope: Literal["batch", "minibatch"] = method_option(
         "batch",
-        "Sink 'advantage': the rollouts whose scores are compared. 'batch': all of the generation batch; 'minibatch' "
-        "(VPPO): the least and the largest score are those of a process's rollouts of an optimizer step, and the mean "
-        "weight of a micro-batch is 1, which depends on how the batch is cut.",
+        "Sink 'mask_advantage': the rollouts whose scores are compared. 'batch': all of the generation batch; "
+        "'minibatch' (VPPO): the least and the largest score are those of a process's rollouts of an optimizer step, "
+        "and the mean weight of a micro-batch is 1, which depends on how the batch is cut.",
     )
     perception_weight_threshold: Annotated[float, "(0, 1)"] = method_option(
-        0.4, "Sink 'weights': log(1 + score), scaled to [0, 1] over a rollout's tokens, that has the weight 1."
+        0.4, "Sink 'scale_advantage': log(1 + score), scaled to [0, 1] over a rollout's tokens, that has the weight 1."
     )
     perception_weight_slope: Annotated[float, "[0, inf)"] = method_option(
-        2.0, "Sink 'weights': by how much the weight grows from there to the best score."
+        2.0, "Sink 'scale_advantage': by how much the weight grows from there to the best score."
     )
 
 
@@ -175,12 +179,12 @@ def _check_shaping(options: Mapping[str, Any]) -> None:
             f"token: perception_sink = {sink!r} needs perception_gate = 'none'"
         )
     selector = options["perception_selector"]
-    if sink == "advantage" and selector in ("random", "all"):
+    if sink == "mask_advantage" and selector in ("random", "all"):
         raise UserError(
-            f"perception_selector = {selector!r} needs no scores, by which perception_sink = 'advantage' weights "
+            f"perception_selector = {selector!r} needs no scores, by which perception_sink = 'mask_advantage' weights "
             "tokens and rollouts: choose 'top' or 'top_positive'"
         )
-    if sink == "weights" and selector != "all":
+    if sink == "scale_advantage" and selector != "all":
         raise UserError(
-            f"perception_selector = {selector!r}: perception_sink = 'weights' weights every token: choose 'all'"
+            f"perception_selector = {selector!r}: perception_sink = 'scale_advantage' weights every token: choose 'all'"
         )

@@ -11,6 +11,7 @@ from cppo.errors import UserError, tell
 from cppo.options import schema
 from cppo.recipes.recipe import Recipe, resolved_options
 from cppo.recipes.run_dir import CONFIG_HEADER, RunDirectory, config_header
+from cppo.values import present_value
 
 _FREE = (
     "output_dir",
@@ -55,9 +56,11 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
     before = RunDirectory(checkpoint.parent).options()
     if not before:
         return {}
-    defaults = {name: field.default for name, field in schema(recipe.command).fields.items()}
     now = resolved_options(recipe, config)
-    values = {name: (before.get(name, default), now.get(name, default)) for name, default in defaults.items()}
+    values = {
+        name: (present_value(field, before.get(name, field.default)), now.get(name, field.default))
+        for name, field in schema(recipe.command).fields.items()
+    }
     return {
         name: (_shown(old), _shown(new))
         for name, (old, new) in values.items()

@@ -110,10 +110,10 @@ def method_text(config: Mapping[str, Any]) -> str:
         "I+": config["perception_preserving_entropy_weight"],
     }
     used = []
-    if sink == "advantage":
-        used.append(f"perception_sink advantage, kept by the tokens of the best {config['perception_score']}")
-    elif sink == "weights":
-        used.append(f"perception_sink weights, of every token by its {config['perception_score']}")
+    if sink == "mask_advantage":
+        used.append(f"perception_sink mask_advantage, kept by the tokens of the best {config['perception_score']}")
+    elif sink == "scale_advantage":
+        used.append(f"perception_sink scale_advantage, of every token by its {config['perception_score']}")
     elif sink != "none" and weight:
         once = config["perception_view_policy"] == "rollout"
         scored = "scored once a generation batch" if once else config["perception_memory"]

@@ -48,7 +48,7 @@ def shape_advantages(
         dependencies.append(dependency)
     mine = torch.cat(dependencies)
     floor = args.perception_advantage_floor
-    if args.perception_sink != "advantage":
+    if args.perception_sink != "mask_advantage":
         scales = [torch.ones_like(part) for part in dependencies]
     elif args.perception_advantage_scope == "batch":
         everyones = gather(mine)
@@ -76,7 +76,7 @@ def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
 
 def _token_factors(detection: Detection, request: ViewRequest, args: "CPPOConfig") -> Tensor:
     """What multiplies the advantage at each token of the requested rows, [n, T]."""
-    if args.perception_sink == "advantage":
+    if args.perception_sink == "mask_advantage":
         return detection.token_mask
     return token_advantage_weights(
         detection.score, request.response_mask, args.perception_weight_threshold, args.perception_weight_slope

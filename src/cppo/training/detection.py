@@ -104,7 +104,7 @@ def score_rollouts(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
 
 
 def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
-    """Sinks 'advantage' and 'weights': detect in a new generation batch, and shape its advantages by the scores."""
+    """Sinks that shape advantages: detect in a new generation batch, and shape its advantages by the scores."""
     detections = []
     for inputs in micro_batches:
         request = ViewRequest.of(inputs, trainer.args.scored_views)
