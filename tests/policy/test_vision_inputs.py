@@ -31,6 +31,11 @@ def llava_row(row, images):
     return {"pixel_values": numbered(row, images, 3, 2, 2), "image_sizes": sizes, "num_images": [images]}
 
 
+def tiled_row(row, images):
+    """As PerceptionLM's: each image in two tiles, with five dimensions and nothing beside."""
+    return {"pixel_values": numbered(row, images, 2, 3, 2, 2), "num_images": [images]}
+
+
 def idefics_row(row, images):
     """One row of the tensor a row of the batch, padded to the two images that the fullest row has."""
     pixels = torch.zeros(1, 2, 3, 2, 2)
@@ -65,7 +70,7 @@ def gemma_row(row, images):
     }
 
 
-LAYOUTS = [qwen_row, llava_row, idefics_row, internvl_row, lfm2_row, gemma_row]
+LAYOUTS = [qwen_row, llava_row, tiled_row, idefics_row, internvl_row, lfm2_row, gemma_row]
 
 
 def rows_of(layout):

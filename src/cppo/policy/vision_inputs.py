@@ -71,12 +71,11 @@ def split_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 def pads_rows(vision: Mapping[str, Any]) -> bool:
     """Whether images lie in rows [B, images, ...] that are filled up to the fullest one.
 
-    A batch does not tell its family: such rows have five dimensions, and no input that only other families have.
+    A batch does not tell its family: such rows have five dimensions, and all inputs of a family with such rows.
     """
-    rows = {name for family in FAMILIES.values() if family.images == "rows" for name in family.image_inputs}
-    names = {name for family in FAMILIES.values() for name in family.image_inputs}
     pixel_values = vision.get("pixel_values")
-    return pixel_values is not None and pixel_values.ndim == 5 and vision.keys() & names <= rows
+    filled = (set(family.image_inputs) for family in FAMILIES.values() if family.images == "rows")
+    return pixel_values is not None and pixel_values.ndim == 5 and any(names <= vision.keys() for names in filled)
 
 
 def slice_rows(vision: Mapping[str, Any], start: int, end: int) -> VisionInputs:
