@@ -1,6 +1,7 @@
 """The house itself: imports point down, the wheel is complete, the README tells the truth."""
 
 import ast
+import inspect
 import os
 import re
 import shlex
@@ -12,20 +13,22 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import trl
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 import cppo
 from cppo import CPPOConfig
+from cppo.training.upstream import OVERRIDES
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 FLOORS = (
     {"errors", "progress", "parsing", "fields"},
     {"files", "imports", "probing", "values", "methods"},
-    {"checkpoints", "options", "tasks", "perception", "rewards"},
+    {"checkpoints", "trl_surface", "options", "tasks", "perception", "rewards"},
     {"views", "recipes", "policy"},
     {"data", "assets"},
     {"evaluation"},
@@ -74,6 +77,49 @@ def test_perception_imports_torch_alone() -> None:
         outside = {str(name).split(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"torch", "cppo"}
         assert not outside, f"{file.name} imports {outside}"
         assert imported_rooms(file) <= {"perception"}
+
+
+def trls_private_names() -> set[str]:
+    """Names with a leading underscore that TRL's trainers, or what they inherit from, define or set on themselves."""
+    names: set[str] = set()
+    for cls in {*GRPOTrainer.__mro__, *SFTTrainer.__mro__} - {object}:
+        nodes = ast.walk(ast.parse(inspect.getsource(cls)))
+        names |= {*vars(cls)} | {node.attr for node in nodes if isinstance(node, ast.Attribute) and sets_own(node)}
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def sets_own(node: ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+
+
+def reached(tree: ast.Module, names: set[str]) -> set[str]:
+    """Those of the names that a file reaches on an object, but for `super()` and the `self` of what is no trainer."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    others = [node for node in classes if not any(ast.unparse(base).endswith("Trainer") for base in node.bases)]
+    own = {id(node) for cls in others for node in ast.walk(cls)}
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in names
+        if ast.unparse(node.value) != "super()" and not (ast.unparse(node.value) == "self" and id(node) in own)
+    }
+
+
+def test_trls_private_surface_is_used_in_one_file() -> None:
+    """Others use its public names and the methods that our trainer overrides."""
+    private = trls_private_names() - OVERRIDES.keys()
+    assert {"_step", "_buffered_inputs", "_metrics"} <= private
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in SOURCE.rglob("*.py")}
+    assert {"_step", "_buffered_inputs", "_metrics"} <= reached(trees.pop(SOURCE / "trl_surface.py"), private)
+    for file, tree in trees.items():
+        assert not reached(tree, private), file.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "trl":
+                names = {alias.name for alias in node.names}
+                assert node.module == "trl", file.name
+                assert all(name in trl.__all__ and not inspect.ismodule(getattr(trl, name)) for name in names), names
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("trl.") for alias in node.names), file.name
 
 
 @pytest.fixture(scope="module")

@@ -138,8 +138,6 @@ CLASS_MARKS = {
     "__firstlineno__",
     "__static_attributes__",
     "_tag_names",
-    "_name",
-    "_paper",
 }
 
 

@@ -9,18 +9,26 @@ import torch
 import transformers
 from rollout_stubs import generation_batch, inject, make_rows
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 import cppo
+from cppo import trl_surface
 from cppo.errors import UserError
 from cppo.policy import attention, head
 from cppo.policy.families import FAMILIES
 from cppo.probing import failure
 from cppo.training import checkpoint, upstream
-from cppo.training.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL
+from cppo.training.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL, TRAINER_STATE
 
 SOURCE = Path(cppo.__file__).parent
-OWN_TRAINER_STATE = {"_shares_prompts", "_step_tokens", "_rewards", "_has_placeholder", "_paper", "_given"}
+OWN_TRAINER_STATE = {
+    "_shares_prompts",
+    "_kernel_scores",
+    "_step_tokens",
+    "_rewards",
+    "_has_placeholder",
+    "_given",
+}
 """Private names of our own trainer and configuration, by which modules beside it read them."""
 
 
@@ -166,8 +174,41 @@ def test_a_trainer_whose_hook_is_gone_is_not_built(make_trainer, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def generated_each_time(trainer, batch):
+    trainer._buffered_inputs = [trainer._generate_and_score_completions(batch)] * trainer.args.steps_per_generation
+    return trainer._buffered_inputs[trainer._step % trainer.args.steps_per_generation]
+
+
+def used_backwards(trainer, batch):
+    if trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) == 0:
+        trainer._buffered_inputs = split_tensor_dict(trainer._generate_and_score_completions(batch), 2)
+    return trainer._buffered_inputs[-1 - trainer._step % 2]
+
+
+def logged_anew(trainer, logs):
+    return super(GRPOTrainer, trainer).log(logs)
+
+
+@pytest.mark.parametrize(
+    ("method", "other", "said"),
+    [
+        ("_prepare_inputs", generated_each_time, "rollouts are made at another time"),
+        ("_prepare_inputs", used_backwards, "another micro-batch than the buffer's next is trained on"),
+        ("log", logged_anew, "a metric is not logged"),
+    ],
+)
+def test_a_trainer_whose_buffer_acts_otherwise_is_not_built(make_trainer, monkeypatch, method, other, said):
+    monkeypatch.setattr(GRPOTrainer, method, other)
+    found = TRAINER_STATE.missing()
+    assert found.startswith("rollouts would be trained on otherwise than is planned for: the buffer of GRPOTrainer")
+    assert found.endswith(said)
+    if method == "_prepare_inputs":
+        with pytest.raises(UserError, match=said):
+            make_trainer(make_rows([1, 1]))
+
+
 def test_a_cut_that_mixes_up_rows_is_noticed(make_trainer, monkeypatch):
-    monkeypatch.setattr(upstream, "split_tensor_dict", lambda rows, parts: [rows] * parts)
+    monkeypatch.setattr(trl_surface, "split_tensor_dict", lambda rows, parts: [rows] * parts)
     with pytest.raises(UserError, match="rollouts would be trained with images of others"):
         make_trainer(make_rows([1, 1]))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from trl.data_utils import prepare_multimodal_messages
+from trl import prepare_multimodal_messages
 
 from cppo.errors import UserError, first_line
 from cppo.policy import only_special_tokens, unwrapped, vision_placeholder_ids

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from cppo.perception import EXACT_DIVERGENCES, entropy_from_logits
 from cppo.probing import expect, failure
+from cppo.trl_surface import chunked_logprob_function
 
 VOCABULARY_TILE = 8192
 PROBE_TOLERANCE = 1e-4
@@ -113,10 +114,8 @@ def chunked_head(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """TRL's kernel: log-probabilities of the targets and entropies, [n] each, a tile of the vocabulary at a time."""
-    from trl.kernels import ChunkedLogProbFunction  # takes its arguments by place: the probe says if they changed
-
     no_soft_cap, no_scale = None, 1.0
-    logps, entropies, *_ = ChunkedLogProbFunction.apply(
+    logps, entropies, *_ = chunked_logprob_function().apply(
         hidden, weight, bias, targets, temperature, VOCABULARY_TILE, no_soft_cap, no_scale, ("entropy",)
     )
     return logps, entropies

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from cppo.policy.families import FAMILIES, family_of
+from cppo.trl_surface import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 VisionInputs = dict[str, Any]
 """Keyword inputs of the model that describe images: tensors, or lists with one number a row."""

@@ -113,7 +113,7 @@ def _try_rewards(rewards: list[RewardFunction], source: RecordSource, system_pro
     trainer's. Raises UserError for one that fails, or returns no rewards.
     """
     from transformers import TrainerState  # imports torch
-    from trl.data_utils import prepare_multimodal_messages
+    from trl import prepare_multimodal_messages
 
     row = to_dataset(source, system_prompt=system_prompt)[0]
     prompt = row.pop("prompt")

@@ -17,14 +17,22 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from cppo.checkpoints import begin_manifest, check_resumable, newest_whole, processes_of, write_manifest
 from cppo.errors import UserError, first_line, tell
 from cppo.files import reading, writing
 from cppo.policy.loading import check_adapter, whole_weights
-from cppo.probing import expect, failure
+from cppo.probing import failure
 from cppo.training.dataset_checks import check_enough
+from cppo.trl_surface import (
+    RepeatSampler,
+    micro_step,
+    pass_over,
+    probe_sampler_order,
+    run_folder,
+    set_buffer,
+    unfinished_rollouts,
+)
 
 OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
 """What a parameter group takes from the options, beside the learning rate."""
@@ -76,7 +84,7 @@ class DurableTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        run = self._get_output_dir(trial=trial)
+        run = run_folder(self, trial)
         folder = Path(run) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -241,36 +249,17 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
         return self._train_sampler
 
     def save_progress(self, folder: Path) -> None:
-        generate_every = (self.args.steps_per_generation or 1) * self.num_iterations
-        pending = self._buffered_inputs if self._step % generate_every else None
-        epoch = math.floor(self.state.epoch or 0)
-        RolloutState(self._step, epoch, pending).save(str(folder), self.accelerator.process_index)
+        state = RolloutState(micro_step(self), math.floor(self.state.epoch or 0), unfinished_rollouts(self))
+        state.save(str(folder), self.accelerator.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         state = RolloutState.load(checkpoint, self.accelerator.process_index, self.accelerator.device)
-        self._step, self._buffered_inputs = state.micro_step, state.buffered_inputs
+        set_buffer(self, state.buffered_inputs, state.micro_step)
         if not isinstance(self.train_dataset, IterableDataset) and failure(probe_sampler_order) is None:
             pass_over(self._train_sampler, state.epoch)
-
-
-def pass_over(sampler: RepeatSampler, epochs: int) -> None:
-    """Let the next pass of a new sampler have the order that follows after so many passes.
-
-    TRL's draws one permutation a pass from a generator of its own, and a resumed run would begin with the first.
-    """
-    for _ in range(epochs if sampler.shuffle else 0):
-        torch.randperm(sampler.num_samples, generator=sampler.generator)
-
-
-def probe_sampler_order() -> None:
-    """Raise unless a sampler that is resumed in its second epoch gives the order of an uninterrupted one's."""
-    whole, resumed = (RepeatSampler(range(6), mini_repeat_count=2, batch_size=2, seed=5) for _ in range(2))
-    epochs = [list(whole) for _ in range(2)]
-    pass_over(resumed, 1)
-    expect(list(resumed) == epochs[1] != epochs[0], "the order of a second epoch is not the one expected")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from cppo.training.perception_term import Detection, perception_token_mask
 from cppo.training.row_scorer import row_scorer
 from cppo.training.shared_views import score_shared
 from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs
+from cppo.trl_surface import log_metric, next_micro_batches
 
 
 @torch.no_grad()
@@ -61,8 +62,7 @@ def step_normalizer(trainer: Any, model: Any, inputs: dict[str, Any]) -> Tensor 
 def count_step_tokens(trainer: Any, model: Any, steps: int) -> Tensor:
     """Selected tokens of the `steps` micro-batches of the optimizer step that begins now, over all ranks."""
     count = torch.zeros((), device=trainer.accelerator.device)
-    for offset in range(steps):
-        inputs = trainer._buffered_inputs[(trainer._step + offset) % trainer.args.steps_per_generation]
+    for inputs in next_micro_batches(trainer, steps):
         request = ViewRequest.of(inputs, trainer.args.scored_views)
         if trainer.args.perception_selector == "all":
             count += request.response_mask.sum()
@@ -129,6 +129,5 @@ def detect_and_shape(trainer: Any, micro_batches: list[dict[str, Any]]) -> None:
             counts[:2] += torch.stack([detection.token_mask.sum(), request.response_mask.bool().sum()])
     counts[2:] = torch.stack([dependency.nansum(), (~dependency.isnan()).sum()])
     selected, tokens, total, rollouts = accelerator.reduce(counts, "sum").tolist()
-    metrics = trainer._metrics["train"]
-    metrics["perception/selected_fraction"].append(selected / tokens if tokens else math.nan)
-    metrics["perception/dependency"].append(total / rollouts if rollouts else math.nan)
+    log_metric(trainer, "perception/selected_fraction", selected / tokens if tokens else math.nan)
+    log_metric(trainer, "perception/dependency", total / rollouts if rollouts else math.nan)

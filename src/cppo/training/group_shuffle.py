@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import split_tensor_dict, unsplit_pixel_values_by_grid
 
 from cppo.policy.vision_inputs import split_rows
+from cppo.trl_surface import split_tensor_dict, unsplit_pixel_values_by_grid
 
 
 def shuffled_micro_batches(batch: dict[str, Any], group_size: int, count: int, first: int = 0) -> list[dict[str, Any]]:

@@ -15,6 +15,12 @@ from cppo.training import package_versions
 from cppo.training.checkpoint import ResumableGRPOTrainer
 from cppo.training.config import CPPOConfig
 
+CITATION = """@article{cppo2026,
+  title   = {CPPO: Contrastive Perception for Vision Language Policy Optimization},
+  journal = {arXiv preprint arXiv:2601.00501},
+  year    = {2026},
+}"""
+
 
 class CardedTrainer(ResumableGRPOTrainer):
     """Writes the card beside every model that it saves.
@@ -60,7 +66,7 @@ class CardedTrainer(ResumableGRPOTrainer):
             loss_type=args.loss_type,
             max_completion_length=args.max_completion_length,
             changed_options=_changed(args),
-            citation=self._paper["citation"] if args.perception_sink == "contrast" else None,
+            citation=CITATION if args.perception_sink == "contrast" else None,
             versions=package_versions(),
             fallbacks=self.fallbacks,
         )

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 
 from cppo.policy import ResponseScores, plain_scores, shared_prompt_scores, takes_images_a_row, unwrapped
 from cppo.policy.vision_inputs import VisionInputs
@@ -42,8 +41,7 @@ def row_scorer(
             )
 
     def kernel(input_ids: Tensor, attention_mask: Tensor, vision: VisionInputs) -> ResponseScores:
-        logps, entropies, aux_loss = GRPOTrainer._get_per_token_logps_and_entropies(
-            trainer,
+        logps, entropies, aux_loss = trainer._kernel_scores(
             model,
             input_ids,
             attention_mask,

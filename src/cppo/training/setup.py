@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 def check_setup(trainer: Any) -> None:
     """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
-    trainer._tokenizer.padding_side = "left"  # as TRL sets it where it loads the processor
+    processor = trainer.processing_class
+    getattr(processor, "tokenizer", processor).padding_side = "left"  # as TRL sets it where it loads the processor
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
         raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")

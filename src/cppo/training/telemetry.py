@@ -5,7 +5,7 @@ import re
 import resource
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ def phase_seconds(marks: Sequence[Mark]) -> dict[str, float]:
 
 
 class StepCosts(TrainerCallback):
-    """Appends the seconds and the memory of each optimizer step to `metrics`, and begins its marks anew.
+    """Logs the seconds and the memory of each optimizer step, and begins its marks anew.
 
     Args:
         marks: of the step that is under way, none outside of one; the first begins "update".
         mark: appends one to them.
         device: whose memory is reported.
-        metrics: the values of each metric since they were logged.
+        log: takes a metric's name and value.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class StepCosts(TrainerCallback):
         marks: list[Mark],
         mark: Callable[[str | None], None],
         device: torch.device,
-        metrics: MutableMapping[str, list[float]],
+        log: Callable[[str, float], None],
     ) -> None:
-        self._marks, self._mark, self._device, self._metrics = marks, mark, device, metrics
+        self._marks, self._mark, self._device, self._log = marks, mark, device, log
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._mark(None)
         costs = {f"time/{phase}": seconds for phase, seconds in phase_seconds(self._marks).items()}
         self._marks.clear()
         for name, value in (costs | peak_memory_mib(self._device)).items():
-            self._metrics.setdefault(name, []).append(value)
+            self._log(name, value)
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
@@ -131,8 +131,8 @@ class GradientShare:
 class RolloutSamples:
     """Remembers the rows of the generation batch, and the latest few rollouts that were trained on."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
         self.latest: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         self._prompts: list[int] = []
@@ -180,7 +180,7 @@ class RolloutSamples:
                     "images": source.get("images") or [],
                     "answer": source.get("answer"),
                     "reward": rewards[place],
-                    "completion_tokens": [self._tokenizer.decode([token]) for token in ids],
+                    "completion_tokens": [self._decode([token]) for token in ids],
                     "perception": [False] * length if found is None else found.token_mask[index, :length].tolist(),
                     "score": [0.0] * length if found is None else found.score[index, :length].tolist(),
                 }

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSampl
 from cppo.training.upstream import SHARED_PREFILL
 from cppo.training.view_inputs import Row, ViewMaker, embedded_images, replace_images, run_progress
 from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
+from cppo.trl_surface import generates_next, generation_batches, log_metric, next_micro_batches, set_buffer
 
 
 class CPPOTrainer(CardedTrainer):
@@ -76,16 +78,6 @@ class CPPOTrainer(CardedTrainer):
     """
 
     _tag_names = ["trl", "cppo"]  # noqa: RUF012 (as in TRL)
-    _name = "CPPO"
-    _paper = {  # noqa: RUF012 (as in TRL)
-        "title": "CPPO: Contrastive Perception for Vision Language Policy Optimization",
-        "id": "2601.00501",
-        "citation": "@article{cppo2026,\n"
-        "  title   = {CPPO: Contrastive Perception for Vision Language Policy Optimization},\n"
-        "  journal = {arXiv preprint arXiv:2601.00501},\n"
-        "  year    = {2026},\n"
-        "}",
-    }
 
     def __init__(
         self,
@@ -165,13 +157,13 @@ class CPPOTrainer(CardedTrainer):
         self._step_tokens: Tensor | None = None
         self._perception_sums = torch.zeros(len(METRICS), 2, device=self.accelerator.device)
         self._grad_share: GradientShare | None = None
-        self._samples = RolloutSamples(self._tokenizer)
+        self._samples = RolloutSamples(self.processing_class.decode)
         self._trained: tuple[dict[str, Any], Sequence[int], Detection | None] | None = None
         form = ChatForm.of(self.processing_class, **self.chat_template_kwargs)
         self.form_watch = FormWatch(form, self.reward_func_names)
         self.add_callback(self.form_watch)
         self._marks: list[Mark] = []
-        self.add_callback(StepCosts(self._marks, self._mark, self.accelerator.device, self._metrics["train"]))
+        self.add_callback(StepCosts(self._marks, self._mark, self.accelerator.device, partial(log_metric, self)))
 
     @property
     def nonfinite_limit(self) -> int:  # type: ignore[override]
@@ -265,7 +257,7 @@ class CPPOTrainer(CardedTrainer):
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
         all_gates = self.accelerator.gather(gate)
-        batch_number = self._step // (self.args.steps_per_generation * self.num_iterations)
+        batch_number = generation_batches(self)
         weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
         if self.args.perception_weighting == "advantage":
             weights = weights * output["advantages"]
@@ -276,13 +268,11 @@ class CPPOTrainer(CardedTrainer):
             draws = token_draws(self.args, output["completion_ids"].shape, batch_number, self.accelerator.process_index)
             output["perception_draws"] = draws.to(weights.device)
         output["perception_num_rollouts"] = all_gates.sum()
-        self._metrics["train"]["perception/gated_fraction"].append(all_gates.float().mean().item())
+        log_metric(self, "perception/gated_fraction", all_gates.float().mean().item())
         return output
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        generate_every = self.args.steps_per_generation * self.num_iterations
-        due = self._step % generate_every == 0 or self._buffered_inputs is None
-        if not (due and self.model.training):
+        if not (self.model.training and generates_next(self)):
             inputs = super()._prepare_inputs(generation_batch)
             if self.model.training and not self._samples.knows_rows and "rollout_step" in inputs:
                 # Resumed in the middle of a generation batch, whose rows TRL's sampler brings again.
@@ -293,12 +283,16 @@ class CPPOTrainer(CardedTrainer):
         count = self.args.steps_per_generation
         group_size = self.num_generations if self._shares_prompts else 1
         first = self.accelerator.process_index * len(batch["prompt_ids"])
-        self._buffered_inputs = shuffled_micro_batches(batch, group_size, count, first)
+        micro_batches = shuffled_micro_batches(batch, group_size, count, first)
+        set_buffer(self, micro_batches)
         with self._phase("scoring"):
-            score_before_updates(self, self._buffered_inputs)
-        return self._buffered_inputs[self._step % count]
+            score_before_updates(self, micro_batches)
+        return next_micro_batches(self)[0]
 
     # Loss
+
+    def _kernel_scores(self, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return super()._get_per_token_logps_and_entropies(*args, **options)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -376,7 +370,7 @@ class CPPOTrainer(CardedTrainer):
         """Log the means over the tokens of the optimizer step's micro-batches, of all ranks."""
         sums = self.accelerator.reduce(self._perception_sums, "sum").tolist()
         for name, (total, count) in zip(METRICS, sums, strict=True):
-            self._metrics["train"][f"perception/{name}"].append(total / count if count else math.nan)
+            log_metric(self, f"perception/{name}", total / count if count else math.nan)
         self._perception_sums.zero_()
 
     def _keep_samples(self) -> None:
@@ -415,6 +409,6 @@ class CPPOTrainer(CardedTrainer):
             if self.args.adds_perception_loss:
                 self._log_perception()
             if self._grad_share is not None:
-                self._metrics["train"]["perception/grad_norm_share"].append(self._grad_share.value(self.accelerator))
+                log_metric(self, "perception/grad_norm_share", self._grad_share.value(self.accelerator))
                 self._grad_share = None
         return loss

@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from inspect import unwrap
 from types import CodeType
-from typing import Any
 
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOTrainer
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from cppo.errors import UserError
 from cppo.policy.attention import probe_varlen_attention
 from cppo.policy.head import probe_chunked_head
 from cppo.policy.probes import probe_packed_attention, probe_shared_prefill
 from cppo.probing import Probe, expect, failure
-from cppo.training.checkpoint import probe_sampler_order
+from cppo.trl_surface import probe_pixel_rows, probe_sampler_order, probe_trainer_state
 
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
@@ -49,7 +47,7 @@ OVERRIDES = {
 }
 """Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
 
-STATE = ("_step", "_buffered_inputs", "_metrics", "_tokenizer", "_get_output_dir", "generation_kwargs", "_tag_names")
+STATE = ("_get_output_dir", "generation_kwargs", "_tag_names")
 """What `CPPOTrainer` reads or sets of TRL's trainer, and TRL's own code must therefore go by."""
 
 
@@ -89,24 +87,6 @@ def probe_trainer_hooks() -> None:
     expect(not gone, f"the trainer no longer uses {', '.join(gone)}")
 
 
-def probe_pixel_rows() -> None:
-    """Raise unless TRL cuts the images of a batch into rows and joins them again, for images in patches (Qwen)."""
-    batch: dict[str, Any] = {
-        "prompt_ids": torch.arange(8).reshape(4, 2),
-        "pixel_values": torch.arange(24.0).reshape(12, 2),
-        "image_grid_thw": torch.tensor([[1, 1, 2], [1, 1, 4], [1, 1, 1], [1, 1, 5]]),
-        "num_images": [1, 0, 2, 1],
-    }
-    rows: dict[str, Any] = split_pixel_values_by_grid(dict(batch))
-    lengths = [len(pixels) for pixels in rows["pixel_values"]]
-    expect(lengths == [2, 0, 5, 5], f"rows of 2, 0, 5 and 5 patches were cut into rows of {lengths}")
-    parts: list[Any] = split_tensor_dict(rows, 2)
-    halves: list[dict[str, Any]] = [unsplit_pixel_values_by_grid(part) for part in parts]
-    for name in ("prompt_ids", "pixel_values", "image_grid_thw"):
-        joined = torch.cat([half[name] for half in halves])
-        expect(torch.equal(joined, batch[name]), f"{name} differ after they were cut into rows and joined")
-
-
 def probe_learning_rate() -> None:
     """Raise unless a schedule can be given another learning rate on its way."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -144,7 +124,7 @@ PACKED_ATTENTION = Part(
 CHUNKED_HEAD = Part(
     library="trl",
     what="`ChunkedLogProbFunction`",
-    used_by=("policy/head.py",),
+    used_by=("trl_surface.py", "policy/head.py"),
     lost="scores hold whole logits of a chunk of tokens, which takes more memory",
     probe=probe_chunked_head,
 )
@@ -158,7 +138,7 @@ VARLEN_ATTENTION = Part(
 SAMPLER_ORDER = Part(
     library="trl",
     what="`RepeatSampler`, which draws an epoch's order from its own generator",
-    used_by=("training/checkpoint.py",),
+    used_by=("trl_surface.py", "training/checkpoint.py"),
     lost="a run that is resumed after its first epoch sees the first epoch's order again",
     probe=probe_sampler_order,
 )
@@ -180,16 +160,25 @@ FSDP_OUTPUTS = Part(
 TRAINER_HOOKS = Part(
     library="trl",
     what="GRPOTrainer",
-    used_by=("training/trainer.py", "training/checkpoint.py", "training/detection.py"),
+    used_by=("training/trainer.py", "training/checkpoint.py", "training/model_card.py"),
     lost="the trainer would leave out a part of the method",
     probe=probe_trainer_hooks,
-    private=(*(name for name in OVERRIDES if name.startswith("_")), *(name for name in STATE if name.startswith("_"))),
+    private=tuple(name for name in OVERRIDES if name.startswith("_")),
+    needed=True,
+)
+TRAINER_STATE = Part(
+    library="trl",
+    what="the buffer of GRPOTrainer, or its metrics",
+    used_by=("trl_surface.py",),
+    lost="rollouts would be trained on otherwise than is planned for",
+    probe=probe_trainer_state,
+    private=("_step", "_buffered_inputs", "_metrics", "_get_output_dir"),
     needed=True,
 )
 PIXEL_ROWS = Part(
     library="trl",
     what="`split_pixel_values_by_grid`, `unsplit_pixel_values_by_grid` or `split_tensor_dict`",
-    used_by=("policy/vision_inputs.py", "training/group_shuffle.py"),
+    used_by=("trl_surface.py", "policy/vision_inputs.py", "training/group_shuffle.py"),
     lost="rollouts would be trained with images of others",
     probe=probe_pixel_rows,
     needed=True,
@@ -203,6 +192,7 @@ PARTS = (
     LEARNING_RATE,
     FSDP_OUTPUTS,
     TRAINER_HOOKS,
+    TRAINER_STATE,
     PIXEL_ROWS,
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from trl.data_utils import apply_chat_template, prepare_multimodal_messages
+from trl import apply_chat_template, prepare_multimodal_messages
 
 from cppo.errors import UserError, one_line
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs

@@ -1,0 +1,187 @@
+"""All that we use of TRL beyond its public API, and the probes that it still acts as we lean on it.
+
+Other files take it from here alone. The methods of TRL's trainer that ours overrides stand in `cppo.training.upstream`.
+"""
+
+from collections import defaultdict
+from functools import cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from trl.trainer.utils import RepeatSampler, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from cppo.probing import expect
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+__all__ = [
+    "RepeatSampler",
+    "split_pixel_values_by_grid",
+    "split_tensor_dict",
+    "unsplit_pixel_values_by_grid",
+]
+
+MicroBatch = dict[str, Any]
+
+
+class TRLTrainer(Protocol):
+    """What the functions below read and set of `trl.GRPOTrainer`."""
+
+    args: Any
+    num_iterations: int
+    _step: int
+    _buffered_inputs: list[MicroBatch] | None
+    _metrics: dict[str, defaultdict[str, list[float]]]
+
+
+def log_metric(trainer: TRLTrainer, name: str, value: float) -> None:
+    """Let the trainer log the mean of the values that were given since it logged last, in training."""
+    trainer._metrics["train"][name].append(value)
+
+
+def run_folder(trainer: "Trainer", trial: Any) -> str:
+    """Where checkpoints lie: in a search for hyperparameters each `trial` has a folder of its own."""
+    return trainer._get_output_dir(trial=trial)
+
+
+# The buffer holds `steps_per_generation` micro-batches of rollouts, which are trained on `num_iterations` times.
+
+
+def micro_step(trainer: TRLTrainer) -> int:
+    """How many micro-batches were trained on. In a resumed run TRL counts from 0 again."""
+    return trainer._step
+
+
+def generation_batches(trainer: TRLTrainer) -> int:
+    """How many generation batches were trained on to their end."""
+    return trainer._step // (trainer.args.steps_per_generation * trainer.num_iterations)
+
+
+def generates_next(trainer: TRLTrainer) -> bool:
+    """Whether the next micro-batch begins with new rollouts, as the buffer is used up or empty."""
+    used_up = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) == 0
+    return used_up or trainer._buffered_inputs is None
+
+
+def next_micro_batches(trainer: TRLTrainer, count: int = 1) -> list[MicroBatch]:
+    """The buffer's micro-batches that are trained on next."""
+    assert trainer._buffered_inputs is not None
+    steps = trainer.args.steps_per_generation
+    return [trainer._buffered_inputs[(trainer._step + offset) % steps] for offset in range(count)]
+
+
+def unfinished_rollouts(trainer: TRLTrainer) -> list[MicroBatch] | None:
+    """The buffer, if any of it is still to be trained on."""
+    return None if generates_next(trainer) else trainer._buffered_inputs
+
+
+def set_buffer(trainer: TRLTrainer, micro_batches: list[MicroBatch] | None, step: int | None = None) -> None:
+    """Train on these micro-batches next; on a resume go on after `step` micro-batches."""
+    trainer._buffered_inputs = micro_batches
+    trainer._step = trainer._step if step is None else step
+
+
+def probe_trainer_state() -> None:
+    """Raise unless TRL's trainer makes, keeps and uses rollouts, and logs metrics, as said above."""
+    from trl import GRPOTrainer
+
+    theirs: Any = GRPOTrainer
+    parent: Any = GRPOTrainer.__bases__[0]
+    logged: dict[str, float | None] = {}
+
+    class Above(parent):
+        """In the place of transformers' trainer."""
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
+            return self.compute_loss(model, self._prepare_inputs(inputs))
+
+        def log(self, logs: dict[str, float | None], start_time: float | None = None) -> None:
+            logged.update(logs)
+
+    class Small(theirs, Above):
+        def __init__(self) -> None:
+            self.model, self.state = SimpleNamespace(training=True), SimpleNamespace(global_step=0)
+            self.args = SimpleNamespace(steps_per_generation=2, report_to=[])
+            self.accelerator = SimpleNamespace(is_main_process=False)
+            self.num_iterations, self.current_gradient_accumulation_steps = 2, 1
+            self._step, self._buffered_inputs, self._current_train_step_time = 0, None, 0.0
+            self._metrics: dict[str, Any] = {"train": defaultdict(list)}
+            self.made = 0
+
+        def _generate_and_score_completions(self, inputs: Any) -> MicroBatch:
+            self.made += 1
+            return {"prompt_ids": inputs}
+
+        def _compute_loss(self, model: Any, inputs: MicroBatch) -> float:
+            expect(inputs is next_micro_batches(self)[0], "another micro-batch than the buffer's next is trained on")
+            return inputs["prompt_ids"].sum().item()
+
+    small = Small()
+    for step in range(5):
+        made, due = small.made, generates_next(small)
+        expect(due == (unfinished_rollouts(small) is None) == (step in (0, 4)), "the buffer is used up another time")
+        small.training_step(None, torch.ones(4), None)
+        expect(small.made - made == due, "rollouts are made at another time")
+        expect(micro_step(small) == step + 1, "micro-batches are counted in another way")
+    set_buffer(small, [{"prompt_ids": torch.tensor(place)} for place in range(2)], step=3)
+    expect(small.training_step(None, torch.ones(4), None) == 1, "a buffer that is put back is not used")
+    log_metric(small, "own", 0.25)
+    small.log({})
+    expect(logged.get("own") == 0.25, "a metric is not logged")
+
+
+# Rows of a batch, and their images
+
+
+def probe_pixel_rows() -> None:
+    """Raise unless TRL cuts the images of a batch into rows and joins them again, for images in patches (Qwen)."""
+    batch: MicroBatch = {
+        "prompt_ids": torch.arange(8).reshape(4, 2),
+        "pixel_values": torch.arange(24.0).reshape(12, 2),
+        "image_grid_thw": torch.tensor([[1, 1, 2], [1, 1, 4], [1, 1, 1], [1, 1, 5]]),
+        "num_images": [1, 0, 2, 1],
+    }
+    rows: MicroBatch = split_pixel_values_by_grid(dict(batch))
+    lengths = [len(pixels) for pixels in rows["pixel_values"]]
+    expect(lengths == [2, 0, 5, 5], f"rows of 2, 0, 5 and 5 patches were cut into rows of {lengths}")
+    parts: list[Any] = split_tensor_dict(rows, 2)
+    halves: list[MicroBatch] = [unsplit_pixel_values_by_grid(part) for part in parts]
+    for name in ("prompt_ids", "pixel_values", "image_grid_thw"):
+        joined = torch.cat([half[name] for half in halves])
+        expect(torch.equal(joined, batch[name]), f"{name} differ after they were cut into rows and joined")
+
+
+# The order of the data
+
+
+def pass_over(sampler: RepeatSampler, epochs: int) -> None:
+    """Let the next pass of a new sampler have the order that follows after so many passes.
+
+    TRL's draws one permutation a pass from a generator of its own, and a resumed run would begin with the first.
+    """
+    for _ in range(epochs if sampler.shuffle else 0):
+        torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
+def probe_sampler_order() -> None:
+    """Raise unless a sampler that is resumed in its second epoch gives the order of an uninterrupted one's."""
+    whole, resumed = (RepeatSampler(range(6), mini_repeat_count=2, batch_size=2, seed=5) for _ in range(2))
+    epochs = [list(whole) for _ in range(2)]
+    pass_over(resumed, 1)
+    expect(list(resumed) == epochs[1] != epochs[0], "the order of a second epoch is not the one expected")
+
+
+# The head
+
+
+@cache
+def chunked_logprob_function() -> Any:
+    """TRL's autograd function for log-probabilities and entropies without logits of the whole vocabulary.
+
+    It takes its arguments by place. `cppo.policy.head` calls it, and probes it.
+    """
+    from trl.kernels import ChunkedLogProbFunction
+
+    return ChunkedLogProbFunction
