@@ -36,8 +36,8 @@ class Family:
     Attributes:
         tiny: options of the family's configuration for a tiny model, on which sharing is tried before a run.
         images: how they lie in `pixel_values`: "patches" of all images, which `image_grid_thw` counts; "tiles" of all
-            images, one or several of each, all of equally many tokens; or "rows" [B, images, ...], which images of
-            zeros fill up to the fullest.
+            images, one or several of each, with equally many tokens unless `images_a_row` counts the images; or "rows"
+            [B, images, ...], which images of zeros fill up to the fullest.
         image_inputs: inputs of the model that describe images.
         images_a_row: that of them with the number of images of each row that has any; empty where the model need not
             be told. LLaVA-OneVision cuts one image alone into tiles, and several not.
