@@ -19,9 +19,8 @@ from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 from cppo.assets import adapter_base
 from cppo.errors import UserError
 from cppo.policy.loading import with_adapter
-from cppo.training.config import CPPOConfig
-from cppo.training.dataset_checks import check_columns, check_enough
-from cppo.training.setup import check_castable_head
+from cppo.training.config import CPPOConfig, check_enough
+from cppo.training.setup import check_castable_head, check_columns
 from cppo.training.view_inputs import canonical_rows
 
 

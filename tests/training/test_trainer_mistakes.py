@@ -20,8 +20,7 @@ from trl import GRPOConfig
 from cppo.errors import UserError
 from cppo.rewards import accuracy_reward
 from cppo.training.config import CPPOConfig
-from cppo.training.dataset_checks import check_columns
-from cppo.training.setup import check_head, check_setup, keep_float32_outputs, share_prompts
+from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
 from cppo.training.view_inputs import canonical_rows, prompt_messages
 
@@ -63,14 +62,14 @@ def test_trls_fused_head_is_refused_where_fsdp2_shards_it_alone(make_trainer, mo
     if untied:
         head = trainer.model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    check_head(trainer)
+    check_head(trainer, trainer._shares_prompts)
     monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
     if untied and scorer == "kernel":
         with pytest.raises(UserError, match="use 'shared'") as caught:
-            check_head(trainer)
+            check_head(trainer, trainer._shares_prompts)
         one_line(caught)
     else:
-        check_head(trainer)
+        check_head(trainer, trainer._shares_prompts)
 
 
 def test_a_column_that_a_reward_needs():

@@ -37,8 +37,7 @@ from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_o
 from cppo.runs.signals import StopOnSignal, train_until_stopped
 from cppo.runs.sources import RunSources
 from cppo.training import package_versions
-from cppo.training.config import CPPOConfig
-from cppo.training.dataset_checks import check_enough
+from cppo.training.config import CPPOConfig, check_enough
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {

@@ -23,7 +23,7 @@ from cppo.errors import UserError, first_line, tell
 from cppo.files import reading, writing
 from cppo.policy.loading import check_adapter, whole_weights
 from cppo.probing import failure
-from cppo.training.dataset_checks import check_enough
+from cppo.training.config import check_enough
 from cppo.trl_surface import (
     RepeatSampler,
     micro_step,

@@ -1,12 +1,15 @@
-"""What is settled once, when a trainer is built: do the options fit, are prompts shared, what is never sampled."""
+"""What must fit before a step: data, options, model, what prompts share, and a batch's images and rewards."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import DatasetDict, IterableDatasetDict
 from peft import PeftType
+from torch import Tensor
 from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
@@ -19,9 +22,10 @@ from cppo.policy import (
     unshared_reason,
     unwrapped,
     vision_placeholder_ids,
-    vision_tower_parameters,
 )
 from cppo.policy.attention import padding_reason
+from cppo.rewards import reward_columns
+from cppo.training.config import CPPOConfig
 from cppo.training.upstream import (
     CHUNKED_HEAD,
     FSDP_OUTPUTS,
@@ -32,12 +36,77 @@ from cppo.training.upstream import (
     VARLEN_ATTENTION,
     check_needed_parts,
 )
-from cppo.training.view_inputs import Row, prompt_images
+from cppo.training.view_inputs import Row, check_ends_with_question, embedded_images, prompt_images
 
 logger = logging.getLogger(__name__)
+MAX_REWARD = 1e18
+"""A weighted sum beyond it: its square, summed over a batch for the deviation, would leave float32 (3.4e38)."""
 
 
-def check_setup(trainer: Any) -> None:
+class Trainer(Protocol):
+    """What is read here of a `CPPOTrainer`, and set: `fallbacks`, what is logged and what is sampled."""
+
+    args: CPPOConfig
+    model: Any
+    ref_model: Any
+    accelerator: Any
+    processing_class: Any
+    reward_func_names: list[str]
+    aux_loss_enabled: bool
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+    use_vllm: bool
+    use_transformers_continuous_batching: bool
+    vllm_generation: Any
+    generation_config: Any
+    generation_kwargs: Any
+    log_multimodal: bool
+    fallbacks: list[str]
+
+
+# Data
+
+
+def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> None:
+    """Hold the first row of a dataset that is no stream against what training and reward functions read.
+
+    Raises UserError for one without a prompt, with one that ends with an assistant message, or without a column that a
+    function needs, and warns of one without images.
+    """
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        raise UserError(
+            f"train_dataset has the splits {', '.join(dataset)}: give one of them, such as train_dataset="
+            f"data[{next(iter(dataset), 'train')!r}]"
+        )
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
+        return
+    # Not `column_names`: a transform may make other columns.
+    row = dataset[0]
+    named = ", ".join(row)
+    if "prompt" not in row:
+        raise UserError(f"train_dataset has no column `prompt`: rename one; its columns are {named}")
+    check_ends_with_question(row["prompt"])
+    for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
+        columns = {} if isinstance(reward, str | torch.nn.Module) else reward_columns(reward)
+        missing = [repr(name) for name, needed in columns.items() if needed and name not in {*row, "images"}]
+        if missing:
+            raise UserError(
+                f"reward {getattr(reward, '__name__', repr(reward))} needs the column{'s' * (len(missing) > 1)} "
+                f"{', '.join(missing)}: train_dataset has {named}; `load_records(..., extras=[...])` takes more"
+            )
+    if not uses_perception or {"images", "image"} & set(row):
+        return
+    if not embedded_images(row["prompt"]):
+        logger.warning(
+            "train_dataset has no column `images` or `image`, and the perception loss needs images: is it among %s?",
+            named,
+        )
+
+
+# Options, model and what they share
+
+
+def check_setup(trainer: Trainer) -> None:
     """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
     processor = trainer.processing_class
     getattr(processor, "tokenizer", processor).padding_side = "left"  # as TRL sets it where it loads the processor
@@ -64,7 +133,7 @@ def check_setup(trainer: Any) -> None:
         )
 
 
-def try_parts(trainer: Any) -> None:
+def try_parts(trainer: Trainer) -> None:
     """Try the parts of other libraries that this trainer needs whatever its model is.
 
     Raises UserError where one is gone that has no replacement.
@@ -113,7 +182,7 @@ def learns_a_prompt(model: Any) -> bool:
     return bool(config.is_prompt_learning)
 
 
-def share_prompts(trainer: Any) -> tuple[bool, bool]:
+def share_prompts(trainer: Trainer) -> tuple[bool, bool]:
     """Let policy and reference score packed rows, if asked for and possible; whether updates and rollouts then share.
 
     Raises UserError where they do not, although an option needs it.
@@ -154,7 +223,7 @@ def share_prompts(trainer: Any) -> tuple[bool, bool]:
     return updates is None, rollouts is None and _generates(trainer)
 
 
-def go_without(trainer: Any, line: str, sharing: bool = False) -> None:
+def go_without(trainer: Trainer, line: str, sharing: bool = False) -> None:
     """Warn of something that this trainer does in a slower or coarser way, and remember the line for its run.
 
     Raises UserError where `sharing` is lost and `require_sharing` is set.
@@ -165,7 +234,7 @@ def go_without(trainer: Any, line: str, sharing: bool = False) -> None:
     trainer.fallbacks.append(line)
 
 
-def _generates(trainer: Any) -> bool:
+def _generates(trainer: Trainer) -> bool:
     """Whether rollouts come from transformers' `generate`."""
     return not (trainer.use_vllm or trainer.use_transformers_continuous_batching)
 
@@ -175,7 +244,7 @@ def _check_unshared(args: Any, reason: str) -> None:
         raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
 
 
-def _check_kernels(trainer: Any, policy: Any) -> None:
+def _check_kernels(trainer: Trainer, policy: Any) -> None:
     """Say which kernels of packed rows do not act here."""
     if (line := CHUNKED_HEAD.missing()) is not None:
         go_without(trainer, line)
@@ -188,12 +257,12 @@ def _check_kernels(trainer: Any, policy: Any) -> None:
             go_without(trainer, f"{VARLEN_ATTENTION.lost}: {reason}")
 
 
-def check_head(trainer: Any) -> None:
+def check_head(trainer: Trainer, shares_prompts: bool) -> None:
     """Raise UserError where TRL's fused head would get wrong gradients: with FSDP2, unless it is tied.
 
     Each process would train its part of the head on its own rollouts alone.
     """
-    if not trainer.accelerator.is_fsdp2 or trainer._shares_prompts or trainer.args.needs_logits:
+    if not trainer.accelerator.is_fsdp2 or shares_prompts or trainer.args.needs_logits:
         return
     model = unwrapped(trainer.model)
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
@@ -203,7 +272,25 @@ def check_head(trainer: Any) -> None:
         )
 
 
-def agree_on_images(trainer: Any, rows: list[Row]) -> None:
+def ban_vision_placeholders(trainer: Trainer) -> list[int]:
+    """Never sample a token that stands for an image; the ids of these tokens."""
+    placeholders = vision_placeholder_ids(trainer.processing_class, trainer.model.config)
+    if not placeholders:
+        return placeholders
+    if trainer.use_vllm:
+        options = trainer.vllm_generation.generation_kwargs
+        options["logit_bias"] = {**dict.fromkeys(placeholders, -100.0), **(options.get("logit_bias") or {})}
+        return placeholders
+    ids = sorted({*placeholders, *(trainer.generation_config.suppress_tokens or [])})
+    trainer.generation_config.suppress_tokens = ids
+    trainer.generation_kwargs["suppress_tokens"] = ids
+    return placeholders
+
+
+# Each batch
+
+
+def agree_on_images(trainer: Trainer, rows: list[Row]) -> None:
     """Let all ranks log the images of a generation batch or none: TRL gathers them on the ranks that have any.
 
     Raises UserError on all ranks where some rows have images, others none, and the vision tower is sharded: its weights
@@ -222,22 +309,21 @@ def agree_on_images(trainer: Any, rows: list[Row]) -> None:
         )
 
 
-def freeze_vision_tower(model: Any) -> None:
-    """Let no gradient reach the weights of a model's vision tower. Raises UserError if it has none."""
-    for parameter in vision_tower_parameters(unwrapped(model)):
-        parameter.requires_grad_(False)
+def check_reward_size(rewards: Tensor, weights: Sequence[float], names: Sequence[str]) -> None:
+    """Raise UserError for a reward, or a rollout's weighted sum of rewards, whose advantage would not be a number.
 
-
-def ban_vision_placeholders(trainer: Any) -> list[int]:
-    """Never sample a token that stands for an image; the ids of these tokens."""
-    placeholders = vision_placeholder_ids(trainer.processing_class, trainer.model.config)
-    if not placeholders:
-        return placeholders
-    if trainer.use_vllm:
-        options = trainer.vllm_generation.generation_kwargs
-        options["logit_bias"] = {**dict.fromkeys(placeholders, -100.0), **(options.get("logit_bias") or {})}
-        return placeholders
-    ids = sorted({*placeholders, *(trainer.generation_config.suppress_tokens or [])})
-    trainer.generation_config.suppress_tokens = ids
-    trainer.generation_kwargs["suppress_tokens"] = ids
-    return placeholders
+    Args:
+        rewards: of every rollout and reward function, float32 [B, R]; NaN where a function returned None.
+        weights: of the R functions.
+        names: of the R functions.
+    """
+    for name, endless in zip(names, rewards.isinf().any(dim=0).tolist(), strict=True):
+        if endless:
+            raise UserError(f"the reward {name} is infinite, which makes no advantage: let it return finite numbers")
+    products = rewards.double() * rewards.new_tensor(weights).double()
+    largest = max(products.abs().nan_to_num().amax().item(), products.nansum(dim=1).abs().amax().item())
+    if largest > MAX_REWARD:
+        raise UserError(
+            f"the rewards ({', '.join(names)}) reach {largest:.2g} with their weights; advantages in float32 take "
+            f"at most {MAX_REWARD:g}: scale them down"
+        )

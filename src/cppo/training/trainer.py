@@ -23,28 +23,34 @@ from torch import Tensor
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
-from cppo.policy import ResponseScores, only_special_tokens, shared_prefill, sliced_generation, unwrapped
+from cppo.policy import (
+    ResponseScores,
+    only_special_tokens,
+    shared_prefill,
+    sliced_generation,
+    unwrapped,
+    vision_tower_parameters,
+)
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.rewards.form import ChatForm
 from cppo.training.config import CPPOConfig
-from cppo.training.dataset_checks import check_columns
 from cppo.training.detection import score_before_updates, step_normalizer
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.group_shuffle import shuffled_micro_batches
 from cppo.training.model_card import CardedTrainer
 from cppo.training.perception_term import METRICS, Detection, ViewScores, loss_entropies, perception_term
-from cppo.training.reward_size import check_reward_size
 from cppo.training.rollout_views import rollout_rows
 from cppo.training.row_scorer import row_scorer
 from cppo.training.setup import (
     agree_on_images,
     ban_vision_placeholders,
     check_castable_head,
+    check_columns,
     check_head,
+    check_reward_size,
     check_setup,
-    freeze_vision_tower,
     go_without,
     keep_float32_outputs,
     share_prompts,
@@ -137,10 +143,11 @@ class CPPOTrainer(CardedTrainer):
         try_parts(self)
         check_setup(self)
         if args.freeze_vision_tower:
-            freeze_vision_tower(self.model)
+            for parameter in vision_tower_parameters(unwrapped(self.model)):
+                parameter.requires_grad_(False)
         self._placeholder_ids = ban_vision_placeholders(self)
         self._shares_prompts, self._shares_rollouts = share_prompts(self)
-        check_head(self)
+        check_head(self, self._shares_prompts)
         self._views = ViewMaker(
             args.view_sampler(),
             args.view_threads,
