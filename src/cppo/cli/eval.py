@@ -185,10 +185,7 @@ def _identity(arguments: Any) -> dict[str, Any]:
 
 def _model_identities(model: str) -> dict[str, str]:
     base = adapter_base(model)
-    return {
-        "model": _model_identity(model),
-        **({} if base is None else {"adapter's model": _model_identity(base)}),
-    }
+    return {"model": _model_identity(model), **({} if base is None else {"adapter's model": _model_identity(base)})}
 
 
 def _model_identity(name: str) -> str:

@@ -137,10 +137,7 @@ def suite_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _read(benchmark: Benchmark, limit: int | None, arguments: Any, settings: Mapping[str, Any]) -> Asked:
     asked = read_benchmark(
-        benchmark,
-        folder=arguments.benchmark_folder,
-        limit=limit,
-        max_bad_fraction=arguments.max_bad_fraction,
+        benchmark, folder=arguments.benchmark_folder, limit=limit, max_bad_fraction=arguments.max_bad_fraction
     )
     asked.source.pixels, asked.source.prompt_suffix = PixelBounds.of(settings), settings["prompt_suffix"]
     return asked

@@ -146,11 +146,7 @@ def _parser() -> Parser:
     parser.add_argument("--prompt", metavar="TEXT", help=f"what to ask of --image (default: {DEFAULT_PROMPT!r})")
     parser.add_argument("--answer", metavar="TEXT", help="the right answer to --prompt")
     parser.add_argument(
-        "--limit",
-        type=COUNT,
-        default=DEFAULT_LIMIT,
-        metavar="N",
-        help=f"rows of --data (default: {DEFAULT_LIMIT})",
+        "--limit", type=COUNT, default=DEFAULT_LIMIT, metavar="N", help=f"rows of --data (default: {DEFAULT_LIMIT})"
     )
     add_answer_options(parser)
     return parser

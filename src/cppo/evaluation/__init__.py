@@ -1,13 +1,7 @@
 """Evaluation: greedy or sampled accuracy of a model on records, with honest intervals."""
 
 from cppo.evaluation.card import CardRow, perception_card, same_answers
-from cppo.evaluation.conditions import (
-    BLANK,
-    CLEAN,
-    Condition,
-    blank_images,
-    get_condition,
-)
+from cppo.evaluation.conditions import BLANK, CLEAN, Condition, blank_images, get_condition
 from cppo.evaluation.evaluate import evaluate
 from cppo.evaluation.generate import Engine, TransformersEngine, generate_responses, prompt_inputs
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement

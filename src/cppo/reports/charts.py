@@ -4,7 +4,7 @@ from here; each series differs from the others in all three, so that a chart is 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup, escape
 
@@ -29,6 +29,7 @@ MARKERS = (
 )
 Point = tuple[float, float]
 Band = tuple[float, float, float]  # x, low, high
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,13 @@ def interval_chart(
         f'aria-label="{escape(title)}">'
     ]
     for tick in axis.ticks:
-        x = axis.at(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_label(tick, percent)}</text>'
-        )
-    parts.append(
-        f'<text class="axis" x="{left + AXIS / 2:.1f}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>'
-    )
+        x = f"{axis.at(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="4" y2="{bottom}"/>')
+        parts.append(_text("tick", x, bottom + 16, _label(tick, percent)))
+    parts.append(_text("axis", f"{left + AXIS / 2:.1f}", height - 6, x_title))
     for number, (label, value, (start, end)) in enumerate(rows):
         y = 20 + 30 * number
-        parts.append(f'<text class="row" x="{left}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
+        parts.append(_text("row", left, y + 4, label, "end"))
         ends = " ".join(f"M{axis.at(x):.1f} {y - 5}V{y + 5}" for x in (start, end))
         parts.append(
             f'<path class="bar {_style(number)}" d="M{axis.at(start):.1f} {y}H{axis.at(end):.1f}{ends}"/>'
@@ -199,8 +196,8 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
     ]
 
 
-def thin(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` of the points, evenly spaced, the first and the last among them."""
+def thin(points: Sequence[T], most: int) -> list[T]:
+    """At most `most` (two or more) of the points, evenly spaced, the first and the last among them."""
     if len(points) <= most:
         return list(points)
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
@@ -250,19 +247,19 @@ def _frame(x_axis: _Axis, y_axis: _Axis, percent: bool, x_title: str, y_title: s
     for tick in y_axis.ticks:
         y = y_axis.at(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_label(tick, percent)}</text>'
-        )
+        parts.append(_text("tick", LEFT - 6, f"{y + 4:.1f}", _label(tick, percent), "end"))
+    bottom = HEIGHT - BOTTOM
     for tick in x_axis.ticks:
-        x = x_axis.at(tick)
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>'
-        )
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>')
+        x = f"{x_axis.at(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(_text("tick", x, bottom + 17, f"{tick:g}"))
+    parts.append(_text("axis", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_title))
     parts.append(f'<text class="axis" x="4" y="13">{escape(y_title)}</text>')
     return parts
+
+
+def _text(kind: str, x: float | str, y: float | str, text: str, anchor: str = "middle") -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _places(points: Sequence[Point], x_axis: _Axis, y_axis: _Axis) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cppo.reports.charts import thin
 from cppo.reports.run_data import RunData
 
 IMAGE_URIS = ("data:image/png;base64,", "data:image/jpeg;base64,")
@@ -65,8 +66,7 @@ def probed_items(run: RunData, columns: int) -> list[ProbedItem]:
             by_id.setdefault(str(item["id"]), []).append((probe["step"], item))
     items = []
     for looks in by_id.values():
-        first, count = looks[0][1], min(columns, len(looks))
-        chosen = [looks[round(place * (len(looks) - 1) / max(1, count - 1))] for place in range(count)]
+        first = looks[0][1]
         images = next((safe_images(item["images"]) for _, item in looks if item["images"]), [])
         responses = [
             (
@@ -74,7 +74,7 @@ def probed_items(run: RunData, columns: int) -> list[ProbedItem]:
                 bool(item["correct"]),
                 shaded(item["tokens"], item["selected"], item["score"], item["true_perception"]),
             )
-            for step, item in chosen
+            for step, item in thin(looks, columns)
         ]
         items.append(ProbedItem(first["prompt"], images, first["answer"], responses))
     return items

@@ -1,6 +1,6 @@
 """Pictures of views: a row's images under every family, with the model's answers; as a grid or as a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -95,22 +95,21 @@ def shown_item(
     record: Record, views: Sequence[tuple[View, ...]], answers: "Sequence[ItemResult] | None" = None
 ) -> ShownItem:
     """Small pictures and texts of a record, its views and the model's answers to `perturbed_records`."""
-    texts = [given_answer(item.responses[0]) for item in answers] if answers else [None] * (len(views) + 1)
-    same = [unchanged(item, answers[0]) for item in answers] if answers else [True] * (len(views) + 1)
-    right = [bool(item.correct[0]) for item in answers] if answers and record.answer else [None] * (len(views) + 1)
-    original = ShownView(None, "", tuple(map(_thumbnail, record.images)), texts[0], right[0])
-    shown = [
-        ShownView(
-            row[0].family,
-            "; ".join(parameter_text(view) for view in row),
-            tuple(_thumbnail(view.image) for view in row),
-            text,
-            correct,
-            kept,
-        )
-        for row, text, correct, kept in zip(views, texts[1:], right[1:], same[1:], strict=True)
+
+    def shown(family: str | None, parameters: str, images: Iterable[Image.Image], place: int) -> ShownView:
+        view = ShownView(family, parameters, tuple(_shrunk(image, THUMBNAIL) for image in images))
+        if not answers:
+            return view
+        text, correct = given_answer(answers[place].responses[0]), bool(answers[place].correct[0])
+        same = place == 0 or unchanged(answers[place], answers[0])
+        return replace(view, answer=text, correct=correct if record.answer else None, same=same)
+
+    drawn = [
+        shown(row[0].family, "; ".join(map(parameter_text, row)), (view.image for view in row), place)
+        for place, row in enumerate(views, start=1)
     ]
-    return ShownItem(record.id, question_text(record.prompt), record.answer, original, tuple(shown))
+    original = shown(None, "", record.images, 0)
+    return ShownItem(record.id, question_text(record.prompt), record.answer, original, tuple(drawn))
 
 
 def unchanged(item: "ItemResult", before: "ItemResult") -> bool:
@@ -213,9 +212,9 @@ def _label(view: ShownView, chars: int) -> list[str]:
     return lines
 
 
-def _thumbnail(image: Image.Image) -> Image.Image:
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((side, side))
     return small
 
 
@@ -223,6 +222,4 @@ def _enlarged(image: Image.Image) -> Image.Image:
     factor = CELL // max(image.size)
     if factor > 1:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    small = image.copy()
-    small.thumbnail((CELL, CELL))
-    return small
+    return _shrunk(image, CELL)

@@ -89,10 +89,7 @@ class RunResult:
 
 
 def run_training(
-    recipe: Recipe,
-    sources: RunSources,
-    report: Callable[..., object] | None = None,
-    checkpoint: Path | None = None,
+    recipe: Recipe, sources: RunSources, report: Callable[..., object] | None = None, checkpoint: Path | None = None
 ) -> RunResult:
     """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`).
 
@@ -225,11 +222,7 @@ def build_trainer(
     adapter = adapter_arguments(options, prepared.args)
     try:
         trainer = trainer_class(
-            model=resolve_model(options.model),
-            reward_funcs=sources.rewards,
-            args=prepared.args,
-            **datasets,
-            **adapter,
+            model=resolve_model(options.model), reward_funcs=sources.rewards, args=prepared.args, **datasets, **adapter
         )
     except UserError:
         raise

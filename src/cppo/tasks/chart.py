@@ -32,11 +32,7 @@ BASELINE = 60
 AXIS = 7
 """Column of the vertical axis; bars are to its right."""
 
-QUESTIONS = {
-    1: ("sum", "difference", "tallest"),
-    2: ("range", "ends", "total"),
-    3: ("contest",),
-}
+QUESTIONS = {1: ("sum", "difference", "tallest"), 2: ("range", "ends", "total"), 3: ("contest",)}
 WORDINGS = {
     "sum": ("What is the sum of the {0} and the {1} bar?", "What do the {0} and the {1} bar add up to?"),
     "difference": (

@@ -28,16 +28,10 @@ PARALLELS = (("top row", "bottom row"), ("left column", "right column"))
 
 TOTALS = {
     "sum": ("What is the sum of the {line}?", "What do the digits of the {line} add up to?"),
-    "difference": (
-        "What is the difference in the {line}?",
-        "By how much do the digits of the {line} differ?",
-    ),
+    "difference": ("What is the difference in the {line}?", "By how much do the digits of the {line} differ?"),
 }
 CHAINS = {
-    "+": (
-        "What is the sum of the {line} plus the {cell} digit?",
-        "Add up the {line}, then add the {cell} digit.",
-    ),
+    "+": ("What is the sum of the {line} plus the {cell} digit?", "Add up the {line}, then add the {cell} digit."),
     "-": (
         "What is the sum of the {line} minus the {cell} digit?",
         "Add up the {line}, then subtract the {cell} digit.",

@@ -16,16 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cppo.tasks.base import (
-    IMAGE_SIDE,
-    Sketch,
-    TaskOptions,
-    draw_from_half,
-    draw_wording,
-    listed,
-    pick,
-    scene_split,
-)
+from cppo.tasks.base import IMAGE_SIDE, Sketch, TaskOptions, draw_from_half, draw_wording, listed, pick, scene_split
 from cppo.tasks.drawing import COLOURS, SHAPES, draw_shape, tinted
 
 Cell = tuple[str, str] | None
@@ -50,10 +41,7 @@ PLACES = {
 }
 WORDINGS = {
     "count": ("How many {first} are there?", "Count the {first}."),
-    "compare": (
-        "How many more {first} than {second} are there?",
-        "By how much do the {first} outnumber the {second}?",
-    ),
+    "compare": ("How many more {first} than {second} are there?", "By how much do the {first} outnumber the {second}?"),
     "locate": ("Where is the {one}?", "Find the {one}. Where is it?"),
 }
 NAMINGS = {

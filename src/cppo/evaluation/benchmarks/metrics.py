@@ -178,8 +178,7 @@ def _yes_counts(rows: Sequence[Judged]) -> dict[str, float]:
 
 
 YES_F1 = Metric(
-    _yes_counts,
-    {"F1": lambda n: ratio(2 * n["hit"], 2 * n["hit"] + n["wrong"]), "accuracy": share("right", "rows")},
+    _yes_counts, {"F1": lambda n: ratio(2 * n["hit"], 2 * n["hit"] + n["wrong"]), "accuracy": share("right", "rows")}
 )
 """POPE's: F1 of the answer yes (an answer that is neither counts as no), and accuracy."""
 

@@ -44,11 +44,7 @@ class Asked:
 
 
 def read_benchmark(
-    benchmark: Benchmark,
-    *,
-    folder: str | None = None,
-    limit: int | None = None,
-    max_bad_fraction: float = 0.01,
+    benchmark: Benchmark, *, folder: str | None = None, limit: int | None = None, max_bad_fraction: float = 0.01
 ) -> Asked:
     """The questions of a benchmark, its images checked.
 
