@@ -22,8 +22,8 @@ from sklearn.metrics import average_precision_score
 
 from cppo.data import Record, load_records
 from cppo.evaluation import load_model
-from cppo.evaluation.detectors import detector_quality
-from cppo.evaluation.inspection import score_dependency, token_truth
+from cppo.evaluation.dependency import score_dependency
+from cppo.evaluation.detectors import detector_quality, token_truth
 from cppo.perception import select_perception_tokens
 from cppo.policy import DEPENDENCY_SCORES
 from cppo.views import KNOWN_REMOVING, REMOVING_FAMILIES, ViewSampler

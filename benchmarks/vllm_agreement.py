@@ -36,8 +36,8 @@ from torch import Tensor
 from cppo.assets import resolve_model
 from cppo.data import chat_messages, load_records
 from cppo.evaluation import load_model, prompt_inputs
+from cppo.evaluation.dependency import score_responses
 from cppo.evaluation.generate import generate_tokens, prompt_text
-from cppo.evaluation.inspection import score_responses
 from cppo.evaluation.vllm_engine import VISION_ROPE_THETA, VllmEngine, load_vllm
 from cppo.policy import vision_placeholder_ids
 

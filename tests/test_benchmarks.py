@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from cppo.evaluation import prompt_inputs
-from cppo.evaluation.inspection import score_dependency
+from cppo.evaluation.dependency import score_dependency
 from cppo.views import ViewSampler
 
 ROOT = Path(__file__).parents[1]

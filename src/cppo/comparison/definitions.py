@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cppo.options import schema
-from cppo.views import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, is_own
+from cppo.views import condition_families, is_own
 
 CHANGES: Mapping[str, tuple[str, ...]] = {
     "view color_jitter": ("Brightness, contrast and saturation come in random order.",),
@@ -66,15 +66,8 @@ def evaluation_definitions(evaluation: Mapping[str, Any]) -> dict[str, int]:
         evaluation: an entry of `Study.evaluations`.
     """
     trained = {**schema("train").defaults, **evaluation}
-    groups = {
-        "clean": (),
-        "blank": (),
-        "trained_preserving": trained["preserving_views"],
-        "trained_removing": trained["removing_views"],
-        "held_out_preserving": HELD_OUT_PRESERVING,
-        "held_out_removing": HELD_OUT_REMOVING,
-    }
-    parts = {part for condition in evaluation["conditions"] for part in _views(groups.get(condition, [condition]))}
+    trained_views = trained["preserving_views"], trained["removing_views"]
+    parts = {part for name in evaluation["conditions"] for part in _views(condition_families(name, *trained_views))}
     if evaluation["detector_items"]:
         parts |= {*_views(trained["removing_views"]), *(f"score {name}" for name in DETECTORS)}
     return _numbers(parts)

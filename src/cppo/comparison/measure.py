@@ -8,9 +8,9 @@ import torch
 
 from cppo.data import RecordSource
 from cppo.evaluation import EvalResult, evaluate, get_condition
-from cppo.evaluation.detectors import detector_quality
+from cppo.evaluation.dependency import score_dependency
+from cppo.evaluation.detectors import detector_quality, token_truth
 from cppo.evaluation.generate import evaluation_mode
-from cppo.evaluation.inspection import score_dependency, token_truth
 from cppo.perception import select_perception_tokens
 from cppo.policy import DEPENDENCY_SCORES
 from cppo.views import ViewSampler

@@ -17,7 +17,6 @@ class DataSummary:
     """Counts over the usable rows of a data set.
 
     Attributes:
-        rows: how many.
         images_a_row: {number of images: rows}.
         sizes: (width, height) in pixels of every image.
         answer_kinds: {kind: rows}, see `cppo.rewards.answer_kind`.
@@ -29,7 +28,6 @@ class DataSummary:
         images: digests of the distinct images' pixels.
     """
 
-    rows: int
     images_a_row: dict[int, int]
     sizes: list[tuple[int, int]]
     answer_kinds: dict[str, int]
@@ -64,7 +62,6 @@ def summarize(source: RecordSource, progress: Callable[[int], object] = lambda c
             wrapped.append(place)
         progress(1)
     return DataSummary(
-        rows=len(source),
         images_a_row=dict(sorted(images_a_row.items())),
         sizes=sizes,
         answer_kinds=dict(kinds.most_common()),

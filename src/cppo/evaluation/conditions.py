@@ -8,12 +8,11 @@ from PIL import Image
 from cppo.data import Record
 from cppo.views import (
     CONDITION_NAMES,
-    HELD_OUT_PRESERVING,
-    HELD_OUT_REMOVING,
     ViewSampler,
     ViewStrengths,
     any_family_view,
     check_families,
+    condition_families,
     view_generators,
 )
 
@@ -67,16 +66,9 @@ def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
     Raises UserError for any other name.
     """
     trained = ViewSampler(0) if trained is None else trained
-    groups: dict[str, Sequence[str]] = {
-        "clean": (),
-        "blank": (),
-        "trained_preserving": trained.preserving_families,
-        "trained_removing": trained.removing_families,
-        "held_out_preserving": HELD_OUT_PRESERVING,
-        "held_out_removing": HELD_OUT_REMOVING,
-    }
     check_families("condition", [name], CONDITION_NAMES)
-    return Condition(name, tuple(groups.get(name, [name])), trained.strengths)
+    families = condition_families(name, trained.preserving_families, trained.removing_families)
+    return Condition(name, families, trained.strengths)
 
 
 def blank_images(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:

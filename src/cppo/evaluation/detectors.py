@@ -4,9 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score
+
+from cppo.data import Record
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -76,3 +79,17 @@ def true_spans(response: str, reference: str, spans: Sequence[tuple[int, int]]) 
         if kind == "equal" or (kind == "replace" and end - start == other_end - other):
             found += [given[other + place - start] for place in range(start, end) if place in marked]
     return found
+
+
+def token_truth(processor: Any, ids: Sequence[int], record: Record) -> list[bool | None]:
+    """Which tokens are read off the image; None each where the record has no marked reference response."""
+    if record.response is None or record.perception_spans is None:
+        return [None] * len(ids)
+    ends = [len(processor.tokenizer.decode(ids[: place + 1])) for place in range(len(ids))]
+    text = processor.tokenizer.decode(ids)
+    spans = true_spans(text, record.response, record.perception_spans)
+    starts = [0, *ends[:-1]]
+    return [
+        any(start < last and first < end and text[max(start, first) : min(end, last)].strip() for first, last in spans)
+        for start, end in zip(starts, ends, strict=True)
+    ]

@@ -1,6 +1,5 @@
 """What each token of sampled responses owes to the image: its scores under the image, I+ and I-."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +8,12 @@ from PIL import Image
 from torch import Tensor
 
 from cppo.data import Record, chat_messages
-from cppo.evaluation.detectors import true_spans
+from cppo.evaluation.dependency import padded_mask, score_responses
+from cppo.evaluation.detectors import token_truth
 from cppo.evaluation.evaluate import score_item
 from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_stream
 from cppo.perception import equal_rewards, gate_rollouts, select_tokens
-from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES, ResponseScores, dependency_score, plain_scores, view_divergence
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS
+from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES, ResponseScores, dependency_score, view_divergence
 from cppo.rewards import DEFAULT_WEIGHTS
 from cppo.views import ViewSampler
 
@@ -127,7 +126,7 @@ def inspect_record(
     }
     for view in VIEWS:
         scored.setdefault(view, scored["image"])
-    mask = _padded_mask(rows).to(scored["image"].logps.device)
+    mask = padded_mask(rows).to(scored["image"].logps.device)
     texts = processor.batch_decode(rows, skip_special_tokens=True)
     # The responses' own streams end at `samples`.
     draws = torch.from_numpy(response_stream(options.seed, record.id, options.samples).random(tuple(mask.shape)))
@@ -149,66 +148,6 @@ def inspect_record(
             )
         )
     return InspectedItem(record, shown["preserving"], shown["removing"], tuple(responses))
-
-
-@dataclass(frozen=True)
-class ScoredResponses:
-    """Greedy responses to B records, and how much their tokens depend on the images.
-
-    Attributes:
-        rows: each response's token ids.
-        mask: True for its tokens, False for padding on the right, [B, T].
-        scores: by the name of the sampler that drew I-, then of the dependency score, [B, T].
-    """
-
-    rows: list[list[int]]
-    mask: Tensor
-    scores: dict[str, dict[str, Tensor]]
-
-
-def score_dependency(
-    model: Any,
-    processor: Any,
-    records: Sequence[Record],
-    samplers: Mapping[str, ViewSampler],
-    *,
-    max_new_tokens: int,
-    system_prompt: str | None = None,
-) -> ScoredResponses:
-    """Answer records in one batch, and take every dependency score under the I- of each of `samplers`."""
-    prompts = [chat_messages(record.prompt, system_prompt) for record in records]
-    inputs = prompt_inputs(processor, prompts, [list(record.images) for record in records])
-    rows = generate_tokens(model, processor, inputs, max_new_tokens=max_new_tokens)
-    anchor = score_responses(model, inputs, rows, temperature=1.0)
-    scores = {}
-    for name, sampler in samplers.items():
-        removed = [
-            [sampler.views(image, record.id, 0, index)[1] for index, image in enumerate(record.images)]
-            for record in records
-        ]
-        removing = score_responses(model, prompt_inputs(processor, prompts, removed), rows, temperature=1.0)
-        scores[name] = {score: dependency_score(score, anchor, removing) for score in DEPENDENCY_SCORES}
-    return ScoredResponses(rows, _padded_mask(rows).to(anchor.logps.device), scores)
-
-
-@torch.no_grad()
-def score_responses(model: Any, prompt: Any, rows: Sequence[list[int]], temperature: float) -> ResponseScores:
-    """Scores [B, T] and logits [B, T, V] of responses to `prompt_inputs`; what follows a response is padding."""
-    inputs = dict(prompt.to(model.device).items())
-    length = max(map(len, rows))
-    padded = torch.tensor([row + [row[-1]] * (length - len(row)) for row in rows], device=model.device)
-    ids = torch.cat([inputs.pop("input_ids"), padded], dim=1)
-    mask = torch.cat([inputs.pop("attention_mask"), _padded_mask(rows).to(model.device).long()], dim=1)
-    for key in PER_TOKEN_KEYS:
-        if key in inputs:
-            inputs[key] = torch.cat([inputs[key], torch.zeros_like(padded)], dim=1)
-    return plain_scores(model, ids, mask, length, temperature, inputs)
-
-
-def _padded_mask(rows: Sequence[list[int]]) -> Tensor:
-    """True for the tokens of responses, False for padding on the right, [B, T]."""
-    lengths = torch.tensor([len(row) for row in rows])
-    return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
 def token_columns(
@@ -238,20 +177,6 @@ def token_columns(
         },
         "alternatives": {view: _most_probable(scored[view].logits) for view in VIEWS},
     }
-
-
-def token_truth(processor: Any, ids: Sequence[int], record: Record) -> list[bool | None]:
-    """Which tokens are read off the image; None each where the record has no marked reference response."""
-    if record.response is None or record.perception_spans is None:
-        return [None] * len(ids)
-    ends = [len(processor.tokenizer.decode(ids[: place + 1])) for place in range(len(ids))]
-    text = processor.tokenizer.decode(ids)
-    spans = true_spans(text, record.response, record.perception_spans)
-    starts = [0, *ends[:-1]]
-    return [
-        any(start < last and first < end and text[max(start, first) : min(end, last)].strip() for first, last in spans)
-        for start, end in zip(starts, ends, strict=True)
-    ]
 
 
 def _most_probable(logits: Tensor | None) -> tuple[list[Any], list[Any]]:

@@ -6,6 +6,7 @@ another model or other data never get into the same file.
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +48,12 @@ class ResponseFile:
                 f"--responses: {self._path} has {lines[-1]['id']!r:.60} where the data has {found!r:.60}: "
                 "other data; give another file"
             )
-        return tuple(
-            ItemResult(
-                line["id"],
-                line["answer"],
-                tuple(line["responses"]),
-                tuple(line["correct"]),
-                tuple(line["well_formed"]),
-                line["images"],
-                tuple(line["choices"]),
-            )
-            for line in lines
-        )
+        return tuple(map(_item, lines))
 
     def append(self, condition: str, record: Record, item: ItemResult, categories: Mapping[str, str]) -> None:
         """Write one record's responses, and hand them to the operating system at once."""
-        line = {
-            "condition": condition,
-            "id": item.id,
-            "prompt": record.prompt,
-            "answer": item.answer,
-            "responses": item.responses,
-            "correct": item.correct,
-            "well_formed": item.well_formed,
-            "images": item.images,
-            "choices": item.choices,
-            "categories": dict(categories),
-        }
-        self._write(line)
+        head = {"condition": condition, "id": item.id, "prompt": record.prompt}
+        self._write({**head, **vars(item), "categories": dict(categories)})
 
     def _open(self) -> None:
         data = self._path.read_bytes() if self._path.exists() else b""
@@ -146,3 +125,9 @@ class ResponseFile:
     def _write(self, line: Mapping[str, Any]) -> None:
         with self._path.open("ab") as file:
             file.write((json.dumps(line) + "\n").encode("utf-8"))
+
+
+def _item(line: Mapping[str, Any]) -> ItemResult:
+    cells: dict[str, Any] = {one.name: line[one.name] for one in fields(ItemResult)}
+    lists = {name: tuple(cell) for name, cell in cells.items() if isinstance(cell, list)}
+    return ItemResult(**{**cells, **lists})

@@ -17,6 +17,7 @@ from cppo.views.draws import (
     EVERY_PRESERVING,
     EVERY_REMOVING,
     any_family_view,
+    condition_families,
     family_draws,
 )
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
@@ -43,6 +44,7 @@ __all__ = [
     "ViewStrengths",
     "any_family_view",
     "check_families",
+    "condition_families",
     "drawn_view",
     "family_draws",
     "family_view",

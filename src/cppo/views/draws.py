@@ -19,6 +19,23 @@ CONDITION_NAMES = (*CARD_CONDITIONS, "trained_removing", *EVERY_PRESERVING, *EVE
 """All of them; named here because an option is checked before torch is imported."""
 
 
+def condition_families(name: str, preserving: Sequence[str], removing: Sequence[str]) -> tuple[str, ...]:
+    """The families that a condition draws from; none for `clean` and `blank`, and of a family's name that one alone.
+
+    Args:
+        preserving, removing: those of `trained_preserving` and `trained_removing`.
+    """
+    groups = {
+        "clean": (),
+        "blank": (),
+        "trained_preserving": preserving,
+        "trained_removing": removing,
+        "held_out_preserving": HELD_OUT_PRESERVING,
+        "held_out_removing": HELD_OUT_REMOVING,
+    }
+    return tuple(groups.get(name, (name,)))
+
+
 def any_family_view(family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> View:
     """One draw of a family of `EVERY_PRESERVING` or `EVERY_REMOVING`; held-out ones have one strength only.
 
