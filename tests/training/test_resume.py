@@ -10,8 +10,8 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from cppo.checkpoints import write_manifest
 from cppo.errors import UserError
+from cppo.policy.loading import load_weights
 from cppo.runs.recorder import sample_record
-from cppo.training.checkpoint import load_weights
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
 

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from cppo.errors import UserError, one_line, tell
 from cppo.files import reading
@@ -61,6 +63,24 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
     unexpected = sorted(report["unexpected_keys"])
     if unexpected:
         tell(f"warning: {name} holds weights that the model does not use: {_some(unexpected)}")
+
+
+def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
+    """Load the weights of a checkpoint that `save_pretrained` wrote; False if the folder holds no such model.
+
+    `save_pretrained` gives the weights of some families (Qwen2.5-VL, LLaVA) other names in the file than in the model,
+    and only `from_pretrained` translates them back. `Trainer` does not: it skips what it cannot match, with a warning,
+    and a resumed run goes on from the weights it was started with (huggingface/transformers issue 43701).
+    """
+    if not Path(checkpoint, CONFIG_NAME).is_file():
+        return False
+    # Not rounded to the first weight's precision: some, such as a head in float32, may have a higher one.
+    kinds = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    widest = functools.reduce(torch.promote_types, kinds)
+    with whole_weights():
+        saved = type(model).from_pretrained(checkpoint, dtype=widest)
+    model.load_state_dict(saved.state_dict())
+    return True
 
 
 def with_adapter(model: Any, folder: str) -> PeftModel:

@@ -8,18 +8,26 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
 
+from cppo.assets import MICRO_DIR
 from cppo.data import hub_dataset, with_suffix
+from cppo.fields import plain_default
 from cppo.methods import get_method
 
 TAGS = ("cppo", "trl", "grpo", "reinforcement-learning", "vision-language")
 TRAINING_METRICS = ("reward", "rewards/accuracy_reward/mean", "rewards/format_reward/mean", "perception/cpl")
 """What the card tells of the last logged step."""
+CITATION = """@article{cppo2026,
+  title   = {CPPO: Contrastive Perception for Vision Language Policy Optimization},
+  journal = {arXiv preprint arXiv:2601.00501},
+  year    = {2026},
+}"""
 GRPO_CITATION = """@article{shao2024deepseekmath,
     title        = {{DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models}},
     author       = {Zhihong Shao and Peiyi Wang and Qihao Zhu and Runxin Xu and Junxiao Song and others},
@@ -257,6 +265,23 @@ def _recipe(model: TrainedModel, facts: RunFacts | None) -> str:
         "`cppo train --config` reads this as a file" if facts else "Fields of `CPPOConfig` that are not the defaults"
     )
     return f"{intro}:\n\n{_fenced(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(), 'yaml')}"
+
+
+def base_name(source: str) -> str:
+    """What a model was trained from, in words: `micro`, a name on the hub, or the name of a folder."""
+    if Path(source) == MICRO_DIR:
+        return "micro"
+    return Path(source).name if Path(source).exists() else portable(source)
+
+
+def changed_options(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that differ from their defaults, of those that YAML can hold."""
+    changed = {}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if value != plain_default(one) and isinstance(value, (bool, int, float, str, list)):
+            changed[one.name] = str(value.value) if hasattr(value, "value") else value
+    return changed
 
 
 def _percent(fraction: float) -> str:

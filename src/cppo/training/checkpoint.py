@@ -1,9 +1,9 @@
 """What keeps a run: whole checkpoints, finite steps, and a resume that repeats the uninterrupted run exactly."""
 
-import functools
 import math
 import os
 import shutil
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,17 +13,18 @@ from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
-from transformers.utils import CONFIG_NAME
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from cppo.checkpoints import begin_manifest, check_resumable, newest_whole, processes_of, write_manifest
 from cppo.errors import UserError, first_line, tell
-from cppo.files import reading, writing
-from cppo.policy.loading import check_adapter, whole_weights
+from cppo.files import reading, replace_text, writing
+from cppo.policy.loading import check_adapter, load_weights
 from cppo.probing import failure
-from cppo.training.config import check_enough
+from cppo.reports.model_card import CITATION, RunFacts, TrainedModel, base_name, changed_options, model_card
+from cppo.training import package_versions
+from cppo.training.config import CPPOConfig, check_enough
 from cppo.trl_surface import (
     RepeatSampler,
     micro_step,
@@ -218,28 +219,18 @@ class DurableTrainer(Trainer):
         return load_weights(self.model, checkpoint)
 
 
-def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
-    """Load the weights of a checkpoint that `save_pretrained` wrote; False if the folder holds no such model.
-
-    `save_pretrained` gives the weights of some families (Qwen2.5-VL, LLaVA) other names in the file than in the model,
-    and only `from_pretrained` translates them back. `Trainer` does not: it skips what it cannot match, with a warning,
-    and a resumed run goes on from the weights it was started with (huggingface/transformers issue 43701).
-    """
-    if not os.path.isfile(os.path.join(checkpoint, CONFIG_NAME)):
-        return False
-    # Not rounded to the first weight's precision: some, such as a head in float32, may have a higher one.
-    kinds = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
-    widest = functools.reduce(torch.promote_types, kinds)
-    with whole_weights():
-        saved = type(model).from_pretrained(checkpoint, dtype=widest)
-    model.load_state_dict(saved.state_dict())
-    return True
-
-
 class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
-    """`trl.GRPOTrainer` with checkpoints that hold the place in the data and the rollouts still to be trained on."""
+    """`trl.GRPOTrainer` with checkpoints that hold the place in the data and the rollouts still to be trained on.
 
-    args: GRPOConfig
+    Beside every model that it saves lies its card.
+
+    Attributes:
+        run_facts: what a run from a recipe knows beyond its trainer, and puts here.
+    """
+
+    args: CPPOConfig
+    fallbacks: list[str]
+    run_facts: RunFacts | None = None
     _buffered_inputs: Any
     _train_sampler: RepeatSampler
 
@@ -260,6 +251,41 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
         set_buffer(self, state.buffered_inputs, state.micro_step)
         if not isinstance(self.train_dataset, IterableDataset) and failure(probe_sampler_order) is None:
             pass_over(self._train_sampler, state.epoch)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        # A checkpoint has no card, but PEFT writes one of its own there. TRL asks for the card of the whole run then.
+        if not _internal_call or is_peft_model(self.model):
+            self._write_card(output_dir or str(self.args.output_dir))
+
+    def create_model_card(  # type: ignore[override]  # as TRL's
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        datasets = [] if dataset_name is None else [dataset_name]
+        self._write_card(str(self.args.output_dir), model_name, datasets, [tags] if isinstance(tags, str) else tags)
+
+    def _write_card(
+        self, folder: str, name: str | None = None, datasets: Sequence[str] = (), tags: Sequence[str] | None = None
+    ) -> None:
+        if not self.is_world_process_zero():
+            return
+        args, rows = self.args, self.train_dataset
+        trained = TrainedModel(
+            base=base_name(self.accelerator.unwrap_model(self.model).config.name_or_path or "unknown"),
+            is_adapter=is_peft_model(self.model),
+            steps=self.state.global_step,
+            log_history=self.state.log_history,
+            train_rows=len(rows) if isinstance(rows, Sized) else None,
+            method=args.method,
+            loss_type=args.loss_type,
+            max_completion_length=args.max_completion_length,
+            changed_options=changed_options(args),
+            citation=CITATION if args.perception_sink == "contrast" else None,
+            versions=package_versions(),
+            fallbacks=self.fallbacks,
+        )
+        name = name or (args.hub_model_id or str(Path(folder).resolve())).split("/")[-1]
+        replace_text(Path(folder, "README.md"), model_card(trained, self.run_facts, name, datasets, tags or []))
 
 
 @dataclass(frozen=True)

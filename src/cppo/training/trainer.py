@@ -35,11 +35,11 @@ from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.rewards.form import ChatForm
+from cppo.training.checkpoint import ResumableGRPOTrainer
 from cppo.training.config import CPPOConfig
 from cppo.training.detection import score_before_updates, step_normalizer
 from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
 from cppo.training.group_shuffle import shuffled_micro_batches
-from cppo.training.model_card import CardedTrainer
 from cppo.training.perception_term import METRICS, Detection, ViewScores, loss_entropies, perception_term
 from cppo.training.rollout_views import rollout_rows
 from cppo.training.row_scorer import row_scorer
@@ -64,7 +64,7 @@ from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, sco
 from cppo.trl_surface import generates_next, generation_batches, log_metric, next_micro_batches, set_buffer
 
 
-class CPPOTrainer(CardedTrainer):
+class CPPOTrainer(ResumableGRPOTrainer):
     """Drop-in for `trl.GRPOTrainer` that adds the contrastive perception loss; same constructor.
 
     Args:
