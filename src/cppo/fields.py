@@ -92,32 +92,28 @@ def option_field(name: str, annotation: Any, default: Any, help: str) -> OptionF
     kinds: set[str] = set()
     items: set[str] = set()
     choices: list[Any] = []
-    _read(annotation, kinds, items, choices)
+    _read([annotation], kinds, items, choices)
     present = tuple(choice for choice in choices if choice not in former)
     default = NO_DEFAULT if default is MISSING else default
     return OptionField(name, frozenset(kinds), frozenset(items), present, default, help, interval, former)
 
 
-def _read(annotation: Any, kinds: set[str], items: set[str], choices: list[Any]) -> None:
-    """Adds to `kinds`, `items` and `choices` what the annotation allows."""
-    kind, parts = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
-    if kind is Literal:
-        choices.extend(part for part in parts if part is not None)
-        kinds.update("none" if part is None else type(part).__name__ for part in parts)
-    elif kind in (Union, types.UnionType):
-        _read_all(parts, kinds, items, choices)
-    elif kind in (None, types.NoneType):
-        kinds.add("none")
-    elif kind in (list, tuple):
-        kinds.add("list")
-        _read_all(parts, items, set(), choices)
-    else:
-        kinds.add(kind.__name__)
-
-
-def _read_all(annotations: Iterable[Any], kinds: set[str], items: set[str], choices: list[Any]) -> None:
+def _read(annotations: Iterable[Any], kinds: set[str], items: set[str], choices: list[Any]) -> None:
+    """Adds to `kinds`, `items` and `choices` what the annotations allow."""
     for annotation in annotations:
-        _read(annotation, kinds, items, choices)
+        kind, parts = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+        if kind is Literal:
+            choices.extend(part for part in parts if part is not None)
+            kinds.update("none" if part is None else type(part).__name__ for part in parts)
+        elif kind in (Union, types.UnionType):
+            _read(parts, kinds, items, choices)
+        elif kind in (None, types.NoneType):
+            kinds.add("none")
+        elif kind in (list, tuple):
+            kinds.add("list")
+            _read(parts, items, set(), choices)
+        else:
+            kinds.add(kind.__name__)
 
 
 def in_interval(number: float, interval: str) -> bool:

@@ -44,7 +44,9 @@ class ViewStrengths:
     )
     perspective_probability: Annotated[float, "[0, 1]"] = option(0.5, "I+ perspective: probability that it is applied.")
     rotation_degrees: Annotated[float, "[0, 180]"] = option(10.0, "I+ rotation: largest angle, in degrees.")
-    diffusion_steps: Annotated[int, "[0, 1000]"] = option(200, "Diffusion noise: how far it goes, of 1,000 steps.")
+    diffusion_steps: Annotated[int, f"[0, {DIFFUSION_STEPS}]"] = option(
+        200, f"Diffusion noise: how far it goes, of {DIFFUSION_STEPS:,} steps."
+    )
     diffusion_decay: tuple[float, float] | None = option(
         None,
         "Diffusion noise: [steepness, midpoint] of the sigmoid by which it fades out, the midpoint as a fraction of "

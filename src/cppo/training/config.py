@@ -27,7 +27,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
 
     Inherited fields keep the defaults of `trl.GRPOConfig`; the fields below default to the published values
     (arXiv 2601.00501), except `perception_normalization` (published: "microbatch"). `method` sets options of its own;
-    one that is given wins over it, whatever its value.
+    one that is given wins over it, whatever its value. In a configuration that is made, every value counts as given.
 
     Raises:
         UserError: a value is out of its range; the message names the field.
