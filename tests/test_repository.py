@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 import cppo
-from cppo import CPPOTrainer
+from cppo.reports.model_card import CITATION
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -42,11 +42,10 @@ def test_the_citation_is_of_this_version_and_its_paper() -> None:
     assert software["license"] == PROJECT["license"]
     assert software["title"] == PROJECT["description"]
     assert software["authors"] == PROJECT["authors"]
-    paper, known = software["preferred-citation"], CPPOTrainer._paper
-    assert paper["title"] == known["title"]
-    assert f"{{{paper['journal']}}}" in known["citation"]
-    assert f"{{{paper['year']}}}" in known["citation"]
-    assert paper["url"].endswith(f"/{known['id']}")
+    paper = software["preferred-citation"]
+    for field in (paper["title"], paper["journal"], paper["year"]):
+        assert f"{{{field}}}" in CITATION
+    assert paper["journal"].endswith(paper["url"].rpartition("/")[2])
 
 
 def test_ci_covers_every_python_and_set_of_versions() -> None:
