@@ -48,10 +48,13 @@ class DurableTrainer(Trainer):
 
     model: Any  # never None, as TRL builds it: of transformers or of PEFT
     optimizer: torch.optim.Optimizer  # where it is asked for here, in training
-    nonfinite_limit = 0
-    """Steps in a row with a gradient that is not finite that are skipped before the run ends."""
     _nonfinite_in_row = 0
     _losses: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def nonfinite_limit(self) -> int:
+        """Steps in a row with a gradient that is not finite that are skipped before the run ends."""
+        return 0
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
         """`Trainer.train`, from a whole checkpoint. Raises UserError where there is none to resume from."""
@@ -229,6 +232,9 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
     """
 
     args: CPPOConfig
+    processing_class: Any
+    chat_template_kwargs: dict[str, Any]
+    num_generations: int
     fallbacks: list[str]
     run_facts: RunFacts | None = None
     _buffered_inputs: Any

@@ -173,7 +173,7 @@ class CPPOTrainer(ResumableGRPOTrainer):
         self.add_callback(StepCosts(self._marks, self._mark, self.accelerator.device, partial(log_metric, self)))
 
     @property
-    def nonfinite_limit(self) -> int:  # type: ignore[override]
+    def nonfinite_limit(self) -> int:
         return self.args.nonfinite_limit if self.args.nonfinite == "skip" else 0
 
     def create_accelerator_and_postprocess(self) -> None:
