@@ -179,6 +179,7 @@ WRONG = {
     "two numbers of items": (first_evaluation(correct={"clean": "0101", "blank": "010"}), "evaluations"),
     "a score as text": (first_evaluation(detectors={"k3": {"auprc": "1"}}), "evaluations"),
     "conditions as numbers": (lambda result: result["identity"]["evaluation"].update(conditions=[1]), "evaluation"),
+    "a score too large to draw": (first_evaluation(detectors={"k3": {"auprc": 1e300}}), "evaluations"),
     "deep options": (lambda result: result["options"].update(x=deep(50)), "its depth"),
 }
 
@@ -193,6 +194,14 @@ def test_a_result_that_no_cell_writes_is_named(finished, archive, change, wrong)
     assert f"{archive / job.path / RESULT} is not what cppo compare writes for this cell (wrong: {wrong});" in str(
         error.value
     )
+
+
+def test_metrics_that_are_no_numbers_are_a_result_all_the_same(finished, archive):
+    """Training may diverge; what it logged is kept."""
+    job = study_jobs(load_study(str(finished / "mine.yaml")))[-1]
+    results = deepcopy(read_archive(archive))
+    results[job.path]["training"]["kl"] = [None, float("nan")]
+    assert Source(archive, results).like(job).result() == results[job.path]
 
 
 def test_cells_that_answered_other_numbers_of_items_are_not_compared(archive, write_study, tmp_path, refused):

@@ -8,7 +8,6 @@ takes bounded time and memory, and writes nothing. No torch.
 import io
 import json
 import lzma
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,16 +77,16 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
         before = path
 
 
-def _figure(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _amount(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1e12
 
 
-def _figure_or_none(value: Any) -> bool:
-    return value is None or _figure(value)
+def _amount_or_none(value: Any) -> bool:
+    return value is None or _amount(value)
 
 
 def _duration(value: Any) -> bool:
-    return _figure(value) and value > 0
+    return _amount(value) and value > 0
 
 
 def _marks(value: Any) -> bool:
@@ -97,21 +96,21 @@ def _marks(value: Any) -> bool:
 EVALUATION = {
     "step": int,
     "correct": {str: _marks},
-    "format_rate": {str: _figure},
-    "detectors": {str: {str: _figure_or_none}},
+    "format_rate": {str: _amount},
+    "detectors": {str: {str: _amount_or_none}},
 }
 FORM: Mapping[str, Any] = {
     "task": str,
     "identity": dict,
     "options": dict,
     "evaluations": [EVALUATION],
-    "training": {str: [_figure_or_none]},
+    "training": {str: list},
     "prompts": str,
     "step_seconds": [_duration],
     "step_cpu_seconds": [_duration],
-    "peak_mib": _figure,
-    "seconds": _figure,
-    "evaluation_seconds": _figure,
+    "peak_mib": _amount,
+    "seconds": _amount,
+    "evaluation_seconds": _amount,
     "threads": int,
     "device": str,
     "versions": dict,
