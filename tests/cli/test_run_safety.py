@@ -326,10 +326,10 @@ def test_rows_of_metrics_outlive_a_resume_that_cannot_write(workplace, tmp_path,
     shutil.copytree(workplace / "run", run)
     before = (run / "metrics.jsonl").read_text()
 
-    def full(self, text, **options):
+    def full(self, content, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be written: No space left on device"):
         RunDirectory(run).begin(checkpoint=run / "checkpoint-2", overwrite=False)
     assert (run / "metrics.jsonl").read_text() == before
