@@ -24,8 +24,7 @@ from cppo.data import Record, load_records
 from cppo.evaluation import load_model
 from cppo.evaluation.dependency import score_dependency
 from cppo.evaluation.detectors import detector_quality, token_truth
-from cppo.perception import select_perception_tokens
-from cppo.policy import DEPENDENCY_SCORES
+from cppo.perception import DEPENDENCY_SCORES, select_perception_tokens
 from cppo.views import KNOWN_REMOVING, REMOVING_FAMILIES, ViewSampler
 
 TASKS = ("digits?noise=150", "shapes?noise=90", "chart?noise=90")

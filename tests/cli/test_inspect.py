@@ -19,7 +19,7 @@ from cppo.evaluation.inspection import (
     InspectOptions,
     inspect_record,
 )
-from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES
+from cppo.perception import DEPENDENCY_SCORES, DIVERGENCES
 from cppo.reports.inspection import json_item, render_inspection
 
 ATTACK = "</script><script>document.title = 'broken'</script><img src=x onerror=alert(1)>"

@@ -17,7 +17,7 @@ from cppo.data import load_records
 from cppo.evaluation import EvalResult, ItemResult, evaluate, get_condition, load_model
 from cppo.evaluation.detectors import detector_quality
 from cppo.evaluation.inspection import InspectOptions, inspect_record
-from cppo.policy import DEPENDENCY_SCORES
+from cppo.perception import DEPENDENCY_SCORES
 from cppo.views import ViewSampler, ViewStrengths
 
 MEASURED = ("step_time", "time/", "memory/")

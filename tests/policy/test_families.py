@@ -13,7 +13,7 @@ from cppo.assets.build import SPECIAL_TOKENS, MicroShape, build_config, build_pr
 from cppo.policy import (
     add_shared_prompt_forward,
     plain_scores,
-    shared_prefill,
+    shared_generation,
     shared_prompt_scores,
     unshared_reason,
     vision_placeholder_ids,
@@ -45,9 +45,9 @@ def test_one_record_lets_a_family_share_its_updates(glm4v):
     model, batch = make_model(glm4v), make_batch(glm4v)
     assert unshared_reason(model.config) is None
     assert "pixel_values" in batch.vision
-    expected = plain_scores(model, **batch.arguments)
+    expected = plain_scores(model, **batch.rows, vision=batch.vision)
     add_shared_prompt_forward(model)
-    found = shared_prompt_scores(model, **batch.arguments)
+    found = shared_prompt_scores(model, **batch.rows, groups=batch.groups(model.config))
     for name in ("logps", "entropies"):
         one, other = (getattr(scores, name) * batch.response_mask for scores in (found, expected))
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
@@ -61,7 +61,7 @@ def test_one_record_lets_a_family_share_its_rollouts(glm4v):
     inputs["mm_token_type_ids"] = batch.vision["mm_token_type_ids"][:, :end]
     config = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=PAD)
     expected = model.generate(**inputs, generation_config=config)
-    with shared_prefill(model, config) as prefills:
+    with shared_generation(model, batch.group_ids, config) as prefills:
         assert torch.equal(model.generate(**inputs, generation_config=config), expected)
     assert prefills == [5]  # of ten rows
 

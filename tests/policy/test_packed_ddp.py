@@ -9,12 +9,12 @@ import torch.multiprocessing as mp
 from tiny_models import make_batch, make_model
 from torch.nn.parallel import DistributedDataParallel
 
-from cppo.policy import add_shared_prompt_forward, pack, prompt_groups
+from cppo.policy import add_shared_prompt_forward, pack
 
 
 def backward(model, inner, rank: int, sequential: bool) -> None:
     batch = make_batch("qwen2_5_vl", seed=rank)
-    groups = prompt_groups(batch.input_ids, batch.attention_mask, batch.num_response_tokens, batch.vision)
+    groups = batch.groups(inner.config)
     views = {"anchor": groups, "removing": groups[1:3] if rank == 0 else []}
     packed = pack(inner, batch.input_ids, batch.attention_mask, batch.num_response_tokens, views, sequential)
 

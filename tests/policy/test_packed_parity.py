@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from trl.trainer.utils import add_fused_lm_head
 
-from cppo.policy import ResponseScores, add_shared_prompt_forward, pack, plain_scores, prompt_groups, slice_rows
+from cppo.perception import ResponseScores
+from cppo.policy import add_shared_prompt_forward, pack, plain_scores, slice_rows, unwrapped
 from cppo.policy import attention as attention_module
 from cppo.policy import shared_prompt_scores as packed_scores
 from cppo.policy.layout import SharedPromptLayout
@@ -64,7 +65,7 @@ def check_parity(model: Any, batch: Batch, value: float = 1e-9, gradient: float 
     expected_loss = loss_of(expected, mask)
     expected_loss.backward()
     expected_gradients = gradients(model)
-    found = packed_scores(model, **batch.arguments, **options)
+    found = packed_scores(model, **batch.rows, groups=batch.groups(unwrapped(model).config), **options)
     torch.testing.assert_close(found.logps[mask], expected.logps[mask], rtol=value, atol=value)
     torch.testing.assert_close(found.entropies[mask], expected.entropies[mask], rtol=value, atol=value)
     assert not found.logps[~mask].any()
@@ -158,8 +159,8 @@ def test_without_a_packed_batch_nothing_changes(family):
     model, patched = make_model(family), packed_model(family)
     batch = make_batch(family)
     for attribute in ("logps", "entropies"):
-        before, after = (getattr(plain_scores(m, **batch.arguments), attribute) for m in (model, patched))
-        assert torch.equal(before, after)
+        scores = [plain_scores(each, **batch.rows, vision=batch.vision) for each in (model, patched)]
+        assert torch.equal(*(getattr(each, attribute) for each in scores))
     end = batch.input_ids.shape[1] - batch.num_response_tokens
     inputs = model_images(model.config, batch.vision)
     if "mm_token_type_ids" in inputs:
@@ -204,9 +205,9 @@ def test_the_packed_pass_really_runs_and_costs_what_it_should(family, monkeypatc
 
     monkeypatch.setattr(model.base_model, "get_image_features", count_images)
     monkeypatch.setattr(attention_module, "scaled_dot_product_attention", count_scores)
-    packed_scores(model, **batch.arguments)
+    groups = batch.groups(model.config)
+    packed_scores(model, **batch.rows, groups=groups)
 
-    groups = prompt_groups(batch.input_ids, batch.attention_mask, batch.num_response_tokens, batch.vision)
     end = batch.input_ids.shape[1] - batch.num_response_tokens
     prompts = [int(batch.attention_mask[group.rows[0], :end].sum()) - 1 for group in groups]
     lengths = batch.response_mask.sum(dim=1).clamp(min=1)
@@ -267,7 +268,7 @@ def test_controls_positions_counted_by_tokens_are_noticed(family):
 
 def packed_anchor(family: str) -> tuple[Any, Any]:
     model, batch = packed_model(family), make_batch(family)
-    groups = prompt_groups(batch.input_ids, batch.attention_mask, batch.num_response_tokens, batch.vision)
+    groups = batch.groups(model.config)
     ids, mask = batch.input_ids, batch.attention_mask
     return model, pack(model, ids, mask, batch.num_response_tokens, {"anchor": groups})
 

@@ -9,21 +9,24 @@ from test_packed_parity import assert_same_gradients, gradients, oracle
 from tiny_models import make_batch, make_model
 
 from cppo.errors import UserError
-from cppo.policy import PromptGroup, add_shared_prompt_forward, pack, prompt_groups, slice_rows
+from cppo.policy import PromptGroup, add_shared_prompt_forward, pack, prompt_groups
 
 GATED = [0, 3, 4, 8]
 """Rows of several prompts, none of them whole."""
 
 
-def view_groups(batch: Any, rows: list[int]) -> list[PromptGroup]:
-    groups = prompt_groups(batch.input_ids, batch.attention_mask, batch.num_response_tokens, batch.vision)
+def view_groups(config: Any, batch: Any, rows: list[int]) -> list[PromptGroup]:
+    groups = batch.groups(config)
     kept = [([row for row in group.rows if row in rows], group.vision) for group in groups]
     return [PromptGroup(found, vision) for found, vision in kept if found]
 
 
 def packed_views(model: Any, family: str, sequential: bool) -> tuple[Any, Any, Any]:
     anchor, removing = make_batch(family), make_batch(family, view=1)
-    views = {"anchor": view_groups(anchor, list(range(10))), "removing": view_groups(removing, GATED)}
+    views = {
+        "anchor": view_groups(model.config, anchor, list(range(10))),
+        "removing": view_groups(model.config, removing, GATED),
+    }
     batch = pack(model, anchor.input_ids, anchor.attention_mask, anchor.num_response_tokens, views, sequential)
     return anchor, removing, batch
 
@@ -85,16 +88,11 @@ def remember(sizes: list[int], tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def test_groups_are_rows_with_one_prompt_and_the_same_images():
-    batch = make_batch("llava", prompts=(1, 1))
-    groups = view_groups(batch, list(range(len(batch.input_ids))))
-    assert [sorted(group.rows) for group in groups] == [list(range(len(batch.input_ids)))]
-    batch.vision["pixel_values"] = batch.vision["pixel_values"].clone()
-    batch.vision["pixel_values"][2] += 1
-    groups = view_groups(batch, list(range(len(batch.input_ids))))
-    assert [group.rows for group in groups][1] == [2]
-    assert len(groups) == 2
-    torch.testing.assert_close(groups[1].vision, slice_rows(batch.vision, 2, 3))
+def test_groups_are_rows_with_one_id_in_order_of_appearance():
+    images = [{"pixel_values": torch.full((1,), float(row))} for row in range(5)]
+    groups = prompt_groups([7, -3, 7, 0, -3], images)
+    assert [group.rows for group in groups] == [[0, 2], [1, 4], [3]]
+    assert [group.vision["pixel_values"].item() for group in groups] == [0, 1, 3]
 
 
 def test_an_empty_prompt_is_an_error():

@@ -11,14 +11,7 @@ from tiny_models import PAD, make_batch, make_config, make_model
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from cppo.policy import (
-    PromptGroup,
-    add_shared_prompt_forward,
-    prompt_groups,
-    shared_prefill,
-    sliced_generation,
-    unwrapped,
-)
+from cppo.policy import add_shared_prompt_forward, shared_generation, unwrapped
 from cppo.policy import rollout as rollout_module
 from cppo.policy.vision_inputs import model_images
 
@@ -36,6 +29,12 @@ def generate_inputs(family: str, **options: Any) -> dict[str, Tensor]:
     return {"input_ids": batch.input_ids[:, :end], "attention_mask": batch.attention_mask[:, :end], **vision}
 
 
+def group_ids(inputs: dict[str, Tensor]) -> list[int]:
+    """For each row the first one with the same tokens, whose images are the same too."""
+    rows = inputs["input_ids"].tolist()
+    return [rows.index(row) for row in rows]
+
+
 def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
     """Six tokens a row with their logits, drawn from one seed."""
     given = {"do_sample": True, "temperature": 0.9, "max_new_tokens": 6, "pad_token_id": PAD, **options}
@@ -45,10 +44,13 @@ def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
         return model.generate(**inputs, generation_config=config)
 
 
-def check_equal(model: Any, inputs: dict[str, Tensor], tolerance: float = 1e-9, **options: Any) -> Tensor:
+def check_equal(
+    model: Any, inputs: dict[str, Tensor], tolerance: float = 1e-9, groups: list[int] | None = None, **options: Any
+) -> Tensor:
     """Tokens and logits with shared prefill equal the plain ones; the tokens, [B, T]."""
     expected = generate(model, inputs, **options)
-    with shared_prefill(unwrapped(model), GenerationConfig(**options)):
+    groups = group_ids(inputs) if groups is None else groups
+    with shared_generation(unwrapped(model), groups, GenerationConfig(**options)):
         found = generate(model, inputs, **options)
     assert torch.equal(found.sequences, expected.sequences)
     for one, other in zip(found.logits, expected.logits, strict=True):
@@ -100,7 +102,7 @@ def test_each_prompt_and_image_once_a_group(family):
     assert rows == [ROWS] * 6
     rows.clear()
     images.clear()
-    with shared_prefill(model):
+    with shared_generation(model, group_ids(inputs)):
         generate(model, inputs)
     assert rows == [GROUPS] + [ROWS] * 5
     # Of the prompts with 1, 2 and 1 images there are 3, 2 and 2 rows; an image has 16 patches, a second one 32.
@@ -113,24 +115,35 @@ def test_equal_words_about_other_images_are_not_shared(family):
     model = make_model(family)
     one, other = (generate_inputs(family, prompts=(1,), view=view) for view in (0, 1))
     inputs = {key: torch.cat([one[key], other[key]]) for key in one}
-    completions = check_equal(model, inputs, do_sample=False)
+    groups = [number // len(one["input_ids"]) for number in range(len(inputs["input_ids"]))]
+    completions = check_equal(model, inputs, do_sample=False, groups=groups)
     assert len({tuple(row) for row in completions.tolist()}) == 2
     rows = text_rows_seen(model)
-    with shared_prefill(model):
+    with shared_generation(model, groups):
         generate(model, inputs)
     assert rows[0] == 2
 
 
-def test_a_wrong_group_is_noticed(family, monkeypatch):
-    """The comparison above fails where the last group's rows get the prompt before theirs."""
-
-    def merged(*args: Any) -> list[PromptGroup]:
-        *others, one, last = prompt_groups(*args)
-        return [*others, PromptGroup([*one.rows, *last.rows], one.vision)]
-
-    monkeypatch.setattr(rollout_module, "prompt_groups", merged)
+def test_a_group_of_other_images_is_noticed(family):
+    """The comparison above fails where rows of one group show other images."""
+    one, other = (generate_inputs(family, prompts=(1,), view=view) for view in (0, 1))
+    inputs = {key: torch.cat([one[key], other[key]]) for key in one}
     with pytest.raises(AssertionError):
-        check_equal(make_model(family), generate_inputs(family), do_sample=False)
+        check_equal(make_model(family), inputs, groups=[0] * len(inputs["input_ids"]))
+
+
+def test_rows_with_other_tokens_than_their_group_are_prefilled_alone(family):
+    inputs = generate_inputs(family)
+    check_equal(make_model(family), inputs, groups=[0] * ROWS)
+
+
+def test_rows_of_an_unexpected_number_share_nothing(family):
+    model, inputs = make_model(family), generate_inputs(family)
+    expected, rows = generate(model, inputs), text_rows_seen(model)
+    with shared_generation(model, [0] * (ROWS - 1)):
+        found = generate(model, inputs)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert rows[0] == ROWS
 
 
 def test_suppressed_tokens_are_never_said(family):
@@ -238,10 +251,10 @@ def test_slices_answer_as_the_whole_batch(family, prompts):
     rows = text_rows_seen(model)
     for size, calls in ((None, {total}), (total, {total}), (2, {2, total % 2} - {0}), (1, {1})):
         rows.clear()
-        with sliced_generation(model, size):
+        with shared_generation(model, None, config, size):
             assert torch.equal(model.generate(**inputs, generation_config=config), expected)
         assert set(rows) == calls
-        with shared_prefill(model, config), sliced_generation(model, size):
+        with shared_generation(model, group_ids(inputs), config, size):
             assert torch.equal(model.generate(**inputs, generation_config=config), expected)
     assert "generate" not in vars(model)
 
@@ -251,19 +264,19 @@ def test_slices_inside_peft():
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).double()
     config = GenerationConfig(do_sample=False, max_new_tokens=6, pad_token_id=PAD)
     expected, rows = adapted.generate(**inputs, generation_config=config), text_rows_seen(adapted)
-    with sliced_generation(unwrapped(adapted), 4):
+    with shared_generation(unwrapped(adapted), None, config, 4):
         assert torch.equal(adapted.generate(**inputs, generation_config=config), expected)
     assert set(rows) == {4, ROWS % 4}
 
 
 def test_after_the_context_the_model_is_as_before(family):
     model = make_model(family)
-    with pytest.raises(ZeroDivisionError), shared_prefill(model):
+    with pytest.raises(ZeroDivisionError), shared_generation(model, [0]):
         raise ZeroDivisionError
-    assert "forward" not in vars(model)
+    assert not {"forward", "generate"} & set(vars(model))
     add_shared_prompt_forward(model)
     forward = model.forward
-    with shared_prefill(model):
+    with shared_generation(model, [0]):
         assert model.forward is not forward
     assert model.forward is forward
 

@@ -10,7 +10,8 @@ from small_model import SMALL
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from cppo.assets.build import build_micro
-from cppo.policy import ResponseScores, concatenate_rows, plain_scores, slice_rows
+from cppo.perception import ResponseScores
+from cppo.policy import concatenate_rows, plain_scores, slice_rows
 
 TEMPERATURE = 0.7
 PROMPT = "<|im_start|>user\n{}What?<|im_end|>\n<|im_start|>assistant\n"

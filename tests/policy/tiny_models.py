@@ -7,7 +7,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from cppo.policy import PromptGroup, prompt_groups
 from cppo.policy.families import FAMILIES, Sizes, text_part, tiny_config
+from cppo.policy.vision_inputs import prompt_vision
 
 VOCABULARY, IMAGE, PAD, VISION_START, VISION_END = 97, 90, 0, 91, 92
 TEXT = text_part(
@@ -37,10 +39,19 @@ class Batch:
     attention_mask: Tensor
     num_response_tokens: int
     vision: dict[str, Any]
+    group_ids: list[int]
 
     @property
-    def arguments(self) -> dict[str, Any]:
-        return {**vars(self), "temperature": 0.7}
+    def rows(self) -> dict[str, Any]:
+        """The arguments of any scorer."""
+        names = ("input_ids", "attention_mask", "num_response_tokens")
+        return {**{name: getattr(self, name) for name in names}, "temperature": 0.7}
+
+    def groups(self, config: Any) -> list[PromptGroup]:
+        """Its rows by prompt, for a model with this configuration."""
+        length = self.input_ids.shape[1]
+        rows = range(len(self.group_ids))
+        return prompt_groups(self.group_ids, [prompt_vision(config, self.vision, row, length) for row in rows])
 
     @property
     def response_mask(self) -> Tensor:
@@ -94,7 +105,7 @@ def make_batch(family: str, seed: int = 0, prompts: tuple[int, ...] = (1, 0, 2, 
     vision = _vision(family, [images[p] for p in numbers], [grids[p] for p in numbers])
     if in_patches(family) and vision:
         vision["mm_token_type_ids"] = (stacked == IMAGE).long()
-    return Batch(stacked, masks, longest, vision)
+    return Batch(stacked, masks, longest, vision, numbers)
 
 
 def _image(family: str, grid: list[int], generator: torch.Generator) -> Tensor:

@@ -19,9 +19,10 @@ from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM
 from cppo.assets import adapter_base
 from cppo.errors import UserError
 from cppo.policy.loading import with_adapter
+from cppo.policy.prompts import canonical_row
 from cppo.training.config import CPPOConfig, check_enough
+from cppo.training.rollouts import GenerationBatch
 from cppo.training.setup import check_castable_head, check_columns
-from cppo.training.view_inputs import canonical_rows
 
 
 def trained(make_trainer, rows, **options):
@@ -54,7 +55,7 @@ def as_path(image, folder):
 def test_paths_arrays_and_tensors_are_images(tmp_path, form):
     rows = make_rows([1, 2])
     others = [{**row, "images": [form(image, tmp_path) for image in row["images"]]} for row in rows for _ in range(2)]
-    found = canonical_rows(others)
+    found = GenerationBatch.of(others, 0, 2, alone=False).rows
     for row, other in zip([row for row in rows for _ in range(2)], found, strict=True):
         for image, same in zip(row["images"], other["images"], strict=True):
             assert np.array_equal(np.asarray(image), np.asarray(same))
@@ -65,7 +66,7 @@ def test_paths_arrays_and_tensors_are_images(tmp_path, form):
 def test_a_grey_array_is_an_image():
     grey = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
     for pixels in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
-        (row,) = canonical_rows([{**make_rows([1])[0], "images": [pixels]}])
+        row = canonical_row({**make_rows([1])[0], "images": [pixels]})
         assert np.array_equal(np.asarray(row["images"][0]), np.repeat(grey[..., None], 3, axis=-1))
 
 
@@ -81,7 +82,7 @@ def test_a_grey_array_is_an_image():
 )
 def test_what_is_no_image_is_one_line(image, words):
     with pytest.raises(UserError, match=words):
-        canonical_rows([{**make_rows([1])[0], "images": [image]}])
+        canonical_row({**make_rows([1])[0], "images": [image]})
 
 
 def test_a_dataset_with_splits_is_refused_by_name():

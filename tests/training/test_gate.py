@@ -9,7 +9,7 @@ from rollout_stubs import generation_batch, inject, make_rows, picture
 
 from cppo.errors import UserError
 from cppo.policy import plain_scores, unwrapped
-from cppo.training.gate import rollout_weights, token_draws
+from cppo.training.rollouts import GenerationBatch, rollout_weights, token_draws
 
 
 def test_an_unscorable_response_gates_no_other_in(make_trainer):
@@ -90,9 +90,8 @@ def test_responses_with_a_tools_image_or_no_token_of_their_own_are_left_out(make
 
 
 def draws(seed=1, batch=0, rank=0):
-    args = SimpleNamespace(seed=seed, perception_rollouts_per_group=1)
-    tokens = token_draws(args, torch.Size([2, 50]), batch, rank)
-    return tokens, rollout_weights(args, torch.ones(64, dtype=torch.bool), 8, batch)
+    tokens = token_draws(torch.Size([2, 50]), seed, batch, rank)
+    return tokens, rollout_weights(torch.ones(64, dtype=torch.bool), 8, 1, seed, batch)
 
 
 def test_every_seed_batch_and_rank_draws_its_own_tokens():
@@ -120,6 +119,8 @@ def test_a_response_with_images_is_scored_unshared(make_trainer, processor):
     assert trainer._has_placeholder(ids[:, -kept:]).all()
     expected = plain_scores(trainer.model, ids, mask, kept, 1.0, inputs).logps
     asked = {"num_images": [2, 2], **inputs}
+    trainer._generating = GenerationBatch(make_rows([1, 1]), [0, 0], [0, 1])
+    trainer._generating.generated(ids[:, :-kept].tolist(), ids[:, -kept:].tolist(), 0)
     trainer.tools = []
     wrong, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept, **asked)
     assert (wrong - expected).abs().max() > 1e-2
@@ -141,9 +142,10 @@ def test_vllm_takes_rollouts_without_the_shared_prefill(make_trainer, monkeypatc
 
     trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None, generate=generate)
     trainer._last_loaded_step = 0
-    completions, _ = trainer._generate_single_turn([[8], [8]], [["image"], []], {}, 1)
+    image = picture(1)
+    completions, _ = trainer._generate_single_turn([[8], [8]], [[image], []], {}, 1)
     assert completions == [[9], [9]]
-    assert asked == [[["image"], None]]
+    assert asked == [[[image], None]]
 
 
 @pytest.mark.parametrize("given", [{"rollout_func": object}, {"tools": [print]}])

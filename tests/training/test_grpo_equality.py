@@ -81,8 +81,8 @@ def test_every_loss_of_trl_gains_the_weighted_term(make_trainer, loss_type):
         trainer._log_perception()
         term = trainer._metrics["train"]["perception/cpl"][-1]
         plain = {key: value for key, value in inputs.items() if not key.startswith("perception_")}
-        without = GRPOTrainer._compute_loss(trainer, trainer.model, plain).item()
-        if inputs["num_images"][0]:
+        without = trainer._compute_loss(trainer.model, plain).item()
+        if "pixel_values" in inputs["prompt_images"][0]:
             assert loss - without == pytest.approx(weight * term, abs=1e-6)
             assert weight * term > 0.01
         else:

@@ -29,8 +29,7 @@ from rollout_stubs import (
 
 from cppo.methods import METHODS
 from cppo.methods.published import PUBLISHED
-from cppo.training import row_scorer
-from cppo.training.detection import detect_and_shape, score_before_updates
+from cppo.training import scoring
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def losses(trainer, rows, parts=1):
     """The step's loss, in so many micro-batches."""
     trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
-    score_before_updates(trainer, micro_batches)
+    trainer._score_before_updates(micro_batches)
     return [trainer._compute_loss(trainer.model, inputs) for inputs in micro_batches]
 
 
@@ -120,7 +119,7 @@ def test_vppo_compares_the_rollouts_of_one_optimizer_step(trainer_of, seen, rows
     trainer = trainer_of("vppo", "plain")
     trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), 4, steps=2)
-    detect_and_shape(trainer, micro_batches)
+    trainer._shape_advantages(micro_batches)
     for step in (0, 1):
         rollouts = seen("vppo")[8 * step : 8 * (step + 1)]
         shaped = [row for inputs in micro_batches[2 * step : 2 * step + 2] for row in inputs["advantages"].tolist()]
@@ -137,7 +136,7 @@ def test_pgpo(trainer_of, seen, rows, scorer, parts):
     trainer = trainer_of("pgpo", scorer)
     trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
-    detect_and_shape(trainer, micro_batches)
+    trainer._shape_advantages(micro_batches)
     rollouts, weights = seen("pgpo"), pgpo_weights(seen("pgpo"))
     found = [row for inputs in micro_batches for row in inputs["advantages"].tolist()]
     for shaped, rollout, own in zip(found, rollouts, weights, strict=True):
@@ -192,7 +191,7 @@ def test_papos_masked_image_is_scored_once_by_the_policy_of_the_rollouts(
     trainer = trainer_of("papo-3b", scorer)
     trainer.args.steps_per_generation = 1
     (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
-    score_before_updates(trainer, [inputs])
+    trainer._score_before_updates([inputs])
     assert all(views in (None, {}) for views in inputs["perception_views"])
     before, weight = (
         seen("papo-3b"),
@@ -258,7 +257,7 @@ def test_the_clip_of_ratios_beyond_it(trainer_of, rows, monkeypatch, method, upp
     """
     trainer = trainer_of(method, scorer)
     (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
-    score_before_updates(trainer, [inputs])
+    trainer._score_before_updates([inputs])
     score, scored = trainer._get_per_token_logps_and_entropies, []
 
     def keep(*args, **kwargs):
@@ -363,8 +362,8 @@ def test_whole_logits_are_kept_only_for_a_score_that_is_taken(trainer_of):
 def test_scores_without_entropies_take_no_whole_logits(make_trainer, monkeypatch):
     """Those of the reference and the old policy; the policy's own are needed for the exact divergence."""
     seen = []
-    plain = row_scorer.plain_scores
-    monkeypatch.setattr(row_scorer, "plain_scores", lambda *args: seen.append(1) or plain(*args))
+    plain = scoring.plain_scores
+    monkeypatch.setattr(scoring, "plain_scores", lambda *args: seen.append(1) or plain(*args))
     trainer = make_trainer(make_rows([1, 1]), scorer="kernel", perception_divergence="js", beta=0.1, max_steps=1)
     batch = generation_batch(trainer, make_rows([1, 1]))
     assert "ref_per_token_logps" in batch

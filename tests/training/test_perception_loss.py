@@ -29,8 +29,7 @@ from rollout_stubs import (
     token_reward,
 )
 
-from cppo.policy import ResponseScores
-from cppo.training.perception_term import ViewScores, perception_token_mask
+from cppo.perception import ResponseScores, ViewScores, detect
 
 OPTIONS = {
     "reward_funcs": [token_reward, parity_reward],
@@ -130,9 +129,9 @@ def test_scores_that_rank_tokens_differently(score, expected):
         perception_top_rounding="floor",
         perception_selector="top_positive",
     )
-    scores, mask = perception_token_mask(args, ViewScores(anchor, removing, None, torch.ones(1, 3)))
-    assert scores[0].tolist() == pytest.approx(expected, rel=1e-5)
-    assert mask[0].tolist() == [value == max(expected) for value in expected]
+    found = detect(ViewScores(anchor, removing, None, torch.ones(1, 3)), args)
+    assert found.score[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.token_mask[0].tolist() == [value == max(expected) for value in expected]
 
 
 @pytest.mark.parametrize("gate", ["advantage", "correct", "none"])
@@ -211,7 +210,8 @@ def test_metrics(exact, reference, rows, view_gradients):
     exact.args.perception_view_gradients = view_gradients
     exact._metrics["train"].clear()
     (inputs,) = cut(exact, generation_batch(exact, rows), 1)
-    exact._perception_sums.zero_()
+    for own in exact._perception_sums.values():
+        own.zero_()
     exact._compute_loss(exact.model, inputs)
     exact._log_perception()
     gated = [rollout for rollout in reference if rollout.gates["advantage"]]

@@ -30,7 +30,12 @@ class RecordingTrainer(CPPOTrainer):
                 None if view is None else {kind: digest(view[kind]["pixel_values"]) for kind in view}
                 for view in inputs["perception_views"]
             ]
-            record = (inputs["completion_ids"].tolist(), views, digest(inputs.get("pixel_values")), loss.item())
+            record = (
+                inputs["completion_ids"].tolist(),
+                views,
+                [digest(images.get("pixel_values")) for images in inputs["prompt_images"]],
+                loss.item(),
+            )
             self.records.setdefault(self.state.global_step + 1, []).append(record)
         return loss
 

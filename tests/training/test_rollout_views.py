@@ -7,8 +7,7 @@ import pytest
 import torch
 from rollout_stubs import drawn_completions, generation_batch, make_rows
 
-from cppo.training.rollout_views import RolloutViews
-from cppo.training.view_inputs import run_progress
+from cppo.training.rollouts import GenerationBatch, RolloutViews, shown_image
 from cppo.views import ViewStrengths
 
 
@@ -21,7 +20,8 @@ def test_half_of_a_group_sees_noise_and_the_update_does_not(make_trainer, monkey
         images = watch_images(trainer, monkeypatch)
         shown[method] = images, generation_batch(trainer, rows)
     clean, noisy = shown["grpo"], shown["noisyrollout"]
-    assert torch.equal(clean[1]["pixel_values"], noisy[1]["pixel_values"])
+    for own, other in zip(clean[1]["prompt_images"], noisy[1]["prompt_images"], strict=True):
+        assert torch.equal(own["pixel_values"], other["pixel_values"])
     for place, (own, seen) in enumerate(zip(clean[0], noisy[0], strict=True)):
         changed = [a.tobytes() != b.tobytes() for a, b in zip(own, seen, strict=True)]
         assert changed == [place % 4 >= 2] * len(own)
@@ -59,8 +59,8 @@ def test_augmented_prompts_show_the_view_in_rollouts_and_update(make_trainer, mo
     changed = [a[0].tobytes() != b[0].tobytes() for a, b in zip(images_of, shown, strict=True)]
     assert changed == [changed[place - place % 4] for place in range(32)]
     assert 1 <= sum(changed[::4]) <= 7
-    pixels = zip(clean["pixel_values"].split(16), batch["pixel_values"].split(16), strict=True)
-    assert [not torch.equal(a, b) for a, b in pixels] == changed
+    pixels = zip(clean["prompt_images"], batch["prompt_images"], strict=True)
+    assert [not torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in pixels] == changed
     # A pure function of seed, row and epoch: another trainer shows the same.
     again = make_trainer(rows, method="grpo+views", folder="again")
     shown_again = watch_images(again, monkeypatch)
@@ -72,17 +72,27 @@ def noisy(fraction, seed=1):
     return RolloutViews(seed, ["diffusion_noise"], ViewStrengths(), fraction)
 
 
+def rollouts(rows, group_size=1, first=0):
+    return GenerationBatch.of(rows, first, group_size, alone=False)
+
+
 def changed_rows(views, rows, epoch=0):
     """Which of the rows `augmented` shows otherwise than they are."""
-    shown = views.augmented(rows, epoch, 0.0)
+    shown = views.augmented(rollouts(rows), epoch, 0.0)
     return [new["images"] != old["images"] for new, old in zip(shown, rows, strict=True)]
+
+
+def mixed_images(views, rows, group_size, epoch=0, first=0):
+    """The images that each rollout of `mixed` is made from."""
+    shown = views.mixed(rollouts(rows, group_size, first), group_size, epoch, 0.0)
+    return [[shown_image(image) for image in row["images"]] for row in shown]
 
 
 def test_the_fraction_is_that_of_the_views():
     rows = make_rows([2]) * 8
     own = rows[0]["images"]
-    assert [seen != own for seen in noisy(0.25).mixed(rows, 0, 4, 0, 0.0)] == [False, False, False, True] * 2
-    assert [seen != own for seen in noisy(0.25).mixed(rows[:4], 2, 4, 0, 0.0)] == [False, True, False, False]
+    assert [seen != own for seen in mixed_images(noisy(0.25), rows, 4)] == [False, False, False, True] * 2
+    assert [seen != own for seen in mixed_images(noisy(0.25), rows[:4], 4, first=2)] == [False, True, False, False]
     # Four standard deviations of 160 draws with probability 1/4 are 22.
     assert abs(sum(changed_rows(noisy(0.25), make_rows([1] * 160))) - 40) <= 22
 
@@ -92,10 +102,10 @@ def test_rollout_views_are_drawn_by_seed_epoch_and_place_of_the_image():
     twice = [{**row, "images": row["images"] * 2}]
 
     def augmented(seed, epoch):
-        return noisy(1.0, seed).augmented(twice, epoch, 0.0)[0]["images"]
+        return noisy(1.0, seed).augmented(rollouts(twice), epoch, 0.0)[0]["images"]
 
     def mixed(seed, epoch):
-        return noisy(1.0, seed).mixed(twice, 0, 1, epoch, 0.0)[0]
+        return mixed_images(noisy(1.0, seed), twice, 1, epoch)[0]
 
     for shown in (augmented, mixed):
         pictures = [image.tobytes() for key in ((1, 0), (2, 0), (1, 1)) for image in shown(*key)]
@@ -143,6 +153,6 @@ def test_progress_counts_generation_batches_from_one(make_trainer):
         options = {"steps_per_generation": steps, "num_iterations": iterations, "gradient_accumulation_steps": 1}
         trainer = make_trainer(make_rows([1] * 4), method="noisyrollout", folder=f"{done}", **options)
         trainer.state.max_steps = 60
-        assert run_progress(trainer, done) == progress
+        assert trainer._progress(done) == progress
     strengths = trainer.args.view_sampler().strengths
     assert strengths.at(40 / 60).diffusion_steps == 250

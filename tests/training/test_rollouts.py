@@ -17,15 +17,17 @@ from rollout_stubs import (
 )
 from transformers import AutoProcessor
 
+from cppo.training.rollouts import GenerationBatch
 from cppo.training.setup import ban_vision_placeholders
 from cppo.training.trainer import CPPOTrainer
-from cppo.training.view_inputs import canonical_rows
 from cppo.views import load_rgb
 
 
 def test_rows_whose_prompt_an_environment_brings_stay_as_they_are():
     rows = [{"task": 1}, {"task": 1}]
-    assert canonical_rows(rows) == rows
+    batch = GenerationBatch.of(rows, 0, 2, alone=True)
+    assert batch.rows == rows
+    assert len(set(batch.group_ids)) == 2
 
 
 def test_gates_on_groups_that_are_all_wrong_or_half_right(make_trainer):
@@ -190,7 +192,13 @@ def test_the_same_image_however_the_row_carries_it(make_trainer):
         batch = generation_batch(trainer, [row])
         views = batch["perception_views"]
         assert all(view["removing"] is views[0]["removing"] for view in views)
-        found.append((batch["prompt_ids"], batch["pixel_values"], *(views[0][k]["pixel_values"] for k in views[0])))
+        found.append(
+            (
+                batch["prompt_ids"],
+                batch["prompt_images"][0]["pixel_values"],
+                *(views[0][k]["pixel_values"] for k in views[0]),
+            )
+        )
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
     assert not torch.equal(found[0][1][:8], found[0][2])

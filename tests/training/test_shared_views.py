@@ -9,7 +9,7 @@ import torch
 from rollout_stubs import flat_weights, generation_batch, inject, make_rows, step_logs
 
 from cppo.policy import unshared_reason
-from cppo.training.group_shuffle import rollouts_a_pass, shuffled_micro_batches
+from cppo.training.rollouts import rollouts_a_pass, shuffled_micro_batches
 
 
 def gradient(trainer, batch):
@@ -49,14 +49,15 @@ def test_each_prompt_and_image_once_a_group_and_view(make_trainer):
     prompts = batch["prompt_mask"].sum(dim=1).tolist()
     responses = batch["completion_mask"].sum(dim=1).tolist()
     copies = len(prompts) // len(rows)
-    has_image = [count > 0 for count in batch["num_images"]]
+    has_image = ["pixel_values" in images for images in batch["prompt_images"]]
     expected = 0
     for place, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         views = 3 if has_image[place] else 1
         # A prompt less its last token, which each response begins with.
         expected += views * (response + (prompt - 1 if place % copies == 0 else 0))
     assert tokens_through_the_backbone(trainer, batch) == expected
-    patches = batch["image_grid_thw"].prod(dim=1).sum().item() // copies
+    grids = [images["image_grid_thw"] for images in batch["prompt_images"][::copies] if "image_grid_thw" in images]
+    patches = sum(grid.prod(dim=1).sum().item() for grid in grids)
     assert images_through_the_tower(trainer, batch) == 3 * patches
 
     unshared = inject(make_trainer(rows, perception_gate="none", scorer="kernel"))
@@ -69,7 +70,7 @@ def test_micro_batches_hold_whole_groups(make_trainer):
     trainer = inject(make_trainer(rows, per_device_train_batch_size=4, gradient_accumulation_steps=4))
     batch = generation_batch(trainer, rows)
     torch.manual_seed(0)
-    parts = shuffled_micro_batches(batch, 4, 4)
+    parts = shuffled_micro_batches(batch, batch["group_id"], 4)
     prompts = [part["prompt_ids"].tolist() for part in parts]
     assert all(group.count(group[0]) == 4 for group in prompts)
     groups = [batch["prompt_ids"][place].tolist() for place in range(0, 16, 4)]
@@ -79,9 +80,8 @@ def test_micro_batches_hold_whole_groups(make_trainer):
     for part, place in zip(parts, order, strict=True):
         assert torch.equal(part["completion_ids"], batch["completion_ids"][4 * place : 4 * place + 4])
         assert part["rollout_place"] == batch["rollout_place"][4 * place : 4 * place + 4]
-        assert part["num_images"] == [len(rows[place]["images"])] * 4
-        patches = part["image_grid_thw"].prod(dim=1).sum().item() if rows[place]["images"] else 0
-        assert part["pixel_values"].shape[0] == patches
+        assert part["prompt_images"] == [batch["prompt_images"][4 * place]] * 4
+        assert part["group_id"] == [place] * 4
         assert part["perception_num_rollouts"] == batch["perception_num_rollouts"]
 
 
@@ -94,7 +94,7 @@ def test_parts_of_groups_stay_side_by_side(first):
     orders = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        parts = shuffled_micro_batches({**batch, "absent": None}, size, 3, first)
+        parts = shuffled_micro_batches({**batch, "absent": None}, group, 3)
         assert [len(part["label"]) for part in parts] == [4, 4, 4]
         places = [place for part in parts for place in part["prompt_ids"].flatten().tolist()]
         assert sorted(places) == list(range(rows))
@@ -109,7 +109,7 @@ def test_parts_of_groups_stay_side_by_side(first):
 
 def test_rows_without_groups_are_shuffled_in_trls_order():
     torch.manual_seed(5)
-    parts = shuffled_micro_batches({"prompt_ids": torch.arange(6)[:, None]}, 1, 2)
+    parts = shuffled_micro_batches({"prompt_ids": torch.arange(6)[:, None]}, range(6), 2)
     torch.manual_seed(5)
     assert torch.cat([part["prompt_ids"] for part in parts]).flatten().tolist() == torch.randperm(6).tolist()
 
@@ -149,8 +149,8 @@ PUBLISHED_CUT = {
 def test_parts_of_groups_share_and_learn_the_same(make_trainer, monkeypatch):
     """Micro-batches of 8 out of groups of 5, two steps of SGD in float64, against rows that share nothing."""
 
-    def cut_alike(batch, group_size, count, first):
-        parts = shuffled_micro_batches(batch, 5, count, first)
+    def cut_alike(batch, groups, count):
+        parts = shuffled_micro_batches(batch, batch["group_id"], count)
         prompts = [len({tuple(ids) for ids in part["prompt_ids"].tolist()}) for part in parts]
         assert prompts == [2, 3, 2, 3, 2]  # 12 passes for 40 rollouts, as counted above
         return parts

@@ -21,8 +21,8 @@ from rollout_stubs import (
 )
 from transformers import TrainerCallback
 
+from cppo.perception import METRICS
 from cppo.training.config import CPPOConfig
-from cppo.training.perception_term import METRICS
 from cppo.training.trainer import CPPOTrainer
 
 SGD = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}

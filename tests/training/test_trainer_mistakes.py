@@ -18,11 +18,11 @@ from transformers import Qwen2_5_VLProcessor
 from trl import GRPOConfig
 
 from cppo.errors import UserError
+from cppo.policy.prompts import canonical_row, prompt_messages
 from cppo.rewards import accuracy_reward
 from cppo.training.config import CPPOConfig
 from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
 from cppo.training.trainer import CPPOTrainer
-from cppo.training.view_inputs import canonical_rows, prompt_messages
 
 
 def one_line(caught):
@@ -374,7 +374,7 @@ def test_a_prompt_that_ends_with_the_assistant_is_refused(make_trainer, prompt):
     with pytest.raises(UserError, match="ends with an assistant message"):
         make_trainer([wrong, right])
     with pytest.raises(UserError, match="ends with an assistant message"):
-        canonical_rows([right, wrong])
+        canonical_row(wrong)
 
 
 def test_an_answered_question_before_the_last_is_no_mistake(make_trainer):

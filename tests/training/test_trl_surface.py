@@ -19,6 +19,7 @@ from cppo.training.upstream import OVERRIDES
 TRL_1_16_PARAMETERS = {
     "create_accelerator_and_postprocess": [],
     "_tokenize_prompts": ["prompts"],
+    "_generate": ["prompts"],
     "_generate_single_turn": ["prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["inputs"],
@@ -209,16 +210,8 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     theirs, ours = make_trainer(make_rows([1, 1]), GRPOTrainer, GRPOConfig), make_trainer(make_rows([1, 1]))
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
-    own = {"_views", "_anchor_scores", "_rewards", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
-    own |= {
-        "_shares_prompts",
-        "_placeholder_ids",
-        "_marks",
-        "_trained",
-        "_rollout_views",
-        "_rollout_images",
-        "_perception_sums",
-    }
+    own = {"_views", "_policy", "_generating", "_scored", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
+    own |= {"_shares_prompts", "_placeholder_ids", "_marks", "_trained", "_rollout_views", "_perception_sums"}
     own |= {"_shares_rollouts", "fallbacks", "form_watch"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 

@@ -13,7 +13,8 @@ from tiny_families import build_family, with_first_token
 from transformers import AutoProcessor
 
 from cppo.errors import UserError
-from cppo.training.view_inputs import ViewMaker, canonical_rows, process_prompt, prompt_messages, replace_images
+from cppo.policy.prompts import canonical_row, process_prompt, prompt_messages, replace_images
+from cppo.training.rollouts import GenerationBatch, ViewMaker
 from cppo.views import ViewSampler
 
 KINDS = ("removing", "preserving")
@@ -40,9 +41,19 @@ class FailingSampler(ViewSampler):
 
 
 @pytest.fixture
-def rows():
-    """Three prompts with one image, two and one, two copies of each."""
-    return canonical_rows([row for row in make_rows([1, 2, 1]) for _ in range(2)])
+def batch():
+    """Three prompts with one image, two and one, two rollouts of each."""
+    return GenerationBatch.of([row for row in make_rows([1, 2, 1]) for _ in range(2)], 0, 2, alone=False)
+
+
+@pytest.fixture
+def rows(batch):
+    return batch.rows
+
+
+@pytest.fixture
+def process(processor):
+    return partial(process_prompt, processor, tools=None, chat_template_kwargs={})
 
 
 @pytest.fixture
@@ -50,8 +61,7 @@ def tokens(rows, processor):
     return [process_prompt(processor, prompt_messages(row), None, {}).token_ids for row in rows]
 
 
-def test_views_made_ahead_are_the_samplers_own_whatever_becomes_of_the_image(rows, tokens, processor):
-    process = partial(process_prompt, processor, tools=None, chat_template_kwargs={})
+def test_views_made_ahead_are_the_samplers_own_whatever_becomes_of_the_image(batch, rows, tokens, process):
     expected = []
     for row in rows:
         pairs = [ViewSampler(3).views(image, row["sample_id"], 1, place) for place, image in enumerate(row["images"])]
@@ -60,7 +70,7 @@ def test_views_made_ahead_are_the_samplers_own_whatever_becomes_of_the_image(row
         )
         expected.append({"removing": removing, "preserving": preserving})
     sampler = WatchedSampler(3)
-    begun = ViewMaker(sampler, 2, processor, [], {}).begin(rows, epoch=1)
+    begun = ViewMaker(sampler, 2, process).begin(batch, epoch=1)
     for row in rows:
         for image in row["images"]:
             image.paste("red", (0, 0, *image.size))
@@ -76,9 +86,9 @@ def test_views_made_ahead_are_the_samplers_own_whatever_becomes_of_the_image(row
     assert made[0] is not made[2]
 
 
-def test_views_of_gated_out_prompts_that_wait_are_not_made(rows, tokens, processor):
+def test_views_of_gated_out_prompts_that_wait_are_not_made(batch, rows, tokens, process):
     sampler = WatchedSampler(3)
-    begun = ViewMaker(sampler, 1, processor, [], {}).begin(rows, epoch=0)
+    begun = ViewMaker(sampler, 1, process).begin(batch, epoch=0)
     assert sampler.called.wait(30)  # the only thread stands at the gate with the first row
     waiting = begun.begun[2]
 
@@ -93,44 +103,47 @@ def test_views_of_gated_out_prompts_that_wait_are_not_made(rows, tokens, process
     assert [name for _, name in sampler.calls] == ["row-0", "row-2"]
 
 
-def test_an_error_of_a_view_surfaces_where_it_is_needed(rows, tokens, processor):
-    begun = ViewMaker(FailingSampler(3), 2, processor, [], {}).begin(rows, epoch=0)
+def test_an_error_of_a_view_surfaces_where_it_is_needed(batch, rows, tokens, process):
+    begun = ViewMaker(FailingSampler(3), 2, process).begin(batch, epoch=0)
     assert begun.inputs([False] * len(rows), tokens, KINDS) == [None] * len(rows)
     with pytest.raises(UserError, match="no views today"):
-        ViewMaker(FailingSampler(3), 2, processor, [], {}).begin(rows, epoch=0).inputs([True] * 6, tokens, KINDS)
+        ViewMaker(FailingSampler(3), 2, process).begin(batch, epoch=0).inputs([True] * 6, tokens, KINDS)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "idefics3"])
 def test_a_first_token_that_the_template_writes_stands_there_once(family, tmp_path):
     """As the anchor has it, which TRL lets `apply_chat_template` tokenize."""
     processor = with_first_token(AutoProcessor.from_pretrained(build_family(family, tmp_path)))
-    messages = prompt_messages(canonical_rows(make_rows([1]))[0])
+    messages = prompt_messages(canonical_row(make_rows([1])[0]))
     anchor = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
     assert anchor["input_ids"][0].count(processor.tokenizer.pad_token_id) == 1
     assert process_prompt(processor, messages, None, {}).token_ids == anchor["input_ids"][0]
 
 
-def test_views_are_drawn_for_each_rollout_or_once(rows, tokens, processor):
-    """Rollouts' own views depend on the place in the group, not on the process; views drawn once on no epoch."""
+def test_views_are_drawn_for_each_rollout_or_once(process, processor):
+    """Rollouts' own views depend on their number in the group, not on the process; views drawn once on no epoch."""
+    rows = [row for row in make_rows([1, 2]) for _ in range(4)]
 
-    def pixels(draws, epoch=0, place=0, rows=rows, tokens=tokens):
-        begun = ViewMaker(ViewSampler(3), 2, processor, [], {}, draws, 4).begin(rows, epoch, place=place)
+    def pixels(draws, epoch=0, first=0, rows=rows):
+        batch = GenerationBatch.of(rows, first, 4, alone=False)
+        tokens = [process_prompt(processor, prompt_messages(row), None, {}).token_ids for row in batch.rows]
+        begun = ViewMaker(ViewSampler(3), 2, process, draws).begin(batch, epoch)
         made = begun.inputs([True] * len(rows), tokens, ("removing",))
         return [own["removing"]["pixel_values"].numpy().tobytes() for own in made]
 
-    for draws, distinct in (("epoch", 3), ("once", 3), ("rollout", 6)):
+    for draws, distinct in (("epoch", 2), ("once", 2), ("rollout", 8)):
         assert len(set(pixels(draws))) == distinct
         assert (pixels(draws, epoch=1) == pixels(draws)) == (draws == "once")
-    # Six rows are no whole group of four: the second process begins in the middle of one.
-    assert pixels("rollout", place=4) == pixels("rollout")
-    assert pixels("rollout", place=2) != pixels("rollout")
-    assert pixels("rollout", place=1, rows=rows[1:2], tokens=tokens[1:2]) == pixels("rollout")[1:2]
+    # A second process may begin with a whole group, or in the middle of one.
+    assert pixels("rollout", first=8) == pixels("rollout")
+    assert pixels("rollout", first=2, rows=rows[2:]) == pixels("rollout")[2:]
+    assert pixels("rollout", first=1, rows=rows[1:2]) == pixels("rollout")[1:2]
 
 
-def test_the_threads_end_with_the_maker(rows, tokens, processor):
+def test_the_threads_end_with_the_maker(batch, rows, tokens, process):
     already = set(threading.enumerate())
-    maker = ViewMaker(ViewSampler(3), 2, processor, [], {})
-    maker.begin(rows, epoch=0).inputs([True] * len(rows), tokens, KINDS)
+    maker = ViewMaker(ViewSampler(3), 2, process)
+    maker.begin(batch, epoch=0).inputs([True] * len(rows), tokens, KINDS)
     threads = set(threading.enumerate()) - already
     assert threads
     del maker
@@ -139,7 +152,7 @@ def test_the_threads_end_with_the_maker(rows, tokens, processor):
         assert not thread.is_alive()
 
 
-def test_large_images_are_changed_one_at_a_time(processor):
+def test_large_images_are_changed_one_at_a_time(process):
     """Views of an image take tens of bytes a pixel: threads share a bound on the pixels that they work on."""
     at_work, peak = [], []
 
@@ -154,11 +167,11 @@ def test_large_images_are_changed_one_at_a_time(processor):
             at_work.pop()
             return image, image
 
-    maker = ViewMaker(Sampler(), 4, processor, [], {})
+    maker = ViewMaker(Sampler(), 4, process)
     for side, alone in ((4000, True), (100, False)):
         peak.clear()
         image, prompt = Image.new("L", (side, side)), [{"role": "user", "content": "q"}]
         rows = [{"prompt": [*prompt], "images": [image], "sample_id": str(number)} for number in range(6)]
-        begun = maker.begin(rows, 0).begun
+        begun = maker.begin(GenerationBatch.of(rows, 0, 1, alone=False), 0).begun
         assert [len(pair.result()) for pairs in begun.values() for pair in pairs] == [2] * 6
         assert (max(peak) == 1) == alone

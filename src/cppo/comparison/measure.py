@@ -11,8 +11,7 @@ from cppo.evaluation import EvalResult, evaluate, get_condition
 from cppo.evaluation.dependency import score_dependency
 from cppo.evaluation.detectors import detector_quality, token_truth
 from cppo.evaluation.generate import evaluation_mode
-from cppo.perception import select_perception_tokens
-from cppo.policy import DEPENDENCY_SCORES
+from cppo.perception import DEPENDENCY_SCORES, select_perception_tokens
 from cppo.views import ViewSampler
 
 BATCH = 128

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cppo.data import Record, chat_messages
 from cppo.evaluation.generate import generate_tokens, prompt_inputs
-from cppo.policy import DEPENDENCY_SCORES, ResponseScores, dependency_score, plain_scores
+from cppo.perception import DEPENDENCY_SCORES, ResponseScores, dependency_score
+from cppo.policy import plain_scores
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS
 from cppo.views import ViewSampler
 

@@ -12,8 +12,16 @@ from cppo.evaluation.dependency import padded_mask, score_responses
 from cppo.evaluation.detectors import token_truth
 from cppo.evaluation.evaluate import score_item
 from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_stream
-from cppo.perception import equal_rewards, gate_rollouts, select_tokens
-from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES, ResponseScores, dependency_score, view_divergence
+from cppo.perception import (
+    DEPENDENCY_SCORES,
+    DIVERGENCES,
+    ResponseScores,
+    dependency_score,
+    equal_rewards,
+    gate_rollouts,
+    select_tokens,
+    view_divergence,
+)
 from cppo.rewards import DEFAULT_WEIGHTS
 from cppo.views import ViewSampler
 

@@ -4,36 +4,61 @@ Imports torch alone. B rollouts, T response tokens, V vocabulary; every divergen
 nats.
 """
 
-from cppo.perception.contrast import (
-    contrastive_perception_loss,
-    contrastive_perception_tokens,
-    rollout_mean_loss,
-    token_mean_loss,
-)
-from cppo.perception.dependency import entropy_from_logits, entropy_shift, logp_shift
-from cppo.perception.divergence import EXACT_DIVERGENCES, js_divergence, k1_divergence, k3_divergence, kl_divergence
-from cppo.perception.selection import (
-    GATES,
+from cppo.perception.detection import (
+    DEPENDENCY_SCORES,
+    DIVERGENCES,
+    EXACT_DIVERGENCES,
     ROUNDINGS,
     SELECTORS,
-    draw_rollouts,
-    equal_rewards,
-    gate_rollouts,
+    ResponseScores,
+    ViewScores,
+    dependency_score,
+    detect,
+    entropy_from_logits,
+    entropy_shift,
+    js_divergence,
+    k1_divergence,
+    k3_divergence,
+    kl_divergence,
+    logp_shift,
     select_perception_tokens,
     select_random_tokens,
     select_tokens,
     select_top_tokens,
+    view_divergence,
 )
-from cppo.perception.shaping import advantage_scale, rollout_dependency, token_advantage_weights
+from cppo.perception.gate import GATES, draw_rollouts, equal_rewards, gate_rollouts
+from cppo.perception.loss import (
+    METRICS,
+    Metrics,
+    adds_perception_loss,
+    contrastive_perception_loss,
+    contrastive_perception_tokens,
+    loss_entropies,
+    perception_loss,
+    rollout_mean_loss,
+    scored_views,
+    token_mean_loss,
+)
+from cppo.perception.shaping import advantage_scale, rollout_dependency, shape_advantages, token_advantage_weights
 
 __all__ = [
+    "DEPENDENCY_SCORES",
+    "DIVERGENCES",
     "EXACT_DIVERGENCES",
     "GATES",
+    "METRICS",
     "ROUNDINGS",
     "SELECTORS",
+    "Metrics",
+    "ResponseScores",
+    "ViewScores",
+    "adds_perception_loss",
     "advantage_scale",
     "contrastive_perception_loss",
     "contrastive_perception_tokens",
+    "dependency_score",
+    "detect",
     "draw_rollouts",
     "entropy_from_logits",
     "entropy_shift",
@@ -44,12 +69,17 @@ __all__ = [
     "k3_divergence",
     "kl_divergence",
     "logp_shift",
+    "loss_entropies",
+    "perception_loss",
     "rollout_dependency",
     "rollout_mean_loss",
+    "scored_views",
     "select_perception_tokens",
     "select_random_tokens",
     "select_tokens",
     "select_top_tokens",
+    "shape_advantages",
     "token_advantage_weights",
     "token_mean_loss",
+    "view_divergence",
 ]

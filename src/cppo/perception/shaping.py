@@ -1,9 +1,13 @@
 """Advantages shaped by how much tokens and rollouts depend on the image (VPPO, arXiv 2510.09285; PGPO, 2604.01840)."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from cppo.perception.detection import ViewScores
 
 
 @torch.no_grad()
@@ -56,3 +60,92 @@ def token_advantage_weights(score: Tensor, response_mask: Tensor, threshold: flo
     weight = torch.where(u < threshold, u / threshold, 1.0 + slope * (u - threshold) / (1.0 - threshold))
     weight = torch.where(spread_B1 > 0, weight, 1.0).masked_fill(~mask_BT, 0.0)
     return weight * mask_BT.sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+class ShapingOptions(Protocol):
+    """The options of sinks that shape the advantages; see `CPPOConfig`."""
+
+    @property
+    def perception_sink(self) -> str: ...
+    @property
+    def perception_advantage_floor(self) -> float: ...
+    @property
+    def perception_advantage_scope(self) -> str: ...
+    @property
+    def perception_weight_threshold(self) -> float: ...
+    @property
+    def perception_weight_slope(self) -> float: ...
+
+
+@torch.no_grad()
+def shape_advantages(
+    advantages: Sequence[Tensor],
+    found: Sequence[tuple[list[int], ViewScores | None]],
+    num_tokens: int,
+    options: ShapingOptions,
+    accumulation: int,
+    gather: Callable[[Tensor], Tensor],
+    rank: int,
+) -> tuple[list[Tensor], Tensor]:
+    """The advantages of tokens, [B, T], in the place of those of rollouts, [B], of a generation batch's micro-batches.
+
+    Perception tokens alone keep their rollout's, weighted by its dependency (VPPO), or every token's is weighted by its
+    own (PGPO), as `options.perception_sink` says. A rollout without views keeps its advantage at every token.
+
+    Args:
+        advantages: of each micro-batch of this process.
+        found: of each, the rows that were scored under the views, and their perception tokens (`detect`) if any were.
+        num_tokens: T.
+        accumulation: micro-batches of an optimizer step.
+        gather: concatenates a tensor over the processes, in the order of their ranks.
+        rank: of this process.
+
+    Returns:
+        The advantages; and the mean score of this process's rollouts, NaN for those without views, in their order.
+    """
+    dependencies = []
+    for own, (rows, scores) in zip(advantages, found, strict=True):
+        dependency = torch.full_like(own, math.nan)
+        if scores is not None:
+            assert scores.score is not None
+            dependency[rows] = rollout_dependency(scores.score, scores.response_mask).to(dependency)
+        dependencies.append(dependency)
+    mine, floor = torch.cat(dependencies), options.perception_advantage_floor
+    if options.perception_sink != "mask_advantage":
+        scales = [torch.ones_like(part) for part in dependencies]
+    elif options.perception_advantage_scope == "batch":
+        everyones = gather(mine)
+        part = _scale(everyones, floor, everyones)[rank * len(mine) : (rank + 1) * len(mine)]
+        scales = list(part.split([len(part) for part in dependencies]))
+    else:
+        steps = [dependencies[first : first + accumulation] for first in range(0, len(dependencies), accumulation)]
+        scales = [_scale(part, floor, torch.cat(step)) for step in steps for part in step]
+    shaped = []
+    for own, (rows, scores), scale in zip(advantages, found, scales, strict=True):
+        tokens = own[:, None].repeat(1, num_tokens)
+        if scores is not None:
+            tokens[rows] *= scale[rows][:, None] * _token_factors(scores, options).to(tokens)
+        shaped.append(tokens)
+    return shaped, mine
+
+
+def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
+    """`advantage_scale` of rollouts, [B], some of which are without views (NaN) and keep their advantage."""
+    known = ~dependency.isnan()
+    scale = torch.ones_like(dependency)
+    scale[known] = advantage_scale(dependency[known], floor, compared[~compared.isnan()])
+    return scale
+
+
+def _token_factors(scores: ViewScores, options: ShapingOptions) -> Tensor:
+    """What multiplies the advantage at each token of the rollouts scored, [n, T]."""
+    assert scores.score is not None
+    assert scores.token_mask is not None
+    if options.perception_sink == "mask_advantage":
+        return scores.token_mask
+    return token_advantage_weights(
+        scores.score,
+        scores.response_mask,
+        options.perception_weight_threshold,
+        options.perception_weight_slope,
+    )

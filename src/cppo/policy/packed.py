@@ -5,7 +5,7 @@ wrapped (DDP, FSDP, PEFT): the head is used inside the forward, and there is one
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from cppo.perception import ResponseScores
 from cppo.policy.attention import share_prompts
 from cppo.policy.head import LanguageHead
 from cppo.policy.loading import unwrapped
-from cppo.policy.packing import PackedBatch, PackedRow, pack, prompt_groups
-from cppo.policy.scorer import ResponseScores
+from cppo.policy.packing import PackedBatch, PackedRow, PromptGroup, pack
 
 Readout = Callable[[Tensor, LanguageHead], dict[str, Tensor]]
 """(hidden states of the scored tokens [n, H], head) -> whatever the caller needs of them."""
@@ -72,7 +72,7 @@ def shared_prompt_scores(
     attention_mask: Tensor,
     num_response_tokens: int,
     temperature: float,
-    vision: Mapping[str, Any],
+    groups: Sequence[PromptGroup],
 ) -> ResponseScores:
     """Score the last `num_response_tokens` tokens of each row, as `plain_scores` does, in one packed pass.
 
@@ -81,12 +81,11 @@ def shared_prompt_scores(
         input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
         num_response_tokens: T.
         temperature: the logits are divided by it before anything is computed.
-        vision: image inputs of the B rows.
+        groups: all rows, by the prompt that they answer.
 
     Returns:
         Log-probabilities and entropies, zero where `attention_mask` is; no logits.
     """
-    groups = prompt_groups(input_ids, attention_mask, num_response_tokens, vision)
     batch = pack(unwrapped(model), input_ids, attention_mask, num_response_tokens, {"anchor": groups})
 
     def readout(hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.policy.layout import SharedPromptLayout
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, joined_images, slice_rows
+
+VisionInputs = dict[str, Any]
+"""Keyword inputs of the model that describe images: tensors, or lists with one number a row."""
+
+PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
+"""Inputs of shape [B, prompt + response], one entry a token."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class PromptGroup:
 
     Attributes:
         rows: places in the batch, at least one.
-        vision: the model's image inputs for one such row, empty for text; `mm_token_type_ids` is [1, P + T].
+        vision: the model's image inputs for the prompt, as `cppo.policy.vision_inputs.prompt_vision` makes them;
+            `mm_token_type_ids` is [1, P + T].
     """
 
     rows: list[int]
@@ -89,30 +95,12 @@ class PackedBatch:
         return self.unpack(part, own)[self.rows[places], self.columns[places]]
 
 
-def prompt_groups(
-    input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int, vision: Mapping[str, Any]
-) -> list[PromptGroup]:
-    """Put the rows of a batch that have the same prompt tokens and the same images together, in order of appearance.
-
-    Args:
-        input_ids, attention_mask: [B, P + T]; prompts padded on the left.
-        num_response_tokens: T.
-        vision: image inputs of the B rows.
-    """
-    end = input_ids.shape[1] - num_response_tokens
-    prompts = input_ids[:, :end].masked_fill(attention_mask[:, :end] == 0, -1).tolist()
-    groups: list[PromptGroup] = []
-    of_prompt: dict[tuple[int, ...], list[PromptGroup]] = {}
-    for row, prompt in enumerate(prompts):
-        images = slice_rows(vision, row, row + 1)
-        candidates = of_prompt.setdefault(tuple(prompt), [])
-        group = next((group for group in candidates if _same_images(group.vision, images)), None)
-        if group is None:
-            group = PromptGroup([], images)
-            candidates.append(group)
-            groups.append(group)
-        group.rows.append(row)
-    return groups
+def prompt_groups(group_ids: Sequence[int], vision: Sequence[VisionInputs]) -> list[PromptGroup]:
+    """The rows of a batch by group, in order of appearance. vision: of each row, as `PromptGroup` has it."""
+    rows_of: dict[int, list[int]] = {}
+    for row, group in enumerate(group_ids):
+        rows_of.setdefault(group, []).append(row)
+    return [PromptGroup(rows, vision[rows[0]]) for rows in rows_of.values()]
 
 
 def pack(
@@ -174,7 +162,6 @@ class _Packer:
         self.lengths: list[int] = attention_mask[:, self.prompt_end :].sum(dim=1).tolist()
         self._ids = input_ids
         self._starts: list[int] = (self.prompt_end - attention_mask[:, : self.prompt_end].sum(dim=1)).tolist()
-        self._config = model.config
         self._rope_index = getattr(model.base_model, "get_rope_index", None)
         self._positions: dict[tuple[Any, ...], Tensor] = {}
 
@@ -203,7 +190,7 @@ class _Packer:
         return PackedRow(
             torch.cat([*prompts, *segments])[None],
             position_ids[None] if position_ids.ndim == 1 else position_ids[:, None],
-            joined_images(self._config, [group.vision for group in groups]),
+            join_images([group.vision for group in groups]),
             layout,
             self._scored([row for group in groups for row in group.rows]),
             gradients,
@@ -235,8 +222,27 @@ class _Packer:
         return self._positions[key]
 
 
-def _same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    keys = set(one) - set(PER_TOKEN_KEYS)
-    return keys == set(other) - set(PER_TOKEN_KEYS) and all(
-        torch.equal(one[key], other[key]) if isinstance(one[key], Tensor) else one[key] == other[key] for key in keys
-    )
+def join_images(parts: Sequence[VisionInputs]) -> VisionInputs:
+    """What the model takes for the images of several prompts in their order; no per-token inputs.
+
+    parts: the images of a prompt each, as `PromptGroup` has them.
+    """
+    images = [{key: value for key, value in part.items() if key not in PER_TOKEN_KEYS} for part in parts]
+    images = [part for part in images if part]
+    if not images:
+        return {}
+    return {key: padded_cat([part[key] for part in images]) for key in images[0]}
+
+
+def padded_cat(tensors: Sequence[Tensor]) -> Tensor:
+    """`torch.cat`, where tensors that are smaller in other dimensions are filled up with zeros at the end.
+
+    So do the processors: images are padded to the largest of their batch.
+    """
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [target - size for target, size in zip(shape, tensor.shape[1:], strict=True)]
+        pads = [amount for size in reversed(missing) for amount in (0, size)]
+        padded.append(torch.nn.functional.pad(tensor, pads) if any(pads) else tensor)
+    return torch.cat(padded)

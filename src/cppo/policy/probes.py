@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from cppo.policy.families import Sizes, text_part, tiny_config
 from cppo.policy.packed import add_shared_prompt_forward, shared_prompt_scores
-from cppo.policy.rollout import shared_prefill
+from cppo.policy.packing import prompt_groups
+from cppo.policy.rollout import shared_generation
 from cppo.policy.scorer import plain_scores
 from cppo.probing import expect
 
@@ -18,6 +19,7 @@ TOLERANCE = 1e-4
 
 PROMPTS = ((5, 6, 7), (8, 9, 10), (5, 6, 7))
 """Token ids of three rows; two are equal."""
+GROUPS = (0, 1, 0)
 
 
 @torch.no_grad()
@@ -35,7 +37,7 @@ def probe_shared_prefill(model_type: str) -> None:
     }
     plain = model.generate(**asked)
     model.get_output_embeddings().register_forward_hook(lambda head, inputs, output: rows.append(len(output)))
-    with shared_prefill(model, config):
+    with shared_generation(model, GROUPS, config):
         shared = model.generate(**asked)
     expect(rows[:2] == [2, 3], f"`generate` ran {rows[:2]} rows instead of 2 prompts and then 3 rollouts")
     far = [not torch.allclose(a, b, rtol=0, atol=TOLERANCE) for a, b in zip(plain.logits, shared.logits, strict=True)]
@@ -55,11 +57,10 @@ def probe_packed_attention(model_type: str, attention: str) -> None:
         "attention_mask": torch.ones_like(ids),
         "num_response_tokens": 2,
         "temperature": 1.0,
-        "vision": {},
     }
-    plain = plain_scores(model, **asked)
+    plain = plain_scores(model, **asked, vision={})
     add_shared_prompt_forward(model)
-    packed = shared_prompt_scores(model, **asked)
+    packed = shared_prompt_scores(model, **asked, groups=prompt_groups(GROUPS, [{}, {}, {}]))
     difference = (plain.logps - packed.logps).abs().max().item()
     expect(difference <= TOLERANCE, f"packed rows are scored otherwise than plain ones, by {difference:.2g} nats")
 

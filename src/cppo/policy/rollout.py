@@ -8,9 +8,9 @@ active in the prompt is drawn once per group too, as in the packed scorer.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +19,8 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from cppo.errors import UserError
 from cppo.policy.families import family_of
-from cppo.policy.packing import prompt_groups
-from cppo.policy.vision_inputs import (
-    PER_TOKEN_KEYS,
-    counted_images,
-    has_images,
-    joined_images,
-    model_images,
-    slice_rows,
-)
+from cppo.policy.packing import PER_TOKEN_KEYS, join_images
+from cppo.policy.vision_inputs import counted_images, has_images, model_images, packable, slice_rows
 
 ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
 """Inputs whose second-last dimension counts rows."""
@@ -55,66 +48,69 @@ def only_special_tokens(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def shared_prefill(model: PreTrainedModel, generation_config: GenerationConfig | None = None) -> Iterator[list[int]]:
-    """Within this context, `model.generate` and wrappers of it prefill equal prompts with equal images once.
+def shared_generation(
+    model: PreTrainedModel,
+    group_ids: Sequence[int] | None,
+    generation_config: GenerationConfig | None = None,
+    rows_at_a_time: int | None = None,
+) -> Iterator[list[int]]:
+    """Within this context, `model.generate` and wrappers of it prefill each group's prompt once, in slices of rows.
 
-    Yields a list that gets the number of distinct prompts of each prefill that looked for equal ones.
+    Yields a list that gets the number of prompts of each prefill that was shared or could have been.
 
     What is not understood runs as it is: beams, several sequences per row, a prefill in chunks, videos, image sizes
     that vary without a grid or LLaVA-OneVision's counts, embeddings in place of tokens, a cache of another kind, active
-    gradient checkpointing (which has no cache).
+    gradient checkpointing (which has no cache). Rows of a group with different tokens are prefilled each on its own,
+    and so are the rows of a call that has another number of rows.
+
+    Slices need memory for keys and values of so many rows. Greedy answers stay what they are, up to the rounding of
+    another batch size; samples are others, since slices draw one after another.
 
     Args:
         model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
+        group_ids: of the rows that `generate` will be given, in order; rows of a group have the same prompt and images.
+            Without them nothing is shared.
         generation_config: what `generate` will be given beside the model's own.
+        rows_at_a_time: at least 1; None for all.
     """
-    if any(config is not None and _needs_encoded(config) for config in (generation_config, model.generation_config)):
-        yield []
-        return
-    original_forward, prefills = model.forward, list[int]()
+    encoded = any(
+        config is not None and _needs_encoded(config) for config in (generation_config, model.generation_config)
+    )
+    shares, prefills, groups_now = group_ids is not None and not encoded, list[int](), list[int]()
+    original_generate: Any = model.generate
+    original_forward = model.forward
+
+    def generate(**inputs: Any) -> Any:
+        total = len(inputs["input_ids"])
+        known = list(group_ids) if group_ids is not None and len(group_ids) == total else list(range(total))
+        size = rows_at_a_time or total
+        answers: list[Tensor] = []
+        for start in range(0, total, size):
+            groups_now[:] = known[start : start + size]
+            cut = inputs if size >= total else _rows_between(model.config, inputs, start, start + size)
+            answers.append(original_generate(**cut))
+        if len(answers) == 1:
+            return answers[0]
+        longest = max(answer.shape[1] for answer in answers)
+        padding = inputs["generation_config"].pad_token_id
+        return torch.cat([pad(answer, (0, longest - answer.shape[1]), value=padding) for answer in answers])
 
     @functools.wraps(original_forward)
     def forward(*args: Any, **inputs: Any) -> Any:
         if args or not _is_prefill(model.config, inputs) or _checkpoints(model):
             return original_forward(*args, **inputs)
-        return _prefill(original_forward, model.config, inputs, prefills)
+        return _prefill(original_forward, model.config, inputs, groups_now, prefills)
 
     # `generate` goes by the signature. Were encoded images in it, it would encode those of all rows beforehand.
     signature = inspect.signature(original_forward)
     taken = [parameter for name, parameter in signature.parameters.items() if name != "mm_encoder_outputs"]
     vars(forward)["__signature__"] = signature.replace(parameters=taken)
-    with _replaced(model, "forward", forward):
+    with ExitStack() as changes:
+        if shares:
+            changes.enter_context(_replaced(model, "forward", forward))
+        if shares or rows_at_a_time is not None:
+            changes.enter_context(_replaced(model, "generate", generate))
         yield prefills
-
-
-@contextmanager
-def sliced_generation(model: PreTrainedModel, rows: int | None) -> Iterator[None]:
-    """Within this context, `model.generate` and wrappers of it make at most `rows` rows at a time (None: all).
-
-    Memory for keys and values is then needed for so many. Greedy answers stay what they are, up to the rounding of
-    another batch size; samples are others, since slices draw one after another.
-
-    Args:
-        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
-        rows: at least 1.
-    """
-    if rows is None:
-        yield
-        return
-    original: Any = model.generate
-
-    def generate(**inputs: Any) -> Tensor:
-        total = len(inputs["input_ids"])
-        if total <= rows:
-            return cast(Tensor, original(**inputs))
-        slices = [_rows_between(model.config, inputs, start, start + rows) for start in range(0, total, rows)]
-        answers: list[Tensor] = [original(**one) for one in slices]
-        longest = max(answer.shape[1] for answer in answers)
-        padding = inputs["generation_config"].pad_token_id
-        return torch.cat([pad(answer, (0, longest - answer.shape[1]), value=padding) for answer in answers])
-
-    with _replaced(model, "generate", generate):
-        yield
 
 
 @contextmanager
@@ -179,27 +175,35 @@ def _cache_in(inputs: Mapping[str, Any]) -> DynamicCache | None:
     return next((value for value in inputs.values() if isinstance(value, DynamicCache)), None)
 
 
-def _prefill(forward: Callable[..., Any], config: Any, inputs: dict[str, Any], prefills: list[int]) -> Any:
-    """One forward pass over the distinct rows of [B, P], its last logits and cache copied to all B rows."""
+def _prefill(
+    forward: Callable[..., Any], config: Any, inputs: dict[str, Any], group_ids: Sequence[int], prefills: list[int]
+) -> Any:
+    """One forward pass over the first row of each group of [B, P], its last logits and cache copied to all B rows."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     vision = counted_images(config, inputs)
-    if vision is None or (mask is not None and mask.ndim != 2):
+    if vision is None or (mask is not None and mask.ndim != 2) or len(group_ids) != len(ids):
         return forward(**inputs)
-    groups = prompt_groups(ids, torch.ones_like(ids) if mask is None else mask, 0, vision)
-    prefills.append(len(groups))
-    if len(groups) == len(ids):
+    firsts = {group: row for row, group in reversed(list(enumerate(group_ids)))}
+    first_of = ids.new_tensor([firsts[group] for group in group_ids])
+    equal = (ids == ids[first_of]).all(dim=1)
+    if mask is not None:
+        equal &= (mask == mask[first_of]).all(dim=1)
+    own = [row if not same else firsts[group_ids[row]] for row, same in enumerate(equal.tolist())]
+    distinct_rows = list(dict.fromkeys(own))
+    prefills.append(len(distinct_rows))
+    if len(distinct_rows) == len(ids):
         return forward(**inputs)
     distinct = {key: value for key, value in inputs.items() if key not in family_of(config).image_inputs}
-    first = torch.tensor([group.rows[0] for group in groups], device=ids.device)
+    first = torch.tensor(distinct_rows, device=ids.device)
     for key in ROW_KEYS:
         value = inputs.get(key)
         # Positions may stand in one row for all.
         if value is not None and value.shape[-2] > 1:
             distinct[key] = value.index_select(-2, first)
-    outputs = forward(**distinct, **joined_images(config, [group.vision for group in groups]))
-    group_of = torch.empty_like(ids[:, 0])
-    for number, group in enumerate(groups):
-        group_of[group.rows] = number
+    images = join_images([packable(config, slice_rows(vision, row, row + 1)) for row in distinct_rows])
+    outputs = forward(**distinct, **images)
+    place = {row: number for number, row in enumerate(distinct_rows)}
+    group_of = torch.tensor([place[row] for row in own], device=ids.device)
     cache = _cache_in(inputs)
     assert cache is not None  # `_is_prefill` saw it
     cache.batch_select_indices(group_of)

@@ -1,44 +1,14 @@
 """The plain scorer: one row a response, the whole vocabulary in memory. Slow, simple, and the oracle for all others."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cppo.perception import entropy_from_logits
+from cppo.perception import ResponseScores, entropy_from_logits
 from cppo.policy.loading import unwrapped
 from cppo.policy.vision_inputs import model_images, without_empty_images
-
-
-@dataclass(frozen=True)
-class ResponseScores:
-    """What a policy says of B responses of T tokens (V: vocabulary), at the sampling temperature.
-
-    Attributes:
-        logps: log-probability of each response token, [B, T], nats.
-        entropies: entropy of the next-token distribution that each response token was drawn from, [B, T], nats.
-        logits: that distribution's logits, [B, T, V], or None where the scorer does not keep them.
-        aux_loss: load-balancing loss of a mixture-of-experts model, scalar, or None.
-    """
-
-    logps: Tensor
-    entropies: Tensor
-    logits: Tensor | None = None
-    aux_loss: Tensor | None = None
-
-    def pick(self, rows: list[int] | slice) -> "ResponseScores":
-        """The scores of these rows, beside the auxiliary loss of all."""
-        return self._each(lambda values: values[rows], self.aux_loss)
-
-    def detached(self) -> "ResponseScores":
-        """The same scores as constants, without the auxiliary loss."""
-        return self._each(Tensor.detach, None)
-
-    def _each(self, change: Callable[[Tensor], Tensor], aux_loss: Tensor | None) -> "ResponseScores":
-        logits = None if self.logits is None else change(self.logits)
-        return ResponseScores(change(self.logps), change(self.entropies), logits, aux_loss)
 
 
 def plain_scores(

@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from cppo.policy.families import FAMILIES, family_of
+from cppo.policy.packing import PER_TOKEN_KEYS, VisionInputs, padded_cat
 from cppo.trl_surface import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
-
-VisionInputs = dict[str, Any]
-"""Keyword inputs of the model that describe images: tensors, or lists with one number a row."""
-
-PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
-"""Inputs of shape [B, prompt + response], one entry a token."""
 
 ROW_COUNTS = ("num_images", "num_tiles")
 """Bookkeeping of the trainer that is no input of the model."""
@@ -97,24 +92,7 @@ def concatenate_rows(parts: Sequence[Mapping[str, Any]]) -> VisionInputs:
     joined: VisionInputs = {}
     for key in keys:
         values = [part[key] for part in parts]
-        joined[key] = _concatenate(values) if isinstance(values[0], Tensor) else [n for value in values for n in value]
-    return joined
-
-
-def joined_images(config: Any, parts: Sequence[VisionInputs]) -> VisionInputs:
-    """What the model takes for the images of several rows in their order, whether or not each has one; no per-token
-    inputs.
-    """
-    images = [
-        {key: value for key, value in part.items() if key not in PER_TOKEN_KEYS and value is not None}
-        for part in parts
-        if has_images(config, part)
-    ]
-    if not images:
-        return {}
-    joined = model_images(config, concatenate_rows(images))
-    if family_of(config).images == "rows":
-        joined = {key: value.flatten(0, 1)[None] for key, value in joined.items()}
+        joined[key] = padded_cat(values) if isinstance(values[0], Tensor) else [n for value in values for n in value]
     return joined
 
 
@@ -147,11 +125,20 @@ def counted_images(config: Any, inputs: Mapping[str, Any]) -> VisionInputs | Non
     return {**vision, "num_images": seen.diff(prepend=seen.new_zeros(1)).tolist()}
 
 
-def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
-    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    padded = []
-    for tensor in tensors:
-        missing = [target - size for target, size in zip(shape, tensor.shape[1:], strict=True)]
-        pads = [amount for size in reversed(missing) for amount in (0, size)]
-        padded.append(torch.nn.functional.pad(tensor, pads) if any(pads) else tensor)
-    return torch.cat(padded)
+def prompt_vision(config: Any, vision: Mapping[str, Any], row: int, length: int) -> VisionInputs:
+    """What packing takes for the prompt of one row of a batch: the model's inputs for its images, if it has any.
+
+    config: the model's configuration. length: of the row.
+    """
+    return packable(config, trimmed(slice_rows(vision, row, row + 1), length))
+
+
+def packable(config: Any, vision: Mapping[str, Any]) -> VisionInputs:
+    """The model's inputs for the images of one row, if it has any, and its per-token inputs."""
+    own = {key: value for key, value in vision.items() if key in PER_TOKEN_KEYS}
+    if not has_images(config, vision):
+        return own
+    images = model_images(config, {key: value for key, value in without_empty_images(vision).items() if key not in own})
+    if family_of(config).images == "rows":
+        images = {key: value.flatten(0, 1)[:, None] for key, value in images.items()}  # a row for each image
+    return {**images, **own}

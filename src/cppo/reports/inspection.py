@@ -10,7 +10,7 @@ from markupsafe import Markup
 from cppo.data import question_text
 from cppo.evaluation.detectors import DetectorQuality, detector_quality
 from cppo.evaluation.inspection import VIEWS, InspectedItem, InspectedResponse, InspectedToken
-from cppo.policy import DEPENDENCY_SCORES, DIVERGENCES
+from cppo.perception import DEPENDENCY_SCORES, DIVERGENCES
 from cppo.reports.page import render_page
 from cppo.views import image_data_uri
 

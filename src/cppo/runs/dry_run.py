@@ -18,7 +18,7 @@ from cppo.runs.rehearsal import BatchNeeds, MemoryParts, train_briefly
 from cppo.runs.run import PreparedRun, build_config, may_probe, prepare_run
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig
-from cppo.training.group_shuffle import rollouts_a_pass
+from cppo.training.rollouts import rollouts_a_pass
 
 PROBED_ROWS = 256
 """Rows whose prompts are counted, evenly spread over the data."""

@@ -9,8 +9,8 @@ from cppo.errors import UserError
 from cppo.fields import Unset, plain_default, resolve
 from cppo.methods import SHAPING_SINKS, get_method
 from cppo.options import CPPOOptions, check_combinations, cppo_fields
-from cppo.perception import EXACT_DIVERGENCES
-from cppo.training.rollout_views import RolloutViews
+from cppo.perception import EXACT_DIVERGENCES, adds_perception_loss, scored_views
+from cppo.training.rollouts import RolloutViews
 from cppo.values import check_value
 from cppo.views import ViewSampler, view_sampler
 
@@ -55,12 +55,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
     @property
     def adds_perception_loss(self) -> bool:
         """Whether a perception loss is added to the RL loss."""
-        weights = (
-            self.perception_weight,
-            self.perception_preserving_entropy_weight,
-            self.perception_removing_entropy_weight,
-        )
-        return self.perception_sink in ("contrast", "divergence") and any(weights)
+        return adds_perception_loss(self)
 
     @property
     def separate_view_pass(self) -> bool:
@@ -70,15 +65,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
     @property
     def scored_views(self) -> tuple[str, ...]:
         """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
-        if self.perception_sink in SHAPING_SINKS:
-            return ("removing",)
-        removing = self.perception_selector != "all" or self.perception_removing_weight
-        weight = self.perception_weight
-        views = {
-            "removing": (weight and removing) or self.perception_removing_entropy_weight,
-            "preserving": (weight and self.perception_preserving_weight) or self.perception_preserving_entropy_weight,
-        }
-        return tuple(view for view, looks in views.items() if looks)
+        return scored_views(self)
 
     @property
     def needs_logits(self) -> bool:

@@ -24,6 +24,7 @@ from cppo.policy import (
     vision_placeholder_ids,
 )
 from cppo.policy.attention import padding_reason
+from cppo.policy.prompts import Row, check_ends_with_question, embedded_images, prompt_images
 from cppo.rewards import reward_columns
 from cppo.training.config import CPPOConfig
 from cppo.training.upstream import (
@@ -36,7 +37,6 @@ from cppo.training.upstream import (
     VARLEN_ATTENTION,
     check_needed_parts,
 )
-from cppo.training.view_inputs import Row, check_ends_with_question, embedded_images, prompt_images
 
 logger = logging.getLogger(__name__)
 MAX_REWARD = 1e18

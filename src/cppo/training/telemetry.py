@@ -19,8 +19,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from cppo.errors import tell
 from cppo.rewards.extract import completion_text
 from cppo.rewards.form import BOX, THINK, ChatForm
-from cppo.training.perception_term import Detection
-from cppo.training.view_inputs import first_copies
 
 PHASES = ("rollout", "reward", "views", "scoring", "update")
 """Generation with all that prepares it; rewards; waiting for views and processing them; forward passes over responses;
@@ -142,13 +140,13 @@ class RolloutSamples:
         """False until `begin`, also after a resume in the middle of a generation batch."""
         return bool(self._rows)
 
-    def begin(self, rows: Sequence[dict[str, Any]]) -> None:
-        """The rows of a generation batch, in order, as the rollouts see them."""
+    def begin(self, rows: Sequence[dict[str, Any]], prompts: Sequence[int]) -> None:
+        """The rows of a generation batch, in order, as the rollouts see them, and a number for the prompt of each."""
         # A row without a prompt gets it from an environment, which changes it as it goes.
         self._rows = list(rows) if all("prompt" in row for row in rows) else []
-        self._prompts = first_copies(self._rows)
+        self._prompts = list(prompts)
 
-    def keep(self, inputs: Mapping[str, Any], scored: Sequence[int], found: Detection | None, step: int) -> None:
+    def keep(self, inputs: Mapping[str, Any], scored: Sequence[int], found: Sequence[Tensor] | None, step: int) -> None:
         """Replace the latest samples by up to `MAX_SAMPLES` rollouts of a micro-batch.
 
         Different prompts come first. Rollouts scored under the views replace others of their step, of which no token is
@@ -181,8 +179,8 @@ class RolloutSamples:
                     "answer": source.get("answer"),
                     "reward": rewards[place],
                     "completion_tokens": [self._decode([token]) for token in ids],
-                    "perception": [False] * length if found is None else found.token_mask[index, :length].tolist(),
-                    "score": [0.0] * length if found is None else found.score[index, :length].tolist(),
+                    "perception": [False] * length if found is None else found[1][index, :length].tolist(),
+                    "score": [0.0] * length if found is None else found[0][index, :length].tolist(),
                 }
             )
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,26 +24,46 @@ from torch import Tensor
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
-from cppo.policy import (
+from cppo.methods import SHAPING_SINKS
+from cppo.perception import (
+    METRICS,
     ResponseScores,
-    only_special_tokens,
-    shared_prefill,
-    sliced_generation,
-    unwrapped,
-    vision_tower_parameters,
+    ViewScores,
+    adds_perception_loss,
+    loss_entropies,
+    perception_loss,
+    scored_views,
+    shape_advantages,
 )
+from cppo.policy import only_special_tokens, shared_generation, takes_images_a_row, unwrapped, vision_tower_parameters
 from cppo.policy.loading import whole_weights
-from cppo.policy.vision_inputs import trimmed, without_empty_images
+from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images
+from cppo.policy.vision_inputs import packable, prompt_vision, trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.rewards.form import ChatForm
 from cppo.training.checkpoint import ResumableGRPOTrainer
 from cppo.training.config import CPPOConfig
-from cppo.training.detection import score_before_updates, step_normalizer
-from cppo.training.gate import gated_rollouts, rollout_weights, token_draws
-from cppo.training.group_shuffle import shuffled_micro_batches
-from cppo.training.perception_term import METRICS, Detection, ViewScores, loss_entropies, perception_term
-from cppo.training.rollout_views import rollout_rows
-from cppo.training.row_scorer import row_scorer
+from cppo.training.rollouts import (
+    GenerationBatch,
+    ViewMaker,
+    gated_rollouts,
+    rollout_weights,
+    shown_image,
+    shuffled_micro_batches,
+    token_draws,
+)
+from cppo.training.scoring import (
+    VISION_KEYS,
+    Rollouts,
+    ScoredMicroBatch,
+    Scorer,
+    ViewRequest,
+    detect_tokens,
+    join_scores,
+    response_mask,
+    score_under_views,
+    scores_of_views,
+)
 from cppo.training.setup import (
     agree_on_images,
     ban_vision_placeholders,
@@ -56,11 +77,8 @@ from cppo.training.setup import (
     share_prompts,
     try_parts,
 )
-from cppo.training.shared_views import score_shared
 from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSamples, StepCosts
 from cppo.training.upstream import SHARED_PREFILL
-from cppo.training.view_inputs import Row, ViewMaker, embedded_images, replace_images, run_progress
-from cppo.training.view_scoring import ViewRequest, idle_pass, model_inputs, scores_in_chunks
 from cppo.trl_surface import generates_next, generation_batches, log_metric, next_micro_batches, set_buffer
 
 
@@ -148,24 +166,16 @@ class CPPOTrainer(ResumableGRPOTrainer):
         self._placeholder_ids = ban_vision_placeholders(self)
         self._shares_prompts, self._shares_rollouts = share_prompts(self)
         check_head(self, self._shares_prompts)
-        self._views = ViewMaker(
-            args.view_sampler(),
-            args.view_threads,
-            self.processing_class,
-            self.tools,
-            self.chat_template_kwargs,
-            args.view_draws,
-            self.num_generations,
-        )
+        self._policy = unwrapped(self.model)
+        self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws)
         self._rollout_views = args.rollout_view_sampler()
-        self._rollout_images: list[list[Any]] | None = None
-        self._anchor_scores: ResponseScores | None = None
-        self._rewards: Tensor | None = None
+        self._generating: GenerationBatch | None = None
+        self._scored: ScoredMicroBatch | None = None
         self._step_tokens: Tensor | None = None
-        self._perception_sums = torch.zeros(len(METRICS), 2, device=self.accelerator.device)
+        self._perception_sums = {name: torch.zeros(2, device=self.accelerator.device) for name in METRICS}
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples(self.processing_class.decode)
-        self._trained: tuple[dict[str, Any], Sequence[int], Detection | None] | None = None
+        self._trained: tuple[dict[str, Any], Sequence[int], ViewScores | None] | None = None
         form = ChatForm.of(self.processing_class, **self.chat_template_kwargs)
         self.form_watch = FormWatch(form, self.reward_func_names)
         self.add_callback(self.form_watch)
@@ -192,114 +202,227 @@ class CPPOTrainer(ResumableGRPOTrainer):
 
     # Rollouts, gate and views
 
+    def _rollouts(self, inputs: Sequence[Row], step: int) -> GenerationBatch:
+        """The rollouts of a generation batch that begins after `step` steps; in training augmented on request."""
+        training = self.model.training
+        size = self.num_generations if training else self.num_generations_eval
+        first = self.accelerator.process_index * len(inputs)
+        batch = GenerationBatch.of(inputs, first, size, alone=self.environment_factories is not None)
+        if training and self._rollout_views is not None and self.args.rollout_view_mode == "augment":
+            batch.rows = self._rollout_views.augmented(batch, self._epoch, self._progress(step))
+        return batch
+
+    @property
+    def _epoch(self) -> int:
+        return math.floor(self.state.epoch or 0)
+
+    def _progress(self, step: int) -> float:
+        """The share of the run that is done once the generation batch that began after `step` steps is trained on."""
+        steps = self.args.steps_per_generation * self.num_iterations / self.args.gradient_accumulation_steps
+        return min((step + steps) / max(self.state.max_steps, 1), 1.0)
+
+    def _process_view(self, prompt: Any) -> Any:
+        """What the processor makes of a prompt, as the scorers take it."""
+        made = process_prompt(self.processing_class, prompt, self.tools or None, self.chat_template_kwargs)
+        if not self._shares_prompts:
+            return made
+        return replace(made, vision=packable(self._policy.config, made.vision))
+
     def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
-        shown = prompts
-        if self._rollout_images is not None:
-            shown = [replace_images(prompt, own) for prompt, own in zip(prompts, self._rollout_images, strict=True)]
+        own = [embedded_images(prompt) for prompt in prompts]
+        shown = [
+            replace_images(prompt, [shown_image(image) for image in images])
+            for prompt, images in zip(prompts, own, strict=True)
+        ]
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(shown)
-        if images is not None:
-            # Of the prompts as they are, not as rollouts see them: the update takes them from here.
-            images = [embedded_images(prompt) for prompt in prompts]
-        return prompt_ids, images, multimodal_fields
+        # Of the prompts as they are, not as rollouts see them: the update takes them from here.
+        return prompt_ids, None if images is None else own, multimodal_fields
+
+    def _generate(self, prompts: list) -> Any:
+        generated = super()._generate(prompts)
+        if self._generating is not None:
+            prompt_ids, response_ids, *_ = generated
+            self._generating.generated(prompt_ids, response_ids, self.accelerator.process_index * len(prompt_ids))
+        return generated
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        if self._rollout_images is not None:
-            images, self._rollout_images = self._rollout_images, None
+        if images is not None:
+            images = [[shown_image(image) for image in row] if row else row for row in images]
         if self.use_vllm and images is not None:
             # vLLM's batches know a row without images by None.
-            images = [row_images or None for row_images in images]
+            images = [row or None for row in images]
         with ExitStack() as changes:
-            model = unwrapped(self.model)
-            changes.enter_context(only_special_tokens(model))
+            changes.enter_context(only_special_tokens(self._policy))
             # vLLM and continuous batching call neither `generate` nor the model's forward.
             if not (self.use_vllm or self.use_transformers_continuous_batching):
-                if self._shares_rollouts:
-                    changes.enter_context(self._prefilled_once(model))
-                changes.enter_context(sliced_generation(model, self.args.per_device_generation_batch_size))
+                changes.enter_context(self._generating_together())
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     @contextmanager
-    def _prefilled_once(self, model: Any) -> Iterator[None]:
-        """Within this context, equal prompts are prefilled once; it is told where none was."""
-        with shared_prefill(model, self.generation_config) as prefills:
+    def _generating_together(self) -> Iterator[None]:
+        """Within this context, each group's prompt is prefilled once; it is told where none was."""
+        size = self.args.per_device_generation_batch_size
+        groups = self._groups_shown() if self._shares_rollouts else None
+        with shared_generation(self._policy, groups, self.generation_config, size) as prefills:
             yield
-        if not prefills and self.args.per_device_generation_batch_size != 1:
+        if groups is not None and not prefills and size != 1:
             self._shares_rollouts = False
             go_without(self, f"{SHARED_PREFILL.lost}: `generate` was asked for what cannot be shared", sharing=True)
+
+    def _groups_shown(self) -> list[int] | None:
+        """The groups of the rollouts being made; those made from a view have groups of their own."""
+        batch, views = self._generating, self._rollout_views
+        if batch is None or views is None or self.args.rollout_view_mode != "mix" or not self.model.training:
+            return batch and batch.group_ids
+        sees = [views.sees_view(number, self.num_generations) for number in batch.numbers]
+        number = {key: place for place, key in enumerate(zip(batch.group_ids, sees, strict=True))}
+        return [number[key] for key in zip(batch.group_ids, sees, strict=True)]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         inputs = self.form_watch.with_opening(inputs)
         with self._phase("reward"):
-            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        check_reward_size(self._rewards, self.reward_weights.tolist(), self.reward_func_names)
-        self.form_watch.see(prompts, completions, self._rewards, self.reward_func_names)
-        return self._rewards
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        check_reward_size(rewards, self.reward_weights.tolist(), self.reward_func_names)
+        self.form_watch.see(prompts, completions, rewards, self.reward_func_names)
+        if self._generating is not None:
+            self._generating.rewarded(completion_ids_list, rewards)
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         step = self.state.global_step
-        rows = rollout_rows(self, inputs, step)
-        agree_on_images(self, rows)
-        if not self.model.training:
-            return super()._generate_and_score_completions(rows)
-        epoch, first = math.floor(self.state.epoch or 0), self.accelerator.process_index * len(rows)
-        progress = run_progress(self, step)
-        if self._rollout_views is not None and self.args.rollout_view_mode == "mix":
-            self._rollout_images = self._rollout_views.mixed(rows, first, self.num_generations, epoch, progress)
-        views = None
-        if self.args.uses_perception:
+        batch = self._rollouts(inputs, step)
+        agree_on_images(self, batch.rows)
+        training, views, rows = self.model.training, None, batch.rows
+        if training and self._rollout_views is not None and self.args.rollout_view_mode == "mix":
+            rows = self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
+        if training and self.args.uses_perception:
             with self._phase("views"):
-                views = self._views.begin(rows, epoch, progress, first)
-        output = super()._generate_and_score_completions(rows)
-        mine = slice(first, first + len(rows))
-        rewards = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
-        rewards = rewards.masked_fill(self._rewards.isnan().all(dim=1), math.nan)
-        self._samples.begin(rows)
-        output["rollout_place"], output["rollout_reward"] = list(range(len(rows))), rewards[mine]
+                views = self._views.begin(batch, self._epoch, self._progress(step))
+        self._generating = batch
+        try:
+            output = super()._generate_and_score_completions(rows)
+        finally:
+            self._generating = None
+        self._put_images_together(output, batch)
+        if not training:
+            return output
+        rewards = batch.rewards
+        assert rewards is not None
+        first = self.accelerator.process_index * len(batch.rows)
+        mine = slice(first, first + len(batch.rows))
+        summed = (rewards * self.reward_weights.to(rewards)).nansum(dim=1)
+        summed = summed.masked_fill(rewards.isnan().all(dim=1), math.nan)
+        self._samples.begin(batch.rows, batch.firsts)
+        output["rollout_place"], output["rollout_reward"] = list(range(len(batch.rows))), summed[mine]
         output["rollout_step"] = torch.tensor(step)
         if views is None:
             return output
 
-        gate = gated_rollouts(self, output, rows, rewards, mine)
+        gate = self._gate(output, batch, rewards, summed, mine)
         prompts = [
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
         all_gates = self.accelerator.gather(gate)
         batch_number = generation_batches(self)
-        weights = rollout_weights(self.args, all_gates, self.num_generations, batch_number)[mine]
+        limit = self.args.perception_rollouts_per_group
+        weights = rollout_weights(all_gates, self.num_generations, limit, self.args.seed, batch_number)[mine]
         if self.args.perception_weighting == "advantage":
             weights = weights * output["advantages"]
         with self._phase("views"):
             output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
+        output["view_key"] = list(views.keys)
         output["perception_weights"] = weights
         if self.args.perception_selector == "random":
-            draws = token_draws(self.args, output["completion_ids"].shape, batch_number, self.accelerator.process_index)
-            output["perception_draws"] = draws.to(weights.device)
+            shape, rank = output["completion_ids"].shape, self.accelerator.process_index
+            output["perception_draws"] = token_draws(shape, self.args.seed, batch_number, rank).to(weights.device)
         output["perception_num_rollouts"] = all_gates.sum()
         log_metric(self, "perception/gated_fraction", all_gates.float().mean().item())
         return output
+
+    def _put_images_together(self, output: dict[str, Any], batch: GenerationBatch) -> None:
+        """Give rollouts their group ids and, where prompts are shared, a group one copy of its images."""
+        output["group_id"] = list(batch.group_ids)
+        if not self._shares_prompts:
+            return
+        length = output["prompt_ids"].shape[1] + output["completion_ids"].shape[1]
+        vision, made = {key: output.get(key) for key in VISION_KEYS}, {}
+        for first in dict.fromkeys(batch.firsts):
+            images = prompt_vision(self._policy.config, vision, first, length)
+            # Copies, so that the images of a group's other rollouts go.
+            made[first] = {name: value.clone() for name, value in images.items()}
+        output["prompt_images"] = [made[first] for first in batch.firsts]
+        if not self.tools:  # which may bring images of their own to some rollouts
+            for key in VISION_KEYS:
+                output.pop(key, None)
+
+    def _gate(
+        self, output: dict[str, Any], batch: GenerationBatch, rewards: Tensor, summed: Tensor, mine: slice
+    ) -> Tensor:
+        """Which of this process's rollouts are gated in, bool [B]."""
+        # TRL normalizes the sum of the rewards, or each of them; one of weight 0 only looks on.
+        weighted = rewards[:, self.reward_weights.to(rewards.device) != 0]
+        compared = summed[:, None] if self.multi_objective_aggregation == "sum_then_normalize" else weighted
+        correctness = None
+        if self.args.perception_gate == "correct":
+            correctness = rewards[mine, self.reward_func_names.index(self.args.perception_gate_reward)]
+        gate = gated_rollouts(
+            self.args.perception_gate, output["advantages"], compared, self.num_generations, mine, correctness
+        )
+        has_images = torch.tensor([bool(prompt_images(row)) for row in batch.rows], device=gate.device)
+        # Views are made of the prompt's images, and would not fit a response with images of a tool.
+        own_images_only = ~self._has_placeholder(output["completion_ids"])
+        return gate & has_images & own_images_only & response_mask(output).any(dim=1)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not (self.model.training and generates_next(self)):
             inputs = super()._prepare_inputs(generation_batch)
             if self.model.training and not self._samples.knows_rows and "rollout_step" in inputs:
                 # Resumed in the middle of a generation batch, whose rows TRL's sampler brings again.
-                self._samples.begin(rollout_rows(self, generation_batch, int(inputs["rollout_step"])))
+                batch = self._rollouts(generation_batch, int(inputs["rollout_step"]))
+                self._samples.begin(batch.rows, batch.firsts)
             return inputs
         with self._phase("rollout"):
             batch = self._generate_and_score_completions(generation_batch)
         count = self.args.steps_per_generation
-        group_size = self.num_generations if self._shares_prompts else 1
-        first = self.accelerator.process_index * len(batch["prompt_ids"])
-        micro_batches = shuffled_micro_batches(batch, group_size, count, first)
+        groups = batch["group_id"] if self._shares_prompts else range(len(batch["group_id"]))
+        micro_batches = shuffled_micro_batches(batch, groups, count)
         set_buffer(self, micro_batches)
         with self._phase("scoring"):
-            score_before_updates(self, micro_batches)
+            self._score_before_updates(micro_batches)
         return next_micro_batches(self)[0]
 
-    # Loss
+    # Scoring
 
-    def _kernel_scores(self, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return super()._get_per_token_logps_and_entropies(*args, **options)
+    def _packs(self, inputs: dict[str, Any]) -> bool:
+        """Whether a micro-batch is scored packed: its images lie in the prompts alone, no tool brought one."""
+        if not self._shares_prompts or "prompt_images" not in inputs:
+            return False
+        return not (self.tools and bool(self._has_placeholder(inputs["completion_ids"]).any()))
+
+    def _scorer(self) -> Scorer:
+        # TRL's kernel cannot be told the number of images in each row, which LLaVA-OneVision needs.
+        plain = self.args.scorer == "plain" or takes_images_a_row(self._policy.config)
+        return Scorer(
+            self.args,
+            self._policy,
+            self.accelerator.autocast,
+            None if plain else self._kernel_scores,
+            self.aux_loss_enabled,
+            self.accelerator.num_processes,
+        )
+
+    def _kernel_scores(self, model: Any, rollouts: Rollouts, entropies: bool, aux_loss: bool) -> ResponseScores:
+        logps, found, loss = super()._get_per_token_logps_and_entropies(
+            model,
+            rollouts.input_ids,
+            rollouts.attention_mask,
+            rollouts.num_response_tokens,
+            compute_entropy=entropies,
+            compute_aux_loss=aux_loss,
+            **rollouts.vision,
+        )
+        # TRL's head on a reference model knows no entropies.
+        return ResponseScores(logps, found if entropies else torch.full_like(logps, math.nan), None, loss)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -312,80 +435,147 @@ class CPPOTrainer(ResumableGRPOTrainer):
         compute_aux_loss: bool = False,
         **vision: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        scores = self._anchor_scores
-        if scores is None:
-            vision = trimmed(without_empty_images(vision), input_ids.shape[1])
-            score = row_scorer(
-                self,
-                model,
-                logits_to_keep,
-                compute_entropy=compute_entropy,
-                compute_aux_loss=compute_aux_loss,
-                shares=self._can_share(input_ids[:, -logits_to_keep:]),
-            )
+        if self._scored is not None:
+            scores = self._scored.scores_of(input_ids, attention_mask)
+        else:
+            rollouts = self._rollouts_asked(input_ids, attention_mask, logits_to_keep, vision)
+            parts = rollouts.chunks(batch_size or len(input_ids))
+            score = self._scorer().rows
             with self._phase("scoring"):
-                scores = scores_in_chunks(score, input_ids, attention_mask, vision, batch_size or input_ids.shape[0])
+                scores = join_scores([score(model, part, compute_entropy, compute_aux_loss) for part in parts])
         return scores.logps, loss_entropies(self.args, scores) if compute_entropy else None, scores.aux_loss
 
-    def _can_share(self, completion_ids: Tensor) -> bool:
-        """Whether rows can be packed, which then have their images in the prompts alone: no tool brought one."""
-        return self._shares_prompts and not (self.tools and bool(self._has_placeholder(completion_ids).any()))
+    def _rollouts_asked(self, input_ids: Tensor, mask: Tensor, length: int, vision: dict[str, Any]) -> Rollouts:
+        """The rollouts whose scores TRL asks for while it makes a generation batch."""
+        vision = trimmed(without_empty_images(vision), input_ids.shape[1])
+        if "pixel_values" not in vision and bool(self._has_placeholder(input_ids).any()):
+            raise RuntimeError("TRL asks for scores of rows without their images")
+        batch = self._generating
+        brought = bool(self.tools) and bool(self._has_placeholder(input_ids[:, -length:]).any())
+        if batch is None or not self._shares_prompts or brought:
+            return Rollouts(input_ids, mask, length, vision)
+        groups = batch.groups_of(input_ids, mask, length)
+        made = {}
+        for row, group in enumerate(groups):
+            if group not in made:
+                made[group] = prompt_vision(self._policy.config, vision, row, input_ids.shape[1])
+        return Rollouts(input_ids, mask, length, group_ids=groups, images=[made[group] for group in groups])
 
-    def _score_views(
-        self, model: Any, request: ViewRequest, inputs: dict[str, Any]
-    ) -> tuple[ResponseScores, ViewScores | None]:
-        """Scores of a micro-batch, and of the requested rows under their views, in one forward pass."""
-        rows = model_inputs(inputs)
-        if self._can_share(inputs["completion_ids"]):
-            with self.accelerator.autocast():
-                return score_shared(model, self.args, request, *rows)
-        length = inputs["completion_ids"].shape[1]
-        score = row_scorer(self, model, length, compute_aux_loss=self.aux_loss_enabled)
-        scores = request.score(score, *rows, self.args.perception_view_gradients)
-        if self.args.separate_view_pass and not request.rows and self.accelerator.num_processes > 1:
-            idle_pass(score, *rows)
-        return scores
+    def _score_before_updates(self, micro_batches: list[dict[str, Any]]) -> None:
+        """What is to be known of a new generation batch before its first update; for most methods nothing."""
+        args = self.args
+        if args.perception_sink in SHAPING_SINKS:
+            self._shape_advantages(micro_batches)
+        elif args.adds_perception_loss and args.perception_view_policy == "rollout":
+            for inputs in micro_batches:
+                request, rollouts = self._request(inputs)
+                request.keep_scores(inputs, scores_of_views(self._scorer(), self.model_wrapped, rollouts, request))
+
+    def _request(self, inputs: dict[str, Any]) -> tuple[ViewRequest, Rollouts]:
+        return ViewRequest.of(inputs, scored_views(self.args)), Rollouts.of(inputs, self._packs(inputs))
+
+    def _shape_advantages(self, micro_batches: list[dict[str, Any]]) -> None:
+        """Detect in a new generation batch, and shape its advantages by the scores."""
+        found: list[tuple[list[int], ViewScores | None]] = []
+        counts = torch.zeros(4, device=self.accelerator.device)
+        for inputs in micro_batches:
+            request, rollouts = self._request(inputs)
+            detected = detect_tokens(self._scorer(), self.model_wrapped, rollouts, request)
+            found.append((request.rows, detected))
+            if detected is not None:
+                inputs["perception_detected"] = (request.rows, detected.score, detected.token_mask)
+                counts[:2] += torch.stack([detected.token_mask.sum(), detected.response_mask.bool().sum()])
+            del inputs["perception_views"]  # the loss has no use for them
+        shaped, dependency = shape_advantages(
+            [inputs["advantages"] for inputs in micro_batches],
+            found,
+            micro_batches[0]["completion_ids"].shape[1],
+            self.args,
+            self.current_gradient_accumulation_steps,
+            self.accelerator.gather,
+            self.accelerator.process_index,
+        )
+        for inputs, advantages in zip(micro_batches, shaped, strict=True):
+            inputs["advantages"] = advantages
+        counts[2:] = torch.stack([dependency.nansum(), (~dependency.isnan()).sum()])
+        selected, tokens, total, rollouts = self.accelerator.reduce(counts, "sum").tolist()
+        log_metric(self, "perception/selected_fraction", selected / tokens if tokens else math.nan)
+        log_metric(self, "perception/dependency", total / rollouts if rollouts else math.nan)
+
+    # Loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        rl_weight = self.args.rl_weight if self.model.training else 1.0
-        if "perception_views" not in inputs or not self.args.adds_perception_loss:
-            if self.model.training:
-                rows, *detected = inputs.get("perception_detected", [()])
-                self._trained = inputs, rows, Detection(*detected) if detected else None
-            return rl_weight * super()._compute_loss(model, inputs)
-        normalizer = step_normalizer(self, model, inputs)
-        request = ViewRequest.of(inputs, self.args.scored_views)
+        rollouts, request, normalizer = Rollouts.of(inputs, self._packs(inputs)), None, None
+        if "perception_views" in inputs and adds_perception_loss(self.args):
+            request = ViewRequest.of(inputs, scored_views(self.args))
+            normalizer = self._normalizer(model, inputs)
         with self._phase("scoring"):
-            self._anchor_scores, scores = self._score_views(model, request, inputs)
+            anchor, scores = score_under_views(self._scorer(), model, rollouts, request)
+        self._scored = ScoredMicroBatch(rollouts, anchor)
         try:
-            loss = rl_weight * super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, inputs)
         finally:
-            self._anchor_scores = None
-        self._trained = inputs, request.rows, None
-        if scores is None:
+            self._scored = None
+        if not self.model.training:
             return loss
-        term = perception_term(self.args, scores, normalizer, request.weights)
-        if self._grad_share is not None:
-            self._grad_share.add(term.loss)
-        self._perception_sums += term.statistics
-        self._trained = inputs, request.rows, term.detection
-        return loss + term.loss
+        loss = self.args.rl_weight * loss
+        if scores is not None:
+            term, metrics = perception_loss(scores, self.args, normalizer, request.weights)
+            if self._grad_share is not None:
+                self._grad_share.add(term)
+            for name, (total, count) in metrics.items():
+                self._perception_sums[name] += torch.stack([total.float(), count.float()])
+            loss = loss + term
+        self._trained = inputs, request.rows if scores is not None else (), scores
+        return loss
+
+    def _normalizer(self, model: Any, inputs: dict[str, Any]) -> Tensor | float:
+        """What divides a micro-batch's sum, so that the micro-batches and ranks of a step add up to the step's mean."""
+        steps = self.current_gradient_accumulation_steps
+        if self.args.perception_normalization == "microbatch":
+            return float(steps)
+        # DDP averages the ranks' gradients, so each rank's sum counts num_processes times.
+        ranks = self.accelerator.num_processes
+        if self.args.perception_normalization == "rollout":
+            # The rollouts counted are the generation batch's; one optimizer step trains on this share of them.
+            return inputs["perception_num_rollouts"] * (steps / self.args.steps_per_generation) / ranks
+        if self._step_tokens is None:
+            self._step_tokens = self._count_step_tokens(model, steps)
+        return self._step_tokens / ranks
+
+    def _count_step_tokens(self, model: Any, steps: int) -> Tensor:
+        """Selected tokens of the `steps` micro-batches of the optimizer step that begins now, over all ranks."""
+        count = torch.zeros((), device=self.accelerator.device)
+        for inputs in next_micro_batches(self, steps):
+            request, rollouts = self._request(inputs)
+            if self.args.perception_selector == "all":
+                count += request.response_mask.sum()
+                continue
+            detected = detect_tokens(self._scorer(), model, rollouts, request)
+            if detected is not None:
+                count += detected.token_mask.sum()
+        return self.accelerator.reduce(count, "sum")
 
     # Metrics
 
     def _log_perception(self) -> None:
         """Log the means over the tokens of the optimizer step's micro-batches, of all ranks."""
-        sums = self.accelerator.reduce(self._perception_sums, "sum").tolist()
-        for name, (total, count) in zip(METRICS, sums, strict=True):
+        sums = self.accelerator.reduce(torch.stack(list(self._perception_sums.values())), "sum").tolist()
+        for (name, own), (total, count) in zip(self._perception_sums.items(), sums, strict=True):
             log_metric(self, f"perception/{name}", total / count if count else math.nan)
-        self._perception_sums.zero_()
+            own.zero_()
 
     def _keep_samples(self) -> None:
         """Keep rollouts of the micro-batch that was trained on, if its step is the first or will be logged."""
         trained, self._trained = self._trained, None
         step = self.state.global_step + 1
-        if trained is not None and (step == 1 or step % max(self.state.logging_steps, 1) == 0):
-            self._samples.keep(*trained, step)
+        if trained is None or not (step == 1 or step % max(self.state.logging_steps, 1) == 0):
+            return
+        inputs, rows, scores = trained
+        detected = None if scores is None else (scores.score, scores.token_mask)
+        if "perception_detected" in inputs:
+            rows, *detected = inputs["perception_detected"]
+        self._samples.keep(inputs, rows, detected, step)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

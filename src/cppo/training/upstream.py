@@ -26,6 +26,7 @@ from cppo.trl_surface import probe_pixel_rows, probe_sampler_order, probe_traine
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
     "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
+    "_generate": "what was generated is kept, for the calls that follow about it",
     "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
     "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; huge ones are refused",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
@@ -178,7 +179,7 @@ TRAINER_STATE = Part(
 PIXEL_ROWS = Part(
     library="trl",
     what="`split_pixel_values_by_grid`, `unsplit_pixel_values_by_grid` or `split_tensor_dict`",
-    used_by=("trl_surface.py", "policy/vision_inputs.py", "training/group_shuffle.py"),
+    used_by=("trl_surface.py", "policy/vision_inputs.py", "training/rollouts.py"),
     lost="rollouts would be trained with images of others",
     probe=probe_pixel_rows,
     needed=True,

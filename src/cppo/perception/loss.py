@@ -1,0 +1,255 @@
+"""The perception loss: a contrast (CPPO, arXiv 2601.00501) or a difference of divergences on the perception tokens.
+
+The contrast `softplus((d+ - d-) / tau)` is InfoNCE with one positive, one negative and the similarity -D:
+`-log( exp(-d+/tau) / (exp(-d+/tau) + exp(-d-/tau)) )`. It is ln 2 where both divergences are equal.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cppo.perception.detection import (
+    DetectionOptions,
+    ResponseScores,
+    ViewScores,
+    to_accumulation_dtype,
+    view_divergence,
+)
+
+METRICS = (
+    "cpl",
+    "d_preserving",
+    "d_removing",
+    "selected_fraction",
+    "entropy",
+    "entropy_preserving",
+    "entropy_removing",
+)
+"""What `perception_loss` measures: means over the selected tokens (nats), but `selected_fraction` is their share among
+the response tokens of the rollouts scored under the views. `cpl` is the sink's value a token, weight apart."""
+Metrics = dict[str, tuple[Tensor, Tensor]]
+"""The sum and the count of each metric, by name, which add up over micro-batches and ranks."""
+
+
+class LossOptions(DetectionOptions, Protocol):
+    """The options that the perception loss reads; see `CPPOConfig`."""
+
+    @property
+    def perception_sink(self) -> str: ...
+    @property
+    def perception_divergence(self) -> str: ...
+    @property
+    def perception_weight(self) -> float: ...
+    @property
+    def perception_preserving_weight(self) -> float: ...
+    @property
+    def perception_removing_weight(self) -> float: ...
+    @property
+    def perception_preserving_entropy_weight(self) -> float: ...
+    @property
+    def perception_removing_entropy_weight(self) -> float: ...
+    @property
+    def perception_temperature(self) -> float: ...
+    @property
+    def perception_normalization(self) -> str: ...
+    @property
+    def perception_anchor_gradients(self) -> bool: ...
+    @property
+    def entropy_estimator(self) -> str: ...
+
+
+def contrastive_perception_tokens(
+    d_preserving: Tensor,
+    d_removing: Tensor,
+    temperature: float = 0.1,
+    token_mask: Tensor | None = None,
+) -> Tensor:
+    """The loss of every token, not yet reduced: `softplus((d_preserving - d_removing) / tau)`.
+
+    d_preserving, d_removing: [B, T], divergence of the anchor from I+ and from I-, nats. token_mask: [B, T],
+    bool or 0/1; outside it the value and the gradient are exactly 0, even where a divergence is NaN. Returns
+    [B, T], float32 (float64 kept), in nats. Raises ValueError on unequal shapes or a temperature that is not
+    positive and finite.
+    """
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, but is {temperature}")
+    d_preserving, d_removing = to_accumulation_dtype(d_preserving=d_preserving, d_removing=d_removing)
+    margin = d_preserving - d_removing
+    if token_mask is None:
+        return -F.logsigmoid(-margin / temperature)
+    outside = ~_as_selection(token_mask, margin)
+    # Filled before and after: a gradient of 0 times the derivative at a NaN would be NaN.
+    margin = margin.masked_fill(outside, 0.0)
+    return (-F.logsigmoid(-margin / temperature)).masked_fill(outside, 0.0)
+
+
+def contrastive_perception_loss(
+    d_preserving: Tensor,
+    d_removing: Tensor,
+    token_mask: Tensor,
+    temperature: float = 0.1,
+    num_tokens: Tensor | float | None = None,
+) -> Tensor:
+    """Sum of `softplus((d_preserving - d_removing) / tau)` over the selected tokens, divided by `num_tokens`.
+
+    d_preserving, d_removing: [B, T], nats. token_mask: [B, T], the selected tokens. num_tokens: what to
+    divide by, for example the selected tokens of the whole step over all ranks; default: the number selected
+    here. Returns a scalar, float32 (float64 kept); a zero that still has a graph if no token is selected,
+    whatever num_tokens says. Raises ValueError on unequal shapes, a temperature that is not positive and
+    finite, or a negative num_tokens.
+    """
+    tokens = contrastive_perception_tokens(d_preserving, d_removing, temperature, token_mask)
+    return token_mean_loss(tokens, token_mask, num_tokens)
+
+
+def token_mean_loss(token_loss: Tensor, token_mask: Tensor, num_tokens: Tensor | float | None = None) -> Tensor:
+    """Sum of `token_loss` over the selected tokens, divided by `num_tokens` (default: the number selected here).
+
+    token_loss, token_mask: [B, T]; values outside the mask, NaN too, count for nothing. Returns a scalar, float32
+    (float64 kept); a zero that still has a graph if no token is selected. Raises ValueError on unequal shapes or a
+    negative num_tokens.
+    """
+    (token_loss,) = to_accumulation_dtype(token_loss=token_loss)
+    selected_BT = _as_selection(token_mask, token_loss)
+    if num_tokens is None:
+        num_tokens = selected_BT.sum()
+    return token_loss.masked_fill(~selected_BT, 0.0).sum() / _divisor("num_tokens", num_tokens, token_loss)
+
+
+def rollout_mean_loss(
+    token_loss: Tensor, token_mask: Tensor, num_rollouts: Tensor | float, weights: Tensor | None = None
+) -> Tensor:
+    """Mean over each rollout's selected tokens, summed over the rollouts and divided by `num_rollouts`.
+
+    With the gated-in rollouts of the whole step as `num_rollouts`, the parts of a step add up to the same
+    number however it is cut into micro-batches and ranks.
+
+    token_loss, token_mask: [B, T]. weights: of each rollout, [B], 1 if not given; with those of `draw_rollouts` the
+    rollouts drawn estimate the sum over all without bias. A rollout without a selected token adds 0. Returns a
+    scalar, float32 (float64 kept); a zero that still has a graph if no token is selected. Raises ValueError on
+    unequal shapes or a negative num_rollouts.
+    """
+    (token_loss,) = to_accumulation_dtype(token_loss=token_loss)
+    if token_loss.ndim != 2:
+        raise ValueError(f"token_loss must have the shape [B, T], but has {tuple(token_loss.shape)}")
+    selected_BT = _as_selection(token_mask, token_loss)
+    sum_B = token_loss.masked_fill(~selected_BT, 0.0).sum(dim=1)
+    mean_B = sum_B / selected_BT.sum(dim=1).clamp(min=1)
+    if weights is not None:
+        if weights.shape != mean_B.shape:
+            raise ValueError(f"weights must have the shape {tuple(mean_B.shape)}, but has {tuple(weights.shape)}")
+        mean_B = mean_B * weights.to(mean_B)
+    return mean_B.sum() / _divisor("num_rollouts", num_rollouts, mean_B)
+
+
+def _as_selection(token_mask: Tensor, like: Tensor) -> Tensor:
+    if token_mask.shape != like.shape:
+        raise ValueError(
+            f"token_mask must have the shape of the loss, {tuple(like.shape)}, but has {tuple(token_mask.shape)}"
+        )
+    return token_mask.bool()
+
+
+def _divisor(name: str, count: Tensor | float, like: Tensor) -> Tensor:
+    """The count as a tensor, with 1 in place of 0: nothing is selected then, and the sum it divides is 0."""
+    if not isinstance(count, Tensor) and not 0 <= count < math.inf:
+        raise ValueError(f"{name} must not be negative and must be finite, but is {count}")
+    divisor = torch.as_tensor(count, dtype=like.dtype, device=like.device)
+    return torch.where(divisor == 0, 1.0, divisor)
+
+
+def adds_perception_loss(options: LossOptions) -> bool:
+    """Whether a perception loss is added to the RL loss."""
+    weights = (
+        options.perception_weight,
+        options.perception_preserving_entropy_weight,
+        options.perception_removing_entropy_weight,
+    )
+    return options.perception_sink in ("contrast", "divergence") and any(weights)
+
+
+def scored_views(options: LossOptions) -> tuple[str, ...]:
+    """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
+    if options.perception_sink not in ("contrast", "divergence", "none"):
+        return ("removing",)
+    removing = options.perception_selector != "all" or options.perception_removing_weight
+    weight = options.perception_weight
+    views = {
+        "removing": (weight and removing) or options.perception_removing_entropy_weight,
+        "preserving": (weight and options.perception_preserving_weight) or options.perception_preserving_entropy_weight,
+    }
+    return tuple(view for view, looks in views.items() if looks)
+
+
+def loss_entropies(options: LossOptions, scores: ResponseScores) -> Tensor:
+    """The entropies that a loss penalizes or rewards, [B, T], nats: exact ones or -log pi of the sampled tokens."""
+    return -scores.logps if options.entropy_estimator == "sampled" else scores.entropies
+
+
+def perception_loss(
+    scores: ViewScores, options: LossOptions, normalizer: Tensor | float, weights: Tensor | None = None
+) -> tuple[Tensor, Metrics]:
+    """The perception loss of n gated-in rollouts, its weights applied, and its metrics.
+
+    Args:
+        scores: with the perception tokens (`detect`).
+        options: the sink "contrast" or "divergence", and all that is its own.
+        normalizer: what the sum is divided by: gated-in rollouts of the step ("rollout"), selected tokens of the step
+            ("token"), or a plain factor on the mean over these rollouts ("microbatch").
+        weights: of the rollouts, [n], where only some were drawn or they count by their advantage ("rollout" alone).
+
+    Returns:
+        A scalar with a graph, nats, and the metrics of `METRICS`, without one.
+    """
+    token_mask = scores.token_mask
+    assert token_mask is not None
+    anchor = scores.anchor if options.perception_anchor_gradients else scores.anchor.detached()
+
+    def divergence(view: ResponseScores | None, given: Tensor | None) -> Tensor | None:
+        if given is not None or view is None:
+            return given
+        return view_divergence(options.perception_divergence, anchor, view)
+
+    d_preserving = divergence(scores.preserving, scores.d_preserving)
+    d_removing = divergence(scores.removing, scores.d_removing)
+    nothing = torch.zeros_like(scores.anchor.logps)
+    pull = nothing if d_preserving is None else options.perception_preserving_weight * d_preserving
+    push = nothing if d_removing is None else options.perception_removing_weight * d_removing
+    if options.perception_sink == "contrast":
+        token_loss = contrastive_perception_tokens(pull, push, options.perception_temperature, token_mask)
+    else:
+        token_loss = pull - push
+
+    def mean(values: Tensor, over: Tensor) -> Tensor:
+        if options.perception_normalization == "rollout":
+            return rollout_mean_loss(values, over, normalizer, weights)
+        if options.perception_normalization == "token":
+            return token_mean_loss(values, over, normalizer)
+        return token_mean_loss(values, over) / normalizer
+
+    loss = options.perception_weight * mean(token_loss, token_mask)
+    for view, weight in (
+        (scores.preserving, options.perception_preserving_entropy_weight),
+        (scores.removing, options.perception_removing_entropy_weight),
+    ):
+        if view is not None and weight:
+            loss = loss + weight * mean(loss_entropies(options, view), scores.response_mask)
+    values = {"cpl": token_loss, "d_preserving": d_preserving, "d_removing": d_removing}
+    for name, view in (("", scores.anchor), ("_preserving", scores.preserving), ("_removing", scores.removing)):
+        values[f"entropy{name}"] = None if view is None else view.entropies
+    return loss, _metrics(values, token_mask, scores.response_mask)
+
+
+@torch.no_grad()
+def _metrics(values: dict[str, Tensor | None], token_mask: Tensor, response_mask: Tensor) -> Metrics:
+    """Sums over the selected tokens and their number; of what is None, nothing."""
+    selected = token_mask.sum()
+    found = {
+        name: (value.float().masked_fill(~token_mask, 0.0).sum(), selected)
+        for name, value in values.items()
+        if value is not None
+    }
+    return {**found, "selected_fraction": (selected, response_mask.bool().sum())}

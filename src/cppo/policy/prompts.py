@@ -1,0 +1,166 @@
+"""From a row of the dataset to chat messages with images, and on to what the model takes for them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from trl import apply_chat_template, prepare_multimodal_messages
+
+from cppo.errors import UserError, one_line
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs
+from cppo.views import load_rgb, stable_sample_id
+
+Row = dict[str, Any]
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """What the processor makes of one prompt: its token ids, and its image inputs without what is one entry a token."""
+
+    token_ids: list[int]
+    vision: VisionInputs
+
+
+def canonical_row(row: Mapping[str, Any]) -> Row:
+    """A copy of a dataset row whose images are upright RGB, always in a list `images` (empty for text only).
+
+    The rollouts, the anchor and the views all start from these images, so that they share one conversion.
+
+    Raises:
+        UserError: an image cannot be read, `images` is no list, or the prompt ends with an assistant's message.
+    """
+    check_ends_with_question(row["prompt"])
+    if row.get("images") is not None:
+        if not isinstance(row["images"], Sequence) or isinstance(row["images"], str):
+            kind = type(row["images"]).__name__
+            raise UserError(f"images: expected a list of images, got {kind}; a single image is the column `image`")
+        images = list(row["images"])
+    else:
+        images = [row["image"]] if row.get("image") is not None else []
+    prompt = replace_images(row["prompt"], [load_rgb(opened(image)) for image in embedded_images(row["prompt"])])
+    return {**row, "prompt": prompt, "images": [load_rgb(opened(image)) for image in images]}
+
+
+def opened(image: Any) -> Any:
+    """A PIL image of what TRL's datasets hold: a PIL image, the path of a file, or pixels in an array or tensor.
+
+    Args:
+        image: arrays are uint8, [height, width] or [height, width, channels]; tensors have the channels first.
+
+    Raises:
+        UserError: the file cannot be read, or the array is no image.
+    """
+    if isinstance(image, str | os.PathLike):
+        try:
+            return Image.open(image)
+        except (OSError, ValueError) as error:
+            raise UserError(f"image {str(image)!r} cannot be read ({one_line(error)}); replace or remove it") from error
+    if isinstance(image, Tensor):
+        image = (image.movedim(0, -1) if image.ndim == 3 else image).numpy(force=True)
+    if isinstance(image, np.ndarray):
+        pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+        try:
+            if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+                raise TypeError
+            return Image.fromarray(pixels)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"an image is an array of {image.dtype} with shape {list(image.shape)}: give uint8, "
+                "[height, width] or [height, width, 3]"
+            ) from None
+    return image
+
+
+def check_ends_with_question(prompt: Messages | str) -> None:
+    """Raise UserError for a prompt that ends with an assistant's message: a response begins after another's."""
+    if not isinstance(prompt, str) and prompt and prompt[-1].get("role") == "assistant":
+        begun = str(prompt[-1].get("content"))[:40]
+        raise UserError(
+            f"a prompt ends with an assistant message ({begun!r}): let it end with a user message, which may ask for "
+            "such a beginning"
+        )
+
+
+def sample_id(row: Mapping[str, Any]) -> str:
+    """The row's `sample_id` (or `id`), or else an id made from its prompt and images."""
+    for name in ("sample_id", "id"):
+        if row.get(name) is not None:
+            return str(row[name])
+    return stable_sample_id(prompt_text(row["prompt"]), prompt_images(row))
+
+
+def prompt_messages(row: Mapping[str, Any]) -> Messages | str:
+    """The row's prompt with its images filled in, as TRL's trainer builds it."""
+    if isinstance(row["prompt"], str):
+        return row["prompt"]
+    return prepare_multimodal_messages(row["prompt"], images=row["images"])
+
+
+def prompt_images(row: Mapping[str, Any]) -> list[Image.Image]:
+    """All images of a canonical row, in the order in which the model sees them."""
+    return embedded_images(prompt_messages(row))
+
+
+def embedded_images(prompt: Messages | str) -> list[Image.Image]:
+    """The images inside chat messages, in order; a prompt of plain text has none."""
+    if isinstance(prompt, str):
+        return []
+    contents = [message["content"] for message in prompt if isinstance(message.get("content"), list)]
+    return [part["image"] for content in contents for part in content if _is_image(part)]
+
+
+def replace_images(prompt: Messages | str, images: Sequence[Image.Image]) -> Messages | str:
+    """A copy of chat messages with other images in the places of the embedded ones; plain text as it is."""
+    if isinstance(prompt, str):
+        return prompt
+    following = iter(images)
+
+    def new_part(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "image": next(following)} if _is_image(part) else part
+
+    return [
+        {**message, "content": [new_part(part) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in prompt
+    ]
+
+
+def _is_image(part: Mapping[str, Any]) -> bool:
+    return part.get("type") == "image" and part.get("image") is not None
+
+
+def process_prompt(
+    processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
+) -> PromptInputs:
+    """Run chat template and processor over one prompt, with the call that TRL makes for the anchor."""
+    example: dict[str, Any] = {"prompt": prompt}
+    text = apply_chat_template(example, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
+    images = embedded_images(prompt)
+    # A template that writes the first token itself is not to get it twice: so is the anchor tokenized.
+    first = processing_class.tokenizer.bos_token
+    options = {"add_special_tokens": False} if first and text.startswith(first) else {}
+    inputs = dict(processing_class(images=[images], text=[text], padding=True, return_tensors="pt", **options))
+    token_ids = inputs.pop("input_ids")[0].tolist()
+    vision = {key: value for key, value in inputs.items() if key not in ("attention_mask", *PER_TOKEN_KEYS)}
+    vision["num_images"] = [len(images)]
+    if "pixel_values" in vision:
+        vision["num_tiles"] = [vision["pixel_values"].shape[0]]
+    return PromptInputs(token_ids, vision)
+
+
+def prompt_text(prompt: Messages | str) -> Messages | str:
+    """A prompt without its images: text, or the roles and contents of its messages."""
+    return prompt if isinstance(prompt, str) else [_text_of(message) for message in prompt]
+
+
+def _text_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = [{key: value for key, value in part.items() if key != "image"} for part in content]
+    return {"role": message.get("role"), "content": content}

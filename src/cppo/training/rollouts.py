@@ -1,0 +1,394 @@
+"""From the rows of a generation batch to rollouts with groups, views and a gate.
+
+Every rollout gets a group id here, once: rollouts of a group answer one prompt about the same images. It goes with the
+rollout through generation, shuffle, buffer, checkpoint and packing, and whoever shares work over a group goes by it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cppo.errors import UserError
+from cppo.perception import draw_rollouts, equal_rewards, gate_rollouts
+from cppo.policy.prompts import (
+    Messages,
+    PromptInputs,
+    Row,
+    canonical_row,
+    embedded_images,
+    prompt_images,
+    prompt_messages,
+    prompt_text,
+    replace_images,
+    sample_id,
+)
+from cppo.policy.vision_inputs import VisionInputs, split_rows
+from cppo.trl_surface import split_tensor_dict, unsplit_pixel_values_by_grid
+from cppo.views import PixelRoom, ViewSampler, ViewStrengths, drawn_view, view_generators
+
+ViewPair = Future[tuple[Image.Image, Image.Image]]
+"""The views I+ and I- of one image, being made."""
+SHOWN = "cppo_shown"
+"""Where an image keeps the view that its rollout is made from."""
+
+
+@dataclass
+class GenerationBatch:
+    """A process's part of a generation batch while TRL works on it: what TRL's calls back into the trainer are about.
+
+    Attributes:
+        rows: canonical rows, one a rollout, in order.
+        numbers: of each rollout in its group, from 0.
+        group_ids: of each rollout; other processes' parts of a group have the same.
+        prompts, responses: token ids of each rollout, once they are generated.
+        rewards: of every rollout of all processes and every function, [B, R], once they are known.
+    """
+
+    rows: list[Row]
+    numbers: list[int]
+    group_ids: list[int]
+    prompts: Sequence[list[int]] = ()
+    responses: Sequence[list[int]] = ()
+    rewards: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], first: int, group_size: int, alone: bool) -> "GenerationBatch":
+        """Rows of the dataset as `canonical_row` makes them, once a group, whose rollouts share prompt and images.
+
+        Args:
+            first: the place of the first row among those of all processes. The rollouts of a group stand side by side
+                there, G each, as TRL's sampler brings them and its advantages take them.
+            group_size: G.
+            alone: whether each rollout has a prompt of its own, as with environments.
+        """
+        places = [divmod(place, group_size) for place in range(first, first + len(rows))]
+        canonical: list[Row] = []
+        first_of: dict[int, int] = {}
+        group_ids = []
+        for index, (row, (group, _)) in enumerate(zip(rows, places, strict=True)):
+            brings_prompt = "prompt" in row  # else an environment will
+            same = first_of.setdefault(group, index)
+            shares = not alone and brings_prompt and prompt_text(row["prompt"]) == prompt_text(rows[same]["prompt"])
+            group_ids.append(group if shares else _own_group(first + index))
+            if shares and same != index:
+                canonical.append({**row, "prompt": canonical[same]["prompt"], "images": canonical[same]["images"]})
+            else:
+                canonical.append(canonical_row(row) if brings_prompt else {**row})
+        return cls(canonical, [number for _, number in places], group_ids)
+
+    @property
+    def firsts(self) -> list[int]:
+        """For each rollout the place of the first one of its group."""
+        first_of: dict[int, int] = {}
+        return [first_of.setdefault(group, index) for index, group in enumerate(self.group_ids)]
+
+    def generated(self, prompts: Sequence[list[int]], responses: Sequence[list[int]], first: int) -> None:
+        """Take what was generated; a rollout whose prompt came out another way than its group's leaves the group."""
+        self.prompts, self.responses = prompts, responses
+        for index, same in enumerate(self.firsts):
+            if prompts[index] != prompts[same]:
+                self.group_ids[index] = _own_group(first + index)
+
+    def rewarded(self, responses: Sequence[list[int]], rewards: Tensor) -> None:
+        """Take the rewards, [B, R]. Raises RuntimeError where they are of other responses than were generated."""
+        if list(responses) != list(self.responses):
+            raise RuntimeError("TRL asks for rewards of other responses than it generated")
+        self.rewards = rewards
+
+    def groups_of(self, input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int) -> list[int]:
+        """The groups of rows [B, P + T], in order; each row has its own where they are not this batch's rollouts."""
+        end = input_ids.shape[1] - num_response_tokens
+        prompts = [
+            ids[mask.bool()].tolist() for ids, mask in zip(input_ids[:, :end], attention_mask[:, :end], strict=True)
+        ]
+        responses = input_ids[:, end:].tolist()
+        same = len(prompts) == len(self.prompts) and all(
+            prompt == own_prompt and response[: len(own)] == own
+            for prompt, own_prompt, response, own in zip(prompts, self.prompts, responses, self.responses, strict=True)
+        )
+        return self.group_ids if same else list(range(len(prompts)))
+
+
+def _own_group(place: int) -> int:
+    return -1 - place
+
+
+# Views
+
+
+class ViewMaker:
+    """Makes the views of a generation batch: pixels on other threads while rollouts are generated, inputs afterwards.
+
+    Args:
+        sampler: draws the perturbed images.
+        threads: how many draw at once, at least 1.
+        process: from a prompt to the model's inputs.
+        draws: when views are drawn anew, the option `view_draws`.
+    """
+
+    def __init__(
+        self,
+        sampler: ViewSampler,
+        threads: int,
+        process: Callable[[Messages | str], PromptInputs],
+        draws: str = "epoch",
+    ) -> None:
+        self._sampler, self._draws, self._process = sampler, draws, process
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cppo-views")
+        self._room = PixelRoom()
+
+    def begin(self, batch: GenerationBatch, epoch: int, progress: float = 0.0) -> "BatchViews":
+        """Start on the views of a batch; a group's rollouts share theirs, unless each has its own.
+
+        Args:
+            epoch: the pass over the data.
+            progress: as for `ViewStrengths.at`.
+        """
+        alone = self._draws == "rollout"
+        firsts = list(range(len(batch.rows))) if alone else batch.firsts
+        sampler, key = self._sampler.at(progress), 0 if self._draws == "once" else epoch
+        begun = {}
+        for first in dict.fromkeys(firsts):
+            row = batch.rows[first]
+            name = f"{sample_id(row)}/rollout-{batch.numbers[first]}" if alone else sample_id(row)
+            # Of copies: reward functions are given the row's own images, and may change them meanwhile.
+            begun[first] = [
+                self._pool.submit(self._views, sampler, image.copy(), name, key, index)
+                for index, image in enumerate(prompt_images(row))
+            ]
+        return BatchViews(self._process, batch.rows, firsts, begun)
+
+    def _views(
+        self, sampler: ViewSampler, image: Image.Image, name: str, key: int, index: int
+    ) -> tuple[Image.Image, Image.Image]:
+        with self._room.taken(image.size):
+            return sampler.views(image, name, key, index)
+
+
+@dataclass(frozen=True)
+class BatchViews:
+    """The views of one generation batch, being made.
+
+    Attributes:
+        process: from a prompt to the model's inputs.
+        rows: of the batch.
+        keys: for each rollout the first of those that share its views, its view key.
+        begun: for each of these the pairs (I+, I-) of its images.
+    """
+
+    process: Callable[[Messages | str], PromptInputs]
+    rows: Sequence[Row]
+    keys: Sequence[int]
+    begun: Mapping[int, list[ViewPair]]
+
+    def inputs(
+        self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]], kinds: Sequence[str]
+    ) -> list[dict[str, VisionInputs] | None]:
+        """For each gated-in row the model's inputs under the views of these kinds; None for the other rows.
+
+        The processor runs once per prompt; its rollouts share the same tensors. Views of the other prompts that are not
+        begun yet are never made.
+
+        Args:
+            gate: which rows are gated in.
+            prompt_tokens: each row's prompt as the anchor has it.
+            kinds: "removing", "preserving" or both.
+
+        Raises:
+            UserError: a view cannot be made, or the processor makes other tokens of it than of its image.
+        """
+        wanted = {key for key, gated_in in zip(self.keys, gate, strict=True) if gated_in}
+        for key in self.begun.keys() - wanted:
+            for pair in self.begun[key]:
+                pair.cancel()
+        made = {key: self._of_prompt(key, prompt_tokens[key], kinds) for key in sorted(wanted)}
+        return [made[key] if gated_in else None for key, gated_in in zip(self.keys, gate, strict=True)]
+
+    def _of_prompt(self, first: int, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
+        row, pairs = self.rows[first], [pair.result() for pair in self.begun[first]]
+        views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
+        inputs = {}
+        for kind in kinds:
+            view = self.process(replace_images(prompt_messages(row), views[kind]))
+            if view.token_ids != tokens:
+                raise UserError(
+                    f"row {sample_id(row)}: the processor makes other prompt tokens of a perturbed view "
+                    f"({len(view.token_ids)}) than of the image itself ({len(tokens)}); use a processor whose number "
+                    "of image tokens depends on the image's size alone"
+                )
+            inputs[kind] = view.vision
+        return inputs
+
+
+@dataclass(frozen=True)
+class RolloutViews:
+    """Draws views that rollouts are made from: augmentation, and NoisyRollout's mix (arXiv 2504.13055).
+
+    A pure function of (seed, sample id, epoch, image index, progress of the run).
+
+    Attributes:
+        families: of the views, one drawn for each image.
+        strengths: theirs.
+        fraction: of the prompts (`augmented`) or of each group's rollouts (`mixed`).
+    """
+
+    seed: int
+    families: Sequence[str]
+    strengths: ViewStrengths
+    fraction: float
+
+    def augmented(self, batch: GenerationBatch, epoch: int, progress: float) -> list[Row]:
+        """The rows, where that fraction of the prompts, drawn for each alone, show views; groups share theirs.
+
+        progress: as for `ViewStrengths.at`.
+        """
+        shown: list[Row] = []
+        for index, (row, first) in enumerate(zip(batch.rows, batch.firsts, strict=True)):
+            if first != index:
+                shown.append({**row, "prompt": shown[first]["prompt"], "images": shown[first]["images"]})
+                continue
+            name = f"{sample_id(row)}/rollout"
+            choice, _ = view_generators(self.seed, name, epoch, -1)
+            if choice.random() >= self.fraction:
+                shown.append(row)
+                continue
+            images, prompt = row["images"], row["prompt"]
+            views = self._views([*images, *embedded_images(prompt)], name, epoch, progress)
+            prompt = replace_images(prompt, views[len(images) :])
+            shown.append({**row, "prompt": prompt, "images": views[: len(images)]})
+        return shown
+
+    def sees_view(self, number: int, group_size: int) -> bool:
+        """Whether the rollout of this number in its group is made from a view: the last `round(fraction * G)` are."""
+        return number >= group_size - round(self.fraction * group_size)
+
+    def mixed(self, batch: GenerationBatch, group_size: int, epoch: int, progress: float) -> list[Row]:
+        """The rows, where images of the rollouts that see a view carry it (`shown_image`); a group's have the same."""
+        views: dict[int, list[Image.Image]] = {}
+        rows = []
+        for row, group, number in zip(batch.rows, batch.group_ids, batch.numbers, strict=True):
+            if not self.sees_view(number, group_size):
+                rows.append(row)
+                continue
+            embedded = [image.copy() for image in embedded_images(row["prompt"])]
+            own = {**row, "prompt": replace_images(row["prompt"], embedded)}
+            own["images"] = [image.copy() for image in row["images"]]
+            if group not in views:
+                views[group] = self._views(prompt_images(own), f"{sample_id(row)}/rollout", epoch, progress)
+            for image, view in zip(prompt_images(own), views[group], strict=True):
+                image.info[SHOWN] = view
+            rows.append(own)
+        return rows
+
+    def _views(self, images: Sequence[Image.Image], name: str, epoch: int, progress: float) -> list[Image.Image]:
+        strengths = self.strengths.at(progress)
+        return [
+            drawn_view(self.families, image, view_generators(self.seed, name, epoch, index)[0], strengths)
+            for index, image in enumerate(images)
+        ]
+
+
+def shown_image(image: Image.Image) -> Image.Image:
+    """The view that an image's rollout is made from, or the image itself."""
+    return cast(Image.Image, image.info.get(SHOWN, image))
+
+
+# Gate
+
+ROLLOUT_DRAWS = 1 << 31
+"""In the place of a rank in the key of a random stream: no rank has this number."""
+
+
+def gated_rollouts(
+    gate: str, advantages: Tensor, compared: Tensor, group_size: int, mine: slice, correctness: Tensor | None
+) -> Tensor:
+    """Which of this process's rollouts pass the gate, bool [B]; a group whose rewards are equal has advantages of 0.
+
+    Args:
+        gate: the option `perception_gate`.
+        advantages: [B].
+        compared: the rewards that TRL normalizes on their own, of the rollouts of all processes, [all, F].
+        group_size: G.
+        mine: the place of this process's rollouts among all.
+        correctness: [B], for the gate "correct".
+    """
+    equal = equal_rewards(compared, group_size)[mine]
+    return gate_rollouts(gate, advantages.masked_fill(equal, 0.0), correctness)
+
+
+def rollout_weights(gates: Tensor, group_size: int, limit: int | None, seed: int, batch_number: int) -> Tensor:
+    """Weight of every rollout in the perception loss, 0 for those that are not scored under the views; [B].
+
+    Args:
+        gates: which are gated in, bool [B], of all processes.
+        group_size: G.
+        limit: the option `perception_rollouts_per_group`.
+        seed: the run's.
+        batch_number: generation batches before this one; each has a random stream of its own, which all processes
+            and a resumed run share.
+    """
+    if limit is None:
+        return gates.float()
+    return draw_rollouts(gates, group_size, limit, _generator(seed, batch_number, ROLLOUT_DRAWS))
+
+
+def token_draws(shape: torch.Size, seed: int, batch_number: int, rank: int) -> Tensor:
+    """Uniform random numbers for this process's response tokens, [B, T], where tokens are selected at random.
+
+    Args:
+        seed, batch_number: as in `rollout_weights`.
+        rank: of the process, each of which draws its own.
+    """
+    return torch.rand(shape, generator=_generator(seed, batch_number, rank))
+
+
+def _generator(*key: int) -> torch.Generator:
+    seed = np.random.SeedSequence(key).generate_state(1, np.uint64).item()
+    return torch.Generator().manual_seed(seed)
+
+
+# Micro-batches
+
+
+def shuffled_micro_batches(batch: dict[str, Any], groups: Sequence[int], count: int) -> list[dict[str, Any]]:
+    """Put the groups of a generation batch in random order and cut it into `count` micro-batches.
+
+    The rollouts of a group stay side by side, also where a cut goes through the group. TRL shuffles rollout by rollout,
+    which scatters a group over the micro-batches of a step.
+
+    Args:
+        batch: this process's part of a generation batch.
+        groups: of each rollout; where each has its own, the order is TRL's.
+        count: micro-batches of equal size.
+    """
+    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    rank = torch.randperm(len(number)).argsort()
+    order = rank[torch.tensor([number[group] for group in groups])].argsort(stable=True)
+    shuffled = {key: _reordered(value, order) for key, value in split_rows(batch).items()}
+    parts = cast("list[dict[str, Any]]", split_tensor_dict(shuffled, count))
+    return [unsplit_pixel_values_by_grid(part) for part in parts]
+
+
+def rollouts_a_pass(rows: int, group_size: int, micro_batch: int) -> Fraction:
+    """Rollouts that share each pass over a prompt and its images, on average over `rows` rollouts of whole groups.
+
+    Args:
+        rows: of a process's part of a generation batch.
+        group_size: G.
+        micro_batch: rollouts of a micro-batch; where it is no multiple of G, cuts go through groups.
+    """
+    return Fraction(rows, len({(row // group_size, row // micro_batch) for row in range(rows)}))
+
+
+def _reordered(value: Any, order: Tensor) -> Any:
+    """One entry a row, or a scalar of the whole batch, or None."""
+    if isinstance(value, Tensor):
+        return value if value.ndim == 0 else value[order]
+    return None if value is None else [value[row] for row in order.tolist()]

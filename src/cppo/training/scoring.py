@@ -1,0 +1,450 @@
+"""Score rollouts under the image and their views: `score_under_views` for the loss, and the passes before an update.
+
+One forward a backward keeps DDP and FSDP safe (several forwards would mark a parameter ready twice). Ranks with and
+without gated-in rollouts run the same number of passes. Packed, the order inside the one forward is: the head on anchor
+and I-, which gives the entropies that detection needs, then the selection, then the head on I+ at the selected tokens.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo.errors import UserError
+from cppo.perception import EXACT_DIVERGENCES, ResponseScores, ViewScores, detect
+from cppo.policy import LanguageHead, PackedBatch, PromptGroup, concatenate_rows, pack, plain_scores, prompt_groups
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, slice_rows, trimmed, without_empty_images
+from cppo.training.config import CPPOConfig
+
+VISION_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+"""Inputs of TRL's micro-batches that describe images."""
+
+
+def response_mask(inputs: Mapping[str, Any]) -> Tensor:
+    """1 for tokens that the model itself generated: no padding, no tool output; [B, T]."""
+    mask: Tensor = inputs["completion_mask"]
+    return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The B rollouts of a micro-batch, prompts of P and responses of T tokens, as scorers take them.
+
+    Attributes:
+        input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
+        num_response_tokens: T.
+        vision: image inputs of the B rows together, where they are not packed.
+        group_ids, images: each rollout's group and the image inputs of its prompt, where rollouts are packed.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    num_response_tokens: int
+    vision: VisionInputs = field(default_factory=dict)
+    group_ids: Sequence[int] | None = None
+    images: Sequence[VisionInputs] = ()
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], packed: bool) -> "Rollouts":
+        """Those of a buffered micro-batch."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        length = inputs["completion_ids"].shape[1]
+        if packed:
+            return cls(ids, mask, length, group_ids=inputs["group_id"], images=inputs["prompt_images"])
+        vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
+        return cls(ids, mask, length, trimmed(vision, ids.shape[1]))
+
+    def pick(self, rows: Sequence[int]) -> "Rollouts":
+        """These rows alone."""
+        ids, mask = self.input_ids[list(rows)], self.attention_mask[list(rows)]
+        if self.group_ids is not None:
+            groups, images = [self.group_ids[row] for row in rows], [self.images[row] for row in rows]
+            return Rollouts(ids, mask, self.num_response_tokens, group_ids=groups, images=images)
+        vision = concatenate_rows([slice_rows(self.vision, row, row + 1) for row in rows])
+        return Rollouts(ids, mask, self.num_response_tokens, vision)
+
+    def chunks(self, size: int) -> list["Rollouts"]:
+        """At most `size` rows at a time."""
+        total = len(self.input_ids)
+        if size >= total:
+            return [self]
+        parts = []
+        for start in range(0, total, size):
+            rows = slice(start, min(start + size, total))
+            vision = slice_rows(self.vision, rows.start, rows.stop) if self.vision else {}
+            groups = None if self.group_ids is None else self.group_ids[rows]
+            parts.append(
+                Rollouts(
+                    self.input_ids[rows],
+                    self.attention_mask[rows],
+                    self.num_response_tokens,
+                    vision,
+                    groups,
+                    self.images[rows],
+                )
+            )
+        return parts
+
+
+@dataclass(frozen=True)
+class ViewRequest:
+    """The rollouts of a micro-batch to be scored under their views.
+
+    Attributes:
+        views: row -> {view: processor outputs}, for the n rollouts that passed the gate (and were drawn, where their
+            number is bounded).
+        view_keys: row -> key; rollouts of a group with the same key share their views.
+        kinds: the views to score, of "removing" and "preserving".
+        scored: those that are scored already, by kind; log-probabilities and entropies [n, T] without gradient.
+        weights: of each in the loss, [n].
+        response_mask: theirs, [n, T].
+        draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
+    """
+
+    views: dict[int, dict[str, VisionInputs]]
+    view_keys: Sequence[int]
+    kinds: tuple[str, ...]
+    weights: Tensor
+    response_mask: Tensor
+    draws: Tensor | None = None
+    scored: Mapping[str, ResponseScores] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[int]:
+        """Places of the gated-in rollouts, in order."""
+        return list(self.views)
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], kinds: tuple[str, ...]) -> "ViewRequest":
+        """The request of a micro-batch: the rows that carry views, or carried them until `keep_scores` had theirs.
+
+        Raises:
+            UserError: they lack one of `kinds`, as rollouts of a checkpoint can after a change of options.
+        """
+        views = {row: own for row, own in enumerate(inputs["perception_views"]) if own is not None}
+        scored = {kind: ResponseScores(*inputs[_kept(kind)]) for kind in kinds if _kept(kind) in inputs}
+        kinds = tuple(kind for kind in kinds if kind not in scored)
+        for kind in kinds:
+            if any(kind not in own for own in views.values()):
+                raise UserError(
+                    f"the checkpoint's unfinished rollouts have no {kind} views, which the changed options need: "
+                    "resume with its own perception options, or from a checkpoint of another step"
+                )
+        rows = list(views)
+        draws = inputs["perception_draws"][rows] if "perception_draws" in inputs else None
+        keys = inputs.get("view_key", ())
+        return cls(views, keys, kinds, inputs["perception_weights"][rows], response_mask(inputs)[rows], draws, scored)
+
+    def alone(self, kinds: tuple[str, ...]) -> "ViewRequest":
+        """The same of the requested rows alone (`Rollouts.pick`), for these kinds."""
+        keys = [self.view_keys[row] for row in self.views] if self.view_keys else ()
+        return replace(self, views=dict(enumerate(self.views.values())), view_keys=keys, kinds=kinds)
+
+    def keep_scores(self, inputs: dict[str, Any], scores: Mapping[str, ResponseScores]) -> None:
+        """Put the requested rows' scores into their micro-batch, in the place of the views."""
+        inputs["perception_views"] = [None if own is None else {} for own in inputs["perception_views"]]
+        for kind, found in scores.items():
+            inputs[_kept(kind)] = torch.stack([found.logps, found.entropies])
+
+    def view_inputs(self, row: int, kind: str, anchor: VisionInputs, device: torch.device) -> VisionInputs:
+        """Image inputs of one of the requested rows under one view, with exactly the keys of its own, `anchor`."""
+        inputs: VisionInputs = {}
+        for key, value in anchor.items():
+            found = value if key in PER_TOKEN_KEYS else self.views[row][kind][key]
+            inputs[key] = found.to(device) if isinstance(found, Tensor) else found
+        return inputs
+
+    def view_scores(self, anchor: ResponseScores, views: Mapping[str, ResponseScores], **found: Tensor) -> ViewScores:
+        """The requested rows' scores under the image and each view, [n, T], and what was `found` along with them."""
+        views = {**self.scored, **views}
+        removing, preserving = views.get("removing"), views.get("preserving")
+        return ViewScores(anchor, removing, preserving, self.response_mask, self.draws, **found)
+
+
+@dataclass(frozen=True)
+class ScoredMicroBatch:
+    """The scores of a micro-batch whose loss TRL is computing, for TRL's calls back; they answer for no other rows."""
+
+    rollouts: Rollouts
+    scores: ResponseScores
+
+    def scores_of(self, input_ids: Tensor, attention_mask: Tensor) -> ResponseScores:
+        """The scores of these rows, [B, P + T]. Raises RuntimeError where they are not the micro-batch's."""
+        own = self.rollouts
+        if not (torch.equal(input_ids, own.input_ids) and torch.equal(attention_mask, own.attention_mask)):
+            raise RuntimeError("TRL asks, while it computes a loss, for scores of other rows than the micro-batch's")
+        return self.scores
+
+
+def join_scores(parts: Sequence[ResponseScores]) -> ResponseScores:
+    """The scores of all rows, from those of chunks of them; without logits where there are several."""
+    if len(parts) == 1:
+        return parts[0]
+    losses = [part.aux_loss for part in parts if part.aux_loss is not None]
+    return ResponseScores(
+        torch.cat([part.logps for part in parts]),
+        torch.cat([part.entropies for part in parts]),
+        None,
+        torch.stack(losses).mean() if losses else None,
+    )
+
+
+def _kept(kind: str) -> str:
+    """Where a micro-batch keeps the scores under a view."""
+    return f"perception_{kind}_scores"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a trainer scores rollouts.
+
+    Attributes:
+        args: the options, with the sampling temperature.
+        policy: the transformers model inside the wrappers; the reference has its configuration.
+        autocast: the context in which a model runs.
+        kernel: TRL's function for rows that are not packed: (model, rollouts, entropies?, auxiliary loss?) -> scores;
+            None where the model needs whole logits.
+        aux_loss: whether a mixture-of-experts model's load-balancing loss is asked for in updates.
+        processes: how many train together.
+    """
+
+    args: CPPOConfig
+    policy: Any
+    autocast: Callable[[], AbstractContextManager[Any]]
+    kernel: Callable[[Any, Rollouts, bool, bool], ResponseScores] | None
+    aux_loss: bool
+    processes: int
+
+    def rows(self, model: Any, rollouts: Rollouts, entropies: bool = True, aux_loss: bool = False) -> ResponseScores:
+        """Score rollouts as they are: packed, with whole logits, or by TRL's kernel. model: policy or reference."""
+        if rollouts.group_ids is not None:
+            return _score_packed(self, model, rollouts, None)[0]
+        # Exact divergences are taken where entropies are: reference and old log-probabilities need neither.
+        if self.kernel is not None and not (entropies and self.args.needs_logits):
+            return self.kernel(model, rollouts, entropies, aux_loss)
+        with self.autocast():
+            return plain_scores(
+                model,
+                rollouts.input_ids,
+                rollouts.attention_mask,
+                rollouts.num_response_tokens,
+                self.args.temperature,
+                rollouts.vision,
+                aux_loss,
+            )
+
+
+def score_under_views(
+    scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest | None
+) -> tuple[ResponseScores, ViewScores | None]:
+    """Scores of all rollouts as they are, and of the requested ones under their views, with their perception tokens.
+
+    One forward pass; without `perception_view_gradients` the views take a second one that builds no graph.
+
+    Args:
+        model: the policy, or what wraps it.
+        request: of this micro-batch; None where nothing is asked of views.
+
+    Returns:
+        Log-probabilities and entropies of the B rollouts, and what is known of the n requested ones; None if n is 0.
+    """
+    if rollouts.group_ids is not None:
+        return _score_packed(scorer, model, rollouts, request)
+    score = partial(scorer.rows, model, aux_loss=scorer.aux_loss)
+    if request is None:
+        return score(rollouts), None
+    n, total = len(request.views), len(rollouts.input_ids)
+    if not (n and request.kinds):
+        anchor = score(rollouts)
+        if scorer.args.separate_view_pass and not n:
+            idle_pass(scorer, model, rollouts)
+        return anchor, detect(request.view_scores(anchor.pick(request.rows), {}), scorer.args) if n else None
+    ids, mask, length = rollouts.input_ids, rollouts.attention_mask, rollouts.num_response_tokens
+    parts = [_view_images(request, row, kind, rollouts) for kind in request.kinds for row in request.rows]
+    view_ids, view_mask = (torch.cat([rows[request.rows]] * len(request.kinds)) for rows in (ids, mask))
+    if scorer.args.perception_view_gradients or not torch.is_grad_enabled():
+        vision = concatenate_rows([rollouts.vision, *parts])
+        scores = score(Rollouts(torch.cat([ids, view_ids]), torch.cat([mask, view_mask]), length, vision))
+        anchor, views = scores.pick(slice(total)), scores.pick(slice(total, None))
+    else:
+        anchor = score(rollouts)
+        with torch.no_grad():
+            views = score(Rollouts(view_ids, view_mask, length, concatenate_rows(parts)))
+    by_kind = {kind: views.pick(slice(n * place, n * (place + 1))) for place, kind in enumerate(request.kinds)}
+    return anchor, detect(request.view_scores(anchor.pick(request.rows), by_kind), scorer.args)
+
+
+def _view_images(request: ViewRequest, row: int, kind: str, rollouts: Rollouts) -> VisionInputs:
+    """Image inputs of one requested row under one view, where rows are not packed."""
+    vision = rollouts.vision
+    own = {key: value[row : row + 1] if key in PER_TOKEN_KEYS else value for key, value in vision.items()}
+    return request.view_inputs(row, kind, own, rollouts.input_ids.device)
+
+
+@torch.no_grad()
+def idle_pass(scorer: Scorer, model: Any, rollouts: Rollouts) -> None:
+    """Score one row for nothing, unless a process trains alone: wrappers exchange buffers or weights on each pass, and
+    ranks must make as many.
+
+    A row with images if there is one, since those of the other ranks have some.
+    """
+    if scorer.processes > 1:
+        counts = rollouts.vision.get("num_images") or ["pixel_values" in images for images in rollouts.images]
+        row = next((row for row, count in enumerate(counts) if count), 0)
+        scorer.rows(model, rollouts.pick([row]))
+
+
+# Packed rows: each prompt and image once per group and view
+
+
+def _score_packed(
+    scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest | None
+) -> tuple[ResponseScores, ViewScores | None]:
+    """`score_under_views` from one packed row. model: has `add_shared_prompt_forward`, or wraps such a model."""
+    assert rollouts.group_ids is not None
+    args = scorer.args
+    anchors = prompt_groups(rollouts.group_ids, rollouts.images)
+    views = {}
+    if request is not None:
+        views = {kind: _view_groups(request, kind, anchors, rollouts.input_ids.device) for kind in request.kinds}
+    with scorer.autocast():
+        batch = pack(
+            scorer.policy,
+            rollouts.input_ids,
+            rollouts.attention_mask,
+            rollouts.num_response_tokens,
+            {"anchor": anchors, **views},
+            sequential=args.perception_memory == "sequential",
+            detached=() if args.perception_view_gradients else tuple(views),
+        )
+        found = model(shared_prompt=batch, readout=partial(_read, args, request, batch))
+    anchor = ResponseScores(found["anchor_logps"], found["anchor_entropies"])
+    return anchor, _view_scores(request, found) if request is not None and request.rows else None
+
+
+def _view_groups(
+    request: ViewRequest, kind: str, anchors: Sequence[PromptGroup], device: torch.device
+) -> list[PromptGroup]:
+    """The requested rows under one view, together where they share prompt and views."""
+    groups = []
+    for anchor in anchors:
+        by_key: dict[int, list[int]] = {}
+        for row in anchor.rows:
+            if row in request.views:
+                by_key.setdefault(request.view_keys[row], []).append(row)
+        for rows in by_key.values():
+            groups.append(PromptGroup(rows, request.view_inputs(rows[0], kind, anchor.vision, device)))
+    return groups
+
+
+def _read(
+    args: CPPOConfig, request: ViewRequest | None, batch: PackedBatch, hidden: Tensor, head: LanguageHead
+) -> dict[str, Tensor]:
+    """What is read off the hidden states of a packed batch, inside the model's forward, by name.
+
+    Scores and divergences are [B, T], with 0 where a token was not scored under a view; the dependency score and the
+    perception tokens are those of the requested rows, [n, T].
+    """
+    found: dict[str, Tensor] = {}
+
+    def score(view: str, places: slice | Tensor) -> None:
+        logps, entropies = head.scores(hidden[places], batch.targets[places], args.temperature)
+        found[f"{view}_logps"] = batch.unpack(places, logps)
+        found[f"{view}_entropies"] = batch.unpack(places, entropies)
+
+    def divergence(name: str, places: slice | Tensor, **gradients: bool) -> Tensor:
+        anchor = hidden[batch.counterparts("anchor", places)]
+        return batch.unpack(places, head.divergence(name, anchor, hidden[places], args.temperature, **gradients))
+
+    score("anchor", batch.tokens["anchor"])
+    if request is None or not request.rows:
+        return found
+    view_gradients = args.perception_view_gradients and torch.is_grad_enabled()
+    if "removing" in request.kinds:
+        with torch.set_grad_enabled(view_gradients):
+            score("removing", batch.tokens["removing"])
+        if args.perception_score in EXACT_DIVERGENCES:
+            with torch.no_grad():
+                found["score"] = divergence(args.perception_score, batch.tokens["removing"])[request.rows]
+    detected = detect(_view_scores(request, found), args)
+    assert detected.score is not None
+    assert detected.token_mask is not None
+    found["score"], found["token_mask"] = detected.score, detected.token_mask
+    selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
+    selected[request.rows] = detected.token_mask
+    places = {view: batch.places(view, selected) for view in request.kinds}
+    if "preserving" in request.kinds:
+        everywhere = bool(args.perception_preserving_entropy_weight)
+        with torch.set_grad_enabled(view_gradients):
+            score("preserving", batch.tokens["preserving"] if everywhere else places["preserving"])
+    if args.perception_divergence in EXACT_DIVERGENCES:
+        for view in request.kinds:
+            found[f"d_{view}"] = divergence(
+                args.perception_divergence,
+                places[view],
+                anchor_gradients=args.perception_anchor_gradients,
+                view_gradients=args.perception_view_gradients,
+            )
+    return found
+
+
+def _view_scores(request: ViewRequest, found: Mapping[str, Tensor]) -> ViewScores:
+    """What was read off so far, of the requested rows."""
+    scores = {
+        view: ResponseScores(found[f"{view}_logps"][request.rows], found[f"{view}_entropies"][request.rows])
+        for view in ("anchor", *request.kinds)
+        if f"{view}_logps" in found
+    }
+    exact = {name: found[name][request.rows] for name in ("d_preserving", "d_removing") if name in found}
+    known = {name: found[name] for name in ("score", "token_mask") if name in found}
+    return request.view_scores(scores["anchor"], scores, **exact, **known)
+
+
+# Before an update
+
+
+@torch.no_grad()
+def detect_tokens(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest) -> ViewScores | None:
+    """Scores and perception tokens of a micro-batch's gated-in rollouts, from I- alone; None if it has none.
+
+    All ranks make as many passes.
+    """
+    if not request.rows:
+        idle_pass(scorer, model, rollouts)
+        return None
+    kinds = tuple(kind for kind in request.kinds if kind == "removing")
+    return score_under_views(scorer, model, rollouts.pick(request.rows), request.alone(kinds))[1]
+
+
+@torch.no_grad()
+def scores_of_views(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest) -> dict[str, ResponseScores]:
+    """Scores of a micro-batch's gated-in rollouts under each requested view, without the image. Passes as above."""
+    found: dict[str, ResponseScores] = {}
+    own, alone = rollouts.pick(request.rows) if request.rows else rollouts, request.alone(request.kinds)
+    for kind in request.kinds:
+        if not request.rows:
+            idle_pass(scorer, model, rollouts)
+        elif own.group_ids is None:
+            vision = concatenate_rows([_view_images(request, row, kind, rollouts) for row in request.rows])
+            found[kind] = scorer.rows(model, replace(own, vision=vision))
+        else:
+            device = own.input_ids.device
+            images = [alone.view_inputs(row, kind, own.images[row], device) for row in alone.rows]
+            found[kind] = scorer.rows(model, replace(own, group_ids=alone.view_keys, images=images))
+    return found
