@@ -30,7 +30,7 @@ from cppo.assets import resolve_model
 from cppo.data import load_records, to_dataset
 from cppo.recipes import load_recipe
 from cppo.rewards import accuracy_reward, format_reward
-from cppo.runs.run import build_config
+from cppo.runs.prepare import build_config
 
 Z_95 = NormalDist().inv_cdf(0.975)
 TERMS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ from cppo.cli.main import main
 from cppo.data import question_text
 from cppo.recipes import load_recipe, recipe_names
 from cppo.recipes.recipe import RECIPES_DIR, recipe_summary
-from cppo.runs.run import build_config
+from cppo.runs.prepare import build_config
 from cppo.runs.sources import load_sources
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from cppo.cli.main import main
 from cppo.errors import UserError
 from cppo.recipes import load_recipe
 from cppo.runs.checks import check_model, check_recipe
-from cppo.runs.run import prepare_run
+from cppo.runs.prepare import prepare_run
 from cppo.runs.sources import load_sources
 
 OPTIONS = {

@@ -16,7 +16,7 @@ from cppo.cli.main import main
 from cppo.errors import UserError
 from cppo.recipes import accelerate_files, load_recipe, recipe_names
 from cppo.recipes.run_dir import CONFIG_HEADER
-from cppo.runs.run import build_config
+from cppo.runs.prepare import build_config
 
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
 

@@ -12,8 +12,8 @@ from cppo.errors import UserError
 from cppo.evaluation import evaluate
 from cppo.evaluation.inspection import InspectOptions, inspect_record
 from cppo.recipes import RunDirectory
+from cppo.runs.prepare import may_probe
 from cppo.runs.probes import HeldOutProbe
-from cppo.runs.run import may_probe
 
 ASKED = {"max_new_tokens": 6, "system_prompt": None, "tolerance": 0.0}
 

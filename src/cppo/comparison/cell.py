@@ -29,8 +29,8 @@ from cppo.parsing import parse_json
 from cppo.recipes import Recipe, RunDirectory, dump_recipe
 from cppo.reports.run_data import RunData, read_run
 from cppo.rewards import DEFAULT_REWARDS, check_rewards, number_tolerance
+from cppo.runs.prepare import build_trainer, prepare_run, resolved_config
 from cppo.runs.recorder import RunRecorder
-from cppo.runs.run import build_trainer, prepare_run, resolved_config
 from cppo.runs.sources import load_sources
 from cppo.training import VERSIONS_OF
 from cppo.training.telemetry import peak_memory_mib

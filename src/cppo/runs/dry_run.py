@@ -14,8 +14,8 @@ from cppo.options import TrainOptions
 from cppo.policy import unwrapped
 from cppo.recipes import Recipe
 from cppo.runs.loggers import check_loggers
+from cppo.runs.prepare import PreparedRun, build_config, may_probe, prepare_run
 from cppo.runs.rehearsal import BatchNeeds, MemoryParts, train_briefly
-from cppo.runs.run import PreparedRun, build_config, may_probe, prepare_run
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig
 from cppo.training.rollouts import rollouts_a_pass

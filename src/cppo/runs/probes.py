@@ -88,15 +88,13 @@ class HeldOutProbe(TrainerCallback):
             tolerance=asked["tolerance"],
         )
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._every is None:
             self._every = math.ceil(state.max_steps / PROBES_A_RUN)
         if state.global_step == 0:
             self._take(0)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         assert self._every is not None
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
             self._take(state.global_step)

@@ -61,24 +61,17 @@ class RunRecorder(TrainerCallback):
         self._began, self._from_step, self._report_due = 0.0, 0, 0.0
         self._writes = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writes = state.is_world_process_zero
         self._began, self._from_step = self._now(), state.global_step
         if self._writes and not args.disable_tqdm:
             self._progress.begin(state.global_step, state.max_steps)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress.advance(state.global_step)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if not self._writes or not logs or "train_runtime" in logs:
             return
@@ -97,9 +90,7 @@ class RunRecorder(TrainerCallback):
         if self._now() >= self._report_due:
             self._write_report(state, refresh=REPORT_SECONDS)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress.end()
         if self._writes:
             self._write_report(state, refresh=REPORT_SECONDS)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from cppo.data import RecordSource, to_dataset
 from cppo.errors import UserError
 from cppo.policy import unwrapped
-from cppo.runs.run import PreparedRun, build_trainer
+from cppo.runs.prepare import PreparedRun, build_trainer
 from cppo.runs.sources import RunSources
 from cppo.training.trainer import CPPOTrainer
 

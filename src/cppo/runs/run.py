@@ -1,51 +1,27 @@
-"""One training run from a recipe: data, trainer, run directory, accuracy before and after."""
+"""One training run from a recipe: its run directory, training, accuracy before and after."""
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import GRPOConfig
-
-from cppo.assets import resolve_model
-from cppo.data import RecordSource, to_dataset
-from cppo.errors import UserError, one_line, one_line_with_remedy, tell
-from cppo.evaluation import (
-    BLANK,
-    EvalResult,
-    LongRow,
-    PairedDifference,
-    check_marks,
-    check_vision_model,
-    load_processor,
-    paired_bootstrap,
-)
+from cppo.errors import tell
+from cppo.evaluation import BLANK, EvalResult, PairedDifference, paired_bootstrap
 from cppo.files import replace_text
-from cppo.options import TrainOptions
 from cppo.recipes import Recipe, RunDirectory, dump_recipe, resolved_options, warn_of_changes
 from cppo.reports.model_card import RunFacts
-from cppo.rewards import DEFAULT_WEIGHTS, number_tolerance
-from cppo.runs.adapters import adapter_arguments, name_base
-from cppo.runs.loggers import check_loggers
-from cppo.runs.notices import warn_of_answers, warn_of_no_images, warn_of_prompts, warn_of_shared_files
+from cppo.rewards import number_tolerance
+from cppo.runs.notices import warn_of_answers
+from cppo.runs.prepare import build_trainer, may_probe, prepare_run, resolved_config
 from cppo.runs.probes import HeldOutProbe, answer_all
 from cppo.runs.recorder import RunRecorder
-from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
+from cppo.runs.row_limit import left_out_summary
 from cppo.runs.signals import StopOnSignal, train_until_stopped
 from cppo.runs.sources import RunSources
 from cppo.training import package_versions
-from cppo.training.config import CPPOConfig, check_enough
 from cppo.training.trainer import CPPOTrainer
-
-RUN_DEFAULTS: dict[str, Any] = {
-    "logging_steps": 1,
-    "report_to": "none",
-    "disable_tqdm": False,  # else it follows the libraries' log level, which the command line turns down
-}
-"""What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
 
 
 @dataclass(frozen=True)
@@ -175,92 +151,6 @@ def run_training(
     return result
 
 
-@dataclass(frozen=True)
-class PreparedRun:
-    """A run whose options and rows were checked: `train` without the rows in `long`, which have too many tokens."""
-
-    options: TrainOptions
-    args: CPPOConfig
-    train: RecordSource
-    long: list[LongRow]
-
-
-def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
-    """Check configuration, kind of model and rows; warn of what is left out.
-
-    Raises UserError for a refused value, a logger that is missing, too few rows, a model that sees no images.
-    """
-    options = recipe.options
-    assert isinstance(options, TrainOptions)
-    args = build_config(recipe)
-    check_loggers(args)
-    check_vision_model(options.model)
-    train, long = drop_long_rows(sources.train, options)
-    warn_of_left_out(train, long, options)
-    held_out = [sources.evaluation, sources.held_out]
-    texts = {"system_prompt": options.system_prompt, "prompt_suffix": options.prompt_suffix}
-    check_marks(load_processor(options.model), [train, *held_out], **texts)
-    check_enough(train.name, len(train), args)
-    if args.uses_perception:
-        warn_of_no_images(train)
-    warn_of_shared_files(options)
-    return PreparedRun(options, args, train, long)
-
-
-def build_trainer(
-    prepared: PreparedRun, sources: RunSources, trainer_class: type[CPPOTrainer] = CPPOTrainer
-) -> CPPOTrainer:
-    """The trainer of a run, its model loaded.
-
-    Raises UserError for options that do not go together, and loggers that are not installed.
-    """
-    options = prepared.options
-    datasets = {
-        name: None if source is None else to_dataset(source, system_prompt=options.system_prompt)
-        for name, source in (("train_dataset", prepared.train), ("eval_dataset", sources.evaluation))
-    }
-    adapter = adapter_arguments(options, prepared.args)
-    try:
-        trainer = trainer_class(
-            model=resolve_model(options.model), reward_funcs=sources.rewards, args=prepared.args, **datasets, **adapter
-        )
-    except UserError:
-        raise
-    # How the libraries refuse them, and how a hub that does not answer is told.
-    except (ValueError, RuntimeError, ImportError, OSError) as error:
-        raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
-    if options.use_peft:
-        name_base(trainer.model, options.model)
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    warn_of_prompts(trainer.form_watch, options, prepared.train)
-    return trainer
-
-
-def build_config(recipe: Recipe) -> CPPOConfig:
-    """The trainer's configuration; UserError for a value that TRL or CPPO refuses."""
-    try:
-        return CPPOConfig(**{**_run_defaults(recipe), **recipe.config})
-    except UserError:
-        raise
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise UserError(f"recipe {recipe.name} with the options given: {one_line_with_remedy(error)}") from error
-
-
-def _run_defaults(recipe: Recipe) -> dict[str, Any]:
-    assert isinstance(recipe.options, TrainOptions)
-    weights = {} if recipe.options.rewards else {"reward_weights": list(DEFAULT_WEIGHTS)}
-    return {**RUN_DEFAULTS, **weights}
-
-
-def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
-    """What the recipe gave, the run's defaults, and every option of CPPO itself: enough to run it again."""
-    inherited = {field.name for field in fields(GRPOConfig)}
-    own = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
-    used = {name: getattr(args, name) for name in ("seed", "max_completion_length")}
-    return {**_run_defaults(recipe), **used, **own, **recipe.config}
-
-
 def run_summary(result: RunResult, left_out: dict[str, Any], fallbacks: Sequence[str]) -> dict[str, Any]:
     """The contents of `summary.json`; fractions of 1, seconds.
 
@@ -276,16 +166,3 @@ def run_summary(result: RunResult, left_out: dict[str, Any], fallbacks: Sequence
         "fallbacks": list(fallbacks),
         "versions": package_versions(),
     }
-
-
-def may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
-    """Whether one process can run the model alone.
-
-    Raises UserError where it cannot, although probes or answers to held-out items were asked for.
-    """
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        return True
-    for name in ("probe_steps", "final_eval_samples"):
-        if getattr(options, name):
-            raise UserError(f"{name} runs the whole model in each process, not with FSDP or DeepSpeed: set 0")
-    return False

@@ -51,12 +51,10 @@ class StopOnSignal(TrainerCallback):
             tell(f"{signal.Signals(number).name}: the run stops after this step and saves a checkpoint")
         self._got = self._got or number
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._training = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.agreed = self._got
         if self._accelerator.num_processes > 1:
             heard = torch.tensor([self._got], device=self._accelerator.device)
@@ -64,9 +62,7 @@ class StopOnSignal(TrainerCallback):
         if self.agreed:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._training = False
 
 
