@@ -11,8 +11,7 @@ from cppo.options.execution import ExecutionOptions, check_execution
 from cppo.options.rl import RLOptions, check_rl
 from cppo.options.selection import SelectionOptions, check_selection
 from cppo.options.sink import SinkOptions, check_sink
-from cppo.options.strengths import strength_fields
-from cppo.options.views import ViewOptions, check_views
+from cppo.options.views import ViewOptions, check_views, strength_fields
 
 EXECUTION_OPTIONS = frozenset(field.name for field in fields(ExecutionOptions))
 """The options of CPPO's own that say how a method is computed, and what is trained. All others but `method` are the

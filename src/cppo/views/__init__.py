@@ -4,7 +4,7 @@ Every view has the size of the anchor image and mode RGB, and is a pure function
 held-out families are for evaluation alone.
 """
 
-from cppo.options.strengths import (
+from cppo.options.views import (
     KNOWN_PRESERVING,
     KNOWN_REMOVING,
     PRESERVING_FAMILIES,

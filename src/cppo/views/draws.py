@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from cppo.options.strengths import KNOWN_PRESERVING, KNOWN_REMOVING, ViewStrengths
+from cppo.options.views import KNOWN_PRESERVING, KNOWN_REMOVING, ViewStrengths
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.sampler import ViewSampler, view_generators
 from cppo.views.transforms import View, family_view

@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from cppo.errors import UserError
-from cppo.options.strengths import (
+from cppo.options.views import (
     KNOWN_PRESERVING,
     KNOWN_REMOVING,
     PRESERVING_FAMILIES,
     REMOVING_FAMILIES,
     ViewStrengths,
+    view_strengths,
 )
-from cppo.options.views import view_strengths
 from cppo.views.images import load_rgb
 from cppo.views.own import check_families
 from cppo.views.transforms import drawn_view

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from cppo.options.strengths import (
+from cppo.options.views import (
     DIFFUSION_STEPS,
     KNOWN_PRESERVING,
     KNOWN_REMOVING,
