@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 import cppo
 from cppo import CPPOConfig
-from cppo.training.upstream import OVERRIDES
+from cppo.upstream import OVERRIDES
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
@@ -33,7 +33,7 @@ FLOORS = (
     {"checkpoints", "trl_surface", "options", "tasks", "perception", "rewards"},
     {"views", "recipes"},
     {"policy"},
-    {"data", "assets"},
+    {"data", "assets", "upstream"},
     {"evaluation"},
     {"reports"},
     {"training"},

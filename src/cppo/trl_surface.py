@@ -1,6 +1,6 @@
 """All that we use of TRL beyond its public API, and the probes that it still acts as we lean on it.
 
-Other files take it from here alone. The methods of TRL's trainer that ours overrides stand in `cppo.training.upstream`.
+Other files take it from here alone. The methods of TRL's trainer that ours overrides stand in `cppo.upstream`.
 """
 
 from collections import defaultdict
@@ -180,7 +180,7 @@ def probe_sampler_order() -> None:
 def chunked_logprob_function() -> Any:
     """TRL's autograd function for log-probabilities and entropies without logits of the whole vocabulary.
 
-    It takes its arguments by place. `cppo.policy.head` calls it, and probes it.
+    It takes its arguments by place. `cppo.policy.packed` calls it, and probes it.
     """
     from trl.kernels import ChunkedLogProbFunction
 

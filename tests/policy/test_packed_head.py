@@ -6,7 +6,7 @@ from tiny_models import make_model
 from torch import Tensor
 
 from cppo.policy import LanguageHead
-from cppo.policy import head as head_module
+from cppo.policy import packed as head_module
 
 
 def make_head(monkeypatch, dtype: torch.dtype, bias=False):

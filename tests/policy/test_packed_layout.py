@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cppo.policy import attention as attention_module
-from cppo.policy.attention import packed_attention, probe_varlen_attention, share_prompts
-from cppo.policy.layout import SharedPromptLayout
+from cppo.policy import packed as attention_module
+from cppo.policy.packed import packed_attention, probe_varlen_attention, share_prompts
+from cppo.policy.packing import SharedPromptLayout
 from cppo.probing import failure
 
 CASES = {

@@ -14,9 +14,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cppo.perception import ResponseScores
 from cppo.policy import add_shared_prompt_forward, pack, plain_scores, slice_rows, unwrapped
-from cppo.policy import attention as attention_module
+from cppo.policy import packed as attention_module
 from cppo.policy import shared_prompt_scores as packed_scores
-from cppo.policy.layout import SharedPromptLayout
+from cppo.policy.packing import SharedPromptLayout
 from cppo.policy.vision_inputs import model_images
 
 MROPE_FAMILIES = [name for name in SHARING if name.startswith("qwen")]

@@ -14,7 +14,7 @@ from cppo.fields import plain_default
 from cppo.training import check_trl_version
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
-from cppo.training.upstream import OVERRIDES
+from cppo.upstream import OVERRIDES
 
 TRL_1_16_PARAMETERS = {
     "create_accelerator_and_postprocess": [],
@@ -210,9 +210,9 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     theirs, ours = make_trainer(make_rows([1, 1]), GRPOTrainer, GRPOConfig), make_trainer(make_rows([1, 1]))
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
-    own = {"_views", "_policy", "_generating", "_scored", "_step_tokens", "_grad_share", "_samples", "_train_sampler"}
+    own = {"_views", "_policy", "_counts_images", "_generating", "_scored", "_step_tokens", "_grad_share", "_samples"}
     own |= {"_shares_prompts", "_placeholder_ids", "_marks", "_trained", "_rollout_views", "_perception_sums"}
-    own |= {"_shares_rollouts", "fallbacks", "form_watch"}
+    own |= {"_shares_rollouts", "_train_sampler", "fallbacks", "form_watch"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 

@@ -12,13 +12,13 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 import cppo
-from cppo import trl_surface
+from cppo import trl_surface, upstream
 from cppo.errors import UserError
-from cppo.policy import attention, head
+from cppo.policy import packed
 from cppo.policy.families import FAMILIES
 from cppo.probing import failure
-from cppo.training import checkpoint, upstream
-from cppo.training.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL, TRAINER_STATE
+from cppo.training import checkpoint
+from cppo.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL, TRAINER_STATE
 
 SOURCE = Path(cppo.__file__).parent
 OWN_TRAINER_STATE = {
@@ -50,19 +50,19 @@ def other_cache(monkeypatch):
 
 def dropped_keywords(monkeypatch):
     """Attention functions get no keyword argument of ours."""
-    plain = attention._attention.__wrapped__
+    plain = packed._attention.__wrapped__
 
     def made(base):
         function = plain(base)
         return lambda *args, shared_prompt_layout=None, **others: function(*args, **others)
 
-    monkeypatch.setattr(attention, "_attention", made)
+    monkeypatch.setattr(packed, "_attention", made)
 
 
 def wrong_kernel(monkeypatch):
     """TRL's kernel divides by another temperature."""
-    kernel = head.chunked_head
-    monkeypatch.setattr(head, "chunked_head", lambda *tensors: kernel(*tensors[:-1], 1.1 * tensors[-1]))
+    kernel = packed.chunked_head
+    monkeypatch.setattr(packed, "chunked_head", lambda *tensors: kernel(*tensors[:-1], 1.1 * tensors[-1]))
 
 
 def rollouts_of(trainer):

@@ -6,12 +6,11 @@ from cppo.policy.families import (
     vision_placeholder_ids,
     vision_tower_parameters,
 )
-from cppo.policy.head import LanguageHead
 from cppo.policy.loading import adapts_tied_weights, merged, unwrapped
-from cppo.policy.packed import Readout, add_shared_prompt_forward, shared_prompt_scores
+from cppo.policy.packed import LanguageHead, Readout, add_shared_prompt_forward
 from cppo.policy.packing import PackedBatch, PromptGroup, pack, prompt_groups
 from cppo.policy.rollout import only_special_tokens, shared_generation
-from cppo.policy.scorer import plain_scores
+from cppo.policy.scorer import plain_scores, shared_prompt_scores
 from cppo.policy.vision_inputs import concatenate_rows, slice_rows
 
 __all__ = [

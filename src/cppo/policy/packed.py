@@ -1,27 +1,45 @@
-"""The fast scorer: one packed row for a whole batch, each prompt and image once per group, no [B, T, V] logits.
+"""What a model does with packed rows: attention over them, the backbone, and the head on chosen tokens.
 
 `add_shared_prompt_forward(model)` once; then `model(shared_prompt=pack(...), readout=readout)` wherever the model is
 wrapped (DDP, FSDP, PEFT): the head is used inside the forward, and there is one forward a backward.
+
+The attention is an implementation of transformers' own table, `NAME_shared_prompt` on the model's text part, NAME being
+what it used before. Called with the keyword argument `shared_prompt_layout` it computes attention over a packed row;
+called without it, it is NAME. The layout travels as an argument, so recomputation under gradient checkpointing sees the
+row it belongs to.
 """
 
+import copy
 import functools
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from cppo.perception import ResponseScores
-from cppo.policy.attention import share_prompts
-from cppo.policy.head import LanguageHead
-from cppo.policy.loading import unwrapped
-from cppo.policy.packing import PackedBatch, PackedRow, PromptGroup, pack
+from cppo.perception import EXACT_DIVERGENCES, entropy_from_logits
+from cppo.policy.packing import PackedBatch, PackedRow, SharedPromptLayout
+from cppo.probing import expect, failure
+from cppo.trl_surface import chunked_logprob_function
 
-Readout = Callable[[Tensor, LanguageHead], dict[str, Tensor]]
-"""(hidden states of the scored tokens [n, H], head) -> whatever the caller needs of them."""
+SUFFIX = "_shared_prompt"
+MAX_VARLEN_HEAD_DIM = 256
+BF16_TOLERANCE = 0.05
+"""Largest difference of two attention kernels in bfloat16 on values of about 1."""
+VOCABULARY_TILE = 8192
+PROBE_TOLERANCE = 1e-4
+"""What float32 explains between two ways to the same numbers of about 1."""
+CHUNK_LOGITS = 2**24
+"""Logits held at once where a computation needs whole distributions."""
 
 
 def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool = False) -> None:
@@ -46,7 +64,7 @@ def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool
         self: PreTrainedModel,
         *args: Any,
         shared_prompt: PackedBatch | None = None,
-        readout: Readout | None = None,
+        readout: "Readout | None" = None,
         **kwargs: Any,
     ) -> Any:
         if shared_prompt is None:
@@ -66,37 +84,6 @@ def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool
     model.forward = MethodType(forward, model)
 
 
-def shared_prompt_scores(
-    model: torch.nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    num_response_tokens: int,
-    temperature: float,
-    groups: Sequence[PromptGroup],
-) -> ResponseScores:
-    """Score the last `num_response_tokens` tokens of each row, as `plain_scores` does, in one packed pass.
-
-    Args:
-        model: a model with `add_shared_prompt_forward`, or a wrapper around one.
-        input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
-        num_response_tokens: T.
-        temperature: the logits are divided by it before anything is computed.
-        groups: all rows, by the prompt that they answer.
-
-    Returns:
-        Log-probabilities and entropies, zero where `attention_mask` is; no logits.
-    """
-    batch = pack(unwrapped(model), input_ids, attention_mask, num_response_tokens, {"anchor": groups})
-
-    def readout(hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:
-        logps, entropies = head.scores(hidden, batch.targets, temperature)
-        return {"logps": logps, "entropies": entropies}
-
-    scores = model(shared_prompt=batch, readout=readout)
-    everything = batch.tokens["anchor"]
-    return ResponseScores(batch.unpack(everything, scores["logps"]), batch.unpack(everything, scores["entropies"]))
-
-
 def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
     # The backbone is looked up on each call, since wrappers replace it. A ready 4-D mask keeps it from building one.
     outputs = model.base_model(
@@ -108,3 +95,296 @@ def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
         **row.vision,
     )
     return row.scored_tokens(outputs.last_hidden_state)
+
+
+# Attention
+
+
+def share_prompts(model: PreTrainedModel) -> None:
+    """Let the text part of `model` (not its vision tower) attend over packed rows; all else stays as it was."""
+    config: Any = model.config.get_text_config()
+    base = config._attn_implementation
+    if base.endswith(SUFFIX):
+        return
+    name = base + SUFFIX
+    AttentionInterface.register(name, _attention(base))
+    masks = AttentionMaskInterface()
+    if base in masks:
+        AttentionMaskInterface.register(name, masks[base])
+    config._attn_implementation = name
+
+
+@cache
+def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The attention function registered as `base` with the suffix."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        shared_prompt_layout: SharedPromptLayout | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if shared_prompt_layout is None:
+            return _base_function(module, base)(_BaseModule(module, base), query, key, value, attention_mask, **kwargs)
+        dropout = kwargs.get("dropout", 0.0)
+        return packed_attention(query, key, value, shared_prompt_layout, kwargs.get("scaling"), dropout), None
+
+    return attention
+
+
+def _base_function(module: torch.nn.Module, base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    # Transformers keeps the eager attention in each model's own file, not in the table.
+    if base == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface()[base]
+
+
+class _BaseModule:
+    """An attention module as its original implementation must see it: flash attention finds its name in the config."""
+
+    def __init__(self, module: torch.nn.Module, base: str) -> None:
+        self._module = module
+        self._base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    @property
+    def config(self) -> Any:
+        config: Any = copy.copy(self._module.config)
+        config._attn_implementation = self._base
+        return config
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None, dropout: float = 0.0
+) -> Tensor:
+    """Causal attention in which each segment sees its prompt and itself, and each prompt itself.
+
+    query: [1, heads, N, D]; key, value: [1, key heads, N, D]. Returns [1, N, heads, D].
+    """
+    query, key, value = (_at_kernel_precision(tensor)[0].transpose(0, 1) for tensor in (query, key, value))
+    if not dropout and padding_reason(query) is None:
+        return _varlen_attention(query, key, value, layout, scaling).unsqueeze(0)
+    return _padded_attention(query, key, value, layout, scaling, dropout).unsqueeze(0)
+
+
+def _at_kernel_precision(tensor: Tensor) -> Tensor:
+    """Cast as autocast would inside the kernel: rotary embeddings are float32, which decides kernel and mask before."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
+
+
+def padding_reason(query: Tensor) -> str | None:
+    """Why packed rows are padded for these queries [..., D] instead of running torch's flash attention of variable
+    length, which needs half precision on an NVIDIA GPU since Ampere; None where it runs."""
+    if not query.is_cuda or torch.version.hip is not None:
+        return f"{query.device} is no NVIDIA GPU"
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in {query.dtype}".replace("torch.", "")
+    if query.shape[-1] % 8 or query.shape[-1] > MAX_VARLEN_HEAD_DIM:
+        return f"its heads of {query.shape[-1]} numbers are not at most {MAX_VARLEN_HEAD_DIM} in eights"
+    if torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "the GPU is older than Ampere"
+    return failure(probe_varlen_attention, "cuda")
+
+
+def _varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None
+) -> Tensor:
+    """[N, heads, D] each. Flash attention aligns causal masks to the last key, as segments after a prompt are."""
+    from torch.nn.attention.varlen import varlen_attn  # a prototype: it may go, and the probe then says so
+
+    outputs = varlen_attn(
+        query.contiguous(),
+        key.index_select(0, layout.keys),
+        value.index_select(0, layout.keys),
+        layout.cu_seqlens_q,
+        layout.cu_seqlens_k,
+        layout.max_seqlen_q,
+        layout.max_seqlen_k,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return cast(Tensor, outputs)
+
+
+def _padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None, dropout: float
+) -> Tensor:
+    """[N, heads, D] each; prompts and segments as two padded batches."""
+    prompts, prompt_key, prompt_value = (layout.padded_prompts(tensor) for tensor in (query, key, value))
+    if prompts.numel():
+        prompts = _sdpa(prompts, prompt_key, prompt_value, scaling, dropout, is_causal=True)
+    segments = _sdpa(
+        layout.padded_segments(query),
+        torch.cat([prompt_key.index_select(0, layout.prompt_of_segment), layout.padded_segments(key)], dim=1),
+        torch.cat([prompt_value.index_select(0, layout.prompt_of_segment), layout.padded_segments(value)], dim=1),
+        scaling,
+        dropout,
+        attn_mask=layout.bias(query.dtype),
+    )
+    return layout.packed(prompts, segments)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, **mask: Any) -> Tensor:
+    """[prompts or segments, tokens, heads, D] each, and so the result."""
+    groups = query.shape[2] // key.shape[2]
+    # Elsewhere a mask together with grouped heads falls back to a kernel that keeps all scores.
+    grouped = groups > 1 and query.device.type == "cpu"
+    if groups > 1 and not grouped:
+        key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    outputs = scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **mask
+    )
+    return outputs.transpose(1, 2)
+
+
+def probe_varlen_attention(device: str) -> None:
+    """Raise unless torch's attention of variable length agrees with the padded one."""
+    layout = SharedPromptLayout.of([3], [2, 4], [0, 0], device)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(9, heads, 64, generator=generator).to(device, torch.bfloat16) for heads in (4, 2, 2)
+    )
+    scaling = 64**-0.5
+    found = _varlen_attention(query, key, value, layout, scaling)
+    expected = _padded_attention(query, key, value, layout, scaling, 0.0)
+    difference = (found - expected).abs().max().item()
+    expect(difference <= BF16_TOLERANCE, f"torch's varlen_attn differs from padded attention by {difference:.2g}")
+
+
+# Head
+
+
+class LanguageHead:
+    """Scores hidden states [n, H] of n tokens with a model's output projection, inside the model's forward.
+
+    Args:
+        model: a transformers model with a language-model head whose output is the logits, without soft cap or scale.
+        float32: compute the head in float32, outside autocast (TRL's `cast_lm_head_to_fp32`).
+    """
+
+    def __init__(self, model: PreTrainedModel, float32: bool = False) -> None:
+        self._projection = model.get_output_embeddings()
+        self._float32 = float32
+        # An adapter on the head is a module of another class, and its weight alone would leave the adapter out.
+        # FSDP2 puts a class of its own before the module's.
+        kind = type(self._projection)
+        self._plain = torch.nn.Linear in (kind.__bases__ if issubclass(kind, FSDPModule) else (kind,))
+        parameters = (self._projection.weight, self._projection.bias) if self._plain else ()
+        self._parameters: tuple[Any, ...] = tuple(_whole(parameter) for parameter in parameters)
+
+    def scores(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the targets [n] and entropies, [n] each, nats; both with gradients.
+
+        float32, or float64 for a float64 model.
+        """
+        hidden = self._prepared(hidden)
+        if self._plain and hidden.dtype != torch.float64 and failure(probe_chunked_head) is None:
+            with self._precision(hidden):
+                weight, bias = self._parameters
+                return chunked_head(hidden, weight, bias, targets, temperature)
+
+        # TRL's kernel computes in float32 and knows plain projections only.
+        def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._logits(hidden, temperature)
+            logps = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+            return logps, entropy_from_logits(logits)
+
+        logps, entropies = self._in_chunks(chunk, hidden, targets)
+        return logps, entropies
+
+    def divergence(
+        self,
+        name: str,
+        hidden: Tensor,
+        view_hidden: Tensor,
+        temperature: float = 1.0,
+        *,
+        anchor_gradients: bool = True,
+        view_gradients: bool = True,
+    ) -> Tensor:
+        """Exact divergence ("kl" or "js") of a view's distribution from the anchor's at n tokens, [n], nats.
+
+        Without `anchor_gradients` the anchor's distribution is a constant, without `view_gradients` the view's.
+        """
+
+        def logits(hidden: Tensor, gradients: bool) -> Tensor:
+            with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
+                return self._logits(hidden, temperature)
+
+        def chunk(hidden: Tensor, view_hidden: Tensor) -> tuple[Tensor]:
+            return (EXACT_DIVERGENCES[name](logits(hidden, anchor_gradients), logits(view_hidden, view_gradients)),)
+
+        return self._in_chunks(chunk, self._prepared(hidden), self._prepared(view_hidden))[0]
+
+    def _prepared(self, hidden: Tensor) -> Tensor:
+        return hidden.float() if self._float32 else hidden
+
+    def _precision(self, hidden: Tensor) -> torch.autocast | nullcontext:
+        return torch.autocast(hidden.device.type, enabled=False) if self._float32 else nullcontext()
+
+    def _logits(self, hidden: Tensor, temperature: float) -> Tensor:
+        with self._precision(hidden):
+            if self._plain:
+                weight, bias = self._parameters
+                bias = bias if bias is None else bias.to(hidden.dtype)
+                logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias)
+            else:
+                logits = self._projection(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+    def _in_chunks(
+        self, function: Callable[..., tuple[Tensor, ...]], hidden: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """`function` over chunks of tokens, whose logits are computed again for the backward pass."""
+        size = max(1, CHUNK_LOGITS // self._projection.out_features)
+        pieces = zip(*(tensor.split(size) for tensor in (hidden, *others)), strict=True)
+        results = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
+        return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def chunked_head(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """TRL's kernel: log-probabilities of the targets and entropies, [n] each, a tile of the vocabulary at a time."""
+    no_soft_cap, no_scale = None, 1.0
+    logps, entropies, *_ = chunked_logprob_function().apply(
+        hidden, weight, bias, targets, temperature, VOCABULARY_TILE, no_soft_cap, no_scale, ("entropy",)
+    )
+    return logps, entropies
+
+
+def probe_chunked_head() -> None:
+    """Raise unless TRL's kernel gives the log-probabilities, entropies and gradients of whole logits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, generator=generator).requires_grad_() for size in ((3, 4), (7, 4)))
+    targets = torch.tensor([0, 3, 6])
+    logits = hidden @ weight.T / 0.7
+    logps = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+    expected, found = (logps, entropy_from_logits(logits)), chunked_head(hidden, weight, None, targets, 0.7)
+    for name, one, other in zip(("log-probabilities", "entropies"), expected, found, strict=True):
+        expect(torch.allclose(one, other, rtol=0, atol=PROBE_TOLERANCE), f"TRL's chunked head gives other {name}")
+        gradients = (torch.autograd.grad(values.sum(), (hidden, weight), retain_graph=True) for values in (one, other))
+        agree = [torch.allclose(a, b, rtol=0, atol=PROBE_TOLERANCE) for a, b in zip(*gradients, strict=True)]
+        expect(all(agree), f"TRL's chunked head gives other gradients of the {name}")
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    """The parameter itself, gathered where FSDP2 shards it; its gradient is then the mean over the ranks' own."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    # By default a gradient counts as the same on all ranks, and each would keep its own for its shard alone.
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+
+
+Readout = Callable[[Tensor, LanguageHead], dict[str, Tensor]]
+"""(hidden states of the scored tokens [n, H], head) -> whatever the caller needs of them."""

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from cppo.policy.families import Sizes, text_part, tiny_config
-from cppo.policy.packed import add_shared_prompt_forward, shared_prompt_scores
+from cppo.policy.packed import add_shared_prompt_forward
 from cppo.policy.packing import prompt_groups
 from cppo.policy.rollout import shared_generation
-from cppo.policy.scorer import plain_scores
+from cppo.policy.scorer import plain_scores, shared_prompt_scores
 from cppo.probing import expect
 
 TOLERANCE = 1e-4

@@ -1,6 +1,6 @@
-"""The plain scorer: one row a response, the whole vocabulary in memory. Slow, simple, and the oracle for all others."""
+"""Two scorers of rows: the plain one, slow and simple, is the oracle for all others; the packed one shares prompts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from cppo.perception import ResponseScores, entropy_from_logits
 from cppo.policy.loading import unwrapped
+from cppo.policy.packed import LanguageHead
+from cppo.policy.packing import PromptGroup, pack
 from cppo.policy.vision_inputs import model_images, without_empty_images
 
 
@@ -50,3 +52,34 @@ def plain_scores(
     logps = torch.log_softmax(logits, dim=-1).gather(-1, targets).squeeze(-1)
     aux_loss = outputs.aux_loss if compute_aux_loss else None
     return ResponseScores(logps, entropy_from_logits(logits), logits, aux_loss)
+
+
+def shared_prompt_scores(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_response_tokens: int,
+    temperature: float,
+    groups: Sequence[PromptGroup],
+) -> ResponseScores:
+    """Score the last `num_response_tokens` tokens of each row, as `plain_scores` does, in one packed pass.
+
+    Args:
+        model: a model with `add_shared_prompt_forward`, or a wrapper around one.
+        input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
+        num_response_tokens: T.
+        temperature: the logits are divided by it before anything is computed.
+        groups: all rows, by the prompt that they answer.
+
+    Returns:
+        Log-probabilities and entropies, zero where `attention_mask` is; no logits.
+    """
+    batch = pack(unwrapped(model), input_ids, attention_mask, num_response_tokens, {"anchor": groups})
+
+    def readout(hidden: Tensor, head: LanguageHead) -> dict[str, Tensor]:
+        logps, entropies = head.scores(hidden, batch.targets, temperature)
+        return {"logps": logps, "entropies": entropies}
+
+    scores = model(shared_prompt=batch, readout=readout)
+    everything = batch.tokens["anchor"]
+    return ResponseScores(batch.unpack(everything, scores["logps"]), batch.unpack(everything, scores["entropies"]))

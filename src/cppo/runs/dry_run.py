@@ -83,7 +83,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"tokens     prompts {sum(lengths) / len(lengths):.0f} on average, {max(lengths):,} at most in {len(probed):,} "
         f"rows, images included; responses up to {args.max_completion_length:,}",
         f"method     {config['method']}: {method_text(config)}",
-        f"sharing    {sharing_text(args, trainer._shares_prompts)}",
+        f"sharing    {sharing_text(args, trainer.shares_prompts)}",
         f"loss       {args.loss_type}, learning rate {args.learning_rate:g}, scorer {config['scorer']}",
         f"rewards    {', '.join(f'{name} x {weight:g}' for name, weight in rewards)}",
         *(f"fallback   {line}" for line in trainer.fallbacks),

@@ -23,11 +23,11 @@ from cppo.policy import (
     unwrapped,
     vision_placeholder_ids,
 )
-from cppo.policy.attention import padding_reason
+from cppo.policy.packed import padding_reason
 from cppo.policy.prompts import Row, check_ends_with_question, embedded_images, prompt_images
 from cppo.rewards import reward_columns
 from cppo.training.config import CPPOConfig
-from cppo.training.upstream import (
+from cppo.upstream import (
     CHUNKED_HEAD,
     FSDP_OUTPUTS,
     LEARNING_RATE,

@@ -8,14 +8,13 @@ How a step differs from GRPO's:
 
 Which views, score, selection, gate and sink: the options that `method` sets (`cppo.methods`).
 
-Everything else is TRL's. The methods overridden here, and why, are listed in `cppo.training.upstream`.
+Everything else is TRL's. The methods overridden here, and why, are listed in `cppo.upstream`.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,54 +34,43 @@ from cppo.perception import (
     scored_views,
     shape_advantages,
 )
-from cppo.policy import only_special_tokens, shared_generation, takes_images_a_row, unwrapped, vision_tower_parameters
+from cppo.policy import takes_images_a_row, unwrapped, vision_tower_parameters
 from cppo.policy.loading import whole_weights
-from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images
-from cppo.policy.vision_inputs import packable, prompt_vision, trimmed, without_empty_images
+from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.rewards.form import ChatForm
-from cppo.training.checkpoint import ResumableGRPOTrainer
 from cppo.training.config import CPPOConfig
+from cppo.training.generation import RolloutTrainer
 from cppo.training.rollouts import (
     GenerationBatch,
     ViewMaker,
-    gated_rollouts,
-    rollout_weights,
-    shown_image,
     shuffled_micro_batches,
-    token_draws,
 )
 from cppo.training.scoring import (
-    VISION_KEYS,
     Rollouts,
     ScoredMicroBatch,
     Scorer,
     ViewRequest,
     detect_tokens,
     join_scores,
-    response_mask,
     score_under_views,
     scores_of_views,
 )
 from cppo.training.setup import (
-    agree_on_images,
     ban_vision_placeholders,
     check_castable_head,
     check_columns,
     check_head,
-    check_reward_size,
     check_setup,
-    go_without,
     keep_float32_outputs,
     share_prompts,
     try_parts,
 )
 from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSamples, StepCosts
-from cppo.training.upstream import SHARED_PREFILL
-from cppo.trl_surface import generates_next, generation_batches, log_metric, next_micro_batches, set_buffer
+from cppo.trl_surface import generates_next, log_metric, next_micro_batches, set_buffer
 
 
-class CPPOTrainer(ResumableGRPOTrainer):
+class CPPOTrainer(RolloutTrainer):
     """Drop-in for `trl.GRPOTrainer` that adds the contrastive perception loss; same constructor.
 
     Args:
@@ -167,6 +155,8 @@ class CPPOTrainer(ResumableGRPOTrainer):
         self._shares_prompts, self._shares_rollouts = share_prompts(self)
         check_head(self, self._shares_prompts)
         self._policy = unwrapped(self.model)
+        # TRL's kernel cannot be told the number of images in each row, which LLaVA-OneVision needs.
+        self._counts_images = takes_images_a_row(self._policy.config)
         self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws)
         self._rollout_views = args.rollout_view_sampler()
         self._generating: GenerationBatch | None = None
@@ -191,187 +181,14 @@ class CPPOTrainer(ResumableGRPOTrainer):
         keep_float32_outputs(self.accelerator)
 
     @property
+    def shares_prompts(self) -> bool:
+        """Whether updates compute each prompt and image once for the rollouts of a group."""
+        return self._shares_prompts
+
+    @property
     def last_samples(self) -> list[dict[str, Any]]:
         """Rollouts of the last logged step: prompt, images, tokens, which of them were selected, scores, reward."""
         return self._samples.latest
-
-    def _has_placeholder(self, completion_ids: Tensor) -> Tensor:
-        """Which responses contain an image placeholder, which only a tool can insert; bool [B]."""
-        placeholders = torch.tensor(self._placeholder_ids, dtype=completion_ids.dtype, device=completion_ids.device)
-        return torch.isin(completion_ids, placeholders).any(dim=1)
-
-    # Rollouts, gate and views
-
-    def _rollouts(self, inputs: Sequence[Row], step: int) -> GenerationBatch:
-        """The rollouts of a generation batch that begins after `step` steps; in training augmented on request."""
-        training = self.model.training
-        size = self.num_generations if training else self.num_generations_eval
-        first = self.accelerator.process_index * len(inputs)
-        batch = GenerationBatch.of(inputs, first, size, alone=self.environment_factories is not None)
-        if training and self._rollout_views is not None and self.args.rollout_view_mode == "augment":
-            batch.rows = self._rollout_views.augmented(batch, self._epoch, self._progress(step))
-        return batch
-
-    @property
-    def _epoch(self) -> int:
-        return math.floor(self.state.epoch or 0)
-
-    def _progress(self, step: int) -> float:
-        """The share of the run that is done once the generation batch that began after `step` steps is trained on."""
-        steps = self.args.steps_per_generation * self.num_iterations / self.args.gradient_accumulation_steps
-        return min((step + steps) / max(self.state.max_steps, 1), 1.0)
-
-    def _process_view(self, prompt: Any) -> Any:
-        """What the processor makes of a prompt, as the scorers take it."""
-        made = process_prompt(self.processing_class, prompt, self.tools or None, self.chat_template_kwargs)
-        if not self._shares_prompts:
-            return made
-        return replace(made, vision=packable(self._policy.config, made.vision))
-
-    def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
-        own = [embedded_images(prompt) for prompt in prompts]
-        shown = [
-            replace_images(prompt, [shown_image(image) for image in images])
-            for prompt, images in zip(prompts, own, strict=True)
-        ]
-        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(shown)
-        # Of the prompts as they are, not as rollouts see them: the update takes them from here.
-        return prompt_ids, None if images is None else own, multimodal_fields
-
-    def _generate(self, prompts: list) -> Any:
-        generated = super()._generate(prompts)
-        if self._generating is not None:
-            prompt_ids, response_ids, *_ = generated
-            self._generating.generated(prompt_ids, response_ids, self.accelerator.process_index * len(prompt_ids))
-        return generated
-
-    def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        if images is not None:
-            images = [[shown_image(image) for image in row] if row else row for row in images]
-        if self.use_vllm and images is not None:
-            # vLLM's batches know a row without images by None.
-            images = [row or None for row in images]
-        with ExitStack() as changes:
-            changes.enter_context(only_special_tokens(self._policy))
-            # vLLM and continuous batching call neither `generate` nor the model's forward.
-            if not (self.use_vllm or self.use_transformers_continuous_batching):
-                changes.enter_context(self._generating_together())
-            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
-
-    @contextmanager
-    def _generating_together(self) -> Iterator[None]:
-        """Within this context, each group's prompt is prefilled once; it is told where none was."""
-        size = self.args.per_device_generation_batch_size
-        groups = self._groups_shown() if self._shares_rollouts else None
-        with shared_generation(self._policy, groups, self.generation_config, size) as prefills:
-            yield
-        if groups is not None and not prefills and size != 1:
-            self._shares_rollouts = False
-            go_without(self, f"{SHARED_PREFILL.lost}: `generate` was asked for what cannot be shared", sharing=True)
-
-    def _groups_shown(self) -> list[int] | None:
-        """The groups of the rollouts being made; those made from a view have groups of their own."""
-        batch, views = self._generating, self._rollout_views
-        if batch is None or views is None or self.args.rollout_view_mode != "mix" or not self.model.training:
-            return batch and batch.group_ids
-        sees = [views.sees_view(number, self.num_generations) for number in batch.numbers]
-        number = {key: place for place, key in enumerate(zip(batch.group_ids, sees, strict=True))}
-        return [number[key] for key in zip(batch.group_ids, sees, strict=True)]
-
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        inputs = self.form_watch.with_opening(inputs)
-        with self._phase("reward"):
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        check_reward_size(rewards, self.reward_weights.tolist(), self.reward_func_names)
-        self.form_watch.see(prompts, completions, rewards, self.reward_func_names)
-        if self._generating is not None:
-            self._generating.rewarded(completion_ids_list, rewards)
-        return rewards
-
-    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        step = self.state.global_step
-        batch = self._rollouts(inputs, step)
-        agree_on_images(self, batch.rows)
-        training, views, rows = self.model.training, None, batch.rows
-        if training and self._rollout_views is not None and self.args.rollout_view_mode == "mix":
-            rows = self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
-        if training and self.args.uses_perception:
-            with self._phase("views"):
-                views = self._views.begin(batch, self._epoch, self._progress(step))
-        self._generating = batch
-        try:
-            output = super()._generate_and_score_completions(rows)
-        finally:
-            self._generating = None
-        self._put_images_together(output, batch)
-        if not training:
-            return output
-        rewards = batch.rewards
-        assert rewards is not None
-        first = self.accelerator.process_index * len(batch.rows)
-        mine = slice(first, first + len(batch.rows))
-        summed = (rewards * self.reward_weights.to(rewards)).nansum(dim=1)
-        summed = summed.masked_fill(rewards.isnan().all(dim=1), math.nan)
-        self._samples.begin(batch.rows, batch.firsts)
-        output["rollout_place"], output["rollout_reward"] = list(range(len(batch.rows))), summed[mine]
-        output["rollout_step"] = torch.tensor(step)
-        if views is None:
-            return output
-
-        gate = self._gate(output, batch, rewards, summed, mine)
-        prompts = [
-            ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
-        ]
-        all_gates = self.accelerator.gather(gate)
-        batch_number = generation_batches(self)
-        limit = self.args.perception_rollouts_per_group
-        weights = rollout_weights(all_gates, self.num_generations, limit, self.args.seed, batch_number)[mine]
-        if self.args.perception_weighting == "advantage":
-            weights = weights * output["advantages"]
-        with self._phase("views"):
-            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
-        output["view_key"] = list(views.keys)
-        output["perception_weights"] = weights
-        if self.args.perception_selector == "random":
-            shape, rank = output["completion_ids"].shape, self.accelerator.process_index
-            output["perception_draws"] = token_draws(shape, self.args.seed, batch_number, rank).to(weights.device)
-        output["perception_num_rollouts"] = all_gates.sum()
-        log_metric(self, "perception/gated_fraction", all_gates.float().mean().item())
-        return output
-
-    def _put_images_together(self, output: dict[str, Any], batch: GenerationBatch) -> None:
-        """Give rollouts their group ids and, where prompts are shared, a group one copy of its images."""
-        output["group_id"] = list(batch.group_ids)
-        if not self._shares_prompts:
-            return
-        length = output["prompt_ids"].shape[1] + output["completion_ids"].shape[1]
-        vision, made = {key: output.get(key) for key in VISION_KEYS}, {}
-        for first in dict.fromkeys(batch.firsts):
-            images = prompt_vision(self._policy.config, vision, first, length)
-            # Copies, so that the images of a group's other rollouts go.
-            made[first] = {name: value.clone() for name, value in images.items()}
-        output["prompt_images"] = [made[first] for first in batch.firsts]
-        if not self.tools:  # which may bring images of their own to some rollouts
-            for key in VISION_KEYS:
-                output.pop(key, None)
-
-    def _gate(
-        self, output: dict[str, Any], batch: GenerationBatch, rewards: Tensor, summed: Tensor, mine: slice
-    ) -> Tensor:
-        """Which of this process's rollouts are gated in, bool [B]."""
-        # TRL normalizes the sum of the rewards, or each of them; one of weight 0 only looks on.
-        weighted = rewards[:, self.reward_weights.to(rewards.device) != 0]
-        compared = summed[:, None] if self.multi_objective_aggregation == "sum_then_normalize" else weighted
-        correctness = None
-        if self.args.perception_gate == "correct":
-            correctness = rewards[mine, self.reward_func_names.index(self.args.perception_gate_reward)]
-        gate = gated_rollouts(
-            self.args.perception_gate, output["advantages"], compared, self.num_generations, mine, correctness
-        )
-        has_images = torch.tensor([bool(prompt_images(row)) for row in batch.rows], device=gate.device)
-        # Views are made of the prompt's images, and would not fit a response with images of a tool.
-        own_images_only = ~self._has_placeholder(output["completion_ids"])
-        return gate & has_images & own_images_only & response_mask(output).any(dim=1)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not (self.model.training and generates_next(self)):
@@ -382,10 +199,9 @@ class CPPOTrainer(ResumableGRPOTrainer):
                 self._samples.begin(batch.rows, batch.firsts)
             return inputs
         with self._phase("rollout"):
-            batch = self._generate_and_score_completions(generation_batch)
-        count = self.args.steps_per_generation
-        groups = batch["group_id"] if self._shares_prompts else range(len(batch["group_id"]))
-        micro_batches = shuffled_micro_batches(batch, groups, count)
+            rollouts = self._generate_and_score_completions(generation_batch)
+        groups = rollouts["group_id"] if self._shares_prompts else range(len(rollouts["group_id"]))
+        micro_batches = shuffled_micro_batches(rollouts, groups, self.args.steps_per_generation or 1)
         set_buffer(self, micro_batches)
         with self._phase("scoring"):
             self._score_before_updates(micro_batches)
@@ -400,8 +216,7 @@ class CPPOTrainer(ResumableGRPOTrainer):
         return not (self.tools and bool(self._has_placeholder(inputs["completion_ids"]).any()))
 
     def _scorer(self) -> Scorer:
-        # TRL's kernel cannot be told the number of images in each row, which LLaVA-OneVision needs.
-        plain = self.args.scorer == "plain" or takes_images_a_row(self._policy.config)
+        plain = self.args.scorer == "plain" or self._counts_images
         return Scorer(
             self.args,
             self._policy,
@@ -482,7 +297,7 @@ class CPPOTrainer(ResumableGRPOTrainer):
             request, rollouts = self._request(inputs)
             detected = detect_tokens(self._scorer(), self.model_wrapped, rollouts, request)
             found.append((request.rows, detected))
-            if detected is not None:
+            if detected is not None and detected.token_mask is not None:
                 inputs["perception_detected"] = (request.rows, detected.score, detected.token_mask)
                 counts[:2] += torch.stack([detected.token_mask.sum(), detected.response_mask.bool().sum()])
             del inputs["perception_views"]  # the loss has no use for them
@@ -505,7 +320,9 @@ class CPPOTrainer(ResumableGRPOTrainer):
     # Loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        rollouts, request, normalizer = Rollouts.of(inputs, self._packs(inputs)), None, None
+        rollouts = Rollouts.of(inputs, self._packs(inputs))
+        request: ViewRequest | None = None
+        normalizer: Tensor | float = 1.0
         if "perception_views" in inputs and adds_perception_loss(self.args):
             request = ViewRequest.of(inputs, scored_views(self.args))
             normalizer = self._normalizer(model, inputs)
@@ -519,14 +336,14 @@ class CPPOTrainer(ResumableGRPOTrainer):
         if not self.model.training:
             return loss
         loss = self.args.rl_weight * loss
-        if scores is not None:
+        if request is not None and scores is not None:
             term, metrics = perception_loss(scores, self.args, normalizer, request.weights)
             if self._grad_share is not None:
                 self._grad_share.add(term)
             for name, (total, count) in metrics.items():
                 self._perception_sums[name] += torch.stack([total.float(), count.float()])
             loss = loss + term
-        self._trained = inputs, request.rows if scores is not None else (), scores
+        self._trained = inputs, () if request is None else request.rows, scores
         return loss
 
     def _normalizer(self, model: Any, inputs: dict[str, Any]) -> Tensor | float:
@@ -552,7 +369,7 @@ class CPPOTrainer(ResumableGRPOTrainer):
                 count += request.response_mask.sum()
                 continue
             detected = detect_tokens(self._scorer(), model, rollouts, request)
-            if detected is not None:
+            if detected is not None and detected.token_mask is not None:
                 count += detected.token_mask.sum()
         return self.accelerator.reduce(count, "sum")
 
@@ -572,10 +389,10 @@ class CPPOTrainer(ResumableGRPOTrainer):
         if trained is None or not (step == 1 or step % max(self.state.logging_steps, 1) == 0):
             return
         inputs, rows, scores = trained
-        detected = None if scores is None else (scores.score, scores.token_mask)
-        if "perception_detected" in inputs:
-            rows, *detected = inputs["perception_detected"]
-        self._samples.keep(inputs, rows, detected, step)
+        rows, *detected = inputs.get("perception_detected", (rows,))
+        if scores is not None:
+            detected = [part for part in (scores.score, scores.token_mask) if part is not None]
+        self._samples.keep(inputs, rows, detected or None, step)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -594,7 +411,7 @@ class CPPOTrainer(ResumableGRPOTrainer):
             torch.cuda.synchronize(self.accelerator.device)
         self._marks.append((time.perf_counter(), phase))
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if not self._marks:
             self._mark("update")
         if self.args.log_perception_grad_share and self._grad_share is None:

@@ -17,8 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOTrainer
 
 from cppo.errors import UserError
-from cppo.policy.attention import probe_varlen_attention
-from cppo.policy.head import probe_chunked_head
+from cppo.policy.packed import probe_chunked_head, probe_varlen_attention
 from cppo.policy.probes import probe_packed_attention, probe_shared_prefill
 from cppo.probing import Probe, expect, failure
 from cppo.trl_surface import probe_pixel_rows, probe_sampler_order, probe_trainer_state
@@ -117,7 +116,7 @@ SHARED_PREFILL = Part(
 PACKED_ATTENTION = Part(
     library="transformers",
     what="the call of a registered attention function with the model's own keyword arguments",
-    used_by=("policy/attention.py", "policy/packed.py"),
+    used_by=("policy/packed.py", "policy/packed.py"),
     lost="updates do not share prompts and images over a group's rollouts, and cost about num_generations times theirs",
     probe=probe_packed_attention,
     private=("_attn_implementation",),
@@ -125,14 +124,14 @@ PACKED_ATTENTION = Part(
 CHUNKED_HEAD = Part(
     library="trl",
     what="`ChunkedLogProbFunction`",
-    used_by=("trl_surface.py", "policy/head.py"),
+    used_by=("trl_surface.py", "policy/packed.py"),
     lost="scores hold whole logits of a chunk of tokens, which takes more memory",
     probe=probe_chunked_head,
 )
 VARLEN_ATTENTION = Part(
     library="torch",
     what="`varlen_attn`",
-    used_by=("policy/attention.py",),
+    used_by=("policy/packed.py",),
     lost="attention over packed rows pads them, and computes several times the scores",
     probe=probe_varlen_attention,
 )
@@ -161,7 +160,7 @@ FSDP_OUTPUTS = Part(
 TRAINER_HOOKS = Part(
     library="trl",
     what="GRPOTrainer",
-    used_by=("training/trainer.py", "training/checkpoint.py"),
+    used_by=("training/trainer.py", "training/generation.py", "training/checkpoint.py"),
     lost="the trainer would leave out a part of the method",
     probe=probe_trainer_hooks,
     private=tuple(name for name in OVERRIDES if name.startswith("_")),

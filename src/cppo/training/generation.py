@@ -1,0 +1,231 @@
+"""The first half of a step: rollouts that know their group, their views and whether they pass the gate.
+
+1. The images of a row become upright RGB once, and the views I+ and I- of each are made while rollouts are generated.
+2. A gate keeps the rollouts worth learning perception from. Their prompts' views go through the same processor.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cppo.policy import only_special_tokens, shared_generation
+from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images
+from cppo.policy.vision_inputs import packable, prompt_vision
+from cppo.training.checkpoint import ResumableGRPOTrainer
+from cppo.training.rollouts import (
+    GenerationBatch,
+    RolloutViews,
+    ViewMaker,
+    gated_rollouts,
+    rollout_weights,
+    shown_image,
+    token_draws,
+)
+from cppo.training.scoring import VISION_KEYS, response_mask
+from cppo.training.setup import agree_on_images, check_reward_size, go_without
+from cppo.training.telemetry import FormWatch, RolloutSamples
+from cppo.trl_surface import generation_batches, log_metric
+from cppo.upstream import SHARED_PREFILL
+
+
+class RolloutTrainer(ResumableGRPOTrainer):
+    """The part of `CPPOTrainer` that makes rollouts; its attributes are set there.
+
+    Attributes:
+        form_watch: tells why no response earned a reward in the first steps.
+    """
+
+    form_watch: FormWatch
+    num_generations_eval: int
+    _policy: PreTrainedModel
+    _placeholder_ids: list[int]
+    _shares_prompts: bool
+    _shares_rollouts: bool
+    _views: ViewMaker
+    _rollout_views: RolloutViews | None
+    _generating: GenerationBatch | None
+    _samples: RolloutSamples
+    _phase: Callable[[str], AbstractContextManager[None]]
+
+    def _has_placeholder(self, completion_ids: Tensor) -> Tensor:
+        """Which responses contain an image placeholder, which only a tool can insert; bool [B]."""
+        placeholders = torch.tensor(self._placeholder_ids, dtype=completion_ids.dtype, device=completion_ids.device)
+        return torch.isin(completion_ids, placeholders).any(dim=1)
+
+    def _rollouts(self, inputs: Sequence[Row], step: int) -> GenerationBatch:
+        """The rollouts of a generation batch that begins after `step` steps; in training augmented on request."""
+        training = self.model.training
+        size = self.num_generations if training else self.num_generations_eval
+        first = self.accelerator.process_index * len(inputs)
+        batch = GenerationBatch.of(inputs, first, size, alone=self.environment_factories is not None)
+        if training and self._rollout_views is not None and self.args.rollout_view_mode == "augment":
+            batch.rows = self._rollout_views.augmented(batch, self._epoch, self._progress(step))
+        return batch
+
+    @property
+    def _epoch(self) -> int:
+        return math.floor(self.state.epoch or 0)
+
+    def _progress(self, step: int) -> float:
+        """The share of the run that is done once the generation batch that began after `step` steps is trained on."""
+        batches = (self.args.steps_per_generation or 1) * self.num_iterations
+        steps = batches / self.args.gradient_accumulation_steps
+        return min((step + steps) / max(self.state.max_steps, 1), 1.0)
+
+    def _process_view(self, prompt: Any) -> Any:
+        """What the processor makes of a prompt, as the scorers take it."""
+        made = process_prompt(self.processing_class, prompt, self.tools or None, self.chat_template_kwargs)
+        if not self._shares_prompts:
+            return made
+        return replace(made, vision=packable(self._policy.config, made.vision))
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
+        own = [embedded_images(prompt) for prompt in prompts]
+        shown = [
+            replace_images(prompt, [shown_image(image) for image in images])
+            for prompt, images in zip(prompts, own, strict=True)
+        ]
+        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(shown)
+        # Of the prompts as they are, not as rollouts see them: the update takes them from here.
+        return prompt_ids, None if images is None else own, multimodal_fields
+
+    def _generate(self, prompts: list) -> Any:
+        generated = super()._generate(prompts)
+        if self._generating is not None:
+            prompt_ids, response_ids, *_ = generated
+            self._generating.generated(prompt_ids, response_ids, self.accelerator.process_index * len(prompt_ids))
+        return generated
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if images is not None:
+            images = [[shown_image(image) for image in row] if row else row for row in images]
+        if self.use_vllm and images is not None:
+            # vLLM's batches know a row without images by None.
+            images = [row or None for row in images]
+        with ExitStack() as changes:
+            changes.enter_context(only_special_tokens(self._policy))
+            # vLLM and continuous batching call neither `generate` nor the model's forward.
+            if not (self.use_vllm or self.use_transformers_continuous_batching):
+                changes.enter_context(self._generating_together())
+            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+
+    @contextmanager
+    def _generating_together(self) -> Iterator[None]:
+        """Within this context, each group's prompt is prefilled once; it is told where none was."""
+        size = self.args.per_device_generation_batch_size
+        groups = self._groups_shown() if self._shares_rollouts else None
+        with shared_generation(self._policy, groups, self.generation_config, size) as prefills:
+            yield
+        if groups is not None and not prefills and size != 1:
+            self._shares_rollouts = False
+            go_without(self, f"{SHARED_PREFILL.lost}: `generate` was asked for what cannot be shared", sharing=True)
+
+    def _groups_shown(self) -> list[int] | None:
+        """The groups of the rollouts being made; those made from a view have groups of their own."""
+        batch, views = self._generating, self._rollout_views
+        if batch is None or views is None or self.args.rollout_view_mode != "mix" or not self.model.training:
+            return None if batch is None else batch.group_ids
+        sees = [views.sees_view(number, self.num_generations) for number in batch.numbers]
+        number = {key: place for place, key in enumerate(zip(batch.group_ids, sees, strict=True))}
+        return [number[key] for key in zip(batch.group_ids, sees, strict=True)]
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        inputs = self.form_watch.with_opening(inputs)
+        with self._phase("reward"):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        check_reward_size(rewards, self.reward_weights.tolist(), self.reward_func_names)
+        self.form_watch.see(prompts, completions, rewards, self.reward_func_names)
+        if self._generating is not None:
+            self._generating.rewarded(completion_ids_list, rewards)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        step = self.state.global_step
+        batch = self._rollouts(inputs, step)
+        agree_on_images(self, batch.rows)
+        training, views, rows = self.model.training, None, batch.rows
+        if training and self._rollout_views is not None and self.args.rollout_view_mode == "mix":
+            rows = self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
+        if training and self.args.uses_perception:
+            with self._phase("views"):
+                views = self._views.begin(batch, self._epoch, self._progress(step))
+        self._generating = batch
+        try:
+            output = super()._generate_and_score_completions(rows)
+        finally:
+            self._generating = None
+        self._put_images_together(output, batch)
+        if not training:
+            return output
+        rewards = batch.rewards
+        assert rewards is not None
+        first = self.accelerator.process_index * len(batch.rows)
+        mine = slice(first, first + len(batch.rows))
+        summed = (rewards * self.reward_weights.to(rewards)).nansum(dim=1)
+        summed = summed.masked_fill(rewards.isnan().all(dim=1), math.nan)
+        self._samples.begin(batch.rows, batch.firsts)
+        output["rollout_place"], output["rollout_reward"] = list(range(len(batch.rows))), summed[mine]
+        output["rollout_step"] = torch.tensor(step)
+        if views is None:
+            return output
+
+        gate = self._gate(output, batch, rewards, summed, mine)
+        prompts = [
+            ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
+        ]
+        all_gates = self.accelerator.gather(gate)
+        batch_number = generation_batches(self)
+        limit = self.args.perception_rollouts_per_group
+        weights = rollout_weights(all_gates, self.num_generations, limit, self.args.seed, batch_number)[mine]
+        if self.args.perception_weighting == "advantage":
+            weights = weights * output["advantages"]
+        with self._phase("views"):
+            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
+        output["view_key"] = list(views.keys)
+        output["perception_weights"] = weights
+        if self.args.perception_selector == "random":
+            shape, rank = output["completion_ids"].shape, self.accelerator.process_index
+            output["perception_draws"] = token_draws(shape, self.args.seed, batch_number, rank).to(weights.device)
+        output["perception_num_rollouts"] = all_gates.sum()
+        log_metric(self, "perception/gated_fraction", all_gates.float().mean().item())
+        return output
+
+    def _put_images_together(self, output: dict[str, Any], batch: GenerationBatch) -> None:
+        """Give rollouts their group ids and, where prompts are shared, a group one copy of its images."""
+        output["group_id"] = list(batch.group_ids)
+        if not self._shares_prompts:
+            return
+        length = output["prompt_ids"].shape[1] + output["completion_ids"].shape[1]
+        vision, made = {key: output.get(key) for key in VISION_KEYS}, {}
+        for first in dict.fromkeys(batch.firsts):
+            images = prompt_vision(self._policy.config, vision, first, length)
+            # Copies, so that the images of a group's other rollouts go.
+            made[first] = {name: value.clone() for name, value in images.items()}
+        output["prompt_images"] = [made[first] for first in batch.firsts]
+        if not self.tools:  # which may bring images of their own to some rollouts
+            for key in VISION_KEYS:
+                output.pop(key, None)
+
+    def _gate(
+        self, output: dict[str, Any], batch: GenerationBatch, rewards: Tensor, summed: Tensor, mine: slice
+    ) -> Tensor:
+        """Which of this process's rollouts are gated in, bool [B]."""
+        # TRL normalizes the sum of the rewards, or each of them; one of weight 0 only looks on.
+        weighted = rewards[:, self.reward_weights.to(rewards.device) != 0]
+        compared = summed[:, None] if self.multi_objective_aggregation == "sum_then_normalize" else weighted
+        correctness = None
+        if self.args.perception_gate == "correct":
+            correctness = rewards[mine, self.reward_func_names.index(str(self.args.perception_gate_reward))]
+        gate = gated_rollouts(
+            self.args.perception_gate, output["advantages"], compared, self.num_generations, mine, correctness
+        )
+        has_images = torch.tensor([bool(prompt_images(row)) for row in batch.rows], device=gate.device)
+        # Views are made of the prompt's images, and would not fit a response with images of a tool.
+        own_images_only = ~self._has_placeholder(output["completion_ids"])
+        return gate & has_images & own_images_only & response_mask(output).any(dim=1)
