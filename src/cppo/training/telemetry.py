@@ -146,7 +146,7 @@ class RolloutSamples:
         self._rows = list(rows) if all("prompt" in row for row in rows) else []
         self._prompts = list(prompts)
 
-    def keep(self, inputs: Mapping[str, Any], scored: Sequence[int], found: Sequence[Tensor] | None, step: int) -> None:
+    def keep(self, inputs: Mapping[str, Any], scored: Sequence[int], found: Sequence[Tensor], step: int) -> None:
         """Replace the latest samples by up to `MAX_SAMPLES` rollouts of a micro-batch.
 
         Different prompts come first. Rollouts scored under the views replace others of their step, of which no token is
@@ -156,16 +156,16 @@ class RolloutSamples:
             inputs: the micro-batch, with `rollout_place` in the generation batch and `rollout_reward`, [B]. One from a
                 checkpoint of cppo 0.1.0 has no rewards, and nothing is kept.
             scored: places of the n rollouts that were scored under the views.
-            found: their dependency scores and selected tokens, [n, T] each; None if there are none.
+            found: their dependency scores and selected tokens, [n, T] each; empty if there are none.
             step: the optimizer step, from 1.
         """
         if not self._rows or "rollout_reward" not in inputs:
             return
-        if found is None and self.latest and self.latest[0]["step"] == step:
+        if not found and self.latest and self.latest[0]["step"] == step:
             return
         self.latest = []
         rewards = inputs["rollout_reward"].tolist()
-        places = range(len(inputs["rollout_place"])) if found is None else scored
+        places = range(len(inputs["rollout_place"])) if not found else scored
         for index in self._one_a_prompt([inputs["rollout_place"][place] for place in places])[:MAX_SAMPLES]:
             place = places[index]
             source = self._rows[inputs["rollout_place"][place]]
@@ -179,8 +179,8 @@ class RolloutSamples:
                     "answer": source.get("answer"),
                     "reward": rewards[place],
                     "completion_tokens": [self._decode([token]) for token in ids],
-                    "perception": [False] * length if found is None else found[1][index, :length].tolist(),
-                    "score": [0.0] * length if found is None else found[0][index, :length].tolist(),
+                    "perception": [False] * length if not found else found[1][index, :length].tolist(),
+                    "score": [0.0] * length if not found else found[0][index, :length].tolist(),
                 }
             )
 

@@ -165,7 +165,7 @@ class CPPOTrainer(RolloutTrainer):
         self._perception_sums = {name: torch.zeros(2, device=self.accelerator.device) for name in METRICS}
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples(self.processing_class.decode)
-        self._trained: tuple[dict[str, Any], Sequence[int], ViewScores | None] | None = None
+        self._trained: tuple[dict[str, Any], Sequence[int], Sequence[Tensor]] | None = None
         form = ChatForm.of(self.processing_class, **self.chat_template_kwargs)
         self.form_watch = FormWatch(form, self.reward_func_names)
         self.add_callback(self.form_watch)
@@ -343,7 +343,10 @@ class CPPOTrainer(RolloutTrainer):
             for name, (total, count) in metrics.items():
                 self._perception_sums[name] += torch.stack([total.float(), count.float()])
             loss = loss + term
-        self._trained = inputs, () if request is None else request.rows, scores
+        rows, *detected = inputs.get("perception_detected", (() if request is None else request.rows,))
+        if scores is not None:
+            detected = [part for part in (scores.score, scores.token_mask) if part is not None]
+        self._trained = inputs, rows, detected
         return loss
 
     def _normalizer(self, model: Any, inputs: dict[str, Any]) -> Tensor | float:
@@ -386,13 +389,8 @@ class CPPOTrainer(RolloutTrainer):
         """Keep rollouts of the micro-batch that was trained on, if its step is the first or will be logged."""
         trained, self._trained = self._trained, None
         step = self.state.global_step + 1
-        if trained is None or not (step == 1 or step % max(self.state.logging_steps, 1) == 0):
-            return
-        inputs, rows, scores = trained
-        rows, *detected = inputs.get("perception_detected", (rows,))
-        if scores is not None:
-            detected = [part for part in (scores.score, scores.token_mask) if part is not None]
-        self._samples.keep(inputs, rows, detected or None, step)
+        if trained is not None and (step == 1 or step % max(self.state.logging_steps, 1) == 0):
+            self._samples.keep(*trained, step)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
