@@ -64,6 +64,8 @@ def test_vllm_recipes_make_a_configuration(name, mode):
     recipe = load_recipe("train", name, {"use_cpu": True, "bf16": False})
     args = build_config(recipe)
     assert (args.use_vllm, args.vllm_mode) == (True, mode)
+    # A server takes its length from its own command line.
+    assert args.vllm_max_model_length == (8192 if mode == "colocate" else None)
 
 
 def test_a_recipe_may_extend_another(tmp_path, monkeypatch):
