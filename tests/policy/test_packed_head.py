@@ -10,7 +10,7 @@ from cppo.policy import packed as head_module
 
 
 def make_head(monkeypatch, dtype: torch.dtype, bias=False):
-    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 5 * 97)
+    monkeypatch.setattr(head_module, "chunk_logits", lambda device: 5 * 97)
     model = make_model("llava", dtype=dtype)
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.randn(97, dtype=dtype))
@@ -33,6 +33,11 @@ def reference_divergence(name: str, p: Tensor, q: Tensor) -> Tensor:
 
 def make_hidden(seed: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(13, 32, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
+
+
+def test_a_gpu_holds_more_logits_at_once():
+    """2**27 logits of Qwen2.5-VL's vocabulary are 883 tokens, not the 110 of a CPU."""
+    assert [head_module.chunk_logits(torch.device(name)) // 151_936 for name in ("cpu", "cuda")] == [110, 883]
 
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5}

@@ -1,7 +1,6 @@
 """The layout's index tensors against loops over tokens, and both kernels against attention spelled out."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,7 +56,7 @@ VARLEN = "torch.nn.attention.varlen.varlen_attn"
 
 
 def varlen_reference(
-    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, scale, window_size, enable_gqa
+    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, scale, window_size, enable_gqa=False
 ):
     """Variable-length flash attention's contract: causal, aligned to the last key of each sequence."""
     assert window_size == (-1, 0)
@@ -79,12 +78,19 @@ def varlen_reference(
     return torch.cat(outputs)
 
 
+def varlen_of_equal_heads(*tensors, scale, window_size):
+    """The function of torch 2.11, which knows no grouped heads."""
+    assert tensors[0].shape[1] == tensors[1].shape[1] == tensors[2].shape[1]
+    return varlen_reference(*tensors, scale=scale, window_size=window_size)
+
+
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)], ids=["equal heads", "grouped heads"])
-@pytest.mark.parametrize("kernel", ["padded", "varlen"])
+@pytest.mark.parametrize("kernel", ["padded", "varlen", "varlen of equal heads"])
 def test_attention_and_its_gradients(case, heads, kernel, monkeypatch):
-    if kernel == "varlen":
-        monkeypatch.setattr(VARLEN, varlen_reference)
-        monkeypatch.setattr(attention_module, "padding_reason", lambda query: None)
+    if kernel != "padded":
+        function = varlen_reference if kernel == "varlen" else varlen_of_equal_heads
+        monkeypatch.setattr(VARLEN, function)
+        monkeypatch.setattr(attention_module, "padding_reason", lambda *query: None)
     layout = SharedPromptLayout.of(*case)
     tensors = make_tensors(layout, *heads)
     outputs = packed_attention(*tensors, layout, 0.3)
@@ -147,27 +153,28 @@ def test_the_probe_holds_varlen_against_padding(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tensor", "machine", "usable"),
+    ("query", "machine", "usable"),
     [
         ({}, {}, True),
-        ({"dtype": torch.float16, "shape": (7, 4, 256)}, {"capability": (9, 0)}, True),
-        ({"is_cuda": False}, {}, False),
+        ({"dtype": torch.float16, "head_size": 256}, {"capability": (9, 0)}, True),
+        ({"device": "cpu"}, {}, False),
         ({"dtype": torch.float32}, {}, False),
-        ({"shape": (7, 4, 60)}, {}, False),
-        ({"shape": (7, 4, 264)}, {}, False),
+        ({"head_size": 60}, {}, False),
+        ({"head_size": 264}, {}, False),
         ({}, {"capability": (7, 5)}, False),
         ({}, {"hip": "6.4"}, False),
         ({}, {"failure": "gone"}, False),
     ],
 )
-def test_what_flash_attention_of_variable_length_takes(monkeypatch, tensor, machine, usable):
+def test_what_flash_attention_of_variable_length_takes(monkeypatch, query, machine, usable):
     """Half precision, heads of at most 256 numbers in eights, on an NVIDIA GPU since Ampere, by a torch that has it."""
-    query = {"is_cuda": True, "dtype": torch.bfloat16, "shape": (7, 4, 64), "device": "cuda", **tensor}
+    query = {"device": "cuda", "dtype": torch.bfloat16, "head_size": 64, **query}
     there = {"capability": (8, 0), "hip": None, "failure": None, **machine}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
     monkeypatch.setattr(torch.version, "hip", there["hip"])
     monkeypatch.setattr(attention_module, "failure", lambda *probe: there["failure"])
-    assert (attention_module.padding_reason(SimpleNamespace(**query)) is None) is usable
+    query["device"] = torch.device(query["device"])
+    assert (attention_module.padding_reason(**query) is None) is usable
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,7 @@ def test_the_kernel_is_chosen_at_the_precision_of_autocast(monkeypatch, dtype, e
     layout = SharedPromptLayout.of([2], [1, 1], [0, 0], "cpu")
     tensors = [torch.ones(1, 2, 4, 8, dtype=dtype) for _ in range(3)]
     chosen = []
-    monkeypatch.setattr(attention_module, "padding_reason", lambda query: chosen.append(query.dtype) or "noted")
+    monkeypatch.setattr(attention_module, "padding_reason", lambda _, dtype, __: chosen.append(dtype) or "noted")
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         packed_attention(*tensors, layout, None)
     assert chosen == [expected]

@@ -22,6 +22,7 @@ from rollout_stubs import (
 from transformers import TrainerCallback
 
 from cppo.perception import METRICS
+from cppo.policy import pack
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
 
@@ -127,6 +128,28 @@ def test_bf16_autocast_trains(make_trainer):
     (log,) = step_logs(trainer)
     assert math.isfinite(log["grad_norm"])
     assert log["perception/cpl"] > 0
+
+
+def test_autocast_keeps_no_cast_weights(make_trainer, monkeypatch):
+    """Neither around the forward that accelerate wraps nor where packed rows are built; the numbers hardly change."""
+    kept, found = [], []
+
+    def see(*_):
+        kept.append(torch.is_autocast_cache_enabled())
+
+    for cache_enabled in (False, True):
+        trainer = inject(make_trainer(make_rows([1, 2]), **SGD, bf16=True))
+        if cache_enabled:
+            trainer.accelerator.autocast_handler.cache_enabled = True
+        trainer.model.model.visual.register_forward_pre_hook(see)
+        monkeypatch.setattr("cppo.training.scoring.pack", lambda *args, **options: see() or pack(*args, **options))
+        kept.clear()
+        trainer.train()
+        found.append((flat_weights(trainer.model), step_logs(trainer)[0]["perception/cpl"]))
+        assert len(kept) >= 2
+        assert set(kept) == {cache_enabled}
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+    assert (found[0][0] - found[1][0]).abs().max() <= 1e-3
 
 
 def test_two_iterations_reuse_rollouts_and_views(make_trainer):

@@ -3,6 +3,7 @@
 import ast
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from cppo.errors import UserError
 from cppo.policy import packed
 from cppo.policy.families import FAMILIES
 from cppo.probing import failure
-from cppo.training import checkpoint
+from cppo.training import checkpoint, setup
 from cppo.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL, TRAINER_STATE
 
 SOURCE = Path(cppo.__file__).parent
@@ -78,6 +79,19 @@ def test_the_present_versions_have_every_part(make_trainer):
     trainer = make_trainer(make_rows([1, 1]))
     assert trainer.fallbacks == []
     assert (trainer._shares_prompts, trainer._shares_rollouts) == (True, True)
+
+
+@pytest.mark.parametrize("reason", [None, "the GPU is older than Ampere"])
+def test_a_run_on_a_gpu_says_which_attention_packed_rows_have(tiny_model, monkeypatch, capsys, reason):
+    asked = []
+    monkeypatch.setattr(setup, "padding_reason", lambda *query: asked.append(query) or reason)
+    args = SimpleNamespace(bf16=True, fp16=False, require_sharing=False)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cuda")), args=args, fallbacks=[])
+    setup._check_kernels(trainer, tiny_model)
+    assert asked == [(torch.device("cuda"), torch.bfloat16, 16)]
+    kernel = "torch's varlen_attn" if reason is None else f"padded SDPA ({reason})"
+    assert capsys.readouterr().err == f"cppo: attention over packed rows runs on {kernel}\n"
+    assert [reason in line for line in trainer.fallbacks] == ([] if reason is None else [True])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,7 @@ row it belongs to.
 
 import copy
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,8 +39,6 @@ BF16_TOLERANCE = 0.05
 VOCABULARY_TILE = 8192
 PROBE_TOLERANCE = 1e-4
 """What float32 explains between two ways to the same numbers of about 1."""
-CHUNK_LOGITS = 2**24
-"""Logits held at once where a computation needs whole distributions."""
 
 
 def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool = False) -> None:
@@ -167,7 +166,7 @@ def packed_attention(
     query: [1, heads, N, D]; key, value: [1, key heads, N, D]. Returns [1, N, heads, D].
     """
     query, key, value = (_at_kernel_precision(tensor)[0].transpose(0, 1) for tensor in (query, key, value))
-    if not dropout and padding_reason(query) is None:
+    if not dropout and padding_reason(query.device, query.dtype, query.shape[-1]) is None:
         return _varlen_attention(query, key, value, layout, scaling).unsqueeze(0)
     return _padded_attention(query, key, value, layout, scaling, dropout).unsqueeze(0)
 
@@ -180,16 +179,18 @@ def _at_kernel_precision(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def padding_reason(query: Tensor) -> str | None:
-    """Why packed rows are padded for these queries [..., D] instead of running torch's flash attention of variable
-    length, which needs half precision on an NVIDIA GPU since Ampere; None where it runs."""
-    if not query.is_cuda or torch.version.hip is not None:
-        return f"{query.device} is no NVIDIA GPU"
-    if query.dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in {query.dtype}".replace("torch.", "")
-    if query.shape[-1] % 8 or query.shape[-1] > MAX_VARLEN_HEAD_DIM:
-        return f"its heads of {query.shape[-1]} numbers are not at most {MAX_VARLEN_HEAD_DIM} in eights"
-    if torch.cuda.get_device_capability(query.device) < (8, 0):
+def padding_reason(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why packed rows are padded for such queries instead of running torch's flash attention of variable length.
+
+    It needs half precision on an NVIDIA GPU since Ampere; None where it runs.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"{device} is no NVIDIA GPU"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in {dtype}".replace("torch.", "")
+    if head_size % 8 or head_size > MAX_VARLEN_HEAD_DIM:
+        return f"its heads of {head_size} numbers are not at most {MAX_VARLEN_HEAD_DIM} in eights"
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than Ampere"
     return failure(probe_varlen_attention, "cuda")
 
@@ -200,19 +201,32 @@ def _varlen_attention(
     """[N, heads, D] each. Flash attention aligns causal masks to the last key, as segments after a prompt are."""
     from torch.nn.attention.varlen import varlen_attn  # a prototype: it may go, and the probe then says so
 
+    key, value = (tensor.index_select(0, layout.keys) for tensor in (key, value))
+    groups = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {}
+    if groups > 1 and _takes_grouped_heads(varlen_attn):
+        options["enable_gqa"] = True
+    elif groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     outputs = varlen_attn(
         query.contiguous(),
-        key.index_select(0, layout.keys),
-        value.index_select(0, layout.keys),
+        key,
+        value,
         layout.cu_seqlens_q,
         layout.cu_seqlens_k,
         layout.max_seqlen_q,
         layout.max_seqlen_k,
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     return cast(Tensor, outputs)
+
+
+@cache
+def _takes_grouped_heads(varlen_attn: Callable[..., Any]) -> bool:
+    """Whether several query heads may share a key head; torch 2.11 does not know that."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _padded_attention(
@@ -262,6 +276,14 @@ def probe_varlen_attention(device: str) -> None:
 
 
 # Head
+
+
+def chunk_logits(device: torch.device) -> int:
+    """How many logits are held at once where a computation needs whole distributions.
+
+    Each chunk reads the whole output layer, and adds to its whole gradient: a GPU takes chunks of 512 MiB in float32.
+    """
+    return 2**27 if device.type == "cuda" else 2**24
 
 
 class LanguageHead:
@@ -346,7 +368,7 @@ class LanguageHead:
         self, function: Callable[..., tuple[Tensor, ...]], hidden: Tensor, *others: Tensor
     ) -> tuple[Tensor, ...]:
         """`function` over chunks of tokens, whose logits are computed again for the backward pass."""
-        size = max(1, CHUNK_LOGITS // self._projection.out_features)
+        size = max(1, chunk_logits(hidden.device) // self._projection.out_features)
         pieces = zip(*(tensor.split(size) for tensor in (hidden, *others)), strict=True)
         results = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import AutocastKwargs, is_peft_model
 from datasets import DatasetDict, IterableDatasetDict
 from peft import PeftType
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.options import check_gate_reward
 from cppo.policy import (
     adapts_tied_weights,
@@ -158,6 +158,14 @@ def check_castable_head(model: Any, args: GRPOConfig) -> None:
             )
 
 
+def keep_no_cast_weights(accelerator: Any) -> None:
+    """Let autocast cast a weight anew each time, not keep the copy until the step's backward pass is over.
+
+    With float32 weights the copies take half their size again; a copy of a layer's own lives as long as the layer runs.
+    """
+    accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+
+
 def keep_float32_outputs(accelerator: Any) -> None:
     """Let no FSDP2 wrapper round what a forward pass returns: log-probabilities and entropies are float32.
 
@@ -248,13 +256,18 @@ def _check_kernels(trainer: Trainer, policy: Any) -> None:
     """Say which kernels of packed rows do not act here."""
     if (line := CHUNKED_HEAD.missing()) is not None:
         go_without(trainer, line)
-    if trainer.accelerator.device.type == "cuda" and (trainer.args.bf16 or trainer.args.fp16):
-        text = policy.config.get_text_config()
-        heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        half = torch.bfloat16 if trainer.args.bf16 else torch.float16
-        reason = padding_reason(torch.empty(0, heads, dtype=half, device=trainer.accelerator.device))
-        if reason is not None:
-            go_without(trainer, f"{VARLEN_ATTENTION.lost}: {reason}")
+    device = trainer.accelerator.device
+    if device.type != "cuda":
+        return
+    text = policy.config.get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    half = torch.bfloat16 if trainer.args.bf16 else torch.float16
+    dtype = half if trainer.args.bf16 or trainer.args.fp16 else policy.dtype
+    reason = padding_reason(device, dtype, head_size)
+    if reason is not None:
+        go_without(trainer, f"{VARLEN_ATTENTION.lost}: {reason}")
+    kernel = "torch's varlen_attn" if reason is None else f"padded SDPA ({reason})"
+    tell(f"attention over packed rows runs on {kernel}")
 
 
 def check_head(trainer: Trainer, shares_prompts: bool) -> None:

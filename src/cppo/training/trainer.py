@@ -63,6 +63,7 @@ from cppo.training.setup import (
     check_head,
     check_setup,
     keep_float32_outputs,
+    keep_no_cast_weights,
     share_prompts,
     try_parts,
 )
@@ -178,6 +179,7 @@ class CPPOTrainer(RolloutTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        keep_no_cast_weights(self.accelerator)
         keep_float32_outputs(self.accelerator)
 
     @property
