@@ -89,6 +89,17 @@ def test_responses_with_a_tools_image_or_no_token_of_their_own_are_left_out(make
     assert [views is not None for views in batch["perception_views"]] == [True, False, False, *[True] * 5]
 
 
+def test_a_rollout_with_a_tools_image_leaves_its_group(make_trainer):
+    trainer = make_trainer(make_rows([1, 1]), scorer="kernel")
+    trainer.tools = [print]
+    batch = GenerationBatch.of([row for row in make_rows([1, 1]) for _ in range(4)], 0, 4, alone=False)
+    ids = torch.full((8, 3), 9)
+    ids[5, 1] = trainer.model.config.image_token_id
+    output = {"completion_ids": ids}
+    trainer._put_images_together(output, batch)
+    assert output["group_id"] == [0, 0, 0, 0, 1, -6, 1, 1]
+
+
 def draws(seed=1, batch=0, rank=0):
     tokens = token_draws(torch.Size([2, 50]), seed, batch, rank)
     return tokens, rollout_weights(torch.ones(64, dtype=torch.bool), 8, 1, seed, batch)
@@ -119,8 +130,8 @@ def test_a_response_with_images_is_scored_unshared(make_trainer, processor):
     assert trainer._has_placeholder(ids[:, -kept:]).all()
     expected = plain_scores(trainer.model, ids, mask, kept, 1.0, inputs).logps
     asked = {"num_images": [2, 2], **inputs}
-    trainer._generating = GenerationBatch(make_rows([1, 1]), [0, 0], [0, 1])
-    trainer._generating.generated(ids[:, :-kept].tolist(), ids[:, -kept:].tolist(), 0)
+    trainer._generating = GenerationBatch(0, make_rows([1, 1]), [0, 0], [0, 1])
+    trainer._generating.generated(ids[:, :-kept].tolist(), ids[:, -kept:].tolist())
     trainer.tools = []
     wrong, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept, **asked)
     assert (wrong - expected).abs().max() > 1e-2

@@ -99,7 +99,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
         generated = super()._generate(prompts)
         if self._generating is not None:
             prompt_ids, response_ids, *_ = generated
-            self._generating.generated(prompt_ids, response_ids, self.accelerator.process_index * len(prompt_ids))
+            self._generating.generated(prompt_ids, response_ids)
         return generated
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -165,24 +165,22 @@ class RolloutTrainer(ResumableGRPOTrainer):
             return output
         rewards = batch.rewards
         assert rewards is not None
-        first = self.accelerator.process_index * len(batch.rows)
-        mine = slice(first, first + len(batch.rows))
         summed = (rewards * self.reward_weights.to(rewards)).nansum(dim=1)
         summed = summed.masked_fill(rewards.isnan().all(dim=1), math.nan)
         self._samples.begin(batch.rows, batch.firsts)
-        output["rollout_place"], output["rollout_reward"] = list(range(len(batch.rows))), summed[mine]
+        output["rollout_place"], output["rollout_reward"] = list(range(len(batch.rows))), summed[batch.mine]
         output["rollout_step"] = torch.tensor(step)
         if views is None:
             return output
 
-        gate = self._gate(output, batch, rewards, summed, mine)
+        gate = self._gate(output, batch, rewards, summed)
         prompts = [
             ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
         ]
         all_gates = self.accelerator.gather(gate)
         batch_number = generation_batches(self)
         limit = self.args.perception_rollouts_per_group
-        weights = rollout_weights(all_gates, self.num_generations, limit, self.args.seed, batch_number)[mine]
+        weights = rollout_weights(all_gates, self.num_generations, limit, self.args.seed, batch_number)[batch.mine]
         if self.args.perception_weighting == "advantage":
             weights = weights * output["advantages"]
         with self._phase("views"):
@@ -198,6 +196,9 @@ class RolloutTrainer(ResumableGRPOTrainer):
 
     def _put_images_together(self, output: dict[str, Any], batch: GenerationBatch) -> None:
         """Give rollouts their group ids and, where prompts are shared, a group one copy of its images."""
+        if self.tools:  # which may bring images of their own to some rollouts
+            for index in self._has_placeholder(output["completion_ids"]).nonzero().flatten().tolist():
+                batch.leave(index)
         output["group_id"] = list(batch.group_ids)
         if not self._shares_prompts:
             return
@@ -208,22 +209,20 @@ class RolloutTrainer(ResumableGRPOTrainer):
             # Copies, so that the images of a group's other rollouts go.
             made[first] = {name: value.clone() for name, value in images.items()}
         output["prompt_images"] = [made[first] for first in batch.firsts]
-        if not self.tools:  # which may bring images of their own to some rollouts
+        if not self.tools:
             for key in VISION_KEYS:
                 output.pop(key, None)
 
-    def _gate(
-        self, output: dict[str, Any], batch: GenerationBatch, rewards: Tensor, summed: Tensor, mine: slice
-    ) -> Tensor:
+    def _gate(self, output: dict[str, Any], batch: GenerationBatch, rewards: Tensor, summed: Tensor) -> Tensor:
         """Which of this process's rollouts are gated in, bool [B]."""
         # TRL normalizes the sum of the rewards, or each of them; one of weight 0 only looks on.
         weighted = rewards[:, self.reward_weights.to(rewards.device) != 0]
         compared = summed[:, None] if self.multi_objective_aggregation == "sum_then_normalize" else weighted
         correctness = None
         if self.args.perception_gate == "correct":
-            correctness = rewards[mine, self.reward_func_names.index(str(self.args.perception_gate_reward))]
+            correctness = rewards[batch.mine, self.reward_func_names.index(str(self.args.perception_gate_reward))]
         gate = gated_rollouts(
-            self.args.perception_gate, output["advantages"], compared, self.num_generations, mine, correctness
+            self.args.perception_gate, output["advantages"], compared, self.num_generations, batch.mine, correctness
         )
         has_images = torch.tensor([bool(prompt_images(row)) for row in batch.rows], device=gate.device)
         # Views are made of the prompt's images, and would not fit a response with images of a tool.

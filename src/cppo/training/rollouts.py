@@ -44,6 +44,7 @@ class GenerationBatch:
     """A process's part of a generation batch while TRL works on it: what TRL's calls back into the trainer are about.
 
     Attributes:
+        first: the place of the first rollout among those of all processes.
         rows: canonical rows, one a rollout, in order.
         numbers: of each rollout in its group, from 0.
         group_ids: of each rollout; other processes' parts of a group have the same.
@@ -51,6 +52,7 @@ class GenerationBatch:
         rewards: of every rollout of all processes and every function, [B, R], once they are known.
     """
 
+    first: int
     rows: list[Row]
     numbers: list[int]
     group_ids: list[int]
@@ -63,8 +65,8 @@ class GenerationBatch:
         """Rows of the dataset as `canonical_row` makes them, once a group, whose rollouts share prompt and images.
 
         Args:
-            first: the place of the first row among those of all processes. The rollouts of a group stand side by side
-                there, G each, as TRL's sampler brings them and its advantages take them.
+            first: as above. The rollouts of a group stand side by side over all processes, G each, as TRL's sampler
+                brings them and its advantages take them.
             group_size: G.
             alone: whether each rollout has a prompt of its own, as with environments.
         """
@@ -81,7 +83,7 @@ class GenerationBatch:
                 canonical.append({**row, "prompt": canonical[same]["prompt"], "images": canonical[same]["images"]})
             else:
                 canonical.append(canonical_row(row) if brings_prompt else {**row})
-        return cls(canonical, [number for _, number in places], group_ids)
+        return cls(first, canonical, [number for _, number in places], group_ids)
 
     @property
     def firsts(self) -> list[int]:
@@ -89,12 +91,21 @@ class GenerationBatch:
         first_of: dict[int, int] = {}
         return [first_of.setdefault(group, index) for index, group in enumerate(self.group_ids)]
 
-    def generated(self, prompts: Sequence[list[int]], responses: Sequence[list[int]], first: int) -> None:
+    @property
+    def mine(self) -> slice:
+        """The place of these rollouts among those of all processes."""
+        return slice(self.first, self.first + len(self.rows))
+
+    def leave(self, index: int) -> None:
+        """Let a rollout share nothing with its group."""
+        self.group_ids[index] = _own_group(self.first + index)
+
+    def generated(self, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> None:
         """Take what was generated; a rollout whose prompt came out another way than its group's leaves the group."""
         self.prompts, self.responses = prompts, responses
         for index, same in enumerate(self.firsts):
             if prompts[index] != prompts[same]:
-                self.group_ids[index] = _own_group(first + index)
+                self.leave(index)
 
     def rewarded(self, responses: Sequence[list[int]], rewards: Tensor) -> None:
         """Take the rewards, [B, R]. Raises RuntimeError where they are of other responses than were generated."""
