@@ -31,7 +31,7 @@ FLOORS = (
     {"errors", "progress", "parsing", "fields"},
     {"files", "imports", "probing", "values", "methods"},
     {"checkpoints", "trl_surface", "options", "tasks", "perception", "rewards"},
-    {"views", "recipes"},
+    {"views", "recipes", "hooks"},
     {"policy"},
     {"data", "assets", "upstream"},
     {"evaluation"},

@@ -18,7 +18,8 @@ class OptionField:
     `kinds` holds what a value may be: "none", "bool", "int", "float", "str", "list", "dict". `item_kinds` says the same
     of a list's items. `choices` are the values of a `Literal` annotation. `interval` is what `Annotated` adds, a range
     in the usual notation: "(0, 1]". `former` has the present name of each choice that was called otherwise once: the
-    `Literal` names both, and `Annotated` adds the mapping.
+    `Literal` names both, and `Annotated` adds the mapping. `functions`: the choices are names of functions, which
+    `Annotated` adds to `str` as a tuple, and functions of the user's own may stand beside them (`cppo.imports`).
     """
 
     name: str
@@ -29,6 +30,7 @@ class OptionField:
     help: str
     interval: str | None
     former: Mapping[str, str] = field(default_factory=dict)
+    functions: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,12 @@ def option_field(name: str, annotation: Any, default: Any, help: str) -> OptionF
     items: set[str] = set()
     choices: list[Any] = []
     _read([annotation], kinds, items, choices)
+    functions = next((one for one in added if isinstance(one, tuple)), ())
+    choices.extend(functions)
     present = tuple(choice for choice in choices if choice not in former)
     default = NO_DEFAULT if default is MISSING else default
-    return OptionField(name, frozenset(kinds), frozenset(items), present, default, help, interval, former)
+    kinds_of = frozenset(kinds), frozenset(items)
+    return OptionField(name, *kinds_of, present, default, help, interval, former, bool(functions))
 
 
 def _read(annotations: Iterable[Any], kinds: set[str], items: set[str], choices: list[Any]) -> None:

@@ -5,12 +5,24 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cppo.errors import UserError
 
 _IMPORT_PATH = re.compile(r"(?P<module>[^:?]+):(?P<name>[A-Za-z_]\w*)")
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is meant as an import path, not as that of a packaged function."""
+    return ":" in name
+
+
+def own_files(names: Iterable[str]) -> list[Path]:
+    """The user's files in which functions of these names stand."""
+    return [file for name in names if is_own(name) and (file := own_file(name))]
 
 
 def own_file(path: str) -> Path | None:
@@ -34,6 +46,31 @@ def check_import_path(path: str, what: str) -> bool:
     elif not _module_exists(match["module"]):
         raise UserError(f"{what}: there is no module {match['module']}; install it, or give file.py:function")
     return True
+
+
+def check_own(path: str, what: str) -> None:
+    """Raises UserError where `path` has another form, or its file or module does not exist; nothing is imported."""
+    if not check_import_path(path, what):
+        raise UserError(f"{what}: write module:function or file.py:function")
+
+
+def load_function(path: str, what: str) -> Callable[..., Any]:
+    """The function that `path` names; its file or module is run once a process. `what` begins the message of an error.
+
+    Raises:
+        UserError: it does not exist, cannot be imported, or is no function.
+    """
+    check_own(path, what)
+    file = own_file(path)
+    function = _imported(f"{file.resolve()}:{path.rpartition(':')[2]}" if file else path, what)
+    if not callable(function) or isinstance(function, type):
+        raise UserError(f"{what} is of type {type(function).__name__}, not a function")
+    return function
+
+
+@cache
+def _imported(path: str, what: str) -> Any:
+    return import_object(path, what)
 
 
 def import_object(path: str, what: str) -> Any:

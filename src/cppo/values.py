@@ -54,8 +54,10 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
     if fitted is _NO_FIT:
         raise UserError(f"{where}: expected {_describe(field)}, got {value!r}")
     for item in fitted if isinstance(fitted, list) else [fitted]:
-        if field.choices and item is not None and item not in field.choices:
-            raise UserError(f"{where}: {item!r} is unknown; {choose_one(item, field.choices)}")
+        own = field.functions and ":" in item  # that it is there is checked where a run begins
+        if field.choices and item is not None and item not in field.choices and not own:
+            or_own = ", or give file.py:function" if field.functions else ""
+            raise UserError(f"{where}: {item!r} is unknown; {choose_one(item, field.choices)}{or_own}")
         if field.interval and _is_number(item) and not in_interval(item, field.interval):
             raise UserError(f"{where}: {item!r} is outside {field.interval}")
     return fitted

@@ -166,7 +166,7 @@ def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys, monk
     # The advantage of a single response is 0: only the gate "none" lets it in.
     assert item["gated"]
     expected = {"temperature": 0.5, "max_new_tokens": 5, "tolerance": 0.1, "gate": "none"}
-    expected |= {"selector": "top", "top_fraction": 0.7, "top_rounding": "ceil"}
+    expected |= {"score": "kl", "selector": "top", "top_fraction": 0.7, "top_rounding": "ceil"}
     assert looked == [InspectOptions(1, **expected)]
     assert all(token["score"] == token["scores"]["kl"] for token in tokens)
     capsys.readouterr()

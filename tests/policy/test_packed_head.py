@@ -5,6 +5,7 @@ import torch
 from tiny_models import make_model
 from torch import Tensor
 
+from cppo.perception import EXACT_DIVERGENCES, js_divergence, kl_divergence
 from cppo.policy import LanguageHead
 from cppo.policy import packed as head_module
 
@@ -62,7 +63,7 @@ def test_scores_and_gradients(monkeypatch, dtype, bias):
 def test_divergences_and_gradients(monkeypatch, name, dtype, bias):
     linear, head = make_head(monkeypatch, dtype, bias)
     hidden, view = make_hidden(1, dtype), make_hidden(2, dtype)
-    found = head.divergence(name, hidden, view, 0.7)
+    found = head.divergence(EXACT_DIVERGENCES[name], hidden, view, 0.7)
     p, q = (torch.softmax(reference_logits(linear, h), dim=-1) for h in (hidden, view))
     expected = reference_divergence(name, p, q)
     check((found,), (expected,), (hidden, view, *linear.parameters()), TOLERANCES[dtype])
@@ -73,7 +74,10 @@ def test_divergences_and_gradients(monkeypatch, name, dtype, bias):
 def test_divergences_from_a_constant(monkeypatch, name, constant):
     linear, head = make_head(monkeypatch, torch.float64, True)
     hidden, view = make_hidden(1, torch.float64), make_hidden(2, torch.float64)
-    found, again = (head.divergence(name, hidden, view, 0.7, **{f"{constant}_gradients": False}) for _ in range(2))
+    found, again = (
+        head.divergence(EXACT_DIVERGENCES[name], hidden, view, 0.7, **{f"{constant}_gradients": False})
+        for _ in range(2)
+    )
     logits = [reference_logits(linear, h) for h in (hidden, view)]
     p, q = (
         torch.softmax(one.detach() if kind == constant else one, dim=-1)
@@ -101,7 +105,7 @@ def check(found: tuple, expected: tuple, inputs: tuple, tolerance: float) -> Non
 def test_no_tokens_have_no_scores(monkeypatch):
     _, head = make_head(monkeypatch, torch.float32)
     hidden = torch.zeros(0, 32, requires_grad=True)
-    values = (*head.scores(hidden, torch.zeros(0, dtype=torch.long)), head.divergence("js", hidden, hidden))
+    values = (*head.scores(hidden, torch.zeros(0, dtype=torch.long)), head.divergence(js_divergence, hidden, hidden))
     assert [tuple(value.shape) for value in values] == [(0,)] * 3
     torch.cat(values).sum().backward()
     assert hidden.grad.shape == (0, 32)
@@ -114,7 +118,7 @@ def test_no_tensor_of_all_logits_is_kept(monkeypatch):
     hidden = torch.randn(200, 32, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         head.scores(hidden, torch.zeros(200, dtype=torch.long))
-        head.divergence("kl", hidden, hidden)
+        head.divergence(kl_divergence, hidden, hidden)
     assert kept
     assert max(kept) < 200 * 97 / 2
     assert linear.weight.numel() < 200 * 97 / 2

@@ -119,7 +119,7 @@ def _metavar(field: OptionField) -> str:
     if len(field.choices) > MOST_CHOICES_SHOWN:
         return "NAME"
     if field.choices:
-        return "|".join(map(str, field.choices))
+        return "|".join([*map(str, field.choices), *(["FILE.py:FUNCTION"] if field.functions else [])])
     for kind, word in (("list", "VALUE"), ("dict", "{..}"), ("str", "TEXT"), ("float", "X"), ("int", "N")):
         if kind in field.kinds:
             return word

@@ -37,8 +37,10 @@ def run(argv: Sequence[str]) -> None:
     quiet_libraries()
 
     from cppo.evaluation.inspection import InspectOptions, inspect_record
+    from cppo.hooks import register_own
     from cppo.reports.inspection import detector_table, json_item, render_inspection
 
+    register_own(options)
     model, processor = answering_model(arguments, settings, source)
     asked = InspectOptions(
         samples=arguments.samples,
@@ -46,6 +48,7 @@ def run(argv: Sequence[str]) -> None:
         max_new_tokens=settings["max_new_tokens"],
         seed=arguments.seed,
         system_prompt=settings["system_prompt"],
+        score=options["perception_score"],
         selector=options["perception_selector"],
         top_fraction=options["perception_top_fraction"],
         top_rounding=options["perception_top_rounding"],

@@ -7,8 +7,9 @@ something else from the same options adds a sentence to `CHANGES`. No torch.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cppo.imports import is_own
 from cppo.options import schema
-from cppo.views import condition_families, is_own
+from cppo.views import condition_families
 
 CHANGES: Mapping[str, tuple[str, ...]] = {
     "view color_jitter": ("Brightness, contrast and saturation come in random order.",),
@@ -55,7 +56,8 @@ def training_definitions(options: Mapping[str, Any], method: str) -> dict[str, i
     parts = {f"method {method}"}
     if options["perception_sink"] != "none":
         views += [*options["preserving_views"], *options["removing_views"]]
-        parts |= {f"{kind} {options[f'perception_{kind}']}" for kind in BLOCKS}
+        named = {kind: options[f"perception_{kind}"] for kind in BLOCKS}
+        parts |= {f"{kind} {name}" for kind, name in named.items() if not is_own(name)}
     return _numbers({*parts, *_views(views)})
 
 

@@ -15,11 +15,11 @@ from cppo.comparison.study import FIXED, Cell, Study, given_options
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint, replace_text
-from cppo.options import TrainOptions, schema
+from cppo.imports import own_files
+from cppo.options import TrainOptions, cppo_fields, schema
 from cppo.recipes import Recipe
 from cppo.rewards import DEFAULT_REWARDS, check_rewards
 from cppo.values import present_value
-from cppo.views import own_files
 
 VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
 REQUEST, LOG, MODEL = "request.json", "log.txt", "model"
@@ -121,7 +121,7 @@ def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = cont
         "evaluation": study.evaluations[task],
         DEFINITIONS: evaluation_definitions(study.evaluations[task]),
         "start_weights": start_weights(recipe.options.model),
-        **_contents([*_data_files(recipe.options.eval_data), *_view_files(study.evaluations[task])], fingerprint),
+        **_contents([*_data_files(recipe.options.eval_data), *_own_files(study.evaluations[task])], fingerprint),
     }
     request = {"task": task, "recipe": _recipe_values(recipe), "steps": [0]}
     return Job("start", f"{task}, start", study.output_dir, f"start/{task}", identity, request)
@@ -135,7 +135,7 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
         DEFINITIONS: {**_definitions(cell.recipe), **evaluation_definitions(study.evaluations[cell.task])},
         "steps": study.evaluation_steps(cell.recipe),
         "start_weights": start_weights(cell.recipe.options.model),
-        **_contents([*_cell_files(cell.recipe), *_view_files(study.evaluations[cell.task])], fingerprint),
+        **_contents([*_cell_files(cell.recipe), *_own_files(study.evaluations[cell.task])], fingerprint),
     }
     request = {
         "task": cell.task,
@@ -273,11 +273,14 @@ def _cell_files(recipe: Recipe) -> list[Path]:
     options = recipe.options
     assert isinstance(options, TrainOptions)
     rewards = [spec.file for spec in check_rewards(options.rewards or DEFAULT_REWARDS, None) if spec.file]
-    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards, *_view_files(given_options(recipe))]
+    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards, *_own_files(given_options(recipe))]
 
 
-def _view_files(options: Mapping[str, Any]) -> list[Path]:
-    return own_files([one for name in VIEW_LISTS for one in options.get(name, ())])
+def _own_files(options: Mapping[str, Any]) -> list[Path]:
+    """The files of views, score, selector and sink of the user's own."""
+    functions = [name for name, field in cppo_fields().items() if field.functions and name in options]
+    views = [one for name in VIEW_LISTS for one in options.get(name, ())]
+    return own_files([*views, *(options[name] for name in functions)])
 
 
 def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def score_dependency(
 
 
 @torch.no_grad()
-def score_responses(model: Any, prompt: Any, rows: Sequence[list[int]], temperature: float) -> ResponseScores:
+def score_responses(
+    model: Any, prompt: Any, rows: Sequence[list[int]], temperature: float, hidden_states: bool = False
+) -> ResponseScores:
     """Scores [B, T] and logits [B, T, V] of responses to `prompt_inputs`; what follows a response is padding."""
     inputs = dict(prompt.to(model.device).items())
     length = max(map(len, rows))
@@ -66,7 +68,7 @@ def score_responses(model: Any, prompt: Any, rows: Sequence[list[int]], temperat
     for key in PER_TOKEN_KEYS:
         if key in inputs:
             inputs[key] = torch.cat([inputs[key], torch.zeros_like(padded)], dim=1)
-    return plain_scores(model, ids, mask, length, temperature, inputs)
+    return plain_scores(model, ids, mask, length, temperature, inputs, hidden_states=hidden_states)
 
 
 def padded_mask(rows: Sequence[list[int]]) -> Tensor:

@@ -15,10 +15,12 @@ from cppo.evaluation.generate import generate_tokens, prompt_inputs, response_st
 from cppo.perception import (
     DEPENDENCY_SCORES,
     DIVERGENCES,
+    SCORES,
     ResponseScores,
     dependency_score,
     equal_rewards,
     gate_rollouts,
+    needs_of,
     select_tokens,
     view_divergence,
 )
@@ -36,6 +38,7 @@ class InspectOptions:
     Attributes:
         samples: responses an item; 1 is greedy, more are sampled.
         temperature: of sampling and of all scores.
+        score: looked at beside `DEPENDENCY_SCORES`, where it is one of the user's own.
         selector, top_fraction, top_rounding: which tokens of each response are selected by their score
             (`select_tokens`).
         gate: which responses take part in the perception loss (`gate_rollouts`).
@@ -47,6 +50,7 @@ class InspectOptions:
     max_new_tokens: int = 512
     seed: int = 0
     system_prompt: str | None = None
+    score: str = "entropy_shift"
     selector: str = "top_positive"
     top_fraction: float = 0.5
     top_rounding: str = "floor"
@@ -61,7 +65,7 @@ class InspectedToken:
     Attributes:
         logps, entropies: under each of `VIEWS`.
         d_preserving, d_removing: divergence of image and view under each of `DIVERGENCES`.
-        scores: dependency score under each name of `DEPENDENCY_SCORES`.
+        scores: dependency score under each name of `DEPENDENCY_SCORES`, and the user's own.
         selected: whether the selector keeps it, by each score.
         alternatives: the most probable tokens with their probabilities under each of `VIEWS`.
         true_perception: whether it is read off the image, None where the data does not know.
@@ -128,8 +132,9 @@ def inspect_record(
         temperature=0.0 if options.samples == 1 else options.temperature,
         streams=[response_stream(options.seed, record.id, sample) for sample in range(options.samples)],
     )
+    hidden = "hidden_states" in needs_of(SCORES[options.score])
     scored = {
-        view: score_responses(model, inputs(view), rows, options.temperature)
+        view: score_responses(model, inputs(view), rows, options.temperature, hidden)
         for view in (VIEWS if record.images else ("image",))
     }
     for view in VIEWS:
@@ -166,7 +171,8 @@ def token_columns(
     `draws` are uniform random numbers [B, T], for a random selection.
     """
     anchor, removing = scored["image"], scored["removing"]
-    scores = {name: dependency_score(name, anchor, removing) for name in DEPENDENCY_SCORES}
+    names = dict.fromkeys((*DEPENDENCY_SCORES, options.score))
+    scores = {name: dependency_score(name, anchor, removing) for name in names}
 
     def divergences(view: str) -> dict[str, Any]:
         return {name: view_divergence(name, anchor, scored[view]).tolist() for name in DIVERGENCES}

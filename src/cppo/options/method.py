@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from cppo.fields import OptionField, option, option_fields
+from cppo.imports import check_own, is_own
 from cppo.methods import DEFAULT_METHOD, METHODS, Options
 from cppo.options.execution import ExecutionOptions, check_execution
 from cppo.options.rl import RLOptions, check_rl
@@ -43,16 +44,21 @@ def cppo_fields() -> Mapping[str, OptionField]:
     return declared
 
 
-def check_combinations(options: Mapping[str, Any]) -> None:
+def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | None = None) -> None:
     """Hold options against each other, each of which is valid alone.
 
     Args:
         options: every field of CPPO's own with its value, and those of TRL's that are known.
+        shapes_advantages: whether the sink does, once one of the user's own is imported.
 
     Raises:
-        UserError: two do not fit; the message names the field to change.
+        UserError: two do not fit, or there is no file or module of a function; the message names the field to change.
     """
-    for check in (check_sink, check_selection, check_execution, check_rl, check_views):
+    for name, field in cppo_fields().items():
+        if field.functions and is_own(options[name]):
+            check_own(options[name], f"{name} {options[name]!r}")
+    check_sink(options, shapes_advantages)
+    for check in (check_selection, check_execution, check_rl, check_views):
         check(options)
 
 

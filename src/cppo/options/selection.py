@@ -12,19 +12,19 @@ from cppo.fields import method_option
 class SelectionOptions:
     """Options of score, selector and gate."""
 
-    perception_score: Literal["entropy_shift", "entropy_shift_absolute", "entropy", "k3", "kl", "js", "logp_shift"] = (
-        method_option(
-            "entropy_shift",
-            "How a token's dependency on the image is scored: rise of its entropy under I-, relative to that entropy "
-            "(published) or in nats ('entropy_shift_absolute'), its entropy under the image alone, 'k3' on the sampled "
-            "token or exact 'kl' or 'js' of anchor and I-, or fall of the sampled token's log-probability "
-            "('logp_shift').",
-        )
+    perception_score: Annotated[
+        str, ("entropy_shift", "entropy_shift_absolute", "entropy", "k3", "kl", "js", "logp_shift")
+    ] = method_option(
+        "entropy_shift",
+        "How a token's dependency on the image is scored: rise of its entropy under I-, relative to that entropy "
+        "(published) or in nats ('entropy_shift_absolute'), its entropy under the image alone, 'k3' on the sampled "
+        "token or exact 'kl' or 'js' of anchor and I-, fall of the sampled token's log-probability ('logp_shift'), or "
+        "file.py:function.",
     )
-    perception_selector: Literal["top_positive", "top", "random", "all"] = method_option(
+    perception_selector: Annotated[str, ("top_positive", "top", "random", "all")] = method_option(
         "top_positive",
         "Tokens selected in a rollout: the best-scored of those with a positive score (published), of all, random "
-        "ones, as many as 'top_positive' selects, or all.",
+        "ones, as many as 'top_positive' selects, all, or those that file.py:function selects.",
     )
     perception_top_fraction: Annotated[float, "(0, 1]"] = method_option(
         0.5,

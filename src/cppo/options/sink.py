@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cppo.errors import UserError
 from cppo.fields import method_option
+from cppo.imports import is_own
 from cppo.methods import SHAPING_SINKS, WHOLE_DISTRIBUTIONS
 
 ENTROPY_WEIGHTS = ("perception_removing_entropy_weight", "perception_preserving_entropy_weight")
@@ -16,14 +17,15 @@ class SinkOptions:
     """Options of the sink."""
 
     perception_sink: Annotated[
-        Literal["contrast", "divergence", "mask_advantage", "scale_advantage", "none", "advantage", "weights"],
+        str,
+        ("contrast", "divergence", "mask_advantage", "scale_advantage", "none"),
         {"advantage": "mask_advantage", "weights": "scale_advantage"},
     ] = method_option(
         "contrast",
         "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); 'divergence', "
         "w+ d+ - w- d-; 'mask_advantage', which they alone keep, in rollouts weighted by their score (VPPO); "
-        "'scale_advantage': every token's advantage is weighted by its score (PGPO); 'none' trains on the RL loss "
-        "alone.",
+        "'scale_advantage': every token's advantage is weighted by its score (PGPO); file.py:function, a loss term or "
+        "an advantage shaping; 'none' trains on the RL loss alone.",
     )
     perception_weight: Annotated[float, "[0, inf)"] = method_option(
         0.01, "Weight lambda of the perception loss. 0 leaves it out, with the passes that nothing else needs."
@@ -88,15 +90,22 @@ class SinkOptions:
     )
 
 
-def check_sink(options: Mapping[str, Any]) -> None:
-    """Hold the sink's options against each other and against the other blocks'. Raises UserError."""
+def check_sink(options: Mapping[str, Any], shapes_advantages: bool | None) -> None:
+    """Hold the sink's options against each other and against the other blocks'. Raises UserError.
+
+    shapes_advantages: whether the sink does; of one of the user's own, which is not imported yet, None. The rules that
+    depend on it wait then.
+    """
     if not (options["perception_view_gradients"] or options["perception_anchor_gradients"]):
         raise UserError(
             "perception_view_gradients and perception_anchor_gradients are both false: nothing is left to train; "
             "perception_sink = 'none' leaves the perception term out"
         )
     sink = options["perception_sink"]
-    if sink in SHAPING_SINKS:
+    shapes = sink in SHAPING_SINKS if shapes_advantages is None else shapes_advantages
+    if shapes_advantages is None and is_own(sink):
+        return
+    if shapes:
         _check_shaping(options)
     entropy_weight = next((name for name in ENTROPY_WEIGHTS if options[name]), None)
     if entropy_weight and options["perception_normalization"] == "token" and options["perception_selector"] != "all":
@@ -104,7 +113,7 @@ def check_sink(options: Mapping[str, Any]) -> None:
             f"{entropy_weight} averages over all response tokens: perception_normalization = 'token' counts them with "
             "perception_selector = 'all' alone"
         )
-    adds_loss, by_rollout = sink in ("contrast", "divergence"), options["perception_view_policy"] == "rollout"
+    adds_loss, by_rollout = not shapes and sink != "none", options["perception_view_policy"] == "rollout"
     if adds_loss and entropy_weight and not (options["perception_view_gradients"] or by_rollout):
         raise UserError(f"{entropy_weight} trains the policy under the view: set perception_view_gradients = true")
     if adds_loss and by_rollout:

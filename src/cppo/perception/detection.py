@@ -1,4 +1,4 @@
-"""Which response tokens depend on the image: divergences of next-token distributions, dependency scores, selection.
+"""Which response tokens depend on the image: divergences on the sampled token, dependency scores, selection.
 
 A token whose score under an information-removing view is high is taken for a perception token. Divergences, entropies
 and scores are in nats. Source: "CPPO: Contrastive Perception for Vision Language Policy Optimization" (arXiv
@@ -11,18 +11,18 @@ first.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-K1_LIMIT = 10.0
+from cppo.perception.distributions import EXACT_DIVERGENCES
+
 K3_LOG_RATIO_LIMIT = 20.0
 K3_VALUE_LIMIT = 10.0
 ENTROPY_EPSILON = 1e-6
-SELECTORS = ("top_positive", "top", "random", "all")
 ROUNDINGS = ("floor", "ceil")
 
 
@@ -44,13 +44,6 @@ def to_accumulation_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in tensors.values())
 
 
-def log_distribution(name: str, logits: Tensor) -> Tensor:
-    """`log_softmax` over the last dimension, which must not be empty; -inf marks a banned token."""
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"{name} must have a vocabulary dimension at the end, but its shape is {tuple(logits.shape)}")
-    return torch.log_softmax(logits, dim=-1)
-
-
 def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
     """Published estimate of KL(anchor || view) from the log-probabilities of the sampled token alone.
 
@@ -66,66 +59,6 @@ def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
     log_ratio = (view_logps - logps).masked_fill(logps == view_logps, 0.0)
     log_ratio = log_ratio.clamp(-K3_LOG_RATIO_LIMIT, K3_LOG_RATIO_LIMIT)
     return (torch.expm1(log_ratio) - log_ratio).clamp(max=K3_VALUE_LIMIT)
-
-
-def k1_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
-    """The k1 estimate on the sampled token: `logp - view_logp`, clamped to [-10, 10].
-
-    Its mean over tokens that the anchor samples is KL(anchor || view); a single value may be negative. In a difference
-    of two views, `k1(p, I+) - k1(p, I-)`, the anchor cancels, in value and in gradient, unless a clamp acts.
-
-    logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Raises ValueError on unequal
-    shapes. Two equal log-probabilities give exactly 0, two of -inf (a banned token) too.
-    """
-    logps, view_logps = to_accumulation_dtype(logps=logps, view_logps=view_logps)
-    banned = logps.isneginf() & view_logps.isneginf()  # -inf - (-inf) is NaN
-    return (logps - view_logps).masked_fill(banned, 0.0).clamp(-K1_LIMIT, K1_LIMIT)
-
-
-def kl_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:
-    """Exact KL(softmax(logits) || softmax(view_logits)) over the vocabulary: sum of p (log p - log q), nats.
-
-    logits, view_logits: [B, T, V] (any leading shape). Returns [B, T]. A token banned (-inf) in the anchor
-    adds nothing; one banned in the view alone makes the divergence +inf, as the definition says. Rounding may
-    leave a value of about 1e-7 below zero. Raises ValueError on unequal shapes.
-    """
-    logits, view_logits = to_accumulation_dtype(logits=logits, view_logits=view_logits)
-    return _relative_entropy(log_distribution("logits", logits), log_distribution("view_logits", view_logits))
-
-
-def js_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:
-    """Exact Jensen-Shannon divergence over the vocabulary: half of KL(p || m) + KL(q || m), m = (p + q) / 2.
-
-    logits, view_logits: [B, T, V] (any leading shape). Returns [B, T], nats, symmetric, between 0 and ln 2
-    up to rounding, and finite whatever tokens are banned (-inf) on either side. Raises ValueError on unequal
-    shapes.
-    """
-    logits, view_logits = to_accumulation_dtype(logits=logits, view_logits=view_logits)
-    log_p = log_distribution("logits", logits)
-    log_q = log_distribution("view_logits", view_logits)
-    # logaddexp(-inf, -inf) has a NaN gradient; any value will do there, both probabilities are zero.
-    banned_in_both = log_p.isneginf() & log_q.isneginf()
-    log_mixture = torch.logaddexp(log_p.masked_fill(banned_in_both, 0.0), log_q.masked_fill(banned_in_both, 0.0))
-    log_mixture = log_mixture - math.log(2.0)
-    return 0.5 * (_relative_entropy(log_p, log_mixture) + _relative_entropy(log_q, log_mixture))
-
-
-def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Sum of p (log p - log q) over the last dimension, where 0 (log 0 - x) is 0 in value and in gradient."""
-    log_ratio = (log_p - log_q).masked_fill(log_p.isneginf(), 0.0)
-    return (log_p.exp() * log_ratio).sum(dim=-1)
-
-
-def entropy_from_logits(logits: Tensor) -> Tensor:
-    """Exact entropy of softmax(logits) over the vocabulary, in nats; differentiable.
-
-    logits: [B, T, V] (any leading shape), already divided by the sampling temperature. Returns [B, T],
-    float32 (float64 kept). A banned token (-inf) adds nothing, in value and in gradient. Raises ValueError
-    without a vocabulary dimension.
-    """
-    (logits,) = to_accumulation_dtype(logits=logits)
-    log_p = log_distribution("logits", logits)
-    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(dim=-1)
 
 
 @torch.no_grad()
@@ -219,24 +152,13 @@ def select_tokens(
 ) -> Tensor:
     """The tokens that a selector of `SELECTORS` keeps, bool [B, T].
 
-    "top_positive": `select_perception_tokens`; "top": `select_top_tokens`; "random": as many as "top_positive" keeps,
-    those with the largest `draws`; "all": every response token, whatever its score.
-
-    score, response_mask: [B, T]. draws: independent uniform numbers, [B, T], needed by "random" alone. rounding: one of
-    `ROUNDINGS`. Raises ValueError on an unknown selector, missing draws, or what the functions above refuse.
+    score, response_mask: [B, T]. draws: independent uniform numbers, [B, T], for selectors that need them. rounding:
+    one of `ROUNDINGS`. Raises ValueError on an unknown selector, missing draws, or what the functions above refuse.
     """
-    if selector == "all":
-        return _response_tokens(score, response_mask)
-    if selector == "top":
-        return select_top_tokens(score, response_mask, top_fraction, rounding)
-    if selector not in SELECTORS:
-        raise ValueError(f"selector must be one of {', '.join(SELECTORS)}, but is {selector!r}")
-    selected = select_perception_tokens(score, response_mask, top_fraction, rounding=rounding)
-    if selector == "top_positive":
-        return selected
-    if draws is None:
-        raise ValueError("selector 'random' needs draws, uniform random numbers [B, T]")
-    return select_random_tokens(selected, response_mask, draws)
+    select = registered(SELECTORS, "selector", selector)
+    if "draws" in needs_of(select) and draws is None:
+        raise ValueError(f"selector {selector!r} needs draws, uniform random numbers [B, T]")
+    return select(score, response_mask.bool(), top_fraction, rounding=rounding, draws=draws)
 
 
 def _response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float = 1.0) -> Tensor:
@@ -282,19 +204,23 @@ def _best(score: Tensor, candidate_BT: Tensor, kept_B1: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ResponseScores:
-    """What a policy says of B responses of T tokens (V: vocabulary), at the sampling temperature.
+    """What a policy says of B responses of T tokens (V: vocabulary, H: width), at the sampling temperature.
 
     Attributes:
         logps: log-probability of each response token, [B, T], nats.
         entropies: entropy of the next-token distribution that each response token was drawn from, [B, T], nats.
         logits: that distribution's logits, [B, T, V], or None where the scorer does not keep them.
         aux_loss: load-balancing loss of a mixture-of-experts model, scalar, or None.
+        hidden_states: what the head makes the logits of, [B, T, H], where a score or a sink needs them.
+        exact: of a view, its exact divergences from the policy under the image by name, [B, T], nats, where needed.
     """
 
     logps: Tensor
     entropies: Tensor
     logits: Tensor | None = None
     aux_loss: Tensor | None = None
+    hidden_states: Tensor | None = None
+    exact: Mapping[str, Tensor] = field(default_factory=dict)
 
     def pick(self, rows: list[int] | slice) -> "ResponseScores":
         """The scores of these rows, beside the auxiliary loss of all."""
@@ -305,8 +231,9 @@ class ResponseScores:
         return self._each(Tensor.detach, None)
 
     def _each(self, change: Callable[[Tensor], Tensor], aux_loss: Tensor | None) -> "ResponseScores":
-        logits = None if self.logits is None else change(self.logits)
-        return ResponseScores(change(self.logps), change(self.entropies), logits, aux_loss)
+        logits, hidden = (None if one is None else change(one) for one in (self.logits, self.hidden_states))
+        exact = {name: change(values) for name, values in self.exact.items()}
+        return ResponseScores(change(self.logps), change(self.entropies), logits, aux_loss, hidden, exact)
 
 
 @dataclass(frozen=True)
@@ -349,48 +276,96 @@ class DetectionOptions(Protocol):
     def perception_top_rounding(self) -> str: ...
 
 
-SAMPLED_DIVERGENCES = {"k1": k1_divergence, "k3": k3_divergence}
-"""Estimates from the log-probabilities of the sampled tokens, by name."""
-EXACT_DIVERGENCES = {"kl": kl_divergence, "js": js_divergence}
-"""Those that need whole distributions, by name."""
-DIVERGENCES = ("k3", *EXACT_DIVERGENCES)
-"""Those that are never negative, up to rounding: what inspection shows."""
-DEPENDENCY_SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift", "k3", "entropy")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def view_divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
-    """The divergence from the policy under the image to that under a view, [B, T], nats.
+def needs(*names: str) -> Callable[[Function], Function]:
+    """Declare what a score, selector or sink takes beside what it always gets; a decorator.
 
-    One of `SAMPLED_DIVERGENCES` or `EXACT_DIVERGENCES`, or `nll`, which takes what was sampled in the policy's place:
-    KL(sampled token || view) = -log pi(token | view), without gradient through the anchor.
-
-    Raises:
-        ValueError: an exact one needs logits, and the scores have none.
+    Of a score: "hidden_states", the exact divergences "kl" and "js" (`ResponseScores.exact` of I-), or "logits": it is
+    then a function of the two policies' logits, [n, V] each, of n tokens at a time, and returns [n]. Of a selector:
+    "draws". Of a sink: "hidden_states"; of one that shapes advantages also "rollout_weights".
     """
-    if name == "nll":
-        return -view.logps
-    if name in SAMPLED_DIVERGENCES:
-        return SAMPLED_DIVERGENCES[name](anchor.logps, view.logps)
-    if anchor.logits is None or view.logits is None:
-        raise ValueError(f"the exact divergence {name!r} needs logits: score with the plain scorer")
-    return EXACT_DIVERGENCES[name](anchor.logits, view.logits)
+
+    def declare(function: Function) -> Function:
+        setattr(function, "needs", frozenset(names))  # noqa: B010 (a function has no such attribute for mypy)
+        return function
+
+    return declare
+
+
+def needs_of(function: Callable[..., Any]) -> frozenset[str]:
+    """What a function declares by `needs`."""
+    return getattr(function, "needs", frozenset())
+
+
+def registered(registry: Mapping[str, Function], kind: str, name: str) -> Function:
+    """The function of that name. Raises ValueError that lists the names."""
+    if name not in registry:
+        raise ValueError(f"{kind} must be one of {', '.join(registry)}, but is {name!r}")
+    return registry[name]
+
+
+SCORES: dict[str, Callable[..., Tensor]] = {
+    "entropy_shift": lambda anchor, removing: entropy_shift(anchor.entropies, removing.entropies),
+    "entropy_shift_absolute": lambda anchor, removing: entropy_shift(anchor.entropies, removing.entropies, False),
+    **{name: needs("logits")(divergence) for name, divergence in EXACT_DIVERGENCES.items()},
+    "logp_shift": lambda anchor, removing: logp_shift(anchor.logps, removing.logps),
+    "k3": lambda anchor, removing: k3_divergence(anchor.logps, removing.logps),
+    "entropy": lambda anchor, removing: anchor.entropies,
+}
+"""Dependency scores by name: (`ResponseScores` under the image, under I-) -> [B, T], or as `needs` says. "entropy", of
+the image alone, is the control for all others."""
+DEPENDENCY_SCORES = tuple(SCORES)
+"""Those that come with the package; the user's own join them in `SCORES`."""
+
+
+def _random(score: Tensor, response_mask: Tensor, top_fraction: float, *, rounding: str, draws: Tensor) -> Tensor:
+    like = select_perception_tokens(score, response_mask, top_fraction, rounding=rounding)
+    return select_random_tokens(like, response_mask, draws)
+
+
+SELECTORS: dict[str, Callable[..., Tensor]] = {
+    "top_positive": lambda score, mask, fraction, *, rounding, draws: select_perception_tokens(
+        score, mask, fraction, rounding=rounding
+    ),
+    "top": lambda score, mask, fraction, *, rounding, draws: select_top_tokens(score, mask, fraction, rounding),
+    "random": needs("draws")(_random),
+    "all": lambda score, mask, fraction, *, rounding, draws: _response_tokens(score, mask),
+}
+"""Selectors by name: (score [B, T], response mask, bool, top fraction, rounding=, draws=) -> bool [B, T]. "random"
+keeps as many tokens as "top_positive", those with the largest draws; "all" keeps every one, whatever its score."""
 
 
 @torch.no_grad()
 def dependency_score(name: str, anchor: ResponseScores, removing: ResponseScores) -> Tensor:
-    """How much each response token depends on the image by the score of `DEPENDENCY_SCORES`, [B, T], without gradient.
+    """How much each response token depends on the image by the score of `SCORES`, [B, T], without gradient.
 
-    `entropy`, that under the image alone, is the control for all others.
+    Exact divergences that it needs are taken of the logits unless they are known. Raises ValueError on an unknown name,
+    or where it needs logits or hidden states and the scores have none.
     """
-    match name:
-        case "entropy_shift" | "entropy_shift_absolute":
-            return entropy_shift(anchor.entropies, removing.entropies, relative=name == "entropy_shift")
-        case "entropy":
-            return anchor.entropies.detach()
-        case "logp_shift":
-            return logp_shift(anchor.logps, removing.logps)
-        case _:
-            return view_divergence(name, anchor, removing)
+    score = registered(SCORES, "score", name)
+    needed = needs_of(score)
+    if "hidden_states" in needed and (anchor.hidden_states is None or removing.hidden_states is None):
+        raise ValueError(f"the score {name!r} needs hidden states, but the scorer kept none")
+    taken = {}
+    for one, function in over_logits(name).items():
+        if one not in removing.exact:
+            if anchor.logits is None or removing.logits is None:
+                raise ValueError(f"the score {name!r} needs logits: score with the plain scorer")
+            values = function(anchor.logits.flatten(0, 1), removing.logits.flatten(0, 1))
+            taken[one] = values.view_as(anchor.logps)
+    if "logits" in needed:
+        return taken["score"]
+    return score(anchor, replace(removing, exact={**removing.exact, **taken})).detach()
+
+
+def over_logits(name: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Functions of the logits under the image and I- that a score of `SCORES` needs: "score" itself, or divergences."""
+    score = SCORES[name]
+    if "logits" in needs_of(score):
+        return {"score": score}
+    return {one: function for one, function in EXACT_DIVERGENCES.items() if one in needs_of(score)}
 
 
 def detect(scores: ViewScores, options: DetectionOptions) -> ViewScores:

@@ -5,7 +5,9 @@ The contrast `softplus((d+ - d-) / tau)` is InfoNCE with one positive, one negat
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +17,12 @@ from cppo.perception.detection import (
     DetectionOptions,
     ResponseScores,
     ViewScores,
+    k3_divergence,
     to_accumulation_dtype,
-    view_divergence,
 )
+from cppo.perception.distributions import EXACT_DIVERGENCES
 
+K1_LIMIT = 10.0
 METRICS = (
     "cpl",
     "d_preserving",
@@ -59,6 +63,44 @@ class LossOptions(DetectionOptions, Protocol):
     def perception_anchor_gradients(self) -> bool: ...
     @property
     def entropy_estimator(self) -> str: ...
+
+
+def k1_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
+    """The k1 estimate on the sampled token: `logp - view_logp`, clamped to [-10, 10].
+
+    Its mean over tokens that the anchor samples is KL(anchor || view); a single value may be negative. In a difference
+    of two views, `k1(p, I+) - k1(p, I-)`, the anchor cancels, in value and in gradient, unless a clamp acts.
+
+    logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Raises ValueError on unequal
+    shapes. Two equal log-probabilities give exactly 0, two of -inf (a banned token) too.
+    """
+    logps, view_logps = to_accumulation_dtype(logps=logps, view_logps=view_logps)
+    banned = logps.isneginf() & view_logps.isneginf()  # -inf - (-inf) is NaN
+    return (logps - view_logps).masked_fill(banned, 0.0).clamp(-K1_LIMIT, K1_LIMIT)
+
+
+SAMPLED_DIVERGENCES = {"k1": k1_divergence, "k3": k3_divergence}
+"""Estimates from the log-probabilities of the sampled tokens, by name."""
+DIVERGENCES = ("k3", *EXACT_DIVERGENCES)
+"""Those that are never negative, up to rounding: what inspection shows."""
+
+
+def view_divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
+    """The divergence from the policy under the image to that under a view, [B, T], nats.
+
+    One of `SAMPLED_DIVERGENCES` or `EXACT_DIVERGENCES`, or `nll`, which takes what was sampled in the policy's place:
+    KL(sampled token || view) = -log pi(token | view), without gradient through the anchor.
+
+    Raises:
+        ValueError: an exact one needs logits, and the scores have none.
+    """
+    if name == "nll":
+        return -view.logps
+    if name in SAMPLED_DIVERGENCES:
+        return SAMPLED_DIVERGENCES[name](anchor.logps, view.logps)
+    if anchor.logits is None or view.logits is None:
+        raise ValueError(f"the exact divergence {name!r} needs logits: score with the plain scorer")
+    return EXACT_DIVERGENCES[name](anchor.logits, view.logits)
 
 
 def contrastive_perception_tokens(
@@ -161,6 +203,32 @@ def _divisor(name: str, count: Tensor | float, like: Tensor) -> Tensor:
     return torch.where(divisor == 0, 1.0, divisor)
 
 
+def _weighted(scores: ViewScores, options: LossOptions) -> tuple[Tensor, Tensor]:
+    """The two divergences times their weights, [n, T]; 0 of a view that is not scored."""
+    nothing = torch.zeros_like(scores.anchor.logps)
+    pull, push = scores.d_preserving, scores.d_removing
+    return (
+        nothing if pull is None else options.perception_preserving_weight * pull,
+        nothing if push is None else options.perception_removing_weight * push,
+    )
+
+
+def contrast(scores: ViewScores, options: LossOptions) -> Tensor:
+    """`softplus((w+ d+ - w- d-) / tau)` of every token, [n, T], nats (CPPO)."""
+    return contrastive_perception_tokens(*_weighted(scores, options), options.perception_temperature, scores.token_mask)
+
+
+def difference(scores: ViewScores, options: LossOptions) -> Tensor:
+    """`w+ d+ - w- d-` of every token, [n, T], nats (PAPO)."""
+    pull, push = _weighted(scores, options)
+    return pull - push
+
+
+TERMS: dict[str, Callable[[ViewScores, Any], Tensor]] = {"contrast": contrast, "divergence": difference}
+"""Sinks that are a loss of their own, by name: (scores with perception tokens and divergences, options) -> the loss of
+every token, [n, T], with a graph; what stands outside the perception tokens is left out."""
+
+
 def adds_perception_loss(options: LossOptions) -> bool:
     """Whether a perception loss is added to the RL loss."""
     weights = (
@@ -168,12 +236,12 @@ def adds_perception_loss(options: LossOptions) -> bool:
         options.perception_preserving_entropy_weight,
         options.perception_removing_entropy_weight,
     )
-    return options.perception_sink in ("contrast", "divergence") and any(weights)
+    return options.perception_sink in TERMS and any(weights)
 
 
 def scored_views(options: LossOptions) -> tuple[str, ...]:
     """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
-    if options.perception_sink not in ("contrast", "divergence", "none"):
+    if options.perception_sink not in (*TERMS, "none"):
         return ("removing",)
     removing = options.perception_selector != "all" or options.perception_removing_weight
     weight = options.perception_weight
@@ -189,23 +257,8 @@ def loss_entropies(options: LossOptions, scores: ResponseScores) -> Tensor:
     return -scores.logps if options.entropy_estimator == "sampled" else scores.entropies
 
 
-def perception_loss(
-    scores: ViewScores, options: LossOptions, normalizer: Tensor | float, weights: Tensor | None = None
-) -> tuple[Tensor, Metrics]:
-    """The perception loss of n gated-in rollouts, its weights applied, and its metrics.
-
-    Args:
-        scores: with the perception tokens (`detect`).
-        options: the sink "contrast" or "divergence", and all that is its own.
-        normalizer: what the sum is divided by: gated-in rollouts of the step ("rollout"), selected tokens of the step
-            ("token"), or a plain factor on the mean over these rollouts ("microbatch").
-        weights: of the rollouts, [n], where only some were drawn or they count by their advantage ("rollout" alone).
-
-    Returns:
-        A scalar with a graph, nats, and the metrics of `METRICS`, without one.
-    """
-    token_mask = scores.token_mask
-    assert token_mask is not None
+def with_divergences(scores: ViewScores, options: LossOptions) -> ViewScores:
+    """The scores as loss terms take them: with each view's divergence, without gradients that the options stop."""
     anchor = scores.anchor if options.perception_anchor_gradients else scores.anchor.detached()
 
     def divergence(view: ResponseScores | None, given: Tensor | None) -> Tensor | None:
@@ -215,13 +268,28 @@ def perception_loss(
 
     d_preserving = divergence(scores.preserving, scores.d_preserving)
     d_removing = divergence(scores.removing, scores.d_removing)
-    nothing = torch.zeros_like(scores.anchor.logps)
-    pull = nothing if d_preserving is None else options.perception_preserving_weight * d_preserving
-    push = nothing if d_removing is None else options.perception_removing_weight * d_removing
-    if options.perception_sink == "contrast":
-        token_loss = contrastive_perception_tokens(pull, push, options.perception_temperature, token_mask)
-    else:
-        token_loss = pull - push
+    return replace(scores, anchor=anchor, d_preserving=d_preserving, d_removing=d_removing)
+
+
+def perception_loss(
+    scores: ViewScores, options: LossOptions, normalizer: Tensor | float, weights: Tensor | None = None
+) -> tuple[Tensor, Metrics]:
+    """The perception loss of n gated-in rollouts, its weights applied, and its metrics.
+
+    Args:
+        scores: with the perception tokens (`detect`).
+        options: a sink of `TERMS`, and all that is its own.
+        normalizer: what the sum is divided by: gated-in rollouts of the step ("rollout"), selected tokens of the step
+            ("token"), or a plain factor on the mean over these rollouts ("microbatch").
+        weights: of the rollouts, [n], where only some were drawn or they count by their advantage ("rollout" alone).
+
+    Returns:
+        A scalar with a graph, nats, and the metrics of `METRICS`, without one.
+    """
+    token_mask = scores.token_mask
+    assert token_mask is not None
+    compared = with_divergences(scores, options)
+    token_loss = TERMS[options.perception_sink](compared, options)
 
     def mean(values: Tensor, over: Tensor) -> Tensor:
         if options.perception_normalization == "rollout":
@@ -237,7 +305,7 @@ def perception_loss(
     ):
         if view is not None and weight:
             loss = loss + weight * mean(loss_entropies(options, view), scores.response_mask)
-    values = {"cpl": token_loss, "d_preserving": d_preserving, "d_removing": d_removing}
+    values = {"cpl": token_loss, "d_preserving": compared.d_preserving, "d_removing": compared.d_removing}
     for name, view in (("", scores.anchor), ("_preserving", scores.preserving), ("_removing", scores.removing)):
         values[f"entropy{name}"] = None if view is None else view.entropies
     return loss, _metrics(values, token_mask, scores.response_mask)

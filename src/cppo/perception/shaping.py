@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cppo.perception.detection import ViewScores
+from cppo.perception.detection import Function, ViewScores, needs, needs_of
 
 
 @torch.no_grad()
@@ -77,6 +77,44 @@ class ShapingOptions(Protocol):
     def perception_weight_slope(self) -> float: ...
 
 
+def advantage_shaping(function: Function) -> Function:
+    """Declare that a sink shapes advantages, where it would be taken for a loss term; a decorator.
+
+    It is called as (scores with perception tokens, advantages [n], options) and returns those of tokens, [n, T]. Where
+    it `needs("rollout_weights")`, the advantages come weighted by `advantage_scale`.
+    """
+    setattr(function, "shapes_advantages", True)  # noqa: B010 (a function has no such attribute for mypy)
+    return function
+
+
+def shapes_advantages(function: Callable[..., Any]) -> bool:
+    """Whether a sink is declared by `advantage_shaping`."""
+    return getattr(function, "shapes_advantages", False)
+
+
+@advantage_shaping
+@needs("rollout_weights")
+def mask_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptions) -> Tensor:
+    """Perception tokens alone keep their rollout's advantage (VPPO)."""
+    assert scores.token_mask is not None
+    return advantages[:, None] * scores.token_mask
+
+
+@advantage_shaping
+def scale_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptions) -> Tensor:
+    """Every token has its rollout's advantage, weighted by its own score (PGPO)."""
+    assert scores.score is not None
+    threshold, slope = options.perception_weight_threshold, options.perception_weight_slope
+    return advantages[:, None] * token_advantage_weights(scores.score, scores.response_mask, threshold, slope)
+
+
+SHAPINGS: dict[str, Callable[[ViewScores, Tensor, Any], Tensor]] = {
+    "mask_advantage": mask_advantage,
+    "scale_advantage": scale_advantage,
+}
+"""Sinks that shape advantages, by name."""
+
+
 @torch.no_grad()
 def shape_advantages(
     advantages: Sequence[Tensor],
@@ -89,8 +127,7 @@ def shape_advantages(
 ) -> tuple[list[Tensor], Tensor]:
     """The advantages of tokens, [B, T], in the place of those of rollouts, [B], of a generation batch's micro-batches.
 
-    Perception tokens alone keep their rollout's, weighted by its dependency (VPPO), or every token's is weighted by its
-    own (PGPO), as `options.perception_sink` says. A rollout without views keeps its advantage at every token.
+    The sink of `SHAPINGS` that the options name makes them. A rollout without views keeps its advantage at every token.
 
     Args:
         advantages: of each micro-batch of this process.
@@ -111,7 +148,8 @@ def shape_advantages(
             dependency[rows] = rollout_dependency(scores.score, scores.response_mask).to(dependency)
         dependencies.append(dependency)
     mine, floor = torch.cat(dependencies), options.perception_advantage_floor
-    if options.perception_sink != "mask_advantage":
+    shaping = SHAPINGS[options.perception_sink]
+    if "rollout_weights" not in needs_of(shaping):
         scales = [torch.ones_like(part) for part in dependencies]
     elif options.perception_advantage_scope == "batch":
         everyones = gather(mine)
@@ -124,7 +162,7 @@ def shape_advantages(
     for own, (rows, scores), scale in zip(advantages, found, scales, strict=True):
         tokens = own[:, None].repeat(1, num_tokens)
         if scores is not None:
-            tokens[rows] *= scale[rows][:, None] * _token_factors(scores, options).to(tokens)
+            tokens[rows] = shaping(scores, own[rows] * scale[rows], options).to(tokens)
         shaped.append(tokens)
     return shaped, mine
 
@@ -135,17 +173,3 @@ def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
     scale = torch.ones_like(dependency)
     scale[known] = advantage_scale(dependency[known], floor, compared[~compared.isnan()])
     return scale
-
-
-def _token_factors(scores: ViewScores, options: ShapingOptions) -> Tensor:
-    """What multiplies the advantage at each token of the rollouts scored, [n, T]."""
-    assert scores.score is not None
-    assert scores.token_mask is not None
-    if options.perception_sink == "mask_advantage":
-        return scores.token_mask
-    return token_advantage_weights(
-        scores.score,
-        scores.response_mask,
-        options.perception_weight_threshold,
-        options.perception_weight_slope,
-    )

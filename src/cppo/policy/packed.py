@@ -27,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from cppo.perception import EXACT_DIVERGENCES, entropy_from_logits
+from cppo.perception import entropy_from_logits
 from cppo.policy.packing import PackedBatch, PackedRow, SharedPromptLayout
 from cppo.probing import expect, failure
 from cppo.trl_surface import chunked_logprob_function
@@ -326,7 +326,7 @@ class LanguageHead:
 
     def divergence(
         self,
-        name: str,
+        function: Callable[[Tensor, Tensor], Tensor],
         hidden: Tensor,
         view_hidden: Tensor,
         temperature: float = 1.0,
@@ -334,7 +334,7 @@ class LanguageHead:
         anchor_gradients: bool = True,
         view_gradients: bool = True,
     ) -> Tensor:
-        """Exact divergence ("kl" or "js") of a view's distribution from the anchor's at n tokens, [n], nats.
+        """`function` of the anchor's and a view's logits, [chunk, V] each, such as `kl_divergence`, at n tokens, [n].
 
         Without `anchor_gradients` the anchor's distribution is a constant, without `view_gradients` the view's.
         """
@@ -344,7 +344,7 @@ class LanguageHead:
                 return self._logits(hidden, temperature)
 
         def chunk(hidden: Tensor, view_hidden: Tensor) -> tuple[Tensor]:
-            return (EXACT_DIVERGENCES[name](logits(hidden, anchor_gradients), logits(view_hidden, view_gradients)),)
+            return (function(logits(hidden, anchor_gradients), logits(view_hidden, view_gradients)),)
 
         return self._in_chunks(chunk, self._prepared(hidden), self._prepared(view_hidden))[0]
 

@@ -190,8 +190,9 @@ class PackedBatch:
     shape: tuple[int, int]
 
     def unpack(self, places: slice | Tensor, values: Tensor) -> Tensor:
-        """One value for each of the places as [B, T], with zeros everywhere else."""
-        return values.new_zeros(self.shape).index_put((self.rows[places], self.columns[places]), values)
+        """Values [n, ...], one for each of the places, as [B, T, ...], with zeros everywhere else."""
+        shape = (*self.shape, *values.shape[1:])
+        return values.new_zeros(shape).index_put((self.rows[places], self.columns[places]), values)
 
     def places(self, view: str, chosen: Tensor) -> Tensor:
         """The places of those of the view's tokens that are chosen, bool [B, T]."""

@@ -1,6 +1,7 @@
 """Two scorers of rows: the plain one, slow and simple, is the oracle for all others; the packed one shares prompts."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def plain_scores(
     temperature: float,
     vision: Mapping[str, Any],
     compute_aux_loss: bool = False,
+    hidden_states: bool = False,
 ) -> ResponseScores:
     """Score the last `num_response_tokens` tokens of each row in one ordinary forward pass.
 
@@ -32,6 +34,7 @@ def plain_scores(
         temperature: the logits are divided by it before anything is computed.
         vision: pixel values and what describes them, as the model's processor returns them for these B rows.
         compute_aux_loss: ask a mixture-of-experts model for its load-balancing loss.
+        hidden_states: keep what the head makes the logits of.
 
     Returns:
         Scores in float32, or float64 for a float64 model.
@@ -39,19 +42,25 @@ def plain_scores(
     inputs = model_images(unwrapped(model).config, without_empty_images(vision))
     if compute_aux_loss:
         inputs["output_router_logits"] = True
-    outputs = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        logits_to_keep=num_response_tokens + 1,
-        use_cache=False,
-        **inputs,
-    )
+    taken: list[Tensor] = []
+    with ExitStack() as hooks:
+        if hidden_states:
+            head = unwrapped(model).get_output_embeddings()
+            hooks.callback(head.register_forward_pre_hook(lambda _, given: taken.append(given[0])).remove)
+        outputs = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            logits_to_keep=num_response_tokens + 1,
+            use_cache=False,
+            **inputs,
+        )
     logits = outputs.logits[:, -num_response_tokens - 1 : -1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     targets = input_ids[:, -num_response_tokens:].unsqueeze(-1)
     logps = torch.log_softmax(logits, dim=-1).gather(-1, targets).squeeze(-1)
     aux_loss = outputs.aux_loss if compute_aux_loss else None
-    return ResponseScores(logps, entropy_from_logits(logits), logits, aux_loss)
+    hidden = taken[0][:, -num_response_tokens - 1 : -1] if hidden_states else None
+    return ResponseScores(logps, entropy_from_logits(logits), logits, aux_loss, hidden)
 
 
 def shared_prompt_scores(

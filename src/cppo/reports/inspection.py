@@ -75,7 +75,7 @@ def detector_table(items: Sequence[InspectedItem]) -> dict[str, DetectorQuality]
     ]
     truth = [bool(token.true_perception) for token in tokens]
     table = {}
-    for name in DEPENDENCY_SCORES:
+    for name in tokens[0].scores if tokens else ():
         quality = detector_quality(
             [token.scores[name] for token in tokens], [token.selected[name] for token in tokens], truth
         )
@@ -88,7 +88,7 @@ def render_inspection(items: Sequence[InspectedItem], *, model: str, data: str, 
     """The page; it opens with `score`. Texts of model and data reach it as JSON that a script writes as text alone."""
     texts: dict[str, int] = {}
     content = {
-        "scores": DEPENDENCY_SCORES,
+        "scores": list(dict.fromkeys((*DEPENDENCY_SCORES, score))),
         "divergences": DIVERGENCES,
         "views": VIEWS,
         "chosen": score,
@@ -137,8 +137,8 @@ def _page_token(token: InspectedToken, texts: dict[str, int]) -> list[Any]:
     return [
         number(token.text),
         None if token.true_perception is None else int(token.true_perception),
-        sum(int(token.selected[name]) << place for place, name in enumerate(DEPENDENCY_SCORES)),
-        short([token.scores[name] for name in DEPENDENCY_SCORES]),
+        sum(int(selected) << place for place, selected in enumerate(token.selected.values())),
+        short([*token.scores.values()]),
         short([token.logps[view] for view in VIEWS]),
         short([token.entropies[view] for view in VIEWS]),
         short([token.d_preserving[name] for name in DIVERGENCES]),

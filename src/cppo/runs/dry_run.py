@@ -11,6 +11,7 @@ from typing import Any
 from cppo.data import RecordSource
 from cppo.evaluation import load_processor, prompt_lengths
 from cppo.options import TrainOptions
+from cppo.perception import SHAPINGS, TERMS
 from cppo.policy import unwrapped
 from cppo.recipes import Recipe
 from cppo.runs.loggers import check_loggers
@@ -114,11 +115,13 @@ def method_text(config: Mapping[str, Any]) -> str:
         used.append(f"perception_sink mask_advantage, kept by the tokens of the best {config['perception_score']}")
     elif sink == "scale_advantage":
         used.append(f"perception_sink scale_advantage, of every token by its {config['perception_score']}")
+    elif sink in SHAPINGS:
+        used.append(f"perception_sink {sink}, which shapes advantages by {config['perception_score']}")
     elif sink != "none" and weight:
         once = config["perception_view_policy"] == "rollout"
         scored = "scored once a generation batch" if once else config["perception_memory"]
         used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {scored}")
-    if sink in ("contrast", "divergence"):
+    if sink in TERMS:
         used += [f"entropy under {view} x {weight:g}" for view, weight in entropies.items() if weight]
     if config["rollout_views"]:
         share = f"{config['rollout_view_mode']} {config['rollout_view_fraction']:g}"

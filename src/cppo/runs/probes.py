@@ -82,6 +82,7 @@ class HeldOutProbe(TrainerCallback):
             max_new_tokens=min(asked["max_new_tokens"], SHOWN_TOKENS),
             seed=args.seed,
             system_prompt=asked["system_prompt"],
+            score=args.perception_score,
             selector=args.perception_selector,
             top_fraction=args.perception_top_fraction,
             top_rounding=args.perception_top_rounding,

@@ -7,9 +7,10 @@ from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.fields import Unset, plain_default, resolve
-from cppo.methods import SHAPING_SINKS, get_method
+from cppo.hooks import register_own, try_own
+from cppo.methods import get_method
 from cppo.options import CPPOOptions, check_combinations, cppo_fields
-from cppo.perception import EXACT_DIVERGENCES, adds_perception_loss, scored_views
+from cppo.perception import EXACT_DIVERGENCES, SCORES, SHAPINGS, TERMS, adds_perception_loss, needs_of, scored_views
 from cppo.training.rollouts import RolloutViews
 from cppo.values import check_value
 from cppo.views import ViewSampler, view_sampler
@@ -44,13 +45,15 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         super().__post_init__()
         for name, declared in cppo_fields().items():
             setattr(self, name, check_value(declared, getattr(self, name), where=name))
-        check_combinations(vars(self))
+        register_own(vars(self))
+        check_combinations(vars(self), shapes_advantages=self.perception_sink in SHAPINGS)
+        try_own(self)
         self.view_sampler()
 
     @property
     def uses_perception(self) -> bool:
         """Whether rollouts are scored under perturbed views."""
-        return self.perception_sink in SHAPING_SINKS or self.adds_perception_loss
+        return self.perception_sink in SHAPINGS or self.adds_perception_loss
 
     @property
     def adds_perception_loss(self) -> bool:
@@ -68,11 +71,18 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         return scored_views(self)
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What score and sink take beside log-probabilities and entropies (`cppo.perception.needs`)."""
+        functions = [sinks[self.perception_sink] for sinks in (TERMS, SHAPINGS) if self.perception_sink in sinks]
+        if "removing" in self.scored_views:
+            functions.append(SCORES[self.perception_score])
+        return frozenset().union(*map(needs_of, functions))
+
+    @property
     def needs_logits(self) -> bool:
-        """Whether rows that are not shared must be scored with whole logits."""
-        scores = [self.perception_score] if "removing" in self.scored_views else []
-        exact = {self.perception_divergence, *scores} & set(EXACT_DIVERGENCES)
-        return self.scorer == "plain" or bool(exact)
+        """Whether rows that are not shared must be scored with whole logits, by the plain scorer."""
+        taken = {"logits", "hidden_states", *EXACT_DIVERGENCES}
+        return self.scorer == "plain" or bool(taken & {self.perception_divergence, *self.needs})
 
     def view_sampler(self) -> ViewSampler:
         """The sampler of views that these options describe."""

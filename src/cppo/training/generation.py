@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cppo.perception import SELECTORS, needs_of
 from cppo.policy import only_special_tokens, shared_generation
 from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images
 from cppo.policy.vision_inputs import packable, prompt_vision
@@ -187,7 +188,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
             output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
         output["view_key"] = list(views.keys)
         output["perception_weights"] = weights
-        if self.args.perception_selector == "random":
+        if "draws" in needs_of(SELECTORS[self.args.perception_selector]):
             shape, rank = output["completion_ids"].shape, self.accelerator.process_index
             output["perception_draws"] = token_draws(shape, self.args.seed, batch_number, rank).to(weights.device)
         output["perception_num_rollouts"] = all_gates.sum()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cppo.errors import UserError
-from cppo.perception import EXACT_DIVERGENCES, ResponseScores, ViewScores, detect
+from cppo.perception import EXACT_DIVERGENCES, ResponseScores, ViewScores, detect, over_logits
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, concatenate_rows, pack, plain_scores, prompt_groups
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, slice_rows, trimmed, without_empty_images
 from cppo.training.config import CPPOConfig
@@ -235,7 +235,7 @@ class Scorer:
         """Score rollouts as they are: packed, with whole logits, or by TRL's kernel. model: policy or reference."""
         if rollouts.group_ids is not None:
             return _score_packed(self, model, rollouts, None)[0]
-        # Exact divergences are taken where entropies are: reference and old log-probabilities need neither.
+        # Logits and hidden states are taken where entropies are: reference and old log-probabilities need none of them.
         if self.kernel is not None and not (entropies and self.args.needs_logits):
             return self.kernel(model, rollouts, entropies, aux_loss)
         with self.autocast():
@@ -247,6 +247,7 @@ class Scorer:
                 self.args.temperature,
                 rollouts.vision,
                 aux_loss,
+                entropies and "hidden_states" in self.args.needs,
             )
 
 
@@ -358,30 +359,33 @@ def _read(
 ) -> dict[str, Tensor]:
     """What is read off the hidden states of a packed batch, inside the model's forward, by name.
 
-    Scores and divergences are [B, T], with 0 where a token was not scored under a view; the dependency score and the
-    perception tokens are those of the requested rows, [n, T].
+    Scores and divergences are [B, T], with 0 where a token was not scored under a view; the dependency score, what it
+    is made of and the perception tokens are those of the requested rows, [n, T].
     """
     found: dict[str, Tensor] = {}
+    asked = request is not None and request.rows
 
     def score(view: str, places: slice | Tensor) -> None:
         logps, entropies = head.scores(hidden[places], batch.targets[places], args.temperature)
         found[f"{view}_logps"] = batch.unpack(places, logps)
         found[f"{view}_entropies"] = batch.unpack(places, entropies)
+        if asked and "hidden_states" in args.needs:
+            found[f"{view}_hidden_states"] = batch.unpack(places, hidden[places])
 
-    def divergence(name: str, places: slice | Tensor, **gradients: bool) -> Tensor:
+    def divergence(function: Callable[..., Tensor], places: slice | Tensor, **gradients: bool) -> Tensor:
         anchor = hidden[batch.counterparts("anchor", places)]
-        return batch.unpack(places, head.divergence(name, anchor, hidden[places], args.temperature, **gradients))
+        return batch.unpack(places, head.divergence(function, anchor, hidden[places], args.temperature, **gradients))
 
     score("anchor", batch.tokens["anchor"])
-    if request is None or not request.rows:
+    if request is None or not asked:
         return found
     view_gradients = args.perception_view_gradients and torch.is_grad_enabled()
     if "removing" in request.kinds:
         with torch.set_grad_enabled(view_gradients):
             score("removing", batch.tokens["removing"])
-        if args.perception_score in EXACT_DIVERGENCES:
+        for name, function in over_logits(args.perception_score).items():
             with torch.no_grad():
-                found["score"] = divergence(args.perception_score, batch.tokens["removing"])[request.rows]
+                found[name] = divergence(function, batch.tokens["removing"])[request.rows]
     detected = detect(_view_scores(request, found), args)
     assert detected.score is not None
     assert detected.token_mask is not None
@@ -396,7 +400,7 @@ def _read(
     if args.perception_divergence in EXACT_DIVERGENCES:
         for view in request.kinds:
             found[f"d_{view}"] = divergence(
-                args.perception_divergence,
+                EXACT_DIVERGENCES[args.perception_divergence],
                 places[view],
                 anchor_gradients=args.perception_anchor_gradients,
                 view_gradients=args.perception_view_gradients,
@@ -406,14 +410,20 @@ def _read(
 
 def _view_scores(request: ViewRequest, found: Mapping[str, Tensor]) -> ViewScores:
     """What was read off so far, of the requested rows."""
+    exact = {name: found[name] for name in EXACT_DIVERGENCES if name in found}
     scores = {
-        view: ResponseScores(found[f"{view}_logps"][request.rows], found[f"{view}_entropies"][request.rows])
+        view: ResponseScores(
+            found[f"{view}_logps"][request.rows],
+            found[f"{view}_entropies"][request.rows],
+            hidden_states=found[f"{view}_hidden_states"][request.rows] if f"{view}_hidden_states" in found else None,
+            exact=exact if view == "removing" else {},
+        )
         for view in ("anchor", *request.kinds)
         if f"{view}_logps" in found
     }
-    exact = {name: found[name][request.rows] for name in ("d_preserving", "d_removing") if name in found}
+    divergences = {name: found[name][request.rows] for name in ("d_preserving", "d_removing") if name in found}
     known = {name: found[name] for name in ("score", "token_mask") if name in found}
-    return request.view_scores(scores["anchor"], scores, **exact, **known)
+    return request.view_scores(scores["anchor"], scores, **divergences, **known)
 
 
 # Before an update

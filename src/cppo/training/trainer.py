@@ -23,9 +23,9 @@ from torch import Tensor
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
-from cppo.methods import SHAPING_SINKS
 from cppo.perception import (
     METRICS,
+    SHAPINGS,
     ResponseScores,
     ViewScores,
     adds_perception_loss,
@@ -281,7 +281,7 @@ class CPPOTrainer(RolloutTrainer):
     def _score_before_updates(self, micro_batches: list[dict[str, Any]]) -> None:
         """What is to be known of a new generation batch before its first update; for most methods nothing."""
         args = self.args
-        if args.perception_sink in SHAPING_SINKS:
+        if args.perception_sink in SHAPINGS:
             self._shape_advantages(micro_batches)
         elif args.adds_perception_loss and args.perception_view_policy == "rollout":
             for inputs in micro_batches:

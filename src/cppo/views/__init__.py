@@ -22,7 +22,7 @@ from cppo.views.draws import (
 )
 from cppo.views.held_out import HELD_OUT_PRESERVING, HELD_OUT_REMOVING, held_out_view
 from cppo.views.images import image_data_uri, load_rgb
-from cppo.views.own import check_families, is_own, own_files
+from cppo.views.own import check_families
 from cppo.views.room import PixelRoom
 from cppo.views.sampler import ViewSampler, stable_sample_id, view_generators, view_sampler
 from cppo.views.transforms import View, drawn_view, family_view, preserving_view, removing_view
@@ -50,9 +50,7 @@ __all__ = [
     "family_view",
     "held_out_view",
     "image_data_uri",
-    "is_own",
     "load_rgb",
-    "own_files",
     "preserving_view",
     "removing_view",
     "stable_sample_id",

@@ -2,22 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from cppo.errors import UserError, choose_one
-from cppo.imports import check_import_path, failure, import_object, own_file
+from cppo.imports import failure, is_own, load_function
 
 TRIAL_SIZE = (48, 64, 3)
 """Rows, columns and colours of the image that a family is tried on."""
 ViewFunction = Callable[[Image.Image, np.random.Generator], Image.Image]
-
-
-def is_own(family: str) -> bool:
-    """Whether a family's name is an import path."""
-    return ":" in family
 
 
 def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,17 +42,11 @@ def load_own(family: str) -> ViewFunction:
 
     Raises UserError where it does not exist, cannot be imported, is no function, or the trial fails.
     """
-    if not check_import_path(family, f"view {family!r}"):
-        raise UserError(f"view {family!r}: write module:function or file.py:function")
-    file = own_file(family)
-    return _loaded(f"{file.resolve()}:{family.rpartition(':')[2]}" if file else family, family)
+    return _tried(load_function(family, f"view {family!r}"), family)
 
 
 @cache
-def _loaded(path: str, family: str) -> ViewFunction:
-    function = import_object(path, f"view {family!r}")
-    if not callable(function) or isinstance(function, type):
-        raise UserError(f"view {family!r} is of type {type(function).__name__}, not a function")
+def _tried(function: ViewFunction, family: str) -> ViewFunction:
     trial = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=TRIAL_SIZE, dtype=np.uint8))
     first, second = (_drawn(function, family, trial, np.random.default_rng(1)) for _ in range(2))
     if first.tobytes() != second.tobytes():
@@ -83,8 +71,3 @@ def _drawn(function: ViewFunction, family: str, image: Image.Image, rng: np.rand
         found = f"one of {view.size}" if isinstance(view, Image.Image) else type(view).__name__
         raise UserError(f"view {family!r} must return a PIL image of {image.size} pixels, not {found}")
     return view.convert("RGB")
-
-
-def own_files(families: list[str]) -> list[Path]:
-    """The user's files in which families stand."""
-    return [file for family in families if is_own(family) and (file := own_file(family))]

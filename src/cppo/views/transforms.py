@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from cppo.imports import is_own
 from cppo.options.views import (
     DIFFUSION_STEPS,
     KNOWN_PRESERVING,
@@ -22,7 +23,7 @@ from cppo.options.views import (
     ViewStrengths,
 )
 from cppo.views.images import load_rgb
-from cppo.views.own import check_families, is_own, own_view
+from cppo.views.own import check_families, own_view
 
 PUBLISHED = ViewStrengths()
 
@@ -92,7 +93,7 @@ def drawn_view(
 def family_view(
     family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths = PUBLISHED
 ) -> View:
-    """One draw of a family, preserving or removing, or of the user's own (docs/methods.md).
+    """One draw of a family, preserving or removing, or of the user's own (docs/extending.md).
 
     Raises UserError where the image cannot be read, or the user's own code fails.
     """

@@ -1,0 +1,254 @@
+"""Scores, selectors and sinks of the user's own: loaded, registered beside the packaged ones, and tried before a run.
+
+The options `perception_score`, `perception_selector` and `perception_sink` name one as `file.py:function` or
+`module:function`. The registries of `cppo.perception` have it under that name once a configuration names it. Every
+error, in the trial or in the run, is one line that names option, file and function.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cppo.errors import UserError
+from cppo.imports import failure, is_own, load_function
+from cppo.perception import (
+    EXACT_DIVERGENCES,
+    SCORES,
+    SELECTORS,
+    SHAPINGS,
+    TERMS,
+    ResponseScores,
+    ViewScores,
+    detect,
+    entropy_from_logits,
+    needs_of,
+    scored_views,
+    shapes_advantages,
+    view_divergence,
+    with_divergences,
+)
+
+LENGTHS = (6, 4, 1, 0)
+"""Response tokens of the made-up rollouts; the longest has one of a tool, which the mask leaves out, in its middle."""
+VOCABULARY, WIDTH = 11, 5
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One kind of function.
+
+    Attributes:
+        kind: what it is called in messages.
+        registry: where it is looked up.
+        needs: what it may declare by `needs`.
+        call: its arguments, for messages.
+        shape: of its result, from its arguments.
+        dtype: "floating-point" or "bool".
+    """
+
+    kind: str
+    registry: dict[str, Any]
+    needs: frozenset[str]
+    call: str
+    shape: Callable[..., torch.Size]
+    dtype: str = "floating-point"
+
+    def guarded(self, function: Callable[..., Any], what: str) -> Callable[..., Tensor]:
+        """The function; what it raises, and a result that is no tensor of its kind, becomes one line after `what`."""
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Tensor:
+            try:
+                found = function(*arguments, **named)
+            except (Exception, SystemExit) as error:  # whatever the user's code raises, `sys.exit` included
+                called = f"a {self.kind} is called as function({self.call}), with what it declares by needs(...)"
+                raise UserError(f"{failure(error, what)}; {called}") from error
+            shape = self.shape(*arguments)
+            returned = f"of type {type(found).__name__}"
+            if isinstance(found, Tensor):
+                is_kind = found.dtype == torch.bool if self.dtype == "bool" else found.is_floating_point()
+                if is_kind and found.shape == shape:
+                    return found
+                returned = f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
+            wanted = f"a {self.dtype} tensor of shape {tuple(shape)}, one value a token"
+            raise UserError(f"{what} must return {wanted}; it returned what is {returned}")
+
+        return call
+
+
+def _score_shape(anchor: ResponseScores | Tensor, removing: ResponseScores | Tensor) -> torch.Size:
+    return anchor.shape[:-1] if isinstance(anchor, Tensor) else anchor.logps.shape
+
+
+FROM_LOGITS = frozenset({"logits", *EXACT_DIVERGENCES})
+SCORE = Hook("score", SCORES, FROM_LOGITS | {"hidden_states"}, "anchor, removing", _score_shape)
+SELECTOR = Hook(
+    "selector",
+    SELECTORS,
+    frozenset({"draws"}),
+    "score, response_mask, top_fraction, rounding=..., draws=...",
+    lambda score, *_: score.shape,
+    "bool",
+)
+TERM = Hook(
+    "loss term", TERMS, frozenset({"hidden_states"}), "scores, options", lambda scores, _: scores.response_mask.shape
+)
+SHAPING = Hook(
+    "advantage shaping",
+    SHAPINGS,
+    frozenset({"hidden_states", "rollout_weights"}),
+    "scores, advantages, options",
+    lambda scores, *_: scores.response_mask.shape,
+)
+HOOKS = {"perception_score": (SCORE,), "perception_selector": (SELECTOR,), "perception_sink": (TERM, SHAPING)}
+
+
+def register_own(options: Mapping[str, Any]) -> None:
+    """Put the user's own functions that the options name into their registries, in the place of earlier ones.
+
+    Raises UserError where one cannot be imported, is no function, or needs what its kind is not given.
+    """
+    for option, hooks in HOOKS.items():
+        name = options[option]
+        if is_own(name):
+            what = f"{option} {name!r}"
+            function = load_function(name, what)
+            hook = hooks[-1] if shapes_advantages(function) else hooks[0]
+            unknown = ", ".join(sorted(map(str, needs_of(function) - hook.needs)))
+            if unknown:
+                known = ", ".join(sorted(hook.needs))
+                raise UserError(f"{what} needs {unknown}, which a {hook.kind} is not given; it may need {known}")
+            for other in hooks:
+                other.registry.pop(name, None)
+            hook.registry[name] = hook.guarded(function, what)
+
+
+def try_own(options: Any) -> None:
+    """Call the user's own functions that a configuration names with made-up tensors.
+
+    Raises UserError where one fails, or its result has another shape or dtype, is not finite, differs between two
+    calls or with what stands outside the response mask, lies outside it (a selector), or has no gradient (a loss term).
+    """
+    own = {option: getattr(options, option) for option in HOOKS if is_own(getattr(options, option))}
+    if not own:
+        return
+    if options.perception_view_policy == "rollout" and options.needs & (FROM_LOGITS | {"hidden_states"}):
+        raise UserError(
+            f"{' and '.join(own.values())}: perception_view_policy = 'rollout' keeps log-probabilities and entropies "
+            f"alone, but {', '.join(sorted(options.needs))} is needed: set perception_view_policy = 'current'"
+        )
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    mask[0, 2] = 0
+    inside = mask.bool()
+    made, other = (_made_up(options, mask, noise) for noise in (0.0, 1.0))
+    for option, name in own.items():
+        what = f"{option} {name!r}"
+        if option == "perception_score":
+            _tried(what, _score, [(SCORES[name], scores.anchor, scores.removing) for scores in (made, other)], inside)
+        elif option == "perception_selector":
+            named = {"rounding": options.perception_top_rounding, "draws": made.draws}
+            select = functools.partial(SELECTORS[name], **named)
+            fraction = options.perception_top_fraction
+            kept = _tried(what, select, [(scores.score, inside, fraction) for scores in (made, other)], inside)
+            if (kept & ~inside).any():
+                raise UserError(f"{what} selects tokens outside response_mask: return its selection & response_mask")
+        else:
+            found = [_as_scored(detect(scores, options), options) for scores in (made, other)]
+            if name in TERMS:
+                _try_term(what, TERMS[name], found, options)
+            else:
+                advantages = torch.linspace(-1.0, 1.0, len(mask))
+                _tried(what, SHAPINGS[name], [(scores, advantages, options) for scores in found], inside)
+
+
+def _made_up(options: Any, mask: Tensor, noise: float) -> ViewScores:
+    """Scores of made-up rollouts under the image and both views, with logits; `noise` is added outside the mask."""
+    generator = torch.Generator().manual_seed(0)
+    outside = noise * (1 - mask)
+
+    def policy() -> ResponseScores:
+        logits = torch.randn((*mask.shape, VOCABULARY), generator=generator)
+        hidden = torch.randn((*mask.shape, WIDTH), generator=generator) + outside[..., None]
+        logps, entropies = logits.log_softmax(-1)[..., 0] + outside, entropy_from_logits(logits) + outside
+        logits = logits + outside[..., None] * torch.arange(VOCABULARY)
+        return ResponseScores(logps, entropies, logits, None, hidden if "hidden_states" in options.needs else None)
+
+    anchor, removing, preserving = (policy() for _ in range(3))
+    score, draws = (torch.rand(mask.shape, generator=generator) for _ in range(2))
+    return ViewScores(anchor, removing, preserving, mask, draws, score + outside)
+
+
+@torch.no_grad()
+def _score(score: Callable[..., Tensor], anchor: ResponseScores, removing: ResponseScores) -> Tensor:
+    """The score of what it declares and no more, as the packed scorer supplies it."""
+    if "logits" in needs_of(score):
+        assert anchor.logits is not None
+        assert removing.logits is not None
+        return score(anchor.logits.flatten(0, 1), removing.logits.flatten(0, 1)).view_as(anchor.logps)
+    exact = {name: view_divergence(name, anchor, removing) for name in EXACT_DIVERGENCES if name in needs_of(score)}
+    return score(replace(anchor, logits=None), replace(removing, logits=None, exact=exact))
+
+
+def _as_scored(scores: ViewScores, options: Any) -> ViewScores:
+    """The scores under the views that the options look at, as a sink gets them; selected is at least one token."""
+    assert scores.token_mask is not None
+    chosen = scores.token_mask if scores.token_mask.any() else scores.response_mask.bool()
+    views = scored_views(options)
+    removing = scores.removing if "removing" in views else None
+    preserving = scores.preserving if "preserving" in views else None
+    return replace(scores, removing=removing, preserving=preserving, token_mask=chosen)
+
+
+def _try_term(what: str, term: Callable[..., Tensor], found: Sequence[ViewScores], options: Any) -> None:
+    leaves: list[Tensor] = []
+    arguments = []
+    for scores in found:
+        views = (scores.removing, scores.preserving) if options.perception_view_gradients else ()
+        for one in (scores.anchor, *views):
+            kept = () if one is None else (one.logps, one.entropies, one.logits, one.hidden_states)
+            leaves += [values.requires_grad_() for values in kept if values is not None]
+        compared = with_divergences(scores, options)
+        known = replace(
+            compared,
+            anchor=replace(compared.anchor, logits=None),
+            removing=compared.removing and replace(compared.removing, logits=None),
+            preserving=compared.preserving and replace(compared.preserving, logits=None),
+        )
+        arguments.append((known, options))
+    chosen = found[0].token_mask
+    assert chosen is not None
+    loss = _tried(what, term, arguments, chosen)[chosen].sum()
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if loss.requires_grad else ()
+    reached = [gradient for gradient in gradients if gradient is not None]
+    if not reached:
+        raise UserError(
+            f"{what} has no gradient, so it trains nothing: make the loss of the scores' tensors, without detaching "
+            "them, and of a view through which a gradient flows"
+        )
+    if not all(gradient.isfinite().all() for gradient in reached):
+        raise UserError(f"{what} has a gradient that is not finite for ordinary scores: keep out of 0 / 0 and log 0")
+
+
+def _tried(what: str, function: Callable[..., Tensor], arguments: Sequence[tuple[Any, ...]], where: Tensor) -> Tensor:
+    """What a function returns for the first of the arguments, which differ from the others outside `where` alone.
+
+    Raises UserError where that is not finite, not what another call returns, or not what it returns for the others.
+    """
+    first, again, other = (function(*arguments[place]) for place in (0, 0, 1))
+    if not first[where].isfinite().all():
+        raise UserError(f"{what} returns values that are not finite for ordinary scores: keep out of 0 / 0 and log 0")
+    if not torch.equal(first[where], again[where]):
+        raise UserError(
+            f"{what} returns other values for the same tensors: draw nothing at random, and keep no state (a selector "
+            'may declare needs("draws"))'
+        )
+    if not torch.equal(first[where], other[where]):
+        raise UserError(
+            f"{what} depends on values outside the response, which may be anything: let no token's value depend on "
+            "them, or fill them by response_mask first"
+        )
+    return first

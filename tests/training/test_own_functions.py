@@ -1,0 +1,352 @@
+"""Scores, selectors and sinks of one's own: the same on every scoring path, and one clear line for every mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from float64_reference import TEMPERATURE, reference_rollouts
+from rollout_stubs import build_trainer, cut, generation_batch, inject, make_rows
+
+from cppo.errors import UserError
+from cppo.hooks import register_own
+from cppo.perception import SCORES, SHAPINGS, TERMS
+from cppo.policy import plain_scores
+from cppo.training.config import CPPOConfig
+from cppo.training.scoring import Rollouts, ViewRequest, detect_tokens
+
+OWN = """
+import sys
+
+import torch
+
+from cppo.perception import advantage_shaping, needs
+
+LIMIT = 3
+
+def lost(anchor, removing):
+    return anchor.logps - removing.logps + 0.1 * (removing.entropies - anchor.entropies)
+
+@needs("kl", "js")
+def both(anchor, removing):
+    return removing.exact["kl"] + 2 * removing.exact["js"]
+
+@needs("logits")
+def variation(logits, removing):
+    return (logits.softmax(-1) - removing.softmax(-1)).abs().sum(-1)
+
+@needs("hidden_states")
+def moved(anchor, removing):
+    return (anchor.hidden_states - removing.hidden_states).norm(dim=-1)
+
+def above_half(score, response_mask, top_fraction, **_):
+    best = score.masked_fill(~response_mask, 0).amax(dim=1, keepdim=True)
+    return response_mask & (score > 0.5 * best)
+
+@needs("draws")
+def lottery(score, response_mask, top_fraction, *, draws, **_):
+    return response_mask & (draws < top_fraction)
+
+def hinge(scores, options):
+    return (1 + scores.d_preserving - scores.d_removing).relu() + scores.removing.entropies
+
+@needs("hidden_states")
+def near(scores, options):
+    return 1 - torch.cosine_similarity(scores.anchor.hidden_states, scores.preserving.hidden_states, dim=-1)
+
+@advantage_shaping
+def softened(scores, advantages, options):
+    return advantages[:, None] * torch.sigmoid(scores.score)
+
+@advantage_shaping
+@needs("hidden_states", "rollout_weights")
+def moved_most(scores, advantages, options):
+    return advantages[:, None] + 0.1 * scores.anchor.hidden_states.norm(dim=-1) * scores.token_mask
+
+def alone(anchor):
+    return anchor.logps
+
+def flat(anchor, removing):
+    return anchor.logps.mean(dim=1)
+
+def counted(anchor, removing):
+    return anchor.logps.long()
+
+def listed(anchor, removing):
+    return anchor.logps.tolist()
+
+def undefined(anchor, removing):
+    return (anchor.logps * 0).log()
+
+def undeclared(anchor, removing):
+    return anchor.hidden_states.norm(dim=-1)
+
+@needs("attention")
+def unknown_need(anchor, removing):
+    return anchor.logps
+
+def drawn(anchor, removing):
+    return torch.rand_like(anchor.logps)
+
+def leaves(anchor, removing):
+    sys.exit(3)
+
+def everything(score, response_mask, top_fraction, **_):
+    return torch.ones_like(response_mask)
+
+def padded(score, response_mask, top_fraction, **_):
+    return response_mask & (score > score.mean(dim=1, keepdim=True))
+
+def weights(score, response_mask, top_fraction, **_):
+    return score
+
+def narrow(score, response_mask, top_fraction):
+    return response_mask
+
+def constant(scores, options):
+    return scores.d_removing.detach()
+
+def steep(scores, options):
+    return (scores.d_removing - scores.d_removing.detach()).sqrt()
+
+@advantage_shaping
+def a_rollout(scores, advantages, options):
+    return advantages
+"""
+ROWS = make_rows([1, 2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """The path of the file, before a colon."""
+    file = tmp_path_factory.mktemp("own") / "own.py"
+    file.write_text(OWN)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def trainers(tiny, tmp_path_factory):
+    """By how rollouts are scored: in float64 one by one, in float64 packed, in float32 packed, by TRL's kernel."""
+    made = {}
+    for name, scorer in (("plain", "plain"), ("packed", "shared"), ("packed32", "shared"), ("kernel", "kernel")):
+        folder = tmp_path_factory.mktemp(name)
+        trainer = build_trainer(tiny, folder, ROWS, scorer=scorer, temperature=TEMPERATURE)
+        if name in ("plain", "packed"):
+            trainer.model.double()
+        made[name] = inject(trainer, same_each_time=True)
+    return made
+
+
+@pytest.fixture
+def use(trainers, own, monkeypatch):
+    """Every trainer with these functions of one's own as options, and other options as they are."""
+
+    def choose(options=(), **functions):
+        for trainer in trainers.values():
+            values = {f"perception_{kind}": f"{own}:{name}" for kind, name in functions.items()} | dict(options)
+            for name, value in values.items():
+                monkeypatch.setattr(trainer.args, name, value)
+            register_own(vars(trainer.args))
+        return trainers
+
+    return choose
+
+
+def detected(trainer):
+    """The dependency scores and perception tokens of the gated-in rollouts, and where they stand."""
+    (inputs,) = cut(trainer, generation_batch(trainer, ROWS), 1)
+    request = ViewRequest.of(inputs, trainer.args.scored_views)
+    rollouts = Rollouts.of(inputs, trainer._packs(inputs))
+    return detect_tokens(trainer._scorer(), trainer.model, rollouts, request), request.rows
+
+
+def loss_and_gradient(trainer):
+    (inputs,) = cut(trainer, generation_batch(trainer, ROWS), 1)
+    trainer._score_before_updates([inputs])
+    loss = trainer._compute_loss(trainer.model, inputs)
+    weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    return loss.item(), torch.cat([one.flatten().double() for one in gradients if one is not None])
+
+
+@pytest.fixture(scope="module")
+def reference(trainers, processor):
+    """What each need is, of one rollout and view at a time: log-probabilities, entropies, divergences."""
+    trainer = trainers["plain"]
+    return reference_rollouts(trainer.model, processor, ROWS, trainer.args.seed)
+
+
+def test_scores_are_the_references(use, reference):
+    """By their formula, written once more over the loops of the reference."""
+    expected = {
+        "lost": lambda r: [
+            fall + 0.1 * (after - before)
+            for fall, after, before in zip(r.scores["logp_shift"], r.entropies[2], r.entropies[0], strict=True)
+        ],
+        "both": lambda r: [a + 2 * b for a, b in zip(r.scores["kl"], r.scores["js"], strict=True)],
+    }
+    for name, formula in expected.items():
+        for trainer in [use(score=name)[one] for one in ("plain", "packed")]:
+            found, rows = detected(trainer)
+            assert len(rows) > 2
+            for row, values in zip(rows, found.score.tolist(), strict=True):
+                wanted = formula(reference[row])
+                assert values[: len(wanted)] == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("score", ["lost", "both", "variation", "moved"])
+def test_scores_agree_on_every_path(use, score):
+    trainers = use(score=score)
+    found = {name: detected(trainer)[0] for name, trainer in trainers.items()}
+    plain = found["plain"]
+    mask = plain.response_mask.bool()
+    assert plain.score[mask].std() > 1e-3
+    for name, tolerance in (("packed", 1e-9), ("packed32", 1e-4), ("kernel", 1e-4)):
+        difference = (found[name].score.double() - plain.score)[mask].abs().max()
+        assert difference <= tolerance * plain.score[mask].abs().max(), name
+        assert torch.equal(found[name].token_mask, plain.token_mask), name
+
+
+def test_hidden_states_are_what_the_head_is_given(trainers, processor):
+    """The head makes the reference's logits of them."""
+    model, row = trainers["plain"].model, ROWS[1]
+    inputs = processor(
+        text=["<|vision_start|><|image_pad|><|vision_end|>" * 2], images=[row["images"]], return_tensors="pt"
+    )
+    ids, mask, vision = inputs.pop("input_ids"), inputs.pop("attention_mask"), dict(inputs)
+    scores = plain_scores(model, ids, mask, 2, TEMPERATURE, vision, hidden_states=True)
+    assert scores.hidden_states.shape == (1, 2, model.config.text_config.hidden_size)
+    assert torch.equal(model.get_output_embeddings()(scores.hidden_states) / TEMPERATURE, scores.logits)
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        {"selector": "above_half"},
+        {"selector": "lottery"},
+        {"sink": "hinge"},
+        {"sink": "near", "score": "both"},
+        {"score": "moved", "selector": "above_half", "sink": "hinge"},
+        {"sink": "softened"},
+        {"sink": "moved_most", "score": "variation"},
+    ],
+    ids=lambda functions: "-".join(functions.values()),
+)
+def test_losses_and_gradients_agree_on_every_path(use, functions):
+    shapes = functions.get("sink") in ("softened", "moved_most")
+    options = {
+        "perception_weight": 1.0,
+        "perception_temperature": 1.0,
+        "perception_gate": "none" if shapes else "advantage",
+    }
+    trainers = use(options, **functions)
+    loss, gradient = loss_and_gradient(trainers["plain"])
+    for name, tolerance in (("packed", 1e-6), ("packed32", 1e-4), ("kernel", 1e-4)):
+        other_loss, other_gradient = loss_and_gradient(trainers[name])
+        assert other_loss == pytest.approx(loss, abs=1e-7 if name == "packed" else 1e-5), name
+        assert (other_gradient - gradient).norm() <= tolerance * gradient.norm(), name
+    without = use({"perception_sink": "none"})["plain"]
+    assert abs(loss_and_gradient(without)[0] - loss) > 1e-3
+
+
+def test_a_term_written_again_is_the_published_one(use, tmp_path, own):
+    """The contrast and the shaping of VPPO, as functions of one's own, give the packaged ones' bytes."""
+    again = tmp_path / "again.py"
+    again.write_text(
+        "import torch\nfrom cppo.perception import *\n"
+        "def contrast(scores, options):\n"
+        "    margin = scores.d_preserving - scores.d_removing\n"
+        "    return torch.nn.functional.softplus(margin / options.perception_temperature)\n"
+        "@advantage_shaping\n@needs('rollout_weights')\n"
+        "def masked(scores, advantages, options):\n"
+        "    return torch.where(scores.token_mask, advantages[:, None], 0.0)\n"
+    )
+    for packaged, name, gate in (("contrast", "contrast", "advantage"), ("mask_advantage", "masked", "none")):
+        found = []
+        for sink in (packaged, f"{again}:{name}"):
+            found.append(loss_and_gradient(use({"perception_sink": sink, "perception_gate": gate})["packed"]))
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+        assert torch.allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
+
+
+def test_what_fails_in_the_run_is_one_line_too(trainers, use, tmp_path):
+    late = tmp_path / "late.py"
+    late.write_text("def late(anchor, removing):\n    return anchor.logps if len(anchor.logps) == 4 else 1 / 0\n")
+    use({"perception_score": f"{late}:late"})
+    with pytest.raises(UserError, match=r"late.py:late' failed in late.py line 2: ZeroDivisionError"):
+        detected(trainers["packed"])
+
+
+def config(tmp_path, **given):
+    return CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "words"),
+    [
+        ("score", "gone.py:f", "perception_score 'gone.py:f': there is no file gone.py"),
+        ("sink", "nothing_like_this.views:f", "there is no module nothing_like_this"),
+        ("score", "own.py:", "write module:function or file.py:function"),
+        ("score", "own.py:gone", "own.py has no gone"),
+        ("score", "own.py:LIMIT", "is of type int, not a function"),
+        ("score", "own.py:alone", "failed: TypeError: alone() takes 1 positional argument"),
+        ("score", "own.py:alone", "a score is called as function(anchor, removing)"),
+        ("score", "own.py:flat", "must return a floating-point tensor of shape (4, 6), one value a token; it returned"),
+        ("score", "own.py:counted", "it returned what is int64 of shape (4, 6)"),
+        ("score", "own.py:listed", "it returned what is of type list"),
+        ("score", "own.py:undefined", "not finite for ordinary scores: keep out of 0 / 0 and log 0"),
+        ("score", "own.py:undeclared", "failed in own.py line 65: AttributeError: 'NoneType'"),
+        ("score", "own.py:unknown_need", "needs attention, which a score is not given; it may need hidden_states, js"),
+        ("score", "own.py:drawn", "returns other values for the same tensors"),
+        ("score", "own.py:leaves", "failed in own.py line 75: SystemExit: 3"),
+        ("selector", "own.py:everything", "selects tokens outside response_mask: return its selection & response_mask"),
+        ("selector", "own.py:padded", "depends on values outside the response, which may be anything"),
+        ("selector", "own.py:weights", "must return a bool tensor of shape (4, 6)"),
+        ("selector", "own.py:narrow", "unexpected keyword argument"),
+        ("sink", "own.py:constant", "has no gradient, so it trains nothing"),
+        ("sink", "own.py:steep", "has a gradient that is not finite"),
+        ("sink", "own.py:a_rollout", "perception_gate = 'advantage' would leave the other rollouts"),
+        ("score", "entropy_shft", "did you mean `entropy_shift`? choose one of"),
+        ("selector", "best", "or give file.py:function"),
+    ],
+)
+def test_mistakes_are_found_before_a_run(own, tmp_path, monkeypatch, option, name, words):
+    monkeypatch.chdir(Path(own).parent)
+    with pytest.raises(UserError) as caught:
+        config(tmp_path, **{f"perception_{option}": name})
+    assert words in str(caught.value)
+    assert f"perception_{option}" in str(caught.value) or option == "sink"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shaping_of_another_shape(own, tmp_path):
+    with pytest.raises(UserError, match=r"must return a floating-point tensor of shape \(4, 6\)"):
+        config(tmp_path, perception_sink=f"{own}:a_rollout", perception_gate="none")
+
+
+def test_views_scored_by_the_rollouts_policy_are_not_enough_for_all(own, tmp_path):
+    given = {"method": "papo", "perception_selector": "top", "perception_removing_entropy_weight": 0.0}
+    given["perception_normalization"] = "rollout"
+    config(tmp_path, **given, perception_score=f"{own}:lost")
+    with pytest.raises(UserError, match="keeps log-probabilities and entropies alone, but js, kl is needed"):
+        config(tmp_path, **given, perception_score=f"{own}:both")
+
+
+def test_what_a_name_stands_for(own, tmp_path):
+    """A sink says itself what it is; a registered name needs no file."""
+    config(tmp_path, perception_sink=f"{own}:hinge", perception_score=f"{own}:lost")
+    shaping = config(tmp_path, perception_sink=f"{own}:softened", perception_gate="none")
+    assert f"{own}:hinge" in TERMS
+    assert f"{own}:softened" in SHAPINGS
+    assert f"{own}:lost" in SCORES
+    assert (shaping.uses_perception, shaping.adds_perception_loss, shaping.scored_views) == (True, False, ("removing",))
+    assert config(tmp_path, perception_sink=f"{own}:hinge").adds_perception_loss
+
+
+def test_a_missing_file_is_found_before_torch_is_imported(tmp_path):
+    program = "import sys; from cppo.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    argv = [sys.executable, "-c", program, "train", "--perception_selector", "gone.py:mine"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr == "cppo: error: perception_selector 'gone.py:mine': there is no file gone.py\n"
