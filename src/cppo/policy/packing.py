@@ -222,6 +222,8 @@ def pack(
     views: Mapping[str, Sequence[PromptGroup]],
     sequential: bool = False,
     detached: Collection[str] = (),
+    prompts: Sequence[Sequence[int]] | None = None,
+    response_lengths: Sequence[int] | None = None,
 ) -> PackedBatch:
     """Pack the responses of a batch for scoring under each view.
 
@@ -233,11 +235,15 @@ def pack(
         views: for each view, by name, the groups to score; a row at most once per view.
         sequential: one backbone pass per view instead of one for all: less memory, see `add_shared_prompt_forward`.
         detached: the views through which no gradient is to flow, the last ones; their passes build no graph.
+        prompts, response_lengths: of each row, where they are known: with them, and with images whose inputs lie on
+            the host, nothing here waits for a GPU.
 
     Raises:
         UserError: a prompt has no token.
     """
-    packer = _Packer(model, input_ids, attention_mask, num_response_tokens)
+    if prompts is None or response_lengths is None:
+        prompts, response_lengths = _on_host(input_ids, attention_mask, num_response_tokens)
+    packer = _Packer(model, input_ids, num_response_tokens, prompts, response_lengths)
     tokens: dict[str, slice] = {}
     num_scored = 0
     for name, groups in views.items():
@@ -263,16 +269,32 @@ def pack(
     return PackedBatch(tuple(passes), tokens, targets, places, columns, shape)
 
 
+def _on_host(input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int) -> tuple[list[list[int]], list[int]]:
+    """The prompt of each row of [B, P + T], and the length of its response."""
+    end = input_ids.shape[1] - num_response_tokens
+    masks: list[list[int]] = attention_mask.tolist()
+    prompts = [
+        [token for token, kept in zip(ids, mask, strict=True) if kept]
+        for ids, mask in zip(input_ids[:, :end].tolist(), (mask[:end] for mask in masks), strict=True)
+    ]
+    return prompts, [sum(mask[end:]) for mask in masks]
+
+
 class _Packer:
     """Cuts one batch into packed rows."""
 
     def __init__(
-        self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int
+        self,
+        model: torch.nn.Module,
+        input_ids: Tensor,
+        num_response_tokens: int,
+        prompts: Sequence[Sequence[int]],
+        response_lengths: Sequence[int],
     ) -> None:
         self.prompt_end = input_ids.shape[1] - num_response_tokens
-        self.lengths: list[int] = attention_mask[:, self.prompt_end :].sum(dim=1).tolist()
+        self.lengths = response_lengths
         self._ids = input_ids
-        self._starts: list[int] = (self.prompt_end - attention_mask[:, : self.prompt_end].sum(dim=1)).tolist()
+        self._prompts = prompts
         self._rope_index = getattr(model.base_model, "get_rope_index", None)
         self._positions: dict[tuple[Any, ...], Tensor] = {}
 
@@ -280,10 +302,10 @@ class _Packer:
         prompts, prompt_positions, segments, segment_positions, owners = [], [], [], [], []
         for number, group in enumerate(groups):
             first = group.rows[0]
-            prompt = self._ids[first, self._starts[first] : self.prompt_end]
+            prompt = self._ids[first, self._start(first) : self.prompt_end]
             if not prompt.numel():
                 raise UserError(f"row {first} of the batch has an empty prompt: every prompt needs a token")
-            positions = self._prompt_positions(first, prompt, group.vision)
+            positions = self._prompt_positions(first, group.vision)
             prompts.append(prompt[:-1])
             prompt_positions.append(positions[..., :-1])
             last, following = positions[..., -1:], positions.max() + 1
@@ -291,17 +313,19 @@ class _Packer:
                 # A response without a token still takes one: a layout has no empty segments.
                 length = max(self.lengths[row], 1)
                 segments.append(torch.cat([prompt[-1:], self._ids[row, self.prompt_end :][: length - 1]]))
-                steps = torch.arange(length - 1, device=prompt.device) + following
+                steps = torch.arange(length - 1) + following
                 segment_positions.append(torch.cat([last, steps.expand(*last.shape[:-1], -1)], dim=-1))
                 owners.append(number)
         layout = SharedPromptLayout.of(
             [len(prompt) for prompt in prompts], [len(segment) for segment in segments], owners, self._ids.device
         )
-        position_ids = torch.cat([*prompt_positions, *segment_positions], dim=-1)
+        device = self._ids.device
+        position_ids = torch.cat([*prompt_positions, *segment_positions], dim=-1).to(device)
+        images = join_images([group.vision for group in groups])
         return PackedRow(
             torch.cat([*prompts, *segments])[None],
             position_ids[None] if position_ids.ndim == 1 else position_ids[:, None],
-            join_images([group.vision for group in groups]),
+            {key: value.to(device) for key, value in images.items()},
             layout,
             self._scored([row for group in groups for row in group.rows]),
             gradients,
@@ -313,21 +337,27 @@ class _Packer:
         flags = [torch.full((max(self.lengths[row], 1),), self.lengths[row] > 0) for row in rows]
         return torch.cat(flags).nonzero().squeeze(1).to(self._ids.device)
 
-    def _prompt_positions(self, row: int, prompt: Tensor, vision: VisionInputs) -> Tensor:
-        """Position of each prompt token, [length] or [3, length] for M-RoPE, as the model itself would number them."""
-        plain = torch.arange(len(prompt), device=prompt.device)
+    def _start(self, row: int) -> int:
+        return self.prompt_end - len(self._prompts[row])
+
+    def _prompt_positions(self, row: int, vision: VisionInputs) -> Tensor:
+        """Position of each prompt token, [length] or [3, length] for M-RoPE, as the model itself would number them.
+
+        On the host, where numbering them waits for nothing.
+        """
+        plain = torch.arange(len(self._prompts[row]))
         if self._rope_index is None:
             return plain
         types, grid = vision.get("mm_token_type_ids"), vision.get("image_grid_thw")
         # Without either the models number all tokens in a row, also while they generate.
         if types is None or grid is None or not len(grid):
             return plain.expand(3, -1)
-        key = (tuple(prompt.tolist()), tuple(grid.flatten().tolist()))
+        key = (tuple(self._prompts[row]), tuple(grid.flatten().tolist()))
         if key not in self._positions:
             positions, _ = self._rope_index(
-                input_ids=prompt[None],
-                mm_token_type_ids=types[:, self._starts[row] : self.prompt_end],
-                image_grid_thw=grid,
+                input_ids=torch.tensor([self._prompts[row]]),
+                mm_token_type_ids=types[:, self._start(row) : self.prompt_end].cpu(),
+                image_grid_thw=grid.cpu(),
             )
             self._positions[key] = positions[:, 0]
         return self._positions[key]

@@ -175,9 +175,6 @@ class RolloutTrainer(ResumableGRPOTrainer):
             return output
 
         gate = self._gate(output, batch, rewards, summed)
-        prompts = [
-            ids[mask.bool()].tolist() for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
-        ]
         all_gates = self.accelerator.gather(gate)
         batch_number = generation_batches(self)
         limit = self.args.perception_rollouts_per_group
@@ -185,7 +182,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
         if self.args.perception_weighting == "advantage":
             weights = weights * output["advantages"]
         with self._phase("views"):
-            output["perception_views"] = views.inputs((weights > 0).tolist(), prompts, self.args.scored_views)
+            output["perception_views"] = views.inputs((weights > 0).tolist(), batch.prompts, self.args.scored_views)
         output["view_key"] = list(views.keys)
         output["perception_weights"] = weights
         if "draws" in needs_of(SELECTORS[self.args.perception_selector]):
@@ -196,19 +193,24 @@ class RolloutTrainer(ResumableGRPOTrainer):
         return output
 
     def _put_images_together(self, output: dict[str, Any], batch: GenerationBatch) -> None:
-        """Give rollouts their group ids and, where prompts are shared, a group one copy of its images."""
+        """Give rollouts their group ids and, where prompts are shared, what packing needs of them on the host.
+
+        That is a group's one copy of its images, the prompts' tokens and the lengths of the responses.
+        """
         if self.tools:  # which may bring images of their own to some rollouts
             for index in self._has_placeholder(output["completion_ids"]).nonzero().flatten().tolist():
                 batch.leave(index)
         output["group_id"] = list(batch.group_ids)
         if not self._shares_prompts:
             return
+        output["prompt_tokens"] = list(batch.prompts)
+        output["response_length"] = output["completion_mask"].sum(dim=1).tolist()
         length = output["prompt_ids"].shape[1] + output["completion_ids"].shape[1]
         vision, made = {key: output.get(key) for key in VISION_KEYS}, {}
         for first in dict.fromkeys(batch.firsts):
             images = prompt_vision(self._policy.config, vision, first, length)
-            # Copies, so that the images of a group's other rollouts go.
-            made[first] = {name: value.clone() for name, value in images.items()}
+            # Copies, so that the images of a group's other rollouts go; on the host, where the views are too.
+            made[first] = {name: value.to("cpu", copy=True) for name, value in images.items()}
         output["prompt_images"] = [made[first] for first in batch.firsts]
         if not self.tools:
             for key in VISION_KEYS:

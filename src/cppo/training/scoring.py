@@ -49,7 +49,9 @@ class Rollouts:
         input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
         num_response_tokens: T.
         vision: image inputs of the B rows together, where they are not packed.
-        group_ids, images: each rollout's group and the image inputs of its prompt, where rollouts are packed.
+        group_ids, images: each rollout's group and the image inputs of its prompt, where rollouts are packed; those of
+            a micro-batch lie on the host.
+        prompts, response_lengths: token ids and number of tokens, on the host, where they are known.
     """
 
     input_ids: Tensor
@@ -58,6 +60,8 @@ class Rollouts:
     vision: VisionInputs = field(default_factory=dict)
     group_ids: Sequence[int] | None = None
     images: Sequence[VisionInputs] = ()
+    prompts: Sequence[list[int]] | None = None
+    response_lengths: Sequence[int] | None = None
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], packed: bool) -> "Rollouts":
@@ -66,7 +70,15 @@ class Rollouts:
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         length = inputs["completion_ids"].shape[1]
         if packed:
-            return cls(ids, mask, length, group_ids=inputs["group_id"], images=inputs["prompt_images"])
+            return cls(
+                ids,
+                mask,
+                length,
+                group_ids=inputs["group_id"],
+                images=inputs["prompt_images"],
+                prompts=inputs.get("prompt_tokens"),
+                response_lengths=inputs.get("response_length"),
+            )
         vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
         return cls(ids, mask, length, trimmed(vision, ids.shape[1]))
 
@@ -74,8 +86,17 @@ class Rollouts:
         """These rows alone."""
         ids, mask = self.input_ids[list(rows)], self.attention_mask[list(rows)]
         if self.group_ids is not None:
-            groups, images = [self.group_ids[row] for row in rows], [self.images[row] for row in rows]
-            return Rollouts(ids, mask, self.num_response_tokens, group_ids=groups, images=images)
+            return Rollouts(
+                ids,
+                mask,
+                self.num_response_tokens,
+                group_ids=[self.group_ids[row] for row in rows],
+                images=[self.images[row] for row in rows],
+                prompts=None if self.prompts is None else [self.prompts[row] for row in rows],
+                response_lengths=None
+                if self.response_lengths is None
+                else [self.response_lengths[row] for row in rows],
+            )
         vision = concatenate_rows([slice_rows(self.vision, row, row + 1) for row in rows])
         return Rollouts(ids, mask, self.num_response_tokens, vision)
 
@@ -97,6 +118,8 @@ class Rollouts:
                     vision,
                     groups,
                     self.images[rows],
+                    None if self.prompts is None else self.prompts[rows],
+                    None if self.response_lengths is None else self.response_lengths[rows],
                 )
             )
         return parts
@@ -162,13 +185,12 @@ class ViewRequest:
         for kind, found in scores.items():
             inputs[_kept(kind)] = torch.stack([found.logps, found.entropies])
 
-    def view_inputs(self, row: int, kind: str, anchor: VisionInputs, device: torch.device) -> VisionInputs:
-        """Image inputs of one of the requested rows under one view, with exactly the keys of its own, `anchor`."""
-        inputs: VisionInputs = {}
-        for key, value in anchor.items():
-            found = value if key in PER_TOKEN_KEYS else self.views[row][kind][key]
-            inputs[key] = found.to(device) if isinstance(found, Tensor) else found
-        return inputs
+    def view_inputs(self, row: int, kind: str, anchor: VisionInputs) -> VisionInputs:
+        """Image inputs of one of the requested rows under one view, with exactly the keys of its own, `anchor`.
+
+        They lie on the host, as views do.
+        """
+        return {key: value if key in PER_TOKEN_KEYS else self.views[row][kind][key] for key, value in anchor.items()}
 
     def view_scores(self, anchor: ResponseScores, views: Mapping[str, ResponseScores], **found: Tensor) -> ViewScores:
         """The requested rows' scores under the image and each view, [n, T], and what was `found` along with them."""
@@ -187,7 +209,9 @@ class ScoredMicroBatch:
     def scores_of(self, input_ids: Tensor, attention_mask: Tensor) -> ResponseScores:
         """The scores of these rows, [B, P + T]. Raises RuntimeError where they are not the micro-batch's."""
         own = self.rollouts
-        if not (torch.equal(input_ids, own.input_ids) and torch.equal(attention_mask, own.attention_mask)):
+        if input_ids.shape != own.input_ids.shape or bool(
+            ((input_ids != own.input_ids) | (attention_mask != own.attention_mask)).any()
+        ):
             raise RuntimeError("TRL asks, while it computes a loss, for scores of other rows than the micro-batch's")
         return self.scores
 
@@ -295,7 +319,11 @@ def _view_images(request: ViewRequest, row: int, kind: str, rollouts: Rollouts) 
     """Image inputs of one requested row under one view, where rows are not packed."""
     vision = rollouts.vision
     own = {key: value[row : row + 1] if key in PER_TOKEN_KEYS else value for key, value in vision.items()}
-    return request.view_inputs(row, kind, own, rollouts.input_ids.device)
+    device = rollouts.input_ids.device
+    return {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in request.view_inputs(row, kind, own).items()
+    }
 
 
 @torch.no_grad()
@@ -323,7 +351,7 @@ def _score_packed(
     anchors = prompt_groups(rollouts.group_ids, rollouts.images)
     views = {}
     if request is not None:
-        views = {kind: _view_groups(request, kind, anchors, rollouts.input_ids.device) for kind in request.kinds}
+        views = {kind: _view_groups(request, kind, anchors) for kind in request.kinds}
     with scorer.autocast():
         batch = pack(
             scorer.policy,
@@ -333,15 +361,15 @@ def _score_packed(
             {"anchor": anchors, **views},
             sequential=args.perception_memory == "sequential",
             detached=() if args.perception_view_gradients else tuple(views),
+            prompts=rollouts.prompts,
+            response_lengths=rollouts.response_lengths,
         )
         found = model(shared_prompt=batch, readout=partial(_read, args, request, batch))
     anchor = ResponseScores(found["anchor_logps"], found["anchor_entropies"])
     return anchor, _view_scores(request, found) if request is not None and request.rows else None
 
 
-def _view_groups(
-    request: ViewRequest, kind: str, anchors: Sequence[PromptGroup], device: torch.device
-) -> list[PromptGroup]:
+def _view_groups(request: ViewRequest, kind: str, anchors: Sequence[PromptGroup]) -> list[PromptGroup]:
     """The requested rows under one view, together where they share prompt and views."""
     groups = []
     for anchor in anchors:
@@ -350,7 +378,7 @@ def _view_groups(
             if row in request.views:
                 by_key.setdefault(request.view_keys[row], []).append(row)
         for rows in by_key.values():
-            groups.append(PromptGroup(rows, request.view_inputs(rows[0], kind, anchor.vision, device)))
+            groups.append(PromptGroup(rows, request.view_inputs(rows[0], kind, anchor.vision)))
     return groups
 
 
@@ -454,7 +482,6 @@ def scores_of_views(scorer: Scorer, model: Any, rollouts: Rollouts, request: Vie
             vision = concatenate_rows([_view_images(request, row, kind, rollouts) for row in request.rows])
             found[kind] = scorer.rows(model, replace(own, vision=vision))
         else:
-            device = own.input_ids.device
-            images = [alone.view_inputs(row, kind, own.images[row], device) for row in alone.rows]
+            images = [alone.view_inputs(row, kind, own.images[row]) for row in alone.rows]
             found[kind] = scorer.rows(model, replace(own, group_ids=alone.view_keys, images=images))
     return found

@@ -1,0 +1,44 @@
+"""A micro-batch waits for a GPU a bounded number of times, whatever it holds."""
+
+import pytest
+import torch
+from host_waits import HostWaits
+from rollout_stubs import generation_batch, inject, make_rows
+
+BOUNDS = {"cppo/": 3, "trl/": 10, "transformers/": 11}
+"""Ours: the selected tokens under each view, and that TRL asks for the rollouts which were scored. TRL's: its metrics.
+Those of transformers: 3 in each layer of the vision tower, and what lies where in the images, read 8 times."""
+
+
+def waits_of(make_trainer, images, **options):
+    rows = make_rows(images)
+    options = {"per_device_train_batch_size": 4 * len(images), "perception_gate": "none", **options}
+    trainer = inject(make_trainer(rows, **options))
+    trainer.model.train()
+    with HostWaits() as waits:
+        batch = generation_batch(trainer, rows)
+        waits.places.clear()
+        trainer._compute_loss(trainer.model, batch).backward()
+    return waits
+
+
+@pytest.mark.parametrize("images", [[1], [1, 1, 1, 1], [2, 0, 1]], ids=["a group", "four groups", "mixed rows"])
+def test_a_micro_batch_waits_as_often_however_many_groups_it_holds(make_trainer, images):
+    waits = waits_of(make_trainer, images)
+    assert {part for part, most in BOUNDS.items() if waits.of(part) > most} == set()
+    assert waits.of("cppo/policy/packing.py") == waits.of("places")
+    assert sum(waits.places.values()) == sum(waits.of(part) for part in BOUNDS)
+
+
+def test_what_counts_as_a_wait():
+    mask = torch.tensor([True, False])
+    with HostWaits() as waits:
+        mask.any().item(), bool(mask.any()), mask.tolist(), mask.nonzero(), mask[mask], torch.equal(mask, mask)
+        assert sum(waits.places.values()) == 6
+        host = mask.cpu()
+        assert sum(waits.places.values()) == 7
+        host.tolist(), host[host], bool(host.any()), torch.arange(2).tolist()
+        assert sum(waits.places.values()) == 7
+        there = torch.arange(2).to(mask.device)
+        there.tolist(), torch.arange(2, device=mask.device).tolist()
+    assert sum(waits.places.values()) == 9
