@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "write a run or checkpoint as a plain model folder, adapters merged",
     "inspect": "show which response tokens depend on the image",
     "report": "write a run's report, or put several runs side by side",
+    "plan": "count the memory that training takes on each GPU, and what fits",
     "views": "show the views of images: what is kept, what is removed",
     "data": "check data: what it holds, and every row that a run could not use",
     "methods": "list the methods, or show what one of them sets",

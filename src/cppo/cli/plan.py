@@ -1,0 +1,174 @@
+"""`cppo plan`: how much memory training takes, and what fits, from a model's configuration alone."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from cppo.cli.console import quiet_libraries
+from cppo.cli.parser import COUNT, Parser, check_output_file, number_in
+from cppo.errors import UserError
+from cppo.files import replace_text
+from cppo.methods import SHAPING_SINKS, get_method
+from cppo.options import schema
+from cppo.recipes import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from cppo.runs.memory_plan import Need, Work
+
+GIB = 2**30
+DEFAULT_RECIPE = "cppo-3b"
+DEFAULT_PROMPT_TOKENS = 1024
+ROWS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "reference": "reference model",
+    "buffers": "communication",
+    "pixels": "pixels",
+    "activations": "activations",
+    "update": "update",
+    "keys_and_values": "keys and values",
+    "generation": "rest of generation",
+    "rollouts": "rollouts",
+}
+"""The rows of the table: parts of `Need`, each followed by the sum that it is a part of."""
+SUMS = ("update", "rollouts")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print the table and what fits. Raises UserError for a user's mistake, and where nothing fits."""
+    arguments = _parser().parse_all(argv)
+    check_output_file("--json", arguments.json)
+    overrides = {name: getattr(arguments, name) for name in ("method", "num_generations")}
+    if arguments.method is not None:
+        get_method(arguments.method)
+    recipe = load_recipe("train", arguments.config, {name: value for name, value in overrides.items() if value})
+    model = arguments.model or recipe.options.model
+    quiet_libraries()
+
+    from cppo.runs.memory_plan import ASSUMPTIONS, RESERVE, WAYS, largest_micro_batch, largest_slice, need
+    from cppo.runs.model_shapes import read_shapes
+
+    shapes = read_shapes(model)
+    work = _work(recipe, arguments)
+    budget = arguments.memory * GIB * (1 - RESERVE)
+    needs = {way.name: need(shapes, way, work) for way in WAYS}
+    fits = {
+        way.name: {
+            "micro_batch": largest_micro_batch(shapes, way, work, budget),
+            "generation_slice": largest_slice(shapes, way, work, budget),
+        }
+        for way in WAYS
+    }
+    print(f"{model}: {shapes.weights:,} weights; GPUs: {arguments.gpus} of {arguments.memory:g} GiB; GiB on each")
+    print(
+        f"rollouts of {work.prompt_tokens} + {work.response_tokens} tokens ({work.image_tokens} of an image), "
+        f"{work.views} views, micro-batch {work.micro_batch}, generation slice {work.generation_slice}"
+    )
+    for line in _table(needs, fits, work):
+        print(line)
+    for line in ASSUMPTIONS:
+        print(f"- {line}")
+    if arguments.json is not None:
+        found = {name: {**_bytes(one), "fits": fits[name]} for name, one in needs.items()}
+        written = {"model": model, "gpus": arguments.gpus, "memory_gib": arguments.memory, "work": asdict(work)}
+        written |= {"shapes": asdict(shapes), "bytes": found, "assumptions": list(ASSUMPTIONS)}
+        replace_text(Path(arguments.json), json.dumps(written, indent=2) + "\n")
+    if not any(all(fit.values()) for fit in fits.values()):
+        raise UserError(
+            f"{model} does not fit in {arguments.memory:g} GiB on each of {arguments.gpus} GPUs, not even one rollout "
+            "at a time: take more GPUs, shorter rollouts or smaller images"
+        )
+
+
+def _work(recipe: Recipe, arguments: Any) -> "Work":
+    """What each GPU does by the recipe, with the lengths that were given. Raises UserError for an image too long."""
+    from cppo.perception import adds_perception_loss, scored_views
+    from cppo.runs.memory_plan import Work
+
+    inherited = {name: field.default for name, field in schema("train").inherited.items()}
+    config = SimpleNamespace(**{**inherited, **recipe.resolved})
+    prompt = arguments.prompt_tokens or recipe.options.max_prompt_tokens or DEFAULT_PROMPT_TOKENS
+    image = prompt * 3 // 4 if arguments.image_tokens is None else arguments.image_tokens
+    if image >= prompt:
+        raise UserError(f"--image_tokens {image} leaves no text in a prompt of {prompt} tokens: give a longer prompt")
+    adds_loss = adds_perception_loss(config)
+    uses_views = adds_loss or config.perception_sink in SHAPING_SINKS
+    rollouts = config.per_device_train_batch_size
+    # Without steps_per_generation TRL takes as many as it accumulates.
+    batch = rollouts * (config.steps_per_generation or config.gradient_accumulation_steps)
+    return Work(
+        gpus=arguments.gpus,
+        prompt_tokens=prompt,
+        image_tokens=image,
+        response_tokens=arguments.response_tokens or config.max_completion_length,
+        num_generations=config.num_generations,
+        micro_batch=arguments.micro_batch or rollouts,
+        step_rollouts=rollouts * config.gradient_accumulation_steps,
+        batch_rollouts=batch,
+        generation_slice=min(config.per_device_generation_batch_size or batch, batch),
+        views=len(scored_views(config)) if uses_views else 0,
+        view_gradients=adds_loss and config.perception_view_policy == "current" and config.perception_view_gradients,
+        sequential=config.perception_memory == "sequential",
+        shared=config.scorer == "shared",
+        checkpointing=config.gradient_checkpointing,
+        reference=config.beta != 0,
+        frozen_tower=config.freeze_vision_tower,
+        lora_r=arguments.lora_r or recipe.options.lora_r,
+    )
+
+
+def _bytes(one: "Need") -> dict[str, int]:
+    return {**asdict(one), "update": one.update, "rollouts": one.rollouts}
+
+
+def _table(needs: "dict[str, Need]", fits: dict[str, dict[str, int]], work: "Work") -> list[str]:
+    limits = {"micro_batch": work.step_rollouts, "generation_slice": work.batch_rollouts}
+    fitting = {name: f"{name}, at most".replace("_", " ") for name in limits}
+    width = max(map(len, (*ROWS.values(), *fitting.values())))
+    lines = [" " * width + "".join(f"{name:>10}" for name in needs)]
+    for row, title in ROWS.items():
+        figures = "".join(f"{getattr(one, row) / GIB:>10.1f}" for one in needs.values())
+        lines.append(f"{'= ' * (row in SUMS) + title:<{width}}{figures}")
+    for name, limit in limits.items():
+        largest = "".join(f"{fit[name] or 'none':>10}" for fit in fits.values())
+        lines.append(f"{fitting[name]:<{width}}{largest}   of {limit}")
+    return lines
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cppo plan",
+        description="Counts the memory that training takes on each GPU, in four ways, and says what fits. "
+        "It needs the model's config.json, and neither its weights nor a GPU.",
+    )
+    parser.add_argument("--model", metavar="DIR|NAME", help="a folder, a config.json or a name (default: the recipe's)")
+    parser.add_argument("--gpus", type=COUNT, default=8, metavar="N", help="GPUs that train together (default: 8)")
+    parser.add_argument(
+        "--memory", type=number_in("(0, inf)"), default=80.0, metavar="X", help="GiB of each GPU (default: 80)"
+    )
+    parser.add_argument(
+        "--config",
+        default=DEFAULT_RECIPE,
+        metavar="NAME|FILE",
+        help=f"the recipe that says what is not given here (default: {DEFAULT_RECIPE})",
+    )
+    parser.add_argument("--method", metavar="NAME", help="a method, which says how many views are scored")
+    parser.add_argument(
+        "--prompt_tokens",
+        type=COUNT,
+        metavar="N",
+        help=f"of a prompt, image included (default: the recipe's longest, or {DEFAULT_PROMPT_TOKENS})",
+    )
+    whole = number_in("[0, inf)", whole=True)
+    parser.add_argument("--image_tokens", type=whole, metavar="N", help="of its image (default: three quarters)")
+    parser.add_argument("--response_tokens", type=COUNT, metavar="N", help="of a response (default: the longest)")
+    group = number_in("[2, inf)", whole=True)
+    parser.add_argument("--num_generations", type=group, metavar="N", help="rollouts of a prompt")
+    parser.add_argument("--micro_batch", type=COUNT, metavar="N", help="rollouts of a backward pass on each GPU")
+    parser.add_argument("--lora_r", type=COUNT, metavar="N", help="rank of the adapter")
+    parser.add_argument("--json", metavar="FILE", help="write the counts as JSON, in bytes")
+    return parser

@@ -1,0 +1,130 @@
+"""The sizes of a model that decide how much memory training takes, from its configuration alone."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from cppo.assets import adapter_base, resolve_model
+from cppo.errors import UserError, first_line
+from cppo.runs.checks import check_model
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """Sizes of a vision-language model with a dense decoder. All counts are of numbers, not of bytes.
+
+    Attributes:
+        hidden, layers, intermediate: of the decoder.
+        heads, key_heads, head_dim: of its attention.
+        vocabulary: rows of the output layer.
+        tied: whether the output layer is the embedding.
+        weights: of the whole model.
+        layer_weights: of one decoder layer.
+        linear: inputs and outputs of a decoder layer's linear layers, which adapters lie on.
+        vision_hidden, vision_layers, vision_intermediate: of the vision tower.
+        patches_per_token: patches of an image that become one token.
+        patch_values: pixel values of a patch.
+    """
+
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    weights: int
+    layer_weights: int
+    linear: tuple[tuple[int, int], ...]
+    vision_hidden: int
+    vision_layers: int
+    vision_intermediate: int
+    patches_per_token: int
+    patch_values: int
+
+    @property
+    def head_weights(self) -> int:
+        """Of the output layer, and of the embedding."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def end_weights(self) -> int:
+        """Of embedding and output layer together."""
+        return self.head_weights * (1 if self.tied else 2)
+
+
+def read_shapes(name: str) -> ModelShapes:
+    """The sizes of a packaged model, a folder, a config.json, an adapter's model or a hub name. Loads no weights.
+
+    Raises:
+        UserError: there is no such model, it has no vision tower, its decoder is a mixture of experts, or its
+            configuration lacks a size.
+    """
+    folder = str(Path(name).parent) if Path(name).is_file() and Path(name).name == "config.json" else name
+    check_model(folder)
+    folder = adapter_base(folder) or folder
+
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(folder))
+        text, vision = config.get_text_config(), config.vision_config
+        experts = _first(text, "num_experts", "num_local_experts", "n_routed_experts")
+        with torch.device("meta"):
+            model = None if experts else AutoModelForImageTextToText.from_config(config)
+    except Exception as error:  # a configuration may hold anything, and each family's class reads it in its own way
+        raise UserError(f"model: transformers makes no model of {name}'s config.json: {first_line(error)}") from error
+    if model is None:
+        raise UserError(f"model: {name} is a mixture of experts, whose activations `cppo plan` does not count")
+    layer = model.get_decoder().layers[0]
+    heads = _size(name, text, "num_attention_heads")
+    hidden, patch = _size(name, text, "hidden_size"), _size(name, vision, "patch_size")
+    width = _size(name, vision, "embed_dim", "hidden_size")
+    return ModelShapes(
+        hidden=hidden,
+        layers=_size(name, text, "num_hidden_layers"),
+        intermediate=_size(name, text, "intermediate_size"),
+        heads=heads,
+        key_heads=_first(text, "num_key_value_heads") or heads,
+        head_dim=_first(text, "head_dim") or hidden // heads,
+        vocabulary=_size(name, text, "vocab_size"),
+        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        weights=sum(weight.numel() for weight in model.parameters()),
+        layer_weights=sum(weight.numel() for weight in layer.parameters()),
+        linear=tuple((part.in_features, part.out_features) for part in layer.modules() if isinstance(part, nn.Linear)),
+        vision_hidden=width,
+        vision_layers=_size(name, vision, "depth", "num_hidden_layers"),
+        vision_intermediate=int(_first(vision, "intermediate_size") or width * _size(name, vision, "mlp_ratio")),
+        patches_per_token=_patches_per_token(config, vision),
+        patch_values=(_first(vision, "in_channels", "num_channels") or 3)
+        * (_first(vision, "temporal_patch_size") or 1)
+        * patch**2,
+    )
+
+
+def _patches_per_token(config: Any, vision: Any) -> int:
+    """The families say it as a side, in patches, or as what it scales a side by."""
+    if shrink := _first(config, "downsample_ratio"):
+        return round(1 / shrink**2)
+    return prod([_first(vision, "spatial_merge_size") or _first(config, "scale_factor") or 1] * 2)
+
+
+def _size(name: str, config: Any, *fields: str) -> int:
+    """The first of the fields that the configuration has. Raises UserError where it has none."""
+    value = _first(config, *fields)
+    if not value:
+        raise UserError(f"model: the {config.model_type} part of {name}'s configuration has no `{fields[-1]}`")
+    return value
+
+
+def _first(config: Any, *fields: str) -> Any:
+    """The first of the fields that says a number; of a pair for height and width the height."""
+    for field in fields:
+        value = getattr(config, field, None)
+        if value:
+            return value[0] if isinstance(value, list | tuple) else value
+    return None
