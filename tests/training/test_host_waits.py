@@ -19,6 +19,8 @@ def waits_of(make_trainer, images, **options):
         batch = generation_batch(trainer, rows)
         waits.places.clear()
         trainer._compute_loss(trainer.model, batch).backward()
+        trainer._keep_samples()
+    assert len(trainer.last_samples) == 4
     return waits
 
 

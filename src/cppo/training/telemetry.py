@@ -6,6 +6,7 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -126,14 +127,56 @@ class GradientShare:
         return norm / total if total else math.nan
 
 
+@dataclass(frozen=True)
+class KeptRollout:
+    """A rollout that was trained on, as tensors on the trainer's device, [T] each with padding at the end.
+
+    Attributes:
+        step: the optimizer step, from 1.
+        row: its row of the dataset.
+        reward: a scalar.
+        ids, mask: its tokens, and 1 for those that are no padding.
+        found: dependency scores and selected tokens; empty where no view was scored.
+    """
+
+    step: int
+    row: dict[str, Any]
+    reward: Tensor
+    ids: Tensor
+    mask: Tensor
+    found: Sequence[Tensor]
+
+    def sample(self, decode: Callable[[list[int]], str]) -> dict[str, Any]:
+        """What reports show of it."""
+        length = int(self.mask.sum())
+        return {
+            "step": self.step,
+            "prompt": self.row["prompt"],
+            "images": self.row.get("images") or [],
+            "answer": self.row.get("answer"),
+            "reward": self.reward.item(),
+            "completion_tokens": [decode([token]) for token in self.ids[:length].tolist()],
+            "perception": self.found[1][:length].tolist() if self.found else [False] * length,
+            "score": self.found[0][:length].tolist() if self.found else [0.0] * length,
+        }
+
+
 class RolloutSamples:
-    """Remembers the rows of the generation batch, and the latest few rollouts that were trained on."""
+    """Remembers the rows of the generation batch, and the latest few rollouts that were trained on.
+
+    These are decoded where they are read, so that no micro-batch waits for their values.
+    """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
-        self.latest: list[dict[str, Any]] = []
+        self._kept: list[KeptRollout] = []
         self._rows: list[dict[str, Any]] = []
         self._prompts: list[int] = []
+
+    @property
+    def latest(self) -> list[dict[str, Any]]:
+        """The latest samples."""
+        return [rollout.sample(self._decode) for rollout in self._kept]
 
     @property
     def knows_rows(self) -> bool:
@@ -161,28 +204,18 @@ class RolloutSamples:
         """
         if not self._rows or "rollout_reward" not in inputs:
             return
-        if not found and self.latest and self.latest[0]["step"] == step:
+        if not found and self._kept and self._kept[0].step == step:
             return
-        self.latest = []
-        rewards = inputs["rollout_reward"].tolist()
+        self._kept = []
         places = range(len(inputs["rollout_place"])) if not found else scored
         for index in self._one_a_prompt([inputs["rollout_place"][place] for place in places])[:MAX_SAMPLES]:
             place = places[index]
-            source = self._rows[inputs["rollout_place"][place]]
-            length = int(inputs["completion_mask"][place].sum())
-            ids = inputs["completion_ids"][place, :length].tolist()
-            self.latest.append(
-                {
-                    "step": step,
-                    "prompt": source["prompt"],
-                    "images": source.get("images") or [],
-                    "answer": source.get("answer"),
-                    "reward": rewards[place],
-                    "completion_tokens": [self._decode([token]) for token in ids],
-                    "perception": [False] * length if not found else found[1][index, :length].tolist(),
-                    "score": [0.0] * length if not found else found[0][index, :length].tolist(),
-                }
+            row = self._rows[inputs["rollout_place"][place]]
+            reward, ids, mask = (
+                inputs[name][place] for name in ("rollout_reward", "completion_ids", "completion_mask")
             )
+            own = [values[index].detach() for values in found]
+            self._kept.append(KeptRollout(step, row, reward, ids, mask, own))
 
     def _one_a_prompt(self, rollouts: Sequence[int]) -> list[int]:
         """Places of the rollouts, the first one of each prompt first, then the second ones, and so on."""
