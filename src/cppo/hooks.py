@@ -150,13 +150,13 @@ def try_own(options: Any) -> None:
         if option == "perception_score":
             _tried(what, _score, [(SCORES[name], scores.anchor, scores.removing) for scores in (made, other)], inside)
         elif option == "perception_selector":
-            named = {"rounding": options.perception_top_rounding, "draws": made.draws}
-            select = functools.partial(SELECTORS[name], **named)
+            draws = made.draws if "draws" in needs_of(SELECTORS[name]) else None
+            select = functools.partial(SELECTORS[name], rounding=options.perception_top_rounding, draws=draws)
             fraction = options.perception_top_fraction
             kept = _tried(what, select, [(scores.score, inside, fraction) for scores in (made, other)], inside)
             if (kept & ~inside).any():
                 raise UserError(f"{what} selects tokens outside response_mask: return its selection & response_mask")
-        else:
+        elif name in SHAPINGS or options.perception_weight:
             found = [_as_scored(detect(scores, options), options) for scores in (made, other)]
             if name in TERMS:
                 _try_term(what, TERMS[name], found, options)

@@ -10,9 +10,9 @@ from trl import GRPOConfig
 from cppo import CPPOConfig
 from cppo.cli import main as cli
 from cppo.errors import UserError
-from cppo.methods import DEFAULT_METHOD, METHODS, WHOLE_DISTRIBUTIONS
-from cppo.options import EXECUTION_OPTIONS
-from cppo.perception import EXACT_DIVERGENCES
+from cppo.methods import DEFAULT_METHOD, METHODS, SHAPING_SINKS, WHOLE_DISTRIBUTIONS
+from cppo.options import EXECUTION_OPTIONS, cppo_fields
+from cppo.perception import EXACT_DIVERGENCES, SCORES, SELECTORS, SHAPINGS, TERMS
 from cppo.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -133,8 +133,13 @@ def test_another_method_drops_the_recipes_options_of_methods(tmp_path):
     assert load_recipe("train", str(child)).resolved["perception_weight"] == 0.01
 
 
-def test_whole_distributions_are_the_exact_divergences():
+def test_names_of_options_are_those_of_functions():
     assert set(WHOLE_DISTRIBUTIONS) == set(EXACT_DIVERGENCES)
+    registries = {"score": SCORES, "selector": SELECTORS, "sink": {**TERMS, **SHAPINGS, "none": None}}
+    for option, registry in registries.items():
+        packaged = {name for name in registry if ":" not in name}
+        assert set(cppo_fields()[f"perception_{option}"].choices) == packaged
+    assert set(SHAPING_SINKS) == {name for name in SHAPINGS if ":" not in name}
 
 
 @pytest.mark.parametrize(

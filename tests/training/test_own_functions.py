@@ -98,6 +98,9 @@ def everything(score, response_mask, top_fraction, **_):
 def padded(score, response_mask, top_fraction, **_):
     return response_mask & (score > score.mean(dim=1, keepdim=True))
 
+def undrawn(score, response_mask, top_fraction, *, draws, **_):
+    return response_mask & (draws < top_fraction)
+
 def weights(score, response_mask, top_fraction, **_):
     return score
 
@@ -302,6 +305,7 @@ def config(tmp_path, **given):
         ("score", "own.py:leaves", "failed in own.py line 75: SystemExit: 3"),
         ("selector", "own.py:everything", "selects tokens outside response_mask: return its selection & response_mask"),
         ("selector", "own.py:padded", "depends on values outside the response, which may be anything"),
+        ("selector", "own.py:undrawn", "with what it declares by needs(...)"),
         ("selector", "own.py:weights", "must return a bool tensor of shape (4, 6)"),
         ("selector", "own.py:narrow", "unexpected keyword argument"),
         ("sink", "own.py:constant", "has no gradient, so it trains nothing"),
