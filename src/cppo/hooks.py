@@ -25,6 +25,7 @@ from cppo.perception import (
     ViewScores,
     detect,
     entropy_from_logits,
+    needed,
     needs_of,
     scored_views,
     shapes_advantages,
@@ -136,10 +137,11 @@ def try_own(options: Any) -> None:
     own = {option: getattr(options, option) for option in HOOKS if is_own(getattr(options, option))}
     if not own:
         return
-    if options.perception_view_policy == "rollout" and options.needs & (FROM_LOGITS | {"hidden_states"}):
+    unknown = needed(options) & (FROM_LOGITS | {"hidden_states"})
+    if unknown and options.perception_sink in TERMS and options.perception_view_policy == "rollout":
         raise UserError(
             f"{' and '.join(own.values())}: perception_view_policy = 'rollout' keeps log-probabilities and entropies "
-            f"alone, but {', '.join(sorted(options.needs))} is needed: set perception_view_policy = 'current'"
+            f"alone, but {', '.join(sorted(unknown))} is needed: set perception_view_policy = 'current'"
         )
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     mask[0, 2] = 0
@@ -175,7 +177,7 @@ def _made_up(options: Any, mask: Tensor, noise: float) -> ViewScores:
         hidden = torch.randn((*mask.shape, WIDTH), generator=generator) + outside[..., None]
         logps, entropies = logits.log_softmax(-1)[..., 0] + outside, entropy_from_logits(logits) + outside
         logits = logits + outside[..., None] * torch.arange(VOCABULARY)
-        return ResponseScores(logps, entropies, logits, None, hidden if "hidden_states" in options.needs else None)
+        return ResponseScores(logps, entropies, logits, None, hidden if "hidden_states" in needed(options) else None)
 
     anchor, removing, preserving = (policy() for _ in range(3))
     score, draws = (torch.rand(mask.shape, generator=generator) for _ in range(2))

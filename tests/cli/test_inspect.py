@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from browser import evaluate_in_page, needs_browser
@@ -190,3 +191,22 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     assert message in refused("inspect", *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_score_of_ones_own_stands_beside_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "from cppo.perception import needs\n\n@needs('hidden_states', 'kl')\ndef moved(anchor, removing):\n"
+        "    return removing.exact['kl'] + 0 * (anchor.hidden_states - removing.hidden_states).norm(dim=-1)\n"
+    )
+    Path("mine.yaml").write_text("model: micro\ndata: tasks:digits\nperception_score: own.py:moved\n")
+    asked = ["--model", "micro", "--data", "tasks:digits", "--limit", "1", "--samples", "1", "--max_new_tokens", "6"]
+    assert main(["inspect", *asked, "--config", "mine.yaml", "--out", "x.html", "--json", "x.json"]) == 0
+    (item,) = json.loads(Path("x.json").read_text())
+    for token in item["tokens"]:
+        assert token["score"] == token["scores"]["own.py:moved"] == pytest.approx(token["scores"]["kl"])
+    assert "own.py:moved" in Path("x.html").read_text()
+    assert "own.py:moved" in capsys.readouterr().out
+    Path("own.py").unlink()
+    assert main(["inspect", *asked, "--config", "mine.yaml", "--out", "x.html"]) == 2
+    assert capsys.readouterr().err == "cppo: error: perception_score 'own.py:moved': there is no file own.py\n"

@@ -183,12 +183,13 @@ def test_other_prompts_are_told(write_study, stub_cells):
 
 
 def test_changed_files_are_not_the_same_data(write_study, stub_cells, tmp_path, capsys):
-    data, reward, view = tmp_path / "rows.jsonl", tmp_path / "mine.py", tmp_path / "mine_too.py"
+    data, reward, view, score = (tmp_path / name for name in ("rows.jsonl", "mine.py", "mine_too.py", "score.py"))
+    score.write_text("def fall(anchor, removing):\n    return anchor.logps - removing.logps\n")
     view.write_text("def same(image, rng):\n    return image\n")
     data.write_text('{"prompt": "a", "answer": "1"}\n')
     reward.write_text("def zero(completions, **columns):\n    return [0.0] * len(completions)\n")
     task = {"data": str(data), "eval_data": str(data), "rewards": ["accuracy", f"{reward}:zero"]}
-    task["removing_views"] = [f"{view}:same"]
+    task["removing_views"], task["perception_score"] = [f"{view}:same"], f"{score}:fall"
     file = write_study(tasks={"rows": task}, seeds=1)
     assert main(["compare", "--config", file]) == 0
     data.write_text('{"prompt": "a", "answer": "2"}\n')
@@ -200,6 +201,10 @@ def test_changed_files_are_not_the_same_data(write_study, stub_cells, tmp_path, 
     assert main(["compare", "--config", file]) == 2
     assert "cells/rows/grpo/seed-0 was run with other options (contents_of_files)" in capsys.readouterr().err
     reward.write_text(reward.read_text().replace("1.0", "0.0"))
+    score.write_text(score.read_text().replace("- removing.logps", ""))
+    assert main(["compare", "--config", file]) == 2
+    assert "cells/rows/grpo/seed-0 was run with other options (contents_of_files)" in capsys.readouterr().err
+    score.write_text("def fall(anchor, removing):\n    return anchor.logps - removing.logps\n")
     assert main(["compare", "--config", file]) == 0
     view.write_text("def same(image, rng):\n    return image.copy()\n")
     assert main(["compare", "--config", file]) == 2

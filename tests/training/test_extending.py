@@ -14,8 +14,7 @@ from cppo.recipes import load_recipe
 from cppo.values import value_from_words
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
-TEXT = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 FILES = {code.splitlines()[0].removeprefix("# "): code for language, code in BLOCKS if language}
 COMMANDS = [line for language, code in BLOCKS if not language for line in code.splitlines()]
 TRAINED = [command for command in COMMANDS if command.startswith("cppo train")]

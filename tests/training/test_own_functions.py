@@ -11,8 +11,8 @@ from rollout_stubs import build_trainer, cut, generation_batch, inject, make_row
 
 from cppo.errors import UserError
 from cppo.hooks import register_own
-from cppo.perception import SCORES, SHAPINGS, TERMS
-from cppo.policy import plain_scores
+from cppo.perception import SCORES, SHAPINGS, TERMS, needs
+from cppo.policy import packed, plain_scores
 from cppo.training.config import CPPOConfig
 from cppo.training.scoring import Rollouts, ViewRequest, detect_tokens
 
@@ -209,6 +209,23 @@ def test_scores_agree_on_every_path(use, score):
         difference = (found[name].score.double() - plain.score)[mask].abs().max()
         assert difference <= tolerance * plain.score[mask].abs().max(), name
         assert torch.equal(found[name].token_mask, plain.token_mask), name
+
+
+def test_logits_come_a_few_tokens_at_a_time(use, monkeypatch):
+    trainer, seen = use()["packed"], []
+    vocabulary = trainer.model.get_output_embeddings().out_features
+
+    def recorded(logits, removing):
+        seen.append(len(logits))
+        assert logits.shape == removing.shape == (len(logits), vocabulary)
+        return (logits - removing).amax(dim=-1)
+
+    monkeypatch.setitem(SCORES, "recorded", needs("logits")(recorded))
+    monkeypatch.setattr(packed, "chunk_logits", lambda device: 5 * vocabulary)
+    monkeypatch.setattr(trainer.args, "perception_score", "recorded")
+    found, _ = detected(trainer)
+    assert sum(seen) == found.response_mask.sum() > 10
+    assert max(seen) <= 5
 
 
 def test_hidden_states_are_what_the_head_is_given(trainers, processor):

@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cppo.perception.detection import (
+    SCORES,
     DetectionOptions,
     ResponseScores,
     ViewScores,
     k3_divergence,
+    needs_of,
     to_accumulation_dtype,
 )
 from cppo.perception.distributions import EXACT_DIVERGENCES
+from cppo.perception.shaping import SHAPINGS
 
 K1_LIMIT = 10.0
 METRICS = (
@@ -250,6 +253,15 @@ def scored_views(options: LossOptions) -> tuple[str, ...]:
         "preserving": (weight and options.perception_preserving_weight) or options.perception_preserving_entropy_weight,
     }
     return tuple(view for view, looks in views.items() if looks)
+
+
+def needed(options: LossOptions) -> frozenset[str]:
+    """What score and sink take beside log-probabilities and entropies, as they declare by `needs`."""
+    sinks: dict[str, Callable[..., Any]] = {**TERMS, **SHAPINGS}
+    functions = [sinks[options.perception_sink]] if options.perception_sink in sinks else []
+    if "removing" in scored_views(options):
+        functions.append(SCORES[options.perception_score])
+    return frozenset().union(*map(needs_of, functions))
 
 
 def loss_entropies(options: LossOptions, scores: ResponseScores) -> Tensor:

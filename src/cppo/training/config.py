@@ -10,7 +10,7 @@ from cppo.fields import Unset, plain_default, resolve
 from cppo.hooks import register_own, try_own
 from cppo.methods import get_method
 from cppo.options import CPPOOptions, check_combinations, cppo_fields
-from cppo.perception import EXACT_DIVERGENCES, SCORES, SHAPINGS, TERMS, adds_perception_loss, needs_of, scored_views
+from cppo.perception import EXACT_DIVERGENCES, SHAPINGS, adds_perception_loss, needed, scored_views
 from cppo.training.rollouts import RolloutViews
 from cppo.values import check_value
 from cppo.views import ViewSampler, view_sampler
@@ -71,18 +71,10 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         return scored_views(self)
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What score and sink take beside log-probabilities and entropies (`cppo.perception.needs`)."""
-        functions = [sinks[self.perception_sink] for sinks in (TERMS, SHAPINGS) if self.perception_sink in sinks]
-        if "removing" in self.scored_views:
-            functions.append(SCORES[self.perception_score])
-        return frozenset().union(*map(needs_of, functions))
-
-    @property
     def needs_logits(self) -> bool:
         """Whether rows that are not shared must be scored with whole logits, by the plain scorer."""
         taken = {"logits", "hidden_states", *EXACT_DIVERGENCES}
-        return self.scorer == "plain" or bool(taken & {self.perception_divergence, *self.needs})
+        return self.scorer == "plain" or bool(taken & {self.perception_divergence, *needed(self)})
 
     def view_sampler(self) -> ViewSampler:
         """The sampler of views that these options describe."""

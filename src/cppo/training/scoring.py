@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cppo.errors import UserError
-from cppo.perception import EXACT_DIVERGENCES, ResponseScores, ViewScores, detect, over_logits
+from cppo.perception import EXACT_DIVERGENCES, ResponseScores, ViewScores, detect, needed, over_logits
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, concatenate_rows, pack, plain_scores, prompt_groups
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, slice_rows, trimmed, without_empty_images
 from cppo.training.config import CPPOConfig
@@ -271,7 +271,7 @@ class Scorer:
                 self.args.temperature,
                 rollouts.vision,
                 aux_loss,
-                entropies and "hidden_states" in self.args.needs,
+                entropies and "hidden_states" in needed(self.args),
             )
 
 
@@ -391,13 +391,13 @@ def _read(
     is made of and the perception tokens are those of the requested rows, [n, T].
     """
     found: dict[str, Tensor] = {}
-    asked = request is not None and request.rows
+    keeps_hidden_states = request is not None and request.rows and "hidden_states" in needed(args)
 
     def score(view: str, places: slice | Tensor) -> None:
         logps, entropies = head.scores(hidden[places], batch.targets[places], args.temperature)
         found[f"{view}_logps"] = batch.unpack(places, logps)
         found[f"{view}_entropies"] = batch.unpack(places, entropies)
-        if asked and "hidden_states" in args.needs:
+        if keeps_hidden_states:
             found[f"{view}_hidden_states"] = batch.unpack(places, hidden[places])
 
     def divergence(function: Callable[..., Tensor], places: slice | Tensor, **gradients: bool) -> Tensor:
@@ -405,7 +405,7 @@ def _read(
         return batch.unpack(places, head.divergence(function, anchor, hidden[places], args.temperature, **gradients))
 
     score("anchor", batch.tokens["anchor"])
-    if request is None or not asked:
+    if request is None or not request.rows:
         return found
     view_gradients = args.perception_view_gradients and torch.is_grad_enabled()
     if "removing" in request.kinds:
