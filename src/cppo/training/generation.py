@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from cppo.perception import SELECTORS, needs_of
 from cppo.policy import only_special_tokens, shared_generation
+from cppo.policy.images_once import images_once
 from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images
 from cppo.policy.vision_inputs import packable, prompt_vision
 from cppo.training.checkpoint import ResumableGRPOTrainer
@@ -158,7 +159,8 @@ class RolloutTrainer(ResumableGRPOTrainer):
                 views = self._views.begin(batch, self._epoch, self._progress(step))
         self._generating = batch
         try:
-            output = super()._generate_and_score_completions(rows)
+            with images_once(self.processing_class):
+                output = super()._generate_and_score_completions(rows)
         finally:
             self._generating = None
         self._put_images_together(output, batch)

@@ -1,0 +1,63 @@
+"""Equal images of a call go through the processor once, and come out as they would have."""
+
+import numpy as np
+import pytest
+import torch
+from rollout_stubs import generation_batch, inject, make_rows, picture
+from tiny_families import build_processor
+
+from cppo.policy.images_once import images_once
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Appends each image that an image processor of this type turns into a tensor."""
+
+    def watch(processor):
+        images, kind = [], type(processor.image_processor)
+        original = kind.process_image
+        monkeypatch.setattr(
+            kind, "process_image", lambda self, image, **given: images.append(image) or original(self, image, **given)
+        )
+        return images
+
+    return watch
+
+
+def processed(processor, images):
+    mark = processor.image_token
+    text = ["".join(f"<|vision_start|>{mark}<|vision_end|>" for _ in row) + "what" for row in images]
+    return processor(images=images, text=text, padding=True, return_tensors="pt")
+
+
+def test_equal_images_are_processed_once_and_come_out_alike(processor, seen):
+    """Equal by their pixels; sizes differ, and rows have one image or two."""
+    one, other, wide = picture(1), picture(2), picture(3, 48, 32)
+    images = [[one], [wide, one.copy()], [other], [one], [wide.copy(), other]]
+    expected = processed(processor, images)
+    count = seen(processor)
+    with images_once(processor):
+        found = processed(processor, images)
+    assert len(count) == 3
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert "preprocess" not in vars(processor.image_processor)
+
+
+def test_other_images_and_other_processors_are_left_alone(processor, seen):
+    count = seen(processor)
+    with images_once(processor):
+        processed(processor, [[np.asarray(picture(1))], [np.asarray(picture(1))]])
+    assert len(count) == 2
+    other = build_processor("llava")
+    with images_once(other):
+        assert "preprocess" not in vars(other.image_processor)
+
+
+def test_a_generation_batch_processes_each_group_once(make_trainer, processor, seen):
+    """TRL processes the prompts twice, to generate and to score; the views of each image come on top."""
+    rows = make_rows([1, 2])
+    trainer = inject(make_trainer(rows, perception_gate="none"))
+    count = seen(processor)
+    generation_batch(trainer, rows)
+    assert len(count) == 2 * 3 + 2 * 3
