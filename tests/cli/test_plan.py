@@ -52,6 +52,15 @@ def test_recipe_and_method_say_what_is_not_given(tmp_path, capsys):
     assert figures(shown, "reference model") == ["0.0"] * 4
 
 
+def test_own_functions_say_how_many_views_they_take(tmp_path, capsys):
+    own, recipe = tmp_path / "own.py", tmp_path / "own.yaml"
+    declared = "from cppo.perception import advantage_shaping\n@advantage_shaping\n"
+    own.write_text(f"{declared}def halved(scores, advantages, options):\n    return advantages / 2\n")
+    recipe.write_text(f"extends: cppo-3b\nperception_sink: {own}:halved\nperception_gate: none\n")
+    assert main(["plan", *SIZES, "--config", str(recipe)]) == 0
+    assert "tokens (30 of an image), 1 views" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

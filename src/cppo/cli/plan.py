@@ -11,7 +11,7 @@ from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, Parser, check_output_file, number_in
 from cppo.errors import UserError
 from cppo.files import replace_text
-from cppo.methods import SHAPING_SINKS, get_method
+from cppo.methods import get_method
 from cppo.options import schema
 from cppo.recipes import Recipe, load_recipe
 
@@ -86,7 +86,8 @@ def run(argv: Sequence[str]) -> None:
 
 def _work(recipe: Recipe, arguments: Any) -> "Work":
     """What each GPU does by the recipe, with the lengths that were given. Raises UserError for an image too long."""
-    from cppo.perception import adds_perception_loss, scored_views
+    from cppo.hooks import register_own
+    from cppo.perception import SHAPINGS, adds_perception_loss, scored_views
     from cppo.runs.memory_plan import Work
 
     inherited = {name: field.default for name, field in schema("train").inherited.items()}
@@ -95,8 +96,9 @@ def _work(recipe: Recipe, arguments: Any) -> "Work":
     image = prompt * 3 // 4 if arguments.image_tokens is None else arguments.image_tokens
     if image >= prompt:
         raise UserError(f"--image_tokens {image} leaves no text in a prompt of {prompt} tokens: give a longer prompt")
+    register_own(vars(config))
     adds_loss = adds_perception_loss(config)
-    uses_views = adds_loss or config.perception_sink in SHAPING_SINKS
+    uses_views = adds_loss or config.perception_sink in SHAPINGS
     rollouts = config.per_device_train_batch_size
     # Without steps_per_generation TRL takes as many as it accumulates.
     batch = rollouts * (config.steps_per_generation or config.gradient_accumulation_steps)
