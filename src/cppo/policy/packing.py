@@ -242,7 +242,7 @@ def pack(
         UserError: a prompt has no token.
     """
     if prompts is None or response_lengths is None:
-        prompts, response_lengths = _on_host(input_ids, attention_mask, num_response_tokens)
+        prompts, response_lengths = rows_on_host(input_ids, attention_mask, num_response_tokens)
     packer = _Packer(model, input_ids, num_response_tokens, prompts, response_lengths)
     tokens: dict[str, slice] = {}
     num_scored = 0
@@ -269,7 +269,9 @@ def pack(
     return PackedBatch(tuple(passes), tokens, targets, places, columns, shape)
 
 
-def _on_host(input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int) -> tuple[list[list[int]], list[int]]:
+def rows_on_host(
+    input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int
+) -> tuple[list[list[int]], list[int]]:
     """The prompt of each row of [B, P + T], and the length of its response."""
     end = input_ids.shape[1] - num_response_tokens
     masks: list[list[int]] = attention_mask.tolist()

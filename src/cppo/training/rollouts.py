@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.perception import draw_rollouts, equal_rewards, gate_rollouts
+from cppo.policy.packing import rows_on_host
 from cppo.policy.prompts import (
     Messages,
     PromptInputs,
@@ -115,11 +116,8 @@ class GenerationBatch:
 
     def groups_of(self, input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int) -> list[int]:
         """The groups of rows [B, P + T], in order; each row has its own where they are not this batch's rollouts."""
-        end = input_ids.shape[1] - num_response_tokens
-        prompts = [
-            ids[mask.bool()].tolist() for ids, mask in zip(input_ids[:, :end], attention_mask[:, :end], strict=True)
-        ]
-        responses = input_ids[:, end:].tolist()
+        prompts, _ = rows_on_host(input_ids, attention_mask, num_response_tokens)
+        responses = input_ids[:, -num_response_tokens:].tolist()
         same = len(prompts) == len(self.prompts) and all(
             prompt == own_prompt and response[: len(own)] == own
             for prompt, own_prompt, response, own in zip(prompts, self.prompts, responses, self.responses, strict=True)
