@@ -18,7 +18,11 @@ def waits_of(make_trainer, images, **options):
     with HostWaits() as waits:
         batch = generation_batch(trainer, rows)
         waits.places.clear()
+        assert all(value.on_host for inputs in batch["prompt_images"] for value in inputs.values())
+        seen = []
+        trainer.model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(hasattr(args[0], "on_host")))
         trainer._compute_loss(trainer.model, batch).backward()
+        assert set(seen) == {False}  # the vision tower has them on the trainer's device
         trainer._keep_samples()
     assert len(trainer.last_samples) == 4
     return waits
