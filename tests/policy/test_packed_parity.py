@@ -209,12 +209,12 @@ def test_the_packed_pass_really_runs_and_costs_what_it_should(family, monkeypatc
     packed_scores(model, **batch.rows, groups=groups)
 
     end = batch.input_ids.shape[1] - batch.num_response_tokens
-    prompts = [int(batch.attention_mask[group.rows[0], :end].sum()) - 1 for group in groups]
+    prompts = [int(batch.attention_mask[group.rollouts[0], :end].sum()) - 1 for group in groups]
     lengths = batch.response_mask.sum(dim=1).clamp(min=1)
     assert len(groups) == 5
     assert len(batch.input_ids) == 10
     assert tokens == [(1, sum(prompts) + int(lengths.sum()))]
-    assert images == [sum(int((batch.input_ids[group.rows[0]] == IMAGE).sum()) for group in groups)]
+    assert images == [sum(int((batch.input_ids[group.rollouts[0]] == IMAGE).sum()) for group in groups)]
     longest, rollouts = max(prompts), len(batch.input_ids)
     expected = 5 * longest**2 + rollouts * int(lengths.max()) * (longest + int(lengths.max()))
     assert scores == [5 * longest**2, expected - 5 * longest**2] * 2

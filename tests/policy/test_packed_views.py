@@ -17,7 +17,7 @@ GATED = [0, 3, 4, 8]
 
 def view_groups(config: Any, batch: Any, rows: list[int]) -> list[PromptGroup]:
     groups = batch.groups(config)
-    kept = [([row for row in group.rows if row in rows], group.vision) for group in groups]
+    kept = [([row for row in group.rollouts if row in rows], group.vision) for group in groups]
     return [PromptGroup(found, vision) for found, vision in kept if found]
 
 
@@ -91,7 +91,7 @@ def remember(sizes: list[int], tensor: torch.Tensor) -> torch.Tensor:
 def test_groups_are_rows_with_one_id_in_order_of_appearance():
     images = [{"pixel_values": torch.full((1,), float(row))} for row in range(5)]
     groups = prompt_groups([7, -3, 7, 0, -3], images)
-    assert [group.rows for group in groups] == [[0, 2], [1, 4], [3]]
+    assert [group.rollouts for group in groups] == [[0, 2], [1, 4], [3]]
     assert [group.vision["pixel_values"].item() for group in groups] == [0, 1, 3]
 
 

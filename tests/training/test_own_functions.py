@@ -161,7 +161,7 @@ def detected(trainer):
     (inputs,) = cut(trainer, generation_batch(trainer, ROWS), 1)
     request = ViewRequest.of(inputs, trainer.args.scored_views)
     rollouts = Rollouts.of(inputs, trainer._packs(inputs))
-    return detect_tokens(trainer._scorer(), trainer.model, rollouts, request), request.rows
+    return detect_tokens(trainer._scorer(), trainer.model, rollouts, request), request.rollouts
 
 
 def loss_and_gradient(trainer):

@@ -24,15 +24,15 @@ PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Rows of a batch that answer one prompt, and the images they are scored under.
+    """Rollouts of a batch that answer one prompt, and the images they are scored under.
 
     Attributes:
-        rows: places in the batch, at least one.
+        rollouts: their places in the batch, at least one.
         vision: the model's image inputs for the prompt, as `cppo.policy.vision_inputs.prompt_vision` makes them;
             `mm_token_type_ids` is [1, P + T].
     """
 
-    rows: list[int]
+    rollouts: list[int]
     vision: VisionInputs
 
 
@@ -247,7 +247,7 @@ def pack(
     tokens: dict[str, slice] = {}
     num_scored = 0
     for name, groups in views.items():
-        count = sum(packer.lengths[row] for group in groups for row in group.rows)
+        count = sum(packer.lengths[rollout] for group in groups for rollout in group.rollouts)
         tokens[name] = slice(num_scored, num_scored + count)
         num_scored += count
     if sequential:
@@ -259,7 +259,7 @@ def pack(
         groups = [group for name in names for group in views[name]]
         if groups:
             passes.append(packer.row(groups, gradients=names[0] not in detached))
-    rows = [row for groups in views.values() for group in groups for row in group.rows]
+    rows = [rollout for groups in views.values() for group in groups for rollout in group.rollouts]
     lengths = [packer.lengths[row] for row in rows]
     device = input_ids.device
     columns = torch.cat([torch.arange(length) for length in lengths]).to(device)
@@ -303,7 +303,7 @@ class _Packer:
     def row(self, groups: Sequence[PromptGroup], gradients: bool) -> PackedRow:
         prompts, prompt_positions, segments, segment_positions, owners = [], [], [], [], []
         for number, group in enumerate(groups):
-            first = group.rows[0]
+            first = group.rollouts[0]
             prompt = self._ids[first, self._start(first) : self.prompt_end]
             if not prompt.numel():
                 raise UserError(f"row {first} of the batch has an empty prompt: every prompt needs a token")
@@ -311,10 +311,10 @@ class _Packer:
             prompts.append(prompt[:-1])
             prompt_positions.append(positions[..., :-1])
             last, following = positions[..., -1:], positions.max() + 1
-            for row in group.rows:
+            for rollout in group.rollouts:
                 # A response without a token still takes one: a layout has no empty segments.
-                length = max(self.lengths[row], 1)
-                segments.append(torch.cat([prompt[-1:], self._ids[row, self.prompt_end :][: length - 1]]))
+                length = max(self.lengths[rollout], 1)
+                segments.append(torch.cat([prompt[-1:], self._ids[rollout, self.prompt_end :][: length - 1]]))
                 steps = torch.arange(length - 1) + following
                 segment_positions.append(torch.cat([last, steps.expand(*last.shape[:-1], -1)], dim=-1))
                 owners.append(number)
@@ -329,7 +329,7 @@ class _Packer:
             position_ids[None] if position_ids.ndim == 1 else position_ids[:, None],
             {key: value.to(device) for key, value in images.items()},
             layout,
-            self._scored([row for group in groups for row in group.rows]),
+            self._scored([rollout for group in groups for rollout in group.rollouts]),
             gradients,
         )
 

@@ -149,7 +149,7 @@ class ViewRequest:
     scored: Mapping[str, ResponseScores] = field(default_factory=dict)
 
     @property
-    def rows(self) -> list[int]:
+    def rollouts(self) -> list[int]:
         """Places of the gated-in rollouts, in order."""
         return list(self.views)
 
@@ -175,25 +175,25 @@ class ViewRequest:
         return cls(views, keys, kinds, inputs["perception_weights"][rows], response_mask(inputs)[rows], draws, scored)
 
     def alone(self, kinds: tuple[str, ...]) -> "ViewRequest":
-        """The same of the requested rows alone (`Rollouts.pick`), for these kinds."""
+        """The same of the requested rollouts alone (`Rollouts.pick`), for these kinds."""
         keys = [self.view_keys[row] for row in self.views] if self.view_keys else ()
         return replace(self, views=dict(enumerate(self.views.values())), view_keys=keys, kinds=kinds)
 
     def keep_scores(self, inputs: dict[str, Any], scores: Mapping[str, ResponseScores]) -> None:
-        """Put the requested rows' scores into their micro-batch, in the place of the views."""
+        """Put the requested rollouts' scores into their micro-batch, in the place of the views."""
         inputs["perception_views"] = [None if own is None else {} for own in inputs["perception_views"]]
         for kind, found in scores.items():
             inputs[_kept(kind)] = torch.stack([found.logps, found.entropies])
 
     def view_inputs(self, row: int, kind: str, anchor: VisionInputs) -> VisionInputs:
-        """Image inputs of one of the requested rows under one view, with exactly the keys of its own, `anchor`.
+        """Image inputs of one of the requested rollouts under one view, with exactly the keys of its own, `anchor`.
 
         They lie on the host, as views do.
         """
         return {key: value if key in PER_TOKEN_KEYS else self.views[row][kind][key] for key, value in anchor.items()}
 
     def view_scores(self, anchor: ResponseScores, views: Mapping[str, ResponseScores], **found: Tensor) -> ViewScores:
-        """The requested rows' scores under the image and each view, [n, T], and what was `found` along with them."""
+        """The requested rollouts' scores under the image and each view, [n, T], and what was `found` along."""
         views = {**self.scored, **views}
         removing, preserving = views.get("removing"), views.get("preserving")
         return ViewScores(anchor, removing, preserving, self.response_mask, self.draws, **found)
@@ -255,7 +255,7 @@ class Scorer:
     aux_loss: bool
     processes: int
 
-    def rows(self, model: Any, rollouts: Rollouts, entropies: bool = True, aux_loss: bool = False) -> ResponseScores:
+    def score(self, model: Any, rollouts: Rollouts, entropies: bool = True, aux_loss: bool = False) -> ResponseScores:
         """Score rollouts as they are: packed, with whole logits, or by TRL's kernel. model: policy or reference."""
         if rollouts.group_ids is not None:
             return _score_packed(self, model, rollouts, None)[0]
@@ -291,7 +291,7 @@ def score_under_views(
     """
     if rollouts.group_ids is not None:
         return _score_packed(scorer, model, rollouts, request)
-    score = partial(scorer.rows, model, aux_loss=scorer.aux_loss)
+    score = partial(scorer.score, model, aux_loss=scorer.aux_loss)
     if request is None:
         return score(rollouts), None
     n, total = len(request.views), len(rollouts.input_ids)
@@ -299,10 +299,10 @@ def score_under_views(
         anchor = score(rollouts)
         if scorer.args.separate_view_pass and not n:
             idle_pass(scorer, model, rollouts)
-        return anchor, detect(request.view_scores(anchor.pick(request.rows), {}), scorer.args) if n else None
+        return anchor, detect(request.view_scores(anchor.pick(request.rollouts), {}), scorer.args) if n else None
     ids, mask, length = rollouts.input_ids, rollouts.attention_mask, rollouts.num_response_tokens
-    parts = [_view_images(request, row, kind, rollouts) for kind in request.kinds for row in request.rows]
-    view_ids, view_mask = (torch.cat([rows[request.rows]] * len(request.kinds)) for rows in (ids, mask))
+    parts = [_view_images(request, rollout, kind, rollouts) for kind in request.kinds for rollout in request.rollouts]
+    view_ids, view_mask = (torch.cat([rows[request.rollouts]] * len(request.kinds)) for rows in (ids, mask))
     if scorer.args.perception_view_gradients or not torch.is_grad_enabled():
         vision = concatenate_rows([rollouts.vision, *parts])
         scores = score(Rollouts(torch.cat([ids, view_ids]), torch.cat([mask, view_mask]), length, vision))
@@ -312,7 +312,7 @@ def score_under_views(
         with torch.no_grad():
             views = score(Rollouts(view_ids, view_mask, length, concatenate_rows(parts)))
     by_kind = {kind: views.pick(slice(n * place, n * (place + 1))) for place, kind in enumerate(request.kinds)}
-    return anchor, detect(request.view_scores(anchor.pick(request.rows), by_kind), scorer.args)
+    return anchor, detect(request.view_scores(anchor.pick(request.rollouts), by_kind), scorer.args)
 
 
 def _view_images(request: ViewRequest, row: int, kind: str, rollouts: Rollouts) -> VisionInputs:
@@ -336,7 +336,7 @@ def idle_pass(scorer: Scorer, model: Any, rollouts: Rollouts) -> None:
     if scorer.processes > 1:
         counts = rollouts.vision.get("num_images") or ["pixel_values" in images for images in rollouts.images]
         row = next((row for row, count in enumerate(counts) if count), 0)
-        scorer.rows(model, rollouts.pick([row]))
+        scorer.score(model, rollouts.pick([row]))
 
 
 # Packed rows: each prompt and image once per group and view
@@ -366,15 +366,15 @@ def _score_packed(
         )
         found = model(shared_prompt=batch, readout=partial(_read, args, request, batch))
     anchor = ResponseScores(found["anchor_logps"], found["anchor_entropies"])
-    return anchor, _view_scores(request, found) if request is not None and request.rows else None
+    return anchor, _view_scores(request, found) if request is not None and request.rollouts else None
 
 
 def _view_groups(request: ViewRequest, kind: str, anchors: Sequence[PromptGroup]) -> list[PromptGroup]:
-    """The requested rows under one view, together where they share prompt and views."""
+    """The requested rollouts under one view, together where they share prompt and views."""
     groups = []
     for anchor in anchors:
         by_key: dict[int, list[int]] = {}
-        for row in anchor.rows:
+        for row in anchor.rollouts:
             if row in request.views:
                 by_key.setdefault(request.view_keys[row], []).append(row)
         for rows in by_key.values():
@@ -388,10 +388,10 @@ def _read(
     """What is read off the hidden states of a packed batch, inside the model's forward, by name.
 
     Scores and divergences are [B, T], with 0 where a token was not scored under a view; the dependency score, what it
-    is made of and the perception tokens are those of the requested rows, [n, T].
+    is made of and the perception tokens are those of the requested rollouts, [n, T].
     """
     found: dict[str, Tensor] = {}
-    keeps_hidden_states = request is not None and request.rows and "hidden_states" in needed(args)
+    keeps_hidden_states = request is not None and request.rollouts and "hidden_states" in needed(args)
 
     def score(view: str, places: slice | Tensor) -> None:
         logps, entropies = head.scores(hidden[places], batch.targets[places], args.temperature)
@@ -405,7 +405,7 @@ def _read(
         return batch.unpack(places, head.divergence(function, anchor, hidden[places], args.temperature, **gradients))
 
     score("anchor", batch.tokens["anchor"])
-    if request is None or not request.rows:
+    if request is None or not request.rollouts:
         return found
     view_gradients = args.perception_view_gradients and torch.is_grad_enabled()
     if "removing" in request.kinds:
@@ -413,13 +413,13 @@ def _read(
             score("removing", batch.tokens["removing"])
         for name, function in over_logits(args.perception_score).items():
             with torch.no_grad():
-                found[name] = divergence(function, batch.tokens["removing"])[request.rows]
+                found[name] = divergence(function, batch.tokens["removing"])[request.rollouts]
     detected = detect(_view_scores(request, found), args)
     assert detected.score is not None
     assert detected.token_mask is not None
     found["score"], found["token_mask"] = detected.score, detected.token_mask
     selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
-    selected[request.rows] = detected.token_mask
+    selected[request.rollouts] = detected.token_mask
     places = {view: batch.places(view, selected) for view in request.kinds}
     if "preserving" in request.kinds:
         everywhere = bool(args.perception_preserving_entropy_weight)
@@ -437,21 +437,24 @@ def _read(
 
 
 def _view_scores(request: ViewRequest, found: Mapping[str, Tensor]) -> ViewScores:
-    """What was read off so far, of the requested rows."""
-    exact = {name: found[name] for name in EXACT_DIVERGENCES if name in found}
+    """What was read off so far, of the requested rollouts."""
+    own = {
+        name: values if name in ("score", "token_mask", *EXACT_DIVERGENCES) else values[request.rollouts]
+        for name, values in found.items()
+    }
+    exact = {name: own[name] for name in EXACT_DIVERGENCES if name in own}
     scores = {
         view: ResponseScores(
-            found[f"{view}_logps"][request.rows],
-            found[f"{view}_entropies"][request.rows],
-            hidden_states=found[f"{view}_hidden_states"][request.rows] if f"{view}_hidden_states" in found else None,
+            own[f"{view}_logps"],
+            own[f"{view}_entropies"],
+            hidden_states=own.get(f"{view}_hidden_states"),
             exact=exact if view == "removing" else {},
         )
         for view in ("anchor", *request.kinds)
-        if f"{view}_logps" in found
+        if f"{view}_logps" in own
     }
-    divergences = {name: found[name][request.rows] for name in ("d_preserving", "d_removing") if name in found}
-    known = {name: found[name] for name in ("score", "token_mask") if name in found}
-    return request.view_scores(scores["anchor"], scores, **divergences, **known)
+    known = {name: own[name] for name in ("score", "token_mask", "d_preserving", "d_removing") if name in own}
+    return request.view_scores(scores["anchor"], scores, **known)
 
 
 # Before an update
@@ -463,25 +466,25 @@ def detect_tokens(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewR
 
     All ranks make as many passes.
     """
-    if not request.rows:
+    if not request.rollouts:
         idle_pass(scorer, model, rollouts)
         return None
     kinds = tuple(kind for kind in request.kinds if kind == "removing")
-    return score_under_views(scorer, model, rollouts.pick(request.rows), request.alone(kinds))[1]
+    return score_under_views(scorer, model, rollouts.pick(request.rollouts), request.alone(kinds))[1]
 
 
 @torch.no_grad()
 def scores_of_views(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest) -> dict[str, ResponseScores]:
     """Scores of a micro-batch's gated-in rollouts under each requested view, without the image. Passes as above."""
     found: dict[str, ResponseScores] = {}
-    own, alone = rollouts.pick(request.rows) if request.rows else rollouts, request.alone(request.kinds)
+    own, alone = rollouts.pick(request.rollouts) if request.rollouts else rollouts, request.alone(request.kinds)
     for kind in request.kinds:
-        if not request.rows:
+        if not request.rollouts:
             idle_pass(scorer, model, rollouts)
         elif own.group_ids is None:
-            vision = concatenate_rows([_view_images(request, row, kind, rollouts) for row in request.rows])
-            found[kind] = scorer.rows(model, replace(own, vision=vision))
+            vision = concatenate_rows([_view_images(request, rollout, kind, rollouts) for rollout in request.rollouts])
+            found[kind] = scorer.score(model, replace(own, vision=vision))
         else:
-            images = [alone.view_inputs(row, kind, own.images[row]) for row in alone.rows]
-            found[kind] = scorer.rows(model, replace(own, group_ids=alone.view_keys, images=images))
+            images = [alone.view_inputs(rollout, kind, own.images[rollout]) for rollout in alone.rollouts]
+            found[kind] = scorer.score(model, replace(own, group_ids=alone.view_keys, images=images))
     return found

@@ -257,7 +257,7 @@ class CPPOTrainer(RolloutTrainer):
         else:
             rollouts = self._rollouts_asked(input_ids, attention_mask, logits_to_keep, vision)
             parts = rollouts.chunks(batch_size or len(input_ids))
-            score = self._scorer().rows
+            score = self._scorer().score
             with self._phase("scoring"):
                 scores = join_scores([score(model, part, compute_entropy, compute_aux_loss) for part in parts])
         return scores.logps, loss_entropies(self.args, scores) if compute_entropy else None, scores.aux_loss
@@ -298,9 +298,9 @@ class CPPOTrainer(RolloutTrainer):
         for inputs in micro_batches:
             request, rollouts = self._request(inputs)
             detected = detect_tokens(self._scorer(), self.model_wrapped, rollouts, request)
-            found.append((request.rows, detected))
+            found.append((request.rollouts, detected))
             if detected is not None and detected.token_mask is not None:
-                inputs["perception_detected"] = (request.rows, detected.score, detected.token_mask)
+                inputs["perception_detected"] = (request.rollouts, detected.score, detected.token_mask)
                 counts[:2] += torch.stack([detected.token_mask.sum(), detected.response_mask.bool().sum()])
             del inputs["perception_views"]  # the loss has no use for them
         shaped, dependency = shape_advantages(
@@ -345,7 +345,7 @@ class CPPOTrainer(RolloutTrainer):
             for name, (total, count) in metrics.items():
                 self._perception_sums[name] += torch.stack([total.float(), count.float()])
             loss = loss + term
-        rows, *detected = inputs.get("perception_detected", (() if request is None else request.rows,))
+        rows, *detected = inputs.get("perception_detected", (() if request is None else request.rollouts,))
         if scores is not None:
             detected = [part for part in (scores.score, scores.token_mask) if part is not None]
         self._trained = inputs, rows, detected
