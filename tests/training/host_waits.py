@@ -7,7 +7,6 @@ Every tensor counts as the GPU's, but for those that are made without a device, 
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -106,11 +105,10 @@ def _mark(tensor: Tensor) -> Tensor:
 
 
 def _place(frame: FrameType | None) -> str:
+    # By module: the folder of a checkout may have a package's name too.
     while frame is not None:
-        parts = Path(frame.f_code.co_filename).parts
-        package = next((name for name in PACKAGES if name in parts), None)
-        if package is not None:
-            start = len(parts) - 1 - parts[::-1].index(package)
-            return f"{'/'.join(parts[start:])}:{frame.f_lineno} {frame.f_code.co_name}"
+        module = str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] in PACKAGES:
+            return f"{module.replace('.', '/')}.py:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"
