@@ -1,12 +1,13 @@
 """A random Qwen2.5-VL, small but with the large one's proportions, and images for it."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
 from cppo.assets.build import MicroShape, build_config, build_processor, build_tokenizer
 
@@ -34,6 +35,18 @@ SHAPE = MicroShape(
 )
 """Widths are an eighth of Qwen2.5-VL-3B's and depths a ninth and an eighth: the vision part has its proportion."""
 
+SHAPE_3B = replace(
+    SHAPE,
+    text_hidden=2048,
+    text_layers=36,
+    text_heads=16,
+    text_intermediate=11008,
+    vision_hidden=1280,
+    vision_layers=32,
+    vision_heads=16,
+    vision_intermediate=3420,
+)
+
 
 def build_model(vocabulary: int, seed: int) -> tuple[Qwen2_5_VLForConditionalGeneration, Any]:
     """The random model with that many tokens in its vocabulary, and its processor, whose tokenizer knows fewer."""
@@ -49,6 +62,25 @@ def build_model(vocabulary: int, seed: int) -> tuple[Qwen2_5_VLForConditionalGen
                 # At their initial widths the model's predictions hardly depend on the image.
                 parameter.mul_(3.0)
     processor = build_processor(tokenizer, SHAPE)
+    processor.chat_template = CHAT_TEMPLATE
+    return model, processor
+
+
+def build_published_shape(
+    vocabulary: int, seed: int, device: torch.device
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Any]:
+    """Random bfloat16 weights in Qwen2.5-VL-3B's shape, made on the device: 7 GiB there, none on the host."""
+    tokenizer = build_tokenizer(["0123456789"], vocab_size=300)
+    config = build_config(tokenizer, SHAPE_3B)
+    text: Any = config.text_config
+    text.vocab_size, text.num_key_value_heads, text.initializer_range = vocabulary, 2, 0.02
+    config.vision_config.fullatt_block_indexes = [7, 15, 23, 31]
+    config.vision_config.initializer_range = 0.02
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), device:
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    processor = build_processor(tokenizer, SHAPE_3B)
     processor.chat_template = CHAT_TEMPLATE
     return model, processor
 

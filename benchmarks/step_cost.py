@@ -123,8 +123,13 @@ def make_rows(case: Case, scale: int) -> list[dict[str, Any]]:
     return rows
 
 
-def make_trainer(variant: Variant, case: Case, scale: int, model: Any, processor: Any, args: Any) -> GRPOTrainer:
-    """A trainer whose completions and rewards are given: in each group the first `case.positive` are rewarded."""
+def make_trainer(
+    variant: Variant, case: Case, scale: int, model: Any, processor: Any, args: Any, device: str = "cpu"
+) -> GRPOTrainer:
+    """A trainer whose completions and rewards are given: in each group the first `case.positive` are rewarded.
+
+    On `cuda` it computes in bfloat16.
+    """
     response = max(1, case.response // scale)
 
     def reward(completion_ids: Sequence[Any], **_: Any) -> list[float]:
@@ -139,8 +144,8 @@ def make_trainer(variant: Variant, case: Case, scale: int, model: Any, processor
     sizes = {"per_device_train_batch_size": case.generations, "gradient_accumulation_steps": case.accumulation}
     options = config(
         output_dir=str(Path(tempfile.gettempdir()) / "step_cost"),
-        use_cpu=True,
-        bf16=False,
+        use_cpu=device == "cpu",
+        bf16=device != "cpu",
         gradient_checkpointing=args.checkpointing,
         report_to="none",
         num_generations=case.generations,
