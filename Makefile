@@ -11,7 +11,7 @@ PYTEST := pytest --numprocesses auto --maxprocesses 4
 LIBRARY_TESTS := tests/policy tests/training/test_upstream.py tests/training/test_trl_surface.py \
 	tests/training/test_rollouts.py tests/training/test_shared_views.py tests/training/test_resume.py
 
-.PHONY: check-python demo test test-oldest test-plain micro gpu-smoke clean help
+.PHONY: check-python demo test test-oldest test-plain micro gpu-acceptance clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -50,8 +50,8 @@ test-plain: check-python ## tests of what meets the libraries on what pip takes 
 micro: $(STAMP) ## rebuild the embedded micro VLM from nothing (about 25 minutes on 2 cores)
 	$(BIN)/python -m cppo.assets.rebuild
 
-gpu-smoke: $(STAMP) ## prove the CUDA path on a machine with a GPU (about 5 minutes)
-	$(BIN)/python benchmarks/gpu_smoke.py
+gpu-acceptance: $(STAMP) ## are the numbers right on this GPU, and what do they cost (at most 9 minutes)
+	$(BIN)/python benchmarks/gpu_acceptance.py --json gpu_acceptance.json
 
 clean: ## remove the environment, builds and caches (not your runs)
 	rm -rf .venv .venv-oldest .venv-plain dist build .pytest_cache .ruff_cache .mypy_cache

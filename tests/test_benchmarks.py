@@ -6,6 +6,7 @@ import math
 import random
 import re
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -370,3 +371,61 @@ def _decodes(file: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_every_part_of_the_gpu_acceptance_runs(benchmark_module, tmp_path: Path, capsys) -> None:
+    module, file = benchmark_module("gpu_acceptance"), tmp_path / "tiny.json"
+    assert module.main(["--json", str(file)]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
+    assert module.main(["--tiny", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert list(result["parts"]) == list("ABCDEFG")
+    assert all(part["reason"] is None and part["figures"] for part in result["parts"].values())
+    assert {letter for letter, part in result["parts"].items() if part["checks"]} == set("BCEG")
+    figures = {letter: part["figures"] for letter, part in result["parts"].items()}
+    assert "reason" in figures["B"]["padded, cuDNN, tiny"]
+    assert 1e-3 < figures["C"]["cpu"]["bfloat16_gradient"] < 0.2
+    assert figures["E"]["another image"]["k3"] > 0.01
+    updates = [name for name in figures["D"] if "," in name]
+    assert len(updates) == 9
+    assert all(min(figures["D"][name]["time_ratios"]) > 0 for name in updates)
+
+
+def test_a_part_of_the_gpu_acceptance_that_ends_early(benchmark_module, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Its reason and what it had found are in the file, the others run, and only parts with bounds decide."""
+    module, file = benchmark_module("gpu_acceptance"), tmp_path / "tiny.json"
+
+    def slow(part) -> None:
+        part.found("before", figure=1.0)
+        time.sleep(60)
+
+    def fails(part) -> None:
+        raise torch.OutOfMemoryError("no room\nfor 7 GiB")
+
+    def outside(part) -> None:
+        assert list(json.loads(file.read_text())["parts"]) == ["D", "F"]
+        part.check("inside", 1e-4, 1e-4)
+        part.check("not a number", math.nan, 1.0)
+
+    monkeypatch.setitem(sys.modules, "gpu.stub", SimpleNamespace(slow=slow, fails=fails, outside=outside))
+    parts = {"D": (0.001, "stub", "slow", ""), "F": (1, "stub", "fails", ""), "G": (1, "stub", "outside", "")}
+    monkeypatch.setattr(module, "PARTS", parts)
+    words = ["--tiny", "--json", str(file), "--parts"]
+    assert module.main([*words, "G", "F", "D"]) == 1
+    printed = capsys.readouterr().out
+    assert "outside a bound: G" in printed
+    assert "ended early: D, F" in printed
+    found = json.loads(file.read_text())["parts"]
+    assert found["D"]["reason"].startswith("its time is over")
+    assert found["D"]["figures"] == {"before": {"figure": 1.0}}
+    assert found["F"]["reason"] == "no room for 7 GiB"
+    assert [check["holds"] for check in found["G"]["checks"]] == [True, False]
+    assert module.main([*words, "F", "D"]) == 0
+    monkeypatch.setattr(module, "UNCHECKED", "D")
+    assert module.main([*words, "F"]) == 1
+
+
+def test_the_3b_shape_of_the_gpu_acceptance(benchmark_module) -> None:
+    model, _ = benchmark_module("stand_in").build_published_shape(151936, 0, torch.device("meta"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3_754_622_976
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -1,0 +1,139 @@
+"""Accept a machine with a GPU: are CPPO's numbers right on it, and what do they cost? One call, at most 9 minutes.
+
+    python benchmarks/gpu_acceptance.py --json acceptance.json
+    python benchmarks/gpu_acceptance.py --parts A C --json acceptance.json
+    python benchmarks/gpu_acceptance.py --tiny --json tiny.json
+
+Nothing is downloaded: the 3B shape has random weights in bfloat16, made on the card. Part D holds them four times
+there, 28 GiB, beside up to 12 GiB of activations; gradients, 7 GiB if they were kept, are freed as they come. The host
+holds none of it: a few GiB are enough. The file is written after each part. A part that fails, or runs out of memory or
+of its share of the time, says why, and the next one goes on. `--tiny` runs every part on the CPU, in sizes that say
+nothing about speed: it checks this script.
+
+Exit status 0 if parts A, B, C, E and G ended with every checked figure within its bound, 1 if not, 2 without a GPU.
+Times never decide, nor do parts D and F.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTS = {
+    "A": (1, "machine", "versions", "card and versions; packed rows run on varlen_attn"),
+    "B": (3, "attention", "kernels", "attention kernels over packed rows of 12k and 33k tokens"),
+    "C": (3, "micro", "same_rollouts", "the same rollouts on CPU and card, float32 and bfloat16"),
+    "D": (10, "published_shape", "updates", "updates in the 3B shape: TRL's GRPO, shared GRPO, CPPO; the vision tower"),
+    "E": (2, "published_shape", "rounding_floor", "bfloat16 floor: the same tokens packed alone and together"),
+    "F": (4, "published_shape", "generation", "rollouts in the 3B shape, with and without shared prefill"),
+    "G": (5, "micro", "divergences", "training with k3, kl and js"),
+}
+"""By letter: share of the time, file in `gpu`, function, and what it is about."""
+
+UNCHECKED = "DF"
+"""Parts without a bound: they do not decide."""
+
+
+class OutOfTime(BaseException):
+    """A part's time is over. No `Exception`: libraries must not take it for one of theirs."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime within the block after so many seconds, when the call into a kernel that then runs is over."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_part(letter: str, seconds: float, device: Any, tiny: bool) -> dict[str, Any]:
+    """Figures and checks of one part, the seconds it took, and why it ended early if it did."""
+    import torch
+    from gpu.part import Part
+
+    from cppo.errors import one_line
+
+    _, file, function, about = PARTS[letter]
+    print(f"{letter}: {about}", flush=True)
+    part, reason, started = Part(device, tiny), None, time.monotonic()
+    try:
+        if seconds <= 0:
+            raise OutOfTime
+        with time_limit(seconds):
+            getattr(importlib.import_module(f"gpu.{file}"), function)(part)
+    except OutOfTime:
+        reason = f"its time is over: {max(seconds, 0):.0f} s"
+    except Exception as error:  # whatever a card or a library does, the other parts have something to say
+        traceback.print_exc()
+        reason = one_line(error)
+    if reason is not None:
+        print(f"  ended early: {reason}", flush=True)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    taken = time.monotonic() - started
+    return {"about": about, "reason": reason, "seconds": taken, "figures": part.figures, "checks": part.checks}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="file for every figure, written after each part")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all")
+    parser.add_argument("--seconds", type=float, default=540, help="for all parts together (default 540)")
+    parser.add_argument("--tiny", action="store_true", help="every part on the CPU, in tiny sizes")
+    args = parser.parse_args(arguments)
+    # The libraries read it as they are imported.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    ends = time.monotonic() + args.seconds
+
+    import torch
+
+    from cppo.files import replace_text
+
+    if not args.tiny and not torch.cuda.is_available():
+        print("gpu_acceptance: torch sees no CUDA device; run this on a machine with a GPU, or --tiny", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if args.tiny else "cuda")
+    if device.type == "cuda":
+        # By default cuDNN convolves float32 with ten bits of precision, as the CPU does not.
+        torch.backends.cudnn.allow_tf32 = False
+    chosen = [letter for letter in PARTS if letter in args.parts]
+    result: dict[str, Any] = {"command": " ".join(["python", "benchmarks/gpu_acceptance.py", *arguments]), "parts": {}}
+    for place, letter in enumerate(chosen):
+        shares = [PARTS[later][0] for later in chosen[place:]]
+        seconds = (ends - time.monotonic()) * shares[0] / sum(shares)
+        result["parts"][letter] = run_part(letter, seconds, device, args.tiny)
+        replace_text(args.json, json.dumps(result, indent=1) + "\n")
+    parts = result["parts"]
+    outside = [letter for letter, part in parts.items() if not all(check["holds"] for check in part["checks"])]
+    early = [letter for letter, part in parts.items() if part["reason"] is not None]
+    result["passed"] = not outside and not set(early) - set(UNCHECKED)
+    result["host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    replace_text(args.json, json.dumps(result, indent=1) + "\n")
+    for letters, what in ((outside, "outside a bound"), (early, "ended early")):
+        if letters:
+            print(f"{what}: {', '.join(letters)}")
+    print("passed" if result["passed"] else "FAILED")
+    return 0 if result["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
