@@ -82,47 +82,34 @@ class Rollouts:
         vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
         return cls(ids, mask, length, trimmed(vision, ids.shape[1]))
 
-    def pick(self, rows: Sequence[int]) -> "Rollouts":
-        """These rows alone."""
-        ids, mask = self.input_ids[list(rows)], self.attention_mask[list(rows)]
-        if self.group_ids is not None:
-            return Rollouts(
-                ids,
-                mask,
-                self.num_response_tokens,
-                group_ids=[self.group_ids[row] for row in rows],
-                images=[self.images[row] for row in rows],
-                prompts=None if self.prompts is None else [self.prompts[row] for row in rows],
-                response_lengths=None
-                if self.response_lengths is None
-                else [self.response_lengths[row] for row in rows],
-            )
-        vision = concatenate_rows([slice_rows(self.vision, row, row + 1) for row in rows])
-        return Rollouts(ids, mask, self.num_response_tokens, vision)
+    def pick(self, places: Sequence[int]) -> "Rollouts":
+        """The rollouts at these places alone."""
+
+        def chosen(values: Sequence[Any] | None) -> list[Any] | None:
+            return None if values is None else [values[place] for place in places]
+
+        vision = {}
+        if self.vision and isinstance(places, range):
+            vision = slice_rows(self.vision, places.start, places.stop)
+        elif self.vision:
+            vision = concatenate_rows([slice_rows(self.vision, place, place + 1) for place in places])
+        return Rollouts(
+            self.input_ids[list(places)],
+            self.attention_mask[list(places)],
+            self.num_response_tokens,
+            vision,
+            chosen(self.group_ids),
+            chosen(self.images or None) or (),
+            chosen(self.prompts),
+            chosen(self.response_lengths),
+        )
 
     def chunks(self, size: int) -> list["Rollouts"]:
-        """At most `size` rows at a time."""
+        """At most `size` rollouts at a time."""
         total = len(self.input_ids)
         if size >= total:
             return [self]
-        parts = []
-        for start in range(0, total, size):
-            rows = slice(start, min(start + size, total))
-            vision = slice_rows(self.vision, rows.start, rows.stop) if self.vision else {}
-            groups = None if self.group_ids is None else self.group_ids[rows]
-            parts.append(
-                Rollouts(
-                    self.input_ids[rows],
-                    self.attention_mask[rows],
-                    self.num_response_tokens,
-                    vision,
-                    groups,
-                    self.images[rows],
-                    None if self.prompts is None else self.prompts[rows],
-                    None if self.response_lengths is None else self.response_lengths[rows],
-                )
-            )
-        return parts
+        return [self.pick(range(start, min(start + size, total))) for start in range(0, total, size)]
 
 
 @dataclass(frozen=True)
