@@ -38,8 +38,9 @@ from cppo.data import chat_messages, load_records
 from cppo.evaluation import load_model, prompt_inputs
 from cppo.evaluation.dependency import score_responses
 from cppo.evaluation.generate import generate_tokens, prompt_text
-from cppo.evaluation.vllm_engine import VISION_ROPE_THETA, VllmEngine, load_vllm
+from cppo.evaluation.vllm_engine import VllmEngine, load_vllm
 from cppo.policy import vision_placeholder_ids
+from cppo.policy.families import VISION_ROPE_THETA
 
 LARGEST_DIFFERENCE = 1e-3
 LARGEST_GAP = 2e-3

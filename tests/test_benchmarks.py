@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from cppo.evaluation import prompt_inputs
+from cppo.evaluation import load_model, prompt_inputs
 from cppo.evaluation.dependency import score_dependency
 from cppo.views import ViewSampler
 
@@ -355,6 +355,26 @@ def test_vllm_agreement_by_hand(benchmark_module, small_model, monkeypatch) -> N
     other = [*rows[0].ids[:3], rows[0].ids[3] + 1]
     assert module.first_gaps(rows, [other, rows[1].ids]) == [rows[0].gaps[3]]
     sys.modules.pop("vllm")
+
+
+def test_vllm_colocate_by_hand(benchmark_module, small_model) -> None:
+    """Log-probabilities without the tokens that must not be sampled, one of them 0.25 nats off."""
+    module = benchmark_module("vllm_colocate")
+    model, processor = load_model(small_model, device="cpu", dtype="float32")
+    prompt, images = module.rows_of(1)["two images"][0]
+    inputs, ids = prompt_inputs(processor, [prompt], [images]), [20, 21]
+    asked = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+    types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    given = {**inputs, "input_ids": asked, "attention_mask": torch.ones_like(asked), "mm_token_type_ids": types}
+    with torch.no_grad():
+        odds = model(**given, use_cache=False).logits[0, -3:-1].double().exp()
+    odds[:, module.vision_placeholder_ids(processor, model.config)] = 0
+    logps = [math.log(odds[place, token] / odds[place].sum()) for place, token in enumerate(ids)]
+    trainer = SimpleNamespace(model=model, processing_class=processor)
+    found = module.apart(trainer, {"prompt": prompt, "images": images}, ids, [logps[0], logps[1] - 0.25])
+    assert found.tolist() == pytest.approx([0.0, 0.25], abs=1e-5)
+    batch = {"ids": torch.tensor([[7, 8], [9, 0]]), "mask": torch.tensor([[1, 1], [1, 0]])}
+    assert module.kept(batch, "ids", "mask") == [[7, 8], [9]]
 
 
 def test_laid_faults_are_counted_by_hand(benchmark_module, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Other files take it from here alone. The methods of TRL's trainer that ours over
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -151,6 +152,59 @@ def probe_pixel_rows() -> None:
     for name in ("prompt_ids", "pixel_values", "image_grid_thw"):
         joined = torch.cat([half[name] for half in halves])
         expect(torch.equal(joined, batch[name]), f"{name} differ after they were cut into rows and joined")
+
+
+# vLLM on the training GPUs
+
+
+def vllm_takes(
+    generation: Any,
+    prompt_of: Callable[[list[int]], list[int]],
+    check: Callable[[list[int], Sequence[int]], None],
+) -> None:
+    """Let colocated vLLM be asked `prompt_of(ids)` for each prompt's `ids`.
+
+    generation: the trainer's `VLLMGeneration`. check: gets the prompt's ids, and those that vLLM has made of it.
+    """
+    theirs = generation.generate
+
+    def generate(prompts: Sequence[list[int]], **asked: Any) -> tuple[Any, ...]:
+        made, *answers = theirs(prompts=[prompt_of(ids) for ids in prompts], **asked)
+        for ids, own in zip(prompts, made, strict=True):
+            check(ids, own)
+        return made, *answers
+
+    generation.generate = generate
+
+
+def probe_colocated_prompts() -> None:
+    """Raise unless TRL gives colocated vLLM prompts and images as they come, and returns the prompts that it made."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    def generate(prompts: Sequence[MicroBatch], **_: Any) -> list[Any]:
+        outputs = [SimpleNamespace(token_ids=[7], logprobs=None)]
+        return [SimpleNamespace(prompt_token_ids=list(one.items()), outputs=outputs) for one in prompts]
+
+    generation: Any = VLLMGeneration.__new__(VLLMGeneration)
+    options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "logprobs": 0}
+    vars(generation).update(
+        options,
+        mode="colocate",
+        llm=SimpleNamespace(generate=generate),
+        model=torch.nn.Module(),
+        accelerator=None,
+        max_completion_length=1,
+        generation_kwargs={},
+        structured_outputs_regex=None,
+        tensor_parallel_size=1,
+        enable_sleep_mode=False,
+    )
+    made, answers, *_ = generation.generate(
+        prompts=[[1, 2], [3]], images=[["first", "second"], None], num_generations=1
+    )
+    image_row = [("prompt_token_ids", [1, 2]), ("multi_modal_data", {"image": ["first", "second"]})]
+    expect(made == [image_row, [("prompt_token_ids", [3])]], "vLLM is asked for other prompts")
+    expect(answers == [[7], [7]], "vLLM's answers come back otherwise")
 
 
 # The order of the data

@@ -20,11 +20,11 @@ from cppo.errors import UserError
 from cppo.policy.packed import probe_chunked_head, probe_varlen_attention
 from cppo.policy.probes import probe_packed_attention, probe_shared_prefill
 from cppo.probing import Probe, expect, failure
-from cppo.trl_surface import probe_pixel_rows, probe_sampler_order, probe_trainer_state
+from cppo.trl_surface import probe_colocated_prompts, probe_pixel_rows, probe_sampler_order, probe_trainer_state
 
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
-    "_tokenize_prompts": "a text-only row of a mixed batch must carry [], not None; mixed rollouts are made from views",
+    "_tokenize_prompts": "a text-only row must carry [], not None; mixed rollouts see views; vLLM wants no expansion",
     "_generate": "what was generated is kept, for the calls that follow about it",
     "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
     "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; huge ones are refused",
@@ -183,6 +183,13 @@ PIXEL_ROWS = Part(
     probe=probe_pixel_rows,
     needed=True,
 )
+COLOCATED_PROMPTS = Part(
+    library="trl",
+    what="`VLLMGeneration.generate`",
+    used_by=("trl_surface.py", "training/colocated.py"),
+    lost="vLLM on the training GPUs would expand the images of a prompt twice",
+    probe=probe_colocated_prompts,
+)
 PARTS = (
     SHARED_PREFILL,
     PACKED_ATTENTION,
@@ -194,6 +201,7 @@ PARTS = (
     TRAINER_HOOKS,
     TRAINER_STATE,
     PIXEL_ROWS,
+    COLOCATED_PROMPTS,
 )
 
 

@@ -211,7 +211,15 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
     own = {"_views", "_policy", "_counts_images", "_generating", "_scored", "_step_tokens", "_grad_share", "_samples"}
-    own |= {"_shares_prompts", "_placeholder_ids", "_marks", "_trained", "_rollout_views", "_perception_sums"}
+    own |= {
+        "_shares_prompts",
+        "_placeholder_ids",
+        "_marks",
+        "_trained",
+        "_rollout_views",
+        "_perception_sums",
+        "_colocated",
+    }
     own |= {"_shares_rollouts", "_train_sampler", "fallbacks", "form_watch"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 

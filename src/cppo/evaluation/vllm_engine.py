@@ -13,12 +13,10 @@ from cppo.errors import UserError, first_line
 from cppo.evaluation.generate import Images, Prompts, Sampling, end_token_ids, prompt_text
 from cppo.evaluation.loading import FAILURES, check_vision_model, load_processor
 from cppo.policy import vision_placeholder_ids
+from cppo.policy.families import check_vision_rope
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "GROUP_", "TORCHELASTIC_")
 """How the variables begin by which a launcher makes its processes one group; vLLM would take them for its own."""
-
-VISION_ROPE_THETA = 10_000.0
-"""Base of the rotary embedding in the vision tower of every published Qwen-VL model."""
 LOCAL_PLACE = (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
 """Where a launcher says which process of this machine this is, and of how many; and what holds without one."""
 
@@ -129,20 +127,6 @@ def load_vllm(
         except (*FAILURES, RuntimeError) as error:
             raise UserError(f"model: {name} cannot be loaded by vLLM: {first_line(error)}") from error
     return VllmEngine(llm, processor, config, generation)
-
-
-def check_vision_rope(name: str, config: Any) -> None:
-    """Refuse a Qwen model whose vision tower turns at another base than the published ones: vLLM would not look at it.
-
-    Raises UserError.
-    """
-    rope = getattr(config.vision_config, "rope_parameters", None) or {}
-    theta = rope.get("rope_theta", VISION_ROPE_THETA)
-    if config.model_type.startswith("qwen") and theta != VISION_ROPE_THETA:
-        raise UserError(
-            f"--use_vllm: the vision tower of {name} has rope_theta {theta:g}, and vLLM computes with "
-            f"{VISION_ROPE_THETA:g} whatever a model has; leave out --use_vllm"
-        )
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from transformers import AutoConfig
 from cppo.errors import UserError
 
 PLAIN_TEXT = ("llama", "mistral", "qwen2", "qwen3")
+VISION_ROPE_THETA = 10_000.0
+"""Base of the rotary embedding in the vision tower of every published Qwen-VL model."""
 
 
 class Sizes(NamedTuple):
@@ -257,3 +259,17 @@ def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:
         ]
         ids.update(value for value in values if isinstance(value, int) and value >= 0)
     return sorted(ids)
+
+
+def check_vision_rope(name: str, config: Any) -> None:
+    """Refuse a Qwen model whose vision tower turns at another base than the published ones: vLLM would not look at it.
+
+    Raises UserError.
+    """
+    rope = getattr(config.vision_config, "rope_parameters", None) or {}
+    theta = rope.get("rope_theta", VISION_ROPE_THETA)
+    if config.model_type.startswith("qwen") and theta != VISION_ROPE_THETA:
+        raise UserError(
+            f"--use_vllm: the vision tower of {name} has rope_theta {theta:g}, and vLLM computes with "
+            f"{VISION_ROPE_THETA:g} whatever a model has; leave out --use_vllm"
+        )

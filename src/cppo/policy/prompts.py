@@ -139,12 +139,8 @@ def process_prompt(
     processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
 ) -> PromptInputs:
     """Run chat template and processor over one prompt, with the call that TRL makes for the anchor."""
-    example: dict[str, Any] = {"prompt": prompt}
-    text = apply_chat_template(example, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
+    text, options = _chat_text(processing_class, prompt, tools, chat_template_kwargs)
     images = embedded_images(prompt)
-    # A template that writes the first token itself is not to get it twice: so is the anchor tokenized.
-    first = processing_class.tokenizer.bos_token
-    options = {"add_special_tokens": False} if first and text.startswith(first) else {}
     inputs = dict(processing_class(images=[images], text=[text], padding=True, return_tensors="pt", **options))
     token_ids = inputs.pop("input_ids")[0].tolist()
     vision = {key: value for key, value in inputs.items() if key not in ("attention_mask", *PER_TOKEN_KEYS)}
@@ -152,6 +148,26 @@ def process_prompt(
     if "pixel_values" in vision:
         vision["num_tiles"] = [vision["pixel_values"].shape[0]]
     return PromptInputs(token_ids, vision)
+
+
+def unexpanded_ids(
+    processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
+) -> list[int]:
+    """The token ids of one prompt with one placeholder an image, which the processor would expand to many."""
+    text, options = _chat_text(processing_class, prompt, tools, chat_template_kwargs)
+    ids: list[int] = processing_class.tokenizer(text, **options)["input_ids"]
+    return ids
+
+
+def _chat_text(
+    processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """A prompt's chat text, and how it is to be tokenized."""
+    example: dict[str, Any] = {"prompt": prompt}
+    text = apply_chat_template(example, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
+    # A template that writes the first token itself is not to get it twice: so is the anchor tokenized.
+    first = processing_class.tokenizer.bos_token
+    return text, {"add_special_tokens": False} if first and text.startswith(first) else {}
 
 
 def prompt_text(prompt: Messages | str) -> Messages | str:

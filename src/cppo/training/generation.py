@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from cppo.perception import SELECTORS, needs_of
 from cppo.policy import only_special_tokens, shared_generation
 from cppo.policy.images_once import images_once
-from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images
+from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images, unexpanded_ids
 from cppo.policy.vision_inputs import packable, prompt_vision
 from cppo.training.checkpoint import ResumableGRPOTrainer
+from cppo.training.colocated import ColocatedPrompts
 from cppo.training.rollouts import (
     GenerationBatch,
     RolloutViews,
@@ -52,6 +53,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
     _views: ViewMaker
     _rollout_views: RolloutViews | None
     _generating: GenerationBatch | None
+    _colocated: ColocatedPrompts | None
     _samples: RolloutSamples
     _phase: Callable[[str], AbstractContextManager[None]]
 
@@ -87,6 +89,11 @@ class RolloutTrainer(ResumableGRPOTrainer):
             return made
         return replace(made, vision=packable(self._policy.config, made.vision))
 
+    def _unexpanded(self, prompt: Any) -> list[int]:
+        """The token ids of a prompt with one placeholder an image."""
+        options = {**self.chat_template_kwargs, "chat_template": self.chat_template}
+        return unexpanded_ids(self.processing_class, prompt, self.tools or None, options)
+
     def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
         own = [embedded_images(prompt) for prompt in prompts]
         shown = [
@@ -94,6 +101,8 @@ class RolloutTrainer(ResumableGRPOTrainer):
             for prompt, images in zip(prompts, own, strict=True)
         ]
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(shown)
+        if self._colocated is not None:
+            self._colocated.begin(prompt_ids, shown)
         # Of the prompts as they are, not as rollouts see them: the update takes them from here.
         return prompt_ids, None if images is None else own, multimodal_fields
 

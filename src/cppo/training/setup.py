@@ -23,12 +23,14 @@ from cppo.policy import (
     unwrapped,
     vision_placeholder_ids,
 )
+from cppo.policy.families import check_vision_rope
 from cppo.policy.packed import padding_reason
 from cppo.policy.prompts import Row, check_ends_with_question, embedded_images, prompt_images
 from cppo.rewards import reward_columns
 from cppo.training.config import CPPOConfig
 from cppo.upstream import (
     CHUNKED_HEAD,
+    COLOCATED_PROMPTS,
     FSDP_OUTPUTS,
     LEARNING_RATE,
     PACKED_ATTENTION,
@@ -113,11 +115,8 @@ def check_setup(trainer: Trainer) -> None:
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
         raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")
-    if trainer.use_vllm and adapts_tied_weights(trainer.model):
-        raise UserError(
-            "the adapter lies on the embedding or the output layer, which share a weight in this model: vLLM would "
-            "roll out another model than is trained; leave embed_tokens and lm_head out, or set use_vllm = false"
-        )
+    if trainer.use_vllm:
+        _check_vllm(trainer)
     check_gate_reward(vars(trainer.args), trainer.reward_func_names)
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
@@ -131,6 +130,19 @@ def check_setup(trainer: Trainer) -> None:
             "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
             "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
         )
+
+
+def _check_vllm(trainer: Trainer) -> None:
+    """Raise UserError where vLLM would roll out another model than is trained, or answer other prompts."""
+    config = unwrapped(trainer.model).config
+    check_vision_rope(str(config.name_or_path), config)
+    if adapts_tied_weights(trainer.model):
+        raise UserError(
+            "the adapter lies on the embedding or the output layer, which share a weight in this model: vLLM would "
+            "roll out another model than is trained; leave embed_tokens and lm_head out, or set use_vllm = false"
+        )
+    if trainer.args.vllm_mode == "colocate" and (line := COLOCATED_PROMPTS.missing()) is not None:
+        raise UserError(f"{line}; set vllm_mode = 'server', or install the versions that docs/versions.md names")
 
 
 def try_parts(trainer: Trainer) -> None:

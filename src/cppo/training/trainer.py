@@ -39,6 +39,7 @@ from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards
 from cppo.rewards.form import ChatForm
+from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
 from cppo.training.generation import RolloutTrainer
 from cppo.training.rollouts import (
@@ -161,6 +162,9 @@ class CPPOTrainer(RolloutTrainer):
         self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws)
         self._rollout_views = args.rollout_view_sampler()
         self._generating: GenerationBatch | None = None
+        self._colocated = None
+        if self.use_vllm and self.vllm_mode == "colocate":
+            self._colocated = ColocatedPrompts(self.vllm_generation, self._unexpanded)
         self._scored: ScoredMicroBatch | None = None
         self._step_tokens: Tensor | None = None
         self._perception_sums = {name: torch.zeros(2, device=self.accelerator.device) for name in METRICS}
