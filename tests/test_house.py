@@ -34,7 +34,7 @@ FLOORS = (
     {"views", "recipes", "hooks"},
     {"policy"},
     {"data", "assets", "upstream"},
-    {"evaluation"},
+    {"evaluation", "verl"},
     {"reports"},
     {"training"},
     {"runs"},

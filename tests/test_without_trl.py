@@ -58,6 +58,7 @@ def test_commands_that_need_no_model(python_without, tmp_path):
         (TORCH, ["methods", "cppo"]),
         (TORCH, ["recipes", "list"]),
         (TORCH, ["data", "check", "tasks:digits?n=2"]),
+        (TORCH, ["verl-data", "tasks:digits?n=2", "--out", tmp_path / "data.parquet"]),
         (TRL, views),
     ):
         done = python_without(absent, "-m", "cppo", *argv)

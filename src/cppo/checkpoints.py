@@ -80,6 +80,23 @@ def damage(checkpoint: Path, *, read: bool = True) -> str | None:
     return None
 
 
+def is_own_checkpoint(folder: Path) -> bool:
+    """Whether `cppo train` or `cppo sft` wrote the folder as a checkpoint, whole or not."""
+    return (folder / MANIFEST).is_file() or _is_older(folder)
+
+
+def written_by_verl(folder: Path) -> str | None:
+    """What to do with a run of verl, a checkpoint of it, or its folder `actor`; None for another folder."""
+    latest = folder / "latest_checkpointed_iteration.txt"
+    if latest.is_file():
+        folder = folder / f"global_step_{latest.read_text(encoding='utf-8').strip()}"
+    for actor in (folder, folder / "actor"):
+        if any(actor.glob("model_world_size_*_rank_0.pt")):
+            merge = f"python -m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir DIR"
+            return f"verl wrote it: `python -m cppo.verl` goes on from it, `{merge}` makes a model of it"
+    return None
+
+
 def looks_whole(checkpoint: Path) -> bool:
     """Whether all files have their sizes, or, without a manifest, the trainer state is there."""
     return damage(checkpoint, read=False) is None if (checkpoint / MANIFEST).is_file() else _is_older(checkpoint)
@@ -112,6 +129,8 @@ def check_resumable(folder: Path) -> None:
 
     cppo 0.1.0 wrote no manifest. A folder without one counts when its trainer state can be read; a warning says so.
     """
+    if (hint := written_by_verl(folder)) is not None:
+        raise UserError(f"resume_from_checkpoint: {folder} cannot be resumed from: {hint}")
     older = _is_older(folder)
     fault = (_missing(folder) if older else damage(folder)) or _no_optimizer(folder)
     if older:

@@ -240,6 +240,22 @@ def test_nothing_to_resume(refused, model, tmp_path):
     assert "gone cannot be resumed from: there is no such folder" in message
 
 
+@pytest.mark.parametrize("named", ["run", "run/global_step_20", "run/global_step_20/actor"])
+def test_what_verl_wrote(refused, model, tmp_path, named):
+    actor = tmp_path / "run" / "global_step_20" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "model_world_size_2_rank_0.pt").write_bytes(b"")
+    (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("20")
+    argv = ["--output_dir", tmp_path / "mine", "--resume_from_checkpoint", tmp_path / named]
+    for command in (
+        ["train", "--model", model, *argv],
+        ["eval", "--model", tmp_path / named, "--data", "tasks:digits"],
+    ):
+        message = refused(*command)
+        assert "verl wrote it" in message
+        assert f"--local_dir {actor} --target_dir DIR" in message
+
+
 def test_a_finished_run_is_not_overwritten(refused, model, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

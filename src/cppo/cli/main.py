@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "count the memory that training takes on each GPU, and what fits",
     "views": "show the views of images: what is kept, what is removed",
     "data": "check data: what it holds, and every row that a run could not use",
+    "verl-data": "write data as the Parquet file that verl trains from",
     "methods": "list the methods, or show what one of them sets",
     "recipes": "list the packaged recipes, studies and launch configurations, or copy one to edit",
 }
@@ -80,7 +81,7 @@ def _run(argv: list[str]) -> int:
     if command not in OF_SEVERAL_PROCESSES and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UserError(f"`cppo {command}` runs in one process: start it without accelerate launch or torchrun")
     try:
-        importlib.import_module(f"cppo.cli.{command}").run(rest)
+        importlib.import_module(f"cppo.cli.{command.replace('-', '_')}").run(rest)
         _close_process_group()
     except SystemExit as exit_:  # argparse leaves this way after --help
         return int(exit_.code or 0)
@@ -100,7 +101,7 @@ def _overview() -> str:
         "",
         "usage: cppo COMMAND [options]",
         "",
-        *(f"  {name:<10} {summary}" for name, summary in COMMANDS.items()),
+        *(f"  {name:<11} {summary}" for name, summary in COMMANDS.items()),
         "",
         "`cppo COMMAND --help` shows a command's options. `cppo train` alone trains the embedded micro model.",
     ]

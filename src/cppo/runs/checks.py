@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cppo.assets import adapter_base, resolve_model
+from cppo.checkpoints import written_by_verl
 from cppo.data import PixelBounds, check_columns, parse_spec
 from cppo.errors import UserError, first_line
 from cppo.options import TrainOptions, check_combinations, check_group_sizes, schema
@@ -116,8 +117,8 @@ def check_model(name: str) -> None:
             raise UserError(f"model: {name} is an adapter of {base}: {str(error).removeprefix('model: ')}") from error
     file = folder / "config.json"
     if not file.is_file():
-        checkpoints = RunDirectory(folder).checkpoints()
-        hint = f"; its latest checkpoint is {checkpoints[-1]}" if checkpoints else ""
+        checkpoints, of_verl = RunDirectory(folder).checkpoints(), written_by_verl(folder)
+        hint = f"; its latest checkpoint is {checkpoints[-1]}" if checkpoints else f"; {of_verl}" if of_verl else ""
         raise UserError(
             f"model: {name} is not a model folder (it has neither config.json nor adapter_config.json){hint}"
         )
