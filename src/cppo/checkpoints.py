@@ -43,10 +43,18 @@ def begin_manifest(checkpoint: Path) -> None:
     replace_text(checkpoint / MANIFEST, json.dumps({"files": None}) + "\n")
 
 
-def processes_of(checkpoint: Path) -> int | None:
-    """How many processes wrote a whole checkpoint; None for one of cppo 0.1.0, which has no manifest."""
+def check_processes(checkpoint: Path, processes: int) -> None:
+    """Refuse to go on from a checkpoint that another number of processes wrote.
+
+    One of cppo 0.1.0 does not say how many did. Raises UserError.
+    """
     file = checkpoint / MANIFEST
-    return parse_json(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else None
+    wrote = parse_json(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else None
+    if wrote not in (None, processes):
+        raise UserError(
+            f"resume_from_checkpoint: {wrote} process{'es' * (wrote != 1)} wrote {checkpoint}, but {processes} "
+            f"resume{'s' * (processes == 1)}: start as many, or begin from its weights with --model"
+        )
 
 
 def damage(checkpoint: Path, *, read: bool = True) -> str | None:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import rollout_stubs
@@ -29,16 +30,17 @@ from cppo.runs.signals import StopOnSignal
 
 
 class ShardedTrainer(CPPOTrainer):
-    """Shards by FSDP2 on CPUs, for which accelerate would choose plain data parallelism."""
+    """Shards by FSDP2 on CPUs, for which accelerate would choose plain data parallelism; `fsdp` are more options."""
+
+    fsdp: ClassVar[dict] = {}
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if state.num_processes == 1:
             return
-        state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
-        )
+        options = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False, **self.fsdp}
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
         # New states copy the first one's kind, which the next trainer's arguments set back.
         PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
         self.is_fsdp_enabled = True

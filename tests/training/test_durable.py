@@ -210,7 +210,7 @@ def test_a_trainer_takes_the_newest_whole_checkpoint_and_refuses_a_harmed_one(ma
 def test_a_checkpoint_of_another_number_of_processes_is_refused(make_trainer, saved, tmp_path):
     shutil.copytree(saved, tmp_path / "out")
     checkpoints.write_manifest(tmp_path / "out" / "checkpoint-3", processes=2)
-    with pytest.raises(UserError, match=r"2 processes wrote .*checkpoint-3, but 1 resume"):
+    with pytest.raises(UserError, match=r"2 processes wrote .*checkpoint-3, but 1 resumes"):
         make_trainer(make_rows([1, 1]), max_steps=4).train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-3"))
 
 

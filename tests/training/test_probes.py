@@ -91,10 +91,22 @@ def test_eight_times_a_run_by_default(make_trainer, tmp_path, items):
 
 
 @pytest.mark.parametrize("name", ["probe_steps", "final_eval_samples"])
-def test_what_runs_the_whole_model_is_refused_where_it_is_sharded(name):
+@pytest.mark.parametrize(
+    ("fsdp", "fsdp2", "deepspeed", "words"),
+    [
+        (True, False, False, "does not go with FSDP1: set fsdp_version to 2"),
+        (False, False, True, "does not go with DeepSpeed"),
+    ],
+)
+def test_where_held_out_items_are_not_answered(name, fsdp, fsdp2, deepspeed, words):
+    def trainer(fsdp, fsdp2, deepspeed):
+        accelerator = SimpleNamespace(is_fsdp2=fsdp2)
+        return SimpleNamespace(is_fsdp_enabled=fsdp, is_deepspeed_enabled=deepspeed, accelerator=accelerator)
+
     options = SimpleNamespace(**{"probe_steps": 0, "final_eval_samples": 0, name: 5})
-    whole, sharded = (SimpleNamespace(is_fsdp_enabled=yes, is_deepspeed_enabled=False) for yes in (False, True))
-    assert may_probe(whole, options)
-    with pytest.raises(UserError, match=f"{name} runs the whole model in each process"):
+    assert may_probe(trainer(False, False, False), options)
+    assert may_probe(trainer(True, True, False), options)
+    sharded = trainer(fsdp, fsdp2, deepspeed)
+    with pytest.raises(UserError, match=f"{name} {words}"):
         may_probe(sharded, options)
     assert not may_probe(sharded, SimpleNamespace(probe_steps=0, final_eval_samples=0))

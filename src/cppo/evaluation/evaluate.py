@@ -1,5 +1,6 @@
 """Lets a model answer records, alone or in several processes, and scores the answers."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from cppo.evaluation.conditions import CLEAN, Condition
 from cppo.evaluation.generate import Engine, TransformersEngine, response_stream
 from cppo.evaluation.processes import ALONE, Processes
 from cppo.evaluation.results import EvalResult, ItemResult
+from cppo.evaluation.sharded import ShardedEngine
 from cppo.rewards import ChatForm, format_reward, get_accuracy_reward
 
 S = TypeVar("S")
@@ -75,8 +77,12 @@ def evaluate(
     engine = model if isinstance(model, Engine) else TransformersEngine(model, processor)
     used = getattr(engine, "processor", None)
     opened = ChatForm.of(used).opened if used is not None else ""
+    if processes.sharded:
+        engine = ShardedEngine(engine, processes)
 
     def answer(batch: range) -> list[tuple[Record, list[str]]]:
+        if not (batch or processes.sharded):
+            return []
         records = [source[index] for index in batch]
         shown = [condition.show(record, seed) for record in records]
         responses = engine.answer(
@@ -98,9 +104,12 @@ def evaluate(
 
     items = list(known)
     batches = [batch for batch in _batches(len(source), max(1, batch_size // samples)) if batch.stop > len(known)]
-    mine = _overlapped(map(answer, batches[processes.index :: processes.count]), score)
-    for _ in range(0, len(batches), processes.count):
-        new = list(chain.from_iterable(processes.gather(lambda: next(mine, []))))
+    # A process without a batch in the last round helps where weights are sharded.
+    rounds = math.ceil(len(batches) / processes.count)
+    shares = [*batches, *[range(0)] * (rounds * processes.count - len(batches))][processes.index :: processes.count]
+    mine = _overlapped(map(answer, shares), score)
+    for _ in range(rounds):
+        new = list(chain.from_iterable(processes.gather(lambda: next(mine))))
         items += [item for _, item in new]
         if keep is not None and processes.is_first:
             for record, item in new:

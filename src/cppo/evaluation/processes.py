@@ -18,10 +18,15 @@ PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes share the work, and which of them this one is. `ALONE` shares with nobody."""
+    """How many processes share the work, and which of them this one is. `ALONE` shares with nobody.
+
+    Attributes:
+        sharded: whether each holds a part of the model's weights, so that none can run it without the others.
+    """
 
     count: int = 1
     index: int = 0
+    sharded: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -31,6 +36,7 @@ class Processes:
         """What `work` returns in each process, in their order; every process gets the whole list.
 
         Raises what `work` raised here. Raises UserError where it failed in another process, or where one has ended.
+        Where weights are sharded the others wait in the model, and learn of a failure as this process ends.
         """
         if self.count == 1:
             return [work()]
@@ -39,6 +45,8 @@ class Processes:
         try:
             mine = work()
         except Exception as error:
+            if self.sharded:
+                raise
             failure = error
         told = None if failure is None else one_line(failure)
         found = self._exchange(lambda: gather_object([(mine, told)]))

@@ -110,7 +110,7 @@ class TrainOptions(RunOptions):
     probe_steps: Annotated[int | None, "[0, inf)"] = option(
         None,
         "Every so many steps the report's held-out accuracy and perception tokens are taken on the first probe_items "
-        "of eval_data (default: eight times per run, but not with FSDP or DeepSpeed; 0 = off).",
+        "of eval_data (default: eight times per run, but not with DeepSpeed or FSDP1; 0 = off).",
     )
     probe_items: Annotated[int, "[1, inf)"] = option(64, "Items of eval_data answered greedily at each probe.")
     rewards: list[str] | None = option(

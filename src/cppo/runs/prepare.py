@@ -116,13 +116,15 @@ def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
 
 
 def may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
-    """Whether one process can run the model alone.
+    """Whether held-out items can be answered while a run trains.
 
-    Raises UserError where it cannot, although probes or answers to held-out items were asked for.
+    Raises UserError where they cannot, although probes or answers to them were asked for.
     """
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    fsdp1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
+    if not (fsdp1 or trainer.is_deepspeed_enabled):
         return True
     for name in ("probe_steps", "final_eval_samples"):
         if getattr(options, name):
-            raise UserError(f"{name} runs the whole model in each process, not with FSDP or DeepSpeed: set 0")
+            how = "FSDP1: set fsdp_version to 2" if fsdp1 else "DeepSpeed, which we could not test: take FSDP2"
+            raise UserError(f"{name} does not go with {how}, or set {name} = 0")
     return False

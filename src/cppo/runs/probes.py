@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,12 +32,16 @@ def answer_all(
 ) -> EvalResult:
     """Greedy evaluation of the model as it is now, each rank answering its share of the records.
 
+    With FSDP the weights are sharded for it before training begins; until then they may lie in one process alone.
+
     Args:
         label: of the bar on a terminal.
         asked: arguments of `evaluate`.
     """
     accelerator = trainer.accelerator
-    processes = Processes(accelerator.num_processes, accelerator.process_index)
+    processes = Processes(accelerator.num_processes, accelerator.process_index, trainer.is_fsdp_enabled)
+    if processes.sharded:
+        shard(trainer)
     shown = show_bar and processes.is_first and sys.stderr.isatty() and not trainer.args.disable_tqdm
     with tqdm(total=len(source), desc=label, unit="item", leave=False, disable=not shown) as bar:
         return evaluate(
@@ -48,6 +53,18 @@ def answer_all(
             processes=processes,
             **asked,
         )
+
+
+def shard(trainer: CPPOTrainer) -> None:
+    """Shard the weights of a trainer that has not begun, as it would when it begins."""
+    if isinstance(trainer.model, FSDPModule):
+        return
+    trainer.create_optimizer()  # FSDP2 wants both at once
+    prepared = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.model, trainer.optimizer = trainer.model_wrapped, _ = prepared
+    # It prepares both again when it begins, which would wrap each layer twice.
+    trainer.accelerator.state.fsdp_plugin.activation_checkpointing = False
+    register_fsdp_forward_method(trainer.model, "generate")  # which encodes images before the first forward pass
 
 
 class HeldOutProbe(TrainerCallback):
@@ -102,7 +119,8 @@ class HeldOutProbe(TrainerCallback):
 
     def _take(self, step: int) -> None:
         found = answer_all(self._trainer, self._items, "held out", show_bar=False, **self._asked)
-        if not self._trainer.is_world_process_zero():
+        writes = self._trainer.is_world_process_zero()
+        if not (writes or self._trainer.is_fsdp_enabled):
             return
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         with evaluation_mode(model):
@@ -110,6 +128,8 @@ class HeldOutProbe(TrainerCallback):
                 inspect_record(model, self._trainer.processing_class, self._items[place], self._sampler, self._options)
                 for place in range(min(SHOWN_ITEMS, len(self._items)))
             ]
+        if not writes:
+            return
         # The pictures stay the same: the first line holds them.
         with_images = not self._files.probes.is_file()
         append_json_lines(self._files.probes, [probe_record(step, found, shown, self._score, with_images)])

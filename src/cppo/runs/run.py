@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cppo.checkpoints import check_processes
 from cppo.errors import tell
 from cppo.evaluation import BLANK, EvalResult, PairedDifference, paired_bootstrap
 from cppo.files import replace_text
@@ -83,6 +84,7 @@ def run_training(
     options, args, train, long = prepared.options, prepared.args, prepared.train, prepared.long
     resolved = resolved_config(recipe, args)
     if checkpoint is not None:
+        check_processes(checkpoint, args.world_size)
         tell(f"the run goes on from {checkpoint}")
         warn_of_changes(recipe, resolved, checkpoint)
     trainer = build_trainer(prepared, sources)

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence, Sized
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 
-from cppo.checkpoints import begin_manifest, check_resumable, newest_whole, processes_of, write_manifest
+from cppo.checkpoints import begin_manifest, check_processes, check_resumable, newest_whole, write_manifest
 from cppo.errors import UserError, first_line, tell
 from cppo.files import reading, replace_text, writing
 from cppo.policy.loading import check_adapter, load_weights
@@ -70,12 +71,7 @@ class DurableTrainer(Trainer):
             return found
         folder = Path(str(resume))
         check_resumable(folder)
-        processes = processes_of(folder)
-        if processes not in (None, self.accelerator.num_processes):
-            raise UserError(
-                f"resume_from_checkpoint: {processes} process{'es' * (processes != 1)} wrote {folder}, but "
-                f"{self.accelerator.num_processes} resume: start as many, or begin from its weights with --model"
-            )
+        check_processes(folder, self.accelerator.num_processes)
         return folder
 
     # Checkpoints
@@ -84,7 +80,14 @@ class DurableTrainer(Trainer):
         """Write what a resume needs beyond the Trainer's own files."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with writing(Path(output_dir or str(self.args.output_dir))):
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        kind = None if plugin is None else plugin.state_dict_type
+        with ExitStack() as cleanup:
+            cleanup.enter_context(writing(Path(output_dir or str(self.args.output_dir))))
+            if plugin is not None and not _internal_call:
+                # A checkpoint may be sharded, for which transformers would write no model at all.
+                plugin.set_state_dict_type("FULL_STATE_DICT")
+                cleanup.callback(plugin.set_state_dict_type, kind)
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
