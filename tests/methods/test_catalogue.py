@@ -14,6 +14,7 @@ from cppo.methods import DEFAULT_METHOD, METHODS, SHAPING_SINKS, WHOLE_DISTRIBUT
 from cppo.options import EXECUTION_OPTIONS, cppo_fields
 from cppo.perception import EXACT_DIVERGENCES, SCORES, SELECTORS, SHAPINGS, TERMS
 from cppo.recipes import load_recipe
+from cppo.rewards import check_rewards, chosen_rewards, load_reward
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +109,44 @@ PUBLISHED = {
 def test_the_published_figures(tmp_path, name):
     made = config(tmp_path, method=name)
     assert {option: getattr(made, option) for option in PUBLISHED[name]} == PUBLISHED[name]
+
+
+REWARDED = {
+    "vision-sr1": {"accuracy": 0.9, "format?before=description": 0.1, "description": 1.0},
+    "visionary-r1": {
+        "accuracy": 1.0,
+        "format?before=info": 1.0,
+        "description?opening=<info>&closing=</info>&refusal=not a description": 0.1,
+    },
+}
+
+
+def test_the_published_rewards_and_their_weights():
+    assert {name: method.rewards for name, method in METHODS.items() if method.rewards} == REWARDED
+    for rewards in REWARDED.values():
+        names = [load_reward(spec).__name__ for spec in check_rewards(list(rewards), None)]
+        assert names[:2] == ["accuracy_reward", "format_reward"]
+
+
+def test_a_method_brings_its_rewards_and_other_ones_stand_beside_them():
+    own = REWARDED["vision-sr1"]
+    assert chosen_rewards(None, "vision-sr1") == (list(own), [0.9, 0.1, 1.0])
+    assert chosen_rewards(["method", "my.py:f"], "vision-sr1") == ([*own, "my.py:f"], [0.9, 0.1, 1.0, 1.0])
+    assert chosen_rewards(["my.py:f", "method"], "cppo") == (["my.py:f", "accuracy", "format"], [1.0, 0.9, 0.1])
+    assert chosen_rewards(["accuracy"], "vision-sr1") == (["accuracy"], [1.0])
+    assert chosen_rewards(None, "grpo") == (["accuracy", "format"], [0.9, 0.1])
+
+
+def test_another_method_brings_its_rewards_in_the_place_of_the_recipes(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: tasks:digits\nrewards: [accuracy]\nreward_weights: [2.0]\n")
+    kept = load_recipe("train", str(file), {"method": "papo"})
+    assert (kept.rewards, kept.config["reward_weights"]) == (["accuracy"], [2.0])
+    brought = load_recipe("train", str(file), {"method": "vision-sr1"})
+    assert (brought.rewards, brought.reward_weights) == (list(REWARDED["vision-sr1"]), [0.9, 0.1, 1.0])
+    assert "reward_weights" not in brought.config
+    both = load_recipe("train", str(file), {"method": "vision-sr1", "rewards": ["method", "length"]})
+    assert both.rewards == [*REWARDED["vision-sr1"], "length"]
 
 
 def test_what_is_given_wins(tmp_path):
@@ -215,6 +254,9 @@ def test_the_command(capsys):
     shown = capsys.readouterr().out
     assert "arXiv 2507.06448" in shown
     assert "removing_views: black_patches" in shown
+    assert "rewards:" not in shown
+    assert cli.main(["methods", "vision-sr1"]) == 0
+    assert "rewards: accuracy x 0.9, format?before=description x 0.1, description x 1\n" in capsys.readouterr().out
 
 
 def test_the_document_has_every_method():

@@ -3,7 +3,8 @@
 One process trains every case in turn: starting it takes longer than a training. A case's `untied` gives the model an
 output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes; its
 `resumed` stops after the first step and goes on from the checkpoint; its `poisoned` makes the last process's loss NaN
-in the second step; its `stopped` sends the last process SIGTERM in that step, and goes on from the checkpoint.
+in the second step; its `stopped` sends the last process SIGTERM in that step, and goes on from the checkpoint; its
+`brief` lets many tokens end an answer, so that processes are done with theirs at different times.
 """
 
 import functools
@@ -117,8 +118,8 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(folder_of_model, padding_side="left")
     results = {}
     for name, options in json.loads(cases).items():
-        kinds = ("untied", "sharded", "resumed", "poisoned", "stopped")
-        untied, sharded, resumed, poisoned, stopped = (options.pop(kind, False) for kind in kinds)
+        kinds = ("untied", "sharded", "resumed", "poisoned", "stopped", "brief")
+        untied, sharded, resumed, poisoned, stopped, brief = (options.pop(kind, False) for kind in kinds)
         rewards = {}
         reward = getattr(rollout_stubs, options.pop("reward", "token_reward"))
         make = functools.partial(
@@ -139,6 +140,8 @@ def main() -> None:
             **{"log_perception_grad_share": not sharded, "max_steps": 2, **options},
         )
         trainer = inject(make(), same_each_time=True)
+        if brief:
+            trainer.generation_config.eos_token_id = trainer.eos_token_ids = list(range(90, 270))
         if poisoned:
             train_until_not_finite(trainer, f"{folder}/{name}")
         elif stopped:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from PIL import Image
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from cppo.rewards import Question, Sampling
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
 
@@ -46,6 +47,17 @@ def parity_reward(completion_ids, **kwargs):
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
+def asking_reward(completion_ids, answer, ask_policy, **kwargs):
+    """The length of what the policy says to questions about row 0 alone: some processes have none to ask."""
+    asked = [
+        Question([{"role": "user", "content": f"What is {sum(ids) % 7}?"}]) if row == "0" else None
+        for ids, row in zip(completion_ids, answer, strict=True)
+    ]
+    answers = ask_policy(asked, Sampling(max_tokens=12, temperature=0))
+    said = [0 if text is None else 1 + len(text) for text in answers]
+    return [reward + length for reward, length in zip(token_reward(completion_ids), said, strict=True)]
+
+
 def uneven_reward(completion_ids, answer, **kwargs):
     """`token_reward` for rows 0 and 3; the rollouts of others are all alike."""
     rewards = token_reward(completion_ids)
@@ -64,10 +76,12 @@ def drawn_completions(prompt_ids, draw=0, longest=10):
 
 
 def inject(trainer, longest=10, same_each_time=False):
-    """Replace sampling by `drawn_completions`; each call draws others unless told not to."""
-    calls = iter(range(10**6))
+    """Replace sampling of rollouts by `drawn_completions`; each call draws others unless told not to."""
+    calls, sample = iter(range(10**6)), trainer._generate_single_turn
 
     def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        if trainer._generating is None:  # a reward asks
+            return sample(prompt_ids, images, multimodal_fields, num_generations)
         return drawn_completions(prompt_ids, 0 if same_each_time else next(calls), longest), None
 
     trainer._generate_single_turn = generate

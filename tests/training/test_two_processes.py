@@ -34,6 +34,8 @@ CASES = {
     "correct": {"perception_gate": "correct", "perception_gate_reward": "parity_reward", "reward": "parity_reward"},
     # The first process has the rows whose rewards are all alike.
     "equal rewards": {"reward": "uneven_reward"},
+    # The second process has nothing to ask, or is done with its answers at another time.
+    "asking": {"reward": "asking_reward", "brief": True},
     "one view": {"method": "cppo-likelihood-all-tokens", "perception_memory": "sequential"},
     # In the middle of a buffer, of which each process keeps its own part.
     "resumed": {"resumed": True, "num_iterations": 2},
@@ -42,6 +44,7 @@ CASES = {
     "stopped": {"stopped": True, "num_iterations": 2, "max_steps": 3},
     "sharded": {"sharded": True, "beta": 0.1},
     "sharded views of the rollout policy": {"sharded": True, "method": "papo", "entropy_coef": 0.0},
+    "sharded asking": {"sharded": True, "reward": "asking_reward", "brief": True},
     "sharded untied": {"sharded": True, "untied": True},
     "sharded untied exact tokens": {
         "sharded": True,

@@ -22,3 +22,5 @@ def run(argv: Sequence[str]) -> None:
     print()
     for option, value in method.options.items():
         print(f"{option}: {option_text(value)}")
+    if method.rewards:
+        print(f"rewards: {', '.join(f'{name} x {weight:g}' for name, weight in method.rewards.items())}")

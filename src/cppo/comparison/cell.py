@@ -24,11 +24,12 @@ from cppo.comparison.jobs import MODEL, REQUEST, write_json
 from cppo.comparison.measure import Measurement
 from cppo.data import PixelBounds, load_records
 from cppo.errors import UserError, tell_mistake
+from cppo.methods import DEFAULT_METHOD
 from cppo.options import TrainOptions, schema
 from cppo.parsing import parse_json
 from cppo.recipes import Recipe, RunDirectory, dump_recipe
 from cppo.reports.run_data import RunData, read_run
-from cppo.rewards import DEFAULT_REWARDS, check_rewards, number_tolerance
+from cppo.rewards import check_rewards, chosen_rewards, number_tolerance
 from cppo.runs.prepare import build_trainer, prepare_run, resolved_config
 from cppo.runs.recorder import RunRecorder
 from cppo.runs.sources import load_sources
@@ -178,7 +179,7 @@ def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions) -> Meas
         max_new_tokens=evaluation["max_completion_length"],
         system_prompt=evaluation.get("system_prompt"),
         # The task's rewards, not the method's own: all methods are judged alike.
-        tolerance=number_tolerance(check_rewards(evaluation.get("rewards") or DEFAULT_REWARDS, None)),
+        tolerance=number_tolerance(check_rewards(chosen_rewards(evaluation.get("rewards"), DEFAULT_METHOD)[0], None)),
     )
 
 

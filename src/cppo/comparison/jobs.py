@@ -18,7 +18,7 @@ from cppo.files import content_fingerprint, model_fingerprint, replace_text
 from cppo.imports import own_files
 from cppo.options import TrainOptions, cppo_fields, schema
 from cppo.recipes import Recipe
-from cppo.rewards import DEFAULT_REWARDS, check_rewards
+from cppo.rewards import check_rewards
 from cppo.values import present_value
 
 VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
@@ -272,7 +272,7 @@ def _cell_files(recipe: Recipe) -> list[Path]:
     """The local files that training and evaluation read, code of the user's own included."""
     options = recipe.options
     assert isinstance(options, TrainOptions)
-    rewards = [spec.file for spec in check_rewards(options.rewards or DEFAULT_REWARDS, None) if spec.file]
+    rewards = [spec.file for spec in check_rewards(recipe.rewards, None) if spec.file]
     return [*_data_files(options.data), *_data_files(options.eval_data), *rewards, *_own_files(given_options(recipe))]
 
 

@@ -8,6 +8,7 @@
 4. Sink: what the divergences or scores go into, a loss of their own or the advantages (`perception_sink`, the other
    options `perception_*`).
 5. RL: the loss that all this is added to (TRL's options, `rl_weight`, `entropy_estimator`).
+6. Rewards: those that a method is defined by, with their weights (`Method.rewards`).
 
 A method sets options; it has no code of its own. A block that no published method needed yet is one more function
 behind one of these options.
@@ -15,13 +16,16 @@ behind one of these options.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Options = dict[str, Any]
 
 SHAPING_SINKS = ("mask_advantage", "scale_advantage")
 """Values of `perception_sink` that change the advantages and add no loss."""
+
+REWARDS = "rewards"
+"""The entry of a declaration that names rewards with their weights."""
 
 WHOLE_DISTRIBUTIONS = ("kl", "js")
 """Values of `perception_divergence` and `perception_score` that are taken over the whole vocabulary."""
@@ -35,11 +39,13 @@ class Method:
         name: what `method` is set to.
         options: what it sets, by option; all others keep their defaults.
         text: what it is, its source, and what was chosen where the source leaves something open.
+        rewards: the weight of each reward that it is defined by; none where any rewards serve it.
     """
 
     name: str
     options: Mapping[str, Any]
     text: str
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -48,5 +54,7 @@ class Method:
 
 
 def declared(name: str, declaration: Callable[[], Options]) -> Method:
-    """The method that a declaration stands for; its docstring is the method's text."""
-    return Method(name, declaration(), inspect.getdoc(declaration) or "")
+    """The method that a declaration stands for: its docstring is the text, its entry `REWARDS` the rewards."""
+    options = dict(declaration())
+    rewards = options.pop(REWARDS, {})
+    return Method(name, options, inspect.getdoc(declaration) or "", rewards)

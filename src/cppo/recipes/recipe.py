@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError, choose_one, one_line
-from cppo.methods import DEFAULT_METHOD, with_method
-from cppo.options import ADAPTER_OPTIONS, RunOptions, schema, without_method
+from cppo.methods import DEFAULT_METHOD, get_method, with_method
+from cppo.options import ADAPTER_OPTIONS, RunOptions, TrainOptions, schema, without_method
 from cppo.parsing import parse_yaml
 from cppo.recipes.run_dir import config_header
+from cppo.rewards import chosen_rewards
 
 RECIPES_DIR = Path(__file__).parent
 ACCELERATE_DIR = RECIPES_DIR / "accelerate"
@@ -46,6 +47,21 @@ class Recipe:
     def method(self) -> str:
         """The name of the method."""
         return self.config.get("method", DEFAULT_METHOD)
+
+    @property
+    def rewards(self) -> list[str]:
+        """The names of the rewards, those of the method included; of a recipe for "train"."""
+        return self._rewards_and_weights[0]
+
+    @property
+    def reward_weights(self) -> list[float]:
+        """What each reward weighs where `reward_weights` is not given."""
+        return self._rewards_and_weights[1]
+
+    @property
+    def _rewards_and_weights(self) -> tuple[list[str], list[float]]:
+        assert isinstance(self.options, TrainOptions)
+        return chosen_rewards(self.options.rewards, self.method)
 
 
 def packaged_names(folder: Path) -> list[str]:
@@ -148,8 +164,11 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     a method's options to the method; who says how often to save wants to save.
     """
     kept = dict(values)
-    if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
+    before = values.get("method", DEFAULT_METHOD)
+    if "method" in overrides and overrides["method"] != before:
         kept = without_method(kept)
+        if get_method(before).rewards or get_method(overrides["method"]).rewards:
+            kept = {name: value for name, value in kept.items() if name not in ("rewards", "reward_weights")}
     if "data" in overrides:
         kept.pop("columns", None)
         kept.pop("eval_data", None)

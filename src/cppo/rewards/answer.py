@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from cppo.errors import UserError, choose_one
@@ -99,7 +100,7 @@ def _verdicts(cases: Sequence[_Case], tolerance: float, deadline: float) -> dict
 accuracy_reward = get_accuracy_reward()
 
 
-def get_format_reward(form: str = "strict") -> Callable[..., list[float]]:
+def get_format_reward(form: str = "strict", before: str | None = None) -> Callable[..., list[float]]:
     r"""The reward for the asked-for form: 1.0 for each completion that has it, else 0.0.
 
     form:
@@ -110,11 +111,17 @@ def get_format_reward(form: str = "strict") -> Callable[..., list[float]]:
         (the code beside arXiv 2601.00501). No white space leads. Further tags, an empty box and one whose braces do
         not balance pass.
 
-    Tags are case-sensitive. Both take time linear in the text. Raises UserError for another form.
+    before:
+        the name of a tag: "strict" then asks for `<NAME>...</NAME>` in front, after white space at most, once and not
+        empty, such as the description of Vision-SR1.
+
+    Tags are case-sensitive. Both take time linear in the text. Raises UserError for another form, or another name.
     """
     if form not in _FORMS:
         raise UserError(f"form = {form!r} is unknown; {choose_one(str(form), list(_FORMS))}")
-    has_form = _FORMS[form]
+    if before is not None and not (form == "strict" and isinstance(before, str) and before.isidentifier()):
+        raise UserError(f"before = {before!r}: give the name of a tag, such as `description`, with the form `strict`")
+    has_form = _FORMS[form] if before is None else partial(_is_strict_after, before)
 
     def format_reward(
         completions: Sequence[Any], prompt_opens: Sequence[str] | None = None, **kwargs: Any
@@ -141,6 +148,15 @@ def _is_strict(text: str) -> bool:
     if text.count(_OPENING) != 1 or text.count(_CLOSING) != 1:
         return False
     return bool(extract_answer(text.partition(_CLOSING)[2]))
+
+
+def _is_strict_after(name: str, text: str) -> bool:
+    opening, closing = f"<{name}>", f"</{name}>"
+    if len(text) > MAX_RESPONSE_CHARS or not text.lstrip().startswith(opening):
+        return False
+    block, _, rest = text.partition(closing)
+    once = text.count(opening) == 1 == text.count(closing)
+    return once and bool(block.partition(opening)[2].strip()) and _is_strict(rest)
 
 
 def _is_published(text: str) -> bool:

@@ -18,18 +18,18 @@ import yaml
 from cppo.errors import UserError, choose_one
 from cppo.imports import check_import_path, failure, import_object, own_file
 from cppo.parsing import parse_yaml
+from cppo.rewards.asking import ASK_POLICY
 
 RewardFunction = Callable[..., Any]
 
 BUILT_IN = {
     "accuracy": "cppo.rewards:get_accuracy_reward",
     "format": "cppo.rewards:get_format_reward",
+    "description": "cppo.rewards.description:get_description_reward",
     "length": "trl.rewards:get_soft_overlong_punishment",
     "repetition": "trl.rewards:get_repetition_penalty_reward",
 }
 """Names of the rewards that need no import path: functions that are called with the options and make the reward."""
-DEFAULT_REWARDS = ("accuracy", "format")
-DEFAULT_WEIGHTS = (0.9, 0.1)
 TRAINER_ARGUMENTS = (
     "prompts",
     "completions",
@@ -39,8 +39,9 @@ TRAINER_ARGUMENTS = (
     "log_metric",
     "environments",
     "prompt_opens",
+    ASK_POLICY,
 )
-"""What TRL passes to a reward beside the columns of the data, and what our trainer adds (`FormWatch.with_opening`)."""
+"""What TRL passes to a reward beside the columns of the data, and what our trainer adds."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def check_rewards(rewards: Sequence[str], weights: Sequence[float] | None) -> li
     Raises UserError as `parse_reward` does, and for no reward, one given twice, or another number of weights.
     """
     if not rewards:
-        raise UserError(f"rewards: give at least one, e.g. {' '.join(DEFAULT_REWARDS)}")
+        raise UserError("rewards: give at least one, e.g. accuracy")
     specs = [parse_reward(text) for text in rewards]
     doubles = [text for text in rewards if list(rewards).count(text) > 1]
     if doubles:

@@ -13,7 +13,7 @@ from cppo.errors import UserError, first_line
 from cppo.options import TrainOptions, check_combinations, check_group_sizes, schema
 from cppo.parsing import parse_json
 from cppo.recipes import AUTO, Recipe, RunDirectory, check_checkpoint
-from cppo.rewards import DEFAULT_REWARDS, check_rewards
+from cppo.rewards import check_rewards
 from cppo.runs.loggers import check_installed
 from cppo.views import view_sampler
 
@@ -91,7 +91,7 @@ def check_options(recipe: Recipe) -> None:
     view_sampler(recipe.resolved)
     inherited = {name: field.default for name, field in schema("train").inherited.items()}
     check_group_sizes({**inherited, **recipe.config}, launched_processes())
-    check_rewards(recipe.options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
+    check_rewards(recipe.rewards, recipe.config.get("reward_weights"))
 
 
 def check_data(specs: str | list[str]) -> None:

@@ -12,7 +12,6 @@ from cppo.errors import UserError, one_line, one_line_with_remedy
 from cppo.evaluation import LongRow, check_marks, check_vision_model, load_processor
 from cppo.options import TrainOptions
 from cppo.recipes import Recipe
-from cppo.rewards import DEFAULT_WEIGHTS
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 from cppo.runs.notices import warn_of_no_images, warn_of_prompts, warn_of_shared_files
@@ -102,9 +101,8 @@ def build_config(recipe: Recipe) -> CPPOConfig:
 
 
 def _run_defaults(recipe: Recipe) -> dict[str, Any]:
-    assert isinstance(recipe.options, TrainOptions)
-    weights = {} if recipe.options.rewards else {"reward_weights": list(DEFAULT_WEIGHTS)}
-    return {**RUN_DEFAULTS, **weights}
+    weights = recipe.reward_weights
+    return {**RUN_DEFAULTS, **({"reward_weights": weights} if set(weights) != {1.0} else {})}
 
 
 def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:

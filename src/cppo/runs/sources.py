@@ -9,7 +9,8 @@ from cppo.data import RECORD_COLUMNS, MissingColumns, PixelBounds, RecordSource,
 from cppo.errors import UserError
 from cppo.options import RunOptions, TrainOptions, check_gate_reward
 from cppo.recipes import Recipe
-from cppo.rewards import DEFAULT_REWARDS, RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
+from cppo.rewards import RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
+from cppo.rewards.asking import ASK_POLICY, asks_policy
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def load_sources(recipe: Recipe) -> RunSources:
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
-    specs = check_rewards(options.rewards or DEFAULT_REWARDS, recipe.config.get("reward_weights"))
+    specs = check_rewards(recipe.rewards, recipe.config.get("reward_weights"))
     rewards = {spec.text: load_reward(spec) for spec in specs}
     check_gate_reward(recipe.resolved, [reward.__name__ for reward in rewards.values()])
     evaluates = recipe.config.get("eval_strategy", "no") != "no"
@@ -127,10 +128,12 @@ def _try_rewards(rewards: list[RewardFunction], source: RecordSource, system_pro
         "completion_ids": [[0]] * len(texts),
         "trainer_state": TrainerState(epoch=0, max_steps=1, num_train_epochs=1),
         **dict.fromkeys(("log_extra", "log_metric"), lambda *_, **__: None),
+        ASK_POLICY: lambda questions, _: [None if one is None else texts[0] for one in questions],
     }
     for reward in rewards:
         try:
             if not inspect.iscoroutinefunction(reward):
-                reward(**arguments)
+                taken = {name: value for name, value in arguments.items() if name != ASK_POLICY or asks_policy(reward)}
+                reward(**taken)
         except UserError as error:
             raise UserError(f"{error} (tried on the first row with two made-up completions)") from error

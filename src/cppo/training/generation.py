@@ -19,7 +19,7 @@ from cppo.policy import only_special_tokens, shared_generation
 from cppo.policy.images_once import images_once
 from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images, unexpanded_ids
 from cppo.policy.vision_inputs import packable, prompt_vision
-from cppo.training.checkpoint import ResumableGRPOTrainer
+from cppo.training.asking import AskingTrainer
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.rollouts import (
     GenerationBatch,
@@ -37,7 +37,7 @@ from cppo.trl_surface import generation_batches, log_metric
 from cppo.upstream import SHARED_PREFILL
 
 
-class RolloutTrainer(ResumableGRPOTrainer):
+class RolloutTrainer(AskingTrainer):
     """The part of `CPPOTrainer` that makes rollouts; its attributes are set there.
 
     Attributes:
@@ -47,12 +47,10 @@ class RolloutTrainer(ResumableGRPOTrainer):
     form_watch: FormWatch
     num_generations_eval: int
     _policy: PreTrainedModel
-    _placeholder_ids: list[int]
     _shares_prompts: bool
     _shares_rollouts: bool
     _views: ViewMaker
     _rollout_views: RolloutViews | None
-    _generating: GenerationBatch | None
     _colocated: ColocatedPrompts | None
     _samples: RolloutSamples
     _phase: Callable[[str], AbstractContextManager[None]]
@@ -148,6 +146,7 @@ class RolloutTrainer(ResumableGRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         inputs = self.form_watch.with_opening(inputs)
+        self._asks = 0
         with self._phase("reward"):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         check_reward_size(rewards, self.reward_weights.tolist(), self.reward_func_names)

@@ -15,6 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from cppo.errors import UserError, tell
+from cppo.methods import get_method
 from cppo.options import check_gate_reward
 from cppo.policy import (
     adapts_tied_weights,
@@ -26,7 +27,8 @@ from cppo.policy import (
 from cppo.policy.families import check_vision_rope
 from cppo.policy.packed import padding_reason
 from cppo.policy.prompts import Row, check_ends_with_question, embedded_images, prompt_images
-from cppo.rewards import reward_columns
+from cppo.rewards import load_reward, reward_columns
+from cppo.rewards.spec import parse_reward
 from cppo.training.config import CPPOConfig
 from cppo.upstream import (
     CHUNKED_HEAD,
@@ -154,6 +156,17 @@ def try_parts(trainer: Trainer) -> None:
     for part in (SAMPLER_ORDER, LEARNING_RATE, *([FSDP_OUTPUTS] if trainer.accelerator.is_fsdp2 else [])):
         if (line := part.missing()) is not None:
             go_without(trainer, line)
+
+
+def warn_of_other_rewards(method: str, names: Sequence[str]) -> None:
+    """Say which rewards of the method are not among those of a trainer, by the names of their functions."""
+    left_out = [text for text in get_method(method).rewards if load_reward(parse_reward(text)).__name__ not in names]
+    if left_out:
+        logger.warning(
+            "rewards of the method %s are left out: %s; `method` among the rewards stands for all of them",
+            method,
+            ", ".join(left_out),
+        )
 
 
 def check_castable_head(model: Any, args: GRPOConfig) -> None:

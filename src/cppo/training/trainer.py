@@ -37,7 +37,8 @@ from cppo.perception import (
 from cppo.policy import takes_images_a_row, unwrapped, vision_tower_parameters
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_images
-from cppo.rewards import guarded_rewards, named_rewards
+from cppo.rewards import guarded_rewards, named_rewards, trainer_rewards
+from cppo.rewards.asking import with_policy
 from cppo.rewards.form import ChatForm
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
@@ -67,6 +68,7 @@ from cppo.training.setup import (
     keep_no_cast_weights,
     share_prompts,
     try_parts,
+    warn_of_other_rewards,
 )
 from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSamples, StepCosts
 from cppo.trl_surface import generates_next, log_metric, next_micro_batches, set_buffer
@@ -125,6 +127,7 @@ class CPPOTrainer(RolloutTrainer):
                 f"rollout_view_mode = 'mix' makes the rollouts itself, but {'tools' if tools else 'rollout_func'} "
                 "makes some from the images in the rows: choose 'augment', or another method"
             )
+        reward_funcs, weights = trainer_rewards(reward_funcs, args.method)
         rewards = guarded_rewards(named_rewards(reward_funcs))
         if environment_factory is None:
             check_columns(train_dataset, args.uses_perception, rewards)
@@ -147,6 +150,14 @@ class CPPOTrainer(RolloutTrainer):
                 rollout_func,
                 environment_factory,
             )
+        if weights is not None and args.reward_weights is None:
+            self.reward_weights = torch.tensor(weights, dtype=torch.float32)
+        self.asked, self._asks = {}, 0
+        self.reward_funcs = [
+            with_policy(reward, name, self.ask_policy)
+            for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
+        warn_of_other_rewards(args.method, self.reward_func_names)
         self.fallbacks: list[str] = []
         try_parts(self)
         check_setup(self)

@@ -8,6 +8,7 @@ from typing import Any
 
 from cppo.errors import UserError
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardFunction, check_rewards, load_reward
+from cppo.rewards.asking import asks_policy
 
 
 def compute_score(
@@ -53,10 +54,13 @@ def load_rewards(
 ) -> tuple[tuple[str, RewardFunction, float], ...]:
     """The rewards' functions with their names and weights; loaded once a process.
 
-    Raises UserError for an unknown reward, one that cannot be imported, or another number of weights.
+    Raises UserError for an unknown reward, one that cannot be imported or asks the policy, or another number of weights.
     """
     functions = [load_reward(spec) for spec in check_rewards(rewards, weights)]
     names = [function.__name__ for function in functions]
+    asking = [name for name, function in zip(names, functions, strict=True) if asks_policy(function)]
+    if asking:
+        raise UserError(f"rewards: {', '.join(asking)} asks the policy, which verl's reward workers do not have")
     if len(set(names)) < len(names):
         raise UserError(f"rewards: two functions have the same name among {', '.join(names)}")
     return tuple(zip(names, functions, weights or [1.0] * len(names), strict=True))

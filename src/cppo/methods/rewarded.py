@@ -1,0 +1,50 @@
+"""The published methods that are defined by their rewards: perception is paid for, and GRPO learns it.
+
+A declaration's `rewards` are the rewards with their weights. Prompts have to ask for the form that they look for.
+"""
+
+from cppo.methods.blocks import Options
+from cppo.methods.published import grpo
+
+
+def vision_sr1() -> Options:
+    r"""Vision-SR1 (arXiv 2508.19652), first version: a response's description alone must give the right answer again.
+
+    Reward 0.9 accuracy + 0.1 format + 1.0 for the answer that the current policy finds from description and question,
+    without the image. On GRPO: one advantage for all tokens. The form is `<description>`, `<think>`, `\boxed{}`, and
+    prompts have to ask for it. In its code a response without the tag is passed on whole, its answer included, and
+    pays; and a description may hold the answer. Here a missing or empty description earns nothing, and one with
+    `\boxed` neither (`description?guard=none` is theirs, `answer` stricter). The second answer is one sample at the
+    rollouts' temperature, as in its code; its 512 tokens are ours. Published runs: first a supervised stage on 9,000
+    rows, then G = 8, KL 0.01 to the reference, temperature 1, top-p 0.99.
+    """
+    return {
+        **grpo(),
+        "rewards": {"accuracy": 0.9, "format?before=description": 0.1, "description": 1.0},
+    }
+
+
+def visionary_r1() -> Options:
+    r"""Visionary-R1 (arXiv 2505.14677): the caption before the reasoning must answer the question by itself.
+
+    Reward accuracy + format + 0.1 for the answer that the current policy finds from caption and question, without the
+    image; it is told to write a fixed refusal where the text does more than describe, which earns 0. The form is
+    `<info>`, `<think>`, and the answer, here in `\boxed{}` as for all methods, there in `<answer>`. In its code the
+    caption reward is added again at every loss call, captions with line breaks are not found, and missing ones shift
+    the rewards of later rollouts; here each counts once, in its place. Its grader goes by the kind of question (ANLS,
+    ROUGE); ours compares as `accuracy` does. The words of the refusal are ours. Published runs: G = 8, 768 tokens, at
+    most 1e6 pixels.
+    """
+    caption = "description?opening=<info>&closing=</info>&refusal=not a description"
+    return {
+        **grpo(),
+        "loss_type": "grpo",
+        "rewards": {"accuracy": 1.0, "format?before=info": 1.0, caption: 0.1},
+    }
+
+
+REWARDED = {
+    "vision-sr1": vision_sr1,
+    "visionary-r1": visionary_r1,
+}
+"""By the name that `method` is set to."""
