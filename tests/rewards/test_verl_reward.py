@@ -47,6 +47,11 @@ def test_functions_of_the_users_own(tmp_path):
         (["acuracy"], None, "did you mean `accuracy`"),
         (["accuracy"], [0.9, 0.1], "2 weights for 1 rewards"),
         (["accuracy", "accuracy?tolerance=0.1"], None, "same name"),
+        (
+            ["accuracy", "description"],
+            None,
+            "description_reward asks the policy, which verl's reward workers do not have",
+        ),
     ],
 )
 def test_what_is_refused(rewards, weights, message):

@@ -54,7 +54,8 @@ def load_rewards(
 ) -> tuple[tuple[str, RewardFunction, float], ...]:
     """The rewards' functions with their names and weights; loaded once a process.
 
-    Raises UserError for an unknown reward, one that cannot be imported or asks the policy, or another number of weights.
+    Raises UserError for an unknown reward, one that cannot be imported or that asks the policy, and for another number
+    of weights.
     """
     functions = [load_reward(spec) for spec in check_rewards(rewards, weights)]
     names = [function.__name__ for function in functions]
