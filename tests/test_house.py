@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 RESULTS = ROOT / "docs" / "results"
 FLOORS = (
-    {"errors", "progress", "parsing", "fields"},
+    {"errors", "progress", "parsing", "fields", "messages"},
     {"files", "imports", "probing", "values", "methods"},
     {"checkpoints", "trl_surface", "options", "tasks", "perception", "rewards"},
     {"views", "recipes", "hooks"},

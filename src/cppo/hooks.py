@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.imports import failure, is_own, load_function
+from cppo.options import check_combinations, cppo_fields
 from cppo.perception import (
     EXACT_DIVERGENCES,
     SCORES,
@@ -32,6 +33,7 @@ from cppo.perception import (
     view_divergence,
     with_divergences,
 )
+from cppo.values import check_value
 
 LENGTHS = (6, 4, 1, 0)
 """Response tokens of the made-up rollouts; the longest has one of a tool, which the mask leaves out, in its middle."""
@@ -106,6 +108,18 @@ SHAPING = Hook(
     lambda scores, *_: scores.response_mask.shape,
 )
 HOOKS = {"perception_score": (SCORE,), "perception_selector": (SELECTOR,), "perception_sink": (TERM, SHAPING)}
+
+
+def check_options(options: Any) -> None:
+    """Put every option of CPPO's own that a configuration holds into its type; check all, and try the user's functions.
+
+    Raises UserError that names the option.
+    """
+    for name, declared in cppo_fields().items():
+        setattr(options, name, check_value(declared, getattr(options, name), where=name))
+    register_own(vars(options))
+    check_combinations(vars(options), shapes_advantages=options.perception_sink in SHAPINGS)
+    try_own(options)
 
 
 def register_own(options: Mapping[str, Any]) -> None:

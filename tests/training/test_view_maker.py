@@ -13,7 +13,8 @@ from tiny_families import build_family, with_first_token
 from transformers import AutoProcessor
 
 from cppo.errors import UserError
-from cppo.policy.prompts import canonical_row, process_prompt, prompt_messages, replace_images
+from cppo.messages import replace_images
+from cppo.policy.prompts import canonical_row, process_prompt, prompt_messages
 from cppo.training.rollouts import GenerationBatch, ViewMaker
 from cppo.views import ViewSampler
 

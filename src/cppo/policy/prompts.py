@@ -11,11 +11,11 @@ from torch import Tensor
 from trl import apply_chat_template, prepare_multimodal_messages
 
 from cppo.errors import UserError, one_line
+from cppo.messages import Messages, embedded_images, prompt_text, replace_images
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs
 from cppo.views import load_rgb, stable_sample_id
 
 Row = dict[str, Any]
-Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -106,35 +106,6 @@ def prompt_images(row: Mapping[str, Any]) -> list[Image.Image]:
     return embedded_images(prompt_messages(row))
 
 
-def embedded_images(prompt: Messages | str) -> list[Image.Image]:
-    """The images inside chat messages, in order; a prompt of plain text has none."""
-    if isinstance(prompt, str):
-        return []
-    contents = [message["content"] for message in prompt if isinstance(message.get("content"), list)]
-    return [part["image"] for content in contents for part in content if _is_image(part)]
-
-
-def replace_images(prompt: Messages | str, images: Sequence[Image.Image]) -> Messages | str:
-    """A copy of chat messages with other images in the places of the embedded ones; plain text as it is."""
-    if isinstance(prompt, str):
-        return prompt
-    following = iter(images)
-
-    def new_part(part: dict[str, Any]) -> dict[str, Any]:
-        return {**part, "image": next(following)} if _is_image(part) else part
-
-    return [
-        {**message, "content": [new_part(part) for part in message["content"]]}
-        if isinstance(message.get("content"), list)
-        else message
-        for message in prompt
-    ]
-
-
-def _is_image(part: Mapping[str, Any]) -> bool:
-    return part.get("type") == "image" and part.get("image") is not None
-
-
 def process_prompt(
     processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
 ) -> PromptInputs:
@@ -168,15 +139,3 @@ def _chat_text(
     # A template that writes the first token itself is not to get it twice: so is the anchor tokenized.
     first = processing_class.tokenizer.bos_token
     return text, {"add_special_tokens": False} if first and text.startswith(first) else {}
-
-
-def prompt_text(prompt: Messages | str) -> Messages | str:
-    """A prompt without its images: text, or the roles and contents of its messages."""
-    return prompt if isinstance(prompt, str) else [_text_of(message) for message in prompt]
-
-
-def _text_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message.get("content")
-    if isinstance(content, list):
-        content = [{key: value for key, value in part.items() if key != "image"} for part in content]
-    return {"role": message.get("role"), "content": content}

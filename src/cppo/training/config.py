@@ -7,12 +7,11 @@ from trl import GRPOConfig
 
 from cppo.errors import UserError
 from cppo.fields import Unset, plain_default, resolve
-from cppo.hooks import register_own, try_own
+from cppo.hooks import check_options
 from cppo.methods import get_method
-from cppo.options import CPPOOptions, check_combinations, cppo_fields
+from cppo.options import CPPOOptions
 from cppo.perception import EXACT_DIVERGENCES, SHAPINGS, adds_perception_loss, needed, scored_views
 from cppo.training.rollouts import RolloutViews
-from cppo.values import check_value
 from cppo.views import ViewSampler, view_sampler
 
 
@@ -43,11 +42,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
     def __post_init__(self) -> None:
         resolve(self, get_method(self.method).options)
         super().__post_init__()
-        for name, declared in cppo_fields().items():
-            setattr(self, name, check_value(declared, getattr(self, name), where=name))
-        register_own(vars(self))
-        check_combinations(vars(self), shapes_advantages=self.perception_sink in SHAPINGS)
-        try_own(self)
+        check_options(self)
         self.view_sampler()
 
     @property

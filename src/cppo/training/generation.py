@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cppo.messages import embedded_images, replace_images
 from cppo.perception import SELECTORS, needs_of
 from cppo.policy import only_special_tokens, shared_generation
 from cppo.policy.images_once import images_once
-from cppo.policy.prompts import Row, embedded_images, process_prompt, prompt_images, replace_images, unexpanded_ids
+from cppo.policy.prompts import Row, process_prompt, prompt_images, unexpanded_ids
 from cppo.policy.vision_inputs import packable, prompt_vision
 from cppo.training.asking import AskingTrainer
 from cppo.training.colocated import ColocatedPrompts

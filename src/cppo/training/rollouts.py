@@ -16,20 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from cppo.errors import UserError
+from cppo.messages import Messages, embedded_images, prompt_text, replace_images
 from cppo.perception import draw_rollouts, equal_rewards, gate_rollouts
 from cppo.policy.packing import rows_on_host
-from cppo.policy.prompts import (
-    Messages,
-    PromptInputs,
-    Row,
-    canonical_row,
-    embedded_images,
-    prompt_images,
-    prompt_messages,
-    prompt_text,
-    replace_images,
-    sample_id,
-)
+from cppo.policy.prompts import PromptInputs, Row, canonical_row, prompt_images, prompt_messages, sample_id
 from cppo.policy.vision_inputs import VisionInputs, split_rows
 from cppo.trl_surface import split_tensor_dict, unsplit_pixel_values_by_grid
 from cppo.views import PixelRoom, ViewSampler, ViewStrengths, drawn_view, view_generators

@@ -15,6 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from cppo.errors import UserError, tell
+from cppo.messages import embedded_images
 from cppo.methods import get_method
 from cppo.options import check_gate_reward
 from cppo.policy import (
@@ -26,7 +27,7 @@ from cppo.policy import (
 )
 from cppo.policy.families import check_vision_rope
 from cppo.policy.packed import padding_reason
-from cppo.policy.prompts import Row, check_ends_with_question, embedded_images, prompt_images
+from cppo.policy.prompts import Row, check_ends_with_question, prompt_images
 from cppo.rewards import load_reward, reward_columns
 from cppo.rewards.spec import parse_reward
 from cppo.training.config import CPPOConfig

@@ -1,0 +1,122 @@
+"""The options of a method inside verl: ours, as `CPPOConfig` has them, without those that are TRL's or verl's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cppo.errors import UserError, did_you_mean
+from cppo.fields import OptionField, option, option_fields, resolve
+from cppo.hooks import check_options
+from cppo.methods import get_method
+from cppo.options import EXECUTION_OPTIONS, CPPOOptions, cppo_fields
+from cppo.perception import (
+    EXACT_DIVERGENCES,
+    SCORES,
+    SHAPINGS,
+    adds_perception_loss,
+    needed,
+    needs_of,
+    scored_views,
+)
+from cppo.values import check_value
+from cppo.views import view_sampler
+
+WHERE = "actor_rollout_ref.rollout.custom.cppo"
+"""Where verl's configuration holds the options."""
+NOT_OURS = EXECUTION_OPTIONS - {"view_threads"}
+"""Options that say how TRL's trainer computes."""
+
+
+@dataclass
+class VerlOptions(CPPOOptions):
+    """A method's options inside verl, complete and checked.
+
+    Raises:
+        UserError: a value is out of its range, or the method cannot run inside verl.
+    """
+
+    seed: int = option(42, "Seed of the views, a whole number.")
+
+    def __post_init__(self) -> None:
+        resolve(self, get_method(self.method).options)
+        check_options(self)
+        view_sampler(vars(self))
+        reason = _obstacle(self)
+        if reason is not None:
+            raise UserError(
+                f"{WHERE}: method = {self.method!r} cannot run inside verl: {reason}; choose another method, or train "
+                "with `cppo train`"
+            )
+
+    @property
+    def adds_perception_loss(self) -> bool:
+        """Whether a perception loss is added to verl's."""
+        return adds_perception_loss(self)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The views that the loss looks at, in the order of their rows; none without a perception loss."""
+        return scored_views(self) if self.adds_perception_loss else ()
+
+    @property
+    def scores_before_updates(self) -> bool:
+        """Whether views are scored once, by the policy before its updates, and so add no rows to them."""
+        return self.perception_view_policy == "rollout"
+
+
+def verl_fields() -> dict[str, OptionField]:
+    """The options that a method may be given inside verl, by name."""
+    return {"seed": option_fields(VerlOptions)["seed"]} | {
+        name: field for name, field in cppo_fields().items() if name not in NOT_OURS
+    }
+
+
+def options_from(mapping: Mapping[str, Any] | None) -> VerlOptions:
+    """The options in a plain mapping of their names; `method` sets those that are not given.
+
+    Raises:
+        UserError: one is unknown, is none of a method's, or does not fit; or the method cannot run inside verl.
+    """
+    known, given = verl_fields(), {}
+    for name, value in (mapping or {}).items():
+        if name in NOT_OURS:
+            raise UserError(f"{WHERE}: `{name}` says how TRL's trainer computes, which verl does itself: leave it out")
+        if name not in known:
+            hint = did_you_mean(name, known) or "its options are those of a method (see `cppo methods`), and `seed`"
+            raise UserError(f"{WHERE}: unknown option `{name}`; {hint}")
+        given[name] = check_value(known[name], value, where=f"{WHERE}: {name}")
+    return VerlOptions(**given)
+
+
+def _obstacle(options: VerlOptions) -> str | None:
+    """Why the options cannot run inside verl; None if they can."""
+    if options.rollout_views:
+        return "rollout_views gives rollouts other images, but verl makes rollouts of the images in its data alone"
+    if options.perception_sink in SHAPINGS:
+        return (
+            f"perception_sink = {options.perception_sink!r} shapes advantages, which verl computes where no view is "
+            "scored"
+        )
+    if not options.adds_perception_loss:
+        return None
+    whole = {"logits", "hidden_states", *EXACT_DIVERGENCES}
+    if options.perception_weight and options.perception_divergence in EXACT_DIVERGENCES:
+        return _whole(f"perception_divergence = {options.perception_divergence!r}")
+    if needed(options) & whole:
+        of_score = needs_of(SCORES[options.perception_score]) & whole
+        name = "perception_score" if of_score else "perception_sink"
+        return _whole(f"{name} = {getattr(options, name)!r}")
+    if options.perception_normalization == "microbatch":
+        return "perception_normalization = 'microbatch' would depend on how verl cuts a mini-batch: give 'rollout'"
+    if options.perception_normalization == "token" and options.perception_selector != "all":
+        return (
+            "perception_normalization = 'token' needs the selected tokens of a step before its first update, which "
+            f"perception_selector = {options.perception_selector!r} finds in the update alone: give 'rollout'"
+        )
+    if options.perception_rollouts_per_group is not None:
+        return "perception_rollouts_per_group draws from whole groups, which verl spreads over processes: leave it out"
+    return None
+
+
+def _whole(name: str) -> str:
+    return f"{name} takes more of the policy than log-probabilities and entropies of tokens, and verl's loss sees these"
