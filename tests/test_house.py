@@ -38,7 +38,7 @@ FLOORS = (
     {"reports"},
     {"training"},
     {"runs"},
-    {"comparison"},
+    {"comparison", "verl"},
     {"cli"},
 )
 """A room imports from lower floors and from itself only."""
