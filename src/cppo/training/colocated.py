@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cppo.errors import UserError
-from cppo.policy.prompts import Messages, embedded_images
+from cppo.messages import Messages, embedded_images
 from cppo.trl_surface import vllm_takes
 
 
