@@ -53,6 +53,7 @@ def test_a_method_sets_its_options(tmp_path, name):
 
 
 PUBLISHED = {
+    "perception-r1": {"epsilon": 0.2, "epsilon_high": 0.3, "beta": 0.0},
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
     "cppo-detached-views": {"perception_view_gradients": False, "perception_anchor_gradients": True},
     "cppo-detached-anchor": {"perception_view_gradients": True, "perception_anchor_gradients": False},
@@ -112,6 +113,7 @@ def test_the_published_figures(tmp_path, name):
 
 
 REWARDED = {
+    "perception-r1": {"accuracy": 0.9, "format": 0.1, "facts": 0.7, "word_repetition?ngram_size=20": 2.0},
     "vision-sr1": {"accuracy": 0.9, "format?before=description": 0.1, "description": 1.0},
     "visionary-r1": {
         "accuracy": 1.0,

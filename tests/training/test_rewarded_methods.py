@@ -17,9 +17,8 @@ SEE = "description?opening=see&closing=.&max_tokens=6"
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.rewards])
 def test_three_steps(make_trainer, method):
     """The texts are drawn, so no reward is earned, but by the one of the test's own that stands beside the method's."""
-    trainer = inject(
-        make_trainer(make_rows([1, 0, 2, 1]), reward_funcs=["method", token_reward], method=method, max_steps=3)
-    )
+    rows = [{**row, "facts": ["a dot", "two dots"]} for row in make_rows([1, 0, 2, 1])]
+    trainer = inject(make_trainer(rows, reward_funcs=["method", token_reward], method=method, max_steps=3))
     before = next(trainer.model.parameters()).clone()
     trainer.train()
     rewards = METHODS[method].rewards

@@ -43,7 +43,26 @@ def visionary_r1() -> Options:
     }
 
 
+def perception_r1() -> Options:
+    r"""Perception-R1 (arXiv 2506.07218): the visual facts that a row lists must stand in the response.
+
+    Reward 0.9 accuracy + 0.1 format + 0.7 facts stated / (facts + 1e-6) - 2 (1 - distinct / all 20-grams of words). Its
+    data column `facts` holds what a text model took from reference traces; a row without any has no such term. In its
+    code a judge of 32B parameters says which facts a response states, not whether they are true, and a failed call is
+    worth 0: `facts?judge=URL&model=NAME`. Without a judge, the default here, a fact must stand there in its own words.
+    Its form is `<think>` and `<answer>` with `\boxed{}` in it, here `<think>` and `\boxed{}`. Clip 0.2 / 0.3, no
+    KL. Published runs: G = 8, 25 epochs over 1,442 rows. A weighting of 1.0 / 0.1 in its code is not used there.
+    """
+    return {
+        **grpo(),
+        "epsilon": 0.2,
+        "epsilon_high": 0.3,
+        "rewards": {"accuracy": 0.9, "format": 0.1, "facts": 0.7, "word_repetition?ngram_size=20": 2.0},
+    }
+
+
 REWARDED = {
+    "perception-r1": perception_r1,
     "vision-sr1": vision_sr1,
     "visionary-r1": visionary_r1,
 }

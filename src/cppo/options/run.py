@@ -115,9 +115,9 @@ class TrainOptions(RunOptions):
     probe_items: Annotated[int, "[1, inf)"] = option(64, "Items of eval_data answered greedily at each probe.")
     rewards: list[str] | None = option(
         None,
-        "Reward functions, weighted by reward_weights (default 1 each): accuracy, format, description, length, "
-        "repetition, or your own as module:function or file.py:function, options after `?`; `method` for those of the "
-        "method. Without it the method's, or accuracy and format, weighted 0.9 and 0.1.",
+        "Reward functions, weighted by reward_weights (default 1 each): accuracy, format, description, facts, "
+        "length, repetition, word_repetition, or your own as module:function or file.py:function, options after `?`; "
+        "`method` for those of the method. Without it the method's, or accuracy and format, weighted 0.9 and 0.1.",
     )
     dry_run: bool = option(
         False,

@@ -26,8 +26,10 @@ BUILT_IN = {
     "accuracy": "cppo.rewards:get_accuracy_reward",
     "format": "cppo.rewards:get_format_reward",
     "description": "cppo.rewards.description:get_description_reward",
+    "facts": "cppo.rewards.facts:get_facts_reward",
     "length": "trl.rewards:get_soft_overlong_punishment",
     "repetition": "trl.rewards:get_repetition_penalty_reward",
+    "word_repetition": "cppo.rewards.facts:get_word_repetition_reward",
 }
 """Names of the rewards that need no import path: functions that are called with the options and make the reward."""
 TRAINER_ARGUMENTS = (
