@@ -7,10 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from torch.nn import Parameter
 from transformers import AutoConfig
-
-from cppo.errors import UserError
 
 PLAIN_TEXT = ("llama", "mistral", "qwen2", "qwen3")
 VISION_ROPE_THETA = 10_000.0
@@ -219,21 +216,6 @@ def unshared_reason(config: Any) -> str | None:
     if sliding is not None or "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "its text part attends through a sliding window"
     return None
-
-
-def vision_tower_parameters(model: Any) -> list[Parameter]:
-    """The parameters of a vision-language model's vision tower, without its projector into the language model.
-
-    model: a transformers model without wrappers; adapters in the tower belong to it.
-
-    Raises:
-        UserError: it has no vision tower.
-    """
-    tower = model.get_encoder(modality="image")
-    if tower is model or tower is model.base_model:
-        raise UserError(f"freeze_vision_tower = True, but a model of type {model.config.model_type!r} has none")
-    projector = set(family_of(model.config).projector_parts)
-    return [parameter for name, parameter in tower.named_parameters() if projector.isdisjoint(name.split("."))]
 
 
 def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:

@@ -21,6 +21,7 @@ from cppo.data import Record, RecordSource, chat_messages
 from cppo.errors import UserError, first_line, one_line_with_remedy
 from cppo.evaluation import check_marks
 from cppo.options import RunOptions
+from cppo.policy import leave_out_frozen_tower, unwrapped
 from cppo.policy.loading import whole_weights
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
@@ -114,6 +115,7 @@ def sft_trainer(
     )
     if adapter:
         name_base(trainer.model, model)
+        leave_out_frozen_tower(unwrapped(trainer.model))
     for callback in (ProgressCallback, PrinterCallback) if callbacks else ():
         trainer.remove_callback(callback)
     return trainer

@@ -34,7 +34,7 @@ from cppo.perception import (
     scored_views,
     shape_advantages,
 )
-from cppo.policy import takes_images_a_row, unwrapped, vision_tower_parameters
+from cppo.policy import leave_out_frozen_tower, takes_images_a_row, unwrapped, vision_tower_parameters
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_images
 from cppo.rewards import guarded_rewards, named_rewards, trainer_rewards
@@ -164,6 +164,7 @@ class CPPOTrainer(RolloutTrainer):
         if args.freeze_vision_tower:
             for parameter in vision_tower_parameters(unwrapped(self.model)):
                 parameter.requires_grad_(False)
+        leave_out_frozen_tower(unwrapped(self.model))
         self._placeholder_ids = ban_vision_placeholders(self)
         self._shares_prompts, self._shares_rollouts = share_prompts(self)
         check_head(self, self._shares_prompts)
