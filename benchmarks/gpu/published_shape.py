@@ -41,7 +41,8 @@ from cppo.policy import (
 )
 from cppo.policy.packing import PER_TOKEN_KEYS
 from cppo.policy.vision_inputs import packable
-from cppo.runs.memory_plan import Way, Work, activations
+from cppo.runs.activation_plan import activations
+from cppo.runs.memory_work import Way, Work
 from cppo.runs.model_shapes import read_shapes
 
 GIB = 2**30

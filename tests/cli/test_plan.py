@@ -27,7 +27,8 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
         lasting = counts["weights"] + counts["optimizer"] + counts["reference"] + counts["buffers"]
         update = lasting + counts["gradients"] + counts["pixels"] + counts["activations"]
         assert counts["update"] == update
-        assert counts["rollouts"] == lasting + counts["keys_and_values"] + counts["generation"]
+        made = max(counts["keys_and_values"] + counts["generation"], counts["scoring"])
+        assert counts["rollouts"] == lasting + made
         assert counts["fits"] == {"micro_batch": 40, "generation_slice": 320}
     assert figures(shown, "micro batch, at most") == ["40"] * 4 + ["of", "40"]
     assert "no measurement" in shown

@@ -16,7 +16,8 @@ from cppo.options import schema
 from cppo.recipes import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from cppo.runs.memory_plan import Need, Work
+    from cppo.runs.memory_plan import Need
+    from cppo.runs.memory_work import Work
 
 GIB = 2**30
 DEFAULT_RECIPE = "cppo-3b"
@@ -32,6 +33,7 @@ ROWS = {
     "update": "update",
     "keys_and_values": "keys and values",
     "generation": "rest of generation",
+    "scoring": "or: scoring",
     "rollouts": "rollouts",
 }
 """The rows of the table: parts of `Need`, each followed by the sum that it is a part of."""
@@ -49,7 +51,8 @@ def run(argv: Sequence[str]) -> None:
     model = arguments.model or recipe.options.model
     quiet_libraries()
 
-    from cppo.runs.memory_plan import ASSUMPTIONS, RESERVE, WAYS, largest_micro_batch, largest_slice, need
+    from cppo.runs.memory_plan import ASSUMPTIONS, RESERVE, largest_micro_batch, largest_slice, need
+    from cppo.runs.memory_work import WAYS
     from cppo.runs.model_shapes import read_shapes
 
     shapes = read_shapes(model)
@@ -88,7 +91,7 @@ def _work(recipe: Recipe, arguments: Any) -> "Work":
     """What each GPU does by the recipe, with the lengths that were given. Raises UserError for an image too long."""
     from cppo.hooks import register_own
     from cppo.perception import SHAPINGS, adds_perception_loss, scored_views
-    from cppo.runs.memory_plan import Work
+    from cppo.runs.memory_work import Work
 
     inherited = {name: field.default for name, field in schema("train").inherited.items()}
     config = SimpleNamespace(**{**inherited, **recipe.resolved})

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import AutoConfig
 
+from cppo.errors import UserError
+
 PLAIN_TEXT = ("llama", "mistral", "qwen2", "qwen3")
 VISION_ROPE_THETA = 10_000.0
 """Base of the rotary embedding in the vision tower of every published Qwen-VL model."""

@@ -23,6 +23,8 @@ class ModelShapes:
         layer_weights: of one decoder layer.
         linear: inputs and outputs of a decoder layer's linear layers, which adapters lie on.
         vision_hidden, vision_layers, vision_intermediate: of the vision tower.
+        vision_heads: of its attention.
+        vision_rotates: whether that rotates queries and keys.
         patches_per_token: patches of an image that become one token.
         patch_values: pixel values of a patch.
     """
@@ -41,6 +43,8 @@ class ModelShapes:
     vision_hidden: int
     vision_layers: int
     vision_intermediate: int
+    vision_heads: int
+    vision_rotates: bool
     patches_per_token: int
     patch_values: int
 
@@ -84,6 +88,7 @@ def read_shapes(name: str) -> ModelShapes:
     heads = _size(name, text, "num_attention_heads")
     hidden, patch = _size(name, text, "hidden_size"), _size(name, vision, "patch_size")
     width = _size(name, vision, "embed_dim", "hidden_size")
+    rotates = any("rotary" in part for part, _ in model.get_encoder(modality="image").named_modules())
     return ModelShapes(
         hidden=hidden,
         layers=_size(name, text, "num_hidden_layers"),
@@ -99,6 +104,8 @@ def read_shapes(name: str) -> ModelShapes:
         vision_hidden=width,
         vision_layers=_size(name, vision, "depth", "num_hidden_layers"),
         vision_intermediate=int(_first(vision, "intermediate_size") or width * _size(name, vision, "mlp_ratio")),
+        vision_heads=_size(name, vision, "num_heads", "num_attention_heads"),
+        vision_rotates=rotates,
         patches_per_token=_patches_per_token(config, vision),
         patch_values=(_first(vision, "in_channels", "num_channels") or 3)
         * (_first(vision, "temporal_patch_size") or 1)
