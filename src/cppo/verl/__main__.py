@@ -1,0 +1,71 @@
+"""`python -m cppo.verl data.train_files=FILE.parquet ... [any option of verl]`: verl's program with CPPO in it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cppo.errors import UserError, first_line, tell_mistake
+
+USAGE = """usage: python -m cppo.verl data.train_files=FILE.parquet actor_rollout_ref.model.path=MODEL [NAME=VALUE ...]
+
+Trains with verl and CPPO's perception term. Options are verl's, as NAME=VALUE. CPPO's own stand below
+actor_rollout_ref.rollout.custom.cppo, for example actor_rollout_ref.rollout.custom.cppo.method=cppo.
+
+`cppo verl-config --config cppo-3b` writes a recipe's options in this form, `cppo verl-data SPEC --out FILE.parquet`
+writes data in verl's layout. docs/scaling.md explains the rest."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train. Returns the exit status: 0, or 2 after a user's mistake."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or {"-h", "--help"} & set(words):
+        print(USAGE)
+        return 0
+    try:
+        _run(words)
+    except UserError as error:
+        tell_mistake(error)
+        return 2
+    return 0
+
+
+def _run(words: list[str]) -> None:
+    import ray
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from ray.exceptions import RayTaskError
+    from verl.trainer.main_ppo import run_ppo
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+    from verl.utils.device import auto_set_device
+
+    from cppo.verl.checks import check_config
+    from cppo.verl.trainer import CPPOTaskRunner
+
+    try:
+        with initialize_config_dir(str(Path(__file__).parent / "config"), version_base=None):
+            config = compose("cppo", words)
+    except (HydraException, OmegaConfBaseException) as error:
+        hint = "an option that verl's configuration does not list is written +NAME=VALUE"
+        raise UserError(f"{first_line(error)} ({hint})") from error
+    check_config(config)
+    auto_set_device(config)
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    try:
+        run_ppo(config, ray.remote(CPPOTaskRunner))
+    except RayTaskError as error:
+        raise user_mistake(error) or error from None
+    finally:
+        ray.shutdown()
+
+
+def user_mistake(error: BaseException) -> UserError | None:
+    """The user's mistake for which an actor of Ray failed, also one that another actor waited for; None for others."""
+    while (cause := getattr(error, "cause", None)) is not None:
+        error = cause
+    return UserError(str(error)) if isinstance(error, UserError) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What a run inside verl is refused for before Ray starts: mode, CPPO's options, rewards, the trainer's checkpoints."""
+
+import re
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cppo.checkpoints import checkpoint_folders, is_own_checkpoint
+from cppo.errors import UserError, choose_one
+from cppo.verl.options import options_from
+from cppo.verl.reward import load_rewards
+
+MODES = ("sync", "colocate_async", "separate_async")
+"""verl's trainers, each of which has one of ours."""
+
+
+def check_config(config: DictConfig) -> None:
+    """Refuse what would fail, or be ignored, once the run has started.
+
+    Raises UserError for an unknown mode, for CPPO's options and rewards, and for a checkpoint of `cppo train`.
+    """
+    mode = config.trainer.v1.trainer_mode
+    if mode not in MODES:
+        raise UserError(f"trainer.v1.trainer_mode = {mode!r}: {choose_one(mode, MODES)}")
+    options_from(OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.cppo, resolve=True))
+    function = config.reward.custom_reward_function
+    if function.path == "pkg://cppo.verl.reward":
+        given = OmegaConf.to_container(function.reward_kwargs, resolve=True)
+        weights = given.get("weights")
+        load_rewards(tuple(given["rewards"]), None if weights is None else tuple(weights))
+    _check_checkpoints(config.trainer)
+
+
+def _check_checkpoints(trainer: DictConfig) -> None:
+    folder = Path(trainer.default_local_dir)
+    if checkpoint_folders(folder):
+        raise UserError(f"trainer.default_local_dir: {folder} is a run of `cppo train`; give a folder of its own")
+    if trainer.resume_mode != "resume_path":
+        return
+    named = Path(str(trainer.resume_from_path))
+    if is_own_checkpoint(named) or checkpoint_folders(named):
+        raise UserError(
+            f"trainer.resume_from_path: {named} was written by `cppo train`, and verl cannot resume from it; to start "
+            f"from its weights give actor_rollout_ref.model.path={named} trainer.resume_mode=disable"
+        )
+    if not re.fullmatch(r"global_step_\d+", named.name) or not named.is_dir():
+        raise UserError(f"trainer.resume_from_path: {named} is no checkpoint of verl: give its folder global_step_N")

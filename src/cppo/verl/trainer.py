@@ -1,0 +1,86 @@
+"""verl's trainers with CPPO's worker, one for each of verl's three modes, and the task that runs one of them."""
+
+from typing import Any, ClassVar
+
+import ray
+from omegaconf import DictConfig, open_dict
+from verl.experimental.separation.engine_workers import DetachActorWorker
+from verl.trainer.main_ppo import TaskRunnerV1
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import (
+    PPOTrainer,
+    PPOTrainerColocateAsync,
+    PPOTrainerSeparateAsync,
+    PPOTrainerSync,
+    register_trainer,
+)
+
+from cppo.verl.worker import CPPOActorRolloutRefWorker
+
+PREFIX = "cppo_"
+"""Begins the names of our trainers in verl's registry, where verl's own stand too."""
+ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
+OF_ACTOR = "actor/"
+"""How verl begins the names of the metrics that the actor returns."""
+
+
+class CPPODetachActorWorker(CPPOActorRolloutRefWorker, DetachActorWorker):
+    """The worker where rollouts have devices of their own."""
+
+
+class _CPPOTrainer(PPOTrainer):
+    """What CPPO changes of a trainer of verl: the actor's worker, and the names of the perception term's metrics."""
+
+    mode: ClassVar[str]
+    worker: ClassVar[type] = CPPOActorRolloutRefWorker
+
+    def __init__(self, config: DictConfig) -> None:
+        with open_dict(config):  # verl compares it with its own names, to choose the replay buffer and more
+            config.trainer.v1.trainer_mode = self.mode
+        super().__init__(config)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in ACTOR_ROLES:
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(self.worker)
+        with open_dict(self.config):  # the views of a prompt are others in each epoch
+            self.config.actor_rollout_ref.rollout.custom.cppo_steps_per_epoch = self.steps_per_epoch
+
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch = super()._update_actor(batch, metrics)
+        for name in [name for name in metrics if name.startswith(f"{OF_ACTOR}perception/")]:
+            metrics[name.removeprefix(OF_ACTOR)] = metrics.pop(name)
+        return batch
+
+
+@register_trainer(f"{PREFIX}sync")
+class CPPOSync(_CPPOTrainer, PPOTrainerSync):
+    """Rollouts and updates take turns on the same devices."""
+
+    mode = "sync"
+
+
+@register_trainer(f"{PREFIX}colocate_async")
+class CPPOColocateAsync(_CPPOTrainer, PPOTrainerColocateAsync):
+    """Rollouts and updates take turns on the same devices; an unfinished rollout goes on after the update."""
+
+    mode = "colocate_async"
+
+
+@register_trainer(f"{PREFIX}separate_async")
+class CPPOSeparateAsync(_CPPOTrainer, PPOTrainerSeparateAsync):
+    """Rollouts are made on devices of their own while the policy is updated."""
+
+    mode = "separate_async"
+    worker = CPPODetachActorWorker
+
+
+class CPPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
+    """verl's task, with our trainer of the asked-for mode. Its process imports this module, which registers them."""
+
+    def run(self, config: DictConfig) -> None:
+        """Train until the end."""
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = PREFIX + config.trainer.v1.trainer_mode
+        super().run(config)

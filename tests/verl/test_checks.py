@@ -1,0 +1,71 @@
+"""What `python -m cppo.verl` refuses before Ray starts, in one line."""
+
+import pytest
+from cpu_bed.launch import MODES
+from ray.exceptions import RayTaskError
+from verl.trainer.ppo.v1 import get_trainer_cls
+
+from cppo.assets import MICRO_DIR
+from cppo.errors import UserError
+from cppo.verl import checks
+from cppo.verl.__main__ import main, user_mistake
+from cppo.verl.trainer import PREFIX
+
+OPTIONS = (f"actor_rollout_ref.model.path={MICRO_DIR}", "actor_rollout_ref.rollout.name=vllm")
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs `python -m cppo.verl OPTIONS ARGV`, which must end with status 2; the line that it says."""
+
+    def run(*argv):
+        assert main([*OPTIONS, *map(str, argv)]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cppo: error: ")]
+        return line.removeprefix("cppo: error: ")
+
+    return run
+
+
+def test_each_mode_of_verl_has_a_trainer_of_ours():
+    assert tuple(MODES) == checks.MODES
+    for mode in MODES:
+        assert issubclass(get_trainer_cls(PREFIX + mode), get_trainer_cls(mode))
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("trainer.v1.trainer_mode=async", "trainer.v1.trainer_mode = 'async'"),
+        ("data.trian_files=a", "trian_files"),
+        ("data.train_files", "data.train_files"),
+        ("+actor_rollout_ref.rollout.custom.cppo.perception_wieght=1", "did you mean `perception_weight`?"),
+        ("actor_rollout_ref.rollout.custom.cppo.method=cppo-kl", "cppo-kl"),
+        ("reward.custom_reward_function.reward_kwargs.rewards=[acuracy,format]", "did you mean `accuracy`?"),
+        ("reward.custom_reward_function.reward_kwargs.weights=[1]", "1 weights for 2 rewards"),
+        ("reward.custom_reward_function.reward_kwargs.rewards=[accuracy,length]", "length"),
+    ],
+)
+def test_options(refused, option, named):
+    assert named in refused(option)
+
+
+def test_checkpoints_of_the_trainer(refused, tmp_path):
+    checkpoint = tmp_path / "checkpoint-5"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text("{}")
+    resume = "trainer.resume_mode=resume_path"
+    line = refused(resume, f"trainer.resume_from_path={checkpoint}")
+    assert "`cppo train`" in line
+    assert f"actor_rollout_ref.model.path={checkpoint}" in line
+    assert "`cppo train`" in refused(resume, f"trainer.resume_from_path={tmp_path}")
+    assert "global_step_N" in refused(resume, f"trainer.resume_from_path={tmp_path / 'nothing'}")
+    assert "a folder of its own" in refused(f"trainer.default_local_dir={tmp_path}")
+
+
+def test_a_mistake_that_an_actor_finds():
+    def raised_by_two_actors(cause):
+        first = RayTaskError("worker", "Traceback", cause).as_instanceof_cause()
+        return RayTaskError("runner", "Traceback", first).as_instanceof_cause()
+
+    assert str(user_mistake(raised_by_two_actors(UserError("too few tokens")))) == "too few tokens"
+    assert user_mistake(raised_by_two_actors(ValueError("a fault"))) is None
