@@ -2,16 +2,20 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from cppo.checkpoints import checkpoint_folders, is_own_checkpoint
 from cppo.errors import UserError, choose_one
-from cppo.verl.options import options_from
+from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS
+from cppo.verl.options import WHERE, options_from
 from cppo.verl.reward import load_rewards
 
 MODES = ("sync", "colocate_async", "separate_async")
 """verl's trainers, each of which has one of ours."""
+REWARD_MODULE = "pkg://cppo.verl.reward"
+"""How verl's configuration names the module of our rewards."""
 
 
 def check_config(config: DictConfig) -> None:
@@ -22,13 +26,18 @@ def check_config(config: DictConfig) -> None:
     mode = config.trainer.v1.trainer_mode
     if mode not in MODES:
         raise UserError(f"trainer.v1.trainer_mode = {mode!r}: {choose_one(mode, MODES)}")
-    options_from(OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.cppo, resolve=True))
-    function = config.reward.custom_reward_function
-    if function.path == "pkg://cppo.verl.reward":
-        given = OmegaConf.to_container(function.reward_kwargs, resolve=True)
-        weights = given.get("weights")
-        load_rewards(tuple(given["rewards"]), None if weights is None else tuple(weights))
+    options_from(_plain(config, WHERE))
+    function = "reward.custom_reward_function"
+    if OmegaConf.select(config, f"{function}.path") == REWARD_MODULE:
+        given = _plain(config, f"{function}.reward_kwargs") or {}
+        rewards, weights = given.get("rewards", DEFAULT_REWARDS), given.get("weights", DEFAULT_WEIGHTS)
+        load_rewards(tuple(rewards), None if weights is None else tuple(weights))
     _check_checkpoints(config.trainer)
+
+
+def _plain(config: DictConfig, name: str) -> Any:
+    node = OmegaConf.select(config, name)
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _check_checkpoints(trainer: DictConfig) -> None:

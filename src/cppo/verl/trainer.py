@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import ray
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.utils import Role
@@ -15,6 +15,7 @@ from verl.trainer.ppo.v1 import (
     register_trainer,
 )
 
+from cppo.verl.options import WHERE
 from cppo.verl.worker import CPPOActorRolloutRefWorker
 
 PREFIX = "cppo_"
@@ -44,8 +45,8 @@ class _CPPOTrainer(PPOTrainer):
         for role in ACTOR_ROLES:
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.worker)
-        with open_dict(self.config):  # the views of a prompt are others in each epoch
-            self.config.actor_rollout_ref.rollout.custom.cppo_steps_per_epoch = self.steps_per_epoch
+        # The views of a prompt are others in each epoch.
+        OmegaConf.update(self.config, f"{WHERE}_steps_per_epoch", self.steps_per_epoch, force_add=True)
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._update_actor(batch, metrics)
