@@ -11,7 +11,7 @@ PYTEST := pytest --numprocesses auto --maxprocesses 4
 LIBRARY_TESTS := tests/policy tests/training/test_upstream.py tests/training/test_trl_surface.py \
 	tests/training/test_rollouts.py tests/training/test_shared_views.py tests/training/test_resume.py
 
-.PHONY: check-python demo test test-oldest test-plain micro gpu-acceptance clean help
+.PHONY: check-python demo test test-oldest test-plain verl-test micro gpu-acceptance clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,13 @@ $(STAMP): pyproject.toml constraints.txt | check-python
 .venv-oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt | check-python
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt $(TORCH) -e '.[dev]'
+	@touch $@
+
+.venv-verl/.installed: pyproject.toml constraints-verl.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "verl runs on Python 3.11 and 3.12: make PYTHON=python3.11 verl-test")'
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m $(INSTALL) -r constraints-verl.txt
+	.venv-verl/bin/python -m $(INSTALL) --no-deps -e .
 	@touch $@
 
 demo: $(STAMP) ## train the embedded micro VLM with CPPO, evaluate before and after, write report.html
@@ -47,6 +54,9 @@ test-plain: check-python ## tests of what meets the libraries on what pip takes 
 	.venv-plain/bin/python -m $(INSTALL) --upgrade --upgrade-strategy eager '.[dev]'
 	.venv-plain/bin/$(PYTEST) $(LIBRARY_TESTS)
 
+verl-test: .venv-verl/.installed ## the tests of CPPO inside verl, in .venv-verl
+	.venv-verl/bin/pytest tests/verl
+
 micro: $(STAMP) ## rebuild the embedded micro VLM from nothing (about 25 minutes on 2 cores)
 	$(BIN)/python -m cppo.assets.rebuild
 
@@ -54,4 +64,4 @@ gpu-acceptance: $(STAMP) ## are the numbers right on this GPU, and what do they 
 	$(BIN)/python benchmarks/gpu_acceptance.py --json gpu_acceptance.json
 
 clean: ## remove the environment, builds and caches (not your runs)
-	rm -rf .venv .venv-oldest .venv-plain dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-oldest .venv-plain .venv-verl dist build .pytest_cache .ruff_cache .mypy_cache

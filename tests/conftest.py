@@ -1,14 +1,28 @@
 """What holds for every test and the processes that it starts, set before torch is loaded."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hub_server import HubServer
 from small_model import SMALL
 
+from cppo.verl.versions import installed
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+INSIDE_VERL = Path(__file__).parent / "verl"
+
+
+def pytest_ignore_collect(collection_path):
+    """tests/verl runs where verl is installed, all else where TRL is; the two never are together."""
+    inside = collection_path.is_relative_to(INSIDE_VERL)
+    if installed("verl") is None:
+        return inside or None
+    return (collection_path.is_file() and not inside) or None
 
 
 @pytest.fixture(scope="session")

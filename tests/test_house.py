@@ -16,17 +16,21 @@ from pathlib import Path
 import pytest
 import trl
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 import cppo
 from cppo import CPPOConfig
+from cppo.training import OLDEST_TRANSFORMERS, SUPPORTED_TRL
 from cppo.upstream import OVERRIDES
+from cppo.verl.versions import OF_TRL, SUPPORTED_VERL
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "cppo"
 RESULTS = ROOT / "docs" / "results"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = (
     {"errors", "progress", "parsing", "fields", "messages"},
     {"files", "imports", "probing", "values", "methods"},
@@ -194,8 +198,7 @@ def test_ranges_say_what_was_run() -> None:
     """A range begins at the oldest version that was tested and ends before the next of the newest one."""
     oldest = {"torch": "2.13.0", "torchvision": "0.28.0", **pins("constraints-oldest.txt")}
     newest = pins("constraints.txt")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for requirement in map(Requirement, project["dependencies"]):
+    for requirement in map(Requirement, PROJECT["dependencies"]):
         name = canonicalize_name(requirement.name)
         floor, ceiling = sorted(requirement.specifier, key=lambda bound: bound.operator, reverse=True)
         assert (floor.operator, ceiling.operator) == (">=", "<"), name
@@ -203,6 +206,22 @@ def test_ranges_say_what_was_run() -> None:
         last, bound = Version(newest[name]), Version(ceiling.version)
         assert last < bound, name
         assert bound in (Version(f"{last.major}.{last.minor + 1}"), Version(f"{last.major + 1}")), name
+
+
+def test_what_is_refused_at_the_start_is_outside_the_ranges() -> None:
+    bounds = {needed.name: needed.specifier for needed in map(Requirement, PROJECT["dependencies"])}
+    assert bounds["trl"] == SpecifierSet(SUPPORTED_TRL)
+    assert f">={OLDEST_TRANSFORMERS}" in map(str, bounds["transformers"])
+
+
+def test_the_set_inside_verl_holds_what_both_ask_for() -> None:
+    """Its versions lie in the ranges of this package, but for the packages that verl bounds otherwise."""
+    pinned = pins("constraints-verl.txt")
+    assert SpecifierSet(SUPPORTED_VERL).contains(pinned["verl"])
+    assert "trl" not in pinned
+    for needed in map(Requirement, PROJECT["dependencies"]):
+        if needed.name not in OF_TRL:
+            assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), needed
 
 
 def test_the_documents_name_every_option_with_its_default() -> None:

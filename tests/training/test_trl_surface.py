@@ -11,7 +11,7 @@ from rollout_stubs import make_rows
 from trl import GRPOConfig, GRPOTrainer
 
 from cppo.fields import plain_default
-from cppo.training import check_trl_version
+from cppo.training import OLDEST_TRANSFORMERS, SUPPORTED_TRL, check_versions
 from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
 from cppo.upstream import OVERRIDES
@@ -224,20 +224,25 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 
-@pytest.mark.parametrize("installed", ["1.15.3", "1.17.0", "1.17.0.dev0", "2.0", "0.29.1", "1"])
-def test_another_trl_is_refused_in_words(installed):
+@pytest.mark.parametrize(
+    ("name", "installed"),
+    [("trl", found) for found in ("1.15.3", "1.17.0", "1.17.0.dev0", "2.0", "0.29.1", "1")]
+    + [("transformers", found) for found in ("5.16.3", "5.10.4", "4.57.1")],
+)
+def test_another_version_is_refused_in_words(name, installed):
     with pytest.raises(ImportError) as caught:
-        check_trl_version(installed)
+        check_versions(**{"trl": "1.16.0", "transformers": "5.24.0", name: installed})
     message = str(caught.value)
-    assert f"trl {installed} is installed" in message
-    assert "trl>=1.16,<1.17" in message
+    assert f"{name} {installed} is installed" in message
+    supported = {"trl": SUPPORTED_TRL, "transformers": f">={OLDEST_TRANSFORMERS}"}[name]
+    assert message.endswith(f"pip install '{name}{supported}'")
     assert "\n" not in message
-    assert caught.value.name == "trl"  # by which the command line tells it in one line
+    assert caught.value.name == name  # by which the command line tells it in one line
 
 
 @pytest.mark.parametrize("installed", ["1.16", "1.16.0", "1.16.4", "1.16.0.post1"])
 def test_a_patch_release_is_taken(installed):
-    check_trl_version(installed)
+    check_versions(installed, "5.17.0")
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,26 @@ def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str, desc
     Raises:
         UserError: unknown option, wrong value, missing recipe file.
     """
-    options = schema(command)
-    parser = _parser(options, default_recipe, description, show_inherited="--help-all" in argv)
+    parser = recipe_parser(command, argv, default_recipe=default_recipe, description=description)
+    return parsed_recipe(command, parser, argv)[0]
+
+
+def recipe_parser(
+    command: str, argv: Sequence[str], *, default_recipe: str, description: str, program: str | None = None
+) -> Parser:
+    """The parser of a recipe's options, to which a `program` other than `cppo COMMAND` may add its own."""
+    show_all = "--help-all" in argv
+    return _parser(schema(command), default_recipe, description, show_inherited=show_all, program=program)
+
+
+def parsed_recipe(command: str, parser: Parser, argv: Sequence[str]) -> tuple[Recipe, argparse.Namespace]:
+    """The recipe that the arguments describe, and all arguments. Raises UserError as `parse_recipe` does."""
     if "--help-all" in argv:
         parser.print_help()
         parser.exit()
-    given = vars(parser.parse_all(argv))
-    config = given.pop("config")
-    return load_recipe(command, config, given_values(options, given))
+    options, arguments = schema(command), parser.parse_all(argv)
+    given = {name: words for name, words in vars(arguments).items() if name in options.fields}
+    return load_recipe(command, arguments.config, given_values(options, given)), arguments
 
 
 def given_values(options: Schema, given: Mapping[str, list[str] | None]) -> dict[str, Any]:
@@ -44,11 +56,14 @@ def given_values(options: Schema, given: Mapping[str, list[str] | None]) -> dict
     }
 
 
-def _parser(options: Schema, default_recipe: str, description: str, *, show_inherited: bool) -> Parser:
+def _parser(
+    options: Schema, default_recipe: str, description: str, *, show_inherited: bool, program: str | None
+) -> Parser:
+    program = program or f"cppo {options.command}"
     parser = Parser(
-        prog=f"cppo {options.command}",
+        prog=program,
         description=description,
-        usage=f"cppo {options.command} [--config NAME|FILE.yaml] [--any_field VALUE ...]",
+        usage=f"{program} [--config NAME|FILE.yaml] [--any_field VALUE ...]",
         named_otherwise=options.named_otherwise,
     )
     parser.add_argument("--help-all", action="help", help="show the fields inherited from TRL and transformers too")
@@ -74,7 +89,7 @@ def _parser(options: Schema, default_recipe: str, description: str, *, show_inhe
     group = parser.add_argument_group(
         "inherited from TRL and transformers",
         f"{len(inherited)} more fields, such as --learning_rate, --max_steps, --num_generations, "
-        f"--per_device_train_batch_size, --beta: `cppo {options.command} --help-all` lists them."
+        f"--per_device_train_batch_size, --beta: `{program} --help-all` lists them."
         if options.command == "train"
         else f"{len(inherited)} more fields, such as --learning_rate, --max_steps, --per_device_train_batch_size: "
         "`cppo sft --help-all` lists them.",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cppo import __version__
 from cppo.errors import Stopped, UserError, choose_one, one_line, tell, tell_mistake
+from cppo.verl.versions import installed
 
 COMMANDS = {
     "train": "train a vision-language model with CPPO or another method",
@@ -18,6 +19,7 @@ COMMANDS = {
     "export": "write a run or checkpoint as a plain model folder, adapters merged",
     "inspect": "show which response tokens depend on the image",
     "report": "write a run's report, or put several runs side by side",
+    "verl-config": "write a recipe as options of verl, for more than one node",
     "plan": "count the memory that training takes on each GPU, and what fits",
     "views": "show the views of images: what is kept, what is removed",
     "data": "check data: what it holds, and every row that a run could not use",
@@ -28,6 +30,10 @@ COMMANDS = {
 OF_SEVERAL_PROCESSES = ("train", "sft", "eval")
 """The commands that a launcher may start; the others would do all of their work once in every process."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+BESIDE_VERL = (
+    "in this environment `python -m cppo.verl` trains, inside verl; this command needs TRL, in an environment of its "
+    "own: pip install -c constraints.txt -e . (docs/versions.md)"
+)
 LEANED_ON = ("accelerate", "peft", "torch", "transformers", "trl")
 """Packages of which another version may lack a name that is imported from it."""
 
@@ -57,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in LEANED_ON:
             raise
-        tell_mistake(UserError(f"{one_line(error)}; install the versions that docs/versions.md names"))
+        beside_verl = error.name == "trl" and installed("verl") is not None
+        remedy = BESIDE_VERL if beside_verl else "install the versions that docs/versions.md names"
+        tell_mistake(UserError(f"{one_line(error)}; {remedy}"))
         return 2
     except OSError as error:
         if error.errno not in FULL_DISK:

@@ -56,7 +56,7 @@ _EVERY_TRAINER = ("transformers.training_args.TrainingArguments", "trl.trainer.b
 def inherited_fields(config_class: str) -> dict[str, OptionField]:
     """The fields of one of TRL's configuration classes, `module.Class`, and of those that it inherits from.
 
-    Raises ModuleNotFoundError where the library is not installed, LookupError where it lacks the file or the class.
+    Raises ImportError where the library is not installed, or lacks the file or the class in the version that is.
     """
     declared = {name: field for one in (*_EVERY_TRAINER, config_class) for name, field in _declared_fields(one).items()}
     return {
@@ -78,7 +78,7 @@ def _declared_fields(config_class: str) -> dict[str, OptionField]:
                 and not statement.target.id.startswith("_")
                 and "ClassVar" not in ast.unparse(statement.annotation)
             }
-    raise LookupError(f"no class {config_class}")
+    raise ImportError(f"there is no {config_class}", name=module)
 
 
 @cache
@@ -90,7 +90,7 @@ def _syntax_tree(module: str) -> ast.Module:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     file = Path(spec.submodule_search_locations[0], *rest).with_suffix(".py")
     if not file.is_file():
-        raise LookupError(f"no file {file}")
+        raise ImportError(f"there is no file {file}", name=package)
     return ast.parse(file.read_text(encoding="utf-8"))
 
 

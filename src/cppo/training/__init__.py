@@ -1,4 +1,4 @@
-"""Training: configuration and trainer on top of TRL's GRPO. Importing this checks the version of TRL, nothing else."""
+"""Training: configuration and trainer on top of TRL's GRPO. Importing this checks two versions, and loads nothing."""
 
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -8,24 +8,31 @@ from packaging.specifiers import SpecifierSet
 from cppo import __version__
 
 SUPPORTED_TRL = ">=1.16,<1.17"
+OLDEST_TRANSFORMERS = "5.17"
+"""An earlier one, such as verl takes, lacks what the trainer leans on."""
 VERSIONS_OF = ("torch", "transformers", "trl")
 """The libraries that a run's figures depend on."""
 
 
-def check_trl_version(installed: str) -> None:
-    """Refuse a TRL whose internals this package was not written against.
+def check_versions(trl: str, transformers: str) -> None:
+    """Refuse libraries whose internals this package was not written against.
 
     Args:
-        installed: the version of TRL, for example "1.16.0".
+        trl, transformers: the versions installed, for example "1.16.0".
 
     Raises:
-        ImportError: the version is outside `SUPPORTED_TRL`; the message says what to install.
+        ImportError: one is outside its range; the message says what to install.
     """
-    if not SpecifierSet(SUPPORTED_TRL).contains(installed, prereleases=True):
-        raise ImportError(
-            f"cppo works with trl{SUPPORTED_TRL}, but trl {installed} is installed: pip install 'trl{SUPPORTED_TRL}'",
-            name="trl",
-        )
+    for name, found, supported in (
+        ("trl", trl, SUPPORTED_TRL),
+        ("transformers", transformers, f">={OLDEST_TRANSFORMERS}"),
+    ):
+        if not SpecifierSet(supported).contains(found, prereleases=True):
+            raise ImportError(
+                f"cppo's trainer works with {name}{supported}, but {name} {found} is installed: "
+                f"pip install '{name}{supported}'",
+                name=name,
+            )
 
 
 def package_versions() -> dict[str, str]:
@@ -33,5 +40,5 @@ def package_versions() -> dict[str, str]:
     return {"cppo": __version__, **{package: version(package) for package in VERSIONS_OF}}
 
 
-with suppress(PackageNotFoundError):  # without TRL, whatever needs it says so
-    check_trl_version(version("trl"))
+with suppress(PackageNotFoundError):  # without one, whatever needs it says so
+    check_versions(version("trl"), version("transformers"))

@@ -1,0 +1,104 @@
+"""The batches of a recipe as verl counts them: prompts on all GPUs, a generation batch a step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cppo.errors import UserError
+from cppo.verl.counterparts import ACTOR, ROLLOUT
+
+ROWS_OF_A_GROUP = 3
+"""A rollout and its two views, which stay in one micro-batch."""
+DEFAULT_PROMPT_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a run takes place.
+
+    Attributes:
+        recipe_gpus: the processes that the recipe's batch sizes count on; verl's batches count prompts on all GPUs.
+        rollout_nodes: further nodes, which generate alone, for the mode `separate_async`.
+        mode: verl's `trainer.v1.trainer_mode`.
+    """
+
+    recipe_gpus: int = 8
+    nodes: int = 1
+    gpus_per_node: int = 8
+    rollout_nodes: int = 1
+    mode: str = "sync"
+
+
+class Values(dict[str, Any]):
+    """The options of a run. It knows which of them were asked for, and collects what verl does otherwise."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+        self.instead: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def batches(values: Values, cluster: Cluster) -> dict[str, Any]:
+    """verl counts prompts, of all GPUs; a generation batch is its step."""
+    together, step = rollouts_of_a_batch(values, cluster)
+    group, gpus = values["num_generations"], cluster.nodes * cluster.gpus_per_node
+    for name, rollouts in (("steps_per_generation", together), ("gradient_accumulation_steps", step)):
+        if rollouts % group:
+            raise UserError(f"{name} makes batches of {rollouts} rollouts, which are not whole groups of {group}")
+    if step % together == 0 and step > together:
+        values.instead["steps_per_generation"] = f"the {step} rollouts of an optimizer step are generated together"
+        together = step
+    if together % step:
+        raise UserError(
+            f"steps_per_generation: {together} rollouts of a generation batch are no multiple of the {step} of an "
+            "optimizer step, as verl's are: give a multiple of gradient_accumulation_steps"
+        )
+    if step % gpus:
+        raise UserError(
+            f"--nodes {cluster.nodes} --gpus_per_node {cluster.gpus_per_node}: {gpus} GPUs cannot share the "
+            f"{step} rollouts of an optimizer step equally"
+        )
+    budget = ROWS_OF_A_GROUP * (
+        (values["max_prompt_tokens"] or DEFAULT_PROMPT_TOKENS) + values["max_completion_length"]
+    )
+    found = {
+        "data.train_batch_size": together // group,
+        f"{ACTOR}.ppo_mini_batch_size": step // group,
+        f"{ACTOR}.use_dynamic_bsz": True,
+        f"{ACTOR}.ppo_max_token_len_per_gpu": budget,
+        "trainer.nnodes": cluster.nodes,
+        "trainer.n_gpus_per_node": cluster.gpus_per_node,
+        "trainer.v1.trainer_mode": cluster.mode,
+    }
+    if cluster.mode == "separate_async":
+        found["trainer.v1.separate_async.parameter_sync_step"] = together // step
+        found[f"{ROLLOUT}.nnodes"] = cluster.rollout_nodes
+        found[f"{ROLLOUT}.checkpoint_engine.backend"] = "nccl"
+    return found
+
+
+def rollouts_of_a_batch(values: Values, cluster: Cluster) -> tuple[int, int]:
+    """Rollouts that are generated together, and of an optimizer step, on all GPUs."""
+    micro, accumulation = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    steps = values["steps_per_generation"] or accumulation
+    together = values["generation_batch_size"] or cluster.recipe_gpus * micro * steps
+    return together, cluster.recipe_gpus * micro * accumulation
+
+
+def updates_of_a_batch(values: Values, cluster: Cluster) -> int:
+    together, step = rollouts_of_a_batch(values, cluster)
+    return max(1, together // step) * values["num_iterations"]
+
+
+def batches_of(values: Values, cluster: Cluster, name: str) -> int:
+    """An option in optimizer steps as generation batches, in which verl counts."""
+    updates, steps = updates_of_a_batch(values, cluster), values[name]
+    batches = max(1, math.ceil(steps / updates))
+    if batches * updates != steps:
+        values.instead[name] = f"verl counts generation batches of {updates} steps: {batches}"
+    return batches

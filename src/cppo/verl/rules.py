@@ -1,0 +1,240 @@
+"""What of a recipe becomes which of verl's options, part by part."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from cppo.assets import resolve_model
+from cppo.errors import UserError
+from cppo.methods import with_method
+from cppo.options import EXECUTION_OPTIONS, cppo_fields, schema
+from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, check_rewards
+from cppo.verl.batches import DEFAULT_PROMPT_TOKENS, Cluster, Values, batches, batches_of, updates_of_a_batch
+from cppo.verl.counterparts import ACTOR, CUSTOM, MODEL, ROLLOUT
+from cppo.verl.options import options_from
+
+LOSSES = {
+    "dapo": ("vanilla", "token-mean"),
+    "bnpo": ("vanilla", "token-mean"),
+    "grpo": ("vanilla", "seq-mean-token-mean"),
+    "dr_grpo": ("vanilla", "seq-mean-token-sum-norm"),
+    "sapo": ("sapo", "seq-mean-token-mean"),
+    "cispo": ("cispo", "token-mean"),
+}
+"""TRL's loss types as verl's loss mode and its way to average."""
+ENDLESS = 10**9
+"""More steps and epochs than any run has."""
+UNCLIPPED = 1e9
+"""verl clips the ratio of a rollout with a negative advantage at this; its ratios end at exp(20)."""
+LOGGERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""verl's loggers that TRL's users know by the same name."""
+
+
+def _perception(values: Values, cluster: Cluster) -> dict[str, Any]:
+    """CPPO's own options, but for those that the method sets."""
+    of_method = {**schema("train").defaults, **with_method({}, values["method"])}
+    own = {name: values[name] for name in cppo_fields() if name not in EXECUTION_OPTIONS or name == "view_threads"}
+    given = {name: value for name, value in own.items() if name == "method" or value != of_method[name]}
+    custom = {**given, "seed": values["seed"]}
+    options_from(custom)
+    return {f"{CUSTOM}.{name}": value for name, value in custom.items()}
+
+
+def _rewards(values: Values, cluster: Cluster) -> dict[str, Any]:
+    rewards, weights = values["rewards"], values["reward_weights"]
+    specs = check_rewards(rewards or DEFAULT_REWARDS, weights)
+    for spec in specs:
+        if spec.path.startswith("trl."):
+            raise UserError(f"rewards: {spec.text!r} is TRL's, which is not installed beside verl: leave it out")
+    given = "reward.custom_reward_function.reward_kwargs"
+    default = None if rewards else list(DEFAULT_WEIGHTS)
+    return {f"{given}.rewards": [spec.text for spec in specs], f"{given}.weights": weights or default}
+
+
+def _data(values: Values, cluster: Cluster) -> dict[str, Any]:
+    folder, held_out = values["output_dir"], values["eval_data"]
+    train = f"{folder}/train.parquet"
+    longest = values["max_prompt_tokens"]
+    if longest is None:
+        values.instead["max_prompt_tokens"] = (
+            f"verl needs a bound; a prompt of more than {DEFAULT_PROMPT_TOKENS} tokens stops the run: raise "
+            "data.max_prompt_length, or leave longer rows out with data.filter_overlong_prompts=true"
+        )
+    return {
+        "data.train_files": train,
+        "data.val_files": f"{folder}/test.parquet" if held_out else train,
+        "data.max_prompt_length": longest or DEFAULT_PROMPT_TOKENS,
+        "data.filter_overlong_prompts": longest is not None,
+        **{
+            f"data.apply_chat_template_kwargs.{name}": value for name, value in _mapping(values, "chat_template_kwargs")
+        },
+    }
+
+
+def _loss(values: Values, cluster: Cluster) -> dict[str, Any]:
+    kind, low, beta = values["loss_type"], values["epsilon"], values["beta"]
+    high = low if values["epsilon_high"] is None else values["epsilon_high"]
+    mode, mean = LOSSES.get(kind, LOSSES["dapo"])
+    if kind not in LOSSES:
+        values.instead["loss_type"] = "verl has no such loss; dapo's is taken"
+    elif kind == "bnpo":
+        values.instead["loss_type"] = "a mean over the tokens of a step, not of a micro-batch, as with dapo"
+    if values["importance_sampling_level"] == "sequence":
+        mode = "gspo"
+    if kind == "cispo":  # TRL bounds the ratio by epsilon_high itself, and not from below
+        low, high = 1.0, high - 1
+    found = {
+        f"{ACTOR}.policy_loss.loss_mode": mode,
+        f"{ACTOR}.loss_agg_mode": mean,
+        f"{ACTOR}.clip_ratio": low,
+        f"{ACTOR}.clip_ratio_low": low,
+        f"{ACTOR}.clip_ratio_high": high,
+        f"{ACTOR}.clip_ratio_c": UNCLIPPED if values["delta"] is None else values["delta"],
+        f"{ACTOR}.use_kl_loss": beta != 0,
+        f"{ACTOR}.kl_loss_type": "k3+" if values["use_bias_correction_kl"] else "low_var_kl",
+        "algorithm.norm_adv_by_std_in_grpo": str(values["scale_rewards"]).lower() not in ("none", "false"),
+    }
+    if kind == "dr_grpo":
+        found[f"{ACTOR}.loss_scale_factor"] = values["max_completion_length"]
+    if values["scale_rewards"] == "batch":
+        values.instead["scale_rewards"] = "advantages are divided by the deviation in their group"
+    if beta and values["use_bias_correction_kl"] and updates_of_a_batch(values, cluster) > 1:
+        values.instead["use_bias_correction_kl"] = (
+            "the gradient of KL is that of on-policy rollouts, in later updates too"
+        )
+    return found
+
+
+def _optimizer(values: Values, cluster: Cluster) -> dict[str, Any]:
+    schedule, warmup = values["lr_scheduler_type"], values["warmup_steps"]
+    optim = f"{ACTOR}.optim"
+    if schedule not in ("constant", "constant_with_warmup", "cosine"):
+        values.instead["lr_scheduler_type"] = "verl has constant and cosine schedules; constant is taken"
+    found: dict[str, Any] = {
+        f"{optim}.lr_scheduler_type": "cosine" if schedule == "cosine" else "constant",
+        f"{optim}.betas": [values["adam_beta1"], values["adam_beta2"]],
+    }
+    if schedule != "constant" and 0 < warmup < 1:
+        found[f"{optim}.lr_warmup_steps_ratio"] = warmup
+    elif schedule != "constant" and warmup:
+        found[f"{optim}.lr_warmup_steps"] = batches_of(values, cluster, "warmup_steps")
+    if values["nonfinite"] == "stop":
+        values.instead["nonfinite"] = "a step whose gradient is not finite is left out, and the run goes on"
+    return found
+
+
+def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
+    half = "float16" if values["fp16"] else "bfloat16" if values["bf16"] is not False else "float32"
+    short = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+    # transformers' later name for gradient_checkpointing
+    checkpointing, later = values["gradient_checkpointing"], values["activation_checkpointing"]
+    found = {
+        f"{MODEL}.path": resolve_model(values["model"]),
+        f"{MODEL}.enable_gradient_checkpointing": checkpointing if later is None else later,
+        f"{ACTOR}.strategy": "fsdp2",
+        f"{ACTOR}.entropy_from_logits_with_chunking": True,
+        f"{ROLLOUT}.dtype": half,
+    }
+    precision = f"{ACTOR}.fsdp_config.mixed_precision"
+    if half != "bfloat16":
+        found |= {f"{precision}.{part}_dtype": short[half] for part in ("param", "reduce", "buffer")}
+    for name, value in _mapping(values, "model_init_kwargs"):
+        if name in ("dtype", "torch_dtype") and str(value) in short:
+            found[f"{ACTOR}.fsdp_config.model_dtype"] = short[str(value)]
+        elif name == "attn_implementation":
+            found[f"{MODEL}.override_config.{name}"] = value
+        elif name == "trust_remote_code":
+            found[f"{MODEL}.{name}"] = value
+        else:
+            values.instead["model_init_kwargs"] = "verl takes dtype, attn_implementation and trust_remote_code of it"
+    return found | _adapter(values)
+
+
+def _adapter(values: Values) -> dict[str, Any]:
+    rank, alpha, targets = (values[name] for name in ("lora_r", "lora_alpha", "lora_target_modules"))
+    if not values["use_peft"]:
+        return {}
+    found = {
+        f"{MODEL}.lora_rank": rank,
+        f"{MODEL}.lora_alpha": alpha,
+        f"{MODEL}.target_modules": targets or "all-linear",
+        f"{ROLLOUT}.load_format": "safetensors",  # the base's weights are never sent to the rollout engine
+    }
+    if targets is None:
+        found[f"{MODEL}.exclude_modules"] = ".*(visual|vision).*"
+    return found
+
+
+def _rollouts(values: Values, cluster: Cluster) -> dict[str, Any]:
+    found = {
+        f"{ROLLOUT}.name": "vllm",
+        f"{ROLLOUT}.top_k": values["top_k"] or -1,
+    }
+    of_vllm = {
+        f"{ROLLOUT}.gpu_memory_utilization": values["vllm_gpu_memory_utilization"],
+        f"{ROLLOUT}.max_model_len": values["vllm_max_model_length"],
+        f"{ROLLOUT}.free_cache_engine": values["vllm_enable_sleep_mode"],
+    }
+    corrects = values["vllm_importance_sampling_correction"]
+    if not values["use_vllm"]:
+        values.instead["use_vllm"] = "rollouts come from vLLM; rollout.name=sglang is the other engine"
+        return found
+    if corrects:
+        values.instead["vllm_importance_sampling_correction"] = (
+            "rollouts are not reweighted; algorithm.rollout_correction.rollout_is=token does it"
+        )
+    return found | of_vllm
+
+
+def _lasting(values: Values, cluster: Cluster) -> dict[str, Any]:
+    """How long, what is kept, and where."""
+    folder, loggers, resume = values["output_dir"], values["report_to"], values["resume_from_checkpoint"]
+    epochs, steps, strategy = values["num_train_epochs"], values["max_steps"], values["save_strategy"]
+    loggers = [name for name in ([loggers] if isinstance(loggers, str) else loggers or []) if name != "none"]
+    if set(loggers) - set(LOGGERS):
+        values.instead["report_to"] = f"verl's loggers are console, {', '.join(LOGGERS)}"
+    found = {
+        "trainer.project_name": "cppo" if values["project"] == "huggingface" else values["project"],
+        "trainer.experiment_name": values["run_name"] or folder.rstrip("/").rpartition("/")[2],
+        "trainer.logger": ["console", *(name for name in loggers if name in LOGGERS)],
+        "trainer.total_epochs": math.ceil(epochs) if steps < 1 else ENDLESS,
+        "trainer.save_freq": batches_of(values, cluster, "save_steps") if strategy == "steps" else -1,
+        "trainer.resume_mode": "auto" if resume in (True, "auto") else "resume_path" if resume else "disable",
+    }
+    if steps >= 1:
+        found["trainer.total_training_steps"] = batches_of(values, cluster, "max_steps")
+    elif epochs != math.ceil(epochs):
+        values.instead["num_train_epochs"] = f"verl counts whole epochs: {math.ceil(epochs)}"
+    if strategy not in ("steps", "no"):
+        values.instead["save_strategy"] = "nothing is saved: give save_steps"
+    if values["save_only_model"]:
+        found[f"{ACTOR}.checkpoint.save_contents"] = ["model"]
+    if found["trainer.resume_mode"] == "resume_path":
+        found["trainer.resume_from_path"] = resume
+    return found
+
+
+def _evaluation(values: Values, cluster: Cluster) -> dict[str, Any]:
+    """verl answers the held-out rows greedily, all of them each time, and never without a last time."""
+    final, strategy, probes = values["final_eval_samples"], values["eval_strategy"], values["probe_steps"]
+    every, limit, at_start = (values[name] for name in ("eval_steps", "eval_limit", "eval_on_start"))
+    between = "eval_steps" if strategy == "steps" and every else "probe_steps" if probes else None
+    if strategy == "epoch":
+        values.instead["eval_strategy"] = "held-out rows are answered every trainer.test_freq batches"
+    if final:
+        values.instead["final_eval_samples"] = "held-out rows are answered before and after, but not with a blank image"
+    found = {
+        "trainer.val_before_train": bool(final) or at_start,
+        "trainer.test_freq": batches_of(values, cluster, between) if between else ENDLESS if final else -1,
+    }
+    if values["eval_data"]:
+        found["data.val_max_samples"] = final or limit or -1
+    return found
+
+
+def _mapping(values: Values, name: str) -> Iterator[tuple[str, Any]]:
+    yield from (values[name] or {}).items()
+
+
+RULES = (_perception, _rewards, _data, batches, _loss, _optimizer, _model, _rollouts, _lasting, _evaluation)
+"""Every part: each takes the options and where the run takes place, and gives verl's options."""

@@ -1,0 +1,212 @@
+"""`cppo verl-config`: every option of a recipe reaches verl, or a line says what verl does instead."""
+
+import re
+import shlex
+from importlib.metadata import version
+
+import pytest
+import verl_recipes
+import yaml
+
+from cppo.cli.main import main
+from cppo.cli.verl_config import translation
+from cppo.errors import UserError
+from cppo.options import schema
+from cppo.verl import versions
+from cppo.verl.counterparts import ACTOR, CUSTOM, IN_THE_DATA, INSTEAD, NO_MEANING, ROLLOUT, SAME, without_meaning
+
+FIELDS = schema("train").fields
+OTHER = {
+    "enable_jit_checkpoint": "false",
+    "remove_unused_columns": "false",
+    "activation_checkpointing_kwargs": "{every: 2}",
+    "generation_kwargs": "{seed: 1}",
+    "gradient_checkpointing_kwargs": "{use_reentrant: true}",
+    "liger_kernel_config": "{rope: true}",
+    "lr_scheduler_kwargs": "{min_lr: 0}",
+    "optim": "sgd",
+    "optim_target_modules": "all-linear",
+    "require_sharing": "true",
+    "scorer": "shared",
+    "train_sampling_strategy": "sequential",
+    "transformers_continuous_batching_config": "{a: 1}",
+}
+"""Values to give where `another` finds none that passes."""
+BATCHING = {"use_transformers_continuous_batching": ["--per_device_generation_batch_size", "null"]}
+TOGETHER = BATCHING | {"load_in_4bit": ["--use_peft"], "load_in_8bit": ["--use_peft"], "lora_dropout": ["--use_peft"]}
+TOGETHER |= {name: ["--use_peft"] for name in ("bnb_4bit_quant_type", "use_bnb_nested_quant")}
+
+
+def another(name):
+    """A value of an option unlike its default, as a word."""
+    field = FIELDS[name]
+    if name in OTHER:
+        return OTHER[name]
+    if field.choices:
+        return next(str(choice) for choice in field.choices if choice != field.default)
+    if "bool" in field.kinds:
+        return str(not field.default).lower()
+    if field.kinds & {"int", "float"}:
+        return "0.5" if "int" not in field.kinds else "7"
+    return "{a: 1}" if "dict" in field.kinds and "str" not in field.kinds else "something"
+
+
+def remarks(*words):
+    """The options of the lines that say what verl does instead, each with its line."""
+    lines = translation([*words]).instead
+    return {line.partition(" = ")[0]: line for line in lines}
+
+
+def test_the_tables_share_out_the_options():
+    tables = [list(SAME), list(INSTEAD), " ".join(NO_MEANING.values()).split(), list(IN_THE_DATA)]
+    named = [name for table in tables for name in table]
+    assert len(named) == len(set(named))
+    assert set(named) <= set(FIELDS)
+
+
+def test_an_option_that_nobody_thought_of_is_found(monkeypatch):
+    """Such as one that a later TRL adds: it is in no table, and no rule reads it."""
+    monkeypatch.delitem(INSTEAD, "tf32")
+    with pytest.raises(AssertionError, match="tf32"):
+        translation([])
+
+
+@pytest.mark.parametrize("name", [*INSTEAD, *without_meaning()])
+def test_an_option_without_counterpart_is_told(name):
+    word = another(name)
+    line = remarks(f"--{name}", word, *TOGETHER.get(name, []))[name]
+    assert re.fullmatch(rf"{name} = .+: .{{10,}}", line)
+
+
+def test_the_file_for_the_tests_inside_verl_is_what_the_command_makes():
+    assert verl_recipes.FILE.read_text(encoding="utf-8") == verl_recipes.written()
+
+
+def test_the_published_batch_on_any_number_of_gpus():
+    for nodes in (1, 2, 4):
+        found = translation(["--config", "cppo-3b", "--nodes", str(nodes)]).options
+        assert found["data.train_batch_size"] == 512
+        assert found[f"{ACTOR}.ppo_mini_batch_size"] == 64
+        assert found[f"{ROLLOUT}.n"] == 5
+        assert found["trainer.nnodes"] * found["trainer.n_gpus_per_node"] == 8 * nodes
+        # 248 steps of 64 prompts are 31 generation batches of 512
+        assert found["trainer.save_freq"] == 31
+
+
+def test_a_group_of_rows_fits_the_budget():
+    """A rollout and its two views, each of the longest prompt and response."""
+    words = ["--max_prompt_tokens", "700", "--max_completion_length", "300"]
+    assert translation(words).options[f"{ACTOR}.ppo_max_token_len_per_gpu"] == 3 * (700 + 300)
+
+
+def test_only_what_the_method_does_not_set_is_given():
+    def own(*words):
+        found = translation([*words]).options
+        return {name.removeprefix(f"{CUSTOM}."): value for name, value in found.items() if name.startswith(CUSTOM)}
+
+    assert own() == {"method": "cppo", "seed": 42}
+    assert own("--perception_weight", "0.01") == own()  # the method's own value
+    assert own("--method", "papo", "--perception_weight", "0.04", "--seed", "7") == {
+        "method": "papo",
+        "perception_weight": 0.04,
+        "seed": 7,
+    }
+    assert own("--preserving_views", "rotation")["preserving_views"] == ["rotation"]
+    assert own("--view_threads", "6") == {"method": "cppo", "seed": 42, "view_threads": 6}
+
+
+def test_what_is_printed_runs(tmp_path, capsys):
+    """The data's commands parse with their own parser's options, and the file holds what the command line would."""
+    words = ["verl-config", "--eval_data", "tasks:digits", "--columns", "{prompt: q}", "--output_dir", "out"]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    *data, start = re.split(r"\n(?=cppo |python )", printed.out.replace("\\\n", " ").strip())
+    train, test = map(shlex.split, data)
+    assert train[:4] == ["cppo", "verl-data", "--data", "hub:TIGER-Lab/ViRL39K:train"]
+    assert (train[-1], test[-1]) == ("out/train.parquet", "out/test.parquet")
+    assert "--images_per_row" in train
+    assert "--images_per_row" not in test
+    assert yaml.safe_load(test[test.index("--columns") + 1]) == {"prompt": "q"}
+    assert shlex.split(start)[:3] == ["python", "-m", "cppo.verl"]
+    assert all(line.startswith("cppo: not in verl: ") for line in printed.err.splitlines())
+
+    file = tmp_path / "options.yaml"
+    assert main([*words, "--out", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"python -m cppo.verl --config {file}"
+    assert yaml.safe_load(file.read_text()) == dict(translation(words[1:]).options)
+    assert file.read_text().count("# not in verl: ") == len(translation(words[1:]).instead)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--method vppo", "method = 'vppo' cannot run inside verl"),
+        ("--method cppo --perception_divergence kl", "perception_divergence = 'kl' takes more"),
+        ("--config cppo-paper", "perception_normalization = 'microbatch'"),
+        ("--rewards accuracy length?max_completion_len=9&soft_punish_cache=3", "is TRL's"),
+        ("--gpus_per_node 7", "7 GPUs cannot share"),
+        ("--gradient_accumulation_steps 3", "give a multiple of gradient_accumulation_steps"),
+        ("--num_generations 3", "must be a multiple of"),
+        ("--mode async", "choose one of sync, colocate_async, separate_async"),
+        ("--nodez 2", "unknown option `--nodez`; did you mean"),
+        ("--out nowhere/file.yaml", "there is no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(words, told, refused):
+    assert told in refused("verl-config", *words.split())
+
+
+# Versions, of which nothing is imported
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """An environment of these versions beside verl's real requirements: {package: version, or None for missing}."""
+
+    def set_up(**found):
+        held = {"verl": "0.9.1", "transformers": "5.10.4", "tensordict": "0.10.0", "TransferQueue": "0.1.11"} | found
+        needs = ["transformers!=5.6.0,<5.11,>=5.5.3", "tensordict<=0.10.0,>=0.8.0", 'vllm==0.24.0; extra == "vllm"']
+        own = {"verl": needs, "cppo": ["trl>=1.16,<1.17", "transformers>=5.17", "pint>=0.24.4,<0.26"]}
+        held.setdefault("qwen-vl-utils", "0.0.14")
+        held.setdefault("pint", "0.25.3")
+        held.setdefault("cppo", "0.1.0")
+
+        def installed(name):
+            return held.get(name)
+
+        monkeypatch.setattr(versions, "installed", installed)
+        monkeypatch.setattr(versions, "requires", own.get)
+
+    return set_up
+
+
+def test_versions_that_go_together_pass(environment):
+    environment()
+    versions.check_versions()
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"verl": None}, "verl is not installed here"),
+        ({"verl": "0.8.0"}, "verl>=0.9,<0.10, but verl 0.8.0 is installed"),
+        ({"verl": "0.10.0"}, "but verl 0.10.0 is installed"),
+        ({"transformers": "5.24.0"}, "verl 0.9.1 needs transformers!=5.6.0,<5.11,>=5.5.3, but transformers 5.24.0"),
+        ({"transformers": "5.6.0"}, "but transformers 5.6.0 is installed"),
+        ({"tensordict": None}, "needs tensordict, which is not installed: pip install 'tensordict"),
+        ({"TransferQueue": None}, "needs TransferQueue, which is not installed: pip install 'TransferQueue>=0.1.10'"),
+        ({"pint": None}, "cppo needs pint, which is not installed"),
+        ({"pint": "0.26"}, "but pint 0.26 is installed"),
+    ],
+)
+def test_versions_that_do_not_are_one_line(environment, found, told):
+    environment(**found)
+    with pytest.raises(UserError) as caught:
+        versions.check_versions()
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_installed_is_looked_up():
+    assert versions.installed("trl") == version("trl")
+    assert versions.installed("no-such-package") is None
