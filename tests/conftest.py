@@ -22,7 +22,7 @@ def pytest_ignore_collect(collection_path):
     inside = collection_path.is_relative_to(INSIDE_VERL)
     if installed("verl") is None:
         return inside or None
-    return (collection_path.is_file() and not inside) or None
+    return not (inside or INSIDE_VERL.is_relative_to(collection_path)) or None
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import cppo
 
 TRL = ("trl",)
 TORCH = ("accelerate", "peft", "torch", "torchvision", "transformers", "trl")
-ROOMS = ("methods", "options", "perception", "recipes", "rewards", "tasks", "views")
+ROOMS = ("data", "methods", "options", "perception", "recipes", "rewards", "tasks", "views")
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil, sys
 absent, rooms = (words.split() for words in sys.argv[1:])

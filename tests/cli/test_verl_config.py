@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import verl_recipes
@@ -82,6 +84,20 @@ def test_the_file_for_the_tests_inside_verl_is_what_the_command_makes():
     assert verl_recipes.FILE.read_text(encoding="utf-8") == verl_recipes.written()
 
 
+def test_the_rows_are_those_of_the_recipe():
+    (train,) = translation(["--config", "cppo-3b", "--columns", "{prompt: q}"]).data
+    assert train[0] == "hub:TIGER-Lab/ViRL39K:train"
+    given = dict(zip(train[1::2], train[2::2], strict=True))
+    assert yaml.safe_load(given.pop("--columns")) == {"prompt": "q"}
+    assert r"\boxed{}" in given.pop("--prompt_suffix")
+    assert given == {
+        "--split": "train",
+        "--min_side": "28",
+        "--images_per_row": "1",
+        "--out": "runs/cppo-3b/train.parquet",
+    }
+
+
 def test_the_published_batch_on_any_number_of_gpus():
     for nodes in (1, 2, 4):
         found = translation(["--config", "cppo-3b", "--nodes", str(nodes)]).options
@@ -91,6 +107,28 @@ def test_the_published_batch_on_any_number_of_gpus():
         assert found["trainer.nnodes"] * found["trainer.n_gpus_per_node"] == 8 * nodes
         # 248 steps of 64 prompts are 31 generation batches of 512
         assert found["trainer.save_freq"] == 31
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--loss_type luspo", "loss_type = 'luspo': verl has no such loss"),
+        ("--loss_type bnpo", "loss_type = 'bnpo': a mean over the tokens of a step"),
+        ("--scale_rewards batch", "scale_rewards = 'batch': advantages are divided by the deviation in their group"),
+        ("--loss_type cispo --importance_sampling_level sequence", "importance_sampling_level = 'sequence': verl's"),
+        ("--lr_scheduler_type linear", "lr_scheduler_type = 'linear': verl has constant and cosine"),
+        ("--save_steps 100", "save_steps = 100: verl counts generation batches of 8 steps: 13"),
+        ("--save_steps 0.1", "save_steps = 0.1: verl takes no fraction of a run"),
+        ("--max_prompt_tokens null", "max_prompt_tokens = None: verl needs a bound"),
+        ("--num_train_epochs 1.5", "num_train_epochs = 1.5: verl counts whole epochs: 2"),
+        ("--report_to neptune", "report_to = 'neptune': verl's loggers are"),
+        ('--model_init_kwargs {"revision":1}', "model_init_kwargs = {'revision': 1}: verl takes dtype"),
+        ("--nonfinite stop", "nonfinite = 'stop': a step whose gradient is not finite is left out"),
+    ],
+)
+def test_what_verl_does_otherwise_is_told(words, told):
+    assert [line for line in translation(words.split()).instead if line.startswith(told)]
+    assert not [line for line in translation([]).instead if line.startswith(told)]
 
 
 def test_a_group_of_rows_fits_the_budget():
@@ -115,18 +153,22 @@ def test_only_what_the_method_does_not_set_is_given():
     assert own("--view_threads", "6") == {"method": "cppo", "seed": 42, "view_threads": 6}
 
 
-def test_what_is_printed_runs(tmp_path, capsys):
-    """The data's commands parse with their own parser's options, and the file holds what the command line would."""
-    words = ["verl-config", "--eval_data", "tasks:digits", "--columns", "{prompt: q}", "--output_dir", "out"]
+def test_what_is_printed_runs(tmp_path, monkeypatch, capsys):
+    """The commands that write the data do; the file holds what the command line would."""
+    monkeypatch.chdir(tmp_path)
+    words = ["verl-config", "--data", "tasks:digits?n=4", "--eval_data", "tasks:digits?n=3", "--output_dir", "out"]
     assert main(words) == 0
     printed = capsys.readouterr()
-    *data, start = re.split(r"\n(?=cppo |python )", printed.out.replace("\\\n", " ").strip())
+    folder, *data, start = re.split(r"\n(?=cppo |python )", printed.out.replace("\\\n", " ").strip())
+    subprocess.run(shlex.split(folder), check=True)
     train, test = map(shlex.split, data)
-    assert train[:4] == ["cppo", "verl-data", "--data", "hub:TIGER-Lab/ViRL39K:train"]
-    assert (train[-1], test[-1]) == ("out/train.parquet", "out/test.parquet")
-    assert "--images_per_row" in train
-    assert "--images_per_row" not in test
-    assert yaml.safe_load(test[test.index("--columns") + 1]) == {"prompt": "q"}
+    for command, rows in ((train, 4), (test, 3)):
+        assert command[0] == "cppo"
+        assert main(command[1:]) == 0
+        assert capsys.readouterr().out.startswith(f"rows        {rows};")
+    found = dict(word.split("=", 1) for word in shlex.split(start)[3:])
+    assert Path(found["data.train_files"]).is_file()
+    assert Path(found["data.val_files"]).is_file()
     assert shlex.split(start)[:3] == ["python", "-m", "cppo.verl"]
     assert all(line.startswith("cppo: not in verl: ") for line in printed.err.splitlines())
 
@@ -144,6 +186,7 @@ def test_what_is_printed_runs(tmp_path, capsys):
         ("--method cppo --perception_divergence kl", "perception_divergence = 'kl' takes more"),
         ("--config cppo-paper", "perception_normalization = 'microbatch'"),
         ("--rewards accuracy length?max_completion_len=9&soft_punish_cache=3", "is TRL's"),
+        ("--final_eval_samples 5", "evaluation needs `eval_data`"),
         ("--gpus_per_node 7", "7 GPUs cannot share"),
         ("--gradient_accumulation_steps 3", "give a multiple of gradient_accumulation_steps"),
         ("--num_generations 3", "must be a multiple of"),

@@ -31,6 +31,7 @@ def run(argv: Sequence[str]) -> None:
     remarks = [f"not in verl: {line}" for line in found.instead]
     for remark in remarks:
         tell(remark)
+    print(shlex.join(["mkdir", "-p", found.options["trainer.default_local_dir"]]))
     for words in found.data:
         print(shlex.join(["cppo", "verl-data", *words]))
     if arguments.out is None:

@@ -91,6 +91,7 @@ def rollouts_of_a_batch(values: Values, cluster: Cluster) -> tuple[int, int]:
 
 
 def updates_of_a_batch(values: Values, cluster: Cluster) -> int:
+    """Optimizer steps that train on the same rollouts."""
     together, step = rollouts_of_a_batch(values, cluster)
     return max(1, together // step) * values["num_iterations"]
 
@@ -98,6 +99,9 @@ def updates_of_a_batch(values: Values, cluster: Cluster) -> int:
 def batches_of(values: Values, cluster: Cluster, name: str) -> int:
     """An option in optimizer steps as generation batches, in which verl counts."""
     updates, steps = updates_of_a_batch(values, cluster), values[name]
+    if 0 < steps < 1:
+        values.instead[name] = "verl takes no fraction of a run: 1 generation batch"
+        return 1
     batches = max(1, math.ceil(steps / updates))
     if batches * updates != steps:
         values.instead[name] = f"verl counts generation batches of {updates} steps: {batches}"

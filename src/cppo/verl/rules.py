@@ -80,6 +80,8 @@ def _loss(values: Values, cluster: Cluster) -> dict[str, Any]:
     elif kind == "bnpo":
         values.instead["loss_type"] = "a mean over the tokens of a step, not of a micro-batch, as with dapo"
     if values["importance_sampling_level"] == "sequence":
+        if mode != "vanilla" or values["delta"] is not None:
+            values.instead["importance_sampling_level"] = "verl's ratio of a sequence has PPO's clip alone"
         mode = "gspo"
     if kind == "cispo":  # TRL bounds the ratio by epsilon_high itself, and not from below
         low, high = 1.0, high - 1
@@ -137,6 +139,7 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
     }
     precision = f"{ACTOR}.fsdp_config.mixed_precision"
     if half != "bfloat16":
+        found[f"{ACTOR}.fsdp_config.dtype"] = half
         found |= {f"{precision}.{part}_dtype": short[half] for part in ("param", "reduce", "buffer")}
     for name, value in _mapping(values, "model_init_kwargs"):
         if name in ("dtype", "torch_dtype") and str(value) in short:
@@ -218,6 +221,8 @@ def _evaluation(values: Values, cluster: Cluster) -> dict[str, Any]:
     """verl answers the held-out rows greedily, all of them each time, and never without a last time."""
     final, strategy, probes = values["final_eval_samples"], values["eval_strategy"], values["probe_steps"]
     every, limit, at_start = (values[name] for name in ("eval_steps", "eval_limit", "eval_on_start"))
+    if not values["eval_data"] and (final or probes or at_start or strategy != "no"):
+        raise UserError("evaluation needs `eval_data`: give held-out data")
     between = "eval_steps" if strategy == "steps" and every else "probe_steps" if probes else None
     if strategy == "epoch":
         values.instead["eval_strategy"] = "held-out rows are answered every trainer.test_freq batches"

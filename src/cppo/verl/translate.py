@@ -72,7 +72,7 @@ def _data_commands(values: Values) -> list[list[str]]:
     bound, commands = values["images_per_row"], []
     for split, specs in (("train", values["data"]), ("test", values["eval_data"])):
         if specs:
-            words = ["--data", *([specs] if isinstance(specs, str) else specs), "--split", split, *shared]
+            words = [*([specs] if isinstance(specs, str) else specs), "--split", split, *shared]
             words += ["--images_per_row", str(bound)] if bound is not None and split == "train" else []
             commands.append([*words, "--out", f"{values['output_dir']}/{split}.parquet"])
     return commands
