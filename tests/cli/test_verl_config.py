@@ -186,6 +186,8 @@ def test_what_is_printed_runs(tmp_path, monkeypatch, capsys):
         ("--method cppo --perception_divergence kl", "perception_divergence = 'kl' takes more"),
         ("--config cppo-paper", "perception_normalization = 'microbatch'"),
         ("--rewards accuracy length?max_completion_len=9&soft_punish_cache=3", "is TRL's"),
+        ("--method vision-sr1", "asks the policy"),
+        ("--method cppo-correct-gate --perception_gate_reward acuracy_reward", "did you mean `accuracy_reward`"),
         ("--final_eval_samples 5", "evaluation needs `eval_data`"),
         ("--gpus_per_node 7", "7 GPUs cannot share"),
         ("--gradient_accumulation_steps 3", "give a multiple of gradient_accumulation_steps"),

@@ -7,11 +7,12 @@ from typing import Any
 from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.methods import with_method
-from cppo.options import EXECUTION_OPTIONS, cppo_fields, schema
-from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, check_rewards
+from cppo.options import EXECUTION_OPTIONS, check_gate_reward, cppo_fields, schema
+from cppo.rewards import check_rewards, chosen_rewards
 from cppo.verl.batches import DEFAULT_PROMPT_TOKENS, Cluster, Values, batches, batches_of, updates_of_a_batch
 from cppo.verl.counterparts import ACTOR, CUSTOM, MODEL, ROLLOUT
 from cppo.verl.options import options_from
+from cppo.verl.reward import load_rewards
 
 LOSSES = {
     "dapo": ("vanilla", "token-mean"),
@@ -41,14 +42,15 @@ def _perception(values: Values, cluster: Cluster) -> dict[str, Any]:
 
 
 def _rewards(values: Values, cluster: Cluster) -> dict[str, Any]:
-    rewards, weights = values["rewards"], values["reward_weights"]
-    specs = check_rewards(rewards or DEFAULT_REWARDS, weights)
-    for spec in specs:
+    names, weights = chosen_rewards(values["rewards"], values["method"])
+    weights = values["reward_weights"] or weights
+    for spec in check_rewards(names, weights):
         if spec.path.startswith("trl."):
             raise UserError(f"rewards: {spec.text!r} is TRL's, which is not installed beside verl: leave it out")
+    loaded = load_rewards(tuple(names), tuple(weights))
+    check_gate_reward(values, [name for name, _, _ in loaded])
     given = "reward.custom_reward_function.reward_kwargs"
-    default = None if rewards else list(DEFAULT_WEIGHTS)
-    return {f"{given}.rewards": [spec.text for spec in specs], f"{given}.weights": weights or default}
+    return {f"{given}.rewards": names, f"{given}.weights": list(weights)}
 
 
 def _data(values: Values, cluster: Cluster) -> dict[str, Any]:
