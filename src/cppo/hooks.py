@@ -21,7 +21,9 @@ from cppo.perception import (
     SCORES,
     SELECTORS,
     SHAPINGS,
+    SIMILARITIES,
     TERMS,
+    VIEWS,
     ResponseScores,
     ViewScores,
     detect,
@@ -31,6 +33,7 @@ from cppo.perception import (
     scored_views,
     shapes_advantages,
     view_divergence,
+    views_of,
     with_divergences,
 )
 from cppo.values import check_value
@@ -83,27 +86,32 @@ class Hook:
         return call
 
 
-def _score_shape(anchor: ResponseScores | Tensor, removing: ResponseScores | Tensor) -> torch.Size:
+def _score_shape(anchor: ResponseScores | Tensor, *_: ResponseScores | Tensor) -> torch.Size:
     return anchor.shape[:-1] if isinstance(anchor, Tensor) else anchor.logps.shape
 
 
 FROM_LOGITS = frozenset({"logits", *EXACT_DIVERGENCES})
-SCORE = Hook("score", SCORES, FROM_LOGITS | {"hidden_states"}, "anchor, removing", _score_shape)
+OF_TOKENS = SIMILARITIES | {"hidden_states"}
+SCORE = Hook("score", SCORES, FROM_LOGITS | OF_TOKENS | {"response_mask"}, "anchor, removing", _score_shape)
 SELECTOR = Hook(
     "selector",
     SELECTORS,
-    frozenset({"draws"}),
+    frozenset({"draws", "entropies", "nucleus_entropies", "options"}),
     "score, response_mask, top_fraction, rounding=..., draws=...",
     lambda score, *_: score.shape,
     "bool",
 )
 TERM = Hook(
-    "loss term", TERMS, frozenset({"hidden_states"}), "scores, options", lambda scores, _: scores.response_mask.shape
+    "loss term",
+    TERMS,
+    frozenset({"hidden_states", "advantages", "old_logps", "reference_logps", "response_mean"}),
+    "scores, options",
+    lambda scores, _: scores.response_mask.shape,
 )
 SHAPING = Hook(
     "advantage shaping",
     SHAPINGS,
-    frozenset({"hidden_states", "rollout_weights"}),
+    frozenset({"hidden_states", "rollout_weights", "group_weights"}),
     "scores, advantages, options",
     lambda scores, *_: scores.response_mask.shape,
 )
@@ -137,6 +145,12 @@ def register_own(options: Mapping[str, Any]) -> None:
             if unknown:
                 known = ", ".join(sorted(hook.needs))
                 raise UserError(f"{what} needs {unknown}, which a {hook.kind} is not given; it may need {known}")
+            strange = [view for view in views_of(function, ()) if view not in VIEWS]
+            if strange or ("logits" in needs_of(function) and views_of(function) != ("removing",)):
+                raise UserError(
+                    f"{what} is declared under{views_of(function)}: give 'removing' or 'preserving', or none; with "
+                    "needs('logits') it compares 'removing'"
+                )
             for other in hooks:
                 other.registry.pop(name, None)
             hook.registry[name] = hook.guarded(function, what)
@@ -151,7 +165,7 @@ def try_own(options: Any) -> None:
     own = {option: getattr(options, option) for option in HOOKS if is_own(getattr(options, option))}
     if not own:
         return
-    unknown = needed(options) & (FROM_LOGITS | {"hidden_states"})
+    unknown = needed(options) & (FROM_LOGITS | {"hidden_states", "nucleus_entropies"})
     if unknown and options.perception_sink in TERMS and options.perception_view_policy == "rollout":
         raise UserError(
             f"{' and '.join(own.values())}: perception_view_policy = 'rollout' keeps log-probabilities and entropies "
@@ -164,12 +178,9 @@ def try_own(options: Any) -> None:
     for option, name in own.items():
         what = f"{option} {name!r}"
         if option == "perception_score":
-            _tried(what, _score, [(SCORES[name], scores.anchor, scores.removing) for scores in (made, other)], inside)
+            _tried(what, _score, [(SCORES[name], scores) for scores in (made, other)], inside)
         elif option == "perception_selector":
-            draws = made.draws if "draws" in needs_of(SELECTORS[name]) else None
-            select = functools.partial(SELECTORS[name], rounding=options.perception_top_rounding, draws=draws)
-            fraction = options.perception_top_fraction
-            kept = _tried(what, select, [(scores.score, inside, fraction) for scores in (made, other)], inside)
+            kept = _tried(what, functools.partial(_select, SELECTORS[name], options), [(made,), (other,)], inside)
             if (kept & ~inside).any():
                 raise UserError(f"{what} selects tokens outside response_mask: return its selection & response_mask")
         elif name in SHAPINGS or options.perception_weight:
@@ -191,22 +202,45 @@ def _made_up(options: Any, mask: Tensor, noise: float) -> ViewScores:
         hidden = torch.randn((*mask.shape, WIDTH), generator=generator) + outside[..., None]
         logps, entropies = logits.log_softmax(-1)[..., 0] + outside, entropy_from_logits(logits) + outside
         logits = logits + outside[..., None] * torch.arange(VOCABULARY)
-        return ResponseScores(logps, entropies, logits, None, hidden if "hidden_states" in needed(options) else None)
+        kept = hidden if "hidden_states" in needed(options) else None
+        near = {name: hidden.tanh()[..., place] for place, name in enumerate(sorted(SIMILARITIES))}
+        return ResponseScores(logps, entropies, logits, None, kept, similarities=near)
 
     anchor, removing, preserving = (policy() for _ in range(3))
     score, draws = (torch.rand(mask.shape, generator=generator) for _ in range(2))
-    return ViewScores(anchor, removing, preserving, mask, draws, score + outside)
+    advantages, others = torch.linspace(-1.0, 1.0, len(mask)), anchor.logps - draws - outside
+    return ViewScores(
+        *(anchor, removing, preserving, mask, draws, score + outside),
+        advantages=advantages,
+        old_logps=others,
+        reference_logps=others,
+    )
 
 
 @torch.no_grad()
-def _score(score: Callable[..., Tensor], anchor: ResponseScores, removing: ResponseScores) -> Tensor:
+def _score(score: Callable[..., Tensor], scores: ViewScores) -> Tensor:
     """The score of what it declares and no more, as the packed scorer supplies it."""
-    if "logits" in needs_of(score):
-        assert anchor.logits is not None
-        assert removing.logits is not None
-        return score(anchor.logits.flatten(0, 1), removing.logits.flatten(0, 1)).view_as(anchor.logps)
-    exact = {name: view_divergence(name, anchor, removing) for name in EXACT_DIVERGENCES if name in needs_of(score)}
-    return score(replace(anchor, logits=None), replace(removing, logits=None, exact=exact))
+    anchor, needed = scores.anchor, needs_of(score)
+    views = [getattr(scores, name) for name in views_of(score)]
+    if "logits" in needed:
+        return score(*(one.logits.flatten(0, 1) for one in (anchor, *views))).view_as(anchor.logps)
+    near = {name: values for name, values in anchor.similarities.items() if name in needed}
+    given = []
+    for view in views:
+        exact = {name: view_divergence(name, anchor, view) for name in EXACT_DIVERGENCES if name in needed}
+        given.append(replace(view, logits=None, exact=exact, similarities={}))
+    mask = {"response_mask": scores.response_mask.bool()} if "response_mask" in needed else {}
+    return score(replace(anchor, logits=None, similarities=near), *given, **mask)
+
+
+@torch.no_grad()
+def _select(selector: Callable[..., Tensor], options: Any, scores: ViewScores) -> Tensor:
+    """What a selector keeps, of what it declares and no more."""
+    given = {"entropies": scores.anchor.entropies, "nucleus_entropies": scores.anchor.entropies, "options": options}
+    more = {name: value for name, value in given.items() if name in needs_of(selector)}
+    draws = scores.draws if "draws" in needs_of(selector) else None
+    mask, fraction = scores.response_mask.bool(), options.perception_top_fraction
+    return selector(scores.score, mask, fraction, rounding=options.perception_top_rounding, draws=draws, **more)
 
 
 def _as_scored(scores: ViewScores, options: Any) -> ViewScores:

@@ -210,3 +210,17 @@ def test_a_score_of_ones_own_stands_beside_the_others(tmp_path, capsys, monkeypa
     Path("own.py").unlink()
     assert main(["inspect", *asked, "--config", "mine.yaml", "--out", "x.html"]) == 2
     assert capsys.readouterr().err == "cppo: error: perception_score 'own.py:moved': there is no file own.py\n"
+
+
+@pytest.mark.parametrize(
+    ("score", "selector"), [("image_focus", "two_sets"), ("robust_dependency", "band"), ("sampled_entropy", "bottom")]
+)
+def test_scores_and_selectors_of_other_methods(score, selector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = f"model: micro\ndata: tasks:digits\nperception_score: {score}\nperception_selector: {selector}\n"
+    Path("mine.yaml").write_text(recipe + "perception_sink: mask_advantage\nperception_gate: none\n")
+    asked = ["--model", "micro", "--data", "tasks:digits", "--limit", "1", "--samples", "1", "--max_new_tokens", "6"]
+    assert main(["inspect", *asked, "--config", "mine.yaml", "--out", "x.html", "--json", "x.json"]) == 0
+    (item,) = json.loads(Path("x.json").read_text())
+    assert {score} == set(item["tokens"][0]["scores"]) - set(DEPENDENCY_SCORES)
+    assert 0 < sum(token["selected"] for token in item["tokens"]) < len(item["tokens"])

@@ -72,7 +72,7 @@ def test_a_selector_by_its_name():
         assert torch.equal(select_tokens(name, score, mask, 0.5, draws), expected)
     with pytest.raises(ValueError, match="'random' needs draws"):
         select_tokens("random", score, mask, 0.5)
-    with pytest.raises(ValueError, match="selector must be one of top_positive, top, random, all"):
+    with pytest.raises(ValueError, match="selector must be one of top_positive, all, top, bottom, random"):
         select_tokens("best", score, mask, 0.5)
 
 

@@ -13,8 +13,9 @@ from cppo.errors import UserError
 from cppo.hooks import register_own
 from cppo.perception import SCORES, SHAPINGS, TERMS, needs
 from cppo.policy import packed, plain_scores
+from cppo.training.before_updates import detect_tokens
 from cppo.training.config import CPPOConfig
-from cppo.training.scoring import Rollouts, ViewRequest, detect_tokens
+from cppo.training.scoring import Rollouts, ViewRequest
 
 OWN = """
 import sys
@@ -298,6 +299,69 @@ def test_what_fails_in_the_run_is_one_line_too(trainers, use, tmp_path):
         detected(trainers["packed"])
 
 
+FAMILY = """
+from cppo.perception import needs, under
+
+@under("removing", "preserving")
+@needs("kl", "response_mask")
+def sandwiched(anchor, removing, preserving, *, response_mask):
+    apart = (removing.exact["kl"] - preserving.exact["kl"]).abs()
+    most = apart.masked_fill(~response_mask, 0.0).amax(dim=1, keepdim=True)
+    return apart / most.clamp(min=1e-6)
+
+@under()
+@needs("all_layers", "last_layer")
+def near(anchor):
+    return anchor.similarities["all_layers"] + 2 * anchor.similarities["last_layer"]
+
+@needs("entropies", "options")
+def uncertain(score, response_mask, top_fraction, *, entropies, options, **_):
+    return response_mask & (entropies > options.perception_band[0]) & (score > -1)
+
+@under()
+@needs("advantages", "response_mean")
+def kept(scores, options):
+    return -scores.advantages[:, None] * scores.anchor.logps
+
+@under("left")
+def strange(anchor, left):
+    return anchor.logps
+"""
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    file = tmp_path_factory.mktemp("family") / "family.py"
+    file.write_text(FAMILY)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("score", "selector", "sink"),
+    [
+        ("sandwiched", "top", "contrast"),
+        ("near", "uncertain", "divergence"),
+        ("near", "all", "kept"),
+        ("near", "top", "mask_advantage"),
+    ],
+)
+def test_what_functions_declare_comes_on_every_path(use, family, score, selector, sink):
+    """Views, similarities, the response mask, entropies, options, advantages, and a mean over all tokens."""
+    names = {"perception_score": score, "perception_selector": selector, "perception_sink": sink}
+    own = ("sandwiched", "near", "uncertain", "kept")
+    options = {option: f"{family}:{name}" if name in own else name for option, name in names.items()}
+    options |= {"perception_weight": 1.0, "perception_gate": "none", "perception_selector_scope": "batch"}
+    trainers = use({**options, "perception_band": [1.0, 2.0]})
+    loss, gradient = loss_and_gradient(trainers["plain"])
+    for name, tolerance in (("packed", 1e-6), ("packed32", 2e-4), ("kernel", 2e-4)):
+        other_loss, other_gradient = loss_and_gradient(trainers[name])
+        assert other_loss == pytest.approx(loss, abs=1e-7 if name == "packed" else 2e-5), name
+        assert (other_gradient - gradient).norm() <= tolerance * gradient.norm(), name
+    if sink == "kept":
+        (inputs,) = cut(trainers["plain"], generation_batch(trainers["plain"], ROWS), 1)
+        assert not any(inputs["perception_views"])
+
+
 def config(tmp_path, **given):
     return CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
 
@@ -317,7 +381,11 @@ def config(tmp_path, **given):
         ("score", "own.py:listed", "it returned what is of type list"),
         ("score", "own.py:undefined", "not finite for ordinary scores: keep out of 0 / 0 and log 0"),
         ("score", "own.py:undeclared", "failed in own.py line 65: AttributeError: 'NoneType'"),
-        ("score", "own.py:unknown_need", "needs attention, which a score is not given; it may need hidden_states, js"),
+        (
+            "score",
+            "own.py:unknown_need",
+            "needs attention, which a score is not given; it may need all_layers, hidden",
+        ),
         ("score", "own.py:drawn", "returns other values for the same tensors"),
         ("score", "own.py:leaves", "failed in own.py line 75: SystemExit: 3"),
         ("selector", "own.py:everything", "selects tokens outside response_mask: return its selection & response_mask"),
@@ -371,3 +439,8 @@ def test_a_missing_file_is_found_before_torch_is_imported(tmp_path):
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "2 False\n"
     assert done.stderr == "cppo: error: perception_selector 'gone.py:mine': there is no file gone.py\n"
+
+
+def test_a_view_that_is_none(family, tmp_path):
+    with pytest.raises(UserError, match=r"is declared under\('left',\): give 'removing' or 'preserving'"):
+        config(tmp_path, perception_score=f"{family}:strange")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from tqdm import tqdm
 
@@ -54,6 +55,7 @@ def run(argv: Sequence[str]) -> None:
         top_rounding=options["perception_top_rounding"],
         gate=options["perception_gate"],
         tolerance=trained.get("tolerance", 0.0),
+        run=SimpleNamespace(**options),
     )
     score = options["perception_score"]
     items = [

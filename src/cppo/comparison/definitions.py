@@ -9,6 +9,7 @@ from typing import Any
 
 from cppo.imports import is_own
 from cppo.options import schema
+from cppo.options.selection import DETECTORS
 from cppo.views import condition_families
 
 CHANGES: Mapping[str, tuple[str, ...]] = {
@@ -29,8 +30,6 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
 1; so has every part of a result that keeps no numbers."""
 BLOCKS = ("score", "divergence", "selector", "gate", "sink")
 """Kinds of parts that the option `perception_KIND` names."""
-DETECTORS = schema("train").own["perception_score"].choices
-"""The scores that an evaluation judges: all."""
 
 
 def definition(part: str) -> int:

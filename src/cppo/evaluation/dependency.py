@@ -1,6 +1,6 @@
 """Scores of given responses under an image, and how much their tokens depend on it, in batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,12 @@ def score_dependency(
 
 @torch.no_grad()
 def score_responses(
-    model: Any, prompt: Any, rows: Sequence[list[int]], temperature: float, hidden_states: bool = False
+    model: Any,
+    prompt: Any,
+    rows: Sequence[list[int]],
+    temperature: float,
+    hidden_states: bool = False,
+    similar: Collection[str] = (),
 ) -> ResponseScores:
     """Scores [B, T] and logits [B, T, V] of responses to `prompt_inputs`; what follows a response is padding."""
     inputs = dict(prompt.to(model.device).items())
@@ -68,7 +73,7 @@ def score_responses(
     for key in PER_TOKEN_KEYS:
         if key in inputs:
             inputs[key] = torch.cat([inputs[key], torch.zeros_like(padded)], dim=1)
-    return plain_scores(model, ids, mask, length, temperature, inputs, hidden_states=hidden_states)
+    return plain_scores(model, ids, mask, length, temperature, inputs, hidden_states=hidden_states, similar=similar)
 
 
 def padded_mask(rows: Sequence[list[int]]) -> Tensor:

@@ -16,11 +16,14 @@ from cppo.perception import (
     DEPENDENCY_SCORES,
     DIVERGENCES,
     SCORES,
+    SELECTORS,
+    SIMILARITIES,
     ResponseScores,
     dependency_score,
     equal_rewards,
     gate_rollouts,
     needs_of,
+    nucleus_entropy,
     select_tokens,
     view_divergence,
 )
@@ -43,6 +46,7 @@ class InspectOptions:
             (`select_tokens`).
         gate: which responses take part in the perception loss (`gate_rollouts`).
         tolerance: of a number in an answer, as a fraction of it.
+        run: all options of the run, for selectors that take others too.
     """
 
     samples: int = 4
@@ -56,6 +60,7 @@ class InspectOptions:
     top_rounding: str = "floor"
     gate: str = "advantage"
     tolerance: float = 0.0
+    run: Any = None
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,10 @@ def inspect_record(
         temperature=0.0 if options.samples == 1 else options.temperature,
         streams=[response_stream(options.seed, record.id, sample) for sample in range(options.samples)],
     )
-    hidden = "hidden_states" in needs_of(SCORES[options.score])
+    needed = needs_of(SCORES[options.score])
+    hidden, similar = "hidden_states" in needed, needed & SIMILARITIES
     scored = {
-        view: score_responses(model, inputs(view), rows, options.temperature, hidden)
+        view: score_responses(model, inputs(view), rows, options.temperature, hidden, similar)
         for view in (VIEWS if record.images else ("image",))
     }
     for view in VIEWS:
@@ -172,7 +178,11 @@ def token_columns(
     """
     anchor, removing = scored["image"], scored["removing"]
     names = dict.fromkeys((*DEPENDENCY_SCORES, options.score))
-    scores = {name: dependency_score(name, anchor, removing) for name in names}
+    scores = {name: dependency_score(name, anchor, removing, scored["preserving"], mask) for name in names}
+    more = {"entropies": anchor.entropies, "options": options.run}
+    if "nucleus_entropies" in needs_of(SELECTORS[options.selector]):
+        assert anchor.logits is not None
+        more["nucleus_entropies"] = nucleus_entropy(anchor.logits, options.run.perception_nucleus)
 
     def divergences(view: str) -> dict[str, Any]:
         return {name: view_divergence(name, anchor, scored[view]).tolist() for name in DIVERGENCES}
@@ -184,8 +194,9 @@ def token_columns(
         "d_removing": divergences("removing"),
         "scores": {name: value.tolist() for name, value in scores.items()},
         "selected": {
-            name: select_tokens(
-                options.selector, value, mask, options.top_fraction, draws, options.top_rounding
+            name: (
+                select_tokens(options.selector, value, mask, options.top_fraction, draws, options.top_rounding, **more)
+                > 0
             ).tolist()
             for name, value in scores.items()
         },

@@ -7,6 +7,7 @@
    `perception_top_*`; `perception_gate*`, `perception_rollouts_per_group`, `perception_weighting`).
 4. Sink: what the divergences or scores go into, a loss of their own or the advantages (`perception_sink`, the other
    options `perception_*`).
+   A weight may follow a schedule over the run (`schedules`).
 5. RL: the loss that all this is added to (TRL's options, `rl_weight`, `entropy_estimator`).
 6. Rewards: those that a method is defined by, with their weights (`Method.rewards`).
 
@@ -21,14 +22,14 @@ from typing import Any
 
 Options = dict[str, Any]
 
-SHAPING_SINKS = ("mask_advantage", "scale_advantage")
+SHAPING_SINKS = ("mask_advantage", "scale_advantage", "add_advantage", "factor_advantage", "softmax_advantage")
 """Values of `perception_sink` that change the advantages and add no loss."""
 
 REWARDS = "rewards"
 """The entry of a declaration that names rewards with their weights."""
 
-WHOLE_DISTRIBUTIONS = ("kl", "js")
-"""Values of `perception_divergence` and `perception_score` that are taken over the whole vocabulary."""
+WHOLE_DISTRIBUTIONS = ("kl", "js", "anchored_entropy", "robust_dependency")
+"""Values of `perception_divergence` and `perception_score` that are taken over the whole vocabulary of two policies."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from cppo.methods.blocks import Method, Options, declared
 from cppo.methods.own import ABLATIONS, OF_CPPO, OURS
 from cppo.methods.published import PUBLISHED, cppo
 from cppo.methods.rewarded import REWARDED
+from cppo.methods.reweighting import REWEIGHTING
 
 DEFAULT_METHOD = "cppo"
 """What `CPPOConfig.method` is where nothing is said."""
 METHODS: Mapping[str, Method] = {
-    **{name: declared(name, declaration) for name, declaration in {**PUBLISHED, **REWARDED}.items()},
+    **{name: declared(name, declaration) for name, declaration in {**PUBLISHED, **REWARDED, **REWEIGHTING}.items()},
     **{name: Method(name, {**cppo(), **changes}, text + OF_CPPO) for name, (changes, text) in ABLATIONS.items()},
     **{name: declared(name, declaration) for name, declaration in OURS.items()},
 }

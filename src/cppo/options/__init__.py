@@ -3,6 +3,7 @@
 from cppo.options.method import EXECUTION_OPTIONS, CPPOOptions, check_combinations, cppo_fields, without_method
 from cppo.options.rl import check_group_sizes
 from cppo.options.run import ADAPTER_OPTIONS, RunOptions, TrainOptions
+from cppo.options.schedules import follow_schedules, with_schedules
 from cppo.options.schema import Schema, schema
 from cppo.options.selection import check_gate_reward
 
@@ -17,6 +18,8 @@ __all__ = [
     "check_gate_reward",
     "check_group_sizes",
     "cppo_fields",
+    "follow_schedules",
     "schema",
+    "with_schedules",
     "without_method",
 ]

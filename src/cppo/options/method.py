@@ -10,6 +10,7 @@ from cppo.imports import check_own, is_own
 from cppo.methods import DEFAULT_METHOD, METHODS, Options
 from cppo.options.execution import ExecutionOptions, check_execution
 from cppo.options.rl import RLOptions, check_rl
+from cppo.options.schedules import ScheduleOptions, check_schedules
 from cppo.options.selection import SelectionOptions, check_selection
 from cppo.options.sink import SinkOptions, check_sink
 from cppo.options.views import ViewOptions, check_views, strength_fields
@@ -30,7 +31,9 @@ class MethodOption:
 
 
 @dataclass
-class CPPOOptions(ExecutionOptions, ViewOptions, RLOptions, SelectionOptions, SinkOptions, MethodOption):
+class CPPOOptions(
+    ExecutionOptions, ViewOptions, ScheduleOptions, RLOptions, SelectionOptions, SinkOptions, MethodOption
+):
     """Every option of CPPO's own, for a configuration to inherit. The blocks' fields come last base first."""
 
 
@@ -58,7 +61,7 @@ def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | Non
         if field.functions and is_own(options[name]):
             check_own(options[name], f"{name} {options[name]!r}")
     check_sink(options, shapes_advantages)
-    for check in (check_selection, check_execution, check_rl, check_views):
+    for check in (check_selection, check_execution, check_rl, check_views, check_schedules):
         check(options)
 
 

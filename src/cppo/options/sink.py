@@ -9,6 +9,8 @@ from cppo.fields import method_option
 from cppo.imports import is_own
 from cppo.methods import SHAPING_SINKS, WHOLE_DISTRIBUTIONS
 
+TOKEN_MEANS = ("dapo", "bnpo", "cispo", "vespo")
+"""Values of TRL's `loss_type` that are a mean over tokens, not over rollouts."""
 ENTROPY_WEIGHTS = ("perception_removing_entropy_weight", "perception_preserving_entropy_weight")
 
 
@@ -18,14 +20,16 @@ class SinkOptions:
 
     perception_sink: Annotated[
         str,
-        ("contrast", "divergence", "mask_advantage", "scale_advantage", "none"),
+        ("contrast", "divergence", "covariance_kl", *SHAPING_SINKS, "none"),
         {"advantage": "mask_advantage", "weights": "scale_advantage"},
     ] = method_option(
         "contrast",
         "What the perception tokens go into: 'contrast' (published), softplus((w+ d+ - w- d-) / tau); 'divergence', "
         "w+ d+ - w- d-; 'mask_advantage', which they alone keep, in rollouts weighted by their score (VPPO); "
-        "'scale_advantage': every token's advantage is weighted by its score (PGPO); file.py:function, a loss term or "
-        "an advantage shaping; 'none' trains on the RL loss alone.",
+        "'scale_advantage': every token's advantage is weighted by its score (PGPO), 'softmax_advantage' by a softmax "
+        "over scores (PEPO), 'factor_advantage' by factors of token and rollout (VGPO); 'add_advantage' adds a bonus "
+        "by the score (MSSR); 'covariance_kl' penalizes leaving another policy by the token's covariance (SENT); "
+        "file.py:function, a loss term or an advantage shaping; 'none' trains on the RL loss alone.",
     )
     perception_weight: Annotated[float, "[0, inf)"] = method_option(
         0.01, "Weight lambda of the perception loss. 0 leaves it out, with the passes that nothing else needs."
@@ -74,7 +78,9 @@ class SinkOptions:
         "policy says under the image is a fixed target for the views, which RL alone moves.",
     )
     perception_advantage_floor: Annotated[float, "[0, 1]"] = method_option(
-        0.9, "Sink 'mask_advantage': the smallest weight of a rollout's advantage; 1 weights all alike."
+        0.9,
+        "Sinks 'mask_advantage' and 'factor_advantage': the smallest weight of a rollout's advantage; 1 weights all "
+        "alike in the first.",
     )
     perception_advantage_scope: Literal["batch", "minibatch"] = method_option(
         "batch",
@@ -82,11 +88,52 @@ class SinkOptions:
         "'minibatch' (VPPO): the least and the largest score are those of a process's rollouts of an optimizer step, "
         "and the mean weight of a micro-batch is 1, which depends on how the batch is cut.",
     )
+    perception_advantage_mean: Literal["all", "selected"] = method_option(
+        "all",
+        "Sinks that shape advantages: whether the RL loss is a mean over 'all' response tokens, or over the 'selected' "
+        "ones of the generation batch (VEPO), by a factor of all advantages that fits a mean over tokens (loss_type "
+        "'dapo').",
+    )
+    perception_shaping_weight: Annotated[float, "[0, 1]"] = method_option(
+        1.0,
+        "Sinks that shape advantages: the part of the shaped ones, beside 1 - it of the rollout's own (PEPO, by a "
+        "schedule).",
+    )
     perception_weight_threshold: Annotated[float, "(0, 1)"] = method_option(
         0.4, "Sink 'scale_advantage': log(1 + score), scaled to [0, 1] over a rollout's tokens, that has the weight 1."
     )
     perception_weight_slope: Annotated[float, "[0, inf)"] = method_option(
         2.0, "Sink 'scale_advantage': by how much the weight grows from there to the best score."
+    )
+    perception_bonus_weight: Annotated[float, "[0, inf)"] = method_option(
+        0.4, "Sink 'add_advantage': weight of the score in a token's bonus."
+    )
+    perception_bonus_limit: Annotated[float, "[0, 1]"] = method_option(
+        0.5, "Sink 'add_advantage': the largest bonus, as a fraction of the size of the rollout's advantage."
+    )
+    perception_softmax_gate: Annotated[float, "[0, 1)"] = method_option(
+        0.05, "Sink 'softmax_advantage': strength of the gate by score and entropy."
+    )
+    perception_softmax_temperature: Annotated[float, "(0, inf)"] = method_option(
+        1.8, "Sink 'softmax_advantage': temperature of the softmax over a rollout's scores."
+    )
+    perception_kl_target: Literal["old", "reference"] = method_option(
+        "old",
+        "Sink 'covariance_kl': the policy that is not to be left: that which made the rollouts (SENT's code), or the "
+        "reference (its paper; needs beta > 0).",
+    )
+    perception_kl_weights: Annotated[list[float], "[0, inf)"] = method_option(
+        [2.0, 0.5], "Sink 'covariance_kl': weights of the tokens of high and of low covariance."
+    )
+    perception_covariance_fraction: Annotated[float, "(0, 0.5]"] = method_option(
+        0.0002,
+        "Sink 'covariance_kl': fraction of the selected tokens that have the high weight, and as many the low one; at "
+        "least one each (SENT's code).",
+    )
+    perception_covariance_threshold: float | None = method_option(
+        None,
+        "Sink 'covariance_kl': the covariance above which a token has the high weight, and all others the low one "
+        "(SENT's paper). Without it the fraction decides.",
     )
 
 
@@ -107,6 +154,11 @@ def check_sink(options: Mapping[str, Any], shapes_advantages: bool | None) -> No
         return
     if shapes:
         _check_shaping(options)
+    elif sink != "none" and options["perception_selector"] == "two_sets":
+        raise UserError(
+            f"perception_selector = 'two_sets' weights tokens, which perception_sink = {sink!r} has no use for: choose "
+            "'mask_advantage'"
+        )
     entropy_weight = next((name for name in ENTROPY_WEIGHTS if options[name]), None)
     if entropy_weight and options["perception_normalization"] == "token" and options["perception_selector"] != "all":
         raise UserError(
@@ -125,6 +177,8 @@ def check_sink(options: Mapping[str, Any], shapes_advantages: bool | None) -> No
             "perception_divergence = 'k1' has no gradient but that of the policy under the views, since the anchor "
             "cancels: set perception_view_gradients = true"
         )
+    if sink == "covariance_kl":
+        _check_split(options)
     compares = options["perception_preserving_weight"] or options["perception_removing_weight"]
     if adds_loss and options["perception_weight"] and not (compares or entropy_weight):
         raise UserError(
@@ -150,6 +204,22 @@ def check_sink(options: Mapping[str, Any], shapes_advantages: bool | None) -> No
         raise UserError(
             f"perception_normalization = 'token' needs the rollouts of a whole step at once, but steps_per_generation "
             f"= {steps} is not a multiple of gradient_accumulation_steps = {accumulation}"
+        )
+
+
+def _check_split(options: Mapping[str, Any]) -> None:
+    """Options of the sink that looks at no view. Raises UserError."""
+    if len(options["perception_kl_weights"]) != 2:
+        raise UserError(f"perception_kl_weights = {options['perception_kl_weights']}: give two weights, [high, low]")
+    for name in ENTROPY_WEIGHTS:
+        if options[name]:
+            raise UserError(f"{name} is of a view, but perception_sink = 'covariance_kl' looks at none: set 0")
+    if options["perception_kl_target"] == "reference" and not options.get("beta", 1.0):
+        raise UserError("perception_kl_target = 'reference' needs a reference, which TRL keeps for beta > 0: set beta")
+    if options["perception_normalization"] == "token" and options["perception_selector"] != "all":
+        raise UserError(
+            "perception_sink = 'covariance_kl' averages over all response tokens: perception_normalization = 'token' "
+            "counts them with perception_selector = 'all' alone"
         )
 
 
@@ -187,13 +257,19 @@ def _check_shaping(options: Mapping[str, Any]) -> None:
             f"perception_gate = {options['perception_gate']!r} would leave the other rollouts their advantage at every "
             f"token: perception_sink = {sink!r} needs perception_gate = 'none'"
         )
+    loss_type = options.get("loss_type", "dapo")
+    if options["perception_advantage_mean"] == "selected" and loss_type not in TOKEN_MEANS:
+        raise UserError(
+            f"perception_advantage_mean = 'selected' fits a mean over tokens, not loss_type = {loss_type!r}: choose "
+            f"one of {', '.join(TOKEN_MEANS)}"
+        )
     selector = options["perception_selector"]
     if sink == "mask_advantage" and selector in ("random", "all"):
         raise UserError(
             f"perception_selector = {selector!r} needs no scores, by which perception_sink = 'mask_advantage' weights "
             "tokens and rollouts: choose 'top' or 'top_positive'"
         )
-    if sink == "scale_advantage" and selector != "all":
+    if sink in SHAPING_SINKS and sink != "mask_advantage" and selector != "all":
         raise UserError(
-            f"perception_selector = {selector!r}: perception_sink = 'scale_advantage' weights every token: choose 'all'"
+            f"perception_selector = {selector!r}: perception_sink = {sink!r} weights every token: choose 'all'"
         )

@@ -12,13 +12,14 @@ first.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from cppo.perception.distributions import EXACT_DIVERGENCES
+from cppo.perception.distributions import EXACT_DIVERGENCES, nucleus_entropy
+from cppo.perception.responses import ResponseScores, ViewScores
 
 K3_LOG_RATIO_LIMIT = 20.0
 K3_VALUE_LIMIT = 10.0
@@ -106,7 +107,7 @@ def select_perception_tokens(
     synchronous code takes the floor, its asynchronous the ceiling. Raises ValueError on a shape that does not
     fit, a top_fraction outside (0, 1] or an unknown rounding.
     """
-    candidate_BT = _response_tokens(score, response_mask, top_fraction) & (score > 0)
+    candidate_BT = response_tokens(score, response_mask, top_fraction) & (score > 0)
     if advantages is not None:
         if advantages.shape == score.shape[:1]:
             advantages = advantages[:, None]
@@ -117,29 +118,7 @@ def select_perception_tokens(
             )
         candidate_BT &= advantages > 0
 
-    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction, rounding))
-
-
-def select_top_tokens(score: Tensor, response_mask: Tensor, top_fraction: float, rounding: str = "floor") -> Tensor:
-    """The best-scored `top_fraction` of each rollout's response tokens, whatever their sign.
-
-    As `select_perception_tokens` otherwise, whose top fraction is one of the tokens with a positive score. Source: VPPO
-    (arXiv 2510.09285), where top_fraction is 0.4 and the rounding "ceil".
-    """
-    candidate_BT = _response_tokens(score, response_mask, top_fraction)
-    return _best(score, candidate_BT, _kept(candidate_BT, top_fraction, rounding))
-
-
-def select_random_tokens(like: Tensor, response_mask: Tensor, draws: Tensor) -> Tensor:
-    """As many of each rollout's response tokens as `like` selects, drawn uniformly: those with the largest `draws`.
-
-    like: bool [B, T]. response_mask: [B, T]. draws: independent uniform numbers, [B, T]. Returns bool [B, T]. Raises
-    ValueError on unequal shapes.
-    """
-    candidate_BT = _response_tokens(draws, response_mask)
-    if like.shape != draws.shape:
-        raise ValueError(f"like must have the shape of draws, {tuple(draws.shape)}, but has {tuple(like.shape)}")
-    return _best(draws, candidate_BT, like.sum(dim=1, keepdim=True))
+    return best_tokens(score, candidate_BT, kept_count(candidate_BT, top_fraction, rounding))
 
 
 def select_tokens(
@@ -149,19 +128,26 @@ def select_tokens(
     top_fraction: float,
     draws: Tensor | None = None,
     rounding: str = "floor",
+    **more: Any,
 ) -> Tensor:
-    """The tokens that a selector of `SELECTORS` keeps, bool [B, T].
+    """The tokens that a selector of `SELECTORS` keeps, bool [B, T], or their weights, floating [B, T].
 
     score, response_mask: [B, T]. draws: independent uniform numbers, [B, T], for selectors that need them. rounding:
-    one of `ROUNDINGS`. Raises ValueError on an unknown selector, missing draws, or what the functions above refuse.
+    one of `ROUNDINGS`. more: "entropies", "nucleus_entropies" and "options", for selectors that need them. Raises
+    ValueError on an unknown selector, what it needs and lacks, or what the functions above refuse.
     """
     select = registered(SELECTORS, "selector", selector)
-    if "draws" in needs_of(select) and draws is None:
+    needed = needs_of(select)
+    if "draws" in needed and draws is None:
         raise ValueError(f"selector {selector!r} needs draws, uniform random numbers [B, T]")
-    return select(score, response_mask.bool(), top_fraction, rounding=rounding, draws=draws)
+    taken = {name: more.get(name) for name in sorted(needed - {"draws"})}
+    for name, value in taken.items():
+        if value is None:
+            raise ValueError(f"selector {selector!r} needs {name}")
+    return select(score, response_mask.bool(), top_fraction, rounding=rounding, draws=draws, **taken)
 
 
-def _response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float = 1.0) -> Tensor:
+def response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float = 1.0) -> Tensor:
     """The response mask as bool [B, T], after a check of shapes and fraction."""
     if not 0.0 < top_fraction <= 1.0:
         raise ValueError(f"top_fraction must lie in (0, 1], but is {top_fraction}")
@@ -174,8 +160,11 @@ def _response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float =
     return response_mask.bool()
 
 
-def _kept(candidate_BT: Tensor, top_fraction: float, rounding: str) -> Tensor:
-    """How many of each row's candidates are kept: at least one, but 0 without any; [B, 1]."""
+def kept_count(candidate_BT: Tensor, top_fraction: float, rounding: str) -> Tensor:
+    """How many of each row's candidates are kept: at least one, but 0 without any; [B, 1].
+
+    Raises ValueError on a rounding that is not one of `ROUNDINGS`.
+    """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, but is {rounding!r}")
 
@@ -191,7 +180,7 @@ def _kept(candidate_BT: Tensor, top_fraction: float, rounding: str) -> Tensor:
     return kept_by_count[candidate_BT.sum(dim=1, keepdim=True)]
 
 
-def _best(score: Tensor, candidate_BT: Tensor, kept_B1: Tensor) -> Tensor:
+def best_tokens(score: Tensor, candidate_BT: Tensor, kept_B1: Tensor) -> Tensor:
     """The `kept_B1` best-scored candidates of each row, ties to the earlier position; bool [B, T]."""
     ranked = score if score.is_floating_point() else score.float()
     order_BT = torch.sort(
@@ -202,78 +191,21 @@ def _best(score: Tensor, candidate_BT: Tensor, kept_B1: Tensor) -> Tensor:
     return candidate_BT & (rank_BT < kept_B1)
 
 
-@dataclass(frozen=True)
-class ResponseScores:
-    """What a policy says of B responses of T tokens (V: vocabulary, H: width), at the sampling temperature.
-
-    Attributes:
-        logps: log-probability of each response token, [B, T], nats.
-        entropies: entropy of the next-token distribution that each response token was drawn from, [B, T], nats.
-        logits: that distribution's logits, [B, T, V], or None where the scorer does not keep them.
-        aux_loss: load-balancing loss of a mixture-of-experts model, scalar, or None.
-        hidden_states: what the head makes the logits of, [B, T, H], where a score or a sink needs them.
-        exact: of a view, its exact divergences from the policy under the image by name, [B, T], nats, where needed.
-    """
-
-    logps: Tensor
-    entropies: Tensor
-    logits: Tensor | None = None
-    aux_loss: Tensor | None = None
-    hidden_states: Tensor | None = None
-    exact: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def pick(self, rows: list[int] | slice) -> "ResponseScores":
-        """The scores of these rows, beside the auxiliary loss of all."""
-        return self._each(lambda values: values[rows], self.aux_loss)
-
-    def detached(self) -> "ResponseScores":
-        """The same scores as constants, without the auxiliary loss."""
-        return self._each(Tensor.detach, None)
-
-    def _each(self, change: Callable[[Tensor], Tensor], aux_loss: Tensor | None) -> "ResponseScores":
-        logits, hidden = (None if one is None else change(one) for one in (self.logits, self.hidden_states))
-        exact = {name: change(values) for name, values in self.exact.items()}
-        return ResponseScores(change(self.logps), change(self.entropies), logits, aux_loss, hidden, exact)
-
-
-@dataclass(frozen=True)
-class ViewScores:
-    """What the policy says of n rollouts under the image and its views: all that detection and loss take.
-
-    Attributes:
-        anchor, removing, preserving: scores under the image, I- and I+; None for a view that the method does not look
-            at. Those under I+ are needed at the selected tokens alone and may be anything elsewhere, unless their
-            entropy has a weight.
-        response_mask: theirs, [n, T].
-        draws: uniform random numbers [n, T], for a random selection.
-        score: the dependency score, [n, T], where it is known; NaN without scores under I-.
-        token_mask: the perception tokens, bool [n, T], once they are selected.
-        d_preserving, d_removing: exact divergences of the anchor and each view, [n, T], where they were taken along;
-            needed at the selected tokens.
-    """
-
-    anchor: ResponseScores
-    removing: ResponseScores | None
-    preserving: ResponseScores | None
-    response_mask: Tensor
-    draws: Tensor | None = None
-    score: Tensor | None = None
-    token_mask: Tensor | None = None
-    d_preserving: Tensor | None = None
-    d_removing: Tensor | None = None
-
-
 class DetectionOptions(Protocol):
-    """The options by which perception tokens are found; see `CPPOConfig`."""
+    """The options by which perception tokens are found; see `CPPOConfig`. A selector may read others."""
 
     @property
     def perception_score(self) -> str: ...
     @property
     def perception_selector(self) -> str: ...
     @property
+    def perception_selector_scope(self) -> str: ...
+    @property
     def perception_top_fraction(self) -> float: ...
     @property
     def perception_top_rounding(self) -> str: ...
+    @property
+    def perception_nucleus(self) -> float: ...
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -282,9 +214,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def needs(*names: str) -> Callable[[Function], Function]:
     """Declare what a score, selector or sink takes beside what it always gets; a decorator.
 
-    Of a score: "hidden_states", the exact divergences "kl" and "js" (`ResponseScores.exact` of I-), or "logits": it is
-    then a function of the two policies' logits, [n, V] each, of n tokens at a time, and returns [n]. Of a selector:
-    "draws". Of a sink: "hidden_states"; of one that shapes advantages also "rollout_weights".
+    Of a score: "hidden_states", the exact divergences "kl" and "js" (`ResponseScores.exact` of the views it compares),
+    one of `SIMILARITIES` (`ResponseScores.similarities` of the anchor), "response_mask", which is given by name, or
+    "logits": it is then a function of the two policies' logits, [n, V] each, of n tokens at a time, and returns [n].
+    Of a selector, each given by name: "draws", "entropies", "nucleus_entropies", [B, T], or "options". Of a sink:
+    "hidden_states"; of a loss term also "advantages", "old_logps", "reference_logps" (`ViewScores`), and
+    "response_mean", by which its mean is over all response tokens; of an advantage shaping also "rollout_weights" or
+    "group_weights".
     """
 
     def declare(function: Function) -> Function:
@@ -299,11 +235,40 @@ def needs_of(function: Callable[..., Any]) -> frozenset[str]:
     return getattr(function, "needs", frozenset())
 
 
+def under(*views: str) -> Callable[[Function], Function]:
+    """Declare the views that a score compares with the image, its arguments after the anchor; a decorator.
+
+    Of "removing" and "preserving"; none where the pass under the image says all. Without it a score compares I-. A
+    loss term looks at the views that have a weight; with `under()` at none.
+    """
+
+    def declare(function: Function) -> Function:
+        setattr(function, "views", views)  # noqa: B010 (as above)
+        return function
+
+    return declare
+
+
+def views_of(function: Callable[..., Any], default: tuple[str, ...] = ("removing",)) -> tuple[str, ...]:
+    """What a function declares by `under`."""
+    return getattr(function, "views", default)
+
+
 def registered(registry: Mapping[str, Function], kind: str, name: str) -> Function:
     """The function of that name. Raises ValueError that lists the names."""
     if name not in registry:
         raise ValueError(f"{kind} must be one of {', '.join(registry)}, but is {name!r}")
     return registry[name]
+
+
+def named(registry: dict[str, Any], name: str) -> Callable[[Function], Function]:
+    """Put a function into a registry of this room; a decorator."""
+
+    def enter(function: Function) -> Function:
+        registry[name] = function
+        return function
+
+    return enter
 
 
 SCORES: dict[str, Callable[..., Tensor]] = {
@@ -312,75 +277,109 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     **{name: needs("logits")(divergence) for name, divergence in EXACT_DIVERGENCES.items()},
     "logp_shift": lambda anchor, removing: logp_shift(anchor.logps, removing.logps),
     "k3": lambda anchor, removing: k3_divergence(anchor.logps, removing.logps),
-    "entropy": lambda anchor, removing: anchor.entropies,
+    "entropy": under()(lambda anchor: anchor.entropies),
 }
-"""Dependency scores by name: (`ResponseScores` under the image, under I-) -> [B, T], or as `needs` says. "entropy", of
-the image alone, is the control for all others."""
+"""Dependency scores by name: (`ResponseScores` under the image, then under each view that `under` names) -> [B, T], or
+as `needs` says. "entropy", of the image alone, is the control for all others. `cppo.perception.scores` adds more."""
 DEPENDENCY_SCORES = tuple(SCORES)
-"""Those that come with the package; the user's own join them in `SCORES`."""
-
-
-def _random(score: Tensor, response_mask: Tensor, top_fraction: float, *, rounding: str, draws: Tensor) -> Tensor:
-    like = select_perception_tokens(score, response_mask, top_fraction, rounding=rounding)
-    return select_random_tokens(like, response_mask, draws)
-
+"""Those that evaluations compare: what anchor and I- say of a token is enough for them."""
 
 SELECTORS: dict[str, Callable[..., Tensor]] = {
     "top_positive": lambda score, mask, fraction, *, rounding, draws: select_perception_tokens(
         score, mask, fraction, rounding=rounding
     ),
-    "top": lambda score, mask, fraction, *, rounding, draws: select_top_tokens(score, mask, fraction, rounding),
-    "random": needs("draws")(_random),
-    "all": lambda score, mask, fraction, *, rounding, draws: _response_tokens(score, mask),
+    "all": lambda score, mask, fraction, *, rounding, draws: response_tokens(score, mask),
 }
-"""Selectors by name: (score [B, T], response mask, bool, top fraction, rounding=, draws=) -> bool [B, T]. "random"
-keeps as many tokens as "top_positive", those with the largest draws; "all" keeps every one, whatever its score."""
+"""Selectors by name: (score [B, T], response mask, bool, top fraction, rounding=, draws=) -> bool [B, T], or weights of
+the tokens [B, T], 0 for those that it leaves out. "all" keeps every one. `cppo.perception.selectors` adds more."""
 
 
 @torch.no_grad()
-def dependency_score(name: str, anchor: ResponseScores, removing: ResponseScores) -> Tensor:
+def dependency_score(
+    name: str,
+    anchor: ResponseScores,
+    removing: ResponseScores | None = None,
+    preserving: ResponseScores | None = None,
+    response_mask: Tensor | None = None,
+) -> Tensor:
     """How much each response token depends on the image by the score of `SCORES`, [B, T], without gradient.
 
-    Exact divergences that it needs are taken of the logits unless they are known. Raises ValueError on an unknown name,
-    or where it needs logits or hidden states and the scores have none.
+    Exact divergences that it needs are taken of the logits unless they are known. response_mask: [B, T]; without it all
+    tokens count. Raises ValueError on an unknown name, or where it needs a view, logits, hidden states or similarities
+    that are not given.
     """
     score = registered(SCORES, "score", name)
-    needed = needs_of(score)
-    if "hidden_states" in needed and (anchor.hidden_states is None or removing.hidden_states is None):
-        raise ValueError(f"the score {name!r} needs hidden states, but the scorer kept none")
-    taken = {}
-    for one, function in over_logits(name).items():
-        if one not in removing.exact:
-            if anchor.logits is None or removing.logits is None:
-                raise ValueError(f"the score {name!r} needs logits: score with the plain scorer")
-            values = function(anchor.logits.flatten(0, 1), removing.logits.flatten(0, 1))
-            taken[one] = values.view_as(anchor.logps)
+    needed, given = needs_of(score), {"removing": removing, "preserving": preserving}
+    views = {view: given[view] for view in views_of(score)}
+    for one in (anchor, *views.values()):
+        if one is None:
+            raise ValueError(f"the score {name!r} compares {', '.join(views)}, and not all of them are scored")
+        if "hidden_states" in needed and one.hidden_states is None:
+            raise ValueError(f"the score {name!r} needs hidden states, but the scorer kept none")
+    found = [with_exact(anchor, one, over_logits(name)) for one in views.values() if one is not None]
     if "logits" in needed:
-        return taken["score"]
-    return score(anchor, replace(removing, exact={**removing.exact, **taken})).detach()
+        return found[0].exact["score"]
+    taken = {}
+    if "response_mask" in needed:
+        whole = torch.ones_like(anchor.logps, dtype=torch.bool)
+        taken["response_mask"] = whole if response_mask is None else response_mask.bool()
+    return score(anchor, *found, **taken).detach()
 
 
-def over_logits(name: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Functions of the logits under the image and I- that a score of `SCORES` needs: "score" itself, or divergences."""
+OverLogits = Callable[[Tensor, Tensor], Tensor]
+"""A function of the logits under the image and under a view, [n, V] each, of n tokens: [n]."""
+
+
+def over_logits(name: str) -> dict[str, OverLogits]:
+    """Functions of the logits under image and view that a score of `SCORES` needs: "score" itself, or divergences."""
     score = SCORES[name]
     if "logits" in needs_of(score):
         return {"score": score}
     return {one: function for one, function in EXACT_DIVERGENCES.items() if one in needs_of(score)}
 
 
+def over_anchor_logits(options: DetectionOptions) -> dict[str, OverLogits]:
+    """Functions of the logits under the image that the selector needs, which are given them twice."""
+    if "nucleus_entropies" not in needs_of(SELECTORS[options.perception_selector]):
+        return {}
+    return {"nucleus_entropy": lambda logits, _: nucleus_entropy(logits, options.perception_nucleus)}
+
+
+def with_exact(anchor: ResponseScores, view: ResponseScores, functions: Mapping[str, OverLogits]) -> ResponseScores:
+    """The view's scores with these functions of whole logits too. Raises ValueError where one needs logits."""
+    exact = dict(view.exact)
+    for name, function in functions.items():
+        if name not in exact:
+            if anchor.logits is None or view.logits is None:
+                raise ValueError(f"{name!r} is taken over whole logits: score with the plain scorer")
+            exact[name] = function(anchor.logits.flatten(0, 1), view.logits.flatten(0, 1)).view_as(anchor.logps)
+    return replace(view, exact=exact)
+
+
+@torch.no_grad()
 def detect(scores: ViewScores, options: DetectionOptions) -> ViewScores:
     """`scores` with the perception tokens, and with the dependency score where it was not taken along."""
-    score = scores.score
-    if score is None and scores.removing is not None:
-        score = dependency_score(options.perception_score, scores.anchor, scores.removing)
-    elif score is None:
+    scores = replace(scores, anchor=with_exact(scores.anchor, scores.anchor, over_anchor_logits(options)))
+    score, name = scores.score, options.perception_score
+    if score is None and any(getattr(scores, view) is None for view in views_of(registered(SCORES, "score", name))):
         score = torch.full_like(scores.anchor.logps, torch.nan)
-    token_mask = select_tokens(
-        options.perception_selector,
-        score,
-        scores.response_mask,
-        options.perception_top_fraction,
-        scores.draws,
-        options.perception_top_rounding,
-    )
-    return replace(scores, score=score, token_mask=token_mask)
+    elif score is None:
+        score = dependency_score(name, scores.anchor, scores.removing, scores.preserving, scores.response_mask)
+    return select(replace(scores, score=score), options)
+
+
+def select(scores: ViewScores, options: DetectionOptions) -> ViewScores:
+    """`scores` with the perception tokens that the selector keeps by the score, in each rollout or in all together."""
+    assert scores.score is not None
+    score, mask, more = scores.score, scores.response_mask, dict[str, Tensor | None]()
+    more["draws"], more["entropies"] = scores.draws, scores.anchor.entropies
+    more["nucleus_entropies"] = scores.anchor.exact.get("nucleus_entropy")
+    if options.perception_selector_scope == "batch":
+        score, mask = score.reshape(1, -1), mask.reshape(1, -1)
+        more = {name: None if values is None else values.reshape(1, -1) for name, values in more.items()}
+    fraction, rounding = options.perception_top_fraction, options.perception_top_rounding
+    selector = options.perception_selector
+    found = select_tokens(selector, score, mask, fraction, rounding=rounding, options=options, **more)
+    found = found.view_as(scores.score)
+    weights = found if found.is_floating_point() else None
+    return replace(scores, token_mask=found > 0, token_weights=weights)

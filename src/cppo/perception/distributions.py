@@ -70,5 +70,24 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(dim=-1)
 
 
+def nucleus_entropy(logits: Tensor, mass: float) -> Tensor:
+    """Entropy of softmax(logits) cut to its nucleus and renormalized, in nats: what sampling with that `top_p` draws.
+
+    The nucleus is the most probable tokens, as few as have at least the probability `mass` together; equally probable
+    ones enter by the sort's order. With a mass of 1 it is `entropy_from_logits`.
+
+    logits: [B, T, V] (any leading shape), already divided by the sampling temperature. Returns [B, T], float32
+    (float64 kept). Raises ValueError on a mass outside (0, 1] or without a vocabulary dimension.
+    """
+    if not 0.0 < mass <= 1.0:
+        raise ValueError(f"mass must lie in (0, 1], but is {mass}")
+    if mass == 1.0:
+        return entropy_from_logits(logits)
+    (log_p,) = log_distributions(logits=logits)
+    log_p = log_p.sort(dim=-1, descending=True).values
+    before = log_p.exp().cumsum(dim=-1) - log_p.exp()
+    return entropy_from_logits(log_p.masked_fill(before >= mass, -math.inf))
+
+
 EXACT_DIVERGENCES = {"kl": kl_divergence, "js": js_divergence}
 """By name."""

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from cppo.perception.detection import (
     SCORES,
+    SELECTORS,
     DetectionOptions,
-    ResponseScores,
-    ViewScores,
     k3_divergence,
     needs_of,
     to_accumulation_dtype,
+    views_of,
 )
 from cppo.perception.distributions import EXACT_DIVERGENCES
+from cppo.perception.responses import ResponseScores, ViewScores
 from cppo.perception.shaping import SHAPINGS
 
 K1_LIMIT = 10.0
@@ -242,26 +243,39 @@ def adds_perception_loss(options: LossOptions) -> bool:
     return options.perception_sink in TERMS and any(weights)
 
 
+VIEWS = ("removing", "preserving")
+"""In the order in which they are scored."""
+
+
 def scored_views(options: LossOptions) -> tuple[str, ...]:
-    """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
+    """The views that are scored: those that the score compares, where it is used, and those with a weight in a loss."""
+    compared = views_of(SCORES[options.perception_score])
     if options.perception_sink not in (*TERMS, "none"):
-        return ("removing",)
-    removing = options.perception_selector != "all" or options.perception_removing_weight
-    weight = options.perception_weight
-    views = {
-        "removing": (weight and removing) or options.perception_removing_entropy_weight,
-        "preserving": (weight and options.perception_preserving_weight) or options.perception_preserving_entropy_weight,
+        return tuple(view for view in VIEWS if view in compared)
+    looks = views_of(TERMS[options.perception_sink], VIEWS) if options.perception_sink in TERMS else VIEWS
+    weights = {
+        "removing": (options.perception_removing_weight, options.perception_removing_entropy_weight),
+        "preserving": (options.perception_preserving_weight, options.perception_preserving_entropy_weight),
     }
-    return tuple(view for view, looks in views.items() if looks)
+
+    def is_scored(view: str) -> bool:
+        weight, entropy_weight = weights[view]
+        selects = options.perception_selector != "all" and view in compared
+        in_term = view in looks and weight
+        return bool((options.perception_weight and (selects or in_term)) or entropy_weight)
+
+    return tuple(view for view in VIEWS if is_scored(view))
 
 
 def needed(options: LossOptions) -> frozenset[str]:
-    """What score and sink take beside log-probabilities and entropies, as they declare by `needs`."""
+    """What score, selector and sink take beside log-probabilities and entropies, as they declare by `needs`."""
     sinks: dict[str, Callable[..., Any]] = {**TERMS, **SHAPINGS}
     functions = [sinks[options.perception_sink]] if options.perception_sink in sinks else []
-    if "removing" in scored_views(options):
-        functions.append(SCORES[options.perception_score])
-    return frozenset().union(*map(needs_of, functions))
+    score = SCORES[options.perception_score]
+    if set(views_of(score)) <= set(scored_views(options)):
+        functions.append(score)
+    found = frozenset().union(*map(needs_of, functions))
+    return found | (needs_of(SELECTORS[options.perception_selector]) - {"draws", "options"})
 
 
 def loss_entropies(options: LossOptions, scores: ResponseScores) -> Tensor:
@@ -303,6 +317,8 @@ def perception_loss(
     compared = with_divergences(scores, options)
     token_loss = TERMS[options.perception_sink](compared, options)
 
+    over_response = "response_mean" in needs_of(TERMS[options.perception_sink])
+
     def mean(values: Tensor, over: Tensor) -> Tensor:
         if options.perception_normalization == "rollout":
             return rollout_mean_loss(values, over, normalizer, weights)
@@ -310,7 +326,7 @@ def perception_loss(
             return token_mean_loss(values, over, normalizer)
         return token_mean_loss(values, over) / normalizer
 
-    loss = options.perception_weight * mean(token_loss, token_mask)
+    loss = options.perception_weight * mean(token_loss, scores.response_mask if over_response else token_mask)
     for view, weight in (
         (scores.preserving, options.perception_preserving_entropy_weight),
         (scores.removing, options.perception_removing_entropy_weight),

@@ -2,12 +2,26 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cppo.perception.detection import Function, ViewScores, needs, needs_of
+from cppo.perception.detection import Function, named, needs, needs_of
+from cppo.perception.responses import ViewScores
+
+
+@torch.no_grad()
+def scaled(values: Tensor, response_mask: Tensor) -> Tensor:
+    """Values scaled to [0, 1] over each rollout's response tokens, [B, T]; 0 outside, and all 0 where they are equal.
+
+    values, response_mask: [B, T].
+    """
+    mask_BT = response_mask.bool()
+    low_B1 = values.masked_fill(~mask_BT, math.inf).amin(dim=1, keepdim=True)
+    spread_B1 = values.masked_fill(~mask_BT, -math.inf).amax(dim=1, keepdim=True) - low_B1
+    return torch.where(mask_BT & (spread_B1 > 0), (values - low_B1) / spread_B1, 0.0)
 
 
 @torch.no_grad()
@@ -18,6 +32,12 @@ def rollout_dependency(score: Tensor, response_mask: Tensor) -> Tensor:
     """
     mask_BT = response_mask.bool()
     return score.masked_fill(~mask_BT, 0.0).sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)
+
+
+@torch.no_grad()
+def rollout_focus(score: Tensor, response_mask: Tensor) -> Tensor:
+    """Sum of each rollout's scores, scaled to [0, 1] over its response tokens, [B] (VGPO)."""
+    return scaled(score, response_mask).sum(dim=1)
 
 
 @torch.no_grad()
@@ -72,6 +92,10 @@ class ShapingOptions(Protocol):
     @property
     def perception_advantage_scope(self) -> str: ...
     @property
+    def perception_advantage_mean(self) -> str: ...
+    @property
+    def perception_shaping_weight(self) -> float: ...
+    @property
     def perception_weight_threshold(self) -> float: ...
     @property
     def perception_weight_slope(self) -> float: ...
@@ -81,7 +105,8 @@ def advantage_shaping(function: Function) -> Function:
     """Declare that a sink shapes advantages, where it would be taken for a loss term; a decorator.
 
     It is called as (scores with perception tokens, advantages [n], options) and returns those of tokens, [n, T]. Where
-    it `needs("rollout_weights")`, the advantages come weighted by `advantage_scale`.
+    it `needs("rollout_weights")`, the advantages come weighted by `advantage_scale`; where it `needs("group_weights")`,
+    by `group_factors`.
     """
     setattr(function, "shapes_advantages", True)  # noqa: B010 (a function has no such attribute for mypy)
     return function
@@ -92,14 +117,20 @@ def shapes_advantages(function: Callable[..., Any]) -> bool:
     return getattr(function, "shapes_advantages", False)
 
 
+SHAPINGS: dict[str, Callable[[ViewScores, Tensor, Any], Tensor]] = {}
+"""Sinks that shape advantages, by name. `cppo.perception.token_factors` adds more."""
+
+
+@named(SHAPINGS, "mask_advantage")
 @advantage_shaping
 @needs("rollout_weights")
 def mask_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptions) -> Tensor:
-    """Perception tokens alone keep their rollout's advantage (VPPO)."""
+    """Perception tokens alone keep their rollout's advantage (VPPO), times their weights where the selector has any."""
     assert scores.token_mask is not None
-    return advantages[:, None] * scores.token_mask
+    return advantages[:, None] * (scores.token_mask if scores.token_weights is None else scores.token_weights)
 
 
+@named(SHAPINGS, "scale_advantage")
 @advantage_shaping
 def scale_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptions) -> Tensor:
     """Every token has its rollout's advantage, weighted by its own score (PGPO)."""
@@ -108,63 +139,124 @@ def scale_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOpti
     return advantages[:, None] * token_advantage_weights(scores.score, scores.response_mask, threshold, slope)
 
 
-SHAPINGS: dict[str, Callable[[ViewScores, Tensor, Any], Tensor]] = {
-    "mask_advantage": mask_advantage,
-    "scale_advantage": scale_advantage,
-}
-"""Sinks that shape advantages, by name."""
+@torch.no_grad()
+def group_factors(signal: Tensor, groups: Tensor, floor: float = 0.9, ceiling: float = 2.0) -> Tensor:
+    """VGPO's weight of each rollout's advantage within its group, [B]: `clamp(1 + u - mean u, floor, ceiling)`.
+
+    u is the signal scaled to [0, 1] over the group, 0 where all of it are equal. signal: of the rollouts, [B]; one that
+    is NaN is left out and weighs 1. groups: of each, [B]. Source: arXiv 2604.09349, eq. 10 and 11; the clamps are its
+    code's, which takes 8 neighbours of a micro-batch for a group.
+    """
+    factors = torch.ones_like(signal)
+    for group in groups.unique():
+        members = (groups == group) & ~signal.isnan()
+        own = signal[members]
+        if len(own) and own.max() > own.min():
+            u = (own - own.min()) / (own.max() - own.min())
+            factors[members] = (1.0 + u - u.mean()).clamp(floor, ceiling)
+    return factors
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """The other processes, as far as shaping needs them.
+
+    Attributes:
+        gather: concatenates a tensor over the processes, in the order of their ranks.
+        rank: of this process.
+    """
+
+    gather: Callable[[Tensor], Tensor]
+    rank: int
+
+    def shared(self, mine: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """This process's part of a function of all processes' values, as many of each."""
+        return function(self.gather(mine))[self.rank * len(mine) : (self.rank + 1) * len(mine)]
 
 
 @torch.no_grad()
 def shape_advantages(
     advantages: Sequence[Tensor],
     found: Sequence[tuple[list[int], ViewScores | None]],
-    num_tokens: int,
+    groups: Sequence[Tensor],
+    masks: Sequence[Tensor],
     options: ShapingOptions,
     accumulation: int,
-    gather: Callable[[Tensor], Tensor],
-    rank: int,
+    everyone: Everyone,
 ) -> tuple[list[Tensor], Tensor]:
     """The advantages of tokens, [B, T], in the place of those of rollouts, [B], of a generation batch's micro-batches.
 
-    The sink of `SHAPINGS` that the options name makes them. A rollout without views keeps its advantage at every token.
+    The sink of `SHAPINGS` that the options name makes them, in part where `perception_shaping_weight` is less than 1. A
+    rollout that was not scored keeps its advantage at every token.
 
     Args:
         advantages: of each micro-batch of this process.
-        found: of each, the rows that were scored under the views, and their perception tokens (`detect`) if any were.
-        num_tokens: T.
+        found: of each, the rows that were scored, and their perception tokens (`detect`) if any were.
+        groups: of each, the groups of its rollouts, [B], the same on all processes.
+        masks: of each, its response mask, [B, T].
         accumulation: micro-batches of an optimizer step.
-        gather: concatenates a tensor over the processes, in the order of their ranks.
-        rank: of this process.
+        everyone: the processes.
 
     Returns:
         The advantages; and the mean score of this process's rollouts, NaN for those without views, in their order.
     """
-    dependencies = []
+    shaping = SHAPINGS[options.perception_sink]
+    dependencies = _of_rollouts(advantages, found, rollout_dependency)
+    scales = _scales(needs_of(shaping), advantages, found, groups, options, accumulation, everyone)
+    weight = options.perception_shaping_weight
+    shaped = []
+    for own, (rows, scores), mask, scale in zip(advantages, found, masks, scales, strict=True):
+        tokens = own[:, None].repeat(1, mask.shape[1])
+        if scores is not None:
+            values = shaping(scores, own[rows] * scale[rows], options).to(tokens)
+            tokens[rows] = values if weight == 1.0 else (1.0 - weight) * tokens[rows] + weight * values
+        shaped.append(tokens)
+    if options.perception_advantage_mean == "selected":
+        share = _share_of_selected(found, masks, everyone.gather)
+        shaped = [tokens / share for tokens in shaped]
+    return shaped, torch.cat(dependencies)
+
+
+def _of_rollouts(
+    advantages: Sequence[Tensor],
+    found: Sequence[tuple[list[int], ViewScores | None]],
+    signal: Callable[[Tensor, Tensor], Tensor],
+) -> list[Tensor]:
+    """A signal of score and response mask for the rollouts of each micro-batch, [B]; NaN for those without a score."""
+    signals = []
     for own, (rows, scores) in zip(advantages, found, strict=True):
-        dependency = torch.full_like(own, math.nan)
+        values = torch.full_like(own, math.nan)
         if scores is not None:
             assert scores.score is not None
-            dependency[rows] = rollout_dependency(scores.score, scores.response_mask).to(dependency)
-        dependencies.append(dependency)
-    mine, floor = torch.cat(dependencies), options.perception_advantage_floor
-    shaping = SHAPINGS[options.perception_sink]
-    if "rollout_weights" not in needs_of(shaping):
-        scales = [torch.ones_like(part) for part in dependencies]
-    elif options.perception_advantage_scope == "batch":
-        everyones = gather(mine)
-        part = _scale(everyones, floor, everyones)[rank * len(mine) : (rank + 1) * len(mine)]
-        scales = list(part.split([len(part) for part in dependencies]))
-    else:
-        steps = [dependencies[first : first + accumulation] for first in range(0, len(dependencies), accumulation)]
-        scales = [_scale(part, floor, torch.cat(step)) for step in steps for part in step]
-    shaped = []
-    for own, (rows, scores), scale in zip(advantages, found, scales, strict=True):
-        tokens = own[:, None].repeat(1, num_tokens)
-        if scores is not None:
-            tokens[rows] = shaping(scores, own[rows] * scale[rows], options).to(tokens)
-        shaped.append(tokens)
-    return shaped, mine
+            values[rows] = signal(scores.score, scores.response_mask).to(values)
+        signals.append(values)
+    return signals
+
+
+def _scales(
+    needed: frozenset[str],
+    advantages: Sequence[Tensor],
+    found: Sequence[tuple[list[int], ViewScores | None]],
+    groups: Sequence[Tensor],
+    options: ShapingOptions,
+    accumulation: int,
+    everyone: Everyone,
+) -> list[Tensor]:
+    """What each rollout's advantage is multiplied by before the sink, [B] of each micro-batch."""
+    floor, sizes = options.perception_advantage_floor, [len(own) for own in advantages]
+    if "group_weights" in needed:
+        mine = torch.cat(_of_rollouts(advantages, found, rollout_focus))
+        both = torch.stack([mine.double(), torch.cat(list(groups)).to(mine.device).double()], dim=1)
+        part = everyone.shared(both, lambda all_of: group_factors(all_of[:, 0], all_of[:, 1], floor))
+        return list(part.to(mine).split(sizes))
+    dependencies = _of_rollouts(advantages, found, rollout_dependency)
+    if "rollout_weights" not in needed:
+        return [torch.ones_like(part) for part in dependencies]
+    if options.perception_advantage_scope == "batch":
+        part = everyone.shared(torch.cat(dependencies), lambda all_of: _scale(all_of, floor, all_of))
+        return list(part.split(sizes))
+    steps = [dependencies[first : first + accumulation] for first in range(0, len(dependencies), accumulation)]
+    return [_scale(part, floor, torch.cat(step)) for step in steps for part in step]
 
 
 def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
@@ -173,3 +265,17 @@ def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
     scale = torch.ones_like(dependency)
     scale[known] = advantage_scale(dependency[known], floor, compared[~compared.isnan()])
     return scale
+
+
+def _share_of_selected(
+    found: Sequence[tuple[list[int], ViewScores | None]], masks: Sequence[Tensor], gather: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The selected tokens' share among all response tokens of the generation batch, those not scored all selected."""
+    counts = []
+    for (rows, scores), mask in zip(found, masks, strict=True):
+        selected = mask.bool().clone()
+        if scores is not None and scores.token_mask is not None:
+            selected[rows] = scores.token_mask
+        counts.append(torch.stack([selected.sum(), mask.bool().sum()]))
+    selected, total = gather(torch.stack(counts).sum(dim=0, keepdim=True)).sum(dim=0).float()
+    return torch.where(selected > 0, selected / total, 1.0)

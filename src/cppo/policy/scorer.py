@@ -1,6 +1,6 @@
 """Two scorers of rows: the plain one, slow and simple, is the oracle for all others; the packed one shares prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ from cppo.perception import ResponseScores, entropy_from_logits
 from cppo.policy.loading import unwrapped
 from cppo.policy.packed import LanguageHead
 from cppo.policy.packing import PromptGroup, pack
+from cppo.policy.similarity import TokenPlaces, similarities
 from cppo.policy.vision_inputs import model_images, without_empty_images
 
 
@@ -23,6 +24,7 @@ def plain_scores(
     vision: Mapping[str, Any],
     compute_aux_loss: bool = False,
     hidden_states: bool = False,
+    similar: Collection[str] = (),
 ) -> ResponseScores:
     """Score the last `num_response_tokens` tokens of each row in one ordinary forward pass.
 
@@ -35,6 +37,7 @@ def plain_scores(
         vision: pixel values and what describes them, as the model's processor returns them for these B rows.
         compute_aux_loss: ask a mixture-of-experts model for its load-balancing loss.
         hidden_states: keep what the head makes the logits of.
+        similar: names of `cppo.perception.SIMILARITIES` to take along.
 
     Returns:
         Scores in float32, or float64 for a float64 model.
@@ -43,7 +46,11 @@ def plain_scores(
     if compute_aux_loss:
         inputs["output_router_logits"] = True
     taken: list[Tensor] = []
+    near = None
     with ExitStack() as hooks:
+        if similar:
+            places = TokenPlaces.of_rows(unwrapped(model), input_ids, num_response_tokens)
+            near = hooks.enter_context(similarities(unwrapped(model), similar, [places]))
         if hidden_states:
             head = unwrapped(model).get_output_embeddings()
             hooks.callback(head.register_forward_pre_hook(lambda _, given: taken.append(given[0])).remove)
@@ -60,7 +67,8 @@ def plain_scores(
     logps = torch.log_softmax(logits, dim=-1).gather(-1, targets).squeeze(-1)
     aux_loss = outputs.aux_loss if compute_aux_loss else None
     hidden = taken[0][:, -num_response_tokens - 1 : -1] if hidden_states else None
-    return ResponseScores(logps, entropy_from_logits(logits), logits, aux_loss, hidden)
+    cosines = {} if near is None else near.of_rows(attention_mask, num_response_tokens)
+    return ResponseScores(logps, entropy_from_logits(logits), logits, aux_loss, hidden, similarities=cosines)
 
 
 def shared_prompt_scores(

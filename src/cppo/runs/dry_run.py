@@ -11,7 +11,7 @@ from typing import Any
 from cppo.data import RecordSource
 from cppo.evaluation import load_processor, prompt_lengths
 from cppo.options import TrainOptions
-from cppo.perception import SHAPINGS, TERMS
+from cppo.perception import SHAPINGS, TERMS, VIEWS, views_of
 from cppo.policy import unwrapped
 from cppo.recipes import Recipe
 from cppo.runs.loggers import check_loggers
@@ -120,7 +120,8 @@ def method_text(config: Mapping[str, Any]) -> str:
     elif sink != "none" and weight:
         once = config["perception_view_policy"] == "rollout"
         scored = "scored once a generation batch" if once else config["perception_memory"]
-        used.append(f"perception_sink {sink}, perception_weight {weight:g}, views {scored}")
+        views = f", views {scored}" if views_of(TERMS[sink], VIEWS) else ""
+        used.append(f"perception_sink {sink}, perception_weight {weight:g}{views}")
     if sink in TERMS:
         used += [f"entropy under {view} x {weight:g}" for view, weight in entropies.items() if weight]
     if config["rollout_views"]:

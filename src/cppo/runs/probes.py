@@ -104,6 +104,7 @@ class HeldOutProbe(TrainerCallback):
             top_fraction=args.perception_top_fraction,
             top_rounding=args.perception_top_rounding,
             tolerance=asked["tolerance"],
+            run=args,
         )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -10,7 +10,14 @@ from cppo.fields import Unset, plain_default, resolve
 from cppo.hooks import check_options
 from cppo.methods import get_method
 from cppo.options import CPPOOptions
-from cppo.perception import EXACT_DIVERGENCES, SHAPINGS, adds_perception_loss, needed, scored_views
+from cppo.perception import (
+    EXACT_DIVERGENCES,
+    SHAPINGS,
+    SIMILARITIES,
+    adds_perception_loss,
+    needed,
+    scored_views,
+)
 from cppo.training.rollouts import RolloutViews
 from cppo.views import ViewSampler, view_sampler
 
@@ -62,13 +69,18 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
 
     @property
     def scored_views(self) -> tuple[str, ...]:
-        """The views that are scored: I- where a score selects tokens or it has a weight, then I+ where it has one."""
+        """The views that are scored: those that the score compares, where it is used, and those with a weight."""
         return scored_views(self)
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether rollouts without images have no score: it compares views, or response tokens with image tokens."""
+        return bool(self.scored_views or needed(self) & SIMILARITIES)
 
     @property
     def needs_logits(self) -> bool:
         """Whether rows that are not shared must be scored with whole logits, by the plain scorer."""
-        taken = {"logits", "hidden_states", *EXACT_DIVERGENCES}
+        taken = {"logits", "hidden_states", "nucleus_entropies", *SIMILARITIES, *EXACT_DIVERGENCES}
         return self.scorer == "plain" or bool(taken & {self.perception_divergence, *needed(self)})
 
     def view_sampler(self) -> ViewSampler:

@@ -165,7 +165,7 @@ class RolloutTrainer(AskingTrainer):
             rows = self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
         if training and self.args.uses_perception:
             with self._phase("views"):
-                views = self._views.begin(batch, self._epoch, self._progress(step))
+                views = self._views.begin(batch, self._epoch, self._progress(step), self.args.scored_views)
         self._generating = batch
         try:
             with images_once(self.processing_class):
@@ -238,7 +238,8 @@ class RolloutTrainer(AskingTrainer):
         gate = gated_rollouts(
             self.args.perception_gate, output["advantages"], compared, self.num_generations, batch.mine, correctness
         )
-        has_images = torch.tensor([bool(prompt_images(row)) for row in batch.rows], device=gate.device)
+        looks = self.args.looks_at_images
+        has_images = torch.tensor([not looks or bool(prompt_images(row)) for row in batch.rows], device=gate.device)
         # Views are made of the prompt's images, and would not fit a response with images of a tool.
         own_images_only = ~self._has_placeholder(output["completion_ids"])
         return gate & has_images & own_images_only & response_mask(output).any(dim=1)

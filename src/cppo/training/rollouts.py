@@ -143,12 +143,15 @@ class ViewMaker:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cppo-views")
         self._room = PixelRoom()
 
-    def begin(self, batch: GenerationBatch, epoch: int, progress: float = 0.0) -> "BatchViews":
+    def begin(
+        self, batch: GenerationBatch, epoch: int, progress: float = 0.0, kinds: Sequence[str] = ("removing",)
+    ) -> "BatchViews":
         """Start on the views of a batch; a group's rollouts share theirs, unless each has its own.
 
         Args:
             epoch: the pass over the data.
             progress: as for `ViewStrengths.at`.
+            kinds: those that will be asked for; without any none is made.
         """
         alone = self._draws == "rollout"
         firsts = list(range(len(batch.rows))) if alone else batch.firsts
@@ -160,7 +163,7 @@ class ViewMaker:
             # Of copies: reward functions are given the row's own images, and may change them meanwhile.
             begun[first] = [
                 self._pool.submit(self._views, sampler, image.copy(), name, key, index)
-                for index, image in enumerate(prompt_images(row))
+                for index, image in enumerate(prompt_images(row) if kinds else ())
             ]
         return BatchViews(self._process, batch.rows, firsts, begun)
 

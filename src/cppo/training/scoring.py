@@ -1,12 +1,12 @@
-"""Score rollouts under the image and their views: `score_under_views` for the loss, and the passes before an update.
+"""Score rollouts under the image and their views: `score_under_views`, for the loss and before an update.
 
 One forward a backward keeps DDP and FSDP safe (several forwards would mark a parameter ready twice). Ranks with and
 without gated-in rollouts run the same number of passes. Packed, the order inside the one forward is: the head on anchor
-and I-, which gives the entropies that detection needs, then the selection, then the head on I+ at the selected tokens.
+the views that the score compares, then the selection, then the head on I+ at the selected tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,8 +15,20 @@ import torch
 from torch import Tensor
 
 from cppo.errors import UserError
-from cppo.perception import EXACT_DIVERGENCES, ResponseScores, ViewScores, detect, needed, over_logits
+from cppo.perception import (
+    EXACT_DIVERGENCES,
+    SCORES,
+    SIMILARITIES,
+    ResponseScores,
+    ViewScores,
+    detect,
+    needed,
+    over_anchor_logits,
+    over_logits,
+    views_of,
+)
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, concatenate_rows, pack, plain_scores, prompt_groups
+from cppo.policy.similarity import Similarities, packed_similarities
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, slice_rows, trimmed, without_empty_images
 from cppo.training.config import CPPOConfig
 
@@ -33,6 +45,12 @@ VISION_KEYS = (
     "image_position_ids",
 )
 """Inputs of TRL's micro-batches that describe images."""
+KNOWN = {
+    "advantages": "advantages",
+    "old_logps": "old_per_token_logps",
+    "reference_logps": "ref_per_token_logps",
+}
+"""Where TRL's micro-batches have what `ViewScores` takes for loss terms."""
 
 
 def response_mask(inputs: Mapping[str, Any]) -> Tensor:
@@ -125,6 +143,7 @@ class ViewRequest:
         weights: of each in the loss, [n].
         response_mask: theirs, [n, T].
         draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
+        known: their advantages and former log-probabilities, as `ViewScores` names them, where a loss term needs them.
     """
 
     views: dict[int, dict[str, VisionInputs]]
@@ -134,6 +153,7 @@ class ViewRequest:
     response_mask: Tensor
     draws: Tensor | None = None
     scored: Mapping[str, ResponseScores] = field(default_factory=dict)
+    known: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def rollouts(self) -> list[int]:
@@ -141,8 +161,10 @@ class ViewRequest:
         return list(self.views)
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Any], kinds: tuple[str, ...]) -> "ViewRequest":
+    def of(cls, inputs: Mapping[str, Any], kinds: tuple[str, ...], taken: Collection[str] = ()) -> "ViewRequest":
         """The request of a micro-batch: the rows that carry views, or carried them until `keep_scores` had theirs.
+
+        taken: what a loss term needs beside (`needed`).
 
         Raises:
             UserError: they lack one of `kinds`, as rollouts of a checkpoint can after a change of options.
@@ -159,7 +181,9 @@ class ViewRequest:
         rows = list(views)
         draws = inputs["perception_draws"][rows] if "perception_draws" in inputs else None
         keys = inputs.get("view_key", ())
-        return cls(views, keys, kinds, inputs["perception_weights"][rows], response_mask(inputs)[rows], draws, scored)
+        known = {name: inputs[key][rows] for name, key in KNOWN.items() if name in taken and key in inputs}
+        weights, mask = inputs["perception_weights"][rows], response_mask(inputs)[rows]
+        return cls(views, keys, kinds, weights, mask, draws, scored, known)
 
     def alone(self, kinds: tuple[str, ...]) -> "ViewRequest":
         """The same of the requested rollouts alone (`Rollouts.pick`), for these kinds."""
@@ -183,7 +207,7 @@ class ViewRequest:
         """The requested rollouts' scores under the image and each view, [n, T], and what was `found` along."""
         views = {**self.scored, **views}
         removing, preserving = views.get("removing"), views.get("preserving")
-        return ViewScores(anchor, removing, preserving, self.response_mask, self.draws, **found)
+        return ViewScores(anchor, removing, preserving, self.response_mask, self.draws, **self.known, **found)
 
 
 @dataclass(frozen=True)
@@ -201,19 +225,6 @@ class ScoredMicroBatch:
         ):
             raise RuntimeError("TRL asks, while it computes a loss, for scores of other rows than the micro-batch's")
         return self.scores
-
-
-def join_scores(parts: Sequence[ResponseScores]) -> ResponseScores:
-    """The scores of all rows, from those of chunks of them; without logits where there are several."""
-    if len(parts) == 1:
-        return parts[0]
-    losses = [part.aux_loss for part in parts if part.aux_loss is not None]
-    return ResponseScores(
-        torch.cat([part.logps for part in parts]),
-        torch.cat([part.entropies for part in parts]),
-        None,
-        torch.stack(losses).mean() if losses else None,
-    )
 
 
 def _kept(kind: str) -> str:
@@ -259,6 +270,7 @@ class Scorer:
                 rollouts.vision,
                 aux_loss,
                 entropies and "hidden_states" in needed(self.args),
+                similar=needed(self.args) & SIMILARITIES if entropies else (),
             )
 
 
@@ -284,11 +296,11 @@ def score_under_views(
     n, total = len(request.views), len(rollouts.input_ids)
     if not (n and request.kinds):
         anchor = score(rollouts)
-        if scorer.args.separate_view_pass and not n:
+        if scorer.args.separate_view_pass and request.kinds and not n:
             idle_pass(scorer, model, rollouts)
         return anchor, detect(request.view_scores(anchor.pick(request.rollouts), {}), scorer.args) if n else None
     ids, mask, length = rollouts.input_ids, rollouts.attention_mask, rollouts.num_response_tokens
-    parts = [_view_images(request, rollout, kind, rollouts) for kind in request.kinds for rollout in request.rollouts]
+    parts = [view_images(request, rollout, kind, rollouts) for kind in request.kinds for rollout in request.rollouts]
     view_ids, view_mask = (torch.cat([rows[request.rollouts]] * len(request.kinds)) for rows in (ids, mask))
     if scorer.args.perception_view_gradients or not torch.is_grad_enabled():
         vision = concatenate_rows([rollouts.vision, *parts])
@@ -302,7 +314,7 @@ def score_under_views(
     return anchor, detect(request.view_scores(anchor.pick(request.rollouts), by_kind), scorer.args)
 
 
-def _view_images(request: ViewRequest, row: int, kind: str, rollouts: Rollouts) -> VisionInputs:
+def view_images(request: ViewRequest, row: int, kind: str, rollouts: Rollouts) -> VisionInputs:
     """Image inputs of one requested row under one view, where rows are not packed."""
     vision = rollouts.vision
     own = {key: value[row : row + 1] if key in PER_TOKEN_KEYS else value for key, value in vision.items()}
@@ -351,7 +363,9 @@ def _score_packed(
             prompts=rollouts.prompts,
             response_lengths=rollouts.response_lengths,
         )
-        found = model(shared_prompt=batch, readout=partial(_read, args, request, batch))
+        names = needed(args) & SIMILARITIES if request is not None and request.rollouts else ()
+        with packed_similarities(scorer.policy, names, batch) if names else nullcontext() as near:
+            found = model(shared_prompt=batch, readout=partial(_read, args, request, batch, near))
     anchor = ResponseScores(found["anchor_logps"], found["anchor_entropies"])
     return anchor, _view_scores(request, found) if request is not None and request.rollouts else None
 
@@ -370,7 +384,12 @@ def _view_groups(request: ViewRequest, kind: str, anchors: Sequence[PromptGroup]
 
 
 def _read(
-    args: CPPOConfig, request: ViewRequest | None, batch: PackedBatch, hidden: Tensor, head: LanguageHead
+    args: CPPOConfig,
+    request: ViewRequest | None,
+    batch: PackedBatch,
+    near: Similarities | None,
+    hidden: Tensor,
+    head: LanguageHead,
 ) -> dict[str, Tensor]:
     """What is read off the hidden states of a packed batch, inside the model's forward, by name.
 
@@ -395,23 +414,30 @@ def _read(
     if request is None or not request.rollouts:
         return found
     view_gradients = args.perception_view_gradients and torch.is_grad_enabled()
-    if "removing" in request.kinds:
+    compared = [view for view in request.kinds if view in views_of(SCORES[args.perception_score])]
+    for view in compared:
         with torch.set_grad_enabled(view_gradients):
-            score("removing", batch.tokens["removing"])
-        for name, function in over_logits(args.perception_score).items():
-            with torch.no_grad():
-                found[name] = divergence(function, batch.tokens["removing"])[request.rollouts]
+            score(view, batch.tokens[view])
+    exact = {"anchor": over_anchor_logits(args), **dict.fromkeys(compared, over_logits(args.perception_score))}
+    with torch.no_grad():
+        for view, functions in exact.items():
+            for name, function in functions.items():
+                found[f"{view}_{name}"] = divergence(function, batch.tokens[view])
+    if near is not None:
+        found |= {f"anchor_{name}": values for name, values in near.of_view(batch, "anchor").items()}
     detected = detect(_view_scores(request, found), args)
     assert detected.score is not None
     assert detected.token_mask is not None
     found["score"], found["token_mask"] = detected.score, detected.token_mask
+    if detected.token_weights is not None:
+        found["token_weights"] = detected.token_weights
     selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
     selected[request.rollouts] = detected.token_mask
     places = {view: batch.places(view, selected) for view in request.kinds}
-    if "preserving" in request.kinds:
-        everywhere = bool(args.perception_preserving_entropy_weight)
+    for view in (view for view in request.kinds if view not in compared):
+        everywhere = getattr(args, f"perception_{view}_entropy_weight")
         with torch.set_grad_enabled(view_gradients):
-            score("preserving", batch.tokens["preserving"] if everywhere else places["preserving"])
+            score(view, batch.tokens[view] if everywhere else places[view])
     if args.perception_divergence in EXACT_DIVERGENCES:
         for view in request.kinds:
             found[f"d_{view}"] = divergence(
@@ -425,53 +451,14 @@ def _read(
 
 def _view_scores(request: ViewRequest, found: Mapping[str, Tensor]) -> ViewScores:
     """What was read off so far, of the requested rollouts."""
-    own = {
-        name: values if name in ("score", "token_mask", *EXACT_DIVERGENCES) else values[request.rollouts]
-        for name, values in found.items()
-    }
-    exact = {name: own[name] for name in EXACT_DIVERGENCES if name in own}
-    scores = {
-        view: ResponseScores(
-            own[f"{view}_logps"],
-            own[f"{view}_entropies"],
-            hidden_states=own.get(f"{view}_hidden_states"),
-            exact=exact if view == "removing" else {},
-        )
-        for view in ("anchor", *request.kinds)
-        if f"{view}_logps" in own
-    }
-    known = {name: own[name] for name in ("score", "token_mask", "d_preserving", "d_removing") if name in own}
+    whole = ("score", "token_mask", "token_weights")
+    own = {name: values if name in whole else values[request.rollouts] for name, values in found.items()}
+    scores = {}
+    for view in ("anchor", *request.kinds):
+        read = {name.removeprefix(f"{view}_"): own[name] for name in own if name.startswith(f"{view}_")}
+        if read:
+            logps, entropies, hidden = read.pop("logps"), read.pop("entropies"), read.pop("hidden_states", None)
+            near = {name: read.pop(name) for name in SIMILARITIES if name in read}
+            scores[view] = ResponseScores(logps, entropies, None, None, hidden, read, near)
+    known = {name: own[name] for name in (*whole, "d_preserving", "d_removing") if name in own}
     return request.view_scores(scores["anchor"], scores, **known)
-
-
-# Before an update
-
-
-@torch.no_grad()
-def detect_tokens(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest) -> ViewScores | None:
-    """Scores and perception tokens of a micro-batch's gated-in rollouts, from I- alone; None if it has none.
-
-    All ranks make as many passes.
-    """
-    if not request.rollouts:
-        idle_pass(scorer, model, rollouts)
-        return None
-    kinds = tuple(kind for kind in request.kinds if kind == "removing")
-    return score_under_views(scorer, model, rollouts.pick(request.rollouts), request.alone(kinds))[1]
-
-
-@torch.no_grad()
-def scores_of_views(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest) -> dict[str, ResponseScores]:
-    """Scores of a micro-batch's gated-in rollouts under each requested view, without the image. Passes as above."""
-    found: dict[str, ResponseScores] = {}
-    own, alone = rollouts.pick(request.rollouts) if request.rollouts else rollouts, request.alone(request.kinds)
-    for kind in request.kinds:
-        if not request.rollouts:
-            idle_pass(scorer, model, rollouts)
-        elif own.group_ids is None:
-            vision = concatenate_rows([_view_images(request, rollout, kind, rollouts) for rollout in request.rollouts])
-            found[kind] = scorer.score(model, replace(own, vision=vision))
-        else:
-            images = [alone.view_inputs(rollout, kind, own.images[rollout]) for rollout in alone.rollouts]
-            found[kind] = scorer.score(model, replace(own, group_ids=alone.view_keys, images=images))
-    return found

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
+from cppo.options import follow_schedules, with_schedules
 from cppo.perception import (
     METRICS,
     SHAPINGS,
@@ -30,9 +31,9 @@ from cppo.perception import (
     ViewScores,
     adds_perception_loss,
     loss_entropies,
+    needed,
     perception_loss,
     scored_views,
-    shape_advantages,
 )
 from cppo.policy import leave_out_frozen_tower, takes_images_a_row, unwrapped, vision_tower_parameters
 from cppo.policy.loading import whole_weights
@@ -40,6 +41,7 @@ from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_imag
 from cppo.rewards import guarded_rewards, named_rewards, trainer_rewards
 from cppo.rewards.asking import with_policy
 from cppo.rewards.form import ChatForm
+from cppo.training.before_updates import detect_tokens, join_scores, scores_of_views, shaped_advantages
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
 from cppo.training.generation import RolloutTrainer
@@ -53,10 +55,7 @@ from cppo.training.scoring import (
     ScoredMicroBatch,
     Scorer,
     ViewRequest,
-    detect_tokens,
-    join_scores,
     score_under_views,
-    scores_of_views,
 )
 from cppo.training.setup import (
     ban_vision_placeholders,
@@ -309,31 +308,23 @@ class CPPOTrainer(RolloutTrainer):
 
     def _shape_advantages(self, micro_batches: list[dict[str, Any]]) -> None:
         """Detect in a new generation batch, and shape its advantages by the scores."""
-        found: list[tuple[list[int], ViewScores | None]] = []
-        counts = torch.zeros(4, device=self.accelerator.device)
-        for inputs in micro_batches:
+
+        def detect(inputs: dict[str, Any]) -> tuple[list[int], ViewScores | None]:
             request, rollouts = self._request(inputs)
-            detected = detect_tokens(self._scorer(), self.model_wrapped, rollouts, request)
-            found.append((request.rollouts, detected))
-            if detected is not None and detected.token_mask is not None:
-                inputs["perception_detected"] = (request.rollouts, detected.score, detected.token_mask)
-                counts[:2] += torch.stack([detected.token_mask.sum(), detected.response_mask.bool().sum()])
-            del inputs["perception_views"]  # the loss has no use for them
-        shaped, dependency = shape_advantages(
-            [inputs["advantages"] for inputs in micro_batches],
-            found,
-            micro_batches[0]["completion_ids"].shape[1],
-            self.args,
-            self.current_gradient_accumulation_steps,
-            self.accelerator.gather,
-            self.accelerator.process_index,
-        )
-        for inputs, advantages in zip(micro_batches, shaped, strict=True):
-            inputs["advantages"] = advantages
-        counts[2:] = torch.stack([dependency.nansum(), (~dependency.isnan()).sum()])
-        selected, tokens, total, rollouts = self.accelerator.reduce(counts, "sum").tolist()
-        log_metric(self, "perception/selected_fraction", selected / tokens if tokens else math.nan)
-        log_metric(self, "perception/dependency", total / rollouts if rollouts else math.nan)
+            return request.rollouts, detect_tokens(self._scorer(), self.model_wrapped, rollouts, request)
+
+        steps = self.current_gradient_accumulation_steps
+        logged = shaped_advantages(micro_batches, detect, self._options_now(), steps, self.accelerator)
+        for name, value in logged.items():
+            log_metric(self, name, value)
+
+    def _options_now(self) -> Any:
+        """The options, with the values that scheduled ones have in the step that is under way."""
+        return with_schedules(self.args, self._share_of_run) if self.args.schedules else self.args
+
+    @property
+    def _share_of_run(self) -> float:
+        return self.state.global_step / max(self.state.max_steps, 1)
 
     # Loss
 
@@ -342,7 +333,7 @@ class CPPOTrainer(RolloutTrainer):
         request: ViewRequest | None = None
         normalizer: Tensor | float = 1.0
         if "perception_views" in inputs and adds_perception_loss(self.args):
-            request = ViewRequest.of(inputs, scored_views(self.args))
+            request = ViewRequest.of(inputs, scored_views(self.args), needed(self.args))
             normalizer = self._normalizer(model, inputs)
         with self._phase("scoring"):
             anchor, scores = score_under_views(self._scorer(), model, rollouts, request)
@@ -353,9 +344,10 @@ class CPPOTrainer(RolloutTrainer):
             self._scored = None
         if not self.model.training:
             return loss
-        loss = self.args.rl_weight * loss
+        options = self._options_now()
+        loss = options.rl_weight * loss
         if request is not None and scores is not None:
-            term, metrics = perception_loss(scores, self.args, normalizer, request.weights)
+            term, metrics = perception_loss(scores, options, normalizer, request.weights)
             if self._grad_share is not None:
                 self._grad_share.add(term)
             for name, (total, count) in metrics.items():
@@ -430,6 +422,7 @@ class CPPOTrainer(RolloutTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if not self._marks:
             self._mark("update")
+        follow_schedules(self, self._share_of_run)
         if self.args.log_perception_grad_share and self._grad_share is None:
             self._grad_share = GradientShare(self.model)
         loss = super().training_step(model, inputs, num_items_in_batch)

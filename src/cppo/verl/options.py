@@ -97,15 +97,19 @@ def _obstacle(options: VerlOptions) -> str | None:
             f"perception_sink = {options.perception_sink!r} shapes advantages, which verl computes where no view is "
             "scored"
         )
+    if options.schedules:
+        return f"schedules = {options.schedules} change weights by the step, which verl's loss does not know"
     if not options.adds_perception_loss:
         return None
-    whole = {"logits", "hidden_states", *EXACT_DIVERGENCES}
+    whole = needed(options) - {"entropies", "response_mask", "response_mean"}
     if options.perception_weight and options.perception_divergence in EXACT_DIVERGENCES:
         return _whole(f"perception_divergence = {options.perception_divergence!r}")
-    if needed(options) & whole:
+    if whole:
         of_score = needs_of(SCORES[options.perception_score]) & whole
         name = "perception_score" if of_score else "perception_sink"
         return _whole(f"{name} = {getattr(options, name)!r}")
+    if options.perception_selector_scope == "batch":
+        return "perception_selector_scope = 'batch' would depend on how verl cuts a mini-batch: give 'rollout'"
     if options.perception_normalization == "microbatch":
         return "perception_normalization = 'microbatch' would depend on how verl cuts a mini-batch: give 'rollout'"
     if options.perception_normalization == "token" and options.perception_selector != "all":

@@ -1,0 +1,152 @@
+"""Published methods of 2025 and 2026 that weigh tokens without a perception loss, each a short declaration.
+
+As in `cppo.methods.published`, a method sets what its paper and code say; what belongs to a run stands in the
+docstrings. Facts of methods without public code are those of the paper as third parties report them.
+"""
+
+from cppo.methods.blocks import Options
+from cppo.methods.published import dapo
+
+
+def sent() -> Options:
+    """SENT (arXiv 2512.04359), its loss alone: a KL penalty on low-entropy tokens of extreme covariance.
+
+    Paper: beta KL(pi || reference), k3, on tokens whose entropy is below a bound; the high beta where the covariance of
+    log-probability and advantage exceeds another. Neither bounds nor betas were found. Its code, and ours: of the 80 %
+    of a micro-batch's tokens of lowest entropy, the 0.02 % of largest covariance (at least one) have 0.1 x 2.0
+    |log pi - log pi_old|, as many of smallest 0.1 x 0.5; the mean is over all tokens, and ratios are not clipped.
+    The penalty acts where rollouts serve several steps. The paper's form: `perception_kl_target: reference`,
+    `perception_selector: band_values` with `perception_band` and `perception_covariance_threshold`. Published runs:
+    beta 0.001, T = 1, prompts in two stages by semantic entropy, which this leaves out.
+    """
+    return {
+        "loss_type": "dapo",
+        "epsilon": 1.0e6,
+        "perception_sink": "covariance_kl",
+        "perception_weight": 0.1,
+        "perception_score": "entropy",
+        "perception_selector": "bottom",
+        "perception_selector_scope": "batch",
+        "perception_top_fraction": 0.8,
+        "perception_gate": "none",
+        "perception_normalization": "microbatch",
+        "perception_kl_target": "old",
+        "perception_kl_weights": [2.0, 0.5],
+        "perception_covariance_fraction": 0.0002,
+    }
+
+
+def tor() -> Options:
+    """ToR (arXiv 2603.25077): the most uncertain tokens learn fully, the most image-dependent others by half.
+
+    Of all tokens of the generation batch the 30 % of highest entropy, taken over the renormalized nucleus of 0.95, have
+    the weight 1; of the 30 % of largest |log p - log p(no image)| those that are none of these have 0.5; all others 0.
+    No code is public. That the nucleus is renormalized is a third party's reading. Stand-in: I- is a black image, where
+    the paper removes the image from the prompt. Ours: rows without images keep their advantages. Published: G = 12, KL
+    0.01 to the reference.
+    """
+    return {
+        "perception_sink": "mask_advantage",
+        "perception_score": "logp_difference",
+        "perception_selector": "two_sets",
+        "perception_selector_scope": "batch",
+        "perception_top_fraction": 0.3,
+        "perception_entropy_fraction": 0.3,
+        "perception_nucleus": 0.95,
+        "perception_set_weights": [1.0, 0.5],
+        "perception_gate": "none",
+        "perception_advantage_floor": 1.0,
+        "removing_views": ["black_patches"],
+        "view_patch_probability": 1.0,
+    }
+
+
+def vepo() -> Options:
+    """VEPO (arXiv 2606.03937): a fifth of each rollout's tokens learn, the uncertain ones that lean on the image.
+
+    Score E (1 - (1 - J)^0.7 (1 - D)^0.3), each scaled to [0, 1] over the rollout: J the Jensen-Shannon divergence from
+    I-, D the change of the entropy, E the entropy. The loss is a mean over the selected tokens. As in its code the
+    vision tower is frozen, and entropy has a bonus of 0.001. Stand-in: I- is a picture of noise, where the paper takes
+    500 diffusion steps and its code adds noise to normalized pixels, described as of deviation 2 and, by a loop that
+    adds it for each rollout, of 6.9. Published: G = 12, no KL, clip 0.2.
+    """
+    return {
+        "loss_type": "dapo",
+        "entropy_coef": 0.001,
+        "freeze_vision_tower": True,
+        "perception_sink": "mask_advantage",
+        "perception_score": "anchored_entropy",
+        "perception_selector": "top",
+        "perception_top_fraction": 0.2,
+        "perception_gate": "none",
+        "perception_advantage_floor": 1.0,
+        "perception_advantage_mean": "selected",
+        "removing_views": ["static"],
+    }
+
+
+def pepo() -> Options:
+    """PEPO (arXiv 2603.22847) with GRPO: tokens near the image, gated by entropy, learn more; no second pass.
+
+    A token's s is the mean cosine of its hidden states with the image tokens', over these and the layers; the weight
+    T softmax(s (1 + 0.05 tanh(u - mean u)) / 1.8), u = s and entropy, each scaled to [0, 1] over the rollout. Its part
+    in the advantage grows linearly from 0 to 1 over the run. The paper does not mention the 1.8 of its code, and
+    freezes the vision tower. Ours: the layers are all but the embeddings, the last after the final norm; the last token
+    of a response, over which no pass runs, has the s of the one before. Published: G = 8, KL 0.001, clip 0.2.
+    """
+    return {
+        "loss_type": "grpo",
+        "freeze_vision_tower": True,
+        "perception_sink": "softmax_advantage",
+        "perception_score": "image_cosine_layers",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "perception_softmax_gate": 0.05,
+        "perception_softmax_temperature": 1.8,
+        "perception_shaping_weight": 1.0,
+        "schedules": ["perception_shaping_weight=linear:0:1"],
+    }
+
+
+def vgpo() -> Options:
+    """VGPO (arXiv 2604.09349) with DAPO: advantages grow with how near tokens lie to the image; no second pass.
+
+    Score (1 + cosine) / 2 of the last hidden state with the mean of the image tokens'; from half of a response on the
+    best fifth is multiplied by 1 + 0.3 t / (T - 1). With w the score scaled to [0, 1] over the rollout, the token's
+    factor is 1 + w - mean w within [0.1, 2], and the rollout's the same of the sum of w in its group, within [0.9, 2].
+    The clamps are its code's. Its code takes another offset (the least cosine of a micro-batch), scores in each update,
+    and groups 8 neighbours of a micro-batch; ours is the paper's offset and group, scored once before the updates. The
+    last token of a response is as in `pepo`. Published: G = 8, no KL.
+    """
+    return {
+        **dapo(),
+        "perception_sink": "factor_advantage",
+        "perception_score": "image_focus",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "perception_advantage_floor": 0.9,
+    }
+
+
+def prpo() -> Options:
+    """PRPO-like (after arXiv 2606.08708, constants ours): tokens that need the image and bear changes of it learn more.
+
+    The paper scores robust visual dependency, high where a token is sensitive to the image's removal and stable under
+    perturbation, and reshapes advantages by it; no formula was found. Ours: J(I-) (1 - J(I+) / ln 2), J the exact
+    Jensen-Shannon divergence, and the weights of `pgpo` on DAPO's loss.
+    """
+    return {
+        **dapo(),
+        "perception_sink": "scale_advantage",
+        "perception_score": "robust_dependency",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "perception_weight_threshold": 0.4,
+        "perception_weight_slope": 2.0,
+        "preserving_views": ["color_jitter", "perspective", "rotation"],
+        "removing_views": ["static"],
+    }
+
+
+REWEIGHTING = {"sent": sent, "tor": tor, "vepo": vepo, "pepo": pepo, "vgpo": vgpo, "prpo": prpo}
+"""By the name that `method` is set to."""
