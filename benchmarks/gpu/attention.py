@@ -119,7 +119,7 @@ def _kernels(layout: SharedPromptLayout) -> dict[str, tuple[Context, Kernel]]:
         return packed.packed_attention(query, key, value, layout, SCALING)[0]
 
     def padded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        with patch.object(packed, "padding_reason", return_value="this kernel is measured"):
+        with patch.object(packed, "no_varlen_reason", return_value="this kernel is measured"):
             return attend(query, key, value)
 
     def rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

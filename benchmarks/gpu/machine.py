@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from gpu.part import Part
 
-from cppo.policy.packed import padding_reason
+from cppo.policy.varlen import no_varlen_reason
 
 LIBRARIES = ("transformers", "trl", "accelerate", "flash-attn")
 HEAD_SIZE = 128
@@ -16,7 +16,7 @@ HEAD_SIZE = 128
 def versions(part: Part) -> None:
     """Whose figures these are. Varlen must be usable, or else every other part measures padded rows."""
     part.found("libraries", torch=torch.__version__, **{name: _installed(name) for name in LIBRARIES})
-    reason = padding_reason(part.device, torch.bfloat16, HEAD_SIZE)
+    reason = no_varlen_reason(part.device, torch.bfloat16, HEAD_SIZE)
     if part.device.type != "cuda":
         part.found("card", card=None, varlen=reason)
         return

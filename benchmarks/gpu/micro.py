@@ -76,7 +76,7 @@ def same_rollouts(part: Part) -> None:
         ("bfloat16, padded", torch.bfloat16, True),
         ("bfloat16, varlen where it runs", torch.bfloat16, False),
     ):
-        padding = patch.object(packed, "padding_reason", return_value="padding is measured")
+        padding = patch.object(packed, "no_varlen_reason", return_value="padding is measured")
         with padding if pads else nullcontext():
             other_loss, other_gradient = loss_and_gradient(trainer, moved, dtype)
         loss_bound, gradient_bound = LOSS_BOUND, GRADIENT_BOUND

@@ -40,6 +40,7 @@ from cppo.policy import (
     shared_generation,
 )
 from cppo.policy.packing import PER_TOKEN_KEYS
+from cppo.policy.tower import attend_at_once
 from cppo.policy.vision_inputs import packable
 from cppo.runs.activation_plan import activations
 from cppo.runs.memory_work import Way, Work
@@ -108,7 +109,10 @@ def updates(part: Part) -> None:
 
 
 def _vision_tower(part: Part, sizes: Sizes) -> None:
-    """Forward and backward of one image, which an update of CPPO takes for the anchor and for each view."""
+    """Forward and backward of one image, which an update of CPPO takes for the anchor and for each view.
+
+    By SDPA a call a window, as in the updates above, which so differ from TRL's in CPPO alone; and a call a layer.
+    """
     inputs, tower = _prompts(sizes, 1), sizes.model.base_model.visual
     grid = inputs["image_grid_thw"].to(part.device)
     pixels = inputs["pixel_values"].to(part.device, tower.dtype)
@@ -117,8 +121,11 @@ def _vision_tower(part: Part, sizes: Sizes) -> None:
         tower(pixels, grid_thw=grid).pooler_output.sum().backward()
         tower.zero_grad(set_to_none=True)
 
-    run()
-    part.found("vision tower", patches=len(pixels), seconds=part.median_seconds(run, RUNS))
+    for calls in ("window", "layer"):
+        if calls == "layer":
+            attend_at_once(sizes.model)
+        run()
+        part.found(f"vision tower: a call a {calls}", patches=len(pixels), seconds=part.median_seconds(run, RUNS))
 
 
 def _measure(

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOTrainer
 
 from cppo.errors import UserError
-from cppo.policy.packed import probe_chunked_head, probe_varlen_attention
-from cppo.policy.probes import probe_packed_attention, probe_shared_prefill
+from cppo.policy.packed import probe_chunked_head
+from cppo.policy.probes import probe_packed_attention, probe_shared_prefill, probe_tower_attention
+from cppo.policy.varlen import probe_varlen_attention
 from cppo.probing import Probe, expect, failure
 from cppo.trl_surface import probe_colocated_prompts, probe_pixel_rows, probe_sampler_order, probe_trainer_state
 
@@ -116,7 +117,7 @@ SHARED_PREFILL = Part(
 PACKED_ATTENTION = Part(
     library="transformers",
     what="the call of a registered attention function with the model's own keyword arguments",
-    used_by=("policy/packed.py", "policy/packed.py"),
+    used_by=("policy/packed.py",),
     lost="updates do not share prompts and images over a group's rollouts, and cost about num_generations times theirs",
     probe=probe_packed_attention,
     private=("_attn_implementation",),
@@ -131,9 +132,17 @@ CHUNKED_HEAD = Part(
 VARLEN_ATTENTION = Part(
     library="torch",
     what="`varlen_attn`",
-    used_by=("policy/packed.py",),
+    used_by=("policy/varlen.py",),
     lost="attention over packed rows pads them, and computes several times the scores",
     probe=probe_varlen_attention,
+)
+TOWER_ATTENTION = Part(
+    library="transformers",
+    what="the one call a layer of an attention that is called flash, with the ends of windows,",
+    used_by=("policy/tower.py",),
+    lost="the vision tower makes an attention call a window",
+    probe=probe_tower_attention,
+    private=("_attn_implementation",),
 )
 SAMPLER_ORDER = Part(
     library="trl",
@@ -195,6 +204,7 @@ PARTS = (
     PACKED_ATTENTION,
     CHUNKED_HEAD,
     VARLEN_ATTENTION,
+    TOWER_ATTENTION,
     SAMPLER_ORDER,
     LEARNING_RATE,
     FSDP_OUTPUTS,

@@ -1,5 +1,6 @@
 """The layout's index tensors against loops over tokens, and both kernels against attention spelled out."""
 
+import functools
 import math
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from torch import Tensor
 
 from cppo.policy import packed as attention_module
-from cppo.policy.packed import packed_attention, probe_varlen_attention, share_prompts
+from cppo.policy import varlen as varlen_module
+from cppo.policy.packed import packed_attention, share_prompts
 from cppo.policy.packing import SharedPromptLayout
+from cppo.policy.varlen import no_varlen_reason, probe_varlen_attention
 from cppo.probing import failure
 
 CASES = {
@@ -56,10 +59,20 @@ VARLEN = "torch.nn.attention.varlen.varlen_attn"
 
 
 def varlen_reference(
-    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, scale, window_size, enable_gqa=False
+    query,
+    key,
+    value,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    *,
+    scale,
+    window_size=(-1, -1),
+    enable_gqa=False,
 ):
-    """Variable-length flash attention's contract: causal, aligned to the last key of each sequence."""
-    assert window_size == (-1, 0)
+    """Variable-length flash attention's contract: if causal, aligned to the last key of each sequence."""
+    assert window_size in ((-1, 0), (-1, -1))
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     assert max_seqlen_q == cu_seqlens_q.diff().max()
@@ -73,12 +86,13 @@ def varlen_reference(
             for tensor, starts in ((query, cu_seqlens_q), (key, cu_seqlens_k), (value, cu_seqlens_k))
         )
         missing = k.shape[2] - q.shape[2]
-        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(missing)
+        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+        visible = visible.tril(missing) if window_size == (-1, 0) else visible
         outputs.append(spelled_out(q, k, v, visible, scale)[0])
     return torch.cat(outputs)
 
 
-def varlen_of_equal_heads(*tensors, scale, window_size):
+def varlen_of_equal_heads(*tensors, scale, window_size=(-1, -1)):
     """The function of torch 2.11, which knows no grouped heads."""
     assert tensors[0].shape[1] == tensors[1].shape[1] == tensors[2].shape[1]
     return varlen_reference(*tensors, scale=scale, window_size=window_size)
@@ -90,7 +104,7 @@ def test_attention_and_its_gradients(case, heads, kernel, monkeypatch):
     if kernel != "padded":
         function = varlen_reference if kernel == "varlen" else varlen_of_equal_heads
         monkeypatch.setattr(VARLEN, function)
-        monkeypatch.setattr(attention_module, "padding_reason", lambda *query: None)
+        monkeypatch.setattr(attention_module, "no_varlen_reason", lambda *query: None)
     layout = SharedPromptLayout.of(*case)
     tensors = make_tensors(layout, *heads)
     outputs = packed_attention(*tensors, layout, 0.3)
@@ -140,15 +154,16 @@ def test_the_original_implementation_sees_its_own_name():
     assert seen == [("flash_stand_in", True, 0), ("flash_stand_in", True, 1)]
 
 
-def test_the_probe_holds_varlen_against_padding(monkeypatch):
+def test_the_probe_holds_varlen_against_one_call_a_sequence(monkeypatch):
     monkeypatch.setattr(VARLEN, varlen_reference)
     assert failure(probe_varlen_attention, "cpu") is None
     failure.cache_clear()
-    monkeypatch.setattr(VARLEN, lambda *tensors, window_size, **options: varlen_reference(*tensors, **options))
-    assert "window_size" in failure(probe_varlen_attention, "cpu")
+    always_causal = functools.partial(varlen_reference, window_size=(-1, 0))
+    monkeypatch.setattr(VARLEN, lambda *tensors, window_size=None, **options: always_causal(*tensors, **options))
+    assert "varlen_attn differs from attention by" in failure(probe_varlen_attention, "cpu")
     failure.cache_clear()
-    monkeypatch.setattr(VARLEN, lambda *tensors, **options: 1.1 * varlen_reference(*tensors, **options))
-    assert "varlen_attn differs from padded attention" in failure(probe_varlen_attention, "cpu")
+    monkeypatch.setattr(VARLEN, lambda *tensors, window_size=None, **options: varlen_reference(*tensors, **options))
+    assert "varlen_attn differs from causal attention by" in failure(probe_varlen_attention, "cpu")
     failure.cache_clear()
 
 
@@ -172,9 +187,9 @@ def test_what_flash_attention_of_variable_length_takes(monkeypatch, query, machi
     there = {"capability": (8, 0), "hip": None, "failure": None, **machine}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: there["capability"])
     monkeypatch.setattr(torch.version, "hip", there["hip"])
-    monkeypatch.setattr(attention_module, "failure", lambda *probe: there["failure"])
+    monkeypatch.setattr(varlen_module, "failure", lambda *probe: there["failure"])
     query["device"] = torch.device(query["device"])
-    assert (attention_module.padding_reason(**query) is None) is usable
+    assert (no_varlen_reason.__wrapped__(**query) is None) is usable
 
 
 @pytest.mark.parametrize(
@@ -189,7 +204,7 @@ def test_the_kernel_is_chosen_at_the_precision_of_autocast(monkeypatch, dtype, e
     layout = SharedPromptLayout.of([2], [1, 1], [0, 0], "cpu")
     tensors = [torch.ones(1, 2, 4, 8, dtype=dtype) for _ in range(3)]
     chosen = []
-    monkeypatch.setattr(attention_module, "padding_reason", lambda _, dtype, __: chosen.append(dtype) or "noted")
+    monkeypatch.setattr(attention_module, "no_varlen_reason", lambda _, dtype, __: chosen.append(dtype) or "noted")
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
         packed_attention(*tensors, layout, None)
     assert chosen == [expected]

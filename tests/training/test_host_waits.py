@@ -1,9 +1,14 @@
 """A micro-batch waits for a GPU a bounded number of times, whatever it holds."""
 
+import copy
+
 import pytest
 import torch
 from host_waits import HostWaits
 from rollout_stubs import generation_batch, inject, make_rows
+
+from cppo.policy import tower as tower_module
+from cppo.policy.tower import attend_at_once
 
 BOUNDS = {"cppo/": 3, "trl/": 10, "transformers/": 11}
 """Ours: the selected tokens under each view, and that TRL asks for the rollouts which were scored. TRL's: its metrics.
@@ -34,6 +39,21 @@ def test_a_micro_batch_waits_as_often_however_many_groups_it_holds(make_trainer,
     assert {part for part, most in BOUNDS.items() if waits.of(part) > most} == set()
     assert waits.of("cppo/policy/packing.py") == waits.of("places")
     assert sum(waits.places.values()) == sum(waits.of(part) for part in BOUNDS)
+
+
+def test_a_tower_that_attends_at_once_waits_twice_whatever_its_depth(tiny_model):
+    model = copy.deepcopy(tiny_model)
+    attend_at_once(model)
+    tower, grid = model.model.visual, torch.tensor([[1, 4, 4], [1, 4, 6]])
+    tower.blocks.extend(copy.deepcopy(tower.blocks[0]) for _ in range(2))
+    pixels = torch.zeros(int(grid.prod(dim=1).sum()), tower.patch_embed.proj.weight[0].numel())
+    with pytest.MonkeyPatch.context() as patch, HostWaits() as waits:
+        patch.setattr(tower_module, "no_varlen_reason", lambda *query: None)
+        patch.setattr(tower_module, "varlen_attention", lambda query, *others, causal: query)
+        tower(pixels, grid_thw=grid)
+    assert waits.of("transformers/utils/generic.py") == 2  # the longest window, and the longest image
+    assert waits.of("modeling_qwen2_5_vl.py") == 0
+    assert waits.of("cppo/") == 0
 
 
 def test_what_counts_as_a_wait():

@@ -1,6 +1,7 @@
 """Each part of another library that CPPO leans on, broken: the probe says so, and the trainer goes the other way."""
 
 import ast
+import copy
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ from cppo import trl_surface, upstream
 from cppo.errors import UserError
 from cppo.policy import packed
 from cppo.policy.families import FAMILIES
+from cppo.policy.tower import AT_ONCE
 from cppo.probing import failure
-from cppo.training import checkpoint, setup
-from cppo.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL, TRAINER_STATE
+from cppo.training import checkpoint, kernels
+from cppo.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL, TOWER_ATTENTION, TRAINER_STATE
 
 SOURCE = Path(cppo.__file__).parent
 OWN_TRAINER_STATE = {
@@ -82,16 +84,37 @@ def test_the_present_versions_have_every_part(make_trainer):
 
 
 @pytest.mark.parametrize("reason", [None, "the GPU is older than Ampere"])
-def test_a_run_on_a_gpu_says_which_attention_packed_rows_have(tiny_model, monkeypatch, capsys, reason):
-    asked = []
-    monkeypatch.setattr(setup, "padding_reason", lambda *query: asked.append(query) or reason)
+def test_a_run_on_a_gpu_says_which_attention_each_part_has(tiny_model, monkeypatch, capsys, reason):
+    asked, model = [], copy.deepcopy(tiny_model)
+    monkeypatch.setattr(kernels, "no_varlen_reason", lambda *query: asked.append(query) or reason)
     args = SimpleNamespace(bf16=True, fp16=False, require_sharing=False)
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cuda")), args=args, fallbacks=[])
-    setup._check_kernels(trainer, tiny_model)
-    assert asked == [(torch.device("cuda"), torch.bfloat16, 16)]
-    kernel = "torch's varlen_attn" if reason is None else f"padded SDPA ({reason})"
-    assert capsys.readouterr().err == f"cppo: attention over packed rows runs on {kernel}\n"
-    assert [reason in line for line in trainer.fallbacks] == ([] if reason is None else [True])
+    trainer = SimpleNamespace(
+        model=model,
+        ref_model=None,
+        accelerator=SimpleNamespace(device=torch.device("cuda")),
+        args=args,
+        fallbacks=[],
+        use_vllm=False,
+        use_transformers_continuous_batching=False,
+    )
+    line = kernels.choose_kernels(trainer, shares_prompts=True)
+    assert asked == [(torch.device("cuda"), torch.bfloat16, size) for size in (16, 8)]
+    rows = "torch's varlen_attn" if reason is None else f"padded SDPA ({reason})"
+    tower = "torch's varlen_attn, a call a layer" if reason is None else f"sdpa, a call a window ({reason})"
+    assert line == f"packed rows: {rows}, rollouts: sdpa, vision tower: {tower}"
+    assert capsys.readouterr().err == f"cppo: attention of {line}\n"
+    assert [reason in line for line in trainer.fallbacks] == ([] if reason is None else [True, True])
+    assert model.model.visual.config._attn_implementation == ("sdpa" if reason else AT_ONCE)
+
+
+def test_a_tower_that_flash_attention_is_not_given_whole_is_told(monkeypatch):
+    """transformers knows flash attention by another mark than "flash" in its name."""
+    assert TOWER_ATTENTION.missing("qwen2_5_vl") is None
+    failure.cache_clear()
+    for module in ("qwen2_5_vl.modeling_qwen2_5_vl", "qwen3_vl.modeling_qwen3_vl"):
+        monkeypatch.setattr(f"transformers.models.{module}.is_flash_attention_requested", lambda config: False)
+    for family in ("qwen2_5_vl", "qwen3_vl"):
+        assert "the vision tower makes an attention call a window: the one call" in TOWER_ATTENTION.missing(family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,6 +122,7 @@ def test_every_family_passes_its_probes(family):
     state = torch.get_rng_state()
     assert SHARED_PREFILL.missing(family) is None
     assert PACKED_ATTENTION.missing(family, "eager") is None
+    assert FAMILIES[family].images != "patches" or TOWER_ATTENTION.missing(family) is None
     assert torch.equal(torch.get_rng_state(), state)
 
 

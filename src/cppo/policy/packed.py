@@ -11,13 +11,12 @@ row it belongs to.
 
 import copy
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +28,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from cppo.perception import entropy_from_logits
 from cppo.policy.packing import PackedBatch, PackedRow, SharedPromptLayout
+from cppo.policy.varlen import no_varlen_reason, varlen_attention
 from cppo.probing import expect, failure
 from cppo.trl_surface import chunked_logprob_function
 
 SUFFIX = "_shared_prompt"
-MAX_VARLEN_HEAD_DIM = 256
-BF16_TOLERANCE = 0.05
-"""Largest difference of two attention kernels in bfloat16 on values of about 1."""
 VOCABULARY_TILE = 8192
 PROBE_TOLERANCE = 1e-4
 """What float32 explains between two ways to the same numbers of about 1."""
@@ -165,68 +162,20 @@ def packed_attention(
 
     query: [1, heads, N, D]; key, value: [1, key heads, N, D]. Returns [1, N, heads, D].
     """
-    query, key, value = (_at_kernel_precision(tensor)[0].transpose(0, 1) for tensor in (query, key, value))
-    if not dropout and padding_reason(query.device, query.dtype, query.shape[-1]) is None:
-        return _varlen_attention(query, key, value, layout, scaling).unsqueeze(0)
+    query, key, value = (at_kernel_precision(tensor)[0].transpose(0, 1) for tensor in (query, key, value))
+    if not dropout and no_varlen_reason(query.device, query.dtype, query.shape[-1]) is None:
+        key, value = (tensor.index_select(0, layout.keys) for tensor in (key, value))
+        ends, longest = (layout.cu_seqlens_q, layout.cu_seqlens_k), (layout.max_seqlen_q, layout.max_seqlen_k)
+        return varlen_attention(query, key, value, *ends, longest, scaling, causal=True).unsqueeze(0)
     return _padded_attention(query, key, value, layout, scaling, dropout).unsqueeze(0)
 
 
-def _at_kernel_precision(tensor: Tensor) -> Tensor:
+def at_kernel_precision(tensor: Tensor) -> Tensor:
     """Cast as autocast would inside the kernel: rotary embeddings are float32, which decides kernel and mask before."""
     device = tensor.device.type
     if tensor.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return tensor.to(torch.get_autocast_dtype(device))
     return tensor
-
-
-def padding_reason(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why packed rows are padded for such queries instead of running torch's flash attention of variable length.
-
-    It needs half precision on an NVIDIA GPU since Ampere; None where it runs.
-    """
-    if device.type != "cuda" or torch.version.hip is not None:
-        return f"{device} is no NVIDIA GPU"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in {dtype}".replace("torch.", "")
-    if head_size % 8 or head_size > MAX_VARLEN_HEAD_DIM:
-        return f"its heads of {head_size} numbers are not at most {MAX_VARLEN_HEAD_DIM} in eights"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the GPU is older than Ampere"
-    return failure(probe_varlen_attention, "cuda")
-
-
-def _varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None
-) -> Tensor:
-    """[N, heads, D] each. Flash attention aligns causal masks to the last key, as segments after a prompt are."""
-    from torch.nn.attention.varlen import varlen_attn  # a prototype: it may go, and the probe then says so
-
-    key, value = (tensor.index_select(0, layout.keys) for tensor in (key, value))
-    groups = query.shape[1] // key.shape[1]
-    options: dict[str, Any] = {}
-    if groups > 1 and _takes_grouped_heads(varlen_attn):
-        options["enable_gqa"] = True
-    elif groups > 1:
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    outputs = varlen_attn(
-        query.contiguous(),
-        key,
-        value,
-        layout.cu_seqlens_q,
-        layout.cu_seqlens_k,
-        layout.max_seqlen_q,
-        layout.max_seqlen_k,
-        scale=scaling,
-        window_size=(-1, 0),
-        **options,
-    )
-    return cast(Tensor, outputs)
-
-
-@cache
-def _takes_grouped_heads(varlen_attn: Callable[..., Any]) -> bool:
-    """Whether several query heads may share a key head; torch 2.11 does not know that."""
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _padded_attention(
@@ -259,20 +208,6 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, drop
         query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **mask
     )
     return outputs.transpose(1, 2)
-
-
-def probe_varlen_attention(device: str) -> None:
-    """Raise unless torch's attention of variable length agrees with the padded one."""
-    layout = SharedPromptLayout.of([3], [2, 4], [0, 0], device)
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(9, heads, 64, generator=generator).to(device, torch.bfloat16) for heads in (4, 2, 2)
-    )
-    scaling = 64**-0.5
-    found = _varlen_attention(query, key, value, layout, scaling)
-    expected = _padded_attention(query, key, value, layout, scaling, 0.0)
-    difference = (found - expected).abs().max().item()
-    expect(difference <= BF16_TOLERANCE, f"torch's varlen_attn differs from padded attention by {difference:.2g}")
 
 
 # Head

@@ -12,6 +12,7 @@ from cppo.policy.packed import add_shared_prompt_forward
 from cppo.policy.packing import prompt_groups
 from cppo.policy.rollout import shared_generation
 from cppo.policy.scorer import plain_scores, shared_prompt_scores
+from cppo.policy.tower import AT_ONCE, attend_at_once
 from cppo.probing import expect
 
 TOLERANCE = 1e-4
@@ -20,6 +21,9 @@ TOLERANCE = 1e-4
 PROMPTS = ((5, 6, 7), (8, 9, 10), (5, 6, 7))
 """Token ids of three rows; two are equal."""
 GROUPS = (0, 1, 0)
+PATCH = 4
+PATCH_VALUES = 3 * 2 * PATCH**2
+"""Of a patch in the tower that takes images in patches: colours, two moments, pixels."""
 
 
 @torch.no_grad()
@@ -65,12 +69,27 @@ def probe_packed_attention(model_type: str, attention: str) -> None:
     expect(difference <= TOLERANCE, f"packed rows are scored otherwise than plain ones, by {difference:.2g} nats")
 
 
+@torch.no_grad()
+def probe_tower_attention(model_type: str) -> None:
+    """Raise unless a vision tower says the same where its attention is called once a layer."""
+    model = deepcopy(_tiny_model(model_type, "sdpa"))
+    grid = torch.tensor([[1, 8, 4], [1, 4, 4]])
+    tower, patches = model.get_encoder(modality="image"), int(grid.prod(dim=1).sum())
+    pixels = torch.linspace(-1, 1, patches * PATCH_VALUES).sin().reshape(patches, PATCH_VALUES)
+    expected = tower(pixels, grid_thw=grid).last_hidden_state
+    attend_at_once(model)
+    expect(tower.config._attn_implementation == AT_ONCE, "the vision tower keeps the name of its attention elsewhere")
+    found = tower(pixels, grid_thw=grid).last_hidden_state
+    difference = (found - expected).abs().max().item()
+    expect(difference <= TOLERANCE, f"a vision tower that attends once a layer differs by {difference:.2g}")
+
+
 @cache
 def _tiny_model(model_type: str, attention: str) -> Any:
     """One layer of a family's text part and of its vision tower, with weights that let tokens see one another."""
     text = text_part(1, vocab_size=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     tokens = {"image": 20, "video": 21, "start": 22, "end": 23}
-    config = tiny_config(model_type, Sizes(text, tokens, layers=1, patch=4, side=8))
+    config = tiny_config(model_type, Sizes(text, tokens, layers=1, patch=PATCH, side=2 * PATCH))
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

@@ -87,6 +87,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"sharing    {sharing_text(args, trainer.shares_prompts)}",
         f"loss       {args.loss_type}, learning rate {args.learning_rate:g}, scorer {config['scorer']}",
         f"rewards    {', '.join(f'{name} x {weight:g}' for name, weight in rewards)}",
+        f"attention  {trainer.kernels}",
         *(f"fallback   {line}" for line in trainer.fallbacks),
         f"memory     {', '.join(f'{part} {_mib(size)}' for part, size in asdict(memory).items())}",
         _needs_line("as now", rehearsed.as_answered, memory, steps),

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
-from cppo.errors import UserError, tell
+from cppo.errors import UserError
 from cppo.messages import embedded_images
 from cppo.methods import get_method
 from cppo.options import check_gate_reward
@@ -26,20 +26,17 @@ from cppo.policy import (
     vision_placeholder_ids,
 )
 from cppo.policy.families import check_vision_rope
-from cppo.policy.packed import padding_reason
 from cppo.policy.prompts import Row, check_ends_with_question, prompt_images
 from cppo.rewards import load_reward, reward_columns
 from cppo.rewards.spec import parse_reward
 from cppo.training.config import CPPOConfig
 from cppo.upstream import (
-    CHUNKED_HEAD,
     COLOCATED_PROMPTS,
     FSDP_OUTPUTS,
     LEARNING_RATE,
     PACKED_ATTENTION,
     SAMPLER_ORDER,
     SHARED_PREFILL,
-    VARLEN_ATTENTION,
     check_needed_parts,
 )
 
@@ -253,7 +250,6 @@ def share_prompts(trainer: Trainer) -> tuple[bool, bool]:
         for model in (trainer.model, trainer.ref_model):
             if model is not None:
                 add_shared_prompt_forward(unwrapped(model), trainer.args.cast_lm_head_to_fp32)
-        _check_kernels(trainer, policy)
     return updates is None, rollouts is None and _generates(trainer)
 
 
@@ -276,24 +272,6 @@ def _generates(trainer: Trainer) -> bool:
 def _check_unshared(args: Any, reason: str) -> None:
     if args.perception_memory == "sequential" and args.uses_perception:
         raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
-
-
-def _check_kernels(trainer: Trainer, policy: Any) -> None:
-    """Say which kernels of packed rows do not act here."""
-    if (line := CHUNKED_HEAD.missing()) is not None:
-        go_without(trainer, line)
-    device = trainer.accelerator.device
-    if device.type != "cuda":
-        return
-    text = policy.config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    half = torch.bfloat16 if trainer.args.bf16 else torch.float16
-    dtype = half if trainer.args.bf16 or trainer.args.fp16 else policy.dtype
-    reason = padding_reason(device, dtype, head_size)
-    if reason is not None:
-        go_without(trainer, f"{VARLEN_ATTENTION.lost}: {reason}")
-    kernel = "torch's varlen_attn" if reason is None else f"padded SDPA ({reason})"
-    tell(f"attention over packed rows runs on {kernel}")
 
 
 def check_head(trainer: Trainer, shares_prompts: bool) -> None:

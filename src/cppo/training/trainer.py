@@ -45,6 +45,7 @@ from cppo.training.before_updates import detect_tokens, join_scores, scores_of_v
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
 from cppo.training.generation import RolloutTrainer
+from cppo.training.kernels import choose_kernels
 from cppo.training.rollouts import (
     GenerationBatch,
     ViewMaker,
@@ -85,6 +86,7 @@ class CPPOTrainer(RolloutTrainer):
     Attributes:
         last_samples: a few rollouts of the last logged step, for reports; a method without a perception term marks no
             token in them.
+        kernels: which attention each part of the run computes, in one line.
         fallbacks: what is done in a slower or coarser way than CPPO can, and why, one line each.
 
     Raises:
@@ -166,6 +168,7 @@ class CPPOTrainer(RolloutTrainer):
         leave_out_frozen_tower(unwrapped(self.model))
         self._placeholder_ids = ban_vision_placeholders(self)
         self._shares_prompts, self._shares_rollouts = share_prompts(self)
+        self.kernels = choose_kernels(self, self._shares_prompts)
         check_head(self, self._shares_prompts)
         self._policy = unwrapped(self.model)
         # TRL's kernel cannot be told the number of images in each row, which LLaVA-OneVision needs.
