@@ -31,6 +31,7 @@ OVERRIDES = {
     "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; huge ones are refused",
     "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
     "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
+    "_prepare_input": "the pixels of a generation batch stay on the host",
     "_get_per_token_logps_and_entropies": "rows are scored packed; the loss gets scores taken along with the views'",
     "_compute_loss": "adds the perception term to whatever loss TRL computes",
     "training_step": "begins and ends the step's counts; on request logs the perception term's share of the gradient",

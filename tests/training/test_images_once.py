@@ -5,6 +5,7 @@ import pytest
 import torch
 from rollout_stubs import generation_batch, inject, make_rows, picture
 from tiny_families import build_processor
+from torch.overrides import TorchFunctionMode
 
 from cppo.policy.images_once import images_once
 
@@ -61,3 +62,34 @@ def test_a_generation_batch_processes_each_group_once(make_trainer, processor, s
     count = seen(processor)
     generation_batch(trainer, rows)
     assert len(count) == 2 * 3 + 2 * 3
+
+
+class PixelMoves(TorchFunctionMode):
+    """Keeps how many patches of images each call of `Tensor.to` moves to a device; a copy stays on the host."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values, self.patches = values, []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        to_device = any(isinstance(value, torch.device) for value in (*args[1:], kwargs.get("device")))
+        if function is torch.Tensor.to and to_device and args[0].shape[1:] == (self.values,):
+            self.patches.append(len(args[0]))
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["prompts prefilled once", "each prefilled"])
+@pytest.mark.parametrize("beta", [0.0, 0.1], ids=["generated", "and scored by a reference"])
+def test_pixels_come_to_the_device_with_the_rollouts_that_need_them(make_trainer, shares, beta):
+    rows = make_rows([1, 2])
+    options = {"per_device_generation_batch_size": 4, "per_device_train_batch_size": 2, "steps_per_generation": 4}
+    options["gradient_accumulation_steps"] = 4  # so that no old log-probabilities are asked for
+    trainer = make_trainer(rows, method="grpo", beta=beta, **options)
+    trainer._shares_rollouts = shares
+    patch = trainer.model.model.visual.patch_embed.proj.weight[0].numel()
+    with PixelMoves(patch) as moves:
+        generation_batch(trainer, rows)
+    # Of 32 x 32 and 48 x 32 pixels in patches of 8: 16 and 24. Both groups of 4 are scored 2 rollouts at a time.
+    generated = [16, 40] if shares else [4 * 16, 4 * 40]
+    assert moves.patches == generated + ([16, 16, 40, 40] if beta else [])

@@ -42,6 +42,7 @@ TRL_1_16_PARAMETERS = {
         "mm_token_type_ids",
         "image_position_ids",
     ],
+    "_prepare_input": ["data"],
     "_prepare_inputs": ["generation_batch"],
     "_compute_loss": ["model", "inputs"],
     "training_step": ["model", "inputs", "num_items_in_batch"],

@@ -66,6 +66,8 @@ def shared_generation(
     Slices need memory for keys and values of so many rows. Greedy answers stay what they are, up to the rounding of
     another batch size; samples are others, since slices draw one after another.
 
+    Images may lie on the host: those that a prefill runs come to the device of its tokens.
+
     Args:
         model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
         group_ids: of the rows that `generate` will be given, in order; rows of a group have the same prompt and images.
@@ -88,18 +90,21 @@ def shared_generation(
         for start in range(0, total, size):
             groups_now[:] = known[start : start + size]
             cut = inputs if size >= total else _rows_between(model.config, inputs, start, start + size)
-            answers.append(original_generate(**cut))
+            answers.append(original_generate(**(cut if shares else _beside_tokens(model.config, cut))))
         if len(answers) == 1:
             return answers[0]
         longest = max(answer.shape[1] for answer in answers)
         padding = inputs["generation_config"].pad_token_id
         return torch.cat([pad(answer, (0, longest - answer.shape[1]), value=padding) for answer in answers])
 
+    def plain_forward(*args: Any, **inputs: Any) -> Any:
+        return original_forward(*args, **_beside_tokens(model.config, inputs))
+
     @functools.wraps(original_forward)
     def forward(*args: Any, **inputs: Any) -> Any:
         if args or not _is_prefill(model.config, inputs) or _checkpoints(model):
-            return original_forward(*args, **inputs)
-        return _prefill(original_forward, model.config, inputs, groups_now, prefills)
+            return plain_forward(*args, **inputs)
+        return _prefill(plain_forward, model.config, inputs, groups_now, prefills)
 
     # `generate` goes by the signature. Were encoded images in it, it would encode those of all rows beforehand.
     signature = inspect.signature(original_forward)
@@ -108,8 +113,7 @@ def shared_generation(
     with ExitStack() as changes:
         if shares:
             changes.enter_context(_replaced(model, "forward", forward))
-        if shares or rows_at_a_time is not None:
-            changes.enter_context(_replaced(model, "generate", generate))
+        changes.enter_context(_replaced(model, "generate", generate))
         yield prefills
 
 
@@ -145,6 +149,13 @@ def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) 
         "attention_mask": kept["attention_mask"][start:end],
         **images,
     }
+
+
+def _beside_tokens(config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, its images on the device of its tokens."""
+    ids = inputs.get("input_ids")
+    images = [name for name in family_of(config).image_inputs if isinstance(inputs.get(name), Tensor)]
+    return inputs if ids is None else {**inputs, **{name: inputs[name].to(ids.device) for name in images}}
 
 
 def _needs_encoded(config: GenerationConfig) -> bool:

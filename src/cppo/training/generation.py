@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -124,6 +124,16 @@ class RolloutTrainer(AskingTrainer):
             if not (self.use_vllm or self.use_transformers_continuous_batching):
                 changes.enter_context(self._generating_together())
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Leave the pixels of a generation batch on the host, where those that run come from.
+
+        TRL moves them to the device for all rollouts at once, to generate and once more to score.
+        """
+        on_host = self._generating is not None and self._shares_prompts and not self.tools
+        if on_host and isinstance(data, Mapping):
+            return {key: value if key == "pixel_values" else self._prepare_input(value) for key, value in data.items()}
+        return super()._prepare_input(data)
 
     @contextmanager
     def _generating_together(self) -> Iterator[None]:
