@@ -22,6 +22,10 @@ from cppo.recipes import load_recipe
 from cppo.reports.run_data import read_run
 from cppo.reports.signs import run_warnings
 from cppo.runs.dry_run import method_text, rehearse, sharing_text
+from cppo.runs.memory_plan import need
+from cppo.runs.memory_work import DDP, FSDP2, LORA, ZERO3
+from cppo.runs.model_shapes import read_shapes
+from cppo.runs.recipe_plan import launched_way, recipe_work
 from cppo.runs.rehearsal import BatchNeeds, MemoryParts, PeakMemory, memory_parts
 from cppo.runs.sources import load_sources
 from cppo.training.trainer import CPPOTrainer
@@ -82,8 +86,92 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
     tower = "sdpa, a call a window (cpu is no NVIDIA GPU)"
     assert lines["attention"] == f"packed rows: {padded}, rollouts: sdpa, vision tower: {tower}"
     assert lines["loss"] == "dapo, learning rate 1e-06, scorer shared"
+    assert lines["arithmetic one GPU, by `cppo plan`, not measured:"].startswith("rollouts ")
+    assert "measured on" not in lines["arithmetic one GPU, by `cppo plan`, not measured:"]
     assert snapshot(folder) == before
     assert not any(tmp_path.iterdir())
+
+
+def planned(folder, way, gpus=1, prompt=None, image=None):
+    """GiB of rollouts and update by the arithmetic, as the plan shows them."""
+    recipe = load_recipe("train", str(folder / "tiny.yaml"))
+    work = recipe_work(recipe, gpus, prompt or max(prompt_tokens(folder)), image)
+    found = need(read_shapes(recipe.options.model), way, work)
+    return f"rollouts {found.rollouts / 2**30:.2f} GiB, update {found.update / 2**30:.2f} GiB on each"
+
+
+@pytest.fixture
+def gpu_recipe(folder):
+    """The recipe as one for a GPU: in bfloat16."""
+    file = folder / "gpu.yaml"
+    file.write_text(f"extends: {folder / 'tiny.yaml'}\nuse_cpu: false\nbf16: true\n")
+    yield str(file)
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("variables", "adapter", "way", "gpus"),
+    [
+        ({}, False, DDP, 1),
+        ({"WORLD_SIZE": "4"}, False, DDP, 4),
+        ({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}, False, FSDP2, 8),
+        ({"WORLD_SIZE": "8", "ACCELERATE_USE_DEEPSPEED": "true"}, False, ZERO3, 8),
+        ({"WORLD_SIZE": "2"}, True, LORA, 2),
+    ],
+)
+def test_the_launch_says_how_training_is_spread(variables, adapter, way, gpus, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launched_way(adapter) == (way, gpus)
+
+
+@pytest.mark.parametrize("way", [DDP, FSDP2])
+def test_without_a_gpu_the_plan_is_arithmetic(folder, gpu_recipe, way, capsys, monkeypatch):
+    monkeypatch.setattr(CPPOTrainer, "__init__", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("cppo.runs.dry_run.launched_way", lambda adapter: (way, 4))
+    before = snapshot(folder)
+    assert main(["train", "--config", gpu_recipe, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"arithmetic {way.name} on 4 GPUs, by `cppo plan`, not measured: {planned(folder, way, 4)}" in shown
+    assert "nothing was run or measured" in shown
+    assert "rows       20 to train on, 0 bad" in shown
+    assert snapshot(folder) == before
+    assert main(["train", "--config", gpu_recipe, "--dry_run", "--perception_weight", "-1"]) == 2
+
+
+def test_on_a_gpu_the_measured_peak_stands_beside_the_arithmetic(folder, capsys, monkeypatch):
+    """The rehearsal as on a GPU, whose memory is read from here: 2 GiB while rollouts are made, 3 in the update."""
+    reads = iter([2, 3] * 3)
+    resets = []
+
+    class Card(PeakMemory):
+        on_gpu = True
+
+        def read(self):
+            return next(reads) * 2**30
+
+        def reset(self):
+            resets.append(len(resets))
+
+    monkeypatch.setattr("cppo.runs.rehearsal.PeakMemory", Card)
+    assert main(["train", "--config", str(folder / "tiny.yaml"), "--dry_run"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("arithmetic ")]
+    assert line.startswith("arithmetic one GPU, by `cppo plan`, not measured: rollouts ")
+    assert line.endswith("; measured on this GPU at worst: rollouts 2.00 GiB, update 3.00 GiB")
+    assert len(resets) == 1 + 2 * 3  # as memory is entered, and after each phase of three batches
+
+
+def test_a_gpus_memory_is_what_pytorch_allocated_there(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * len(asked))
+    device = torch.device("cuda", 1)
+    with PeakMemory(device) as memory:
+        assert memory.on_gpu
+        assert memory.read() == 7
+        memory.reset()
+        assert memory.read() == 14
+    assert asked == [device, device]
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, Parser, check_output_file, number_in
 from cppo.errors import UserError
 from cppo.files import replace_text
 from cppo.methods import get_method
-from cppo.options import schema
-from cppo.recipes import Recipe, load_recipe
+from cppo.recipes import load_recipe
+from cppo.runs.memory_work import DEFAULT_PROMPT_TOKENS
 
 if TYPE_CHECKING:
     from cppo.runs.memory_plan import Need
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 DEFAULT_RECIPE = "cppo-3b"
-DEFAULT_PROMPT_TOKENS = 1024
 ROWS = {
     "weights": "weights",
     "gradients": "gradients",
@@ -54,9 +52,11 @@ def run(argv: Sequence[str]) -> None:
     from cppo.runs.memory_plan import ASSUMPTIONS, RESERVE, largest_micro_batch, largest_slice, need
     from cppo.runs.memory_work import WAYS
     from cppo.runs.model_shapes import read_shapes
+    from cppo.runs.recipe_plan import recipe_work
 
     shapes = read_shapes(model)
-    work = _work(recipe, arguments)
+    given = ("prompt_tokens", "image_tokens", "response_tokens", "micro_batch", "lora_r")
+    work = recipe_work(recipe, arguments.gpus, **{name: getattr(arguments, name) for name in given})
     budget = arguments.memory * GIB * (1 - RESERVE)
     needs = {way.name: need(shapes, way, work) for way in WAYS}
     fits = {
@@ -85,45 +85,6 @@ def run(argv: Sequence[str]) -> None:
             f"{model} does not fit in {arguments.memory:g} GiB on each of {arguments.gpus} GPUs, not even one rollout "
             "at a time: take more GPUs, shorter rollouts or smaller images"
         )
-
-
-def _work(recipe: Recipe, arguments: Any) -> "Work":
-    """What each GPU does by the recipe, with the lengths that were given. Raises UserError for an image too long."""
-    from cppo.hooks import register_own
-    from cppo.perception import SHAPINGS, adds_perception_loss, scored_views
-    from cppo.runs.memory_work import Work
-
-    inherited = {name: field.default for name, field in schema("train").inherited.items()}
-    config = SimpleNamespace(**{**inherited, **recipe.resolved})
-    prompt = arguments.prompt_tokens or recipe.options.max_prompt_tokens or DEFAULT_PROMPT_TOKENS
-    image = prompt * 3 // 4 if arguments.image_tokens is None else arguments.image_tokens
-    if image >= prompt:
-        raise UserError(f"--image_tokens {image} leaves no text in a prompt of {prompt} tokens: give a longer prompt")
-    register_own(vars(config))
-    adds_loss = adds_perception_loss(config)
-    uses_views = adds_loss or config.perception_sink in SHAPINGS
-    rollouts = config.per_device_train_batch_size
-    # Without steps_per_generation TRL takes as many as it accumulates.
-    batch = rollouts * (config.steps_per_generation or config.gradient_accumulation_steps)
-    return Work(
-        gpus=arguments.gpus,
-        prompt_tokens=prompt,
-        image_tokens=image,
-        response_tokens=arguments.response_tokens or config.max_completion_length,
-        num_generations=config.num_generations,
-        micro_batch=arguments.micro_batch or rollouts,
-        step_rollouts=rollouts * config.gradient_accumulation_steps,
-        batch_rollouts=batch,
-        generation_slice=min(config.per_device_generation_batch_size or batch, batch),
-        views=len(scored_views(config)) if uses_views else 0,
-        view_gradients=adds_loss and config.perception_view_policy == "current" and config.perception_view_gradients,
-        sequential=config.perception_memory == "sequential",
-        shared=config.scorer == "shared",
-        checkpointing=config.gradient_checkpointing,
-        reference=config.beta != 0,
-        frozen_tower=config.freeze_vision_tower,
-        lora_r=arguments.lora_r or recipe.options.lora_r,
-    )
 
 
 def _bytes(one: "Need") -> dict[str, int]:

@@ -1,21 +1,30 @@
 """`cppo train --dry_run`: the whole run set up, three generation batches trained, the plan told, nothing kept.
 
-Memory and time are measured, not modelled: the longest prompts go through the real trainer on this machine.
+Memory and time are measured: the longest prompts go through the real trainer on this machine. `cppo plan`'s arithmetic
+stands beside, and alone where the recipe asks for a GPU and there is none.
 """
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from cppo.data import RecordSource
+from cppo.errors import UserError
 from cppo.evaluation import load_processor, prompt_lengths
 from cppo.options import TrainOptions
 from cppo.perception import SHAPINGS, TERMS, VIEWS, views_of
 from cppo.policy import unwrapped
 from cppo.recipes import Recipe
 from cppo.runs.loggers import check_loggers
+from cppo.runs.memory_plan import need
+from cppo.runs.memory_work import Way, Work
+from cppo.runs.model_shapes import read_shapes
 from cppo.runs.prepare import PreparedRun, build_config, may_probe, prepare_run
+from cppo.runs.recipe_plan import arithmetic_text, launched_way, recipe_work
 from cppo.runs.rehearsal import BatchNeeds, MemoryParts, train_briefly
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig
@@ -28,6 +37,7 @@ PROBED_ROWS = 256
 def rehearse(recipe: Recipe, sources: RunSources) -> list[str] | None:
     """Check a recipe with its data and model by training three generation batches; None but on the main process.
 
+    Where the recipe computes in bfloat16 on a GPU, and this machine has none, nothing is trained.
     Nothing is written but a temporary folder that is removed, and no logger is called.
 
     Returns:
@@ -37,11 +47,58 @@ def rehearse(recipe: Recipe, sources: RunSources) -> list[str] | None:
     Raises:
         UserError: as `cppo.runs.run.run_training`; or a batch does not fit into memory, naming the phase.
     """
+    lacks_gpu = _lacks_gpu(recipe.config)
+    here = {"use_cpu": True, "bf16": False} if lacks_gpu else {}
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "eval_strategy": "no"}
-        check_loggers(build_config(recipe))
-        prepared = prepare_run(replace(recipe, config={**recipe.config, **quiet}), sources)
-        return _plan_lines(recipe, prepared, sources)
+        check_loggers(build_config(replace(recipe, config={**recipe.config, **here})))
+        prepared = prepare_run(replace(recipe, config={**recipe.config, **here, **quiet}), sources)
+        return _untried_lines(recipe, prepared) if lacks_gpu else _plan_lines(recipe, prepared, sources)
+
+
+def _lacks_gpu(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration asks for a GPU that is not here. TRL computes in bfloat16 unless told otherwise."""
+    return config.get("bf16", True) is True and not config.get("use_cpu") and not torch.accelerator.is_available()
+
+
+def _untried_lines(recipe: Recipe, prepared: PreparedRun) -> list[str] | None:
+    """What is known of a run without its model's weights and without a GPU."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    _, lengths = probe_rows(prepared.train, prepared.options)
+    way, gpus = launched_way(prepared.options.use_peft)
+    work = recipe_work(recipe, gpus, prompt_tokens=max(lengths))
+    return [
+        f"recipe     {recipe.name}",
+        _rows_line(prepared),
+        _tokens_line(lengths, prepared.args),
+        f"method     {recipe.resolved['method']}: {method_text(recipe.resolved)}",
+        f"arithmetic {_arithmetic(recipe, way, work)}",
+        "untried    no GPU is here, and the recipe asks for one: nothing was run or measured, nothing written; "
+        "--use_cpu true --bf16 false tries it on the CPU",
+    ]
+
+
+def _arithmetic(recipe: Recipe, way: Way, work: Work, measured: tuple[int, int] | None = None) -> str:
+    try:
+        return arithmetic_text(way, work, need(read_shapes(recipe.options.model), way, work), measured)
+    except UserError as error:
+        return f"none: {error}"
+
+
+def _rows_line(prepared: PreparedRun) -> str:
+    train = prepared.train
+    return (
+        f"rows       {len(train):,} to train on, {len(train.skipped):,} bad, "
+        f"{len(train.other_images):,} with other images, {len(prepared.long):,} too long"
+    )
+
+
+def _tokens_line(lengths: list[int], args: CPPOConfig) -> str:
+    return (
+        f"tokens     prompts {sum(lengths) / len(lengths):.0f} on average, {max(lengths):,} at most in "
+        f"{len(lengths):,} rows, images included; responses up to {args.max_completion_length:,}"
+    )
 
 
 def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> list[str] | None:
@@ -68,6 +125,10 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         "in each probe": sources.probes if may_probe(trainer, prepared.options) else None,
     }
     answered = [f"{len(source):,} items {when}" for when, source in held_out.items() if source is not None]
+    way, gpus = launched_way(prepared.options.use_peft)
+    work = recipe_work(recipe, gpus, trainer.prompt_tokens, trainer.image_tokens)
+    worst = rehearsed.at_worst
+    measured = (memory.kept + worst.rollout, memory.kept + memory.gradients + worst.update)
     weights = list(unwrapped(trainer.model).parameters())
     trained = sum(one.numel() for one in weights if one.requires_grad)
     rewards = zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
@@ -76,13 +137,11 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"model      {recipe.options.model}: {trained:,} of {sum(one.numel() for one in weights):,} weights trained, "
         f"{str(weights[0].dtype).removeprefix('torch.')} on {args.device}, "
         f"{trainer.accelerator.num_processes} process(es)",
-        f"rows       {len(train):,} to train on, {len(train.skipped):,} bad, "
-        f"{len(train.other_images):,} with other images, {len(prepared.long):,} too long",
+        _rows_line(prepared),
         f"held-out   {', '.join(answered) or 'nothing is answered'}",
         f"steps      {steps:,}, {steps / steps_per_batch * prompts / len(train):.2f} epochs; every {steps_per_batch} "
         f"share {prompts} prompts x {generations} responses",
-        f"tokens     prompts {sum(lengths) / len(lengths):.0f} on average, {max(lengths):,} at most in {len(probed):,} "
-        f"rows, images included; responses up to {args.max_completion_length:,}",
+        _tokens_line(lengths, args),
         f"method     {config['method']}: {method_text(config)}",
         f"sharing    {sharing_text(args, trainer.shares_prompts)}",
         f"loss       {args.loss_type}, learning rate {args.learning_rate:g}, scorer {config['scorer']}",
@@ -91,7 +150,8 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         *(f"fallback   {line}" for line in trainer.fallbacks),
         f"memory     {', '.join(f'{part} {_mib(size)}' for part, size in asdict(memory).items())}",
         _needs_line("as now", rehearsed.as_answered, memory, steps),
-        _needs_line("at worst", rehearsed.at_worst, memory, steps),
+        _needs_line("at worst", worst, memory, steps),
+        f"arithmetic {_arithmetic(recipe, way, work, measured if rehearsed.on_gpu else None)}",
         f"written    nothing; without --dry_run it goes to {recipe.output_dir}",
     ]
 

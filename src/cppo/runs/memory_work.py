@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 HALF, FULL, INDEX = 2, 4, 8
 """Bytes of a number in bfloat16 and in float32, and of an index."""
+DEFAULT_PROMPT_TOKENS = 1024
+"""Of a prompt whose recipe bounds it not."""
 
 
 @dataclass(frozen=True)

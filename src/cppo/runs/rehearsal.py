@@ -83,6 +83,11 @@ class PeakMemory:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is a GPU's."""
+        return self._device is not None
+
     def __enter__(self) -> "PeakMemory":
         self.reset()
         if self._device is None:
@@ -137,6 +142,7 @@ class Rehearsal(CPPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.phase = "rollout"
+        self.prompt_tokens = self.image_tokens = 0  # of the longest prompt, and of its images
         self.rollout_peaks: list[int] = []
         self.update_peaks: list[int] = []
         self.clock = _StepClock()
@@ -164,6 +170,9 @@ class Rehearsal(CPPOTrainer):
         if self._at_worst:
             self._write_full_length()
         output = super()._generate_and_score_completions(inputs)
+        self.prompt_tokens = int(output["prompt_mask"].sum(dim=1).max())
+        of_images = torch.isin(output["prompt_ids"].cpu(), torch.tensor(self._placeholder_ids))
+        self.image_tokens = int(of_images.sum(dim=1).max())
         self.rollout_peaks.append(self.memory.read())
         self.memory.reset()
         self.phase = "update"
@@ -185,11 +194,13 @@ class Rehearsed:
 
     Attributes:
         steps: optimizer steps of the whole run.
+        on_gpu: whether memory is a GPU's.
         as_answered, at_worst: what the second and the third batch needed.
     """
 
     trainer: Rehearsal
     steps: int
+    on_gpu: bool
     memory: MemoryParts
     as_answered: BatchNeeds
     at_worst: BatchNeeds
@@ -203,7 +214,7 @@ def train_briefly(prepared: PreparedRun, sources: RunSources, rows: RecordSource
     args = prepared.args
     memory = PeakMemory(args.device)
     with memory:
-        libraries = memory.read() if args.device.type == "cpu" else 0
+        libraries = 0 if memory.on_gpu else memory.read()
         trainer = build_trainer(prepared, sources, trainer_class=Rehearsal)
         assert isinstance(trainer, Rehearsal)
         trainer.memory = memory
@@ -224,7 +235,7 @@ def train_briefly(prepared: PreparedRun, sources: RunSources, rows: RecordSource
         )
         for number in (1, 2)
     )
-    return Rehearsed(trainer, steps, parts, as_answered, at_worst)
+    return Rehearsed(trainer, steps, memory.on_gpu, parts, as_answered, at_worst)
 
 
 def memory_parts(trainer: CPPOTrainer, libraries: int) -> MemoryParts:
