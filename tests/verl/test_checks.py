@@ -7,7 +7,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 
 from cppo.assets import MICRO_DIR
 from cppo.errors import UserError
-from cppo.verl import checks
+from cppo.verl import checks, versions
 from cppo.verl.__main__ import main, user_mistake
 from cppo.verl.trainer import PREFIX
 
@@ -47,6 +47,29 @@ def test_each_mode_of_verl_has_a_trainer_of_ours():
 )
 def test_options(refused, option, named):
     assert named in refused(option)
+
+
+def test_a_file_of_options(tmp_path, capsys):
+    """Its options hold like those of the command line, which win."""
+    file = tmp_path / "options.yaml"
+    file.write_text(f"trainer.v1.trainer_mode: async\nactor_rollout_ref.model.path: {MICRO_DIR}\n")
+    assert main(["--config", str(file), *OPTIONS]) == 2
+    assert "trainer.v1.trainer_mode = 'async'" in capsys.readouterr().err
+    assert main(["--config", str(file), *OPTIONS, "trainer.v1.trainer_mode=now"]) == 2
+    assert "trainer.v1.trainer_mode = 'now'" in capsys.readouterr().err
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: cannot be read" in capsys.readouterr().err
+    assert main(["--config"]) == 2
+
+
+def test_what_verl_refuses_is_one_line(refused):
+    line = refused("actor_rollout_ref.actor.loss_agg_mode=mean")
+    assert "loss_agg_mode" in line
+
+
+def test_versions_come_first(refused, monkeypatch):
+    monkeypatch.setattr(versions, "installed", {"verl": "0.8.0"}.get)
+    assert "verl 0.8.0 is installed" in refused("nothing=1")
 
 
 def test_checkpoints_of_the_trainer(refused, tmp_path):

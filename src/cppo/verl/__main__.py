@@ -1,18 +1,21 @@
-"""`python -m cppo.verl data.train_files=FILE.parquet ... [any option of verl]`: verl's program with CPPO in it."""
+"""`python -m cppo.verl [--config FILE.yaml] [any option of verl]`: verl's program with CPPO in it."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cppo.errors import UserError, first_line, tell_mistake
+from cppo.errors import UserError, first_line, one_line, tell_mistake
+from cppo.verl.command import read_options
+from cppo.verl.versions import check_versions
 
-USAGE = """usage: python -m cppo.verl data.train_files=FILE.parquet actor_rollout_ref.model.path=MODEL [NAME=VALUE ...]
+USAGE = """usage: python -m cppo.verl [--config FILE.yaml] [NAME=VALUE ...]
 
-Trains with verl and CPPO's perception term. Options are verl's, as NAME=VALUE. CPPO's own stand below
-actor_rollout_ref.rollout.custom.cppo, for example actor_rollout_ref.rollout.custom.cppo.method=cppo.
+Trains with verl and CPPO's perception term. Options are verl's, as NAME=VALUE, or in a file, one NAME: VALUE a line;
+those of the command line win. CPPO's own stand below actor_rollout_ref.rollout.custom.cppo, for example
+actor_rollout_ref.rollout.custom.cppo.method=cppo.
 
-`cppo verl-config --config cppo-3b` writes a recipe's options in this form, `cppo verl-data SPEC --out FILE.parquet`
-writes data in verl's layout. docs/scaling.md explains the rest."""
+`cppo verl-config --config cppo-3b` writes a recipe's options in either form, `cppo verl-data SPEC --out FILE.parquet`
+writes data in verl's layout. docs/verl.md explains the rest."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,11 +25,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     try:
-        _run(words)
+        check_versions()
+        _run(_overrides(words))
     except UserError as error:
         tell_mistake(error)
         return 2
     return 0
+
+
+def _overrides(words: list[str]) -> list[str]:
+    """The options in the order in which they hold, those of a file first. Raises UserError."""
+    if words[0] != "--config":
+        return words
+    if len(words) < 2:
+        raise UserError("--config: name a file, such as `cppo verl-config --out FILE.yaml` writes")
+    return [*read_options(words[1]), *words[2:]]
 
 
 def _run(words: list[str]) -> None:
@@ -51,7 +64,10 @@ def _run(words: list[str]) -> None:
         raise UserError(f"{first_line(error)} ({hint})") from error
     check_config(config)
     auto_set_device(config)
-    validate_config(config, need_reference_policy(config), need_critic(config))
+    try:
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    except (AssertionError, ValueError, HydraException) as error:  # how verl refuses options
+        raise UserError(one_line(error.__cause__ or error)) from error
     try:
         run_ppo(config, ray.remote(CPPOTaskRunner))
     except RayTaskError as error:
