@@ -20,7 +20,7 @@ from cppo.tasks import TaskOptions, make_item
 from cppo.training.scoring import Rollouts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "verl"))
-from injected import EPOCH, METHODS, SEED, Found, Group, digest, read, write
+from injected import EPOCH, METHODS, SEED, TEMPERATURE, Found, Group, digest, read, write
 
 SIZE = 4
 """Rollouts of a group."""
@@ -73,6 +73,7 @@ def trainer_of(groups, method, model, processor, folder):
         max_steps=8,
         beta=0.0,
         seed=SEED,
+        temperature=TEMPERATURE,
         **METHODS[method],
     )
     trainer.state.epoch = float(EPOCH)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from cpu_bed import micro, varlen  # noqa: F401  (the model as it is elsewhere; attention over packed rows)
-from injected import EPOCH, SEED, Group, read
+from injected import EPOCH, SEED, TEMPERATURE, Group, read
 from tensordict import TensorDict
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
@@ -173,7 +173,9 @@ def step(case: Case, groups: list[Group]) -> dict[str, Any]:
     rows = rows_of(groups, worker.model_config.processor)
     data = tu.list_of_dict_to_tensordict(rows[rank::world])
     size = len(rows) // case.mini_batches
-    tu.assign_non_tensor(data, mini_batch_size=size, global_batch_size=size, temperature=1.0, calculate_entropy=True)
+    tu.assign_non_tensor(
+        data, mini_batch_size=size, global_batch_size=size, temperature=TEMPERATURE, calculate_entropy=True
+    )
     output = worker.train_mini_batch(data)
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, selected)
