@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from pixel_moves import PixelMoves
 from rollout_stubs import generation_batch, inject, make_rows, picture
 from tiny_families import build_processor
-from torch.overrides import TorchFunctionMode
 
 from cppo.policy.images_once import images_once
 
@@ -62,21 +62,6 @@ def test_a_generation_batch_processes_each_group_once(make_trainer, processor, s
     count = seen(processor)
     generation_batch(trainer, rows)
     assert len(count) == 2 * 3 + 2 * 3
-
-
-class PixelMoves(TorchFunctionMode):
-    """Keeps how many patches of images each call of `Tensor.to` moves to a device; a copy stays on the host."""
-
-    def __init__(self, values):
-        super().__init__()
-        self.values, self.patches = values, []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        to_device = any(isinstance(value, torch.device) for value in (*args[1:], kwargs.get("device")))
-        if function is torch.Tensor.to and to_device and args[0].shape[1:] == (self.values,):
-            self.patches.append(len(args[0]))
-        return function(*args, **kwargs)
 
 
 @pytest.mark.parametrize("shares", [True, False], ids=["prompts prefilled once", "each prefilled"])

@@ -10,8 +10,9 @@ import peft
 import pytest
 import torch
 import transformers
+from pixel_moves import PixelMoves
 from policy.tiny_models import IMAGE_TOKENS, SHARING, SIDES, make_config
-from rollout_stubs import generation_batch, inject, make_rows
+from rollout_stubs import generation_batch, make_rows
 from safetensors import safe_open
 from transformers import AttentionInterface, AutoModelForImageTextToText, DynamicCache
 
@@ -301,29 +302,25 @@ def test_lasting_bytes_of_each_way():
     assert each["DDP"].buffers == 4 * shapes.weights
 
 
-def test_images_lie_on_the_gpu_in_one_phase(make_trainer, processor, tmp_path):
-    """While rollouts are made TRL holds every rollout's; afterwards a group's wait on the host, or all on the GPU."""
+def test_images_come_to_the_gpu_with_their_groups(make_trainer, tmp_path):
+    """A slice of rollouts, and a micro-batch that a reference scores, bring theirs; unshared rollouts bring all."""
     rows = make_rows([1, 1])
-    trainer = inject(make_trainer(rows))
+    sizes = {"per_device_generation_batch_size": 4, "per_device_train_batch_size": 8}
+    trainer = make_trainer(rows, method="grpo", beta=0.1, **sizes)
     trainer.model.config.save_pretrained(tmp_path)
-    made = []
-    put = trainer._put_images_together
-
-    def watch(output, batch):
-        made.append(output["pixel_values"].nbytes)
-        put(output, batch)
-        made.append(sum(output[name].nbytes for name in output.keys() & {"pixel_values", "image_grid_thw"}))
-
-    trainer._put_images_together = watch
-    batch = generation_batch(trainer, rows)
     shapes = read_shapes(str(tmp_path))
+    with PixelMoves(shapes.patch_values) as moves:
+        batch = generation_batch(trainer, rows)
     image = int((batch["prompt_ids"][0] == trainer.model.config.image_token_id).sum())
     prompt, response = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
-    work = Work(1, prompt, image, response, trainer.num_generations, 8, 8, 8, 8, 2)
-    found = need(shapes, FSDP2, work)
-    assert made == [found.scoring, found.pixels] == [found.scoring, 0]
+    work = Work(1, prompt, image, response, trainer.num_generations, 8, 8, 8, 4, 2, reference=True)
+    found, bare = (need(shapes, FSDP2, replace(work, image_tokens=tokens)) for tokens in (image, 0))
+    *slices, scored = (4 * patches * shapes.patch_values for patches in moves.patches)
+    assert slices == [found.generation - bare.generation] * 2
+    assert scored == found.scoring - bare.scoring == 2 * slices[0]
+    assert found.pixels == 0
     unpacked = need(shapes, ZERO3, work)
-    assert (unpacked.pixels, unpacked.scoring) == (made[0], 2 * made[0])  # the shuffle copies them
+    assert (unpacked.pixels, unpacked.scoring) == (8 * slices[0], 16 * slices[0])  # the shuffle copies them
 
 
 def test_less_is_kept_where_less_is_asked():

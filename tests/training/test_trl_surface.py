@@ -221,7 +221,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
         "_perception_sums",
         "_colocated",
     }
-    own |= {"_shares_rollouts", "_train_sampler", "fallbacks", "kernels", "form_watch"}
+    own |= {"_shares_rollouts", "_train_sampler", "fallbacks", "kernels", "form_watch", "asked", "_asks"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 

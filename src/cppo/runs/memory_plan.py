@@ -40,8 +40,8 @@ class Need:
         pixels: images that wait on the GPU for their updates: none where prompts are shared, they wait on the host.
         activations: highest of a micro-batch, with its images and gradients that are not in place yet.
         keys_and_values: of the rollouts that are generated at a time.
-        generation: all else while rollouts are generated: images of all, the prompts' pass, logits, gathered weights.
-        scoring: while the reference scores them and they are cut into micro-batches: images of all, a pass.
+        generation: all else while rollouts are generated: images, the prompts' pass, logits, gathered weights.
+        scoring: while the reference scores them and they are cut into micro-batches: images, a pass.
     """
 
     weights: int
@@ -86,18 +86,22 @@ def need(shapes: ModelShapes, way: Way, work: Work) -> Need:
     elif way is ZERO3:
         lasting, gradients, reference = (HALF + FULL) * shapes.weights, HALF * trained, HALF * shapes.weights
     packed = work.shared and way.packs
-    images = FULL * work.batch_rollouts * work.image_tokens * shapes.patches_per_token * shapes.patch_values
+    image = FULL * work.image_tokens * shapes.patches_per_token * shapes.patch_values
+    all_images = image * work.batch_rollouts
+    # Where prompts are shared a slice and a micro-batch take those of their groups.
+    shown, scored = (image * ceil(size / work.num_generations) for size in (work.generation_slice, work.micro_batch))
+    scoring = _pass(shapes, way, work) + (scored if packed else all_images) if work.reference else 0
     return Need(
         weights=lasting // share,
         gradients=gradients // share,
         optimizer=MOMENTS * trained // share,
         reference=reference // share if work.reference else 0,
         buffers=buffers,
-        pixels=0 if packed else images,
+        pixels=0 if packed else all_images,
         activations=activations(shapes, way, work),
         keys_and_values=work.generation_slice * (work.prompt_tokens + work.response_tokens) * key_value_bytes(shapes),
-        generation=images + _generation(shapes, way, work),
-        scoring=images + max(_pass(shapes, way, work) if work.reference else 0, 0 if packed else images),
+        generation=(shown if packed else all_images) + _generation(shapes, way, work),
+        scoring=scoring if packed else max(scoring, 2 * all_images),
     )
 
 
