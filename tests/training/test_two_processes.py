@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cppo.methods import METHODS, SHAPING_SINKS
+
 JOB = Path(__file__).with_name("rank_job.py")
 CASES = {
     "shared": {"scorer": "shared", "perception_rollouts_per_group": 1},
@@ -22,6 +24,10 @@ CASES = {
     # TRL's mean of the entropies depends on the cut into micro-batches.
     "advantages": {"method": "vppo", "perception_advantage_scope": "batch", "entropy_coef": 0.0},
     "weights": {"method": "pgpo"},
+    # Tokens of all processes are compared, of which each has as many as its own responses.
+    "over the batch": {"method": "tor"},
+    "over the selected": {"method": "vepo", "entropy_coef": 0.0, "freeze_vision_tower": False},
+    "within groups": {"method": "vgpo"},
     "advantages kernel": {
         "method": "vppo",
         "perception_advantage_scope": "batch",
@@ -52,6 +58,7 @@ CASES = {
         "perception_divergence": "kl",
         "perception_normalization": "token",
     },
+    "sharded similarity": {"sharded": True, "method": "pepo", "freeze_vision_tower": False},
     "sharded kernel": {"sharded": True, "scorer": "kernel", "perception_view_gradients": False},
     "sharded untied plain": {"sharded": True, "untied": True, "scorer": "plain"},
 }
@@ -82,7 +89,7 @@ def test_two_processes_equal_one(results, case):
     one, two = results[1][case], results[2][case]
     for name, weight in one["weights"].items():
         assert (two["weights"][name] - weight).abs().max() <= 1e-5, name
-    shapes = CASES[case].get("method") in ("vppo", "pgpo")
+    shapes = METHODS[CASES[case].get("method", "cppo")].options["perception_sink"] in SHAPING_SINKS
     measured = "perception/dependency" if shapes else "perception/cpl"
     for ours, theirs in zip(two["logs"], one["logs"], strict=True):
         assert theirs[measured] != 0
