@@ -1,6 +1,6 @@
 """What each token of sampled responses owes to the image: its scores under the image, I+ and I-."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class InspectOptions:
     top_rounding: str = "floor"
     gate: str = "advantage"
     tolerance: float = 0.0
-    run: Any = None
+    run: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
