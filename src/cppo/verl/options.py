@@ -12,7 +12,9 @@ from cppo.options import EXECUTION_OPTIONS, CPPOOptions, cppo_fields
 from cppo.perception import (
     EXACT_DIVERGENCES,
     SCORES,
+    SELECTORS,
     SHAPINGS,
+    TERMS,
     adds_perception_loss,
     needed,
     needs_of,
@@ -25,6 +27,9 @@ WHERE = "actor_rollout_ref.rollout.custom.cppo"
 """Where verl's configuration holds the options."""
 NOT_OURS = EXECUTION_OPTIONS - {"view_threads"}
 """Options that say how TRL's trainer computes."""
+
+
+SEEN = "inside verl the loss sees log-probabilities and entropies of tokens alone"
 
 
 @dataclass
@@ -101,13 +106,18 @@ def _obstacle(options: VerlOptions) -> str | None:
         return f"schedules = {options.schedules} change weights by the step, which verl's loss does not know"
     if not options.adds_perception_loss:
         return None
-    whole = needed(options) - {"entropies", "response_mask", "response_mean"}
     if options.perception_weight and options.perception_divergence in EXACT_DIVERGENCES:
-        return _whole(f"perception_divergence = {options.perception_divergence!r}")
-    if whole:
-        of_score = needs_of(SCORES[options.perception_score]) & whole
-        name = "perception_score" if of_score else "perception_sink"
-        return _whole(f"{name} = {getattr(options, name)!r}")
+        return f"perception_divergence = {options.perception_divergence!r} needs logits, but {SEEN}"
+    for name, function in (
+        ("perception_sink", TERMS[options.perception_sink]),
+        ("perception_score", SCORES[options.perception_score]),
+        ("perception_selector", SELECTORS[options.perception_selector]),
+    ):
+        missing = needs_of(function) & needed(options) - {"response_mask"}
+        if missing:
+            return f"{name} = {getattr(options, name)!r} needs {', '.join(sorted(missing))}, but {SEEN}"
+    if not options.kinds:
+        return f"perception_sink = {options.perception_sink!r} looks at no view, which makes rows inside verl"
     if options.perception_selector_scope == "batch":
         return "perception_selector_scope = 'batch' would depend on how verl cuts a mini-batch: give 'rollout'"
     if options.perception_normalization == "microbatch":
@@ -120,7 +130,3 @@ def _obstacle(options: VerlOptions) -> str | None:
     if options.perception_rollouts_per_group is not None:
         return "perception_rollouts_per_group draws from whole groups, which verl spreads over processes: leave it out"
     return None
-
-
-def _whole(name: str) -> str:
-    return f"{name} takes more of the policy than log-probabilities and entropies of tokens, and verl's loss sees these"
