@@ -36,7 +36,7 @@ class ExecutionOptions:
     per_device_generation_batch_size: Annotated[int | None, "[1, inf)"] = method_option(
         None,
         "Rollouts that a process generates at a time, for less memory; without it all of a generation batch, as TRL "
-        "does. Not with vLLM, which needs none.",
+        "does, and for `cppo train` on a GPU as many as fit by `cppo plan`. Not with vLLM, which needs none.",
     )
     view_threads: Annotated[int, "[1, inf)"] = method_option(
         2, "Threads that make the views while the rollouts are being generated."

@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 
-from cppo.data import RecordSource
 from cppo.errors import UserError
-from cppo.evaluation import load_processor, prompt_lengths
-from cppo.options import TrainOptions
 from cppo.perception import SHAPINGS, TERMS, VIEWS, views_of
 from cppo.policy import unwrapped
 from cppo.recipes import Recipe
+from cppo.runs.generation_slice import choose_slice
 from cppo.runs.loggers import check_loggers
 from cppo.runs.memory_plan import need
 from cppo.runs.memory_work import Way, Work
@@ -26,12 +24,10 @@ from cppo.runs.model_shapes import read_shapes
 from cppo.runs.prepare import PreparedRun, build_config, may_probe, prepare_run
 from cppo.runs.recipe_plan import arithmetic_text, launched_way, recipe_work
 from cppo.runs.rehearsal import BatchNeeds, MemoryParts, train_briefly
+from cppo.runs.row_limit import probe_rows
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig
 from cppo.training.rollouts import rollouts_a_pass
-
-PROBED_ROWS = 256
-"""Rows whose prompts are counted, evenly spread over the data."""
 
 
 def rehearse(recipe: Recipe, sources: RunSources) -> list[str] | None:
@@ -115,6 +111,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
     # Fewer rows than a generation batch has prompts were probed: the longest are repeated.
     batch = train.keep([probed[longest[index % len(longest)]] for index in range(prompts)])
 
+    choose_slice(recipe, prepared)
     rehearsed = train_briefly(prepared, sources, batch, steps_per_batch)
     trainer, steps, memory = rehearsed.trainer, rehearsed.steps, rehearsed.memory
     if not trainer.is_world_process_zero():
@@ -154,14 +151,6 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"arithmetic {_arithmetic(recipe, way, work, measured if rehearsed.on_gpu else None)}",
         f"written    nothing; without --dry_run it goes to {recipe.output_dir}",
     ]
-
-
-def probe_rows(source: RecordSource, options: TrainOptions) -> tuple[list[int], list[int]]:
-    """Indices of at most `PROBED_ROWS` rows, evenly spread, and the prompt tokens of each."""
-    step = max(1, -(-len(source) // PROBED_ROWS))
-    indices = list(range(0, len(source), step))
-    processor = load_processor(options.model)
-    return indices, prompt_lengths(processor, source.keep(indices), system_prompt=options.system_prompt)
 
 
 def method_text(config: Mapping[str, Any]) -> str:

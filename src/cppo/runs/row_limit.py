@@ -11,6 +11,8 @@ from cppo.options import RunOptions
 
 NAMED_ROWS = 10
 """Rows left out that a run names on stderr; `cppo data check` names all."""
+PROBED_ROWS = 256
+"""Rows whose prompts are counted, evenly spread over the data."""
 
 
 def drop_long_rows(source: RecordSource, options: RunOptions) -> tuple[RecordSource, list[LongRow]]:
@@ -29,6 +31,14 @@ def drop_long_rows(source: RecordSource, options: RunOptions) -> tuple[RecordSou
             "images included; raise it, or lower max_pixels"
         )
     return kept, long_rows(source, counts, limit)
+
+
+def probe_rows(source: RecordSource, options: RunOptions) -> tuple[list[int], list[int]]:
+    """Indices of at most `PROBED_ROWS` rows, evenly spread, and the prompt tokens of each."""
+    step = max(1, -(-len(source) // PROBED_ROWS))
+    indices = list(range(0, len(source), step))
+    processor = load_processor(options.model)
+    return indices, prompt_lengths(processor, source.keep(indices), system_prompt=options.system_prompt)
 
 
 def warn_of_rows(reasons: Sequence[str], what: str) -> None:

@@ -14,6 +14,7 @@ from cppo.files import replace_text
 from cppo.recipes import Recipe, RunDirectory, dump_recipe, resolved_options, warn_of_changes
 from cppo.reports.model_card import RunFacts
 from cppo.rewards import number_tolerance
+from cppo.runs.generation_slice import choose_slice
 from cppo.runs.notices import warn_of_answers
 from cppo.runs.prepare import build_trainer, may_probe, prepare_run, resolved_config
 from cppo.runs.probes import HeldOutProbe, answer_all
@@ -87,6 +88,7 @@ def run_training(
         check_processes(checkpoint, args.world_size)
         tell(f"the run goes on from {checkpoint}")
         warn_of_changes(recipe, resolved, checkpoint)
+    choose_slice(recipe, prepared)
     trainer = build_trainer(prepared, sources)
     main = trainer.is_world_process_zero()
     probes = sources.probes if may_probe(trainer, options) else None
