@@ -100,8 +100,11 @@ def written_by_verl(folder: Path) -> str | None:
         folder = folder / f"global_step_{latest.read_text(encoding='utf-8').strip()}"
     for actor in (folder, folder / "actor"):
         if any(actor.glob("model_world_size_*_rank_0.pt")):
+            model, goes_on = actor / "huggingface", "verl wrote it: `python -m cppo.verl` goes on from it"
+            if any(model.glob("*.safetensors")):
+                return f"{goes_on}, and its model is {model}"
             merge = f"python -m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir DIR"
-            return f"verl wrote it: `python -m cppo.verl` goes on from it, `{merge}` makes a model of it"
+            return f"{goes_on}, and `{merge}` makes a model of it"
     return None
 
 

@@ -247,13 +247,15 @@ def test_what_verl_wrote(refused, model, tmp_path, named):
     (actor / "model_world_size_2_rank_0.pt").write_bytes(b"")
     (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("20")
     argv = ["--output_dir", tmp_path / "mine", "--resume_from_checkpoint", tmp_path / named]
-    for command in (
-        ["train", "--model", model, *argv],
-        ["eval", "--model", tmp_path / named, "--data", "tasks:digits"],
-    ):
+    commands = ["train", "--model", model, *argv], ["eval", "--model", tmp_path / named, "--data", "tasks:digits"]
+    for command in commands:
         message = refused(*command)
         assert "verl wrote it" in message
         assert f"--local_dir {actor} --target_dir DIR" in message
+    (actor / "huggingface").mkdir()
+    (actor / "huggingface" / "model.safetensors").write_bytes(b"")
+    for command in commands:
+        assert f"its model is {actor / 'huggingface'}" in refused(*command)
 
 
 def test_a_finished_run_is_not_overwritten(refused, model, tmp_path):

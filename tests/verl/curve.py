@@ -27,8 +27,8 @@ from cppo.reports.charts import Series, line_chart
 from cppo.verl.data import write_parquet
 
 STEPS, WINDOW = 20, 5
-PROMPTS, ROLLOUTS = 32, 8
-SPEC = "tasks:digits?noise=150"
+PROMPTS, ROLLOUTS = 64, 4
+SPEC = "tasks:digits?noise=200"
 TRAINING = {
     "data.train_batch_size": PROMPTS,
     "actor_rollout_ref.actor.ppo_mini_batch_size": PROMPTS,
