@@ -29,6 +29,7 @@ from rollout_stubs import (
 
 from cppo.methods import METHODS
 from cppo.methods.published import PUBLISHED
+from cppo.methods.rewarded import REWARDED
 from cppo.methods.reweighting import REWEIGHTING
 from cppo.training import scoring
 
@@ -150,9 +151,10 @@ def test_pgpo(trainer_of, seen, rows, scorer, parts):
 def test_every_methods_loss_is_compared():
     """Those elsewhere have tests of their own: shaped advantages, random tokens, images that are shown otherwise.
 
-    `test_reweighting.py` has the others."""
+    `test_reweighting.py` has those that weigh tokens; those that bring rewards have GRPO's loss."""
     elsewhere = {"vppo", "pgpo", "cppo-random-tokens", "grpo+views", "noisyrollout"}
-    assert METHODS.keys() - TERMS.keys() - REWEIGHTING.keys() == elsewhere
+    assert METHODS.keys() - TERMS.keys() - REWEIGHTING.keys() - REWARDED.keys() == elsewhere
+    assert {METHODS[name].options["perception_sink"] for name in REWARDED} == {"none"}
 
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
