@@ -270,7 +270,7 @@ class Scorer:
                 rollouts.vision,
                 aux_loss,
                 entropies and "hidden_states" in needed(self.args),
-                similar=needed(self.args) & SIMILARITIES if entropies else (),
+                needed(self.args) & SIMILARITIES if entropies else (),
             )
 
 
