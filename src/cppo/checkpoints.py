@@ -20,6 +20,13 @@ OPTIMIZER = "optimizer*"
 """The optimizer's file or folder, whatever wrapped the model."""
 NEEDED = ("scheduler.pt", "rng_state*.pth", "*config.json")
 """What every checkpoint holds besides optimizer and weights, by pattern."""
+PLAIN = "without FSDP and DeepSpeed"
+WRITTEN = {
+    "whole by FSDP": "pytorch_model_fsdp.bin",
+    "sharded by FSDP": "pytorch_model_fsdp_0",
+    "by DeepSpeed": "global_step*",
+}
+"""How weights may be written otherwise, and the file or folder that shows it, by pattern."""
 OLDER = f"it has no {MANIFEST}, as cppo 0.1.0 left it; --resume_from_checkpoint with its folder goes on from it"
 SET_ASIDE = "abandoned-"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -54,6 +61,23 @@ def check_processes(checkpoint: Path, processes: int) -> None:
         raise UserError(
             f"resume_from_checkpoint: {wrote} process{'es' * (wrote != 1)} wrote {checkpoint}, but {processes} "
             f"resume{'s' * (processes == 1)}: start as many, or begin from its weights with --model"
+        )
+
+
+def check_weights_written(checkpoint: Path, how: str) -> None:
+    """Refuse to go on from a checkpoint whose weights were written another way than a run writes them.
+
+    Args:
+        how: one of the names in `WRITTEN`, or `PLAIN`.
+
+    Raises:
+        UserError: the checkpoint's are not written so.
+    """
+    found = next((name for name, pattern in WRITTEN.items() if any(checkpoint.glob(pattern))), PLAIN)
+    if found != how:
+        raise UserError(
+            f"resume_from_checkpoint: the weights in {checkpoint} were written {found}, this run writes them {how}: "
+            "launch as then, or begin from the weights of a whole model with --model"
         )
 
 

@@ -120,6 +120,13 @@ def test_a_process_that_has_ended_is_told_of(monkeypatch):
         Processes(2, 0).gather(lambda: 1)
 
 
+def test_a_failure_beside_sharded_weights_waits_for_nobody(monkeypatch):
+    """The others wait in the model for this process, and would never answer."""
+    monkeypatch.setattr(processes, "gather_object", lambda value: pytest.fail("waits for the others"))
+    with pytest.raises(ZeroDivisionError):
+        Processes(2, 0, sharded=True).gather(lambda: 1 / 0)
+
+
 @pytest.mark.parametrize(
     ("has_cuda", "given", "expected"),
     [

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -199,6 +201,24 @@ def test_only_training_is_for_several_processes(capsys, monkeypatch):
     )
     assert main(["train", "--data", "nowhere.jsonl"]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/src/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: reset by peer"),
+        torch.distributed.DistBackendError("NCCL communicator was aborted on rank 0"),
+    ],
+)
+def test_a_process_that_loses_another_says_so_in_one_line(monkeypatch, refused, error):
+    monkeypatch.setattr("cppo.cli.train.run", Mock(side_effect=error))
+    assert refused("train").startswith("another process of this run has ended, and with it this one")
+
+
+def test_other_errors_of_torch_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("cppo.cli.train.run", Mock(side_effect=RuntimeError("size mismatch")))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        main(["train"])
 
 
 def test_a_mistake_under_torchrun_is_said_once(small_model, tmp_path):

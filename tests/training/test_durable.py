@@ -214,6 +214,23 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(make_trainer, sa
         make_trainer(make_rows([1, 1]), max_steps=4).train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-3"))
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("pytorch_model_fsdp_0/__0_0.distcp", "sharded by FSDP"),
+        ("pytorch_model_fsdp.bin", "whole by FSDP"),
+        ("global_step3/mp_rank_00_model_states.pt", "by DeepSpeed"),
+    ],
+)
+def test_a_checkpoint_whose_weights_were_written_another_way_is_refused(make_trainer, saved, tmp_path, entry, words):
+    folder = tmp_path / "out" / "checkpoint-3"
+    shutil.copytree(saved / "checkpoint-3", folder)
+    (folder / entry).parent.mkdir(exist_ok=True)
+    (folder / entry).touch()
+    with pytest.raises(UserError, match=f"were written {words}, this run writes them without FSDP and DeepSpeed"):
+        make_trainer(make_rows([1, 1]), max_steps=4).train(resume_from_checkpoint=str(folder))
+
+
 def test_older_checkpoints_go_when_the_new_one_is_whole(make_trainer, tmp_path, monkeypatch):
     seen = []
 

@@ -12,6 +12,12 @@ import torch
 from cppo.methods import METHODS, SHAPING_SINKS
 
 JOB = Path(__file__).with_name("rank_job.py")
+OWN = {
+    "perception_score": "own_functions:lost",
+    "perception_selector": "own_functions:above_mean",
+    "perception_sink": "own_functions:turned",
+}
+OWN_SHAPING = {"perception_sink": "own_functions:moved_most", "perception_gate": "none"}
 CASES = {
     "shared": {"scorer": "shared", "perception_rollouts_per_group": 1},
     "sequential tokens": {"perception_normalization": "token", "perception_memory": "sequential"},
@@ -48,7 +54,12 @@ CASES = {
     # The last process alone has a loss that is not finite, or is told to stop, in the second step.
     "not finite": {"poisoned": True},
     "stopped": {"stopped": True, "num_iterations": 2, "max_steps": 3},
+    "own functions": OWN,
+    "own functions kernel": {**OWN, "scorer": "kernel"},
+    "own shaping": OWN_SHAPING,
     "sharded": {"sharded": True, "beta": 0.1},
+    "sharded own functions": {**OWN, "sharded": True},
+    "sharded own shaping": {**OWN_SHAPING, "sharded": True},
     "sharded views of the rollout policy": {"sharded": True, "method": "papo", "entropy_coef": 0.0},
     "sharded asking": {"sharded": True, "reward": "asking_reward", "brief": True},
     "sharded untied": {"sharded": True, "untied": True},
@@ -89,7 +100,8 @@ def test_two_processes_equal_one(results, case):
     one, two = results[1][case], results[2][case]
     for name, weight in one["weights"].items():
         assert (two["weights"][name] - weight).abs().max() <= 1e-5, name
-    shapes = METHODS[CASES[case].get("method", "cppo")].options["perception_sink"] in SHAPING_SINKS
+    sink = CASES[case].get("perception_sink", METHODS[CASES[case].get("method", "cppo")].options["perception_sink"])
+    shapes = sink in (*SHAPING_SINKS, OWN_SHAPING["perception_sink"])
     measured = "perception/dependency" if shapes else "perception/cpl"
     for ours, theirs in zip(two["logs"], one["logs"], strict=True):
         assert theirs[measured] != 0

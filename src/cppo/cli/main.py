@@ -60,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A reader such as `head` has had enough. The interpreter would complain of what is still to be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except RuntimeError as error:
+        if not _lost_another_process(error):
+            raise
+        tell_mistake(UserError("another process of this run has ended, and with it this one; its own words say why"))
+        return 2
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in LEANED_ON:
             raise
@@ -94,6 +99,14 @@ def _run(argv: list[str]) -> int:
     except SystemExit as exit_:  # argparse leaves this way after --help
         return int(exit_.code or 0)
     return 0
+
+
+def _lost_another_process(error: RuntimeError) -> bool:
+    """Whether what processes exchange values with failed. Gloo, on CPUs, has no error class of its own."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available():
+        return False
+    return isinstance(error, distributed.DistError) or "/gloo/transport/" in str(error)
 
 
 def _close_process_group() -> None:

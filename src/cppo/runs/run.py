@@ -90,6 +90,8 @@ def run_training(
         warn_of_changes(recipe, resolved, checkpoint)
     choose_slice(recipe, prepared)
     trainer = build_trainer(prepared, sources)
+    if checkpoint is not None:
+        trainer.check_launched_alike(checkpoint)
     main = trainer.is_world_process_zero()
     probes = sources.probes if may_probe(trainer, options) else None
     if main:

@@ -12,13 +12,22 @@ from typing import Any, cast
 import torch
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
+from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOTrainer
 
-from cppo.checkpoints import begin_manifest, check_processes, check_resumable, newest_whole, write_manifest
+from cppo.checkpoints import (
+    PLAIN,
+    begin_manifest,
+    check_processes,
+    check_resumable,
+    check_weights_written,
+    newest_whole,
+    write_manifest,
+)
 from cppo.errors import UserError, first_line, tell
 from cppo.files import reading, replace_text, writing
 from cppo.policy.loading import check_adapter, load_weights
@@ -71,8 +80,17 @@ class DurableTrainer(Trainer):
             return found
         folder = Path(str(resume))
         check_resumable(folder)
-        check_processes(folder, self.accelerator.num_processes)
+        self.check_launched_alike(folder)
         return folder
+
+    def check_launched_alike(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint of another number of processes, or with weights written another way. Raises UserError."""
+        check_processes(checkpoint, self.accelerator.num_processes)
+        how = "by DeepSpeed" if self.is_deepspeed_enabled else PLAIN
+        if self.is_fsdp_enabled:
+            whole = self.accelerator.state.fsdp_plugin.state_dict_type == StateDictType.FULL_STATE_DICT
+            how = "whole by FSDP" if whole else "sharded by FSDP"
+        check_weights_written(checkpoint, how)
 
     # Checkpoints
 
