@@ -212,8 +212,9 @@ def _lasting(values: Values, cluster: Cluster) -> dict[str, Any]:
         values.instead["num_train_epochs"] = f"verl counts whole epochs: {math.ceil(epochs)}"
     if strategy not in ("steps", "no"):
         values.instead["save_strategy"] = "nothing is saved: give save_steps"
-    if values["save_only_model"]:
-        found[f"{ACTOR}.checkpoint.save_contents"] = ["model"]
+    # `cppo eval` reads what verl calls hf_model, a resume all else.
+    contents = ["model"] if values["save_only_model"] else ["model", "optimizer", "extra"]
+    found[f"{ACTOR}.checkpoint.save_contents"] = [*contents, "hf_model"]
     if found["trainer.resume_mode"] == "resume_path":
         found["trainer.resume_from_path"] = resume
     return found
