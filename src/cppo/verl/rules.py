@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.methods import with_method
 from cppo.options import EXECUTION_OPTIONS, check_gate_reward, cppo_fields, schema
+from cppo.parsing import parse_json
 from cppo.rewards import check_rewards, chosen_rewards
 from cppo.verl.batches import DEFAULT_PROMPT_TOKENS, Cluster, Values, batches, batches_of, updates_of_a_batch
 from cppo.verl.counterparts import ACTOR, CUSTOM, MODEL, ROLLOUT
@@ -27,6 +29,8 @@ ENDLESS = 10**9
 """More steps and epochs than any run has."""
 UNCLIPPED = 1e9
 """verl clips the ratio of a rollout with a negative advantage at this; its ratios end at exp(20)."""
+VISION_BASE = 10000.0
+"""The base of the rotary embedding in the vision towers of Qwen's models."""
 LOGGERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """verl's loggers that TRL's users know by the same name."""
 
@@ -139,6 +143,12 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
         f"{ACTOR}.entropy_from_logits_with_chunking": True,
         f"{ROLLOUT}.dtype": half,
     }
+    base = _vision_base(found[f"{MODEL}.path"])
+    if base not in (None, VISION_BASE):
+        values.instead["model"] = (
+            f"transformers before 5.11 does not read that its vision tower turns positions by the base {base:g}, not "
+            f"{VISION_BASE:g}, and makes another model of it"
+        )
     precision = f"{ACTOR}.fsdp_config.mixed_precision"
     if half != "bfloat16":
         found[f"{ACTOR}.fsdp_config.dtype"] = half
@@ -153,6 +163,13 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
         else:
             values.instead["model_init_kwargs"] = "verl takes dtype, attn_implementation and trust_remote_code of it"
     return found | _adapter(values)
+
+
+def _vision_base(model: str) -> float | None:
+    """The base of the vision tower's rotary embedding in a folder's configuration, where it says one."""
+    file = Path(model) / "config.json"
+    vision = parse_json(file.read_text(encoding="utf-8")).get("vision_config") if file.is_file() else None
+    return ((vision or {}).get("rope_parameters") or {}).get("rope_theta")
 
 
 def _adapter(values: Values) -> dict[str, Any]:
