@@ -10,14 +10,14 @@ import pytest
 import torch
 from rollout_stubs import inject, make_rows
 
-from cppo.training.telemetry import PHASES, StepCosts, peak_memory_mib, phase_seconds
+from cppo.training.telemetry import PHASES, StepCosts, moment, peak_memory_mib, phase_seconds
 
 
 @pytest.fixture
 def watch(make_trainer, monkeypatch):
     """A trainer whose clock is set by hand: `watch.time`."""
     clock = SimpleNamespace(time=100.0)
-    monkeypatch.setattr("cppo.training.trainer.time.perf_counter", lambda: clock.time)
+    monkeypatch.setattr("cppo.training.telemetry.time.perf_counter", lambda: clock.time)
     clock.trainer = make_trainer(make_rows([1, 1]))
     clock.phase = clock.trainer._phase
     return clock
@@ -86,6 +86,36 @@ def test_a_phase_that_fails_ends(watch):
 
 def test_marks_of_no_step_are_no_seconds():
     assert phase_seconds([]) == phase_seconds([(5.0, None)]) == dict.fromkeys(PHASES, 0.0)
+
+
+def test_a_gpu_is_waited_for_once_a_step(monkeypatch):
+    """Its moments come when it reaches them, in milliseconds here; the host has marked all of them long before."""
+    reaches, waited = iter([10.0, 15.0, 40.0, 41.0]), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+            self.at, self.come = None, False
+
+        def record(self, stream):
+            assert stream == "its stream"
+            self.at = next(reaches)
+
+        def synchronize(self):
+            waited.append(self.at)
+
+        def elapsed_time(self, later):
+            assert later.at <= waited[0]
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "its stream")
+    marks = [(moment(torch.device("cuda")), phase) for phase in ("update", "scoring", None, None)]
+    found = phase_seconds(marks)
+    assert {phase: seconds for phase, seconds in found.items() if seconds} == pytest.approx(
+        {"update": 0.006, "scoring": 0.025}
+    )
+    assert waited == [41.0]
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "grpo"}])

@@ -4,6 +4,7 @@ import math
 import re
 import resource
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from cppo.rewards.form import BOX, THINK, ChatForm
 PHASES = ("rollout", "reward", "views", "scoring", "update")
 """Generation with all that prepares it; rewards; waiting for views and processing them; forward passes over responses;
 the rest: loss, backward pass, optimizer."""
-Mark = tuple[float, str | None]
-"""Seconds, and the phase that begins then; None where the latest phase ends."""
+Moment = float | torch.cuda.Event
+"""Seconds, or a place in the order of what a GPU computes."""
+Mark = tuple[Moment, str | None]
+"""A moment, and the phase that begins then; None where the latest phase ends."""
 MIB = 2**20
 MAX_SAMPLES = 4
 FIRST_STEPS = 3
@@ -36,16 +39,36 @@ LOOKS_FOR = {"format_reward": (THINK, BOX), "accuracy_reward": (BOX,)}
 """The standard rewards by their functions' names, and what a response needs to earn them."""
 
 
+def moment(device: torch.device) -> Moment:
+    """Now. On a GPU when it will have computed all that it was given so far, which nothing waits for."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds_between(since: Any, until: Any) -> float:
+    """Between two moments of one device, of which a GPU has reached the second."""
+    seconds: float = until - since if isinstance(since, float) else since.elapsed_time(until) / 1000
+    return seconds
+
+
 def phase_seconds(marks: Sequence[Mark]) -> dict[str, float]:
-    """The seconds of each of `PHASES` between the first mark and the last; each counts once, in the innermost phase."""
+    """The seconds of each of `PHASES` between the first mark and the last; each counts once, in the innermost phase.
+
+    On a GPU this waits for the last mark, once.
+    """
     seconds = dict.fromkeys(PHASES, 0.0)
     running: list[str] = []
+    if marks and not isinstance(last := marks[-1][0], float):
+        last.synchronize()
     for (since, phase), (until, _) in pairwise(marks):
         if phase is None:
             running.pop()
         else:
             running.append(phase)
-        seconds[running[-1]] += until - since
+        seconds[running[-1]] += seconds_between(since, until)
     return seconds
 
 

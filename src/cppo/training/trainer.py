@@ -12,7 +12,6 @@ Everything else is TRL's. The methods overridden here, and why, are listed in `c
 """
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -70,7 +69,7 @@ from cppo.training.setup import (
     try_parts,
     warn_of_other_rewards,
 )
-from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSamples, StepCosts
+from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSamples, StepCosts, moment
 from cppo.trl_surface import generates_next, log_metric, next_micro_batches, set_buffer
 
 
@@ -418,9 +417,7 @@ class CPPOTrainer(RolloutTrainer):
             self._mark(None)
 
     def _mark(self, phase: str | None) -> None:
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self.accelerator.device)
-        self._marks.append((time.perf_counter(), phase))
+        self._marks.append((moment(self.accelerator.device), phase))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if not self._marks:
