@@ -128,6 +128,7 @@ def test_scores_that_rank_tokens_differently(score, expected):
         perception_top_fraction=0.5,
         perception_top_rounding="floor",
         perception_selector="top_positive",
+        perception_selector_scope="rollout",
     )
     found = detect(ViewScores(anchor, removing, None, torch.ones(1, 3)), args)
     assert found.score[0].tolist() == pytest.approx(expected, rel=1e-5)
