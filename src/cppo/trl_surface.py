@@ -4,7 +4,8 @@ Other files take it from here alone. The methods of TRL's trainer that ours over
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,11 +36,28 @@ class TRLTrainer(Protocol):
     _step: int
     _buffered_inputs: list[MicroBatch] | None
     _metrics: dict[str, defaultdict[str, list[float]]]
+    _logs: dict[str, Any]
 
 
 def log_metric(trainer: TRLTrainer, name: str, value: float) -> None:
     """Let the trainer log the mean of the values that were given since it logged last, in training."""
     trainer._metrics["train"][name].append(value)
+
+
+@contextmanager
+def rollouts_apart(trainer: TRLTrainer, name: str) -> Iterator[None]:
+    """Within this context, what is logged of rollouts and their rewards has names after `name/`, and is in no table."""
+    metrics, table = trainer._metrics, trainer._logs
+    trainer._metrics = {mode: defaultdict(list) for mode in metrics}
+    trainer._logs = {column: defaultdict(list) if isinstance(values, dict) else [] for column, values in table.items()}
+    try:
+        yield
+        for mode, own in trainer._metrics.items():
+            for metric, values in own.items():
+                if not metric.startswith("rewards/"):  # of the rewards that say nothing of these rollouts
+                    metrics[mode][f"{name}/{metric}"] += values
+    finally:
+        trainer._metrics, trainer._logs = metrics, table
 
 
 def run_folder(trainer: "Trainer", trial: Any) -> str:

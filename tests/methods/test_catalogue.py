@@ -35,7 +35,7 @@ def test_every_option_is_a_methods_or_one_of_execution():
     assert own > EXECUTION_OPTIONS
     methods_own = own - EXECUTION_OPTIONS - {"method"}
     # Counted so that a new option is thought about: a method's, or one of EXECUTION_OPTIONS?
-    assert len(methods_own) == 61
+    assert len(methods_own) == 63
     for method in METHODS.values():
         # What is trained is a run's to say, and NoisyRollout's code says it.
         assert set(method.options) <= methods_own | inherited | {"freeze_vision_tower"}, method.name
@@ -59,6 +59,11 @@ def test_a_method_sets_its_options(tmp_path, name):
 
 
 PUBLISHED = {
+    "vision-sr1-two-advantages": {
+        "loss_type": "grpo",
+        "trained_answers": "description_reward",
+        "trained_answers_weight": 0.5,
+    },
     "perception-r1": {"epsilon": 0.2, "epsilon_high": 0.3, "beta": 0.0},
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28},
     "cppo-detached-views": {"perception_view_gradients": False, "perception_anchor_gradients": True},
@@ -147,6 +152,7 @@ def test_the_published_figures(tmp_path, name):
 REWARDED = {
     "perception-r1": {"accuracy": 0.9, "format": 0.1, "facts": 0.7, "word_repetition?ngram_size=20": 2.0},
     "vision-sr1": {"accuracy": 0.9, "format?before=description": 0.1, "description": 1.0},
+    "vision-sr1-two-advantages": {"accuracy": 0.9, "format?before=description": 0.1, "description": 0.0},
     "visionary-r1": {
         "accuracy": 1.0,
         "format?before=info": 1.0,

@@ -48,6 +48,7 @@ CASES = {
     "equal rewards": {"reward": "uneven_reward"},
     # The second process has nothing to ask, or is done with its answers at another time.
     "asking": {"reward": "asking_reward", "brief": True},
+    "answers": {"reward": "asking_reward", "brief": True, "trained_answers": "asking_reward"},
     "one view": {"method": "cppo-likelihood-all-tokens", "perception_memory": "sequential"},
     # In the middle of a buffer, of which each process keeps its own part.
     "resumed": {"resumed": True, "num_iterations": 2},
@@ -62,6 +63,7 @@ CASES = {
     "sharded own shaping": {**OWN_SHAPING, "sharded": True},
     "sharded views of the rollout policy": {"sharded": True, "method": "papo", "entropy_coef": 0.0},
     "sharded asking": {"sharded": True, "reward": "asking_reward", "brief": True},
+    "sharded answers": {"sharded": True, "reward": "asking_reward", "brief": True, "trained_answers": "asking_reward"},
     "sharded untied": {"sharded": True, "untied": True},
     "sharded untied exact tokens": {
         "sharded": True,

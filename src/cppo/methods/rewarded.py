@@ -24,6 +24,24 @@ def vision_sr1() -> Options:
     }
 
 
+def vision_sr1_two_advantages() -> Options:
+    """Vision-SR1 (arXiv 2508.19652), later version: the answers from descriptions are trained too, by their own reward.
+
+    The response has the reward 0.9 accuracy + 0.1 format, the second answer that of the description; each has group
+    z-scores of its own, its own log-probabilities and KL, and half of the loss. Of this version a note is known, no
+    code: the weights are the first one's, and so are tags, guard and the bound of 512 tokens. The loss is a mean over
+    rows, of which both have as many, so halves are exact. A response without a description has no second answer, and
+    its group's statistics are those of the others.
+    """
+    return {
+        **grpo(),
+        "loss_type": "grpo",
+        "trained_answers": "description_reward",
+        "trained_answers_weight": 0.5,
+        "rewards": {**vision_sr1()["rewards"], "description": 0.0},
+    }
+
+
 def visionary_r1() -> Options:
     r"""Visionary-R1 (arXiv 2505.14677): the caption before the reasoning must answer the question by itself.
 
@@ -64,6 +82,7 @@ def perception_r1() -> Options:
 REWARDED = {
     "perception-r1": perception_r1,
     "vision-sr1": vision_sr1,
+    "vision-sr1-two-advantages": vision_sr1_two_advantages,
     "visionary-r1": visionary_r1,
 }
 """By the name that `method` is set to."""

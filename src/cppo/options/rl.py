@@ -22,6 +22,14 @@ class RLOptions:
         "'sampled', -log pi of the sampled token (PAPO, VPPO), whose gradient on-policy is zero on average. The logged "
         "`entropy` is the same.",
     )
+    trained_answers: str | None = method_option(
+        None,
+        "Name of the reward function whose answers from the policy, such as description_reward's, are trained as "
+        "rollouts of their own, with their own advantages.",
+    )
+    trained_answers_weight: Annotated[float, "(0, 1)"] = method_option(
+        0.5, "Share of the answers of `trained_answers` in the policy loss; the rollouts have the rest."
+    )
 
 
 def check_rl(options: Mapping[str, Any]) -> None:

@@ -230,15 +230,16 @@ class RolloutSamples:
         if not found and self._kept and self._kept[0].step == step:
             return
         self._kept = []
-        places = range(len(inputs["rollout_place"])) if not found else scored
+        own = [place for place, rollout in enumerate(inputs["rollout_place"]) if rollout is not None]
+        places = own if not found else scored
         for index in self._one_a_prompt([inputs["rollout_place"][place] for place in places])[:MAX_SAMPLES]:
             place = places[index]
             row = self._rows[inputs["rollout_place"][place]]
             reward, ids, mask = (
                 inputs[name][place] for name in ("rollout_reward", "completion_ids", "completion_mask")
             )
-            own = [values[index].detach() for values in found]
-            self._kept.append(KeptRollout(step, row, reward, ids, mask, own))
+            scores = [values[index].detach() for values in found]
+            self._kept.append(KeptRollout(step, row, reward, ids, mask, scores))
 
     def _one_a_prompt(self, rollouts: Sequence[int]) -> list[int]:
         """Places of the rollouts, the first one of each prompt first, then the second ones, and so on."""

@@ -40,10 +40,10 @@ from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_imag
 from cppo.rewards import guarded_rewards, named_rewards, trainer_rewards
 from cppo.rewards.asking import with_policy
 from cppo.rewards.form import ChatForm
+from cppo.training.answer_rollouts import AnswerTrainer, check_trained_answers
 from cppo.training.before_updates import detect_tokens, join_scores, scores_of_views, shaped_advantages
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
-from cppo.training.generation import RolloutTrainer
 from cppo.training.kernels import choose_kernels
 from cppo.training.rollouts import (
     GenerationBatch,
@@ -73,7 +73,7 @@ from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSampl
 from cppo.trl_surface import generates_next, log_metric, next_micro_batches, set_buffer
 
 
-class CPPOTrainer(RolloutTrainer):
+class CPPOTrainer(AnswerTrainer):
     """Drop-in for `trl.GRPOTrainer` that adds the contrastive perception loss; same constructor.
 
     Args:
@@ -152,7 +152,9 @@ class CPPOTrainer(RolloutTrainer):
             )
         if weights is not None and args.reward_weights is None:
             self.reward_weights = torch.tensor(weights, dtype=torch.float32)
-        self.asked, self._asks = {}, 0
+        self.asked, self._asks, self._answering, self._rewards = {}, 0, None, None
+        makes_own = bool(tools) or rollout_func is not None or environment_factory is not None
+        check_trained_answers(args.trained_answers, self.reward_func_names, self.reward_funcs, makes_own)
         self.reward_funcs = [
             with_policy(reward, name, self.ask_policy)
             for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
@@ -219,7 +221,9 @@ class CPPOTrainer(RolloutTrainer):
             return inputs
         with self._phase("rollout"):
             rollouts = self._generate_and_score_completions(generation_batch)
-        groups = rollouts["group_id"] if self._shares_prompts else range(len(rollouts["group_id"]))
+            groups = rollouts["group_id"] if self._shares_prompts else range(len(rollouts["group_id"]))
+            if self.args.trained_answers is not None:
+                rollouts, groups = self._with_answers(rollouts, groups)
         micro_batches = shuffled_micro_batches(rollouts, groups, self.args.steps_per_generation or 1)
         set_buffer(self, micro_batches)
         with self._phase("scoring"):
