@@ -7,6 +7,7 @@ import pytest
 
 from cppo.errors import UserError
 from cppo.methods import get_method
+from cppo.options.schedules import Schedule
 from cppo.rewards import accuracy_reward, get_format_reward
 from cppo.rewards.asking import text_only
 from cppo.rewards.description import MAX_DESCRIPTION_CHARS, described, get_description_reward
@@ -198,3 +199,7 @@ def test_visionary_r1_in_closed_form():
         assert weighted("visionary-r1", *base, earned(reward, [text], right)[0]) == pytest.approx([2.1])
     refused = earned(reward, [text], lambda _: "not a description")[0]
     assert weighted("visionary-r1", *base, refused) == pytest.approx([2.0])
+    options = get_method("visionary-r1").options
+    (schedule,) = map(Schedule.parse, options["schedules"])
+    weights = [options[schedule.option] * schedule.factor(epochs) for epochs in (0.0, 0.5, 1.0)]
+    assert weights == pytest.approx([0.04, 0.02, 0.0])

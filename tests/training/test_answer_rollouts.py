@@ -15,7 +15,7 @@ from rollout_stubs import (
 
 from cppo.errors import UserError
 from cppo.rewards import Question, Sampling
-from cppo.training.answer_rollouts import loss_factors
+from cppo.training.answer_rollouts import AnswerTrainer, loss_factors
 
 ANSWERS = {"trained_answers": "half_asked", "reward_weights": [1.0, 0.0], "method": "grpo"}
 
@@ -35,7 +35,7 @@ def generation(trainer, rows, parts=1):
     trainer.model.train()
     inputs = [row for row in rows for _ in range(trainer.num_generations)]
     rollouts = trainer._generate_and_score_completions(inputs)
-    joined, units = trainer._with_answers(rollouts, rollouts["group_id"])
+    joined, units = trainer._with_answers(rollouts, rollouts["group_id"], trainer.args.trained_answers_weight)
     assert units == [group for group in rollouts["group_id"] for _ in range(2)]
     return cut(trainer, joined, parts)
 
@@ -137,6 +137,13 @@ def test_each_micro_batch_has_as_many_of_both(trainer_of, rows):
         assert [place is None for place in inputs["rollout_place"]] == [False, True] * 2
 
 
+def test_a_schedule_moves_the_share(make_trainer, monkeypatch):
+    seen, own = [], AnswerTrainer._with_answers
+    monkeypatch.setattr(AnswerTrainer, "_with_answers", lambda *given: (seen.append(given[-1]), own(*given))[1])
+    run(make_trainer, schedules=["trained_answers_weight=linear:1:0.4"], save_strategy="no")
+    assert seen == pytest.approx([0.5, 0.4, 0.3])
+
+
 def test_shares_of_the_loss():
     assert loss_factors("grpo", 0.5, 70, 10) == (1.0, 1.0)
     assert loss_factors("dr_grpo", 0.25, 70, 10) == (1.5, 0.5)
@@ -152,9 +159,7 @@ def run(make_trainer, resume=None, folder="out", **options):
         reward_funcs=[token_reward, half_asked],
         folder=folder,
         max_steps=3,
-        save_strategy="steps",
-        save_steps=1,
-        **{**ANSWERS, **options},
+        **{"save_strategy": "steps", "save_steps": 1, **ANSWERS, **options},
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer

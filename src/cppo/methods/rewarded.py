@@ -57,6 +57,8 @@ def visionary_r1() -> Options:
     return {
         **grpo(),
         "loss_type": "grpo",
+        "beta": 0.04,
+        "schedules": ["beta=cosine"],
         "rewards": {"accuracy": 1.0, "format?before=info": 1.0, caption: 0.1},
     }
 

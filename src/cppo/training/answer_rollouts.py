@@ -14,14 +14,13 @@ from torch.nn.functional import pad
 from trl import GRPOTrainer
 
 from cppo.errors import UserError, choose_one
+from cppo.options.sink import TOKEN_MEANS
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, pads_rows
 from cppo.rewards.asking import asks_policy
 from cppo.training.asking import Answers
 from cppo.training.generation import RolloutTrainer
 from cppo.trl_surface import rollouts_apart
 
-BY_TOKENS = ("dapo", "cispo", "vespo", "bnpo")
-"""Values of `loss_type` that take the mean over the tokens of all rows; the others over rows."""
 QUESTIONS = {"prompt_ids": None, "prompt_mask": 0}
 """What has a column for each prompt token, padded on the left, and what stands there; None is the padding token."""
 RESPONSES = {
@@ -74,10 +73,12 @@ class AnswerTrainer(RolloutTrainer):
         self._rewards = super()._calculate_rewards(*arguments)
         return self._rewards
 
-    def _with_answers(self, rollouts: dict[str, Any], units: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+    def _with_answers(
+        self, rollouts: dict[str, Any], units: Sequence[int], weight: float
+    ) -> tuple[dict[str, Any], list[int]]:
         """A generation batch with the answers beside its rollouts, and the unit of each row for the shuffle.
 
-        units: of each rollout.
+        units: of each rollout. weight: share of the answers in the policy loss.
         """
         name, rewards = str(self.args.trained_answers), self._rewards
         assert rewards is not None
@@ -98,11 +99,14 @@ class AnswerTrainer(RolloutTrainer):
         answers["completion_mask"] = answers["completion_mask"] * answered[:, None]
         lengths = torch.stack([one["completion_mask"].sum() for one in (rollouts, answers)])[None]
         tokens = self.accelerator.gather(lengths).sum(dim=0)
-        shares = loss_factors(self.args.loss_type, self.args.trained_answers_weight, *tokens.tolist())
+        shares = loss_factors(self.args.loss_type, weight, *tokens.tolist())
         for one, factor in zip((rollouts, answers), shares, strict=True):
             one["advantages"] = factor * one["advantages"]
         answers["rollout_reward"] = earned[self._mine(size)]
-        joined = joined_rows(rollouts, answers, self._tokenizer.pad_token_id)
+        # Below those of rollouts without a group, and others than any other process has.
+        first = -1 - len(rewards) - self._mine(size).start
+        padding = getattr(self.processing_class, "tokenizer", self.processing_class).pad_token_id
+        joined = joined_rows(rollouts, answers, [first - place for place in range(size)], padding)
         joined["num_items_in_batch"] = tokens.sum()
         return joined, [unit for unit in units for _ in range(2)]
 
@@ -130,17 +134,21 @@ def loss_factors(loss_type: str, weight: float, tokens: float, answer_tokens: fl
 
     Args:
         loss_type: TRL's option.
-        weight: share of the answers, in (0, 1).
+        weight: share of the answers, in [0, 1].
         tokens, answer_tokens: of the generation batch, over all processes.
     """
-    own = answer_tokens / (tokens + answer_tokens) if loss_type in BY_TOKENS and answer_tokens else 0.5
+    own = answer_tokens / (tokens + answer_tokens) if loss_type in TOKEN_MEANS and answer_tokens else 0.5
     return (1 - weight) / (1 - own), weight / own
 
 
-def joined_rows(rollouts: Mapping[str, Any], answers: Mapping[str, Any], padding: int) -> dict[str, Any]:
+def joined_rows(
+    rollouts: Mapping[str, Any], answers: Mapping[str, Any], groups: list[int], padding: int
+) -> dict[str, Any]:
     """The rows of a generation batch, each rollout's followed by its answer's; scalars are those of `rollouts`.
 
     Side by side, so that a micro-batch has as many of both, and images where its rollouts have some.
+
+    groups: the group ids of the answers, which share nothing. padding: the token.
     """
     size = len(rollouts["prompt_ids"])
     left, right = (
@@ -162,11 +170,10 @@ def joined_rows(rollouts: Mapping[str, Any], answers: Mapping[str, Any], padding
             )
         )
 
-    group = max(rollouts["group_id"]) + 1
     questions = zip(answers["prompt_ids"], answers["prompt_mask"], strict=True)
     of_answers = {
         **{name: [value] * size for name, value in OF_ANSWERS.items()},
-        "group_id": [group + place for place in range(size)],
+        "group_id": groups,
         "prompt_tokens": [ids[mask.bool()].tolist() for ids, mask in questions],
         "response_length": answers["completion_mask"].sum(dim=1).tolist(),
     }

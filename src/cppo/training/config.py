@@ -45,6 +45,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
     epsilon_high: float | None = _of_trl("epsilon_high")
     delta: float | None = _of_trl("delta")
     entropy_coef: float = _of_trl("entropy_coef")
+    beta: float = _of_trl("beta")
 
     def __post_init__(self) -> None:
         resolve(self, get_method(self.method).options)

@@ -223,7 +223,7 @@ class CPPOTrainer(AnswerTrainer):
             rollouts = self._generate_and_score_completions(generation_batch)
             groups = rollouts["group_id"] if self._shares_prompts else range(len(rollouts["group_id"]))
             if self.args.trained_answers is not None:
-                rollouts, groups = self._with_answers(rollouts, groups)
+                rollouts, groups = self._with_answers(rollouts, groups, self._options_now().trained_answers_weight)
         micro_batches = shuffled_micro_batches(rollouts, groups, self.args.steps_per_generation or 1)
         set_buffer(self, micro_batches)
         with self._phase("scoring"):
