@@ -72,6 +72,7 @@ CASES = {
         "perception_normalization": "token",
     },
     "sharded similarity": {"sharded": True, "method": "pepo", "freeze_vision_tower": False},
+    "sharded frozen tower": {"sharded": True, "freeze_vision_tower": True, "gradient_checkpointing": True},
     "sharded kernel": {"sharded": True, "scorer": "kernel", "perception_view_gradients": False},
     "sharded untied plain": {"sharded": True, "untied": True, "scorer": "plain"},
 }
