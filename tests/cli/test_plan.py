@@ -1,11 +1,20 @@
-"""`cppo plan`: a table from a configuration alone, or one line that says what is wrong."""
+"""`cppo plan`: a table from a configuration alone, or one line that says what is wrong; what we name fits by it."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+from published_shapes import SEVEN_B, THREE_B
 
 from cppo.assets import MICRO_DIR
+from cppo.cli.fields import parse_recipe
 from cppo.cli.main import main
+from cppo.recipes import load_recipe, recipe_names
+from cppo.runs.memory_plan import RESERVE, need
+from cppo.runs.memory_work import DDP, FSDP2, LORA, ZERO3
+from cppo.runs.model_shapes import read_shapes
+from cppo.runs.recipe_plan import recipe_work
 
 SIZES = ["--model", "micro", "--gpus", "2", "--memory", "24", "--prompt_tokens", "40", "--response_tokens", "30"]
 
@@ -70,6 +79,8 @@ def test_own_functions_say_how_many_views_they_take(tmp_path, capsys):
         (["--image_tokens", "40"], "--image_tokens 40 leaves no text in a prompt of 40 tokens"),
         (["--method", "gpro"], "method = 'gpro': did you mean"),
         (["--gpus", "0"], "argument --gpus: expected a whole number in [1, inf)"),
+        (["--memory", "-1"], "argument --memory: expected a number in (0, inf)"),
+        (["--memory", "nan"], "argument --memory: expected a number in (0, inf)"),
         (["--json", "no/such/folder/plan.json"], "--json: cannot write"),
     ],
 )
@@ -81,18 +92,105 @@ def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys
     assert message in told
 
 
+CONFIG = json.loads((MICRO_DIR / "config.json").read_text())
+
+
+def changed(part, field, value):
+    return {**CONFIG, part: {**CONFIG[part], field: value}}
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ([], "has no vision tower"),
         ({"model_type": "llama"}, "has no vision tower"),
         ({"model_type": "no_such", "vision_config": {}}, "transformers makes no model of"),
         ({"vision_config": {}}, "transformers makes no model of"),
-        ({"model_type": "qwen2_5_vl", "vision_config": {"hidden_size": "wide"}}, "transformers makes no model of"),
+        ({"model_type": "qwen3_vl_moe", "text_config": {"num_experts": 8}, "vision_config": {}}, "mixture of experts"),
+        (changed("text_config", "hidden_size", float("nan")), "expected int, got float (value: nan)"),
+        (changed("text_config", "hidden_size", -64), "negative dimension"),
+        (changed("text_config", "hidden_size", 10**11), "transformers makes no model of"),
+        (changed("vision_config", "hidden_size", "wide"), "Field 'hidden_size' expected int, got str"),
+        (changed("vision_config", "depth", 10**9), "has depth = 1e+09, and at most 1000 are read"),
+        (changed("text_config", "num_hidden_layers", float("inf")), "has num_hidden_layers = inf, and at most 1000"),
+        (changed("text_config", "num_attention_heads", 0), "transformers makes no model of"),
+        ({"model_type": "x", "vision_config": {}, "auto_map": {"AutoConfig": "own.Own"}}, "contains custom code"),
     ],
 )
 def test_a_configuration_without_sizes_is_one_line(config, message, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["plan", "--model", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert message in told
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert len(shown.err) < 600
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Sizes of the models that recipes name."""
+    found = {}
+    for size, config in (("3B", THREE_B), ("7B", SEVEN_B)):
+        folder = tmp_path_factory.mktemp(size)
+        config.save_pretrained(folder)
+        found[f"Qwen/Qwen2.5-VL-{size}-Instruct"] = read_shapes(str(folder))
+    return found
+
+
+MACHINES = {
+    "cppo-paper-geometry3k": (16, 80),
+    "cppo-7b-geometry3k": (16, 80),
+    "lora-24gb": (1, 24),
+    "vllm-server": (4, 80),
+}
+"""GPUs and the GiB of each that a recipe names, where they are not 8 of 80."""
+
+
+def taken(recipe, shapes, way, gpus):
+    """GiB of each GPU, reserve apart: in the update, and while rollouts are made, vLLM's own share included."""
+    found = need(shapes, way, recipe_work(recipe, gpus))
+    config = recipe.config
+    colocated = config.get("use_vllm") and config["vllm_mode"] == "colocate"
+    share = config["vllm_gpu_memory_utilization"] if colocated else 0
+    return found.update / 2**30, found.rollouts / 2**30, 1 - RESERVE - share
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith(("cppo-", "lora-", "vllm-"))])
+def test_recipes_of_large_models_fit_the_machines_they_name(name, published):
+    recipe = load_recipe("train", name)
+    gpus, memory = MACHINES.get(name, (8, 80))
+    way = LORA if recipe.options.use_peft else FSDP2
+    update, rollouts, free = taken(recipe, published[recipe.options.model], way, gpus)
+    assert update <= memory * (1 - RESERVE)
+    assert rollouts <= memory * free
+
+
+COMMANDS = re.findall(
+    r"^(?:CUDA_VISIBLE_DEVICES=\S+ )?((?:accelerate launch|torchrun) .*)$",
+    (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(),
+    flags=re.MULTILINE,
+)
+LAUNCHES = {"1gpu": (DDP, 1), "8gpu-fsdp2": (FSDP2, 8), "8gpu-zero3": (ZERO3, 8), "2nodes-fsdp2": (FSDP2, 16)}
+
+
+@pytest.mark.parametrize("command", [one for one in COMMANDS if "cppo train" in one and "--use_cpu" not in one])
+def test_the_commands_of_the_page_fit_gpus_of_80_gb(command, published):
+    launch, _, options = command.partition("cppo train ")
+    configuration = re.search(r"--config_file (\S+)\.yaml", launch)
+    way, gpus = LAUNCHES[configuration.group(1)] if configuration else (DDP, 1)
+    if number := re.search(r"--(?:num_processes|nproc_per_node) (\d+)", launch):
+        gpus = int(number.group(1))
+    recipe = parse_recipe("train", options.split(), default_recipe="micro", description="")
+    way = LORA if recipe.options.use_peft else way
+    update, rollouts, free = taken(recipe, published[recipe.options.model], way, gpus)
+    assert update <= 80 * (1 - RESERVE)
+    assert rollouts <= 80 * free
+
+
+def test_rollouts_by_vllm_are_not_counted(capsys):
+    assert main(["plan", *SIZES, "--config", "vllm-colocate"]) == 0
+    shown = capsys.readouterr().out
+    assert "rollouts by vLLM, whose memory is not counted" in shown
+    assert figures(shown, "keys and values") == ["0.0"] * 4
+    assert "generation slice" not in shown

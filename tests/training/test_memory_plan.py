@@ -12,6 +12,7 @@ import torch
 import transformers
 from pixel_moves import PixelMoves
 from policy.tiny_models import IMAGE_TOKENS, SHARING, SIDES, make_config
+from published_shapes import END, IMAGE, START, THREE_B, qwen, sizes, tower
 from rollout_stubs import generation_batch, make_rows
 from safetensors import safe_open
 from transformers import AttentionInterface, AutoModelForImageTextToText, DynamicCache
@@ -35,39 +36,13 @@ from cppo.runs.model_shapes import read_shapes
 
 GIB = 2**30
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-IMAGE, START, END, TEXT, RESPONSE = 5, 3, 4, 9, 7
+TEXT, RESPONSE = 9, 7
 WORK = Work(1, 80, 64, 64, 4, 8, 8, 8, 8, views=2, lora_r=4)
 HALF_WEIGHTS = Way("bfloat16")
 
 
-def qwen(text: dict[str, Any], vision: dict[str, Any], tied: bool) -> Any:
-    half = text["hidden_size"] // text["num_attention_heads"] // 2
-    sections = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    tokens = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": START, "vision_end_token_id": END}
-    ends = {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": tied}
-    return transformers.Qwen2_5_VLConfig(
-        text_config={**text, **ends, "rope_parameters": rope},
-        vision_config={**vision, "out_hidden_size": text["hidden_size"], "temporal_patch_size": 2},
-        **tokens,
-        tie_word_embeddings=tied,
-    )
-
-
-def sizes(hidden, intermediate, layers, heads, key_heads, vocabulary):
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    return {**dict(zip(names, (hidden, intermediate, layers, heads, key_heads), strict=True)), "vocab_size": vocabulary}
-
-
-def tower(hidden, intermediate, layers, heads, patch):
-    windows = {"window_size": 8 * patch, "fullatt_block_indexes": [1], "spatial_merge_size": 2, "patch_size": patch}
-    return {"hidden_size": hidden, "intermediate_size": intermediate, "depth": layers, "num_heads": heads, **windows}
-
-
 SHALLOW = qwen(sizes(256, 704, 6, 4, 2, 2048), tower(64, 160, 3, 4, 8), tied=True)
 DEEP = qwen(sizes(192, 512, 8, 6, 2, 1000), tower(96, 256, 4, 4, 8), tied=False)
-
-THREE_B = qwen(sizes(2048, 11008, 36, 16, 2, 151936), tower(1280, 3420, 32, 16, 14), tied=True)
 
 
 @pytest.fixture(scope="module")

@@ -59,17 +59,16 @@ def run(argv: Sequence[str]) -> None:
     work = recipe_work(recipe, arguments.gpus, **{name: getattr(arguments, name) for name in given})
     budget = arguments.memory * GIB * (1 - RESERVE)
     needs = {way.name: need(shapes, way, work) for way in WAYS}
-    fits = {
-        way.name: {
-            "micro_batch": largest_micro_batch(shapes, way, work, budget),
-            "generation_slice": largest_slice(shapes, way, work, budget),
-        }
-        for way in WAYS
-    }
+    fits = {way.name: {"micro_batch": largest_micro_batch(shapes, way, work, budget)} for way in WAYS}
+    generated = "rollouts by vLLM, whose memory is not counted"
+    if work.generation_slice:
+        generated = f"generation slice {work.generation_slice}"
+        for way in WAYS:
+            fits[way.name]["generation_slice"] = largest_slice(shapes, way, work, budget)
     print(f"{model}: {shapes.weights:,} weights; GPUs: {arguments.gpus} of {arguments.memory:g} GiB; GiB on each")
     print(
         f"rollouts of {work.prompt_tokens} + {work.response_tokens} tokens ({work.image_tokens} of an image), "
-        f"{work.views} views, micro-batch {work.micro_batch}, generation slice {work.generation_slice}"
+        f"{work.views} views, micro-batch {work.micro_batch}, {generated}"
     )
     for line in _table(needs, fits, work):
         print(line)
@@ -99,9 +98,9 @@ def _table(needs: "dict[str, Need]", fits: dict[str, dict[str, int]], work: "Wor
     for row, title in ROWS.items():
         figures = "".join(f"{getattr(one, row) / GIB:>10.1f}" for one in needs.values())
         lines.append(f"{'= ' * (row in SUMS) + title:<{width}}{figures}")
-    for name, limit in limits.items():
+    for name in next(iter(fits.values())):
         largest = "".join(f"{fit[name] or 'none':>10}" for fit in fits.values())
-        lines.append(f"{fitting[name]:<{width}}{largest}   of {limit}")
+        lines.append(f"{fitting[name]:<{width}}{largest}   of {limits[name]}")
     return lines
 
 

@@ -20,7 +20,7 @@ def check_vision_model(name: str) -> None:
     an adapter of one. Raises UserError, also where its configuration cannot be read.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve_model(adapter_base(name) or name))
+        config = AutoConfig.from_pretrained(resolve_model(adapter_base(name) or name), trust_remote_code=False)
     except FAILURES as error:
         raise _refused(name, error) from error
     if getattr(config, "vision_config", None) is None:

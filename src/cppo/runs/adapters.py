@@ -66,7 +66,7 @@ def language_model_layers(model: str) -> str:
 
     Names alone would match in the vision tower too, whose layers are often called the same.
     """
-    config = AutoConfig.from_pretrained(resolve_model(model))
+    config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
     with init_empty_weights():
         empty = AutoModelForImageTextToText.from_config(config)
     decoder = empty.get_decoder()

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cppo.assets import adapter_base, resolve_model
-from cppo.errors import UserError, first_line
+from cppo.errors import UserError, one_line
 from cppo.runs.checks import check_model
+
+MAX_LAYERS, LAYER_FIELDS = 1000, ("num_hidden_layers", "depth")
+REASON_WORDS = 30
+"""Of what transformers says of a configuration that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,21 @@ def read_shapes(name: str) -> ModelShapes:
 
     import torch
     from torch import nn
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
     try:
-        config = AutoConfig.from_pretrained(resolve_model(folder))
+        folder = str(resolve_model(folder))
+        _check_layers(name, PreTrainedConfig.get_config_dict(folder)[0])
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text, vision = config.get_text_config(), config.vision_config
         experts = _first(text, "num_experts", "num_local_experts", "n_routed_experts")
         with torch.device("meta"):
             model = None if experts else AutoModelForImageTextToText.from_config(config)
+    except UserError:
+        raise
     except Exception as error:  # a configuration may hold anything, and each family's class reads it in its own way
-        raise UserError(f"model: transformers makes no model of {name}'s config.json: {first_line(error)}") from error
+        reason = " ".join(one_line(error).split()[:REASON_WORDS])
+        raise UserError(f"model: transformers makes no model of {name}'s config.json: {reason}") from error
     if model is None:
         raise UserError(f"model: {name} is a mixture of experts, whose activations `cppo plan` does not count")
     layer = model.get_decoder().layers[0]
@@ -111,6 +120,15 @@ def read_shapes(name: str) -> ModelShapes:
         * (_first(vision, "temporal_patch_size") or 1)
         * patch**2,
     )
+
+
+def _check_layers(name: str, config: Any) -> None:
+    """Raise UserError for more layers than any model has: each is made on the way to the sizes."""
+    for field, value in config.items():
+        if isinstance(value, dict):
+            _check_layers(name, value)
+        elif field in LAYER_FIELDS and isinstance(value, int | float) and not value <= MAX_LAYERS:
+            raise UserError(f"model: {name}'s config.json has {field} = {value:g}, and at most {MAX_LAYERS} are read")
 
 
 def _patches_per_token(config: Any, vision: Any) -> int:
