@@ -250,6 +250,28 @@ def test_scores_equal_the_loop_and_carry_no_gradient(dtype):
         assert (value[entropy >= view_entropy] == 0.0).all()
 
 
+def test_rounding_of_entropies_near_zero_is_no_rise():
+    """Two float32 formulas of the entropy and float64 agree on which tokens rise, where the policy is sure of most."""
+    sure = random_logits(0, (40, 500), 1.0)
+    gap = torch.where(torch.arange(40) % 2 == 0, torch.linspace(2.0, 6.0, 40), torch.linspace(20.0, 22.0, 40))
+    sure[:, 0] = sure[:, 1:].amax(dim=1) + gap
+    view = sure.clone()
+    view[:, 0] -= 0.05
+
+    def by_log_partition(logits):  # as TRL's head and verl's engines take it
+        return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+
+    exact = [entropy_from_logits(logits) for logits in (sure, view)]
+    rounded = [by_log_partition(logits.float()) for logits in (sure, view)]
+    also_rounded = [entropy_from_logits(logits.float()) for logits in (sure, view)]
+    rising = [entropy_shift(*pair) > 0 for pair in (exact, rounded, also_rounded)]
+    assert rising[0].tolist() == [True, False] * 20
+    assert torch.equal(rising[0], rising[1])
+    assert torch.equal(rising[0], rising[2])
+    assert (exact[1] > exact[0]).all()
+    assert not (rounded[1] > rounded[0]).all()
+
+
 def test_arguments_that_do_not_fit_are_named():
     a, b = torch.zeros(2, 3), torch.zeros(2, 4)
     with pytest.raises(ValueError, match=r"view_logps must have the shape of logps, \(2, 3\), but has \(2, 4\)"):

@@ -24,6 +24,9 @@ from cppo.perception.responses import ResponseScores, ViewScores
 K3_LOG_RATIO_LIMIT = 20.0
 K3_VALUE_LIMIT = 10.0
 ENTROPY_EPSILON = 1e-6
+ENTROPY_FLOOR = 1e-5
+"""A smaller rise of an entropy, in nats, counts as none. Entropies in float32 are `log Z - sum p z` in TRL and in verl,
+and off by up to 1.5e-5 where they are near 0 (measured), so that chance would choose among such tokens."""
 ROUNDINGS = ("floor", "ceil")
 
 
@@ -67,13 +70,14 @@ def entropy_shift(entropy: Tensor, view_entropy: Tensor, relative: bool = True) 
     """Published score of CPPO: by how much the entropy rises when the image loses its information.
 
     `dH = view_entropy - entropy`; the score is `relu(dH) / (view_entropy + 1e-6)` (a fraction of at most 1)
-    if `relative`, else `relu(dH)` (nats); exactly 0 where the shift is not positive.
+    if `relative`, else `relu(dH)` (nats); exactly 0 where the shift is below `ENTROPY_FLOOR`.
 
     entropy (under the image), view_entropy (under the information-removing view): [B, T], nats. Returns [B,
     T], detached. Source: arXiv 2601.00501. Raises ValueError on unequal shapes.
     """
     entropy, view_entropy = to_accumulation_dtype(entropy=entropy, view_entropy=view_entropy)
     rise = (view_entropy - entropy).relu()
+    rise = rise.masked_fill(rise < ENTROPY_FLOOR, 0.0)
     return rise / (view_entropy + ENTROPY_EPSILON) if relative else rise
 
 
