@@ -4,7 +4,6 @@ import math
 import re
 import resource
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,15 +36,6 @@ KEPT = 64
 """Responses that are looked through."""
 LOOKS_FOR = {"format_reward": (THINK, BOX), "accuracy_reward": (BOX,)}
 """The standard rewards by their functions' names, and what a response needs to earn them."""
-
-
-def moment(device: torch.device) -> Moment:
-    """Now. On a GPU when it will have computed all that it was given so far, which nothing waits for."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
 
 
 def seconds_between(since: Any, until: Any) -> float:

@@ -12,6 +12,7 @@ Everything else is TRL's. The methods overridden here, and why, are listed in `c
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -69,7 +70,7 @@ from cppo.training.setup import (
     try_parts,
     warn_of_other_rewards,
 )
-from cppo.training.telemetry import FormWatch, GradientShare, Mark, RolloutSamples, StepCosts, moment
+from cppo.training.telemetry import FormWatch, GradientShare, Mark, Moment, RolloutSamples, StepCosts
 from cppo.trl_surface import generates_next, log_metric, next_micro_batches, set_buffer
 
 
@@ -421,7 +422,12 @@ class CPPOTrainer(AnswerTrainer):
             self._mark(None)
 
     def _mark(self, phase: str | None) -> None:
-        self._marks.append((moment(self.accelerator.device), phase))
+        """The phase begins now; on a GPU when it will have computed all that it was given, which nothing waits for."""
+        moment: Moment = time.perf_counter()
+        if self.accelerator.device.type == "cuda":
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record(torch.cuda.current_stream(self.accelerator.device))
+        self._marks.append((moment, phase))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if not self._marks:
