@@ -33,6 +33,18 @@ def replace_images(prompt: Messages | str, images: Sequence[Image.Image]) -> Mes
     ]
 
 
+def without_images(prompt: Messages | str) -> Messages | str:
+    """A copy of chat messages without the images inside them; plain text as it is."""
+    if isinstance(prompt, str):
+        return prompt
+    return [
+        {**message, "content": [part for part in message["content"] if part.get("type") != "image"]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in prompt
+    ]
+
+
 def _is_image(part: Mapping[str, Any]) -> bool:
     return part.get("type") == "image" and part.get("image") is not None
 

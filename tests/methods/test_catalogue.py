@@ -102,6 +102,7 @@ PUBLISHED = {
     },
     "papo-3b": {"perception_weight": 0.02, "perception_removing_entropy_weight": 0.0, "entropy_coef": 0.0},
     "papo-dapo": {"perception_weight": 0.01, "epsilon_high": 0.28, "entropy_coef": -0.03},
+    "cfpo": {"perception_weight": 0.02, "perception_divergence": "k3", "removing_views": ["values_replaced"]},
     "dvrp": {
         "perception_removing_entropy_weight": 0.05,
         "perception_preserving_entropy_weight": 0.05,

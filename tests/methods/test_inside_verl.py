@@ -10,7 +10,8 @@ GATE = {"cppo-correct-gate": {"perception_gate_reward": "accuracy_reward"}}
 WITHOUT_TERM = {"grpo", "dapo", "perception-r1", "vision-sr1", "visionary-r1"}
 REASONS = {
     "rollout_views": {"grpo+views", "noisyrollout"},
-    "shapes advantages": {"vppo", "pgpo", "tor", "vepo", "pepo", "vgpo", "prpo"},
+    "lies inside the model": {"pgpo", "tor", "cfpo"},
+    "shapes advantages": {"vppo", "vepo", "pepo", "vgpo", "prpo"},
     "needs logits": {"dvrp", "cppo-kl", "cppo-js"},
     "needs logits, but inside": {"cppo-score-kl", "cppo-score-js", "cppo-static-js", "cppo-likelihood"},
     "needs advantages": {"sent"},

@@ -7,9 +7,8 @@ from float64_reference import JITTER, best, drawn_rollouts, log_softmax, prompt_
 
 from cppo.views import ViewStrengths
 
-BLACK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=1.0))
 STATIC = (JITTER[0], ("static",), ViewStrengths())
-VIEWS_OF = {"tor": BLACK, "vepo": STATIC, "prpo": STATIC}
+VIEWS_OF = {"tor": (JITTER[0], "image_removed"), "vepo": STATIC, "prpo": STATIC}
 
 
 def scaled(values):

@@ -1,11 +1,13 @@
 """The perception term in float64: one rollout and view at a time, no padding, loops."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import torch
+from inside_reference import hidden_images, replaced_values
 from rollout_stubs import drawn_completions, parity_reward, token_reward
 
 from cppo.views import ViewSampler, ViewStrengths, load_rgb
@@ -42,6 +44,14 @@ class Rollout:
         return [nll - lost for nll, lost in zip(self.removing["nll"], self.scores["logp_shift"], strict=True)]
 
 
+class Inside(list):
+    """The images of a row that are seen through a view inside the model."""
+
+    def __init__(self, view, images):
+        super().__init__(images)
+        self.view = view
+
+
 def prompt_text(row):
     """The prompt written by hand."""
     pads = "<|vision_start|><|image_pad|><|vision_end|>" * len(row["images"])
@@ -49,13 +59,20 @@ def prompt_text(row):
 
 
 def reference_logits(model, processor, row, images, completion):
-    """[T, V]: one row, one forward."""
-    inputs = dict(processor(text=[prompt_text(row)], images=[images] if images else None, return_tensors="pt"))
+    """[T, V]: one row, one forward; `images` may be a view inside the model."""
+    inside, text = getattr(images, "view", None), prompt_text(row)
+    if inside == "image_removed":
+        images, text = [], prompt_text({**row, "images": []})
+    inputs = dict(processor(text=[text], images=[list(images)] if images else None, return_tensors="pt"))
+    prompt = inputs["input_ids"][0] == model.config.image_token_id
     tail = torch.tensor([completion])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tail)], dim=1)
-    return model(**inputs).logits[0, -len(completion) - 1 : -1] / TEMPERATURE
+    if images and inside == "attention_masked":
+        inputs |= hidden_images(model, **inputs)
+    with replaced_values(model, prompt) if inside == "values_replaced" else nullcontext():
+        return model(**inputs).logits[0, -len(completion) - 1 : -1] / TEMPERATURE
 
 
 def drawn_rollouts(processor, row):
@@ -72,7 +89,10 @@ def drawn_rollouts(processor, row):
 
 def view_images(row, seed, views=JITTER, name=None):
     """The row's images, their I+ and their I-, drawn for the row's id or another `name`."""
-    images, sampler = [load_rgb(image) for image in row["images"]], ViewSampler(seed, *views)
+    images = [load_rgb(image) for image in row["images"]]
+    if isinstance(views[1], str):  # a view inside the model
+        return images, images, Inside(views[1], images)
+    sampler = ViewSampler(seed, *views)
     pairs = [sampler.views(image, name or row["sample_id"], 0, i) for i, image in enumerate(images)]
     return images, [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 

@@ -7,6 +7,8 @@ from float64_reference import JITTER, chosen_tokens, contrast, reference_term
 
 from cppo.views import ViewStrengths
 
+CFPO_WEIGHT = 2.0
+"""A hundred times the published one: the replaced values change little in an untrained model."""
 RUN_DONE = 1 / 4
 """The share of the run after the batch of these tests."""
 MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.6))
@@ -17,7 +19,8 @@ NOISE_AND_MASK = (("diffusion_noise",), ("black_patches",), ViewStrengths(diffus
 BLUR = ((*JITTER[0], "gaussian_blur"), *JITTER[1:])
 STATIC = (JITTER[0], ("static",), ViewStrengths())
 VIEWS_OF = {"vppo": HALF_MASK, "dvrp": NOISE_AND_MASK, "cppo-async": BLUR}
-VIEWS_OF |= dict.fromkeys(("papo", "papo-3b", "papo-dapo", "pgpo"), MASK)
+VIEWS_OF |= dict.fromkeys(("papo", "papo-3b", "papo-dapo"), MASK)
+VIEWS_OF |= {"pgpo": (JITTER[0], "attention_masked"), "cfpo": (JITTER[0], "values_replaced")}
 VIEWS_OF |= dict.fromkeys(("cppo-static", "cppo-static-js", "cppo-likelihood", "cppo-likelihood-all-tokens"), STATIC)
 
 
@@ -63,6 +66,7 @@ TERMS = {
     ),
     "papo": papo,
     "papo-3b": partial(papo, eta=0.0),
+    "cfpo": partial(papo, gamma=CFPO_WEIGHT, eta=0.0),
     "papo-dapo": partial(papo, gamma=0.01, eta=0.03),
     "dvrp": dvrp,
     "cppo-no-gate": partial(cppo, gate="none"),

@@ -5,7 +5,7 @@ import torch
 from rollout_stubs import cut, generation_batch, inject, make_rows, parity_reward, picture
 from trl import GRPOTrainer
 
-from cppo.training.scoring import VISION_KEYS
+from cppo.policy.vision_inputs import VISION_KEYS
 
 
 @pytest.fixture(params=["shared", "kernel"])

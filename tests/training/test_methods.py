@@ -16,7 +16,7 @@ from float64_reference import (
     reference_rollouts,
     view_images,
 )
-from method_reference import RUN_DONE, TERMS, VIEWS_OF, cppo, mean, pgpo_weights, rl_loss, vppo_loss
+from method_reference import CFPO_WEIGHT, RUN_DONE, TERMS, VIEWS_OF, cppo, mean, pgpo_weights, rl_loss, vppo_loss
 from rollout_stubs import (
     build_trainer,
     cut,
@@ -50,6 +50,8 @@ def trainer_of(tiny, tmp_path_factory, rows):
             given = {"method": method, "scorer": scorer, "temperature": TEMPERATURE}
             if method == "cppo-correct-gate":
                 given["perception_gate_reward"] = "parity_reward"
+            if method == "cfpo":
+                given["perception_weight"] = CFPO_WEIGHT
             rewards = [token_reward, parity_reward]
             trainer = build_trainer(tiny, tmp_path_factory.mktemp("run"), rows, reward_funcs=rewards, **given)
             trainer.model.double()
@@ -349,8 +351,8 @@ def test_the_shared_path_has_the_plain_gradients(trainer_of, rows, method):
 
 @pytest.mark.parametrize("method", [name for name in PUBLISHED if name not in ("cppo", "grpo", "papo-3b")])
 def test_training(make_trainer, method):
-    """Real rollouts and two optimizer steps."""
-    trainer = make_trainer(make_rows([1, 1, 0, 2]), method=method, max_steps=2, max_completion_length=6)
+    """Real rollouts and three optimizer steps."""
+    trainer = make_trainer(make_rows([1, 1, 0, 2]), method=method, max_steps=3, max_completion_length=6)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
@@ -385,6 +387,7 @@ def test_scores_without_entropies_take_no_whole_logits(make_trainer, monkeypatch
         ("papo", {"removing"}),
         ("vppo", {"removing"}),
         ("pgpo", {"removing"}),
+        ("cfpo", {"removing"}),
         ("dvrp", None),
         ("cppo-likelihood", None),
         ("cppo-likelihood-all-tokens", {"preserving"}),

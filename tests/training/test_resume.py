@@ -27,7 +27,7 @@ class RecordingTrainer(CPPOTrainer):
         loss = super()._compute_loss(model, inputs)
         if self.model.training:
             views = [
-                None if view is None else {kind: digest(view[kind]["pixel_values"]) for kind in view}
+                None if view is None else {kind: [digest(own) for own in view[kind].values()] for kind in view}
                 for view in inputs["perception_views"]
             ]
             record = (
@@ -60,7 +60,7 @@ class SampleRecorder(TrainerCallback):
 
 
 def digest(tensor):
-    return None if tensor is None else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    return tensor if not isinstance(tensor, torch.Tensor) else hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
 def run(make_trainer, rows, options, resume=None, folder="out"):
@@ -90,6 +90,7 @@ CASES = {
     "a step a batch": ([1, 0, 2, 1], {}, 4),
     "two iterations": ([1, 2], {"num_iterations": 2}, 4),
     "scores that are kept": ([1, 2], {"num_iterations": 2, "method": "papo"}, 4),
+    "views inside the model": ([1, 2], {"num_iterations": 2, "removing_views": ["image_removed"]}, 4),
     "several steps a batch": (
         [1, 0, 2, 1],
         {

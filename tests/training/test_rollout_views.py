@@ -7,7 +7,8 @@ import pytest
 import torch
 from rollout_stubs import drawn_completions, generation_batch, make_rows
 
-from cppo.training.rollouts import GenerationBatch, RolloutViews, shown_image
+from cppo.training.rollouts import GenerationBatch
+from cppo.training.view_maker import RolloutViews, shown_image
 from cppo.views import ViewStrengths
 
 

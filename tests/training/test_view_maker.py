@@ -15,7 +15,8 @@ from transformers import AutoProcessor
 from cppo.errors import UserError
 from cppo.messages import replace_images
 from cppo.policy.prompts import canonical_row, process_prompt, prompt_messages
-from cppo.training.rollouts import GenerationBatch, ViewMaker
+from cppo.training.rollouts import GenerationBatch
+from cppo.training.view_maker import ViewMaker
 from cppo.views import ViewSampler
 
 KINDS = ("removing", "preserving")

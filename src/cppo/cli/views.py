@@ -19,6 +19,7 @@ from cppo.cli.trained import (
 )
 from cppo.data import PixelBounds, Record, with_suffix
 from cppo.errors import UserError
+from cppo.options.views import pictured
 from cppo.runs.checks import check_model
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
 
@@ -119,7 +120,7 @@ def _families(options: Mapping[str, Any]) -> list[str]:
     of_rollouts = options["rollout_views"]
     if of_rollouts and options["perception_sink"] == "none":
         return of_rollouts
-    return list(dict.fromkeys([*of_rollouts, *options["preserving_views"], *options["removing_views"]]))
+    return list(dict.fromkeys([*of_rollouts, *options["preserving_views"], *pictured(options["removing_views"])]))
 
 
 def _parser() -> Parser:

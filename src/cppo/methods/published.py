@@ -170,10 +170,10 @@ def vppo() -> Options:
 def pgpo() -> Options:
     """PGPO (arXiv 2604.01840): every token's advantage is weighted by how much it depends on the image.
 
-    Score S = k3(pi_old, pi_view), and I = log(1 + S) scaled to [0, 1] over a rollout's tokens; weight I / 0.4 below
-    0.4, else 1 + 2 (I - 0.4) / 0.6, divided by its mean over the rollout. On DAPO's loss. Its code is not public, and
-    its view masks the attention to the image, which is not offered yet: ours is PAPO's mask of pixels. Rows without
-    images keep their advantages.
+    Score S = k3(pi_old, pi_view), under a view in which no token attends to an image token; I = log(1 + S) scaled to
+    [0, 1] over a rollout's tokens; weight I / 0.4 below 0.4, else 1 + 2 (I - 0.4) / 0.6, divided by its mean over the
+    rollout. On DAPO's loss. Its code is not public. Ours: every token keeps its position, what frames an image stays
+    visible, and rows without images keep their advantages.
     """
     return {
         **dapo(),
@@ -183,9 +183,32 @@ def pgpo() -> Options:
         "perception_gate": "none",
         "perception_weight_threshold": 0.4,
         "perception_weight_slope": 2.0,
-        "removing_views": ["black_patches"],
-        "view_patch_side": 14,
-        "view_patch_probability": 0.6,
+        "removing_views": ["attention_masked"],
+    }
+
+
+def cfpo() -> Options:
+    """CFPO (arXiv 2606.23206) with GRPO: the policy is to differ from itself with the image it looks at averaged out.
+
+    Loss - 0.02 k3(pi, pi_view), a mean over all tokens of the step. The view lies inside the model: in each layer, the
+    values of image tokens to which text attends beyond mean + 2 standard deviations become the mean value. As in its
+    code the view is scored once, by the policy that made the rollouts and without gradient. Ours, for they were not
+    found: the attention is averaged over heads and the prompt's text tokens, mean and deviation are those of one
+    prompt's image tokens, as is the mean value of each head. With DAPO: `loss_type`, `epsilon_high` and
+    `perception_weight: 0.01`.
+    """
+    return {
+        "perception_sink": "divergence",
+        "perception_weight": 0.02,
+        "perception_preserving_weight": 0.0,
+        "perception_removing_weight": 1.0,
+        "perception_divergence": "k3",
+        "perception_selector": "all",
+        "perception_gate": "none",
+        "perception_normalization": "token",
+        "perception_view_policy": "rollout",
+        "perception_view_gradients": False,
+        "removing_views": ["values_replaced"],
     }
 
 
@@ -247,6 +270,7 @@ PUBLISHED = {
     "papo-dapo": papo_dapo,
     "vppo": vppo,
     "pgpo": pgpo,
+    "cfpo": cfpo,
     "dvrp": dvrp,
     "noisyrollout": noisyrollout,
 }

@@ -41,9 +41,8 @@ def tor() -> Options:
 
     Of all tokens of the generation batch the 30 % of highest entropy, taken over the renormalized nucleus of 0.95, have
     the weight 1; of the 30 % of largest |log p - log p(no image)| those that are none of these have 0.5; all others 0.
-    No code is public. That the nucleus is renormalized is a third party's reading. Stand-in: I- is a black image, where
-    the paper removes the image from the prompt. Ours: rows without images keep their advantages. Published: G = 12, KL
-    0.01 to the reference.
+    The image is removed from the prompt, with what frames it. No code is public. That the nucleus is renormalized is a
+    third party's reading. Ours: rows without images keep their advantages. Published: G = 12, KL 0.01 to the reference.
     """
     return {
         "perception_sink": "mask_advantage",
@@ -56,8 +55,7 @@ def tor() -> Options:
         "perception_set_weights": [1.0, 0.5],
         "perception_gate": "none",
         "perception_advantage_floor": 1.0,
-        "removing_views": ["black_patches"],
-        "view_patch_probability": 1.0,
+        "removing_views": ["image_removed"],
     }
 
 

@@ -4,7 +4,7 @@ Defaults: published, CPPO's (arXiv 2601.00501) first.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -18,6 +18,8 @@ REMOVING_FAMILIES = ("noise_rectangles", "crop")
 KNOWN_PRESERVING = (*PRESERVING_FAMILIES, "gaussian_blur", "diffusion_noise")
 KNOWN_REMOVING = (*REMOVING_FAMILIES, "black_patches", "static")
 """With those of other methods, and `static`, which leaves nothing of the image."""
+INSIDE_VIEWS = ("image_removed", "attention_masked", "values_replaced")
+"""I- inside the model, of the image as it is."""
 DIFFUSION_STEPS = 1000
 """Steps of the whole diffusion, after which an image is noise alone."""
 
@@ -111,8 +113,8 @@ class ViewOptions:
     )
     removing_views: list[str] = method_option(
         list(REMOVING_FAMILIES),
-        f"Families of information-removing views (I-): {', '.join(KNOWN_REMOVING)}, or file.py:function; one is drawn "
-        "for each image.",
+        f"Families of information-removing views (I-): {', '.join(KNOWN_REMOVING)}, or file.py:function, one drawn for "
+        f"each image; or one inside the model: {', '.join(INSIDE_VIEWS)}.",
     )
     view_draws: Literal["epoch", "rollout", "once"] = method_option(
         "epoch",
@@ -143,6 +145,26 @@ class ViewOptions:
     )
 
 
+def inside_views(options: Mapping[str, Any]) -> dict[str, str]:
+    """The views inside the model that the options name, by kind.
+
+    Raises UserError where one is to be a view of the image, or shares its list.
+    """
+    for name in ("preserving_views", "rollout_views"):
+        if misplaced := [family for family in options[name] or () if family in INSIDE_VIEWS]:
+            raise UserError(f"{name}: {misplaced[0]} is a view inside the model that removes: put it in removing_views")
+    families = list(options["removing_views"] or ())
+    inside = [family for family in families if family in INSIDE_VIEWS]
+    if inside and len(families) > 1:
+        raise UserError(f"removing_views: {inside[0]} is a view inside the model, which stands alone in its list")
+    return {"removing": inside[0]} if inside else {}
+
+
+def pictured(families: Sequence[str]) -> Sequence[str]:
+    """Families of I- for what shows pictures: `static` stands for a view inside the model, which has none."""
+    return ["static"] if len(families) == 1 and families[0] in INSIDE_VIEWS else families
+
+
 def view_strengths(options: Mapping[str, Any]) -> ViewStrengths:
     """The strengths that the options `view_*` give. Raises UserError for one that is not valid."""
     return ViewStrengths(**{name: options[f"view_{name}"] for name in strength_fields()})
@@ -150,6 +172,7 @@ def view_strengths(options: Mapping[str, Any]) -> ViewStrengths:
 
 def check_views(options: Mapping[str, Any]) -> None:
     """Hold the views' options against each other and against TRL's. Raises UserError."""
+    inside_views(options)
     if options["rollout_views"]:
         _check_rollout_views(options)
     noised = {*options["rollout_views"], *options["preserving_views"]}

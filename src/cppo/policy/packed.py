@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from cppo.perception import entropy_from_logits
+from cppo.policy.inside import ReplacedValues
 from cppo.policy.packing import PackedBatch, PackedRow, SharedPromptLayout
 from cppo.policy.varlen import no_varlen_reason, varlen_attention
 from cppo.probing import expect, failure
@@ -88,6 +89,7 @@ def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
         attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=row.input_ids.device),
         use_cache=False,
         shared_prompt_layout=row.layout,
+        **({} if row.replaced is None else {"replaced_values": row.replaced}),
         **row.vision,
     )
     return row.scored_tokens(outputs.last_hidden_state)
@@ -121,8 +123,11 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         value: Tensor,
         attention_mask: Tensor | None,
         shared_prompt_layout: SharedPromptLayout | None = None,
+        replaced_values: ReplacedValues | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        if replaced_values is not None:
+            value = replaced_values.of(query, key, value, kwargs.get("scaling"))
         if shared_prompt_layout is None:
             return _base_function(module, base)(_BaseModule(module, base), query, key, value, attention_mask, **kwargs)
         dropout = kwargs.get("dropout", 0.0)

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from cppo.errors import UserError
+from cppo.policy.inside import INSIDE_KEYS, REPLACED, ReplacedValues, seen_prompt
+from cppo.policy.row_tokens import rows_on_host
 
 VisionInputs = dict[str, Any]
-"""Keyword inputs of the model that describe images: tensors, or lists with one number a row."""
+"""Keyword inputs of the model that describe images: tensors, or lists with one number a row. Under a view inside the
+model one of `INSIDE_KEYS` is among them."""
 
 PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 """Inputs of shape [B, prompt + response], one entry a token."""
@@ -152,6 +155,7 @@ class PackedRow:
         layout: who sees whom.
         scored: which segment tokens predict a response token; None for all of them.
         gradients: whether the pass takes part in the backward pass.
+        replaced: the values that the attention is to replace, if any.
     """
 
     input_ids: Tensor
@@ -160,6 +164,7 @@ class PackedRow:
     layout: SharedPromptLayout
     scored: Tensor | None
     gradients: bool
+    replaced: ReplacedValues | None = None
 
     def scored_tokens(self, hidden: Tensor) -> Tensor:
         """Of hidden states [1, N, H] those that predict response tokens, [n, H]."""
@@ -250,36 +255,19 @@ def pack(
         count = sum(packer.lengths[rollout] for group in groups for rollout in group.rollouts)
         tokens[name] = slice(num_scored, num_scored + count)
         num_scored += count
-    if sequential:
-        together = [[name] for name in views]
-    else:
-        together = [[name for name in views if name not in detached], [name for name in views if name in detached]]
-    passes = []
+    kept, passes = [name for name in views if name not in detached], []
+    together = [[name] for name in views] if sequential else [kept, [name for name in views if name in detached]]
     for names in together:
         groups = [group for name in names for group in views[name]]
         if groups:
             passes.append(packer.row(groups, gradients=names[0] not in detached))
-    rows = [rollout for groups in views.values() for group in groups for rollout in group.rollouts]
+    rows, device = [row for groups in views.values() for group in groups for row in group.rollouts], input_ids.device
     lengths = [packer.lengths[row] for row in rows]
-    device = input_ids.device
     columns = torch.cat([torch.arange(length) for length in lengths]).to(device)
     places = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths)).to(device)
     targets = input_ids[places, packer.prompt_end + columns]
     shape = (input_ids.shape[0], num_response_tokens)
     return PackedBatch(tuple(passes), tokens, targets, places, columns, shape)
-
-
-def rows_on_host(
-    input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int
-) -> tuple[list[list[int]], list[int]]:
-    """The prompt of each row of [B, P + T], and the length of its response."""
-    end = input_ids.shape[1] - num_response_tokens
-    masks: list[list[int]] = attention_mask.tolist()
-    prompts = [
-        [token for token, kept in zip(ids, mask, strict=True) if kept]
-        for ids, mask in zip(input_ids[:, :end].tolist(), (mask[:end] for mask in masks), strict=True)
-    ]
-    return prompts, [sum(mask[end:]) for mask in masks]
 
 
 class _Packer:
@@ -297,20 +285,27 @@ class _Packer:
         self.lengths = response_lengths
         self._ids = input_ids
         self._prompts = prompts
-        self._rope_index = getattr(model.base_model, "get_rope_index", None)
+        self._model = model
         self._positions: dict[tuple[Any, ...], Tensor] = {}
 
     def row(self, groups: Sequence[PromptGroup], gradients: bool) -> PackedRow:
-        prompts, prompt_positions, segments, segment_positions, owners = [], [], [], [], []
+        prompts, prompt_positions, segments, segment_positions = [], [], [], []
+        owners, parts, replaced = [], [], []
         for number, group in enumerate(groups):
             first = group.rollouts[0]
             prompt = self._ids[first, self._start(first) : self.prompt_end]
             if not prompt.numel():
                 raise UserError(f"row {first} of the batch has an empty prompt: every prompt needs a token")
-            positions = self._prompt_positions(first, group.vision)
+            positions, vision = self._prompt_positions(first, group.vision), group.vision
+            following = positions.max() + 1
+            if vision.keys() & INSIDE_KEYS:
+                prompt, positions, following, vision = seen_prompt(prompt, positions, vision)
+            parts.append(vision)
             prompts.append(prompt[:-1])
+            if REPLACED in group.vision:
+                replaced.append((0, sum(map(len, prompts[:-1])), group.vision[REPLACED][:-1]))
             prompt_positions.append(positions[..., :-1])
-            last, following = positions[..., -1:], positions.max() + 1
+            last = positions[..., -1:]
             for rollout in group.rollouts:
                 # A response without a token still takes one: a layout has no empty segments.
                 length = max(self.lengths[rollout], 1)
@@ -323,7 +318,7 @@ class _Packer:
         )
         device = self._ids.device
         position_ids = torch.cat([*prompt_positions, *segment_positions], dim=-1).to(device)
-        images = join_images([group.vision for group in groups])
+        images = join_images(parts)
         return PackedRow(
             torch.cat([*prompts, *segments])[None],
             position_ids[None] if position_ids.ndim == 1 else position_ids[:, None],
@@ -331,6 +326,7 @@ class _Packer:
             layout,
             self._scored([rollout for group in groups for rollout in group.rollouts]),
             gradients,
+            ReplacedValues(tuple(replaced)) if replaced else None,
         )
 
     def _scored(self, rows: Sequence[int]) -> Tensor | None:
@@ -343,26 +339,30 @@ class _Packer:
         return self.prompt_end - len(self._prompts[row])
 
     def _prompt_positions(self, row: int, vision: VisionInputs) -> Tensor:
-        """Position of each prompt token, [length] or [3, length] for M-RoPE, as the model itself would number them.
-
-        On the host, where numbering them waits for nothing.
-        """
-        plain = torch.arange(len(self._prompts[row]))
-        if self._rope_index is None:
-            return plain
+        """`prompt_positions` of a row's prompt, whose rollouts share them."""
         types, grid = vision.get("mm_token_type_ids"), vision.get("image_grid_thw")
-        # Without either the models number all tokens in a row, also while they generate.
-        if types is None or grid is None or not len(grid):
-            return plain.expand(3, -1)
-        key = (tuple(self._prompts[row]), tuple(grid.flatten().tolist()))
+        if types is not None:
+            types = types[:, self._start(row) : self.prompt_end]
+        key = (tuple(self._prompts[row]), () if grid is None else tuple(grid.flatten().tolist()))
         if key not in self._positions:
-            positions, _ = self._rope_index(
-                input_ids=torch.tensor([self._prompts[row]]),
-                mm_token_type_ids=types[:, self._start(row) : self.prompt_end].cpu(),
-                image_grid_thw=grid.cpu(),
-            )
-            self._positions[key] = positions[:, 0]
+            self._positions[key] = prompt_positions(self._model, self._prompts[row], types, grid)
         return self._positions[key]
+
+
+def prompt_positions(model: Any, prompt: Sequence[int], types: Tensor | None, grid: Tensor | None) -> Tensor:
+    """Position of each token of a prompt, [P] or [3, P] for M-RoPE, as the model itself would number them.
+
+    On the host, where numbering them waits for nothing. types: the `mm_token_type_ids` of the prompt, [1, P].
+    """
+    rope_index = getattr(model.base_model, "get_rope_index", None)
+    plain = torch.arange(len(prompt))
+    if rope_index is None:
+        return plain
+    # Without either the models number all tokens in a row, also while they generate.
+    if types is None or grid is None or not len(grid):
+        return plain.expand(3, -1)
+    ids = torch.tensor([list(prompt)])
+    return rope_index(input_ids=ids, mm_token_type_ids=types.cpu(), image_grid_thw=grid.cpu())[0][:, 0]
 
 
 def join_images(parts: Sequence[VisionInputs]) -> VisionInputs:

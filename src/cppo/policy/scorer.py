@@ -25,6 +25,7 @@ def plain_scores(
     compute_aux_loss: bool = False,
     hidden_states: bool = False,
     similar: Collection[str] = (),
+    more_inputs: Mapping[str, Any] | None = None,
 ) -> ResponseScores:
     """Score the last `num_response_tokens` tokens of each row in one ordinary forward pass.
 
@@ -38,11 +39,12 @@ def plain_scores(
         compute_aux_loss: ask a mixture-of-experts model for its load-balancing loss.
         hidden_states: keep what the head makes the logits of.
         similar: names of `cppo.perception.SIMILARITIES` to take along.
+        more_inputs: what the model is told beside them (`InsideRows`).
 
     Returns:
         Scores in float32, or float64 for a float64 model.
     """
-    inputs = model_images(unwrapped(model).config, without_empty_images(vision))
+    inputs = {**model_images(unwrapped(model).config, without_empty_images(vision)), **(more_inputs or {})}
     if compute_aux_loss:
         inputs["output_router_logits"] = True
     taken: list[Tensor] = []

@@ -13,6 +13,19 @@ from cppo.policy.families import FAMILIES, family_of
 from cppo.policy.packing import PER_TOKEN_KEYS, VisionInputs, padded_cat
 from cppo.trl_surface import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
+VISION_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+"""Inputs of TRL's micro-batches that describe images."""
 ROW_COUNTS = ("num_images", "num_tiles")
 """Bookkeeping of the trainer that is no input of the model."""
 

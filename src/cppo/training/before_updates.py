@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cppo.perception import SCORES, Everyone, ResponseScores, ViewScores, select_together, shape_advantages, views_of
-from cppo.policy import concatenate_rows
+from cppo.training.plain_rows import plain_rows
 from cppo.training.scoring import (
     Rollouts,
     Scorer,
@@ -19,7 +19,6 @@ from cppo.training.scoring import (
     idle_pass,
     response_mask,
     score_under_views,
-    view_images,
 )
 
 
@@ -58,8 +57,7 @@ def scores_of_views(scorer: Scorer, model: Any, rollouts: Rollouts, request: Vie
         if not request.rollouts:
             idle_pass(scorer, model, rollouts)
         elif own.group_ids is None:
-            vision = concatenate_rows([view_images(request, rollout, kind, rollouts) for rollout in request.rollouts])
-            found[kind] = scorer.score(model, replace(own, vision=vision))
+            found[kind] = scorer.score(model, plain_rows(scorer.policy, rollouts, replace(request, kinds=(kind,))))
         else:
             images = [alone.view_inputs(rollout, kind, own.images[rollout]) for rollout in alone.rollouts]
             found[kind] = scorer.score(model, replace(own, group_ids=alone.view_keys, images=images))

@@ -10,6 +10,7 @@ from cppo.fields import Unset, plain_default, resolve
 from cppo.hooks import check_options
 from cppo.methods import get_method
 from cppo.options import CPPOOptions
+from cppo.options.views import inside_views
 from cppo.perception import (
     EXACT_DIVERGENCES,
     SHAPINGS,
@@ -18,7 +19,7 @@ from cppo.perception import (
     needed,
     scored_views,
 )
-from cppo.training.rollouts import RolloutViews
+from cppo.training.view_maker import RolloutViews
 from cppo.views import ViewSampler, view_sampler
 
 
@@ -83,6 +84,11 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         """Whether rows that are not shared must be scored with whole logits, by the plain scorer."""
         taken = {"logits", "hidden_states", "nucleus_entropies", *SIMILARITIES, *EXACT_DIVERGENCES}
         return self.scorer == "plain" or bool(taken & {self.perception_divergence, *needed(self)})
+
+    @property
+    def inside_views(self) -> dict[str, str]:
+        """The names of the scored views that lie inside the model, by kind."""
+        return {kind: name for kind, name in inside_views(vars(self)).items() if kind in self.scored_views}
 
     def view_sampler(self) -> ViewSampler:
         """The sampler of views that these options describe."""

@@ -14,26 +14,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cppo.messages import embedded_images, replace_images
+from cppo.messages import embedded_images, replace_images, without_images
 from cppo.perception import SELECTORS, needs_of
 from cppo.policy import only_special_tokens, shared_generation
 from cppo.policy.images_once import images_once
+from cppo.policy.inside import inside_view
 from cppo.policy.prompts import Row, process_prompt, prompt_images, unexpanded_ids
-from cppo.policy.vision_inputs import packable, prompt_vision
+from cppo.policy.similarity import is_image
+from cppo.policy.vision_inputs import VISION_KEYS, VisionInputs, packable, prompt_vision
 from cppo.training.asking import AskingTrainer
 from cppo.training.colocated import ColocatedPrompts
-from cppo.training.rollouts import (
-    GenerationBatch,
-    RolloutViews,
-    ViewMaker,
-    gated_rollouts,
-    rollout_weights,
-    shown_image,
-    token_draws,
-)
-from cppo.training.scoring import VISION_KEYS, response_mask
+from cppo.training.rollouts import GenerationBatch, gated_rollouts, rollout_weights, token_draws
+from cppo.training.scoring import response_mask
 from cppo.training.setup import agree_on_images, check_reward_size, go_without
 from cppo.training.telemetry import FormWatch, RolloutSamples
+from cppo.training.view_maker import RolloutViews, ViewMaker, shown_image
 from cppo.trl_surface import generation_batches, log_metric
 from cppo.upstream import SHARED_PREFILL
 
@@ -92,6 +87,11 @@ class RolloutTrainer(AskingTrainer):
         """The token ids of a prompt with one placeholder an image."""
         options = {**self.chat_template_kwargs, "chat_template": self.chat_template}
         return unexpanded_ids(self.processing_class, prompt, self.tools or None, options)
+
+    def _inside_view(self, name: str, prompt: Any, tokens: list[int]) -> VisionInputs:
+        """The view inside the model of that name, of a prompt with images and these tokens."""
+        text = self._unexpanded(without_images(prompt)) if name == "image_removed" else ()
+        return inside_view(name, tokens, is_image(self._policy, torch.tensor(tokens)), text)
 
     def _tokenize_prompts(self, prompts: list) -> tuple[Any, Any, Any]:
         own = [embedded_images(prompt) for prompt in prompts]

@@ -4,30 +4,21 @@ Every rollout gets a group id here, once: rollouts of a group answer one prompt 
 rollout through generation, shuffle, buffer, checkpoint and packing, and whoever shares work over a group goes by it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from cppo.errors import UserError
-from cppo.messages import Messages, embedded_images, prompt_text, replace_images
+from cppo.messages import prompt_text
 from cppo.perception import draw_rollouts, equal_rewards, gate_rollouts
-from cppo.policy.packing import rows_on_host
-from cppo.policy.prompts import PromptInputs, Row, canonical_row, prompt_images, prompt_messages, sample_id
-from cppo.policy.vision_inputs import VisionInputs, split_rows
+from cppo.policy.prompts import Row, canonical_row
+from cppo.policy.row_tokens import rows_on_host
+from cppo.policy.vision_inputs import split_rows
 from cppo.trl_surface import split_tensor_dict, unsplit_pixel_values_by_grid
-from cppo.views import PixelRoom, ViewSampler, ViewStrengths, drawn_view, view_generators
-
-ViewPair = Future[tuple[Image.Image, Image.Image]]
-"""The views I+ and I- of one image, being made."""
-SHOWN = "cppo_shown"
-"""Where an image keeps the view that its rollout is made from."""
 
 
 @dataclass
@@ -117,189 +108,6 @@ class GenerationBatch:
 
 def _own_group(place: int) -> int:
     return -1 - place
-
-
-# Views
-
-
-class ViewMaker:
-    """Makes the views of a generation batch: pixels on other threads while rollouts are generated, inputs afterwards.
-
-    Args:
-        sampler: draws the perturbed images.
-        threads: how many draw at once, at least 1.
-        process: from a prompt to the model's inputs.
-        draws: when views are drawn anew, the option `view_draws`.
-    """
-
-    def __init__(
-        self,
-        sampler: ViewSampler,
-        threads: int,
-        process: Callable[[Messages | str], PromptInputs],
-        draws: str = "epoch",
-    ) -> None:
-        self._sampler, self._draws, self._process = sampler, draws, process
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cppo-views")
-        self._room = PixelRoom()
-
-    def begin(
-        self, batch: GenerationBatch, epoch: int, progress: float = 0.0, kinds: Sequence[str] = ("removing",)
-    ) -> "BatchViews":
-        """Start on the views of a batch; a group's rollouts share theirs, unless each has its own.
-
-        Args:
-            epoch: the pass over the data.
-            progress: as for `ViewStrengths.at`.
-            kinds: those that will be asked for; without any none is made.
-        """
-        alone = self._draws == "rollout"
-        firsts = list(range(len(batch.rows))) if alone else batch.firsts
-        sampler, key = self._sampler.at(progress), 0 if self._draws == "once" else epoch
-        begun = {}
-        for first in dict.fromkeys(firsts):
-            row = batch.rows[first]
-            name = f"{sample_id(row)}/rollout-{batch.numbers[first]}" if alone else sample_id(row)
-            # Of copies: reward functions are given the row's own images, and may change them meanwhile.
-            begun[first] = [
-                self._pool.submit(self._views, sampler, image.copy(), name, key, index)
-                for index, image in enumerate(prompt_images(row) if kinds else ())
-            ]
-        return BatchViews(self._process, batch.rows, firsts, begun)
-
-    def _views(
-        self, sampler: ViewSampler, image: Image.Image, name: str, key: int, index: int
-    ) -> tuple[Image.Image, Image.Image]:
-        with self._room.taken(image.size):
-            return sampler.views(image, name, key, index)
-
-
-@dataclass(frozen=True)
-class BatchViews:
-    """The views of one generation batch, being made.
-
-    Attributes:
-        process: from a prompt to the model's inputs.
-        rows: of the batch.
-        keys: for each rollout the first of those that share its views, its view key.
-        begun: for each of these the pairs (I+, I-) of its images.
-    """
-
-    process: Callable[[Messages | str], PromptInputs]
-    rows: Sequence[Row]
-    keys: Sequence[int]
-    begun: Mapping[int, list[ViewPair]]
-
-    def inputs(
-        self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]], kinds: Sequence[str]
-    ) -> list[dict[str, VisionInputs] | None]:
-        """For each gated-in row the model's inputs under the views of these kinds; None for the other rows.
-
-        The processor runs once per prompt; its rollouts share the same tensors. Views of the other prompts that are not
-        begun yet are never made.
-
-        Args:
-            gate: which rows are gated in.
-            prompt_tokens: each row's prompt as the anchor has it.
-            kinds: "removing", "preserving" or both.
-
-        Raises:
-            UserError: a view cannot be made, or the processor makes other tokens of it than of its image.
-        """
-        wanted = {key for key, gated_in in zip(self.keys, gate, strict=True) if gated_in}
-        for key in self.begun.keys() - wanted:
-            for pair in self.begun[key]:
-                pair.cancel()
-        made = {key: self._of_prompt(key, prompt_tokens[key], kinds) for key in sorted(wanted)}
-        return [made[key] if gated_in else None for key, gated_in in zip(self.keys, gate, strict=True)]
-
-    def _of_prompt(self, first: int, tokens: list[int], kinds: Sequence[str]) -> dict[str, VisionInputs]:
-        row, pairs = self.rows[first], [pair.result() for pair in self.begun[first]]
-        views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
-        inputs = {}
-        for kind in kinds:
-            view = self.process(replace_images(prompt_messages(row), views[kind]))
-            if view.token_ids != tokens:
-                raise UserError(
-                    f"row {sample_id(row)}: the processor makes other prompt tokens of a perturbed view "
-                    f"({len(view.token_ids)}) than of the image itself ({len(tokens)}); use a processor whose number "
-                    "of image tokens depends on the image's size alone"
-                )
-            inputs[kind] = view.vision
-        return inputs
-
-
-@dataclass(frozen=True)
-class RolloutViews:
-    """Draws views that rollouts are made from: augmentation, and NoisyRollout's mix (arXiv 2504.13055).
-
-    A pure function of (seed, sample id, epoch, image index, progress of the run).
-
-    Attributes:
-        families: of the views, one drawn for each image.
-        strengths: theirs.
-        fraction: of the prompts (`augmented`) or of each group's rollouts (`mixed`).
-    """
-
-    seed: int
-    families: Sequence[str]
-    strengths: ViewStrengths
-    fraction: float
-
-    def augmented(self, batch: GenerationBatch, epoch: int, progress: float) -> list[Row]:
-        """The rows, where that fraction of the prompts, drawn for each alone, show views; groups share theirs.
-
-        progress: as for `ViewStrengths.at`.
-        """
-        shown: list[Row] = []
-        for index, (row, first) in enumerate(zip(batch.rows, batch.firsts, strict=True)):
-            if first != index:
-                shown.append({**row, "prompt": shown[first]["prompt"], "images": shown[first]["images"]})
-                continue
-            name = f"{sample_id(row)}/rollout"
-            choice, _ = view_generators(self.seed, name, epoch, -1)
-            if choice.random() >= self.fraction:
-                shown.append(row)
-                continue
-            images, prompt = row["images"], row["prompt"]
-            views = self._views([*images, *embedded_images(prompt)], name, epoch, progress)
-            prompt = replace_images(prompt, views[len(images) :])
-            shown.append({**row, "prompt": prompt, "images": views[: len(images)]})
-        return shown
-
-    def sees_view(self, number: int, group_size: int) -> bool:
-        """Whether the rollout of this number in its group is made from a view: the last `round(fraction * G)` are."""
-        return number >= group_size - round(self.fraction * group_size)
-
-    def mixed(self, batch: GenerationBatch, group_size: int, epoch: int, progress: float) -> list[Row]:
-        """The rows, where images of the rollouts that see a view carry it (`shown_image`); a group's have the same."""
-        views: dict[int, list[Image.Image]] = {}
-        rows = []
-        for row, group, number in zip(batch.rows, batch.group_ids, batch.numbers, strict=True):
-            if not self.sees_view(number, group_size):
-                rows.append(row)
-                continue
-            embedded = [image.copy() for image in embedded_images(row["prompt"])]
-            own = {**row, "prompt": replace_images(row["prompt"], embedded)}
-            own["images"] = [image.copy() for image in row["images"]]
-            if group not in views:
-                views[group] = self._views(prompt_images(own), f"{sample_id(row)}/rollout", epoch, progress)
-            for image, view in zip(prompt_images(own), views[group], strict=True):
-                image.info[SHOWN] = view
-            rows.append(own)
-        return rows
-
-    def _views(self, images: Sequence[Image.Image], name: str, epoch: int, progress: float) -> list[Image.Image]:
-        strengths = self.strengths.at(progress)
-        return [
-            drawn_view(self.families, image, view_generators(self.seed, name, epoch, index)[0], strengths)
-            for index, image in enumerate(images)
-        ]
-
-
-def shown_image(image: Image.Image) -> Image.Image:
-    """The view that an image's rollout is made from, or the image itself."""
-    return cast(Image.Image, image.info.get(SHOWN, image))
 
 
 # Gate

@@ -28,23 +28,19 @@ from cppo.perception import (
     views_of,
 )
 from cppo.policy import LanguageHead, PackedBatch, PromptGroup, concatenate_rows, pack, plain_scores, prompt_groups
+from cppo.policy.inside import INSIDE_KEYS
 from cppo.policy.similarity import Similarities, packed_similarities
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, slice_rows, trimmed, without_empty_images
-from cppo.training.config import CPPOConfig
-
-VISION_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
+from cppo.policy.vision_inputs import (
+    PER_TOKEN_KEYS,
+    VISION_KEYS,
+    VisionInputs,
+    slice_rows,
+    trimmed,
+    without_empty_images,
 )
-"""Inputs of TRL's micro-batches that describe images."""
+from cppo.training.config import CPPOConfig
+from cppo.training.plain_rows import plain_rows
+
 KNOWN = {
     "advantages": "advantages",
     "old_logps": "old_per_token_logps",
@@ -70,6 +66,7 @@ class Rollouts:
         group_ids, images: each rollout's group and the image inputs of its prompt, where rollouts are packed; those of
             a micro-batch lie on the host.
         prompts, response_lengths: token ids and number of tokens, on the host, where they are known.
+        more_inputs: what the model is told beside images, where rows are not packed; TRL's kernel cannot tell it.
     """
 
     input_ids: Tensor
@@ -80,6 +77,7 @@ class Rollouts:
     images: Sequence[VisionInputs] = ()
     prompts: Sequence[list[int]] | None = None
     response_lengths: Sequence[int] | None = None
+    more_inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], packed: bool) -> "Rollouts":
@@ -88,15 +86,8 @@ class Rollouts:
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         length = inputs["completion_ids"].shape[1]
         if packed:
-            return cls(
-                ids,
-                mask,
-                length,
-                group_ids=inputs["group_id"],
-                images=inputs["prompt_images"],
-                prompts=inputs.get("prompt_tokens"),
-                response_lengths=inputs.get("response_length"),
-            )
+            known = inputs.get("prompt_tokens"), inputs.get("response_length")
+            return cls(ids, mask, length, {}, inputs["group_id"], inputs["prompt_images"], *known)
         vision = without_empty_images({key: inputs.get(key) for key in VISION_KEYS})
         return cls(ids, mask, length, trimmed(vision, ids.shape[1]))
 
@@ -199,8 +190,10 @@ class ViewRequest:
     def view_inputs(self, row: int, kind: str, anchor: VisionInputs) -> VisionInputs:
         """Image inputs of one of the requested rollouts under one view, with exactly the keys of its own, `anchor`.
 
-        They lie on the host, as views do.
+        They lie on the host, as views do. A view inside the model comes beside those of the image.
         """
+        if self.views[row][kind].keys() & INSIDE_KEYS:
+            return {**anchor, **self.views[row][kind]}
         return {key: value if key in PER_TOKEN_KEYS else self.views[row][kind][key] for key, value in anchor.items()}
 
     def view_scores(self, anchor: ResponseScores, views: Mapping[str, ResponseScores], **found: Tensor) -> ViewScores:
@@ -257,9 +250,10 @@ class Scorer:
         """Score rollouts as they are: packed, with whole logits, or by TRL's kernel. model: policy or reference."""
         if rollouts.group_ids is not None:
             return _score_packed(self, model, rollouts, None)[0]
+        kernel = None if rollouts.more_inputs else self.kernel
         # Logits and hidden states are taken where entropies are: reference and old log-probabilities need none of them.
-        if self.kernel is not None and not (entropies and self.args.needs_logits):
-            return self.kernel(model, rollouts, entropies, aux_loss)
+        if kernel is not None and not (entropies and self.args.needs_logits):
+            return kernel(model, rollouts, entropies, aux_loss)
         with self.autocast():
             return plain_scores(
                 model,
@@ -271,6 +265,7 @@ class Scorer:
                 aux_loss,
                 entropies and "hidden_states" in needed(self.args),
                 needed(self.args) & SIMILARITIES if entropies else (),
+                rollouts.more_inputs,
             )
 
 
@@ -299,30 +294,15 @@ def score_under_views(
         if scorer.args.separate_view_pass and request.kinds and not n:
             idle_pass(scorer, model, rollouts)
         return anchor, detect(request.view_scores(anchor.pick(request.rollouts), {}), scorer.args) if n else None
-    ids, mask, length = rollouts.input_ids, rollouts.attention_mask, rollouts.num_response_tokens
-    parts = [view_images(request, rollout, kind, rollouts) for kind in request.kinds for rollout in request.rollouts]
-    view_ids, view_mask = (torch.cat([rows[request.rollouts]] * len(request.kinds)) for rows in (ids, mask))
     if scorer.args.perception_view_gradients or not torch.is_grad_enabled():
-        vision = concatenate_rows([rollouts.vision, *parts])
-        scores = score(Rollouts(torch.cat([ids, view_ids]), torch.cat([mask, view_mask]), length, vision))
+        scores = score(plain_rows(scorer.policy, rollouts, request, with_images=True))
         anchor, views = scores.pick(slice(total)), scores.pick(slice(total, None))
     else:
         anchor = score(rollouts)
         with torch.no_grad():
-            views = score(Rollouts(view_ids, view_mask, length, concatenate_rows(parts)))
+            views = score(plain_rows(scorer.policy, rollouts, request))
     by_kind = {kind: views.pick(slice(n * place, n * (place + 1))) for place, kind in enumerate(request.kinds)}
     return anchor, detect(request.view_scores(anchor.pick(request.rollouts), by_kind), scorer.args)
-
-
-def view_images(request: ViewRequest, row: int, kind: str, rollouts: Rollouts) -> VisionInputs:
-    """Image inputs of one requested row under one view, where rows are not packed."""
-    vision = rollouts.vision
-    own = {key: value[row : row + 1] if key in PER_TOKEN_KEYS else value for key, value in vision.items()}
-    device = rollouts.input_ids.device
-    return {
-        key: value.to(device) if isinstance(value, Tensor) else value
-        for key, value in request.view_inputs(row, kind, own).items()
-    }
 
 
 @torch.no_grad()

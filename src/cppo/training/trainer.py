@@ -45,12 +45,9 @@ from cppo.training.answer_rollouts import AnswerTrainer, check_trained_answers
 from cppo.training.before_updates import detect_tokens, join_scores, scores_of_views, shaped_advantages
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
+from cppo.training.inside import admit_inside_views
 from cppo.training.kernels import choose_kernels
-from cppo.training.rollouts import (
-    GenerationBatch,
-    ViewMaker,
-    shuffled_micro_batches,
-)
+from cppo.training.rollouts import GenerationBatch, shuffled_micro_batches
 from cppo.training.scoring import (
     Rollouts,
     ScoredMicroBatch,
@@ -71,6 +68,7 @@ from cppo.training.setup import (
     warn_of_other_rewards,
 )
 from cppo.training.telemetry import FormWatch, GradientShare, Mark, Moment, RolloutSamples, StepCosts
+from cppo.training.view_maker import ViewMaker
 from cppo.trl_surface import generates_next, log_metric, next_micro_batches, set_buffer
 
 
@@ -173,9 +171,11 @@ class CPPOTrainer(AnswerTrainer):
         self.kernels = choose_kernels(self, self._shares_prompts)
         check_head(self, self._shares_prompts)
         self._policy = unwrapped(self.model)
+        admit_inside_views(self)
         # TRL's kernel cannot be told the number of images in each row, which LLaVA-OneVision needs.
         self._counts_images = takes_images_a_row(self._policy.config)
-        self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws)
+        inside = {kind: partial(self._inside_view, name) for kind, name in args.inside_views.items()}
+        self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws, inside)
         self._rollout_views = args.rollout_view_sampler()
         self._generating: GenerationBatch | None = None
         self._colocated = None

@@ -9,6 +9,7 @@ from cppo.fields import OptionField, option, option_fields, resolve
 from cppo.hooks import check_options
 from cppo.methods import get_method
 from cppo.options import EXECUTION_OPTIONS, CPPOOptions, cppo_fields
+from cppo.options.views import inside_views
 from cppo.perception import (
     EXACT_DIVERGENCES,
     SCORES,
@@ -97,6 +98,8 @@ def _obstacle(options: VerlOptions) -> str | None:
     """Why the options cannot run inside verl; None if they can."""
     if options.rollout_views:
         return "rollout_views gives rollouts other images, but verl makes rollouts of the images in its data alone"
+    if inside := inside_views(vars(options)):
+        return f"removing_views = {list(inside.values())} lies inside the model, which verl runs itself: give a picture"
     if options.perception_sink in SHAPINGS:
         return (
             f"perception_sink = {options.perception_sink!r} shapes advantages, which verl computes where no view is "

@@ -16,6 +16,7 @@ from cppo.options.views import (
     PRESERVING_FAMILIES,
     REMOVING_FAMILIES,
     ViewStrengths,
+    pictured,
     view_strengths,
 )
 from cppo.views.images import load_rgb
@@ -79,16 +80,15 @@ class ViewSampler:
 
 
 def view_sampler(options: Mapping[str, Any]) -> ViewSampler:
-    """The sampler of views that the options of a run describe.
+    """The sampler of views that the options of a run describe; for one inside the model, of its stand-in (`pictured`).
 
     Raises:
         UserError: a family, those of rollouts included, or a strength is not valid.
     """
     if options["rollout_views"]:
         check_families("rollout_views", options["rollout_views"], KNOWN_PRESERVING)
-    return ViewSampler(
-        options.get("seed", 42), options["preserving_views"], options["removing_views"], view_strengths(options)
-    )
+    removing = pictured(options["removing_views"])
+    return ViewSampler(options.get("seed", 42), options["preserving_views"], removing, view_strengths(options))
 
 
 def view_generators(

@@ -1,0 +1,32 @@
+"""Which views inside the model a trainer can score."""
+
+from typing import Any
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from cppo.errors import UserError
+from cppo.policy import unshared_reason, unwrapped
+from cppo.policy.packed import share_prompts
+
+
+def admit_inside_views(trainer: Any) -> None:
+    """Let the model attend as the views inside it need.
+
+    Raises UserError where its attention is of another kind, or processes would wait for one another.
+    """
+    args, policy = trainer.args, unwrapped(trainer.model)
+    names = args.inside_views.values()
+    reason = unshared_reason(policy.config)
+    for name in names:
+        if name != "image_removed" and reason is not None:
+            raise UserError(f"removing_views = ['{name}'] changes what the attention sees, but {reason}")
+    if "values_replaced" in names:
+        share_prompts(policy)
+    alone = args.separate_view_pass or (args.adds_perception_loss and args.perception_view_policy == "rollout")
+    sharded = trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+    for name in names:
+        if name != "values_replaced" and alone and sharded:
+            raise UserError(
+                f"removing_views = ['{name}'] scores views without a vision tower, for which FSDP and ZeRO-3 would "
+                "wait forever: set perception_view_policy = 'current' and perception_view_gradients = true"
+            )

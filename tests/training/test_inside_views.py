@@ -1,0 +1,75 @@
+"""Views inside the model in the trainer: no pixel is drawn for them, and what they do not go with is refused."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rollout_stubs import build_trainer, cut, generation_batch, inject, make_rows
+from transformers import PreTrainedModel
+
+from cppo import CPPOConfig
+from cppo.errors import UserError
+from cppo.options.views import INSIDE_VIEWS
+from cppo.training.inside import admit_inside_views
+
+
+@pytest.mark.parametrize("name", INSIDE_VIEWS)
+def test_every_scorer_has_the_same_loss_and_no_picture_is_drawn(tiny, tmp_path, monkeypatch, name):
+    """The kernel, which cannot be told of such views, leaves them to the plain scorer."""
+    rows, losses, gradients = make_rows([1, 0, 2]), [], []
+    for scorer in ("plain", "kernel", "shared"):
+        given = {"scorer": scorer, "perception_preserving_weight": 0.0, "perception_weight": 20.0}
+        trainer = build_trainer(tiny, tmp_path / scorer, rows, removing_views=[name], **given)
+        monkeypatch.setattr(trainer._views, "_views", None)
+        monkeypatch.setattr(trainer, "_process_view", None)
+        inject(trainer)
+        (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
+        assert any(views is not None for views in inputs["perception_views"])
+        loss = trainer._compute_loss(trainer.model, inputs)
+        trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(loss, trained, allow_unused=True)
+        losses.append(loss.item())
+        gradients.append(torch.cat([gradient.flatten() for gradient in found if gradient is not None]))
+    assert losses[1:] == [pytest.approx(losses[0], rel=1e-6)] * 2
+    assert gradients[0].norm() > 1e-3
+    for other in gradients[1:]:
+        assert (other - gradients[0]).norm() < 1e-3 * gradients[0].norm()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"removing_views": ["attention_masked", "crop"]}, "attention_masked is a view inside the model, which stands"),
+        ({"preserving_views": ["image_removed"]}, "preserving_views: image_removed is a view inside the model"),
+        ({"rollout_views": ["values_replaced"]}, "rollout_views: values_replaced is a view inside the model"),
+    ],
+)
+def test_where_such_a_view_does_not_belong(tmp_path, given, words):
+    with pytest.raises(UserError) as caught:
+        CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
+    assert words in str(caught.value)
+
+
+def stand_in(tmp_path, model_type, **given):
+    """A trainer of a model of this type, as far as it is looked at."""
+    text = SimpleNamespace(model_type="llama")
+    model = PreTrainedModel.__new__(PreTrainedModel)
+    vars(model)["config"] = SimpleNamespace(model_type=model_type, get_text_config=lambda: text)
+    args = CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
+    return SimpleNamespace(model=model, args=args, is_fsdp_enabled=True)
+
+
+def test_models_with_another_attention_have_the_removed_image_alone(tmp_path):
+    for method, reason in (("pgpo", "attention_masked"), ("cfpo", "values_replaced")):
+        with pytest.raises(
+            UserError, match=rf"\['{reason}'\] changes what the attention sees, but model type 'gemma3'"
+        ):
+            admit_inside_views(stand_in(tmp_path, "gemma3", method=method))
+    admit_inside_views(stand_in(tmp_path, "gemma3", method="tor"))
+
+
+def test_sharded_towers_are_not_waited_for(tmp_path):
+    given = {"removing_views": ["image_removed"], "perception_view_gradients": False}
+    with pytest.raises(UserError, match="for which FSDP and ZeRO-3 would wait forever"):
+        admit_inside_views(stand_in(tmp_path, "llava", **given))
+    admit_inside_views(stand_in(tmp_path, "llava", **{**given, "perception_view_gradients": True}))
