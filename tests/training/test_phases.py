@@ -10,14 +10,15 @@ import pytest
 import torch
 from rollout_stubs import inject, make_rows
 
-from cppo.training.telemetry import PHASES, StepCosts, moment, peak_memory_mib, phase_seconds
+from cppo import CPPOTrainer
+from cppo.training.telemetry import PHASES, StepCosts, peak_memory_mib, phase_seconds
 
 
 @pytest.fixture
 def watch(make_trainer, monkeypatch):
     """A trainer whose clock is set by hand: `watch.time`."""
     clock = SimpleNamespace(time=100.0)
-    monkeypatch.setattr("cppo.training.telemetry.time.perf_counter", lambda: clock.time)
+    monkeypatch.setattr("cppo.training.trainer.time.perf_counter", lambda: clock.time)
     clock.trainer = make_trainer(make_rows([1, 1]))
     clock.phase = clock.trainer._phase
     return clock
@@ -110,8 +111,10 @@ def test_a_gpu_is_waited_for_once_a_step(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "its stream")
-    marks = [(moment(torch.device("cuda")), phase) for phase in ("update", "scoring", None, None)]
-    found = phase_seconds(marks)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cuda")), _marks=[])
+    for phase in ("update", "scoring", None, None):
+        CPPOTrainer._mark(trainer, phase)
+    found = phase_seconds(trainer._marks)
     assert {phase: seconds for phase, seconds in found.items() if seconds} == pytest.approx(
         {"update": 0.006, "scoring": 0.025}
     )
