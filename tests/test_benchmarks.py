@@ -152,6 +152,30 @@ def test_steps_in_pairs_by_hand(benchmark_module, tmp_path: Path, monkeypatch, c
     assert "none does not hold the package" in capsys.readouterr().err
 
 
+def test_method_costs_go_on_where_they_stopped(benchmark_module, tmp_path: Path, monkeypatch, capsys) -> None:
+    module, file = benchmark_module("method_cost"), tmp_path / "cost.json"
+    asked, seconds = [], iter([2.0, 3.0, 8.0, 2.0, 1.0, 1.1])
+
+    def train(method: str, steps: int, prompts: int, seed: int) -> dict[str, float]:
+        asked.append((method, seed))
+        return {"wall": (value := next(seconds)), "time": value / 2, "tokens": 19.0}
+
+    monkeypatch.setattr(module, "train", train)
+    words = ["--json", str(file), "--methods", "papo", "--steps", "2"]
+    module.main([*words, "--rounds", "1"])
+    assert json.loads(file.read_text())["methods"]["papo"]["wall"] == {"ratio": 1.5, "smallest": 1.5, "largest": 1.5}
+    module.main([*words, "--rounds", "3"])
+    assert asked == [("grpo", 0), ("papo", 0), ("papo", 1), ("grpo", 1), ("grpo", 2), ("papo", 2)]
+    found = json.loads(file.read_text())["methods"]["papo"]
+    assert (found["pairs"], found["time"]) == (3, {"ratio": 1.5, "smallest": pytest.approx(1.1), "largest": 4.0})
+    with pytest.raises(SystemExit):
+        module.main([*words, "--prompts", "1"])
+    assert "has pairs of other sizes" in capsys.readouterr().err
+    assert module.options_of("visionary-r1")["reward_weights"] == [1.0, 1.0, 0.1]
+    assert {"papo", "vision-sr1"} < {*module.measured_methods()}
+    assert not {"grpo", "cppo-kl"} & {*module.measured_methods()}
+
+
 def test_peak_bytes_counts_what_is_alive_at_once(benchmark_module) -> None:
     outside = torch.ones(1000)
     with benchmark_module("counting").PeakBytes() as memory:

@@ -139,7 +139,7 @@ def test_no_torch_before_the_check(write_study):
 
 def test_packaged_studies_are_valid():
     studies = ("confirm", "fair", "family", "negative", "parts", "prior", "search", "settings", "small", "unlimited")
-    assert study_names() == ["compare-micro", *(f"evidence-{name}" for name in studies)]
+    assert study_names() == ["compare-micro", *(f"evidence-{name}" for name in studies), "methods-micro"]
     for name in study_names():
         assert load_study(name).cells
 

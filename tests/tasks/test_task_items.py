@@ -92,6 +92,7 @@ def test_spans_cover_each_reading_once_and_no_computed_text(name, options):
             words = re.finditer(rf"\b(?:{reading})\b", sentence.group())
             expected += [(sentence.start() + word.start(), sentence.start() + word.end()) for word in words]
         assert list(item.perception_spans) == expected
+        assert item.facts == re.findall(r"I see [^.]*(?=\.)", item.response)
         assert len(item.response) - sum(end - start for start, end in expected) > 25
 
 

@@ -1,15 +1,19 @@
 """What docs/extending.md shows is run as it stands there: each file is written, each command trains a step by it."""
 
+import math
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from rollout_stubs import inject, make_rows, step_logs, token_reward
 
 from cppo.cli.main import main
+from cppo.imports import import_object
 from cppo.options import schema
+from cppo.perception import ResponseScores, ViewScores
 from cppo.recipes import load_recipe
 from cppo.values import value_from_words
 
@@ -43,7 +47,7 @@ def options_of(command):
 
 
 def test_each_is_short_and_is_named():
-    assert len(TRAINED) == 9
+    assert len(TRAINED) == 10
     assert all(len(code.strip().splitlines()) <= 15 for code in FILES.values())
     assert all(any(name in command for command in TRAINED) for name in FILES)
 
@@ -64,3 +68,18 @@ def test_the_view_is_shown(folder):
     Image.new("RGB", (48, 48), "red").save("picture.png")
     assert main(shlex.split(command)[1:]) == 0
     assert "out_of_focus" in Path("views.html").read_text()
+
+
+def test_the_papers_method_has_the_weights_that_the_page_says(folder):
+    S = torch.tensor([[0.0, 1.0, math.e - 1, math.e**2 - 1, 9.0], [2.0, 2.0, 7.0, 7.0, 7.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    anchor = ResponseScores(torch.zeros_like(S), torch.zeros_like(S))
+    weigh = import_object("pgpo_development.py:weigh", "perception_sink")
+    found = weigh(ViewScores(anchor, anchor, None, mask, score=S), torch.tensor([1.0, -1.0]), None)
+    # By hand: I = (0, ln 2 / 2, 0.5, 1), and tau lies a fifth of the way from its second to its third value.
+    second = math.log(2) / 2
+    tau = second + (0.5 - second) / 5
+    weights = [0.1, second / tau, 1 + 2 * (0.5 - tau) / (1 - tau), 3.0, 0.0]
+    assert weights == pytest.approx([0.1, 0.919, 1.394, 3.0, 0.0], abs=5e-4)
+    assert found[0].tolist() == pytest.approx(weights)
+    assert found[1].tolist() == pytest.approx([-1.0, -1.0, 0.0, 0.0, 0.0])  # equal scores weigh alike

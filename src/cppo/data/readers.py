@@ -147,14 +147,14 @@ class TaskRows:
     @property
     def columns(self) -> tuple[str, ...]:
         """What `extras` may name."""
-        return (*self._shared_columns, "prompt", "answer")
+        return (*self._shared_columns, "prompt", "answer", "facts")
 
     def __len__(self) -> int:
         return self.n
 
     def __getitem__(self, index: int) -> StoredRow:
         item = make_item(self.family, self.options, seed=self.seed, index=index, split=self.split)
-        columns = {**self._shared_columns, "prompt": item.prompt, "answer": item.answer}
+        columns = {**self._shared_columns, "prompt": item.prompt, "answer": item.answer, "facts": item.facts}
         return StoredRow(
             f"tasks:{self.family} item {index}",
             item.id,

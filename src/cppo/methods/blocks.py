@@ -16,6 +16,7 @@ behind one of these options.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,16 @@ REWARDS = "rewards"
 
 WHOLE_DISTRIBUTIONS = ("kl", "js", "anchored_entropy", "robust_dependency")
 """Values of `perception_divergence` and `perception_score` that are taken over the whole vocabulary of two policies."""
+
+
+STATUSES: Mapping[str, str] = {
+    "as published": "names the paper in its first sentence; what follows says where code and paper differ",
+    "stand-in view": "the same, but a view takes the place of the paper's; its text says so after `Stand-in:`",
+    "constants ours": "formulas or figures of the paper were not found; its first sentence says `constants ours`",
+    "ours": "names no paper in its first sentence: a control, an ablation, or a method of ours",
+}
+"""How near a method is to its source, and by what in its text."""
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,21 @@ class Method:
     def summary(self) -> str:
         """The first sentence of `text`."""
         return self.text.partition("\n\n")[0].replace("\n", " ")
+
+    @property
+    def paper(self) -> str:
+        """The arXiv number that `text` names first; "" without one."""
+        found = _ARXIV.search(self.text)
+        return found[1] if found else ""
+
+    @property
+    def status(self) -> str:
+        """How near it is to its source, one of `STATUSES`; it follows from `text`."""
+        if "constants ours" in self.summary:
+            return "constants ours"
+        if not _ARXIV.search(self.summary):
+            return "ours"
+        return "stand-in view" if "Stand-in:" in self.text else "as published"
 
 
 def declared(name: str, declaration: Callable[[], Options]) -> Method:

@@ -46,6 +46,13 @@ class TaskItem:
     response: str
     perception_spans: tuple[tuple[int, int], ...]
 
+    @property
+    def facts(self) -> list[str]:
+        """The sentences of `response` with something in them that is read off the image, without their full stops."""
+        sentences = re.finditer(r"[^.>]+(?=\.)", self.response)
+        spans = self.perception_spans
+        return [one[0].strip() for one in sentences if any(one.start() <= start < one.end() for start, _ in spans)]
+
 
 @dataclass(frozen=True)
 class TaskOptions:

@@ -1,0 +1,65 @@
+"""Write the tables of docs/methods.md: what `cppo methods` prints, and what a step of each method costs.
+
+    python benchmarks/method_docs.py
+
+A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`. A test says whether the document has the
+present ones.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cppo.cli.methods import list_text, table_text
+from cppo.methods import grouped_methods
+from cppo.reports.method_table import NONE, as_markdown, extra_passes
+
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENT, COSTS = DOCS / "methods.md", DOCS / "results" / "method_cost.json"
+
+
+def cost_table(costs: Mapping[str, Any]) -> str:
+    """Extra passes and measured time of a step, for the methods that were measured, in the order of the groups."""
+    rows = []
+    for method in (one for methods in grouped_methods().values() for one in methods if one.name in costs["methods"]):
+        cost = costs["methods"][method.name]
+        passes = {kind: what or NONE for kind, what in extra_passes(method).items()}
+        time, spread = cost["time"], ""
+        if cost["pairs"] > 1:
+            spread = f" [{time['smallest']:.2f}, {time['largest']:.2f}]"
+        rows.append({"method": method.name, **passes, "time": f"{time['ratio']:.2f}{spread}"})
+    return as_markdown(list(rows[0]), rows)
+
+
+def conditions(costs: Mapping[str, Any]) -> str:
+    """One line that says under which conditions the times were taken."""
+    pairs = {cost["pairs"] for cost in costs["methods"].values()}
+    loads = [pair["load"] for pairs in costs["pairs"].values() for pair in pairs]
+    versions = ", ".join(f"{name} {number}" for name, number in costs["versions"].items())
+    return (
+        f"{costs['machine']['processor']}, {costs['machine']['cores']} cores, one thread; {versions}. "
+        f"Pairs a method: {' or '.join(map(str, sorted(pairs)))}. "
+        f"Load of the machine: {min(loads):.0f} to {max(loads):.0f}, this measurement included. {costs['conditions']}"
+    ).strip()
+
+
+def rewritten(text: str) -> str:
+    """The document with the present tables."""
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))
+    tables: dict[str, Callable[[], str]] = {
+        "methods": lambda: list_text("markdown"),
+        "blocks": lambda: table_text("markdown"),
+        "costs": lambda: f"{conditions(costs)}\n\n{cost_table(costs)}",
+    }
+    for name, table in tables.items():
+        opening, closing = f"<!-- table: {name} -->\n", "<!-- end -->"
+        before, found, rest = text.partition(opening)
+        if not found or closing not in rest:
+            raise SystemExit(f"{DOCUMENT} has no place for the table {name!r}")
+        text = f"{before}{opening}\n{table()}\n\n{closing}{rest.partition(closing)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(rewritten(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
