@@ -68,3 +68,10 @@ def test_bad_arguments(refused, tmp_path):
     assert "--out" in refused("verl-data", "tasks:digits")
     assert "no such folder" in refused("verl-data", "tasks:digits", "--out", tmp_path / "no" / "a.parquet")
     assert "digit" in refused("verl-data", "tasks:digit", "--out", out)
+
+
+def test_the_data_is_not_replaced(tmp_path, refused):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "2 + 2", "answer": "4"}\n')
+    assert "it is the data itself" in refused("verl-data", str(file), "--out", str(tmp_path / "." / "rows.jsonl"))
+    assert file.read_text().startswith("{")

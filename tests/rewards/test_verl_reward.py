@@ -30,7 +30,7 @@ def test_functions_of_the_users_own(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(
         "async def brief(completions, index, **columns):\n"
-        "    return [None if index[0] else 1.0 / len(text) for text in completions]\n"
+        "    return [None if index[0] else 1.0 / len(chat[-1]['content']) for chat in completions]\n"
         "def broken(completions, **columns):\n"
         "    return [1 / 0]\n"
     )
@@ -39,6 +39,8 @@ def test_functions_of_the_users_own(tmp_path):
     assert compute_score("any", "four", "4", {"index": 1}, rewards, [2.0]) == {"score": 0.0, "brief": 0.0}
     with pytest.raises(UserError, match=r"own\.py line 4: ZeroDivisionError"):
         compute_score("any", "four", "4", {}, [f"{file}:broken"], None)
+    with pytest.raises(UserError, match="brief needs index, which the row's `extra_info` does not hold"):
+        compute_score("any", "four", "4", {}, rewards, [2.0])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_functions_of_the_users_own(tmp_path):
         (
             ["accuracy", "description"],
             None,
-            "description_reward asks the policy, which verl's reward workers do not have",
+            "description_reward takes ask_policy, which verl's reward workers do not have",
         ),
     ],
 )

@@ -38,6 +38,12 @@ def test_each_mode_of_verl_has_a_trainer_of_ours():
         ("trainer.v1.trainer_mode=async", "trainer.v1.trainer_mode = 'async'"),
         ("data.trian_files=a", "trian_files"),
         ("data.train_files", "data.train_files"),
+        ("data.train_files=[a.parquet]", "data.train_files: there is no file 'a.parquet'"),
+        ("--nodes=2", "--nodes=2: options of verl are written NAME=VALUE"),
+        ("+actor_rollout_ref.rollout.custom.cppo.method=cppo", "an option that it lists is written NAME=VALUE"),
+        ("+actor_rollout_ref.rollout.custom.cppo.trained_answers=description_reward", "asks the policy"),
+        ("reward.custom_reward_function.reward_kwargs.rewards=accuracy", "rewards: expected a list of names"),
+        ("reward.custom_reward_function.reward_kwargs.weights=[a,b]", "weights: expected a list of numbers"),
         ("+actor_rollout_ref.rollout.custom.cppo.perception_wieght=1", "did you mean `perception_weight`?"),
         ("actor_rollout_ref.rollout.custom.cppo.method=cppo-kl", "cppo-kl"),
         ("reward.custom_reward_function.reward_kwargs.rewards=[acuracy,format]", "did you mean `accuracy`?"),
@@ -60,6 +66,18 @@ def test_a_file_of_options(tmp_path, capsys):
     assert main(["--config", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml: cannot be read" in capsys.readouterr().err
     assert main(["--config"]) == 2
+    file.write_text("extends: cppo-3b\nbeta: 0\n")
+    capsys.readouterr()
+    assert main(["--config", str(file)]) == 2
+    assert f"`cppo verl-config --config {file} --out FILE.yaml`" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(refused, tmp_path):
+    data = tmp_path / "rows.parquet"
+    data.write_bytes(b"")
+    files = [f"data.train_files={data}", f"data.val_files={data}"]
+    assert "no folder" in refused(*files, f"actor_rollout_ref.model.path={tmp_path / 'nothing'}")
+    assert "not a model folder" in refused(*files, f"actor_rollout_ref.model.path={tmp_path}")
 
 
 def test_what_verl_refuses_is_one_line(refused):

@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     if arguments.method is not None:
         get_method(arguments.method)
     recipe = load_recipe("train", arguments.config, {name: value for name, value in overrides.items() if value})
-    model = arguments.model or recipe.options.model
+    model = recipe.options.model if arguments.model is None else arguments.model
     quiet_libraries()
 
     from cppo.runs.memory_plan import ASSUMPTIONS, RESERVE, largest_micro_batch, largest_slice, need

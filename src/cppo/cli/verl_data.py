@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cppo.cli.parser import COUNT, SEED, Parser, add_pixel_bounds, check_output_file, columns_option, number_in
 from cppo.data import PixelBounds, check_columns, load_records
+from cppo.errors import UserError
 from cppo.progress import Progress
 from cppo.runs.checks import check_data
 
@@ -15,6 +16,8 @@ def run(argv: Sequence[str]) -> None:
     check_output_file("--out", arguments.out)
     check_data(arguments.specs)
     check_columns(arguments.columns)
+    if Path(arguments.out).resolve() in [Path(spec).resolve() for spec in arguments.specs]:
+        raise UserError(f"--out: {arguments.out} would be replaced, and it is the data itself: give another file")
     source = load_records(
         arguments.specs,
         split=arguments.split,

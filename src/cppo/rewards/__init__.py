@@ -15,6 +15,7 @@ from cppo.rewards.spec import (
     named_rewards,
     number_tolerance,
     reward_columns,
+    trainer_arguments,
 )
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "number_tolerance",
     "reward_columns",
     "text_only",
+    "trainer_arguments",
     "trainer_rewards",
 ]

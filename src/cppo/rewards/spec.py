@@ -60,6 +60,11 @@ class RewardSpec:
         return own_file(self.path)
 
     @property
+    def needs_trl(self) -> bool:
+        """Whether the function is TRL's, or calls one of TRL's."""
+        return self.path.startswith("trl.") or self.path == BUILT_IN["word_repetition"]
+
+    @property
     def is_built_in(self) -> bool:
         """Whether it is one of `BUILT_IN`, under its name there or by its path."""
         return self.path in BUILT_IN.values()
@@ -159,6 +164,14 @@ def reward_columns(function: RewardFunction) -> dict[str, bool]:
         if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         and name not in TRAINER_ARGUMENTS
     }
+
+
+def trainer_arguments(function: RewardFunction) -> list[str]:
+    """What a reward function asks of the trainer beside `completions`, by name: parameters without a default."""
+    parameters = _parameters(function)
+    needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    asked = {ASK_POLICY} & set(parameters)
+    return [name for name in TRAINER_ARGUMENTS if name in needed | asked and name != "completions"]
 
 
 def _with_clear_errors(

@@ -55,12 +55,7 @@ def check_recipe(recipe: Recipe) -> Path | None:
 def check_inputs(recipe: Recipe) -> None:
     """The model and the data that a recipe names. Raises UserError."""
     options = recipe.options
-    check_model(options.model)
-    if adapter_base(options.model) is not None:
-        raise UserError(
-            f"model: {options.model} is an adapter: `cppo export --model {options.model} --out DIR` makes a model of "
-            "it; or continue its run with --resume_from_checkpoint"
-        )
+    check_whole_model(options.model)
     check_packages({**vars(options), **recipe.config})
     _check_mappings(recipe)
     check_data(options.data)
@@ -129,6 +124,16 @@ def check_model(name: str) -> None:
     if not isinstance(config, dict) or "vision_config" not in config:
         raise UserError(
             f"model: {name} has no vision tower (no `vision_config` in config.json); choose a vision-language model"
+        )
+
+
+def check_whole_model(name: str) -> None:
+    """Refuse what `check_model` refuses, and an adapter. Raises UserError."""
+    check_model(name)
+    if adapter_base(name) is not None:
+        raise UserError(
+            f"model: {name} is an adapter: `cppo export --model {name} --out DIR` makes a model of it; or continue its "
+            "run with --resume_from_checkpoint"
         )
 
 

@@ -70,7 +70,9 @@ def read_shapes(name: str) -> ModelShapes:
         UserError: there is no such model, it has no vision tower, its decoder is a mixture of experts, or its
             configuration lacks a size.
     """
-    folder = str(Path(name).parent) if Path(name).is_file() and Path(name).name == "config.json" else name
+    folder = str(Path(name).parent) if Path(name).name == "config.json" and Path(name).is_file() else name
+    if Path(folder).is_file():
+        raise UserError(f"model: {name} is a file of another name than config.json: give it that name in a folder")
     check_model(folder)
     folder = adapter_base(folder) or folder
 

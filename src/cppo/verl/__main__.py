@@ -17,6 +17,12 @@ actor_rollout_ref.rollout.custom.cppo.method=cppo.
 `cppo verl-config --config cppo-3b` writes a recipe's options in either form, `cppo verl-data SPEC --out FILE.parquet`
 writes data in verl's layout. docs/verl.md explains the rest."""
 
+HINTS = {
+    "Could not override": "an option that verl's configuration does not list is written +NAME=VALUE",
+    "Could not append": "an option that it lists is written NAME=VALUE",
+}
+"""What to do, by how hydra's message begins."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train. Returns the exit status: 0, or 2 after a user's mistake."""
@@ -35,11 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overrides(words: list[str]) -> list[str]:
     """The options in the order in which they hold, those of a file first. Raises UserError."""
-    if words[0] != "--config":
-        return words
-    if len(words) < 2:
-        raise UserError("--config: name a file, such as `cppo verl-config --out FILE.yaml` writes")
-    return [*read_options(words[1]), *words[2:]]
+    file: list[str] = []
+    if words[0] == "--config":
+        if len(words) < 2:
+            raise UserError("--config: name a file, such as `cppo verl-config --out FILE.yaml` writes")
+        file, words = read_options(words[1]), words[2:]
+    wrong = next((word for word in words if word.startswith("-")), None)
+    if wrong is not None:
+        raise UserError(f"{wrong}: options of verl are written NAME=VALUE, behind `--config FILE.yaml`")
+    return [*file, *words]
 
 
 def _run(words: list[str]) -> None:
@@ -53,21 +63,23 @@ def _run(words: list[str]) -> None:
     from verl.utils.config import validate_config
     from verl.utils.device import auto_set_device
 
-    from cppo.verl.checks import check_config
+    from cppo.verl.checks import check_config, check_files
     from cppo.verl.trainer import CPPOTaskRunner
 
     try:
         with initialize_config_dir(str(Path(__file__).parent / "config"), version_base=None):
             config = compose("cppo", words)
     except (HydraException, OmegaConfBaseException) as error:
-        hint = "an option that verl's configuration does not list is written +NAME=VALUE"
-        raise UserError(f"{first_line(error)} ({hint})") from error
+        text = first_line(error)
+        hint = next((f" ({hint})" for begin, hint in HINTS.items() if text.startswith(begin)), "")
+        raise UserError(text + hint) from error
     check_config(config)
     auto_set_device(config)
     try:
         validate_config(config, need_reference_policy(config), need_critic(config))
     except (AssertionError, ValueError, HydraException) as error:  # how verl refuses options
         raise UserError(one_line(error.__cause__ or error)) from error
+    check_files(config)
     try:
         run_ppo(config, ray.remote(CPPOTaskRunner))
     except RayTaskError as error:

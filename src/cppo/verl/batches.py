@@ -45,6 +45,9 @@ class Values(dict[str, Any]):
 
 def batches(values: Values, cluster: Cluster) -> dict[str, Any]:
     """verl counts prompts, of all GPUs; a generation batch is its step."""
+    for name in ("num_generations", "max_completion_length"):
+        if values[name] is None:
+            raise UserError(f"{name}: verl needs a number")
     together, step = rollouts_of_a_batch(values, cluster)
     group, gpus = values["num_generations"], cluster.nodes * cluster.gpus_per_node
     for name, rollouts in (("steps_per_generation", together), ("gradient_accumulation_steps", step)):

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from cppo.checkpoints import checkpoint_folders, is_own_checkpoint
 from cppo.errors import UserError, choose_one
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS
+from cppo.runs.checks import check_whole_model
 from cppo.verl.options import WHERE, options_from
 from cppo.verl.reward import load_rewards
 
@@ -30,9 +31,32 @@ def check_config(config: DictConfig) -> None:
     function = "reward.custom_reward_function"
     if OmegaConf.select(config, f"{function}.path") == REWARD_MODULE:
         given = _plain(config, f"{function}.reward_kwargs") or {}
+        if not isinstance(given, dict):
+            raise UserError(f"{function}.reward_kwargs: expected rewards and weights, got {given!r}")
         rewards, weights = given.get("rewards", DEFAULT_REWARDS), given.get("weights", DEFAULT_WEIGHTS)
+        for name, values, kinds in (("rewards", rewards, str), ("weights", weights or [], int | float)):
+            if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values):
+                what = "names" if kinds is str else "numbers"
+                raise UserError(f"{function}.reward_kwargs.{name}: expected a list of {what}, got {values!r}")
         load_rewards(tuple(rewards), None if weights is None else tuple(weights))
     _check_checkpoints(config.trainer)
+
+
+def check_files(config: DictConfig) -> None:
+    """Refuse data and a model folder that are not there. What has a scheme, such as hdfs://, is left to verl.
+
+    Raises UserError.
+    """
+    for option in ("data.train_files", "data.val_files"):
+        given = _plain(config, option)
+        for file in [given] if isinstance(given, str) else given or ():
+            if "://" not in str(file) and not Path(str(file)).expanduser().exists():
+                raise UserError(f"{option}: there is no file {file!r}; `cppo verl-data SPEC --out FILE` writes one")
+    if not config.data.train_files:
+        raise UserError("data.train_files: give the file to train from; `cppo verl-data SPEC --out FILE` writes one")
+    model = str(config.actor_rollout_ref.model.path)
+    if "://" not in model and (model[:1] in ("/", ".", "~") or Path(model).exists()):
+        check_whole_model(str(Path(model).expanduser()))
 
 
 def _plain(config: DictConfig, name: str) -> Any:

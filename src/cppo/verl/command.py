@@ -32,8 +32,14 @@ def write_options(options: Mapping[str, Any], file: Path, remarks: list[str]) ->
 
 
 def read_options(file: str) -> list[str]:
-    """The words of a file as above. Raises UserError for a file that is no mapping."""
-    return overrides(read_mapping(Path(file), f"--config {file}"))
+    """The words of a file as above. Raises UserError for a file that is no mapping, or a recipe."""
+    options = read_mapping(Path(file), f"--config {file}")
+    if options and not any("." in name for name in options):
+        raise UserError(
+            f"--config {file}: holds no options of verl, such as trainer.nnodes; if it is a recipe, "
+            f"`cppo verl-config --config {file} --out FILE.yaml` turns it into them"
+        )
+    return overrides(options)
 
 
 def _value(value: Any) -> str:

@@ -13,6 +13,8 @@ from cppo.errors import UserError
 from cppo.files import writing
 
 ROWS_AT_ONCE = 256
+REWARD_COLUMNS = ("answer", "choices", "index", "sample_id")
+"""What a written row brings to rewards, beside the completion."""
 OTHER_MARKS = ("<video>", "<audio>")
 """What verl takes for the place of another medium in a row with images."""
 

@@ -105,6 +105,8 @@ def _obstacle(options: VerlOptions) -> str | None:
             f"perception_sink = {options.perception_sink!r} shapes advantages, which verl computes where no view is "
             "scored"
         )
+    if options.trained_answers is not None:
+        return f"trained_answers = {options.trained_answers!r} asks the policy, which verl's reward workers do not have"
     if options.schedules:
         return f"schedules = {options.schedules} change weights by the step, which verl's loss does not know"
     if not options.adds_perception_loss:

@@ -7,8 +7,15 @@ from functools import cache
 from typing import Any
 
 from cppo.errors import UserError
-from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS, RewardFunction, check_rewards, load_reward
-from cppo.rewards.asking import asks_policy
+from cppo.rewards import (
+    DEFAULT_REWARDS,
+    DEFAULT_WEIGHTS,
+    RewardFunction,
+    check_rewards,
+    load_reward,
+    reward_columns,
+    trainer_arguments,
+)
 
 
 def compute_score(
@@ -35,12 +42,17 @@ def compute_score(
         does not apply to the row (None) adds nothing to the sum, and counts as 0 under its name.
 
     Raises:
-        UserError: as `load_rewards` does, or from a reward function, naming its file and line.
+        UserError: as `load_rewards` does; a row lacks a column that a reward needs; or from a reward function, naming
+            its file and line.
     """
-    row = {**(extra_info or {}), "answer": ground_truth, "completions": solution_str}
+    chat = [{"role": "assistant", "content": solution_str}]
+    row = {**(extra_info or {}), "answer": ground_truth, "completions": chat}
     columns = {name: [value] for name, value in row.items()}
     score, parts = 0.0, {}
     for name, function, weight in load_rewards(tuple(rewards), None if weights is None else tuple(weights)):
+        missing = [column for column, needs in reward_columns(function).items() if needs and column not in row]
+        if missing:
+            raise UserError(f"rewards: {name} needs {', '.join(missing)}, which the row's `extra_info` does not hold")
         found = function(**columns)
         (value,) = asyncio.run(found) if inspect.iscoroutine(found) else found
         parts[name] = 0.0 if value is None else float(value)
@@ -54,14 +66,18 @@ def load_rewards(
 ) -> tuple[tuple[str, RewardFunction, float], ...]:
     """The rewards' functions with their names and weights; loaded once a process.
 
-    Raises UserError for an unknown reward, one that cannot be imported or that asks the policy, and for another number
-    of weights.
+    Raises UserError for an unknown reward, one that cannot be imported or that takes what TRL's trainer passes, such as
+    `ask_policy`, and for another number of weights.
     """
     functions = [load_reward(spec) for spec in check_rewards(rewards, weights)]
     names = [function.__name__ for function in functions]
-    asking = [name for name, function in zip(names, functions, strict=True) if asks_policy(function)]
-    if asking:
-        raise UserError(f"rewards: {', '.join(asking)} asks the policy, which verl's reward workers do not have")
+    for name, function in zip(names, functions, strict=True):
+        asked = trainer_arguments(function)
+        if asked:
+            raise UserError(
+                f"rewards: {name} takes {', '.join(asked)}, which verl's reward workers do not have: leave it out, or "
+                "train with `cppo train`"
+            )
     if len(set(names)) < len(names):
         raise UserError(f"rewards: two functions have the same name among {', '.join(names)}")
     return tuple(zip(names, functions, weights or [1.0] * len(names), strict=True))

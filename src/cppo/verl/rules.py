@@ -1,7 +1,7 @@
 """What of a recipe becomes which of verl's options, part by part."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from cppo.errors import UserError
 from cppo.methods import with_method
 from cppo.options import EXECUTION_OPTIONS, check_gate_reward, cppo_fields, schema
 from cppo.parsing import parse_json
-from cppo.rewards import check_rewards, chosen_rewards
+from cppo.rewards import check_rewards, chosen_rewards, reward_columns
+from cppo.runs.checks import check_whole_model
 from cppo.verl.batches import DEFAULT_PROMPT_TOKENS, Cluster, Values, batches, batches_of, updates_of_a_batch
 from cppo.verl.counterparts import ACTOR, CUSTOM, MODEL, ROLLOUT
+from cppo.verl.data import REWARD_COLUMNS
 from cppo.verl.options import options_from
 from cppo.verl.reward import load_rewards
 
@@ -49,10 +51,20 @@ def _rewards(values: Values, cluster: Cluster) -> dict[str, Any]:
     names, weights = chosen_rewards(values["rewards"], values["method"])
     weights = values["reward_weights"] or weights
     for spec in check_rewards(names, weights):
-        if spec.path.startswith("trl."):
+        if spec.needs_trl:
             raise UserError(f"rewards: {spec.text!r} is TRL's, which is not installed beside verl: leave it out")
     loaded = load_rewards(tuple(names), tuple(weights))
     check_gate_reward(values, [name for name, _, _ in loaded])
+    for name, function, _ in loaded:
+        columns = {column: needs for column, needs in reward_columns(function).items() if column not in REWARD_COLUMNS}
+        needed = [column for column, needs in columns.items() if needs]
+        if needed:
+            raise UserError(
+                f"rewards: {name} needs {', '.join(needed)}, but of a row `cppo verl-data` writes "
+                f"{', '.join(REWARD_COLUMNS)} for rewards: leave it out, or train with `cppo train`"
+            )
+        if columns:
+            values.instead["rewards"] = f"{name} is called without {', '.join(columns)}"
     given = "reward.custom_reward_function.reward_kwargs"
     return {f"{given}.rewards": names, f"{given}.weights": list(weights)}
 
@@ -166,10 +178,17 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
 
 
 def _vision_base(model: str) -> float | None:
-    """The base of the vision tower's rotary embedding in a folder's configuration, where it says one."""
-    file = Path(model) / "config.json"
-    vision = parse_json(file.read_text(encoding="utf-8")).get("vision_config") if file.is_file() else None
-    return ((vision or {}).get("rope_parameters") or {}).get("rope_theta")
+    """The base of the vision tower's rotary embedding in a folder's configuration, where it says one.
+
+    Raises UserError where the folder is no whole model.
+    """
+    if not Path(model).exists():
+        return None
+    check_whole_model(model)
+    found = parse_json((Path(model) / "config.json").read_text(encoding="utf-8"))
+    for name in ("vision_config", "rope_parameters", "rope_theta"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, int | float) else None
 
 
 def _adapter(values: Values) -> dict[str, Any]:
@@ -258,7 +277,10 @@ def _evaluation(values: Values, cluster: Cluster) -> dict[str, Any]:
 
 
 def _mapping(values: Values, name: str) -> Iterator[tuple[str, Any]]:
-    yield from (values[name] or {}).items()
+    value = values[name] or {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name}: expected a mapping such as {{key: value}}, got {value!r}")
+    yield from value.items()
 
 
 RULES = (_perception, _rewards, _data, batches, _loss, _optimizer, _model, _rollouts, _lasting, _evaluation)

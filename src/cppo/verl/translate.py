@@ -51,8 +51,8 @@ def translate(recipe: Recipe, cluster: Cluster) -> Translation:
     for name, reason in without_meaning().items():
         if name in given:
             values.instead[name] = f"it has no meaning there: {reason}"
-    left = set(values) - values.read - set(without_meaning())
-    assert not left, f"options that verl is not told of: {', '.join(sorted(left))}"
+    for name in sorted(set(given) - values.read - set(without_meaning())):
+        values.instead[name] = "verl is not told of it: beside the other options nothing follows from it"
     return Translation(
         data,
         dict(sorted(found.items())),
