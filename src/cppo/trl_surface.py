@@ -32,6 +32,7 @@ class TRLTrainer(Protocol):
     """What the functions below read and set of `trl.GRPOTrainer`."""
 
     args: Any
+    state: Any
     num_iterations: int
     _step: int
     _buffered_inputs: list[MicroBatch] | None
@@ -58,6 +59,29 @@ def rollouts_apart(trainer: TRLTrainer, name: str) -> Iterator[None]:
                     metrics[mode][f"{name}/{metric}"] += values
     finally:
         trainer._metrics, trainer._logs = metrics, table
+
+
+@contextmanager
+def unlogged(trainer: TRLTrainer) -> Iterator[None]:
+    """Within this context the trainer's rollouts and rewards leave no metric, no logged column and no count."""
+    own = {name: getattr(trainer, name) for name in ("_metrics", "_pending_extra_logs", "_pending_metrics")}
+    tokens = trainer.state.num_input_tokens_seen
+    vars(trainer).update({"_metrics": {mode: defaultdict(list) for mode in ("train", "eval")}})
+    vars(trainer).update({name: defaultdict(list) for name in own if name != "_metrics"})
+    try:
+        yield
+    finally:
+        vars(trainer).update(own)
+        trainer.state.num_input_tokens_seen = tokens
+
+
+def replace_advantages(trainer: TRLTrainer, advantages: Sequence[float]) -> None:
+    """Log these advantages of all processes' rollouts in the place of those that were noted last."""
+    logged = trainer._logs["advantages"]
+    for place, value in enumerate(reversed(advantages), start=1):
+        if place <= len(logged):
+            logged[-place] = value
+    trainer._metrics["train"]["frac_reward_zero_std"][-1] = sum(value == 0 for value in advantages) / len(advantages)
 
 
 def run_folder(trainer: "Trainer", trial: Any) -> str:

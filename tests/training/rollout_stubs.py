@@ -64,12 +64,16 @@ def uneven_reward(completion_ids, answer, **kwargs):
     return [reward if row in ("0", "3") else 0.9 for reward, row in zip(rewards, answer, strict=True)]
 
 
-def drawn_completions(prompt_ids, draw=0, longest=10):
-    """A completion for each prompt, from its tokens and its place among its copies; never an end token."""
+def drawn_completions(prompt_ids, draw=0, longest=10, numbers=None):
+    """A completion for each prompt, from its tokens and its place among its copies; never an end token.
+
+    numbers: these places, where some copies are in other processes.
+    """
     seen, completions = {}, []
-    for ids in prompt_ids:
+    for place, ids in enumerate(prompt_ids):
         key = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes())
         copy = seen[key] = seen.get(key, -1) + 1
+        copy = copy if numbers is None else numbers[place]
         rng = np.random.default_rng([key, copy, draw])
         completions.append(rng.integers(FIRST_TEXT_ID, 250, rng.integers(3, longest + 1)).tolist())
     return completions
@@ -80,9 +84,10 @@ def inject(trainer, longest=10, same_each_time=False):
     calls, sample = iter(range(10**6)), trainer._generate_single_turn
 
     def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        if trainer._generating is None:  # a reward asks
+        if trainer._generating is None or trainer._made is not None:  # a reward asks, or they are made already
             return sample(prompt_ids, images, multimodal_fields, num_generations)
-        return drawn_completions(prompt_ids, 0 if same_each_time else next(calls), longest), None
+        draw, numbers = 0 if same_each_time else next(calls), trainer._generating.numbers
+        return drawn_completions(prompt_ids, draw, longest, numbers), None
 
     trainer._generate_single_turn = generate
     return trainer

@@ -25,7 +25,7 @@ def group_of(method: Method) -> str:
     if method.name in OURS:
         return "ours"
     sink = method.options["perception_sink"]
-    if method.rewards:
+    if method.rewards.keys() - {"accuracy"}:
         return "rewards"
     if method.options.get("rollout_views"):
         return "rollouts"

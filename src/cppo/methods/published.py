@@ -23,7 +23,8 @@ def dapo() -> Options:
     TRL's loss type "dapo", which is also TRL's default, and the clip, which acts where rollouts serve several steps
     (`steps_per_generation`, `num_iterations`): where each batch of them serves one, this is GRPO. Neither the paper
     nor TRL's default (`beta`) has a KL to a reference. The paper's dynamic sampling (prompts drawn again until rewards
-    differ) and its penalty on overlong answers are not part of it; `rewards: [..., length]` offers the latter.
+    differ) and its penalty on overlong answers are not part of it: it costs up to K generations a step
+    (`dynamic_sampling_rounds: K`), and the latter is `rewards: [..., length]`.
     """
     return {**grpo(), "loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28}
 
@@ -124,7 +125,8 @@ def papo_3b() -> Options:
 def papo_dapo() -> Options:
     """PAPO (arXiv 2507.06448) with DAPO: weights 0.01 and 0.03, clip 0.2 / 0.28.
 
-    The rest is as in `papo`. Published runs draw prompts again until rewards differ (not part of it) and have no KL.
+    The rest is as in `papo`. Published runs draw prompts again until rewards differ (`dynamic_sampling_rounds`) and
+    have no KL.
     """
     return {
         **papo(),
@@ -144,8 +146,8 @@ def vppo() -> Options:
     DAPO's clip, and 3 for negative advantages. As in its code, a process compares the scores of the rollouts of one
     optimizer step, alpha has the mean 1 in a micro-batch, and the entropy whose penalty is 0.06 is -log pi of the
     sampled token. The paper's form is `perception_advantage_scope: batch` with `entropy_estimator: exact`. Ours: rows
-    without images keep their advantages. Published runs: G = 8, prompts drawn again until rewards differ (not part of
-    it).
+    without images keep their advantages. Published runs: G = 8, prompts drawn again until rewards differ
+    (`dynamic_sampling_rounds`, which a method does not set).
     """
     return {
         **dapo(),

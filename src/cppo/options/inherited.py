@@ -31,7 +31,7 @@ _RANGES: dict[str, str] = {
     "per_device_train_batch_size": "[1, inf)",
     "per_device_eval_batch_size": "[1, inf)",
     "gradient_accumulation_steps": "[1, inf)",
-    "num_generations": "[2, inf)",
+    "num_generations": "[1, inf)",
     "num_iterations": "[1, inf)",
     "steps_per_generation": "[1, inf)",
     "max_completion_length": "[1, inf)",

@@ -9,6 +9,7 @@ from cppo.fields import OptionField, option, option_fields
 from cppo.imports import check_own, is_own
 from cppo.methods import DEFAULT_METHOD, METHODS, Options
 from cppo.options.execution import ExecutionOptions, check_execution
+from cppo.options.prompts import PromptOptions, check_prompts
 from cppo.options.rl import RLOptions, check_rl
 from cppo.options.schedules import ScheduleOptions, check_schedules
 from cppo.options.selection import SelectionOptions, check_selection
@@ -32,7 +33,14 @@ class MethodOption:
 
 @dataclass
 class CPPOOptions(
-    ExecutionOptions, ViewOptions, ScheduleOptions, RLOptions, SelectionOptions, SinkOptions, MethodOption
+    ExecutionOptions,
+    ViewOptions,
+    PromptOptions,
+    ScheduleOptions,
+    RLOptions,
+    SelectionOptions,
+    SinkOptions,
+    MethodOption,
 ):
     """Every option of CPPO's own, for a configuration to inherit. The blocks' fields come last base first."""
 
@@ -61,7 +69,7 @@ def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | Non
         if field.functions and is_own(options[name]):
             check_own(options[name], f"{name} {options[name]!r}")
     check_sink(options, shapes_advantages)
-    for check in (check_selection, check_execution, check_rl, check_views, check_schedules):
+    for check in (check_selection, check_execution, check_rl, check_prompts, check_views, check_schedules):
         check(options)
 
 

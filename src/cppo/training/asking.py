@@ -192,7 +192,7 @@ def _sampling_of(trainer: Any, sampling: Sampling, seed: int) -> Iterator[None]:
         # Those of the run would win over the engine's attributes.
         others = {name: one for name, one in engine.generation_kwargs.items() if name not in ("max_tokens", *given)}
         others["seed"] = seed
-        with _changed(engine, {**given, "max_completion_length": sampling.max_tokens, "generation_kwargs": others}):
+        with changed(engine, {**given, "max_completion_length": sampling.max_tokens, "generation_kwargs": others}):
             yield
         return
     if greedy:
@@ -201,12 +201,12 @@ def _sampling_of(trainer: Any, sampling: Sampling, seed: int) -> Iterator[None]:
     config = copy.deepcopy(trainer.generation_config)
     for name, value in given.items():
         setattr(config, name, value)
-    with _changed(trainer, {"generation_config": config, "generation_kwargs": {**trainer.generation_kwargs, **given}}):
+    with changed(trainer, {"generation_config": config, "generation_kwargs": {**trainer.generation_kwargs, **given}}):
         yield
 
 
 @contextmanager
-def _changed(target: Any, values: dict[str, Any]) -> Iterator[None]:
+def changed(target: Any, values: dict[str, Any]) -> Iterator[None]:
     """Within this context, an object's attributes have these values."""
     own = {name: getattr(target, name) for name in values}
     vars(target).update(values)

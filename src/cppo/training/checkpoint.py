@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence, Sized
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from cppo.policy.loading import check_adapter, load_weights
 from cppo.probing import failure
 from cppo.reports.model_card import CITATION, RunFacts, TrainedModel, base_name, changed_options, model_card
 from cppo.training import package_versions
+from cppo.training.baseline import PromptBaseline
 from cppo.training.config import CPPOConfig, check_enough
 from cppo.trl_surface import (
     RepeatSampler,
@@ -250,6 +251,7 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     Attributes:
         run_facts: what a run from a recipe knows beyond its trainer, and puts here.
+        baseline: of the prompts, where they have one.
     """
 
     args: CPPOConfig
@@ -258,6 +260,7 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
     num_generations: int
     fallbacks: list[str]
     run_facts: RunFacts | None = None
+    baseline: PromptBaseline | None = None
     _buffered_inputs: Any
     _train_sampler: RepeatSampler
 
@@ -267,7 +270,9 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
         return self._train_sampler
 
     def save_progress(self, folder: Path) -> None:
-        state = RolloutState(micro_step(self), math.floor(self.state.epoch or 0), unfinished_rollouts(self))
+        baseline = None if self.baseline is None else self.baseline.state()
+        epoch = math.floor(self.state.epoch or 0)
+        state = RolloutState(micro_step(self), epoch, unfinished_rollouts(self), baseline)
         state.save(str(folder), self.accelerator.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -276,6 +281,13 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
             return
         state = RolloutState.load(checkpoint, self.accelerator.process_index, self.accelerator.device)
         set_buffer(self, state.buffered_inputs, state.micro_step)
+        if self.baseline is not None:
+            if state.baseline is None:
+                raise UserError(
+                    f"resume_from_checkpoint: {checkpoint} has no baselines of prompts: resume with "
+                    "advantage_baseline = 'group' as it was, or start anew from its weights"
+                )
+            self.baseline.restore(state.baseline)
         if not isinstance(self.train_dataset, IterableDataset) and failure(probe_sampler_order) is None:
             pass_over(self._train_sampler, state.epoch)
 
@@ -324,11 +336,13 @@ class RolloutState:
         epoch: passes over the data begun before the current one.
         buffered_inputs: rollouts and views that are still to be trained on, one dictionary a micro-batch, or None
             where the next micro-batch generates anew.
+        baseline: of the prompts (`PromptBaseline.state`), where they have one.
     """
 
     micro_step: int
     epoch: int
     buffered_inputs: list[dict[str, Any]] | None
+    baseline: dict[str, Any] | None = None
 
     def save(self, checkpoint: str, process_index: int) -> None:
         """Write to the checkpoint folder, one file a process; complete or not there at all."""
@@ -361,7 +375,7 @@ class RolloutState:
             {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
             for batch in state.buffered_inputs
         ]
-        return cls(state.micro_step, state.epoch, buffered)
+        return replace(state, buffered_inputs=buffered)
 
 
 def _path(checkpoint: str, process_index: int) -> str:

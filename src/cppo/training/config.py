@@ -50,7 +50,12 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
 
     def __post_init__(self) -> None:
         resolve(self, get_method(self.method).options)
+        single = self.num_generations == 1
+        if single:  # TRL takes no groups of one, nor reads their size before its trainer does
+            self.num_generations, self.num_generations_eval = _accepted_group(self), self.num_generations_eval or 1
         super().__post_init__()
+        if single:
+            self.num_generations = 1
         check_options(self)
         self.view_sampler()
 
@@ -100,6 +105,18 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
             return None
         strengths = self.view_sampler().strengths
         return RolloutViews(self.seed, self.rollout_views, strengths, self.rollout_view_fraction)
+
+
+def _accepted_group(args: GRPOConfig) -> int:
+    """A group size that TRL takes for its batches, of at least 2. Raises UserError for a batch of a single rollout."""
+    steps = args.steps_per_generation or args.gradient_accumulation_steps
+    sizes = (args.generation_batch_size or 1, args.per_device_train_batch_size, steps)
+    if max(sizes) < 2:
+        raise UserError(
+            "num_generations = 1: rollouts of a generation batch are compared with each other: give "
+            "per_device_train_batch_size or steps_per_generation of at least 2"
+        )
+    return next(size for size in sizes if size >= 2)
 
 
 def check_enough(name: str, rows: int, args: GRPOConfig) -> None:

@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cppo.messages import embedded_images, replace_images, without_images
-from cppo.perception import SELECTORS, needs_of
+from cppo.perception import SELECTORS, gate_rollouts, needs_of
 from cppo.policy import only_special_tokens, shared_generation
 from cppo.policy.images_once import images_once
 from cppo.policy.inside import inside_view
 from cppo.policy.prompts import Row, process_prompt, prompt_images, unexpanded_ids
 from cppo.policy.similarity import is_image
 from cppo.policy.vision_inputs import VISION_KEYS, VisionInputs, packable, prompt_vision
-from cppo.training.asking import AskingTrainer
 from cppo.training.colocated import ColocatedPrompts
+from cppo.training.drawing import DrawingTrainer
 from cppo.training.rollouts import GenerationBatch, gated_rollouts, rollout_weights, token_draws
 from cppo.training.scoring import response_mask
 from cppo.training.setup import agree_on_images, check_reward_size, go_without
@@ -33,7 +33,7 @@ from cppo.trl_surface import generation_batches, log_metric
 from cppo.upstream import SHARED_PREFILL
 
 
-class RolloutTrainer(AskingTrainer):
+class RolloutTrainer(DrawingTrainer):
     """The part of `CPPOTrainer` that makes rollouts; its attributes are set there.
 
     Attributes:
@@ -41,7 +41,6 @@ class RolloutTrainer(AskingTrainer):
     """
 
     form_watch: FormWatch
-    num_generations_eval: int
     _policy: PreTrainedModel
     _shares_prompts: bool
     _shares_rollouts: bool
@@ -65,6 +64,12 @@ class RolloutTrainer(AskingTrainer):
         if training and self._rollout_views is not None and self.args.rollout_view_mode == "augment":
             batch.rows = self._rollout_views.augmented(batch, self._epoch, self._progress(step))
         return batch
+
+    def _shown_rows(self, batch: GenerationBatch, step: int) -> list[Row]:
+        """The rows, in which the images of some rollouts carry the view that these are made from."""
+        if not self.model.training or self._rollout_views is None or self.args.rollout_view_mode != "mix":
+            return batch.rows
+        return self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
 
     @property
     def _epoch(self) -> int:
@@ -113,6 +118,8 @@ class RolloutTrainer(AskingTrainer):
         return generated
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if self._made is not None:
+            return self._made.responses, self._made.logps
         if images is not None:
             images = [[shown_image(image) for image in row] if row else row for row in images]
         if self.use_vllm and images is not None:
@@ -158,8 +165,11 @@ class RolloutTrainer(AskingTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         inputs = self.form_watch.with_opening(inputs)
         self._asks = 0
-        with self._phase("reward"):
-            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._made is not None:
+            rewards = self._made.rewards
+        else:
+            with self._phase("reward"):
+                rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         check_reward_size(rewards, self.reward_weights.tolist(), self.reward_func_names)
         self.form_watch.see(prompts, completions, rewards, self.reward_func_names)
         if self._generating is not None:
@@ -167,12 +177,12 @@ class RolloutTrainer(AskingTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        step = self.state.global_step
+        step, training, views = self.state.global_step, self.model.training, None
+        if training and self.args.dynamic_sampling_rounds > 1:
+            inputs = self._redrawn(inputs)
         batch = self._rollouts(inputs, step)
         agree_on_images(self, batch.rows)
-        training, views, rows = self.model.training, None, batch.rows
-        if training and self._rollout_views is not None and self.args.rollout_view_mode == "mix":
-            rows = self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
+        rows = self._shown_rows(batch, step)
         if training and self.args.uses_perception:
             with self._phase("views"):
                 views = self._views.begin(batch, self._epoch, self._progress(step), self.args.scored_views)
@@ -181,17 +191,20 @@ class RolloutTrainer(AskingTrainer):
             with images_once(self.processing_class):
                 output = super()._generate_and_score_completions(rows)
         finally:
-            self._generating = None
+            self._generating, made, self._made = None, self._made, None
         self._put_images_together(output, batch)
         if not training:
             return output
         rewards = batch.rewards
         assert rewards is not None
-        summed = (rewards * self.reward_weights.to(rewards)).nansum(dim=1)
-        summed = summed.masked_fill(rewards.isnan().all(dim=1), math.nan)
+        summed = self._summed(rewards)
         self._samples.begin(batch.rows, batch.firsts)
         output["rollout_place"], output["rollout_reward"] = list(range(len(batch.rows))), summed[batch.mine]
         output["rollout_step"] = torch.tensor(step)
+        if made is not None:
+            output["rollout_row"] = made.rows
+        if self.baseline is not None:
+            output["advantages"] = self._baseline_advantages(batch, summed)
         if views is None:
             return output
 
@@ -239,15 +252,16 @@ class RolloutTrainer(AskingTrainer):
 
     def _gate(self, output: dict[str, Any], batch: GenerationBatch, rewards: Tensor, summed: Tensor) -> Tensor:
         """Which of this process's rollouts are gated in, bool [B]."""
-        # TRL normalizes the sum of the rewards, or each of them; one of weight 0 only looks on.
-        weighted = rewards[:, self.reward_weights.to(rewards.device) != 0]
-        compared = summed[:, None] if self.multi_objective_aggregation == "sum_then_normalize" else weighted
+        compared = self._compared(rewards, summed)
         correctness = None
         if self.args.perception_gate == "correct":
             correctness = rewards[batch.mine, self.reward_func_names.index(str(self.args.perception_gate_reward))]
-        gate = gated_rollouts(
-            self.args.perception_gate, output["advantages"], compared, self.num_generations, batch.mine, correctness
-        )
+        if self.baseline is not None:
+            gate = gate_rollouts(self.args.perception_gate, output["advantages"], correctness)
+        else:
+            gate = gated_rollouts(
+                self.args.perception_gate, output["advantages"], compared, self.num_generations, batch.mine, correctness
+            )
         looks = self.args.looks_at_images
         has_images = torch.tensor([not looks or bool(prompt_images(row)) for row in batch.rows], device=gate.device)
         # Views are made of the prompt's images, and would not fit a response with images of a tool.

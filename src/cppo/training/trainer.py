@@ -217,7 +217,7 @@ class CPPOTrainer(AnswerTrainer):
             inputs = super()._prepare_inputs(generation_batch)
             if self.model.training and not self._samples.knows_rows and "rollout_step" in inputs:
                 # Resumed in the middle of a generation batch, whose rows TRL's sampler brings again.
-                batch = self._rollouts(generation_batch, int(inputs["rollout_step"]))
+                batch = self._rollouts(self._as_drawn(generation_batch), int(inputs["rollout_step"]))
                 self._samples.begin(batch.rows, batch.firsts)
             return inputs
         with self._phase("rollout"):
@@ -345,6 +345,8 @@ class CPPOTrainer(AnswerTrainer):
         with self._phase("scoring"):
             anchor, scores = score_under_views(self._scorer(), model, rollouts, request)
         self._scored = ScoredMicroBatch(rollouts, anchor)
+        if self.baseline is not None and self.model.training:
+            self.baseline.see(inputs, anchor.logps)
         try:
             loss = super()._compute_loss(model, inputs)
         finally:

@@ -46,10 +46,12 @@ SAME = {
 
 INSTEAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "activation_checkpointing_kwargs": ((None,), "verl chooses them"),
+    "advantage_baseline": (("group",), "verl compares the rollouts of a prompt"),
     "auto_find_batch_size": ((False,), "micro-batches are cut by tokens: actor.ppo_max_token_len_per_gpu"),
     "cast_lm_head_to_fp32": ((False,), "logits are computed in the model's precision"),
     "data_seed": ((None,), "the order of the data follows `seed`"),
     "disable_dropout": ((False,), "dropout stays as the model has it"),
+    "dynamic_sampling_rounds": ((1,), "the trainer that CPPO runs there draws no prompt again"),
     "eval_delay": ((0,), "verl evaluates from the first multiple of trainer.test_freq on"),
     "fp16_full_eval": ((False,), "evaluations are the rollout engine's, in rollout.dtype"),
     "bf16_full_eval": ((False,), "evaluations are the rollout engine's, in rollout.dtype"),
@@ -123,6 +125,7 @@ NO_MEANING: dict[str, str] = {
         dataloader_prefetch_factor
     """,
     "it belongs to an option that verl has not": """
+        baseline_init_samples baseline_kl_target baseline_kl_window baseline_memory
         bnb_4bit_quant_type use_bnb_nested_quant entropy_coef_delta entropy_coef_max entropy_coef_min entropy_target
         greater_is_better metric_for_best_model hub_always_push hub_model_id hub_private_repo hub_revision
         hub_strategy hub_token ref_model_mixup_alpha ref_model_sync_steps save_on_each_node
