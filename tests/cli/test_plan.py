@@ -194,3 +194,8 @@ def test_rollouts_by_vllm_are_not_counted(capsys):
     assert "rollouts by vLLM, whose memory is not counted" in shown
     assert figures(shown, "keys and values") == ["0.0"] * 4
     assert "generation slice" not in shown
+
+
+def test_a_configuration_of_another_name_is_named(tmp_path, refused):
+    (tmp_path / "mine.json").write_text((MICRO_DIR / "config.json").read_text())
+    assert "another name than config.json" in refused("plan", "--model", str(tmp_path / "mine.json"))
