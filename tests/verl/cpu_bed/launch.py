@@ -68,7 +68,6 @@ MODES: dict[str, dict[str, Any]] = {
     "sync": {},
     "colocate_async": {},
     "separate_async": {
-        "actor_rollout_ref.hybrid_engine": False,
         "actor_rollout_ref.rollout.nnodes": 1,
         "actor_rollout_ref.rollout.n_gpus_per_node": 1,
         "actor_rollout_ref.rollout.checkpoint_engine.backend": "mailbox",

@@ -69,7 +69,7 @@ class RolloutServer:
         self.response_length, self.seed, self.version = response_length, seed, 0
         self.seen: Counter[str] = Counter()
         self.waiting: list[Request] = []
-        self.open = asyncio.Event()
+        self.open, self.rejects = asyncio.Event(), False
         self.open.set()
         self.model_in_use = asyncio.Lock()
         self.serving: asyncio.Task | None = None
@@ -77,6 +77,8 @@ class RolloutServer:
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], image_data: Any = None, **_: Any
     ) -> TokenOutput:
+        if self.rejects:
+            return self._nothing()
         self.serving = self.serving or asyncio.create_task(self._serve())
         what = json.dumps([self.seed, self.version, list(prompt_ids)])
         self.seen[what] += 1
@@ -162,10 +164,20 @@ class RolloutServer:
 
     async def abort_all_requests(self, reject_request: bool = False) -> None:
         self.open.clear()
+        self.rejects = reject_request
         async with self.model_in_use:
-            pass
+            if self.rejects:
+                waiting, self.waiting = self.waiting, []
+                for request in waiting:
+                    request.answer.set_result(self._nothing())
+
+    def _nothing(self) -> TokenOutput:
+        return TokenOutput(
+            token_ids=[], log_probs=[], stop_reason="aborted", extra_fields={"global_steps": self.version}
+        )
 
     async def resume_generation(self) -> None:
+        self.rejects = False
         self.open.set()
 
     async def wake_up(self) -> None: ...

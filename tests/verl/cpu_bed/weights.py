@@ -11,6 +11,8 @@ import ray
 import torch
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
+from cpu_bed import rollout  # noqa: F401  (the processes beside such rollouts import no other module of ours)
+
 Weights = dict[str, torch.Tensor]
 
 
@@ -48,7 +50,7 @@ class MailboxEngine(CheckpointEngine):
 
     def init_process_group(self, readers: int) -> None:
         self.readers = readers
-        self.mailbox = Mailbox.options(name="mailbox", get_if_exists=True).remote()
+        self.mailbox = Mailbox.options(name="mailbox", get_if_exists=True, lifetime="detached").remote()
 
     def finalize(self) -> None:
         pass
