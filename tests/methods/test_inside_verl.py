@@ -9,7 +9,7 @@ from cppo.verl.options import NOT_OURS, WHERE, options_from
 GATE = {"cppo-correct-gate": {"perception_gate_reward": "accuracy_reward"}}
 WITHOUT_TERM = {"grpo", "dapo", "perception-r1", "vision-sr1", "visionary-r1"}
 REASONS = {
-    "rollout_views": {"grpo+views", "noisyrollout"},
+    "rollout_views": {"grpo+views", "noisyrollout", "saei"},
     "lies inside the model": {"pgpo", "tor", "cfpo"},
     "shapes advantages": {"vppo", "vepo", "pepo", "vgpo", "prpo"},
     "needs logits": {"dvrp", "cppo-kl", "cppo-js"},

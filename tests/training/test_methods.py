@@ -154,7 +154,7 @@ def test_every_methods_loss_is_compared():
     """Those elsewhere have tests of their own: shaped advantages, random tokens, images that are shown otherwise.
 
     `test_reweighting.py` has those that weigh tokens; those that bring rewards have GRPO's loss."""
-    elsewhere = {"vppo", "pgpo", "cppo-random-tokens", "grpo+views", "noisyrollout"}
+    elsewhere = {"vppo", "pgpo", "cppo-random-tokens", "grpo+views", "noisyrollout", "saei"}
     assert METHODS.keys() - TERMS.keys() - REWEIGHTING.keys() - REWARDED.keys() == elsewhere
     assert {METHODS[name].options["perception_sink"] for name in REWARDED} == {"none"}
 

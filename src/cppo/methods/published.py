@@ -261,6 +261,28 @@ def noisyrollout() -> Options:
     }
 
 
+def saei() -> Options:
+    """SaEI (arXiv 2512.10414): half of a group's rollouts are made from an image on which the policy is less certain.
+
+    The clean rollouts come first. The image then takes gradient steps that raise the mean over them of the mean entropy
+    of their tokens of middle entropy; the further rollouts are made from it, and the group's statistics are GRPO's. Its
+    code is not public, and neither step, bound, direction, band, the share of rollouts nor the image of the update were
+    found. Ours: one sign step of 0.1 in the processor's normalized pixels, the tokens between the quantiles 0.2 and 0.8
+    of a rollout's entropies, half and half, and the update sees the clean image for all, as in NoisyRollout.
+    """
+    return {
+        **grpo(),
+        "rollout_views": ["entropy_ascent"],
+        "rollout_view_mode": "mix",
+        "rollout_view_fraction": 0.5,
+        "view_ascent_steps": 1,
+        "view_ascent_step": 0.1,
+        "view_ascent_bound": 0.1,
+        "view_ascent_direction": "sign",
+        "view_ascent_band": [0.2, 0.8],
+    }
+
+
 PUBLISHED = {
     "grpo": grpo,
     "dapo": dapo,
@@ -275,5 +297,6 @@ PUBLISHED = {
     "cfpo": cfpo,
     "dvrp": dvrp,
     "noisyrollout": noisyrollout,
+    "saei": saei,
 }
 """By the name that `method` is set to."""

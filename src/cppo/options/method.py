@@ -8,6 +8,7 @@ from typing import Any
 from cppo.fields import OptionField, option, option_fields
 from cppo.imports import check_own, is_own
 from cppo.methods import DEFAULT_METHOD, METHODS, Options
+from cppo.options.ascent import AscentOptions, check_ascent
 from cppo.options.execution import ExecutionOptions, check_execution
 from cppo.options.prompts import PromptOptions, check_prompts
 from cppo.options.rl import RLOptions, check_rl
@@ -34,6 +35,7 @@ class MethodOption:
 @dataclass
 class CPPOOptions(
     ExecutionOptions,
+    AscentOptions,
     ViewOptions,
     PromptOptions,
     ScheduleOptions,
@@ -69,7 +71,8 @@ def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | Non
         if field.functions and is_own(options[name]):
             check_own(options[name], f"{name} {options[name]!r}")
     check_sink(options, shapes_advantages)
-    for check in (check_selection, check_execution, check_rl, check_prompts, check_views, check_schedules):
+    checks = (check_selection, check_execution, check_rl, check_prompts, check_views, check_ascent, check_schedules)
+    for check in checks:
         check(options)
 
 

@@ -112,13 +112,13 @@ def shared_generation(
     vars(forward)["__signature__"] = signature.replace(parameters=taken)
     with ExitStack() as changes:
         if shares:
-            changes.enter_context(_replaced(model, "forward", forward))
-        changes.enter_context(_replaced(model, "generate", generate))
+            changes.enter_context(method_replaced(model, "forward", forward))
+        changes.enter_context(method_replaced(model, "generate", generate))
         yield prefills
 
 
 @contextmanager
-def _replaced(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def method_replaced(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """Within this context, `function` stands in the place of the model's method of that name."""
     own = vars(model).get(name)
     vars(model)[name] = function

@@ -10,6 +10,7 @@ from cppo.fields import Unset, plain_default, resolve
 from cppo.hooks import check_options
 from cppo.methods import get_method
 from cppo.options import CPPOOptions
+from cppo.options.ascent import ascends
 from cppo.options.views import inside_views
 from cppo.perception import (
     EXACT_DIVERGENCES,
@@ -19,6 +20,7 @@ from cppo.perception import (
     needed,
     scored_views,
 )
+from cppo.policy.ascent import PixelSteps
 from cppo.training.view_maker import RolloutViews
 from cppo.views import ViewSampler, view_sampler
 
@@ -98,6 +100,15 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
     def view_sampler(self) -> ViewSampler:
         """The sampler of views that these options describe."""
         return view_sampler(vars(self))
+
+    @property
+    def pixel_steps(self) -> PixelSteps | None:
+        """How the images of rollouts are moved by the policy's gradient; None where they are not."""
+        if not ascends(vars(self)):
+            return None
+        return PixelSteps(
+            self.view_ascent_steps, self.view_ascent_step, self.view_ascent_bound, self.view_ascent_direction
+        )
 
     def rollout_view_sampler(self) -> RolloutViews | None:
         """What draws the views that rollouts are made from; None where they are made from the images."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from transformers import PreTrainedModel
 from cppo.messages import embedded_images, replace_images, without_images
 from cppo.perception import SELECTORS, gate_rollouts, needs_of
 from cppo.policy import only_special_tokens, shared_generation
+from cppo.policy.ascent import PixelSteps, ascended
 from cppo.policy.images_once import images_once
+from cppo.policy.in_turn import generation_in_turn
 from cppo.policy.inside import inside_view
 from cppo.policy.prompts import Row, process_prompt, prompt_images, unexpanded_ids
 from cppo.policy.similarity import is_image
@@ -67,7 +70,8 @@ class RolloutTrainer(DrawingTrainer):
 
     def _shown_rows(self, batch: GenerationBatch, step: int) -> list[Row]:
         """The rows, in which the images of some rollouts carry the view that these are made from."""
-        if not self.model.training or self._rollout_views is None or self.args.rollout_view_mode != "mix":
+        drawn = self.args.rollout_view_mode == "mix" and self.args.pixel_steps is None
+        if not self.model.training or self._rollout_views is None or not drawn:
             return batch.rows
         return self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
 
@@ -147,11 +151,29 @@ class RolloutTrainer(DrawingTrainer):
         """Within this context, each group's prompt is prefilled once; it is told where none was."""
         size = self.args.per_device_generation_batch_size
         groups = self._groups_shown() if self._shares_rollouts else None
-        with shared_generation(self._policy, groups, self.generation_config, size) as prefills:
+        batch, steps = self._generating, self.args.pixel_steps
+        together = shared_generation(self._policy, groups, self.generation_config, size)
+        if batch is not None and steps is not None and self.model.training and self._rollout_views is not None:
+            sees = [self._rollout_views.sees_view(number, self.num_generations) for number in batch.numbers]
+            moved, shares = partial(self._ascended, steps), self._shares_rollouts
+            together = generation_in_turn(
+                self._policy, batch.group_ids, sees, moved, self.generation_config, size, shares
+            )
+        with together as prefills:
             yield
         if groups is not None and not prefills and size != 1:
             self._shares_rollouts = False
             go_without(self, f"{SHARED_PREFILL.lost}: `generate` was asked for what cannot be shared", sharing=True)
+
+    def _ascended(
+        self, steps: PixelSteps, ids: Tensor, mask: Tensor, length: int, vision: VisionInputs
+    ) -> VisionInputs:
+        """The images of a group's further rollouts, by what its clean ones [n, P + T] say."""
+        args, shares = self.args, self._shares_prompts
+        with self._phase("views"), self.accelerator.autocast():
+            return ascended(
+                self._policy, ids, mask, length, vision, steps, args.view_ascent_band, args.temperature, shares
+            )
 
     def _groups_shown(self) -> list[int] | None:
         """The groups of the rollouts being made; those made from a view have groups of their own."""

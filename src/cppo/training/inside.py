@@ -1,12 +1,24 @@
-"""Which views inside the model a trainer can score."""
+"""Which views inside the model a trainer can score, and whether the policy can make views."""
 
 from typing import Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from cppo.errors import UserError
-from cppo.policy import unshared_reason, unwrapped
+from cppo.options.ascent import ENTROPY_ASCENT
+from cppo.policy import unshared_reason, unwrapped, vision_tower_parameters
 from cppo.policy.packed import share_prompts
+
+
+def admit_ascent(trainer: Any) -> None:
+    """Raise UserError where no gradient reaches the pixels, or processes would wait for one another."""
+    if trainer.args.pixel_steps is None:
+        return
+    what = f"rollout_views = ['{ENTROPY_ASCENT}']"
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UserError(f"{what} takes a gradient outside of the update, which DeepSpeed and FSDP do not: use DDP")
+    if not any(parameter.requires_grad for parameter in vision_tower_parameters(unwrapped(trainer.model))):
+        raise UserError(f"{what} needs a gradient through the vision tower, of which nothing is trained: train it too")
 
 
 def admit_inside_views(trainer: Any) -> None:

@@ -45,7 +45,7 @@ from cppo.training.answer_rollouts import AnswerTrainer, check_trained_answers
 from cppo.training.before_updates import detect_tokens, join_scores, scores_of_views, shaped_advantages
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
-from cppo.training.inside import admit_inside_views
+from cppo.training.inside import admit_ascent, admit_inside_views
 from cppo.training.kernels import choose_kernels
 from cppo.training.rollouts import GenerationBatch, shuffled_micro_batches
 from cppo.training.scoring import (
@@ -172,6 +172,7 @@ class CPPOTrainer(AnswerTrainer):
         check_head(self, self._shares_prompts)
         self._policy = unwrapped(self.model)
         admit_inside_views(self)
+        admit_ascent(self)
         # TRL's kernel cannot be told the number of images in each row, which LLaVA-OneVision needs.
         self._counts_images = takes_images_a_row(self._policy.config)
         inside = {kind: partial(self._inside_view, name) for kind, name in args.inside_views.items()}

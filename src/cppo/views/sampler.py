@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cppo.errors import UserError
+from cppo.options.ascent import ascends
 from cppo.options.views import (
     KNOWN_PRESERVING,
     KNOWN_REMOVING,
@@ -85,7 +86,7 @@ def view_sampler(options: Mapping[str, Any]) -> ViewSampler:
     Raises:
         UserError: a family, those of rollouts included, or a strength is not valid.
     """
-    if options["rollout_views"]:
+    if options["rollout_views"] and not ascends(options):
         check_families("rollout_views", options["rollout_views"], KNOWN_PRESERVING)
     removing = pictured(options["removing_views"])
     return ViewSampler(options.get("seed", 42), options["preserving_views"], removing, view_strengths(options))

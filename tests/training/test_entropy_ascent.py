@@ -1,0 +1,162 @@
+"""The view that depends on the policy: closed forms, a rise of the entropy, and who sees it in the trainer."""
+
+import math
+
+import pytest
+import torch
+from rollout_stubs import build_trainer, generation_batch, make_rows
+
+from cppo import CPPOConfig
+from cppo.errors import UserError
+from cppo.perception import entropy_from_logits
+from cppo.policy.ascent import PixelSteps, ascended, band_entropy
+from cppo.training import generation
+
+
+def entropy_at(x):
+    """Of a token with the logits (x, 0), by hand."""
+    p = 1 / (1 + math.exp(-x))
+    return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+
+def one_token(band):
+    """The objective of one rollout of one token, whose logits are the pixel and 0."""
+
+    def entropy(pixel):
+        logits = torch.stack([pixel, torch.zeros_like(pixel)], dim=-1)
+        return band_entropy(entropy_from_logits(logits), torch.ones(1, 1), band)
+
+    return entropy
+
+
+@pytest.mark.parametrize("x", [1.0, -1.0])
+def test_a_sign_step_raises_the_entropy_of_two_logits(x):
+    pixel, whole = torch.full((1, 1), x, dtype=torch.float64), one_token([0.0, 1.0])
+    moved = PixelSteps(1, 0.1, 1.0).taken(pixel, whole)
+    assert moved.item() == pytest.approx(0.9 * x, abs=1e-12)
+    found = [whole(pixel).item(), whole(moved).item()]
+    assert found == [pytest.approx(0.5822, abs=5e-5), pytest.approx(0.6013, abs=5e-5)]
+    assert found == [pytest.approx(entropy_at(x)), pytest.approx(entropy_at(0.9 * x))]
+    leaf = pixel.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(whole(leaf), leaf)
+    assert gradient.item() == pytest.approx(-0.1966 * x, abs=5e-5)
+
+
+@pytest.mark.parametrize("direction", ["sign", "normalized"])
+def test_an_empty_band_leaves_every_pixel(direction):
+    pixel = torch.full((1, 1), 1.0)
+    assert torch.equal(PixelSteps(2, 0.1, 1.0, direction).taken(pixel, one_token([0.5, 0.5])), pixel)
+
+
+def test_steps_stay_within_the_bound():
+    pixel = torch.full((1, 1), 1.0, dtype=torch.float64)
+    moved = [PixelSteps(steps, 0.1, 0.25).taken(pixel, one_token([0.0, 1.0])).item() for steps in (1, 2, 3, 9)]
+    assert moved == [pytest.approx(value) for value in (0.9, 0.8, 0.75, 0.75)]
+
+
+def test_a_normalized_step_has_the_gradients_ratios():
+    pixels = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
+    moved = PixelSteps(1, 0.1, 1.0, "normalized").taken(pixels, lambda x: (x * torch.tensor([4.0, 3.0])).sum())
+    size = math.sqrt((16 + 9) / 2)
+    assert (moved - pixels).tolist() == [[pytest.approx(0.4 / size), pytest.approx(0.3 / size)]]
+
+
+def test_the_band_is_of_each_rollouts_own_tokens():
+    entropies, mask = torch.tensor([[0.4, 0.1, 0.3, 0.2, 9.0], [1.0, 2.0, 0.0, 0.0, 0.0]]), torch.ones(2, 5)
+    mask[0, 4] = mask[1, 2:] = 0
+    assert band_entropy(entropies, mask, [0.25, 0.75]).item() == pytest.approx(((0.2 + 0.3) / 2 + 2.0) / 2)
+
+
+@pytest.fixture
+def watched(tiny, tmp_path, monkeypatch):
+    """Makes a generation batch of a method; the calls of `generate` and of `ascended`, and the batch."""
+
+    def watch(method, rows, **given):
+        trainer = build_trainer(tiny, tmp_path / method / str(len(given)), rows, method=method, **given)
+        calls, views = [], []
+        run = trainer._policy.generate
+
+        def watched_ascent(*args):
+            after = ascended(*args)
+            views.append((args, args[4]["pixel_values"], after["pixel_values"]))
+            return after
+
+        def generate(**inputs):
+            calls.append(inputs)
+            return run(**inputs)
+
+        monkeypatch.setattr(generation, "ascended", watched_ascent)
+        monkeypatch.setattr(trainer._policy, "generate", generate)
+        return trainer, calls, views, generation_batch(trainer, rows)
+
+    return watch
+
+
+@pytest.mark.parametrize("scorer", ["shared", "plain"])
+def test_half_of_a_group_is_made_from_the_view_and_the_update_is_not(watched, scorer):
+    """Text alone has no view, and its rollouts are made all the same."""
+    rows = make_rows([1, 0, 2])
+    trainer, calls, views, batch = watched("saei", rows, scorer=scorer, view_ascent_step=0.01, view_ascent_bound=0.02)
+    assert [len(inputs["input_ids"]) for inputs in calls] == [6, 6]
+    assert len(views) == 2
+    seen = []
+    for args, before, after in views:
+        change = (after - before).abs()
+        assert change.max() == pytest.approx(0.01, abs=1e-6)
+        assert change.ne(0).float().mean() > 0.9
+        seen.append(after)
+        # The entropy that the step is to raise has risen.
+        at = [entropy_of(args, pixels) for pixels in (before, after)]
+        assert at[1] > at[0] + 1e-5
+    shown = calls[1]["pixel_values"]
+    expected = torch.cat([seen[0], seen[0], seen[1], seen[1]])
+    torch.testing.assert_close(shown, expected, rtol=0, atol=0)
+    clean = watched("grpo", rows, scorer=scorer)[3]
+    key = "prompt_images" if scorer == "shared" else "pixel_values"
+    if scorer == "shared":
+        for own, other in zip(batch[key], clean[key], strict=True):
+            assert own.keys() == other.keys()
+            assert all(torch.equal(own[name], other[name]) for name in own)
+    else:
+        assert torch.equal(batch[key], clean[key])
+    assert batch["completion_ids"].shape[0] == 12
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def entropy_of(args, pixels):
+    """H under these pixels, by `ascended` itself, which takes no step, and keeps its last value."""
+    kept = []
+
+    class Watching(PixelSteps):
+        def taken(self, own, objective):
+            kept.append(objective(own).item())
+            return own
+
+    model, ids, mask, length, vision, _, *rest = args
+    shown = {**vision, "pixel_values": pixels}
+    ascended(model, ids, mask, length, shown, Watching(1, 0.0, 0.0), *rest)
+    return kept[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rollout_views": ["entropy_ascent", "rotation"]}, "stands alone in its list"),
+        ({"rollout_views": ["entropy_ascent"]}, "set rollout_view_mode = 'mix'"),
+        ({"method": "saei", "view_ascent_band": [0.8, 0.2]}, "give two quantiles, [low, high]"),
+        ({"method": "saei", "use_transformers_continuous_batching": True}, "set it false"),
+        (
+            {"method": "saei", "use_vllm": True, "vllm_importance_sampling_correction": False},
+            "which use_vllm = true makes elsewhere",
+        ),
+    ],
+)
+def test_what_does_not_go_together(tmp_path, given, words):
+    with pytest.raises(UserError) as caught:
+        CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
+    assert words in str(caught.value)
+
+
+def test_a_tower_without_gradient_is_refused(make_trainer):
+    with pytest.raises(UserError, match="a gradient through the vision tower, of which nothing is trained"):
+        make_trainer(make_rows([1, 1]), method="saei", freeze_vision_tower=True)
