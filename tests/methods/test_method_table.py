@@ -31,6 +31,7 @@ def printed(capsys, *words):
         ("pepo", "advantages"),
         ("grpo+views", "rollouts"),
         ("noisyrollout", "rollouts"),
+        ("saei", "rollouts"),
         ("vision-sr1", "rewards"),
         ("cppo-kl", "ablations"),
         ("cppo-likelihood", "ours"),
@@ -66,6 +67,7 @@ def test_the_list_has_every_method_once(capsys):
         ("pepo", ("", "I", "")),  # no second pass, but one before the updates
         ("prpo", ("", "I, I-, I+", "")),
         ("noisyrollout", ("", "", "")),
+        ("saei", ("I of the clean rollouts, to its pixels", "", "")),
         ("vision-sr1", ("", "", "text-only answers")),
         ("vision-sr1-two-advantages", ("text-only answers", "", "text-only answers")),
         ("visionary-r1", ("", "I, of the reference", "text-only answers")),

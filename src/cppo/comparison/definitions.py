@@ -22,7 +22,8 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "method papo": ("The masked image is scored once, without gradient; sampled entropies, dual clip, token means.",),
     "method papo-dapo": ("The masked image is scored once, without gradient; sampled entropies, dual clip.",),
     "method vppo": ("A view a rollout, tokens rounded up, weights by mini-batch, sampled entropies, dual clip.",),
-    "method pgpo": ("DAPO's clip.",),
+    "method pgpo": ("DAPO's clip.", "The attention to the image is masked, not pixels."),
+    "method tor": ("The image is removed from the prompt, where a black one stood.",),
     "method dvrp": ("Entropy penalties on both views, and noise that fades out from 500 steps.",),
     "method noisyrollout": ("Noise by the batch that begins, a frozen vision tower, an entropy bonus.",),
 }

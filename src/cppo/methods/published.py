@@ -262,7 +262,7 @@ def noisyrollout() -> Options:
 
 
 def saei() -> Options:
-    """SaEI (arXiv 2512.10414): half of a group's rollouts are made from an image on which the policy is less certain.
+    """SaEI (after arXiv 2512.10414, constants ours): half of the rollouts see an image moved to make the policy unsure.
 
     The clean rollouts come first. The image then takes gradient steps that raise the mean over them of the mean entropy
     of their tokens of middle entropy; the further rollouts are made from it, and the group's statistics are GRPO's. Its

@@ -9,6 +9,7 @@ from typing import Any
 from cppo.imports import import_object
 from cppo.methods import Method
 from cppo.options import schema
+from cppo.options.ascent import ascends
 from cppo.perception import SCORES, SHAPINGS, TERMS, VIEWS, scored_views, views_of
 from cppo.rewards import PolicyReward, load_reward
 from cppo.rewards.spec import parse_reward
@@ -71,6 +72,8 @@ def extra_passes(method: Method) -> dict[str, str]:
         if options.perception_normalization == "token" and options.perception_selector != "all":
             compared = [SIGNS[view] for view in VIEWS if view in views_of(SCORES[options.perception_score])]
             without.append(" and ".join(["I", *compared]) + gated)
+    if ascends(vars(options)):
+        with_gradient.append("I of the clean rollouts, to its pixels")
     asking = [reward for reward in map(_reward, method.rewards) if isinstance(reward, PolicyReward)]
     if options.trained_answers:
         with_gradient.append("text-only answers")
