@@ -7,14 +7,16 @@ from cppo.methods import METHODS
 from cppo.verl.options import NOT_OURS, WHERE, options_from
 
 GATE = {"cppo-correct-gate": {"perception_gate_reward": "accuracy_reward"}}
-WITHOUT_TERM = {"grpo", "dapo", "perception-r1", "vision-sr1", "visionary-r1"}
+WITHOUT_TERM = {"grpo", "dapo", "perception-r1", "vision-sr1"}
 REASONS = {
     "rollout_views": {"grpo+views", "noisyrollout", "saei"},
     "lies inside the model": {"pgpo", "tor", "cfpo"},
-    "shapes advantages": {"vppo", "vepo", "pepo", "vgpo", "prpo"},
+    "shapes advantages": {"vppo", "mssr", "vepo", "pepo", "vgpo", "prpo"},
     "needs logits": {"dvrp", "cppo-kl", "cppo-js"},
     "needs logits, but inside": {"cppo-score-kl", "cppo-score-js", "cppo-static-js", "cppo-likelihood"},
     "needs advantages": {"sent"},
+    "change weights by the step": {"visionary-r1"},
+    "asks the policy": {"vision-sr1-two-advantages"},
 }
 REFUSED = {method: reason for reason, methods in REASONS.items() for method in methods}
 
