@@ -72,6 +72,30 @@ TRL_1_16_PARAMETERS = {
 }
 
 PUBLISHED_DEFAULTS = {
+    "perception_advantage_mean": "all",
+    "perception_shaping_weight": 1.0,
+    "perception_bonus_weight": 0.4,
+    "perception_bonus_limit": 0.5,
+    "perception_softmax_gate": 0.05,
+    "perception_softmax_temperature": 1.8,
+    "perception_kl_target": "old",
+    "perception_kl_weights": [2.0, 0.5],
+    "perception_covariance_fraction": 0.0002,
+    "perception_covariance_threshold": None,
+    "perception_selector_scope": "rollout",
+    "perception_band": [0.2, 0.8],
+    "perception_entropy_fraction": 0.3,
+    "perception_nucleus": 0.95,
+    "perception_set_weights": [1.0, 0.5],
+    "trained_answers": None,
+    "trained_answers_weight": 0.5,
+    "schedules": [],
+    "advantage_baseline": "group",
+    "baseline_init_samples": 1,
+    "baseline_memory": [0.875, 0.96],
+    "baseline_kl_target": 0.01,
+    "baseline_kl_window": 10,
+    "dynamic_sampling_rounds": 1,
     "method": "cppo",
     "perception_sink": "contrast",
     "perception_weight": 0.01,
@@ -222,6 +246,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
         "_colocated",
     }
     own |= {"_shares_rollouts", "_train_sampler", "fallbacks", "kernels", "form_watch", "asked", "_asks"}
+    own |= {"_rewards", "_answering"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 

@@ -67,10 +67,10 @@ class AnswerTrainer(RolloutTrainer):
         completions = [[{"role": "assistant", "content": text}] for text in texts]
         return rows.questions, rows.answers, None, completions, rows.logps, {}, None, []
 
-    def _calculate_rewards(self, *arguments: Any) -> Tensor:
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         if self._answering is not None:
             return self._answering.rewards
-        self._rewards = super()._calculate_rewards(*arguments)
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return self._rewards
 
     def _with_answers(
