@@ -144,6 +144,7 @@ def test_a_baseline_holds_for_groups_and_for_methods_with_a_gate(make_trainer):
         ({**OF_ONE, "per_device_train_batch_size": 1}, "of at least 2"),
         ({"method": "mssr", "baseline_memory": [0.9]}, "give two factors"),
         ({"method": "mssr", "multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
+        ({"trained_answers": "asked", "dynamic_sampling_rounds": 3}, "asks about other"),
         ({"method": "mssr", "dynamic_sampling_rounds": 3}, "set dynamic_sampling_rounds = 1"),
     ],
 )

@@ -53,6 +53,11 @@ def check_prompts(options: Mapping[str, Any]) -> None:
     memory = options["baseline_memory"]
     if len(memory) != 2 or memory[0] > memory[1]:
         raise UserError(f"baseline_memory = {memory}: give two factors, [smallest, largest]")
+    if options["dynamic_sampling_rounds"] > 1 and options["trained_answers"]:
+        raise UserError(
+            "trained_answers trains on what a reward asked last, which dynamic_sampling_rounds asks about other "
+            "prompts too: set dynamic_sampling_rounds = 1"
+        )
     if not by_prompt:
         return
     if options.get("multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
