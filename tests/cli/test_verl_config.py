@@ -30,6 +30,7 @@ from cppo.verl.counterparts import (
 
 FIELDS = schema("train").fields
 OTHER = {
+    "baseline_memory": "[0.5, 0.9]",
     "enable_jit_checkpoint": "false",
     "remove_unused_columns": "false",
     "activation_checkpointing_kwargs": "{every: 2}",

@@ -80,9 +80,11 @@ def test_other_adapters_leave_the_layers_tied(small_model, tmp_path):
 @pytest.mark.parametrize(("target", "refused"), [("embed_tokens", True), ("lm_head", True), ("q_proj", False)])
 def test_vllm_cannot_take_an_adapter_of_shared_weights(small_model, target, refused):
     base = AutoModelForImageTextToText.from_pretrained(small_model)
+    base.config.vision_config.rope_parameters["rope_theta"] = 10_000.0  # vLLM knows no other
     trainer = SimpleNamespace(
         model=get_peft_model(base, LoraConfig(target_modules=[target])),
         use_vllm=True,
+        vllm_mode="server",
         processing_class=SimpleNamespace(padding_side="left"),
         args=SimpleNamespace(
             per_device_generation_batch_size=None, perception_gate="none", perception_gate_reward=None

@@ -84,9 +84,11 @@ def inject(trainer, longest=10, same_each_time=False):
     calls, sample = iter(range(10**6)), trainer._generate_single_turn
 
     def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        if trainer._generating is None or trainer._made is not None:  # a reward asks, or they are made already
+        ours = isinstance(trainer, CPPOTrainer)
+        if ours and (trainer._generating is None or trainer._made is not None):  # a reward asks, or they are made
             return sample(prompt_ids, images, multimodal_fields, num_generations)
-        draw, numbers = 0 if same_each_time else next(calls), trainer._generating.numbers
+        draw = 0 if same_each_time else next(calls)
+        numbers = trainer._generating.numbers if ours else None
         return drawn_completions(prompt_ids, draw, longest, numbers), None
 
     trainer._generate_single_turn = generate
