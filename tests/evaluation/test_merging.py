@@ -84,10 +84,12 @@ def test_vllm_cannot_take_an_adapter_of_shared_weights(small_model, target, refu
     trainer = SimpleNamespace(
         model=get_peft_model(base, LoraConfig(target_modules=[target])),
         use_vllm=True,
-        vllm_mode="server",
         processing_class=SimpleNamespace(padding_side="left"),
         args=SimpleNamespace(
-            per_device_generation_batch_size=None, perception_gate="none", perception_gate_reward=None
+            vllm_mode="server",
+            per_device_generation_batch_size=None,
+            perception_gate="none",
+            perception_gate_reward=None,
         ),
         reward_func_names=[],
         is_fsdp_enabled=False,
