@@ -3,7 +3,8 @@
 import math
 from functools import partial
 
-from float64_reference import JITTER, chosen_tokens, contrast, reference_term
+from float64_reference import JITTER, TEMPERATURE, chosen_tokens, contrast, reference_term
+from rollout_stubs import build_trainer, inject, parity_reward, token_reward
 
 from cppo.views import ViewStrengths
 
@@ -22,6 +23,15 @@ VIEWS_OF = {"vppo": HALF_MASK, "dvrp": NOISE_AND_MASK, "cppo-async": BLUR}
 VIEWS_OF |= dict.fromkeys(("papo", "papo-3b", "papo-dapo"), MASK)
 VIEWS_OF |= {"pgpo": (JITTER[0], "attention_masked"), "cfpo": (JITTER[0], "values_replaced")}
 VIEWS_OF |= dict.fromkeys(("cppo-static", "cppo-static-js", "cppo-likelihood", "cppo-likelihood-all-tokens"), STATIC)
+
+
+def float64_trainer(model, folder, rows, **given):
+    """The trainer whose losses these are: in float64, with two rewards, a run of 1 / RUN_DONE steps, drawn rollouts."""
+    rewards = [token_reward, parity_reward]
+    trainer = build_trainer(model, folder, rows, reward_funcs=rewards, temperature=TEMPERATURE, **given)
+    trainer.model.double()
+    trainer.state.max_steps = round(1 / RUN_DONE)
+    return inject(trainer, same_each_time=True)
 
 
 def mean(values):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from float64_reference import (
     JITTER,
-    TEMPERATURE,
     best,
     chosen_tokens,
     drawn_rollouts,
@@ -16,15 +15,21 @@ from float64_reference import (
     reference_rollouts,
     view_images,
 )
-from method_reference import CFPO_WEIGHT, RUN_DONE, TERMS, VIEWS_OF, cppo, mean, pgpo_weights, rl_loss, vppo_loss
+from method_reference import (
+    CFPO_WEIGHT,
+    TERMS,
+    VIEWS_OF,
+    cppo,
+    float64_trainer,
+    mean,
+    pgpo_weights,
+    rl_loss,
+    vppo_loss,
+)
 from rollout_stubs import (
-    build_trainer,
     cut,
     generation_batch,
-    inject,
     make_rows,
-    parity_reward,
-    token_reward,
 )
 
 from cppo.methods import METHODS
@@ -47,16 +52,14 @@ def trainer_of(tiny, tmp_path_factory, rows):
 
     def make(method, scorer):
         if (method, scorer) not in made:
-            given = {"method": method, "scorer": scorer, "temperature": TEMPERATURE}
+            given = {}
             if method == "cppo-correct-gate":
                 given["perception_gate_reward"] = "parity_reward"
             if method == "cfpo":
                 given["perception_weight"] = CFPO_WEIGHT
-            rewards = [token_reward, parity_reward]
-            trainer = build_trainer(tiny, tmp_path_factory.mktemp("run"), rows, reward_funcs=rewards, **given)
-            trainer.model.double()
-            trainer.state.max_steps = round(1 / RUN_DONE)
-            made[method, scorer] = inject(trainer, same_each_time=True)
+            made[method, scorer] = float64_trainer(
+                tiny, tmp_path_factory.mktemp("run"), rows, method=method, scorer=scorer, **given
+            )
         return made[method, scorer]
 
     return make

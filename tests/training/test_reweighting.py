@@ -6,18 +6,14 @@ import family_reference as reference
 import numpy as np
 import pytest
 import torch
-from float64_reference import JITTER, TEMPERATURE, reference_rollouts
-from method_reference import RUN_DONE, rl_loss
+from float64_reference import JITTER, reference_rollouts
+from method_reference import float64_trainer, rl_loss
 from rollout_stubs import (
-    build_trainer,
     cut,
     flat_weights,
     generation_batch,
-    inject,
     make_rows,
-    parity_reward,
     step_logs,
-    token_reward,
 )
 
 from cppo.errors import UserError
@@ -42,12 +38,8 @@ def trainer_of(tiny, tmp_path_factory, rows):
 
     def make(method, scorer):
         if (method, scorer) not in made:
-            given = {"method": method, "scorer": scorer, "temperature": TEMPERATURE}
-            rewards = [token_reward, parity_reward]
-            trainer = build_trainer(tiny, tmp_path_factory.mktemp("run"), rows, reward_funcs=rewards, **given)
-            trainer.model.double()
-            trainer.state.max_steps = round(1 / RUN_DONE)
-            made[method, scorer] = inject(trainer, same_each_time=True)
+            folder = tmp_path_factory.mktemp("run")
+            made[method, scorer] = float64_trainer(tiny, folder, rows, method=method, scorer=scorer)
         return made[method, scorer]
 
     return make
