@@ -18,6 +18,8 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "view rotation": ("A pixel is the nearest one, no mean of four.",),
     "view noise_rectangles": ("Sides are cut off to whole pixels, not rounded, and noise ends at 254.",),
     "view crop": ("One fraction serves both sides, cut off to whole pixels, and the resize is bilinear.",),
+    "score entropy_shift": ("A rise of the entropy below 1e-5 nats counts as none.",),
+    "score entropy_shift_absolute": ("A rise of the entropy below 1e-5 nats counts as none.",),
     "sink scale_advantage": ("Scores are compressed by log(1 + score) before they are scaled.",),
     "method papo": ("The masked image is scored once, without gradient; sampled entropies, dual clip, token means.",),
     "method papo-dapo": ("The masked image is scored once, without gradient; sampled entropies, dual clip.",),
