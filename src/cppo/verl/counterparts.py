@@ -44,6 +44,9 @@ SAME = {
 }
 """Options that mean the same there, with verl's names for them."""
 
+LATER = ("activation_checkpointing", "activation_checkpointing_kwargs")
+"""Options that transformers 5.17 lacks and later versions have; without them a recipe acts as if they were null."""
+
 INSTEAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "activation_checkpointing_kwargs": ((None,), "verl chooses them"),
     "advantage_baseline": (("group",), "verl compares the rollouts of a prompt"),

@@ -8,7 +8,7 @@ from typing import Any
 from cppo.options import TrainOptions, check_combinations, check_group_sizes, schema
 from cppo.recipes import Recipe
 from cppo.verl.batches import Cluster, Values
-from cppo.verl.counterparts import IN_THE_DATA, INSTEAD, SAME, without_meaning
+from cppo.verl.counterparts import IN_THE_DATA, INSTEAD, LATER, SAME, without_meaning
 from cppo.verl.rules import RULES
 
 
@@ -38,7 +38,7 @@ def translate(recipe: Recipe, cluster: Cluster) -> Translation:
     assert isinstance(options, TrainOptions)
     check_combinations(recipe.resolved)
     inherited = {name: field.default for name, field in schema("train").inherited.items()}
-    values = Values({**inherited, **vars(options), **recipe.resolved})
+    values = Values({**dict.fromkeys(LATER), **inherited, **vars(options), **recipe.resolved})
     check_group_sizes(dict(values), cluster.recipe_gpus)
     found = {theirs: values[name] for name, places in SAME.items() for theirs in places.split()}
     for part in RULES:
