@@ -319,3 +319,38 @@ def test_commands_in_the_documents_are_understood() -> None:
             shown[name] = run.stdout
         for option in (word.split("=")[0] for word in words if word.startswith("--")):
             assert f"{option} " in shown[name].replace("\n", " "), (command, option)
+
+
+PLAIN_WORDS = {
+    "is told|are told": "is reported, logged, asked for",
+    "is said of|are said": "says, names",
+    "comes to": "is",
+    "holds against|hold against": "agrees with",
+    "in order to": "to",
+    "by means of": "by, with",
+    "upon": "on",
+    "thereof|therein|wherein|thereby|whereby|lest|hitherto|nought": "(leave out)",
+    "utilize|utilise|leverage": "use",
+    "it should be noted|note that": "(leave out)",
+}
+"""What prose must not say, alternatives beside each other: what to write instead."""
+
+
+def test_the_prose_is_plain() -> None:
+    """Of code, documents, recipes and the coming release's notes: no phrase that `PLAIN_WORDS` replaces."""
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for folder in ("src", "docs", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".yaml", ".j2") and not path.is_relative_to(RESULTS)
+    }
+    texts[ROOT / "README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts[ROOT / "CHANGELOG.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    found = []
+    for path, text in texts.items():
+        prose = re.sub(r'"\s+r?f?"|[\s#]+', " ", text)  # phrases go on across lines of strings and comments
+        for phrase, better in PLAIN_WORDS.items():
+            for match in re.finditer(rf"\b(?:{phrase})\b", prose, flags=re.IGNORECASE):
+                around = prose[max(match.start() - 40, 0) : match.end() + 20]
+                found.append(f"{path.relative_to(ROOT)}: ...{around}...: instead of '{match[0]}' write: {better}")
+    assert not found, "\n".join(found)

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and how the user is told of one."""
+"""The one exception for a user's mistake, and how its message is printed."""
 
 import difflib
 import os

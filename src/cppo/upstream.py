@@ -101,11 +101,11 @@ def probe_learning_rate() -> None:
 
 
 def probe_fsdp_outputs() -> None:
-    """Raise unless FSDP2 can be told what precision a forward pass returns."""
+    """Raise unless FSDP2 takes the precision that a forward pass returns."""
     rounding = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy=rounding)
     policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-    expect(policy.param_dtype == torch.bfloat16 and policy.output_dtype is None, "the precision cannot be told")
+    expect(policy.param_dtype == torch.bfloat16 and policy.output_dtype is None, "the precision cannot be set")
 
 
 SHARED_PREFILL = Part(

@@ -64,7 +64,7 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
 
 
 def present_value(field: OptionField, value: Any) -> Any:
-    """`value`, or what it is called now if it was called otherwise once, which the user is told once a process."""
+    """`value`, or its present name if `value` is a former one, which is reported once a process."""
     if not isinstance(value, str) or value not in field.former:
         return value
     tell_present_name(field.name, value, field.former[value])

@@ -15,7 +15,7 @@ from cppo.training.inside import admit_inside_views
 
 @pytest.mark.parametrize("name", INSIDE_VIEWS)
 def test_every_scorer_has_the_same_loss_and_no_picture_is_drawn(tiny, tmp_path, monkeypatch, name):
-    """The kernel, which cannot be told of such views, leaves them to the plain scorer."""
+    """The kernel, which cannot take these views, leaves them to the plain scorer."""
     rows, losses, gradients = make_rows([1, 0, 2]), [], []
     for scorer in ("plain", "kernel", "shared"):
         given = {"scorer": scorer, "perception_preserving_weight": 0.0, "perception_weight": 20.0}

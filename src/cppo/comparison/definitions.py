@@ -78,7 +78,7 @@ def evaluation_definitions(evaluation: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _views(families: Iterable[str]) -> set[str]:
-    """The parts that view families are; those of the user's own are told by their file's contents."""
+    """The parts of view families; the contents of their file identify the user's own."""
     return {f"view {family}" for family in families if not is_own(family)}
 
 

@@ -11,7 +11,7 @@ from cppo.methods.rewarded import REWARDED
 from cppo.methods.reweighting import REWEIGHTING
 
 DEFAULT_METHOD = "cppo"
-"""What `CPPOConfig.method` is where nothing is said."""
+"""The default of `CPPOConfig.method`."""
 METHODS: Mapping[str, Method] = {
     **{name: declared(name, declaration) for name, declaration in {**PUBLISHED, **REWARDED, **REWEIGHTING}.items()},
     **{name: Method(name, {**cppo(), **changes}, text + OF_CPPO) for name, (changes, text) in ABLATIONS.items()},

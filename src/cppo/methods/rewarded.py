@@ -46,7 +46,7 @@ def visionary_r1() -> Options:
     r"""Visionary-R1 (arXiv 2505.14677): the caption before the reasoning must answer the question by itself.
 
     Reward accuracy + format + 0.1 for the answer that the current policy finds from caption and question, without the
-    image; it is told to write a fixed refusal where the text does more than describe, which earns 0. The form is
+    image; its instruction asks for a fixed refusal where the text does more than describe, which earns 0. The form is
     `<info>`, `<think>`, and the answer, here in `\boxed{}` as for all methods, there in `<answer>`. In its code the
     caption reward is added again at every loss call, captions with line breaks are not found, and missing ones shift
     the rewards of later rollouts; here each counts once, in its place. Its grader goes by the kind of question (ANLS,

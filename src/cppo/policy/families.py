@@ -40,8 +40,8 @@ class Family:
             images, one or several of each, with equally many tokens unless `images_a_row` counts the images; or "rows"
             [B, images, ...], which images of zeros fill up to the fullest.
         image_inputs: inputs of the model that describe images.
-        images_a_row: that of them with the number of images of each row that has any; empty where the model need not
-            be told. LLaVA-OneVision cuts one image alone into tiles, and several not.
+        images_a_row: the input with the number of images of each row that has any; empty where the model needs
+            none. LLaVA-OneVision cuts one image alone into tiles, and several not.
         text_types: model types of its text parts. Their attention is causal and plain (no sinks, no soft caps, no
             attention between image tokens), and the head's output is the logits, without soft cap or scale.
         placeholder_tokens: texts of the tokens that stand for, or frame, an image or a video.
@@ -199,7 +199,7 @@ def tiny_config(model_type: str, sizes: Sizes) -> Any:
 
 
 def takes_images_a_row(config: Any) -> bool:
-    """Whether a model must be told how many images each row has. config: its configuration."""
+    """Whether a model needs the number of images in each row. config: its configuration."""
     return bool(family_of(config).images_a_row)
 
 

@@ -43,7 +43,7 @@ def generation_in_turn(
         What both `shared_generation` yield, one after the other.
 
     Raises:
-        UserError: a row sees a view of rollouts that are made in another process, or its images cannot be told.
+        UserError: a row sees a view of rollouts that are made in another process, or its images cannot be counted.
     """
     original: Any = model.generate
     prefills: list[int] = []

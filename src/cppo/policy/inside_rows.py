@@ -18,7 +18,7 @@ class InsideRows(NamedTuple):
     Attributes:
         input_ids, attention_mask: [B, P + T]; the mask leaves out what no token sees.
         vision: image inputs of the B rows.
-        inputs: what the model is told beside them.
+        inputs: the model's other inputs.
     """
 
     input_ids: Tensor

@@ -39,7 +39,7 @@ def plain_scores(
         compute_aux_loss: ask a mixture-of-experts model for its load-balancing loss.
         hidden_states: keep what the head makes the logits of.
         similar: names of `cppo.perception.SIMILARITIES` to take along.
-        more_inputs: what the model is told beside them (`InsideRows`).
+        more_inputs: the model's other inputs (`InsideRows`).
 
     Returns:
         Scores in float32, or float64 for a float64 model.

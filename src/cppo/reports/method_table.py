@@ -55,7 +55,7 @@ def method_row(method: Method) -> dict[str, str]:
 def extra_passes(method: Method) -> dict[str, str]:
     """What a step of the method runs beside GRPO's, by kind: "with gradient", "without", "generation of"; "" for none.
 
-    A forward pass is told by what the policy sees in it, for every rollout unless said otherwise. Generation of
+    A forward pass is named by what the policy sees in it, for every rollout unless said otherwise. Generation of
     rollouts and the update's pass under the image are GRPO's own.
     """
     options = _options(method)

@@ -47,7 +47,7 @@ def not_finite(run: RunData) -> str | None:
 
 
 def without_form(run: RunData) -> str | None:
-    """What was told in the first steps about the form of the responses, as long as none has it."""
+    """The warning of the first steps about the form of the responses, as long as none has it."""
     told = run.progress.get("form_warning")
     if not told:
         return None

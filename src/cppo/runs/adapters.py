@@ -17,10 +17,10 @@ ALL_LINEAR = "all-linear"
 
 
 def adapter_arguments(options: RunOptions, args: TrainingArguments) -> dict[str, Any]:
-    """What TRL's trainers take for an adapter: `peft_config` and, for QLoRA, `quantization_config`; {} without one.
+    """Arguments of TRL's trainers for an adapter: `peft_config` and, for QLoRA, `quantization_config`; {} without one.
 
     args: the trainer's, whose precision is that of the computation. Raises UserError for quantized weights without a
-    CUDA GPU, or a model whose parts cannot be told.
+    CUDA GPU, or a model with unknown parts.
     """
     if not options.use_peft:
         return {}

@@ -1,4 +1,4 @@
-"""What a run is told before its first step: what its data, prompts and first answers lack."""
+"""Warnings before the first step: what the data, prompts and first answers lack."""
 
 from typing import TYPE_CHECKING, Any
 

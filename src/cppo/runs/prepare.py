@@ -79,7 +79,7 @@ def build_trainer(
         )
     except UserError:
         raise
-    # How the libraries refuse them, and how a hub that does not answer is told.
+    # How the libraries refuse them, and how they report a hub that does not answer.
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
     if options.use_peft:

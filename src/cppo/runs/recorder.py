@@ -33,7 +33,7 @@ class RunRecorder(TrainerCallback):
     Args:
         quiet: no bar and no samples on a terminal.
         versions, fallbacks: of the packages and `CPPOTrainer.fallbacks`, for the report of a run that has not finished.
-        form_warning: what the run was told about the form of its responses, if anything, for the report.
+        form_warning: the run's warning about the form of its responses, if any, for the report.
         report: writes it, as `cppo.reports.write_report`.
         now: seconds of a clock.
     """

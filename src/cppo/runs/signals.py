@@ -1,4 +1,4 @@
-"""Signals of batch systems: a run that is told to stop finishes its step and saves, so that it can go on later."""
+"""Signals of batch systems: a stopped run finishes its step and saves, so that it can resume."""
 
 import signal
 from collections.abc import Iterator

@@ -148,7 +148,7 @@ class RolloutTrainer(DrawingTrainer):
 
     @contextmanager
     def _generating_together(self) -> Iterator[None]:
-        """Within this context, each group's prompt is prefilled once; it is told where none was."""
+        """Within this context, each group's prompt is prefilled once; a line reports where none was."""
         size = self.args.per_device_generation_batch_size
         groups = self._groups_shown() if self._shares_rollouts else None
         batch, steps = self._generating, self.args.pixel_steps

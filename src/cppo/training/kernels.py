@@ -18,7 +18,7 @@ VARLEN = "torch's varlen_attn"
 def choose_kernels(trainer: Trainer, shares_prompts: bool) -> str:
     """Let vision towers attend once a layer where the device can, and say which attention each part computes.
 
-    The line is told on a GPU. What a GPU does in a slower way than CPPO can is remembered as a fallback.
+    The line is logged on a GPU. What a GPU does in a slower way than CPPO can is remembered as a fallback.
     """
     policy, device = unwrapped(trainer.model), trainer.accelerator.device
     if shares_prompts and (line := CHUNKED_HEAD.missing()) is not None:

@@ -66,7 +66,7 @@ class Rollouts:
         group_ids, images: each rollout's group and the image inputs of its prompt, where rollouts are packed; those of
             a micro-batch lie on the host.
         prompts, response_lengths: token ids and number of tokens, on the host, where they are known.
-        more_inputs: what the model is told beside images, where rows are not packed; TRL's kernel cannot tell it.
+        more_inputs: model inputs beside images, where rows are not packed; TRL's kernel cannot pass them.
     """
 
     input_ids: Tensor

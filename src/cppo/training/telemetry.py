@@ -31,7 +31,7 @@ Mark = tuple[Moment, str | None]
 MIB = 2**20
 MAX_SAMPLES = 4
 FIRST_STEPS = 3
-"""Optimizer steps after which a reward that nothing ever earned is told."""
+"""Optimizer steps after which a reward that nothing ever earned is reported."""
 KEPT = 64
 """Responses that are looked through."""
 LOOKS_FOR = {"format_reward": (THINK, BOX), "accuracy_reward": (BOX,)}
@@ -250,7 +250,7 @@ class FormWatch(TrainerCallback):
 
     Attributes:
         form: of the model's chat template and tokenizer.
-        warning: what was told; None before, and where there was nothing to tell.
+        warning: what was reported; None before, and where there was nothing to report.
     """
 
     def __init__(self, form: ChatForm, rewards: Sequence[str]) -> None:

@@ -173,7 +173,7 @@ class CPPOTrainer(AnswerTrainer):
         self._policy = unwrapped(self.model)
         admit_inside_views(self)
         admit_ascent(self)
-        # TRL's kernel cannot be told the number of images in each row, which LLaVA-OneVision needs.
+        # TRL's kernel takes no number of images in each row, which LLaVA-OneVision needs.
         self._counts_images = takes_images_a_row(self._policy.config)
         inside = {kind: partial(self._inside_view, name) for kind, name in args.inside_views.items()}
         self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws, inside)

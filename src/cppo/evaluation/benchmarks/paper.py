@@ -115,7 +115,7 @@ _SHORT_ANSWER = re.compile(r'"short answer"\s*:\s*(?:"((?:[^"\\]|\\.)*)"|([^,}\n
 def _dynamath(row: Row, split: str) -> Question:
     kind, answer = row["answer_type"], str(row["ground_truth"])
     if kind == "float":
-        float(answer)  # what is no number is told as the row is read
+        float(answer)  # reading the row reports what is no number
     prompt = f"## Question\n {row['question']}" + DYNAMATH_FORM.format(DYNAMATH_KINDS.get(kind, DYNAMATH_OTHER))
     facts = {"kind": kind, "seed": str(row["id"]), "subject": " ".join(row["subject"].split())}
     facts["level"] = row["knowledge_level"]
