@@ -76,12 +76,15 @@ def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | Non
         check(options)
 
 
-def without_method(options: Mapping[str, Any]) -> Options:
-    """`options` without those that belong to a method, those that their own method sets, and its name."""
-    name = options.get("method", DEFAULT_METHOD)
-    set_by_it = METHODS[name].options if isinstance(name, str) and name in METHODS else {}
-    return {
-        option: value
-        for option, value in options.items()
-        if option in EXECUTION_OPTIONS or (option not in cppo_fields() and option not in set_by_it)
-    }
+def without_method(options: Mapping[str, Any], chosen: Any) -> Options:
+    """`options` with room for the method `chosen` in the place of their own.
+
+    Left out are the options that belong to a method, inherited ones that either of the two methods sets, and the
+    rewards where one of the two is defined by rewards. An unknown method sets nothing.
+    """
+    names = (str(options.get("method", DEFAULT_METHOD)), str(chosen))
+    methods = [METHODS[name] for name in names if name in METHODS]
+    belong = {*cppo_fields()} - EXECUTION_OPTIONS | {name for method in methods for name in method.options}
+    if any(method.rewards for method in methods):
+        belong |= {"rewards", "reward_weights"}
+    return {option: value for option, value in options.items() if option not in belong}

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cppo.errors import UserError, choose_one, one_line
-from cppo.methods import DEFAULT_METHOD, get_method, with_method
+from cppo.methods import DEFAULT_METHOD, with_method
 from cppo.options import ADAPTER_OPTIONS, RunOptions, TrainOptions, schema, without_method
 from cppo.parsing import parse_yaml
 from cppo.recipes.run_dir import config_header
@@ -107,8 +107,8 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
     """Read and check a recipe for the command "train" or "sft"; `overrides` (checked values) win over the file's.
 
     Without an `output_dir` it is `runs/<name of the recipe>`. If `overrides` names other `data`, the recipe's `columns`
-    and held-out data are dropped with the recipe's own; if another `method`, so are the recipe's options of methods. So
-    it is with a recipe that `extends` another. Raises UserError, which names file and option, for an
+    and held-out data are dropped with the recipe's own; if another `method`, so are the recipe's options of methods and
+    what that method sets. So it is with a recipe that `extends` another. Raises UserError, which names file and option, for an
     unreadable file, an unknown option, a wrong value, no data, or recipes that extend one another.
     """
     file = recipe_file(name_or_file)
@@ -164,11 +164,8 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     a method's options to the method; who says how often to save wants to save.
     """
     kept = dict(values)
-    before = values.get("method", DEFAULT_METHOD)
-    if "method" in overrides and overrides["method"] != before:
-        kept = without_method(kept)
-        if get_method(before).rewards or get_method(overrides["method"]).rewards:
-            kept = {name: value for name, value in kept.items() if name not in ("rewards", "reward_weights")}
+    if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
+        kept = without_method(kept, overrides["method"])
     if "data" in overrides:
         kept.pop("columns", None)
         kept.pop("eval_data", None)
