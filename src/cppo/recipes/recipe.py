@@ -108,8 +108,8 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
 
     Without an `output_dir` it is `runs/<name of the recipe>`. If `overrides` names other `data`, the recipe's `columns`
     and held-out data are dropped with the recipe's own; if another `method`, so are the recipe's options of methods and
-    what that method sets. So it is with a recipe that `extends` another. Raises UserError, which names file and option, for an
-    unreadable file, an unknown option, a wrong value, no data, or recipes that extend one another.
+    what that method sets. So it is with a recipe that `extends` another. Raises UserError, which names file and option,
+    for an unreadable file, an unknown option, a wrong value, no data, or recipes that extend one another.
     """
     file = recipe_file(name_or_file)
     where = f"recipe {name_or_file}"
