@@ -33,6 +33,9 @@ from cppo.comparison.tables import markdown, points
 from cppo.reports.charts import interval_chart
 
 PAGE = "evidence.md"
+AUDIENCE = """For people who check one study.
+After this page you can read off each difference, at equal steps and at equal time."""
+"""The first lines of each study's page."""
 ARCHIVE = ".jsonl.xz"
 OVER_TASKS = "mean of tasks"
 LEAST_SEEDS = 5
@@ -222,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         (folder / found[0]).write_text(drawn, encoding="utf-8")
     for archive in folder.glob(f"*{ARCHIVE}"):
         study = archive.name.removesuffix(ARCHIVE)
-        (folder / f"{study}.md").write_text(markdown(results_of(folder, study)), encoding="utf-8")
+        title, rest = markdown(results_of(folder, study)).split("\n", 1)
+        (folder / f"{study}.md").write_text(f"{title}\n\n{AUDIENCE}\n{rest}", encoding="utf-8")
 
 
 if __name__ == "__main__":

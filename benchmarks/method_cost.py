@@ -12,7 +12,7 @@ unless `--anew` is given.
 
     python benchmarks/method_cost.py --json docs/results/method_cost.json
     python benchmarks/method_cost.py --json cost.json --methods papo vppo --rounds 1 --steps 3
-    python benchmarks/method_docs.py          # writes the tables of docs/methods.md, this one among them
+    python benchmarks/method_docs.py          # writes the tables of docs/choose/methods.md, this one among them
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Write the tables of docs/methods.md: what `cppo methods` prints, and what a step of each method costs.
+"""Write the tables of docs/choose/methods.md: what `cppo methods` prints, and what a step of each method costs.
 
     python benchmarks/method_docs.py
 
@@ -16,7 +16,7 @@ from cppo.methods import grouped_methods
 from cppo.reports.method_table import NONE, as_markdown, extra_passes
 
 DOCS = Path(__file__).parents[1] / "docs"
-DOCUMENT, COSTS = DOCS / "methods.md", DOCS / "results" / "method_cost.json"
+DOCUMENT, COSTS = DOCS / "choose" / "methods.md", DOCS / "results" / "method_cost.json"
 
 
 def cost_table(costs: Mapping[str, Any]) -> str:

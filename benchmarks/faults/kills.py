@@ -2,7 +2,7 @@
 
 A run of six steps saves every step. SIGKILL ends it at a moment drawn from its whole length; the same command with
 `--resume_from_checkpoint auto` goes on, and is killed as well, up to `--kills` times. Then it runs to its end. Prints
-the row of docs/reliability.md: how many runs left what the uninterrupted run left.
+the row of docs/train/reliability.md: how many runs left what the uninterrupted run left.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about five minutes on two shared cores.
 """

@@ -1,6 +1,6 @@
 """How long a batch of answers takes whose comparison runs away: `python benchmarks/faults/reward_batch.py`.
 
-Prints a row of the table in docs/reliability.md for each batch: answers, budget, seconds, answers not finished.
+Prints a row of the table in docs/train/reliability.md for each batch: answers, budget, seconds, answers not finished.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 `python benchmarks/faults/reward_pairs.py`
 
-Prints a row of the table in docs/reliability.md for each kind: pairs, judged right, false positives, false negatives.
+Prints a row of the table in docs/train/reliability.md for each kind: pairs, judged right, false positives, false
+negatives.
 """
 
 from pathlib import Path

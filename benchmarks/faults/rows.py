@@ -1,7 +1,7 @@
 """Corrupt rows: `python benchmarks/faults/rows.py --each 20 --seed 0`.
 
 Lays `--each` faults of every kind among five times as many whole rows, in a .jsonl and in a Parquet file. Prints the
-rows of docs/reliability.md: how many laid faults `cppo data check` finds, and how many whole rows it refuses.
+rows of docs/train/reliability.md: how many laid faults `cppo data check` finds, and how many whole rows it refuses.
 
 Measured with Python 3.11 and Pillow 13.0 in about ten seconds on two shared cores.
 """

@@ -2,7 +2,8 @@
 
 Sends SIGTERM, SIGHUP and SIGUSR1 to a run in its second step: to its one process, to both of two ranks, to one rank
 alone. One more run is started by torchrun, which gets SIGTERM itself. Each run then goes on with
-`--resume_from_checkpoint auto`. Prints the rows of docs/reliability.md: exit statuses, the newest checkpoint, whether
+`--resume_from_checkpoint auto`. Prints the rows of docs/train/reliability.md: exit statuses, the newest checkpoint,
+whether
 it is whole, and whether the resumed run left what the uninterrupted run left.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about five minutes on two shared cores.

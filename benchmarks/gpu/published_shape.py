@@ -58,7 +58,7 @@ CASES = {
 UPDATES = ("trl_grpo", "shared_grpo", "cppo")
 WARM_UPS, RUNS = 2, 3
 FLOOR_BOUND = 1e-4
-"""Nats: where a true divergence is as small, k3's gradient is mostly rounding (docs/noise_floor.md)."""
+"""Nats: where a true divergence is as small, k3's gradient is mostly rounding (docs/results/noise_floor.md)."""
 NEW_TOKENS = 128
 
 

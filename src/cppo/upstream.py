@@ -220,7 +220,7 @@ def check_needed_parts() -> None:
     """Raise UserError where a part does not act that has no replacement."""
     for part in PARTS:
         if part.needed and (line := part.missing()) is not None:
-            raise UserError(f"{line}; install the versions that docs/versions.md names")
+            raise UserError(f"{line}; install the versions that docs/reference/versions.md names")
 
 
 def _names_used() -> Iterator[str]:

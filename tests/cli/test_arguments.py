@@ -360,5 +360,6 @@ def test_a_name_that_a_library_lacks_is_one_line(module, told, monkeypatch, caps
         return
     assert cli.main(["methods"]) == 2
     assert capsys.readouterr().err == (
-        f"cppo: error: cannot import name 'gone' from '{module}'; install the versions that docs/versions.md names\n"
+        f"cppo: error: cannot import name 'gone' from '{module}'; "
+        "install the versions that docs/reference/versions.md names\n"
     )

@@ -168,7 +168,7 @@ def test_recipes_of_large_models_fit_the_machines_they_name(name, published):
 
 COMMANDS = re.findall(
     r"^(?:CUDA_VISIBLE_DEVICES=\S+ )?((?:accelerate launch|torchrun) .*)$",
-    (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(),
+    (Path(__file__).parents[2] / "docs" / "scale" / "scaling.md").read_text(),
     flags=re.MULTILINE,
 )
 LAUNCHES = {"1gpu": (DDP, 1), "8gpu-fsdp2": (FSDP2, 8), "8gpu-zero3": (ZERO3, 8), "2nodes-fsdp2": (FSDP2, 16)}

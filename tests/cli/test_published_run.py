@@ -15,7 +15,7 @@ from cppo.runs.prepare import build_config
 from cppo.runs.sources import load_sources
 
 ROOT = Path(__file__).parents[2]
-PAGE, EXAMPLES = ROOT / "docs" / "published_run.md", ROOT / "examples"
+PAGE, EXAMPLES = ROOT / "docs" / "choose" / "published_run.md", ROOT / "examples"
 RECIPES = ("cppo-paper", "cppo-paper-7b", "cppo-paper-geometry3k")
 PUBLISHED = {
     "model": (

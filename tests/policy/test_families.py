@@ -1,4 +1,4 @@
-"""What is known of families, and a family that gets known by one record, that of docs/models.md."""
+"""What is known of families, and a family that gets known by one record, that of docs/train/models.md."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from cppo.policy import (
 )
 from cppo.policy.families import FAMILIES
 
-MODELS_PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+MODELS_PAGE = Path(__file__).parents[2] / "docs" / "train" / "models.md"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What docs/extending.md shows is run as it stands there: each file is written, each command trains a step by it."""
+"""What docs/extend/extending.md shows runs as it stands there: each file is written, each command trains a step."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from cppo.perception import ResponseScores, ViewScores
 from cppo.recipes import load_recipe
 from cppo.values import value_from_words
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extend" / "extending.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 FILES = {code.splitlines()[0].removeprefix("# "): code for language, code in BLOCKS if language}
 COMMANDS = [line for language, code in BLOCKS if not language for line in code.splitlines()]

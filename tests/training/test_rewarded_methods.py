@@ -10,7 +10,7 @@ from cppo.methods import METHODS
 from cppo.rewards import load_reward
 from cppo.rewards.spec import parse_reward
 
-PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
+PAGE = Path(__file__).parents[2] / "docs" / "train" / "rewards.md"
 SEE = "description?opening=see&closing=.&max_tokens=6"
 
 

@@ -32,7 +32,7 @@ OF_SEVERAL_PROCESSES = ("train", "sft", "eval")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 BESIDE_VERL = (
     "in this environment `python -m cppo.verl` trains, inside verl; this command needs TRL, in an environment of its "
-    "own: pip install -c constraints.txt -e . (docs/versions.md)"
+    "own: pip install -c constraints.txt -e . (docs/reference/versions.md)"
 )
 LEANED_ON = ("accelerate", "peft", "torch", "transformers", "trl")
 """Packages of which another version may lack a name that is imported from it."""
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] not in LEANED_ON:
             raise
         beside_verl = error.name == "trl" and installed("verl") is not None
-        remedy = BESIDE_VERL if beside_verl else "install the versions that docs/versions.md names"
+        remedy = BESIDE_VERL if beside_verl else "install the versions that docs/reference/versions.md names"
         tell_mistake(UserError(f"{one_line(error)}; {remedy}"))
         return 2
     except OSError as error:

@@ -39,7 +39,7 @@ def load_records(
     """Read one SPEC, or several one after the other.
 
     Args:
-        specs: see docs/data.md; each is checked before any is read.
+        specs: see docs/train/data.md; each is checked before any is read.
         split: "train" or "test", where a SPEC has splits and names none.
         limit: keep the first so many good records of all sources together, and read no further.
         columns: {our column: column of the file, None not to read one}, or the name of a known layout.

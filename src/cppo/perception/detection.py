@@ -56,7 +56,7 @@ def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
 
     logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Raises ValueError on unequal
     shapes. Two equal log-probabilities give exactly 0, two of -inf (a banned token) too. Noise in bf16:
-    docs/noise_floor.md.
+    docs/results/noise_floor.md.
     """
     logps, view_logps = to_accumulation_dtype(logps=logps, view_logps=view_logps)
     # -inf - (-inf) is NaN; equal arguments have value and gradient zero anyway.

@@ -1,6 +1,6 @@
 """All that is known of each family of vision-language models: one `Family` record, by transformers' model type.
 
-A family without a record is trained too, one row for each rollout. docs/models.md adds one.
+A family without a record is trained too, one row for each rollout. docs/train/models.md adds one.
 """
 
 from collections.abc import Callable

@@ -142,7 +142,8 @@ def _check_vllm(trainer: Trainer) -> None:
             "roll out another model than is trained; leave embed_tokens and lm_head out, or set use_vllm = false"
         )
     if trainer.args.vllm_mode == "colocate" and (line := COLOCATED_PROMPTS.missing()) is not None:
-        raise UserError(f"{line}; set vllm_mode = 'server', or install the versions that docs/versions.md names")
+        remedy = "set vllm_mode = 'server', or install the versions that docs/reference/versions.md names"
+        raise UserError(f"{line}; {remedy}")
 
 
 def try_parts(trainer: Trainer) -> None:

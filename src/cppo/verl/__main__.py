@@ -15,7 +15,7 @@ those of the command line win. CPPO's own stand below actor_rollout_ref.rollout.
 actor_rollout_ref.rollout.custom.cppo.method=cppo.
 
 `cppo verl-config --config cppo-3b` writes a recipe's options in either form, `cppo verl-data SPEC --out FILE.parquet`
-writes data in verl's layout. docs/verl.md explains the rest."""
+writes data in verl's layout. docs/scale/verl.md explains the rest."""
 
 HINTS = {
     "Could not override": "an option that verl's configuration does not list is written +NAME=VALUE",

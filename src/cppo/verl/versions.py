@@ -14,7 +14,7 @@ OF_TRL = ("huggingface_hub", "tokenizers", "torch", "torchvision", "transformers
 """What TRL's part of cppo asks for in versions that verl does not take, as pyproject.toml spells their names."""
 OF_VERL_TRAINER = ("TransferQueue>=0.1.10", "qwen-vl-utils")
 """What verl's trainer imports, and pip installs with an extra of verl alone."""
-REMEDY = "pip install -r constraints-verl.txt, then pip install --no-deps cppo (docs/verl.md)"
+REMEDY = "pip install -r constraints-verl.txt, then pip install --no-deps cppo (docs/scale/verl.md)"
 
 
 def check_versions() -> None:

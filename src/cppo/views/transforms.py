@@ -93,7 +93,7 @@ def drawn_view(
 def family_view(
     family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths = PUBLISHED
 ) -> View:
-    """One draw of a family, preserving or removing, or of the user's own (docs/extending.md).
+    """One draw of a family, preserving or removing, or of the user's own (docs/extend/extending.md).
 
     Raises UserError where the image cannot be read, or the user's own code fails.
     """
