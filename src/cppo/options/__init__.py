@@ -1,7 +1,7 @@
 """The options of a run: CPPO's own, block by block with the rules that guard them, the run's and TRL's. No torch."""
 
+from cppo.options.batches import Batch, check_group_sizes, check_rows
 from cppo.options.method import EXECUTION_OPTIONS, CPPOOptions, check_combinations, cppo_fields, without_method
-from cppo.options.rl import check_group_sizes
 from cppo.options.run import ADAPTER_OPTIONS, RunOptions, TrainOptions
 from cppo.options.schedules import follow_schedules, with_schedules
 from cppo.options.schema import Schema, schema
@@ -10,6 +10,7 @@ from cppo.options.selection import check_gate_reward
 __all__ = [
     "ADAPTER_OPTIONS",
     "EXECUTION_OPTIONS",
+    "Batch",
     "CPPOOptions",
     "RunOptions",
     "Schema",
@@ -17,6 +18,7 @@ __all__ = [
     "check_combinations",
     "check_gate_reward",
     "check_group_sizes",
+    "check_rows",
     "cppo_fields",
     "follow_schedules",
     "schema",

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import gcd, lcm
 from typing import Annotated, Any, Literal
 
 from cppo.errors import UserError
@@ -38,29 +37,3 @@ def check_rl(options: Mapping[str, Any]) -> None:
         raise UserError(
             "top_entropy_quantile chooses tokens by their exact entropy: set entropy_estimator = 'exact', not 'sampled'"
         )
-
-
-def check_group_sizes(options: Mapping[str, Any], processes: int) -> None:
-    """Whether batches of rollouts are made of whole groups, as TRL demands.
-
-    Args:
-        options: TRL's, defaults included.
-        processes: how many train together.
-
-    Raises:
-        UserError: one is not; the message names the field to change, and a value that does.
-    """
-    group = options["num_generations"] or 1
-    steps = options["steps_per_generation"] or options["gradient_accumulation_steps"]
-    rules = [("per_device_train_batch_size", group, processes * steps)]
-    if options["generation_batch_size"]:
-        rules = [("generation_batch_size", lcm(group, options["per_device_train_batch_size"] * processes), 1)]
-    if options["eval_strategy"] != "no":
-        rules.append(("per_device_eval_batch_size", options["num_generations_eval"] or group, processes))
-    for name, rollouts, batches in rules:
-        size, unit = options[name], rollouts // gcd(rollouts, batches)
-        if size % unit:
-            raise UserError(
-                f"{name} = {size}: {batches} x {size} rollouts must be a multiple of {rollouts}, so that groups of "
-                f"num_generations are whole; give {name} = {max(size // unit, 1) * unit}, for instance"
-            )

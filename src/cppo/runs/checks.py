@@ -15,6 +15,7 @@ from cppo.parsing import parse_json
 from cppo.recipes import AUTO, Recipe, RunDirectory, check_checkpoint
 from cppo.rewards import check_rewards
 from cppo.runs.loggers import check_installed
+from cppo.runs.sources import load_rows
 from cppo.views import view_sampler
 
 OPTIONAL_PACKAGES = {
@@ -85,7 +86,10 @@ def check_options(recipe: Recipe) -> None:
     check_combinations(recipe.resolved)
     view_sampler(recipe.resolved)
     inherited = {name: field.default for name, field in schema("train").inherited.items()}
-    check_group_sizes({**inherited, **recipe.config}, launched_processes())
+    options = recipe.options
+    check_group_sizes(
+        {**inherited, **recipe.config}, launched_processes(), lambda: len(load_rows(options, options.data, "train"))
+    )
     check_rewards(recipe.rewards, recipe.config.get("reward_weights"))
 
 

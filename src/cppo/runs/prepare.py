@@ -53,7 +53,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     held_out = [sources.evaluation, sources.held_out]
     texts = {"system_prompt": options.system_prompt, "prompt_suffix": options.prompt_suffix}
     check_marks(load_processor(options.model), [train, *held_out], **texts)
-    check_enough(train.name, len(train), args)
+    check_enough(train.name, len(train), args, by_rollouts=bool(recipe.config.get("generation_batch_size")))
     if args.uses_perception:
         warn_of_no_images(train)
     warn_of_shared_files(options)

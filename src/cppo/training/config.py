@@ -9,7 +9,7 @@ from cppo.errors import UserError
 from cppo.fields import Unset, plain_default, resolve
 from cppo.hooks import check_options
 from cppo.methods import get_method
-from cppo.options import CPPOOptions
+from cppo.options import Batch, CPPOOptions, check_rows
 from cppo.options.ascent import ascends
 from cppo.options.views import inside_views
 from cppo.perception import (
@@ -130,26 +130,11 @@ def _accepted_group(args: GRPOConfig) -> int:
     return next(size for size in sizes if size >= 2)
 
 
-def check_enough(name: str, rows: int, args: GRPOConfig) -> None:
-    """Raise UserError where the rows of a dataset are fewer than the prompts that are generated together."""
-    prompts = (args.generation_batch_size or 0) // (args.num_generations or 1)
-    if rows < prompts:
-        raise UserError(
-            f"{name}: {rows} usable rows are fewer than the {prompts} prompts of a generation batch; "
-            f"{_smaller_batch(args, rows)}, or give more rows"
-        )
+def check_enough(name: str, rows: int, args: GRPOConfig, *, by_rollouts: bool = False) -> None:
+    """Raise UserError where the rows of a dataset are fewer than the prompts that are generated together.
 
-
-def _smaller_batch(args: GRPOConfig, rows: int) -> str:
-    """The options that make a generation batch of at most so many prompts, in words."""
-    group, steps, device = args.num_generations or 1, args.steps_per_generation or 1, args.per_device_train_batch_size
-    together = (args.generation_batch_size or device) // steps  # rollouts of a micro-batch over all processes
-    for fewer in range(steps - 1, 0, -1):
-        if fewer * together <= rows * group and fewer * together % group == 0:
-            return f"lower steps_per_generation to {fewer} (now {steps})"
-    for smaller in range(device - 1, 0, -1):
-        batch = smaller * (together // device)
-        if batch <= rows * group and batch % group == 0:
-            also = f" and set steps_per_generation to 1 (now {steps})" if steps > 1 else ""
-            return f"lower per_device_train_batch_size to {smaller} (now {device}){also}"
-    return f"lower num_generations (now {group})"
+    by_rollouts: whether `generation_batch_size` was given; in a configuration that is made it is always set.
+    """
+    group, device, steps = args.num_generations or 1, args.per_device_train_batch_size, args.steps_per_generation or 1
+    processes = (args.generation_batch_size or 0) // (device * steps)
+    check_rows(name, rows, Batch(group, device, steps, processes, by_rollouts))
