@@ -316,7 +316,7 @@ def test_recipes_list_and_copy(capsys, refused, tmp_path, monkeypatch):
 def test_bf16_without_a_gpu_is_told_with_the_options_to_give(refused, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "2 + 2?", "answer": "4", "response": "4"}\n')
-    message = refused("sft", "--data", data, "--model", "micro", "--output_dir", tmp_path / "run")
+    message = refused("sft", "--data", data, "--model", "micro", "--bf16", "--output_dir", tmp_path / "run")
     assert "no GPU" in message
     assert "add --use_cpu true --bf16 false" in message
 

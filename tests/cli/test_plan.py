@@ -141,6 +141,7 @@ def published(tmp_path_factory):
 MACHINES = {
     "cppo-paper-geometry3k": (16, 80),
     "cppo-7b-geometry3k": (16, 80),
+    "few-rows": (1, 24),
     "lora-24gb": (1, 24),
     "vllm-server": (4, 80),
 }
@@ -156,9 +157,12 @@ def taken(recipe, shapes, way, gpus):
     return found.update / 2**30, found.rollouts / 2**30, 1 - RESERVE - share
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith(("cppo-", "lora-", "vllm-"))])
+LARGE = ("cppo-", "few-", "lora-", "vllm-")
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith(LARGE)])
 def test_recipes_of_large_models_fit_the_machines_they_name(name, published):
-    recipe = load_recipe("train", name)
+    recipe = load_recipe("train", name, {"data": "my.jsonl"} if name == "few-rows" else None)
     gpus, memory = MACHINES.get(name, (8, 80))
     way = LORA if recipe.options.use_peft else FSDP2
     update, rollouts, free = taken(recipe, published[recipe.options.model], way, gpus)

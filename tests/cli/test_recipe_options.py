@@ -168,8 +168,8 @@ def test_every_packaged_recipe_is_valid():
     for name in recipe_names():
         given = yaml.safe_load(recipe_file(name).read_text())
         command = "train" if {"method", "extends"} & given.keys() else "sft"
-        # `sft` is for the user's own data, and brings none.
-        recipe = load_recipe(command, name, {"data": "my.jsonl"} if name == "sft" else None)
+        # These are for the user's own data, and bring none.
+        recipe = load_recipe(command, name, {"data": "my.jsonl"} if name in ("sft", "few-rows") else None)
         assert recipe.options.data
         assert recipe.output_dir
         # A recipe with data of its own loses the held-out data of the one that it extends.

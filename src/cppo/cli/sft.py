@@ -32,6 +32,7 @@ def _run(recipe: Recipe) -> None:
     quiet_libraries()
 
     from cppo.reports import write_report
+    from cppo.runs.precision import cpu_precision
     from cppo.runs.recorder import RunRecorder
     from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
     from cppo.runs.sft import sft_trainer
@@ -40,8 +41,9 @@ def _run(recipe: Recipe) -> None:
     files = RunDirectory(recipe.output_dir)
     data, long = drop_long_rows(data, options)
     warn_of_left_out(data, long, options)
+    config = {**cpu_precision(recipe.config), **recipe.config}
     if checkpoint is not None:
-        warn_of_changes(recipe, recipe.config, checkpoint)
+        warn_of_changes(recipe, config, checkpoint)
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
     recorder = RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)
     trainer = sft_trainer(
@@ -56,7 +58,7 @@ def _run(recipe: Recipe) -> None:
     main = trainer.is_world_process_zero()
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)
-        replace_text(files.config, dump_recipe(recipe, recipe.config))
+        replace_text(files.config, dump_recipe(recipe, config))
     started = time.monotonic()
     stop = StopOnSignal(trainer.accelerator)
     trainer.add_callback(stop)

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
 from cppo.errors import UserError
 from cppo.perception import SHAPINGS, TERMS, VIEWS, views_of
 from cppo.policy import unwrapped
@@ -21,6 +19,7 @@ from cppo.runs.loggers import check_loggers
 from cppo.runs.memory_plan import need
 from cppo.runs.memory_work import Way, Work
 from cppo.runs.model_shapes import read_shapes
+from cppo.runs.precision import lacks_gpu
 from cppo.runs.prepare import PreparedRun, build_config, may_probe, prepare_run
 from cppo.runs.recipe_plan import arithmetic_text, launched_way, recipe_work
 from cppo.runs.rehearsal import BatchNeeds, MemoryParts, train_briefly
@@ -43,18 +42,13 @@ def rehearse(recipe: Recipe, sources: RunSources) -> list[str] | None:
     Raises:
         UserError: as `cppo.runs.run.run_training`; or a batch does not fit into memory, naming the phase.
     """
-    lacks_gpu = _lacks_gpu(recipe.config)
-    here = {"use_cpu": True, "bf16": False} if lacks_gpu else {}
+    untried = lacks_gpu(recipe.config)
+    here = {"use_cpu": True, "bf16": False} if untried else {}
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "eval_strategy": "no"}
         check_loggers(build_config(replace(recipe, config={**recipe.config, **here})))
         prepared = prepare_run(replace(recipe, config={**recipe.config, **here, **quiet}), sources)
-        return _untried_lines(recipe, prepared) if lacks_gpu else _plan_lines(recipe, prepared, sources)
-
-
-def _lacks_gpu(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration asks for a GPU that is not here. TRL computes in bfloat16 unless told otherwise."""
-    return config.get("bf16", True) is True and not config.get("use_cpu") and not torch.accelerator.is_available()
+        return _untried_lines(recipe, prepared) if untried else _plan_lines(recipe, prepared, sources)
 
 
 def _untried_lines(recipe: Recipe, prepared: PreparedRun) -> list[str] | None:

@@ -15,6 +15,7 @@ from cppo.recipes import Recipe
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 from cppo.runs.notices import warn_of_no_images, warn_of_prompts, warn_of_shared_files
+from cppo.runs.precision import cpu_precision, say_cpu_precision
 from cppo.runs.row_limit import drop_long_rows, warn_of_left_out
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig, check_enough
@@ -46,6 +47,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     options = recipe.options
     assert isinstance(options, TrainOptions)
     args = build_config(recipe)
+    say_cpu_precision(recipe.config)
     check_loggers(args)
     check_vision_model(options.model)
     train, long = drop_long_rows(sources.train, options)
@@ -102,7 +104,8 @@ def build_config(recipe: Recipe) -> CPPOConfig:
 
 def _run_defaults(recipe: Recipe) -> dict[str, Any]:
     weights = recipe.reward_weights
-    return {**RUN_DEFAULTS, **({"reward_weights": weights} if set(weights) != {1.0} else {})}
+    given = {"reward_weights": weights} if set(weights) != {1.0} else {}
+    return {**RUN_DEFAULTS, **cpu_precision(recipe.config), **given}
 
 
 def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from cppo.policy import leave_out_frozen_tower, unwrapped
 from cppo.policy.loading import whole_weights
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
+from cppo.runs.precision import cpu_precision, say_cpu_precision
 from cppo.training.checkpoint import DurableTrainer
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into
@@ -66,7 +67,7 @@ def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
         if sft_args.get(name, FIXED[name]) != FIXED[name]:
             raise UserError(f"{name}: supervised fine-tuning needs {FIXED[name]}; remove the option")
     try:
-        return SFTConfig(output_dir=output_dir, **{**DEFAULTS, **sft_args, **FIXED})
+        return SFTConfig(output_dir=output_dir, **{**DEFAULTS, **cpu_precision(sft_args), **sft_args, **FIXED})
     except (TypeError, ValueError) as error:
         raise UserError(f"sft options: {one_line_with_remedy(error)}") from error
 
@@ -91,6 +92,7 @@ def sft_trainer(
     without reference responses or with a model's own marks, or a model that cannot be loaded or has no vision tower.
     """
     config = sft_config(output_dir, sft_args or {})
+    say_cpu_precision(sft_args or {})
     check_loggers(config)
     system_prompt = None if options is None else options.system_prompt
     train_dataset = sft_dataset(data, system_prompt)
