@@ -73,7 +73,7 @@ def test_a_mistake_ends_with_status_2_one_line_and_no_torch(tmp_path, model):
         (["train", "--perception_gate", "correct"], "perception_gate = 'correct' needs perception_gate_reward"),
         (
             ["train", "--perception_gate", "correct", "--perception_gate_reward", "acuracy_reward"],
-            "cppo: error: perception_gate_reward = 'acuracy_reward' is none of the reward functions; did you mean "
+            "cppo: error: perception_gate_reward = 'acuracy_reward' is not one of the reward functions; did you mean "
             "`accuracy_reward`? choose one of accuracy_reward, format_reward\n",
         ),
         (

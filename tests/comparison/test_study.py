@@ -56,8 +56,8 @@ def test_methods_of_a_task_share_the_start_and_its_evaluation(study):
 REFUSED = [
     ({"method": ["grpo"]}, "unknown option `method`; did you mean `methods`?"),
     ({"methods": []}, "no `methods`"),
-    ({"methods": ["grpo", {"method": "cppo", 1: 2}]}, "1 is no option's name"),
-    ({"options": {1: 2}}, "options: 1 is no option's name"),
+    ({"methods": ["grpo", {"method": "cppo", 1: 2}]}, "1 is not an option name"),
+    ({"options": {1: 2}}, "options: 1 is not an option name"),
     ({"tasks": {1: {"data": "tasks:digits", "eval_data": "tasks:digits"}}}, "1 names a folder"),
     ({"methods": ["grpo", "grop"]}, "grop"),
     ({"methods": ["grpo", "grpo"]}, "grpo is there twice"),

@@ -242,14 +242,14 @@ def test_names_of_options_are_those_of_functions():
         ({"view_diffusion_decay": [30.0, 0.5]}, "view_diffusion_decay fades out diffusion noise"),
         ({"method": "dvrp", "view_diffusion_decay": [30.0]}, "give two numbers, [steepness, midpoint]"),
         ({"method": "dvrp", "view_diffusion_decay": [30.0, 1.5]}, "a midpoint in [0, 1]"),
-        ({"method": "cppo-async", "perception_view_gradients": False}, "since the anchor cancels"),
+        ({"method": "cppo-async", "perception_view_gradients": False}, "because the anchor cancels"),
         ({"method": "papo", "perception_view_gradients": True}, "set perception_view_gradients = false"),
-        ({"method": "papo", "perception_divergence": "kl"}, "perception_divergence = 'kl' compares whole"),
+        ({"method": "papo", "perception_divergence": "kl"}, "perception_divergence = 'kl' compares full"),
         (
             {"method": "papo-3b", "perception_selector": "top", "perception_score": "js"},
-            "perception_score = 'js' compares whole distributions",
+            "perception_score = 'js' compares full distributions",
         ),
-        ({"method": "papo", "top_entropy_quantile": 0.2}, "top_entropy_quantile chooses tokens by their exact"),
+        ({"method": "papo", "top_entropy_quantile": 0.2}, "top_entropy_quantile selects tokens by exact"),
         ({"method": "dvrp", "perception_view_gradients": False}, "trains the policy under the view"),
         (
             {"method": "pgpo", "perception_preserving_entropy_weight": 0.1},
@@ -268,10 +268,10 @@ def test_names_of_options_are_those_of_functions():
         ({"method": "pgpo", "perception_weight_threshold": 1.0}, "perception_weight_threshold"),
         ({"method": "noisyrollout", "rollout_view_fraction": 0.05}, "give at least 0.125"),
         ({"perception_sink": "contrasts"}, "perception_sink: 'contrasts' is unknown; did you mean `contrast`"),
-        ({"per_device_generation_batch_size": 4, "use_vllm": True}, "use_vllm = true, which chooses"),
+        ({"per_device_generation_batch_size": 4, "use_vllm": True}, "use_vllm = true chooses"),
         (
             {"per_device_generation_batch_size": 4, "use_transformers_continuous_batching": True},
-            "use_transformers_continuous_batching = true, which chooses",
+            "use_transformers_continuous_batching = true chooses",
         ),
         ({"per_device_generation_batch_size": 0}, "per_device_generation_batch_size"),
         ({"rollout_view_fraction": 1.5}, "rollout_view_fraction"),
@@ -288,7 +288,7 @@ def test_noise_in_rollouts_and_vllms_correction(tmp_path):
         config(tmp_path, **given)
     given["vllm_importance_sampling_correction"] = False
     assert config(tmp_path, **given, vllm_mode="colocate").rollout_view_mode == "mix"
-    with pytest.raises(UserError, match="vllm_mode = 'server' TRL sends one for all"):
+    with pytest.raises(UserError, match="vllm_mode = 'server' TRL sends one image for all"):
         config(tmp_path, **given, vllm_mode="server")
 
 

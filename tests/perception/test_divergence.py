@@ -284,7 +284,7 @@ def test_arguments_that_do_not_fit_are_named():
         entropy_shift(a, b)
     with pytest.raises(ValueError, match=r"logps must be a floating-point tensor, but its dtype is torch\.int64"):
         logp_shift(a.long(), a)
-    with pytest.raises(ValueError, match="logits must have a vocabulary dimension"):
+    with pytest.raises(ValueError, match="logits must have a floating-point dtype and a vocabulary dimension"):
         entropy_from_logits(torch.zeros(2, 0))
 
 

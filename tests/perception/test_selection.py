@@ -174,7 +174,7 @@ def test_arguments_that_do_not_fit_are_named():
         gate_rollouts("best", torch.zeros(2))
     with pytest.raises(ValueError, match="limit must be at least 1"):
         draw_rollouts(torch.ones(4).bool(), 4, 0, torch.Generator())
-    with pytest.raises(ValueError, match="no multiple of group_size"):
+    with pytest.raises(ValueError, match="not a multiple of group_size"):
         draw_rollouts(torch.ones(5).bool(), 4, 1, torch.Generator())
     with pytest.raises(ValueError, match="needs correctness"):
         gate_rollouts("correct", torch.zeros(2))

@@ -141,13 +141,13 @@ def entropy_of(args, pixels):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"rollout_views": ["entropy_ascent", "rotation"]}, "stands alone in its list"),
+        ({"rollout_views": ["entropy_ascent", "rotation"]}, "must be the only family in the list"),
         ({"rollout_views": ["entropy_ascent"]}, "set rollout_view_mode = 'mix'"),
         ({"method": "saei", "view_ascent_band": [0.8, 0.2]}, "give two quantiles, [low, high]"),
         ({"method": "saei", "use_transformers_continuous_batching": True}, "set it false"),
         (
             {"method": "saei", "use_vllm": True, "vllm_importance_sampling_correction": False},
-            "which use_vllm = true makes elsewhere",
+            "which use_vllm = true does not allow",
         ),
     ],
 )

@@ -39,9 +39,12 @@ def test_every_scorer_has_the_same_loss_and_no_picture_is_drawn(tiny, tmp_path, 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"removing_views": ["attention_masked", "crop"]}, "attention_masked is a view inside the model, which stands"),
-        ({"preserving_views": ["image_removed"]}, "preserving_views: image_removed is a view inside the model"),
-        ({"rollout_views": ["values_replaced"]}, "rollout_views: values_replaced is a view inside the model"),
+        ({"removing_views": ["attention_masked", "crop"]}, "attention_masked is a view inside the model and must be"),
+        (
+            {"preserving_views": ["image_removed"]},
+            "preserving_views: image_removed is a removing view inside the model",
+        ),
+        ({"rollout_views": ["values_replaced"]}, "rollout_views: values_replaced is a removing view inside the model"),
     ],
 )
 def test_where_such_a_view_does_not_belong(tmp_path, given, words):

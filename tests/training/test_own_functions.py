@@ -395,7 +395,7 @@ def config(tmp_path, **given):
         ("selector", "own.py:narrow", "unexpected keyword argument"),
         ("sink", "own.py:constant", "has no gradient, so it trains nothing"),
         ("sink", "own.py:steep", "has a gradient that is not finite"),
-        ("sink", "own.py:a_rollout", "perception_gate = 'advantage' would leave the other rollouts"),
+        ("sink", "own.py:a_rollout", "perception_gate = 'advantage' would leave the advantages of the other"),
         ("score", "entropy_shft", "did you mean `entropy_shift`? choose one of"),
         ("selector", "best", "or give file.py:function"),
     ],

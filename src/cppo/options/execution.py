@@ -1,4 +1,4 @@
-"""How a method is computed, and what is trained."""
+"""Options of execution: how a method is computed and what is trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,54 +10,53 @@ from cppo.fields import method_option
 
 @dataclass
 class ExecutionOptions:
-    """Options of execution: a recipe keeps its values for them when another method is chosen."""
+    """Options of execution. A recipe keeps them when you choose another method."""
 
     scorer: Literal["shared", "kernel", "plain"] = method_option(
         "shared",
-        "'shared': each prompt and image once per group, for policy and reference; 'kernel': a row for each rollout, "
-        "as TRL does, and what 'shared' falls back to where a model cannot share; 'plain': a row each with whole "
+        "How the policy and the reference are scored. 'shared': each prompt and image once per group. 'kernel': one "
+        "row per rollout, as TRL does; models that cannot share use it too. 'plain': one row per rollout with full "
         "logits, in float64 for a float64 model.",
     )
     perception_memory: Literal["joint", "sequential"] = method_option(
         "joint",
-        "'joint': one pass for the image and both views; 'sequential': a pass each, computed again for the backward "
-        "pass, so that memory peaks near one pass (needs scorer='shared').",
+        "'joint': one pass for the image and both views. 'sequential': one pass each, recomputed for the backward "
+        "pass; peak memory stays near that of one pass (needs scorer='shared').",
     )
     require_sharing: bool = method_option(
         False,
-        "Stop with an error where rollouts or updates would not share prompts and images over a group, instead of "
-        "warning that they cost more (needs scorer='shared').",
+        "Stop with an error where rollouts or updates cannot share prompts and images in a group; without it, a "
+        "warning (needs scorer='shared').",
     )
     freeze_vision_tower: bool = method_option(
         False,
-        "Keep the vision tower's weights as they are; the projector into the language model (Qwen's merger too) and "
-        "the language model are trained.",
+        "Freeze the vision tower. The language model and the projector into it (Qwen's merger) are trained.",
     )
     per_device_generation_batch_size: Annotated[int | None, "[1, inf)"] = method_option(
         None,
-        "Rollouts that a process generates at a time, for less memory; without it all of a generation batch, as TRL "
-        "does, and for `cppo train` on a GPU as many as fit by `cppo plan`. Not with vLLM, which needs none.",
+        "Rollouts that a process generates at a time; fewer need less memory. Default: the whole generation batch, "
+        "as in TRL; `cppo train` on a GPU takes as many as fit (see `cppo plan`). Not for vLLM.",
     )
     view_threads: Annotated[int, "[1, inf)"] = method_option(
-        2, "Threads that make the views while the rollouts are being generated."
+        2, "Threads that make the views while the rollouts are generated."
     )
     nonfinite: Literal["stop", "skip"] = method_option(
         "stop",
-        "A step whose gradient is not finite is never taken. 'stop' ends the run there; 'skip' goes on with the next "
-        "step.",
+        "What follows a gradient that is not finite. 'stop' ends the run; 'skip' continues with the next step. "
+        "Neither applies the gradient.",
     )
     nonfinite_limit: Annotated[int, "[1, inf)"] = method_option(
-        5, "Steps in a row that nonfinite='skip' skips before it ends the run."
+        5, "nonfinite='skip': number of steps skipped in a row that ends the run."
     )
     log_perception_grad_share: bool = method_option(
         False,
-        "Log |g_perception| / (|g_perception| + |g_rl|) each step, for one more backward pass and one more copy of the "
-        "gradients.",
+        "Log |g_perception| / (|g_perception| + |g_rl|) each step. Costs one more backward pass and one more copy of "
+        "the gradients.",
     )
 
 
 def check_execution(options: Mapping[str, Any]) -> None:
-    """Hold the options of execution against each other and against TRL's. Raises UserError."""
+    """Raise UserError where the options contradict each other or TRL's."""
     scorer = options["scorer"]
     if options["perception_memory"] == "sequential" and scorer != "shared":
         raise UserError(f"perception_memory = 'sequential' needs scorer = 'shared', but scorer = {scorer!r}")
@@ -67,20 +66,22 @@ def check_execution(options: Mapping[str, Any]) -> None:
     reentrant = isinstance(checkpointing, Mapping) and checkpointing.get("use_reentrant")
     if options["log_perception_grad_share"] and reentrant:
         raise UserError(
-            "log_perception_grad_share = true takes a gradient of its own, which reentrant checkpointing forbids: set "
+            "log_perception_grad_share = true needs a separate gradient, which reentrant checkpointing forbids: set "
             "gradient_checkpointing_kwargs = {use_reentrant: false}"
         )
     if options.get("enable_jit_checkpoint"):
         raise UserError(
-            "enable_jit_checkpoint = true saves in the middle of a step under the number of the last one: leave it "
+            "enable_jit_checkpoint = true saves in the middle of a step under the previous step's number: leave it "
             "false; `cppo train` saves after the step on SIGTERM, SIGHUP and SIGUSR1"
         )
     if options.get("remove_unused_columns"):
-        raise UserError("remove_unused_columns = true takes images and answers from views and rewards: leave it false")
+        raise UserError(
+            "remove_unused_columns = true removes the images and answers that views and rewards need: leave it false"
+        )
     if options["per_device_generation_batch_size"] is not None:
         for name in ("use_vllm", "use_transformers_continuous_batching"):
             if options.get(name):
                 raise UserError(
-                    f"per_device_generation_batch_size is for transformers' generate, but {name} = true, which chooses "
-                    "its own batches: set null"
+                    f"per_device_generation_batch_size is for transformers' generate, but {name} = true chooses its "
+                    "own batches: set null"
                 )

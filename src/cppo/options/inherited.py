@@ -1,7 +1,7 @@
-"""Options that configurations inherit from TRL and transformers, read without importing either.
+"""Options inherited from TRL and transformers, read without importing either.
 
-Importing their classes takes torch and seconds, and a misspelt option is to be found in the blink of an eye. So names,
-annotations, defaults and help texts are read from the libraries' syntax trees.
+Importing their classes loads torch and takes seconds; a misspelt option must be found at once. So names, annotations,
+defaults and help texts come from the libraries' syntax trees.
 """
 
 import ast
@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from cppo.fields import NO_DEFAULT, OptionField, option_field
 
-# The annotations say `str` and `float` where only some values work. Without this they would be refused after torch is
-# imported, or in the first step.
+# The libraries annotate these as `str` or `float`, but only some values work. Without these tables a wrong value would
+# fail after torch is imported, or in the first step.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
@@ -54,9 +54,9 @@ _EVERY_TRAINER = ("transformers.training_args.TrainingArguments", "trl.trainer.b
 
 
 def inherited_fields(config_class: str) -> dict[str, OptionField]:
-    """The fields of one of TRL's configuration classes, `module.Class`, and of those that it inherits from.
+    """The fields of one of TRL's configuration classes, `module.Class`, and of its base classes.
 
-    Raises ImportError where the library is not installed, or lacks the file or the class in the version that is.
+    Raises ImportError where the library is not installed, or where its version lacks the file or the class.
     """
     declared = {name: field for one in (*_EVERY_TRAINER, config_class) for name, field in _declared_fields(one).items()}
     return {
@@ -66,7 +66,7 @@ def inherited_fields(config_class: str) -> dict[str, OptionField]:
 
 
 def _declared_fields(config_class: str) -> dict[str, OptionField]:
-    """The fields that a class itself declares, in source order."""
+    """The fields that a class declares itself, in source order."""
     module, _, class_name = config_class.rpartition(".")
     for node in _syntax_tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
@@ -83,7 +83,9 @@ def _declared_fields(config_class: str) -> dict[str, OptionField]:
 
 @cache
 def _syntax_tree(module: str) -> ast.Module:
-    """Of the module's source. Only the top package is looked up: `find_spec` of a submodule imports its parents."""
+    """The syntax tree of a module. Only the top package is looked up: `find_spec` of a submodule imports its
+    parents.
+    """
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -109,7 +111,7 @@ def _option_field(name: str, statement: ast.AnnAssign) -> OptionField:
 
 
 def _type(node: ast.expr) -> Any:
-    """The type that an annotation names; `str` for a library's own class, which YAML writes as text."""
+    """The type that an annotation names; `str` for a library's class, which YAML writes as text."""
     match node:
         case ast.Constant(value=None):
             return None
@@ -127,7 +129,7 @@ def _type(node: ast.expr) -> Any:
 
 
 def _literal(node: ast.expr | None) -> Any:
-    """The value that is written there; NO_DEFAULT where it is computed, or missing."""
+    """The literal value of a node; NO_DEFAULT where it is computed or missing."""
     try:
         return NO_DEFAULT if node is None else ast.literal_eval(node)
     except ValueError:

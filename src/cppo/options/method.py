@@ -1,4 +1,4 @@
-"""The options of a method: all of CPPO's own, block by block."""
+"""CPPO's own options, block by block, and the rules between blocks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,8 +18,9 @@ from cppo.options.sink import SinkOptions, check_sink
 from cppo.options.views import ViewOptions, check_views, strength_fields
 
 EXECUTION_OPTIONS = frozenset(field.name for field in fields(ExecutionOptions))
-"""The options of CPPO's own that say how a method is computed, and what is trained. All others but `method` are the
-method's: a recipe's values for them go when another method is chosen."""
+"""Options that say how a method is computed and what is trained. Choosing another method resets every other CPPO option
+of the recipe.
+"""
 
 
 @dataclass
@@ -28,7 +29,7 @@ class MethodOption:
 
     method: str = option(
         DEFAULT_METHOD,
-        "The method, whose options it sets: `cppo`, `grpo` (TRL's) or another that `cppo methods` lists.",
+        "The training method; it sets the options below: `cppo`, `grpo` (TRL's) or another that `cppo methods` lists.",
     )
 
 
@@ -44,12 +45,12 @@ class CPPOOptions(
     SinkOptions,
     MethodOption,
 ):
-    """Every option of CPPO's own, for a configuration to inherit. The blocks' fields come last base first."""
+    """All of CPPO's own options, as a base class for a configuration. The fields of the last base class come first."""
 
 
 @cache
 def cppo_fields() -> Mapping[str, OptionField]:
-    """The options of CPPO's own by name."""
+    """CPPO's own options by name."""
     declared = option_fields(CPPOOptions)
     declared["method"] = replace(declared["method"], choices=tuple(METHODS))
     for name, strength in strength_fields().items():
@@ -58,14 +59,14 @@ def cppo_fields() -> Mapping[str, OptionField]:
 
 
 def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | None = None) -> None:
-    """Hold options against each other, each of which is valid alone.
+    """Raise UserError where options contradict each other; each value is valid alone.
 
     Args:
-        options: every field of CPPO's own with its value, and those of TRL's that are known.
-        shapes_advantages: whether the sink does, once one of the user's own is imported.
+        options: every CPPO option with its value, and TRL's as far as they are known.
+        shapes_advantages: whether the sink shapes advantages; None for a sink of the user's that is not imported yet.
 
     Raises:
-        UserError: two do not fit, or there is no file or module of a function; the message names the field to change.
+        UserError: two options contradict, or a function's file or module does not exist; the message names the field.
     """
     for name, field in cppo_fields().items():
         if field.functions and is_own(options[name]):
@@ -77,10 +78,10 @@ def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | Non
 
 
 def without_method(options: Mapping[str, Any], chosen: Any) -> Options:
-    """`options` with room for the method `chosen` in the place of their own.
+    """`options` without those that the method `chosen` replaces.
 
-    Left out are the options that belong to a method, inherited ones that either of the two methods sets, and the
-    rewards where one of the two is defined by rewards. An unknown method sets nothing.
+    These are the options that belong to a method, the inherited options that the old or the new method sets, and the
+    rewards where one of the two methods is defined by rewards. An unknown method sets nothing.
     """
     names = (str(options.get("method", DEFAULT_METHOD)), str(chosen))
     methods = [METHODS[name] for name in names if name in METHODS]

@@ -1,4 +1,4 @@
-"""The options of a run that belong to no trainer configuration: model, data, evaluation, what to do with old files."""
+"""Options of a run that no trainer configuration has: model, data, evaluation, earlier files."""
 
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
@@ -16,7 +16,7 @@ ADAPTER_OPTIONS = (
     "bnb_4bit_quant_type",
     "use_bnb_nested_quant",
 )
-"""Options that say nothing without `use_peft`."""
+"""Options that need `use_peft`."""
 
 
 @dataclass(frozen=True)
@@ -25,67 +25,71 @@ class RunOptions:
 
     data: str | list[str] = field(
         metadata={
-            "help": "Training data: tasks:NAME[?option=value&...], hub:ORG/NAME[:SPLIT][?config=NAME], a .jsonl or "
-            ".parquet file, a folder that `datasets` saved, or a list of them."
+            "help": (
+                "Training data: tasks:NAME[?option=value&...], hub:ORG/NAME[:SPLIT][?config=NAME], a .jsonl or "
+                ".parquet file, a folder saved by `datasets`, or a list of these."
+            )
         }
     )
-    model: str = option("micro", "The model: `micro` (it comes with the package), a folder, or a Hugging Face name.")
+    model: str = option("micro", "The model: `micro` (part of this package), a folder, or a Hugging Face name.")
     eval_data: str | list[str] | None = option(
-        None, "Held-out data, written like `data`; the split `test` where a task has splits."
+        None, "Held-out data, written like `data`. A task with splits uses its split `test`."
     )
     columns: dict[str, str | None] | str | None = option(
         None,
         "Your column names, e.g. {prompt: question, images: image, answer: solution}, or a known layout: geometry3k, "
         "mmk12, papo, trl, verl, virl39k.",
     )
-    system_prompt: str | None = option(None, "A system message put before every prompt that brings none.")
+    system_prompt: str | None = option(None, "System message for every prompt that has none.")
     prompt_suffix: str | None = option(
-        None, "Text that ends the user's last message of every prompt, after a space: how to answer, for instance."
+        None, "Text added after a space to the end of the last user message of every prompt, e.g. how to answer."
     )
     max_bad_fraction: Annotated[float, "[0, 1]"] = option(
-        0.01, "Rows that cannot be used are skipped up to this share of the data."
+        0.01, "Largest share of unusable rows in the data; up to it they are skipped, above it the run stops."
     )
     min_pixels: Annotated[int | None, "[1, 100000000]"] = option(
-        None, "Images of fewer pixels are scaled up to so many, before views and the model's own processor."
+        None, "Images with fewer pixels are scaled up to this many, before views and the model's own processor."
     )
     max_pixels: Annotated[int | None, "[784, 100000000]"] = option(
-        None, "Images of more pixels are scaled down to so many, at least 28 x 28: fewer image tokens, less memory."
+        None,
+        "Images with more pixels are scaled down to this many (at least 28 x 28): fewer image tokens, less memory.",
     )
     min_side: Annotated[int | None, "[1, 10000]"] = option(
-        None, "Images whose shorter side is smaller are scaled up until it has so many pixels (published: 28)."
+        None, "Images whose shorter side has fewer pixels are scaled up to this side (published: 28)."
     )
     images_per_row: Annotated[int | None, "[0, inf)"] = option(
-        None, "Rows with another number of images are counted and left out of training (published: 1)."
+        None, "Rows with another number of images are counted and skipped (published: 1)."
     )
     max_prompt_tokens: Annotated[int | None, "[1, inf)"] = option(
         None,
-        "Rows whose prompt is longer, image tokens included, are named and left out of training. Without it none is "
-        "left out, nor shortened.",
+        "Rows with longer prompts, image tokens included, are reported and skipped. Default: no limit; no prompt is "
+        "truncated.",
     )
     resume_from_checkpoint: bool | str | None = option(
         None,
-        "Continue from a checkpoint folder. `true` takes the newest whole one of output_dir and fails without one; "
-        "`auto` takes it or begins.",
+        "Continue from a checkpoint folder. `true`: the newest complete checkpoint in output_dir, an error without "
+        "one. `auto`: the same, or a new run without one.",
     )
     overwrite: bool = option(False, "Replace the files of an earlier run in output_dir.")
-    quiet: bool = option(False, "Plain lines on a terminal too: no progress bar, no table of samples.")
+    quiet: bool = option(False, "Print plain lines on a terminal too: no progress bar, no table of samples.")
     use_peft: bool = option(
-        False, "Train a LoRA adapter and leave the model's own weights as they are (`cppo export` merges)."
+        False, "Train a LoRA adapter and keep the model's own weights fixed (`cppo export` merges them)."
     )
     lora_r: Annotated[int, "[1, inf)"] = option(16, "LoRA: rank of the update.")
-    lora_alpha: Annotated[int, "[1, inf)"] = option(32, "LoRA: the update is scaled by lora_alpha / lora_r.")
+    lora_alpha: Annotated[int, "[1, inf)"] = option(32, "LoRA: scale of the update is lora_alpha / lora_r.")
     lora_dropout: Annotated[float, "[0, 1)"] = option(
-        0.0, "LoRA: dropout before the update. Above 0 an image and its views differ by chance too."
+        0.0,
+        "LoRA: dropout before the update. Above 0, dropout adds a random difference between an image and its views.",
     )
     lora_target_modules: list[str] | None = option(
         None,
-        "LoRA: names of the modules, matched as PEFT does, in the vision tower too; `all-linear` for every linear "
-        "layer but the head. Without it the linear layers of the language model.",
+        "LoRA: module names, matched as in PEFT, also in the vision tower; `all-linear`: every linear layer except "
+        "the head. Default: the linear layers of the language model.",
     )
-    load_in_4bit: bool = option(False, "QLoRA: hold the model in 4 bit (needs bitsandbytes, a CUDA GPU, use_peft).")
-    load_in_8bit: bool = option(False, "The same in 8 bit.")
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("nf4", "Kind of 4-bit number.")
-    use_bnb_nested_quant: bool = option(False, "Whether the scales of the 4-bit numbers are quantized too.")
+    load_in_4bit: bool = option(False, "QLoRA: load the model in 4 bit (needs bitsandbytes, a CUDA GPU and use_peft).")
+    load_in_8bit: bool = option(False, "QLoRA: load the model in 8 bit, with the same needs.")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("nf4", "QLoRA: 4-bit number format.")
+    use_bnb_nested_quant: bool = option(False, "QLoRA: quantize the scales of the 4-bit numbers too.")
 
     def __post_init__(self) -> None:
         if not self.use_peft:
@@ -102,25 +106,27 @@ class TrainOptions(RunOptions):
     """Options of `cppo train`."""
 
     eval_limit: Annotated[int | None, "[1, inf)"] = option(
-        256, "Items of eval_data used by evaluations DURING training."
+        256, "Number of eval_data items that evaluations during training use."
     )
     final_eval_samples: Annotated[int, "[0, inf)"] = option(
-        0, "Items of eval_data answered greedily before and after training, and after it with a blank image (0 = off)."
+        0,
+        "Number of eval_data items answered greedily before and after training, and after it with a blank image "
+        "(0 = off).",
     )
     probe_steps: Annotated[int | None, "[0, inf)"] = option(
         None,
-        "Every so many steps the report's held-out accuracy and perception tokens are taken on the first probe_items "
-        "of eval_data (default: eight times per run, but not with DeepSpeed or FSDP1; 0 = off).",
+        "Steps between probes: held-out accuracy and perception tokens for the report, on the first probe_items of "
+        "eval_data (default: eight probes per run, none with DeepSpeed or FSDP1; 0 = off).",
     )
-    probe_items: Annotated[int, "[1, inf)"] = option(64, "Items of eval_data answered greedily at each probe.")
+    probe_items: Annotated[int, "[1, inf)"] = option(64, "Number of eval_data items answered greedily at each probe.")
     rewards: list[str] | None = option(
         None,
-        "Reward functions, weighted by reward_weights (default 1 each): accuracy, format, description, facts, "
-        "length, repetition, word_repetition, or your own as module:function or file.py:function, options after `?`; "
-        "`method` for those of the method. Without it the method's, or accuracy and format, weighted 0.9 and 0.1.",
+        "Reward functions: accuracy, format, description, facts, length, repetition, word_repetition, or your own as "
+        "module:function or file.py:function, with options after `?`; `method` adds the method's. reward_weights "
+        "weighs them (default 1 each). Default: the method's rewards, or 0.9 accuracy + 0.1 format.",
     )
     dry_run: bool = option(
         False,
-        "Check options, data and model, train three batches in a temporary folder, print the plan with steps, tokens, "
-        "memory and time, and write nothing.",
+        "Check options, data and model, train three batches in a temporary folder, print the plan (steps, tokens, "
+        "memory, time), and save nothing.",
     )

@@ -1,4 +1,4 @@
-"""Weights that change over a run: a factor that depends on the step alone, so that a resumed run has the same."""
+"""Weights that change over a run. Each factor depends only on the step, so a resumed run has the same."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ FORMS = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: (1.0 - math.cos(math.pi * progress)) / 2.0,
 }
-"""How far a factor has gone from its first to its last value, by the share of the run that is done."""
+"""Shape of a schedule: share of the run that is done -> share of the way from the first factor to the last."""
 OF_TRL = ("beta", "entropy_coef")
-"""Weights of TRL's that may follow a schedule."""
+"""TRL's weights that a schedule may change."""
 OF_OURS = tuple(one.name for block in (SinkOptions, RLOptions) for one in fields(block) if one.name.endswith("_weight"))
-"""Those of CPPO's own."""
+"""CPPO's weights that a schedule may change."""
 SMALLEST = 1e-30
-"""In the place of 0 for a weight of TRL's, which leaves out what has none and then misses it."""
+"""Value that replaces 0 for TRL's weights: TRL does not compute a term of weight 0 that it later needs."""
 
 
 @dataclass
@@ -30,15 +30,15 @@ class ScheduleOptions:
 
     schedules: list[str] = method_option(
         [],
-        "Weights that change over the run: NAME=linear or NAME=cosine, from the option's value to 0, or "
-        "NAME=linear:FIRST:LAST, the factors of the value at the first step and at the end; NAME is `beta`, "
+        "Weights that change over the run: NAME=linear or NAME=cosine, from the option's value to 0; or "
+        "NAME=linear:FIRST:LAST, factors of the value at the first step and at the end. NAME is `beta`, "
         "`entropy_coef`, or an option that ends in `_weight`.",
     )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one option changes: by a factor from `first` to `last`."""
+    """A factor of one option that goes from `first` to `last`."""
 
     option: str
     form: str
@@ -47,13 +47,13 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
-        """The schedule that a text of the option `schedules` describes. Raises UserError that says what to write."""
+        """Parse one entry of the option `schedules`. Raises UserError that says what to write."""
         name, equals, described = text.partition("=")
         form, *factors = described.split(":")
         if name not in OF_OURS + OF_TRL:
-            raise UserError(f"schedules: {name!r} is no weight; {choose_one(name, OF_OURS + OF_TRL)}")
+            raise UserError(f"schedules: {name!r} is not a weight; {choose_one(name, OF_OURS + OF_TRL)}")
         if not equals or form not in FORMS:
-            raise UserError(f"schedules: {text!r}: write {name}=linear or {name}=cosine, with :FIRST:LAST or without")
+            raise UserError(f"schedules: {text!r}: write {name}=linear or {name}=cosine, then :FIRST:LAST if needed")
         try:
             first, last = (float(factor) for factor in factors or ("1", "0"))
         except ValueError:
@@ -68,9 +68,8 @@ class Schedule:
 
 
 def scheduled_values(options: Any, progress: float) -> dict[str, float]:
-    """The values that the scheduled options have after a share `progress` of the run.
-
-    options: the configuration, with the values that the factors multiply.
+    """The values of the scheduled options after a share `progress` of the run; `options` holds the values that the
+    factors multiply.
     """
     schedules: Sequence[str] = options.schedules
     parsed = [Schedule.parse(text) for text in schedules]
@@ -92,12 +91,12 @@ def follow_schedules(trainer: Any, progress: float) -> None:
 
 
 def check_schedules(options: Mapping[str, Any]) -> None:
-    """Hold the schedules against the other options. Raises UserError."""
+    """Raise UserError where the schedules contradict each other or other options."""
     names = [Schedule.parse(text).option for text in options["schedules"]]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"schedules: {name} is named twice")
+            raise UserError(f"schedules: {name} appears twice")
         if not options.get(name, 1.0):
-            raise UserError(f"schedules: {name} = 0, which no factor changes: give {name} a value")
+            raise UserError(f"schedules: {name} = 0 stays 0 under any factor: give {name} a value")
     if "entropy_coef" in names and options.get("use_adaptive_entropy"):
         raise UserError("schedules: entropy_coef follows use_adaptive_entropy = true: choose one")

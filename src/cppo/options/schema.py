@@ -1,4 +1,4 @@
-"""Which options each training command takes: the run's own, those of CPPO, and those inherited from TRL."""
+"""The options of each training command: the run's, CPPO's own, and those inherited from TRL."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ _NAMED_OTHERWISE = {
     "reward_funcs": "`rewards`",
     "reward_model_name_or_path": "`rewards`, with file.py:function",
 }
-"""What TRL's scripts and earlier versions call what is another option here."""
+"""Names that TRL's scripts and earlier versions use -> what to write here."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The options of one command: `run` ones (of `options_class`), `own` configuration fields, `inherited` ones."""
+    """The options of one command: the run's (fields of `options_class`), CPPO's own, and the inherited ones."""
 
     command: str
     options_class: type[Any]
@@ -46,16 +46,16 @@ class Schema:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The default of every option of CPPO's own."""
+        """The defaults of CPPO's own options."""
         return {name: field.default for name, field in self.own.items()}
 
     @property
     def named_otherwise(self) -> Mapping[str, str]:
-        """Names that users of TRL may try, and what to write."""
+        """Names that TRL's users may try -> what to write."""
         return _NAMED_OTHERWISE if self.inherited else {}
 
     def unknown(self, name: str, *, where: str) -> UserError:
-        """The error for an option that does not exist, with what takes its place or the nearest existing name."""
+        """The error for an option that does not exist; it names the replacement or the nearest option."""
         near = did_you_mean(name, self.fields)
         if name in self.named_otherwise:
             hint = f"; here it is {self.named_otherwise[name]}"
@@ -66,11 +66,11 @@ class Schema:
         return UserError(f"{where}: unknown option `{name}`{hint}")
 
     def check(self, values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-        """`values`, each in its option's type. Raises UserError for an unknown name or a value that does not fit."""
+        """`values`, each converted to its option's type. Raises UserError for an unknown name or an invalid value."""
         checked = {}
         for name, value in values.items():
             if not isinstance(name, str):
-                raise UserError(f"{where}: {name!r} is no option's name: put it in quotes, or write option: value")
+                raise UserError(f"{where}: {name!r} is not an option name: put it in quotes, or write option: value")
             if name not in self.fields:
                 raise self.unknown(name, where=where)
             checked[name] = check_value(self.fields[name], value, where=f"{where}: {name}")
@@ -79,7 +79,7 @@ class Schema:
 
 @cache
 def schema(command: str) -> Schema:
-    """The options of "train" or "sft"."""
+    """The options of `cppo train` or `cppo sft`; `command` is "train" or "sft"."""
     train = command == "train"
     options_class = TrainOptions if train else RunOptions
     run, own = option_fields(options_class), cppo_fields() if train else {}

@@ -1,4 +1,4 @@
-"""What the method acts on: the score of a token, the selector of tokens, the gate of rollouts."""
+"""Options of score, selector and gate: which tokens and rollouts a method acts on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from cppo.errors import UserError, choose_one
 from cppo.fields import method_option
 
 DETECTORS = ("entropy_shift", "entropy_shift_absolute", "entropy", "k3", "kl", "js", "logp_shift")
-"""The scores that an evaluation compares, `cppo.perception.DEPENDENCY_SCORES`."""
+"""The scores that an evaluation compares, as in `cppo.perception.DEPENDENCY_SCORES`."""
 
 
 @dataclass
@@ -24,85 +24,86 @@ class SelectionOptions:
         ),
     ] = method_option(
         "entropy_shift",
-        "How a token's dependency on the image is scored: rise of its entropy under I-, relative to that entropy "
-        "(published) or in nats ('entropy_shift_absolute'), its entropy under the image alone, 'k3' on the sampled "
-        "token or exact 'kl' or 'js' of anchor and I-, fall of the sampled token's log-probability ('logp_shift') or "
-        "its change in nats ('logp_difference', ToR) or as a fraction ('..._relative'). Without a second pass: -log p "
-        "or -p log p of the sampled token ('sampled_surprisal', 'sampled_entropy', MSSR), the cosine of its hidden "
-        "states with the image's in the last layer ('image_cosine'), weighted late ('image_focus', VGPO) or over all "
-        "layers ('image_cosine_layers', PEPO). Fused: 'anchored_entropy' (VEPO), 'robust_dependency' on I- and I+ "
-        "(ours, after PRPO). Or file.py:function.",
+        "Score of a token's dependency on the image. From the image and I-: 'entropy_shift', the rise of the token's "
+        "entropy relative to its entropy under I- (published), 'entropy_shift_absolute', the same in nats; 'k3' on "
+        "the sampled token; exact 'kl' or 'js'; 'logp_shift', the fall of the sampled token's log-probability; "
+        "'logp_difference' (ToR), its change in nats; 'logp_difference_relative', as a fraction. From the image "
+        "alone: 'entropy'; 'sampled_surprisal', -log p, and 'sampled_entropy', -p log p, of the sampled token "
+        "(MSSR); the cosine of its hidden states and the image's: 'image_cosine' in the last layer, 'image_focus' "
+        "weighted to late layers (VGPO), 'image_cosine_layers' over all layers (PEPO). Fused: 'anchored_entropy' "
+        "(VEPO); 'robust_dependency', with I+ (ours, after PRPO). Or file.py:function.",
     )
     perception_selector: Annotated[
         str, ("top_positive", "top", "bottom", "band", "band_values", "two_sets", "random", "all")
     ] = method_option(
         "top_positive",
-        "Tokens selected in a rollout: the best-scored of those with a positive score (published), of all, the "
-        "worst-scored of all ('bottom'), those between two quantiles of the score ('band') or two values of it "
-        "('band_values'), two sets with a weight each ('two_sets', ToR), random ones, as many as 'top_positive' "
-        "selects, all, or those that file.py:function selects.",
+        "Tokens selected in a rollout. 'top_positive': the highest scores among the positive ones (published). "
+        "'top', 'bottom': the highest, the lowest of all. 'band', 'band_values': scores between two quantiles, two "
+        "values. 'two_sets': two weighted sets (ToR). 'random': as many as 'top_positive'. 'all'. Or "
+        "file.py:function.",
     )
     perception_selector_scope: Literal["rollout", "batch"] = method_option(
         "rollout",
-        "The tokens that a selector compares: a 'rollout''s (published), or those of the 'batch': of the whole "
-        "generation batch on all processes where the advantages are shaped, of a process's micro-batch in a loss.",
+        "Tokens that a selector compares. 'rollout': those of one rollout (published). 'batch': those of the "
+        "generation batch on all processes where the sink shapes advantages, those of a process's micro-batch in a "
+        "loss.",
     )
     perception_band: list[float] = method_option(
         [0.2, 0.8],
-        "Selectors 'band' and 'band_values': [low, high], as quantiles of the score or as its values (in nats, where "
-        "the score is).",
+        "Selectors 'band' and 'band_values': [low, high], quantiles of the score or values of it (nats for scores in "
+        "nats).",
     )
     perception_entropy_fraction: Annotated[float, "(0, 1]"] = method_option(
-        0.3, "Selector 'two_sets': fraction of the tokens of highest entropy that make the first set."
+        0.3, "Selector 'two_sets': fraction of tokens in the first set, those of highest entropy."
     )
     perception_nucleus: Annotated[float, "(0, 1]"] = method_option(
         0.95,
-        "Selector 'two_sets': the probability of the most probable tokens over which that entropy is taken, "
-        "renormalized; 1 takes the whole vocabulary.",
+        "Selector 'two_sets': probability mass of the most probable tokens that this entropy covers, renormalized; 1 "
+        "covers the whole vocabulary.",
     )
     perception_set_weights: Annotated[list[float], "[0, inf)"] = method_option(
         [1.0, 0.5],
-        "Selector 'two_sets': weights of the first set, and of the tokens of the second that are not in the first.",
+        "Selector 'two_sets': weight of the first set; weight of the tokens that are only in the second.",
     )
     perception_top_fraction: Annotated[float, "(0, 1]"] = method_option(
         0.5,
-        "Fraction of a rollout's tokens with a positive dependency score ('top_positive'), or of all its tokens "
-        "('top'), that are selected.",
+        "Fraction of tokens selected: of a rollout's positive scores ('top_positive') or of all its tokens ('top').",
     )
     perception_top_rounding: Literal["floor", "ceil"] = method_option(
         "floor",
-        "How that number of tokens is rounded: down, but to at least one (published), or up (VPPO, asynchronous CPPO).",
+        "Rounding of the number of selected tokens. 'floor': down, but at least one (published). 'ceil': up (VPPO, "
+        "asynchronous CPPO).",
     )
     perception_gate: Literal["advantage", "correct", "none"] = method_option(
         "advantage",
-        "Rollouts that the perception loss learns from: those with a positive advantage (published), those that "
-        "`perception_gate_reward` calls correct, or all.",
+        "Rollouts that the perception loss uses. 'advantage': those with a positive advantage (published). "
+        "'correct': those that perception_gate_reward accepts. 'none': all.",
     )
     perception_gate_reward: str | None = method_option(
-        None, "Name of the reward function that decides for perception_gate='correct' (value > 0)."
+        None, "perception_gate='correct': name of the reward function that decides (value > 0)."
     )
     perception_weighting: Literal["equal", "advantage"] = method_option(
         "equal",
-        "How much each gated-in rollout counts in the perception loss: all alike (published), or by its advantage "
-        "(needs perception_gate='advantage' and perception_normalization='rollout').",
+        "Weight of a gated-in rollout in the perception loss. 'equal': the same for all (published). 'advantage': "
+        "its advantage (needs perception_gate='advantage' and perception_normalization='rollout').",
     )
     perception_rollouts_per_group: Annotated[int | None, "[1, inf)"] = method_option(
         None,
-        "At most so many gated-in rollouts of a group are scored under the views, drawn by the seed and weighted so "
-        "that the loss keeps its expectation: for long responses (needs perception_normalization='rollout'). Without "
-        "it all are.",
+        "Maximum number of gated-in rollouts per group that are scored under the views, for long responses. They are "
+        "drawn by the seed and reweighted, so that the expected loss stays the same (needs "
+        "perception_normalization='rollout'). Default: all.",
     )
 
 
 def check_selection(options: Mapping[str, Any]) -> None:
-    """Hold the options of selector and gate against each other and against the loss's. Raises UserError."""
+    """Raise UserError where the options of selector and gate contradict each other or the loss's."""
     low_high, weights = options["perception_band"], options["perception_set_weights"]
     if len(low_high) != 2 or low_high[0] > low_high[1]:
         raise UserError(f"perception_band = {low_high}: give two numbers, [low, high]")
     if options["perception_selector"] == "band" and not 0 <= low_high[0] <= low_high[1] <= 1:
         raise UserError(f"perception_band = {low_high}: perception_selector = 'band' takes quantiles, from 0 to 1")
     if len(weights) != 2 or not any(weights):
-        raise UserError(f"perception_set_weights = {weights}: give two weights, of which one at least is above 0")
+        raise UserError(f"perception_set_weights = {weights}: give two weights, at least one above 0")
     if options["perception_gate"] == "correct" and not options["perception_gate_reward"]:
         raise UserError(
             "perception_gate = 'correct' needs perception_gate_reward, the name of the reward function that decides"
@@ -123,11 +124,10 @@ def check_selection(options: Mapping[str, Any]) -> None:
 
 
 def check_gate_reward(options: Mapping[str, Any], rewards: Sequence[str]) -> None:
-    """Whether the reward by which the gate `correct` decides is one of `rewards`, the names of the reward functions.
-
-    Raises UserError if it is not.
+    """Raise UserError where the gate 'correct' needs a reward that is not in `rewards`, the names of the reward
+    functions.
     """
     name = options["perception_gate_reward"]
     if options["perception_gate"] == "correct" and name not in rewards:
         hint = choose_one(name, rewards)
-        raise UserError(f"perception_gate_reward = {name!r} is none of the reward functions; {hint}")
+        raise UserError(f"perception_gate_reward = {name!r} is not one of the reward functions; {hint}")

@@ -1,6 +1,6 @@
-"""The views: which families of them exist, how strong they are, and those that rollouts are made from.
+"""Options of the views: families, strengths, and views that rollouts are made from.
 
-Defaults: published, CPPO's (arXiv 2601.00501) first.
+The defaults are published values, CPPO's (arXiv 2601.00501) where it has one.
 """
 
 import math
@@ -14,25 +14,26 @@ from cppo.fields import OptionField, in_interval, method_option, option, option_
 
 PRESERVING_FAMILIES = ("color_jitter", "perspective", "rotation")
 REMOVING_FAMILIES = ("noise_rectangles", "crop")
-"""CPPO's own."""
+"""CPPO's own families."""
 KNOWN_PRESERVING = (*PRESERVING_FAMILIES, "gaussian_blur", "diffusion_noise")
 KNOWN_REMOVING = (*REMOVING_FAMILIES, "black_patches", "static")
-"""With those of other methods, and `static`, which leaves nothing of the image."""
+"""The families of all methods; `static` removes the whole image."""
 INSIDE_VIEWS = ("image_removed", "attention_masked", "values_replaced")
-"""I- inside the model, of the image as it is."""
+"""Removing views (I-) inside the model; the image itself stays unchanged."""
 DIFFUSION_STEPS = 1000
-"""Steps of the whole diffusion, after which an image is noise alone."""
+"""Steps of the full diffusion, after which only noise is left."""
 
 
 @dataclass(frozen=True)
 class ViewStrengths:
-    """The strength of every view; a pair is the [low, high] range that a value is drawn from uniformly.
+    """The strength of every view. A pair is the [low, high] range of a uniform draw.
 
-    The option `view_NAME` of a configuration has the default, the range and the help of the field NAME. Factors of 1
-    change nothing. From a distortion of 2/3 on corners can fold the image over.
+    The option `view_NAME` takes its default, range and help from the field NAME. A factor of 1 changes nothing. A
+    distortion
+    of 2/3 or more can fold the image over itself. Lists are accepted as pairs, because YAML has no tuples.
 
     Raises:
-        UserError: a value is out of its range or not a number. Lists serve as pairs, for YAML has no tuples.
+        UserError: a value is out of its range or not a number.
     """
 
     brightness: Annotated[tuple[float, float], "[0, inf)"] = option(
@@ -47,26 +48,26 @@ class ViewStrengths:
     perspective_distortion: Annotated[float, "[0, 0.6666)"] = option(
         0.2, "I+ perspective: how far corners move, as a fraction of half the side."
     )
-    perspective_probability: Annotated[float, "[0, 1]"] = option(0.5, "I+ perspective: probability that it is applied.")
+    perspective_probability: Annotated[float, "[0, 1]"] = option(0.5, "I+ perspective: probability of applying it.")
     rotation_degrees: Annotated[float, "[0, 180]"] = option(10.0, "I+ rotation: largest angle, in degrees.")
     diffusion_steps: Annotated[int, f"[0, {DIFFUSION_STEPS}]"] = option(
-        200, f"Diffusion noise: how far it goes, of {DIFFUSION_STEPS:,} steps."
+        200, f"Diffusion noise: number of noise steps, out of {DIFFUSION_STEPS:,}."
     )
     diffusion_decay: tuple[float, float] | None = option(
         None,
-        "Diffusion noise: [steepness, midpoint] of the sigmoid by which it fades out, the midpoint as a fraction of "
-        "the run (NoisyRollout, DVRP); without it the noise stays.",
+        "Diffusion noise: [steepness, midpoint] of the sigmoid that fades it out; the midpoint is a fraction of the "
+        "run (NoisyRollout, DVRP). Default: no fading.",
     )
     noise_rectangles: int = option(50, "I- noise: number of rectangles.")
     noise_side: Annotated[tuple[float, float], "(0, 1]"] = option(
-        (0.05, 0.15), "I- noise: range of a rectangle's sides, as fractions of the image's."
+        (0.05, 0.15), "I- noise: range of a rectangle's sides, as fractions of the image's sides."
     )
     crop_side: Annotated[tuple[float, float], "(0, 1]"] = option(
-        (0.6, 0.7), "I- crop: range of the one fraction that the crop keeps of both sides."
+        (0.6, 0.7), "I- crop: range of the fraction that the crop keeps of both sides."
     )
-    patch_side: Annotated[int, "[1, inf)"] = option(14, "I- black patches: their side, in pixels.")
+    patch_side: Annotated[int, "[1, inf)"] = option(14, "I- black patches: side of a patch, in pixels.")
     patch_probability: Annotated[float, "[0, 1]"] = option(
-        0.6, "I- black patches: probability that a patch is blacked."
+        0.6, "I- black patches: probability that a patch turns black."
     )
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class ViewStrengths:
             object.__setattr__(self, "diffusion_decay", _steepness_and_midpoint(self.diffusion_decay))
 
     def at(self, progress: float) -> "ViewStrengths":
-        """The strengths after a fraction `progress` of a run; it counts the batch that begins, so it ends at 1.
+        """The strengths after a fraction `progress` of a run. `progress` counts the current batch, so it ends at 1.
 
         With a decay, floor(steps (1 - sigmoid(steepness (progress - midpoint)))) diffusion steps are left
         (NoisyRollout, arXiv 2504.13055; DVRP, 2601.06801).
@@ -91,12 +92,12 @@ class ViewStrengths:
 
 @cache
 def strength_fields() -> Mapping[str, OptionField]:
-    """The strengths by name, as they are declared."""
+    """The fields of `ViewStrengths` by name."""
     return option_fields(ViewStrengths)
 
 
 def _strength(name: str) -> tuple[Any, str]:
-    """The default and the help of the option `view_NAME`: those of `ViewStrengths`, where its range stands too."""
+    """Default and help of the option `view_NAME`, from `ViewStrengths`; its range is there too."""
     declared = strength_fields()[name]
     default = declared.default
     return list(default) if isinstance(default, tuple) else default, declared.help
@@ -108,18 +109,18 @@ class ViewOptions:
 
     preserving_views: list[str] = method_option(
         list(PRESERVING_FAMILIES),
-        f"Families of information-preserving views (I+): {', '.join(KNOWN_PRESERVING)}, or file.py:function; one is "
-        "drawn for each image.",
+        f"Families of information-preserving views (I+): {', '.join(KNOWN_PRESERVING)}, or file.py:function. One is "
+        "drawn per image.",
     )
     removing_views: list[str] = method_option(
         list(REMOVING_FAMILIES),
-        f"Families of information-removing views (I-): {', '.join(KNOWN_REMOVING)}, or file.py:function, one drawn for "
-        f"each image; or one inside the model: {', '.join(INSIDE_VIEWS)}.",
+        f"Families of information-removing views (I-): {', '.join(KNOWN_REMOVING)}, or file.py:function; one is drawn "
+        f"per image. Or one view inside the model: {', '.join(INSIDE_VIEWS)}.",
     )
     view_draws: Literal["epoch", "rollout", "once"] = method_option(
         "epoch",
-        "When views are drawn anew: for each prompt and 'epoch', for each 'rollout' (VPPO), or 'once', so that a "
-        "prompt has the same for the whole run (asynchronous CPPO).",
+        "When new views are drawn. 'epoch': per prompt and epoch. 'rollout': per rollout (VPPO). 'once': per prompt, "
+        "for the whole run (asynchronous CPPO).",
     )
     view_brightness: list[float] = method_option(*_strength("brightness"))
     view_contrast: list[float] = method_option(*_strength("contrast"))
@@ -134,44 +135,46 @@ class ViewOptions:
     view_crop_side: list[float] = method_option(*_strength("crop_side"))
     view_patch_side: int = method_option(*_strength("patch_side"))
     view_patch_probability: float = method_option(*_strength("patch_probability"))
-    rollout_views: list[str] = method_option([], "Families of views that rollouts are made from instead of the image.")
+    rollout_views: list[str] = method_option([], "Families of views that replace the image when rollouts are made.")
     rollout_view_mode: Literal["augment", "mix"] = method_option(
         "augment",
-        "'augment': a share of the prompts shows the view in rollouts and update; 'mix': a share of each group's "
-        "rollouts is made from it, and the update sees the image (NoisyRollout).",
+        "'augment': a share of the prompts shows the view in rollouts and updates. 'mix': a share of each group's "
+        "rollouts is made from the view, and updates see the image (NoisyRollout).",
     )
     rollout_view_fraction: Annotated[float, "[0, 1]"] = method_option(
-        0.5, "The share of prompts ('augment') or of a group's rollouts ('mix') that see a view."
+        0.5, "Share of prompts ('augment') or of a group's rollouts ('mix') that see a view."
     )
 
 
 def inside_views(options: Mapping[str, Any]) -> dict[str, str]:
-    """The views inside the model that the options name, by kind.
+    """The views inside the model that the options name: kind -> family.
 
-    Raises UserError where one is to be a view of the image, or shares its list.
+    Raises UserError where such a family is in another list than `removing_views`, or is not alone in it.
     """
     for name in ("preserving_views", "rollout_views"):
         if misplaced := [family for family in options[name] or () if family in INSIDE_VIEWS]:
-            raise UserError(f"{name}: {misplaced[0]} is a view inside the model that removes: put it in removing_views")
+            raise UserError(f"{name}: {misplaced[0]} is a removing view inside the model: put it in removing_views")
     families = list(options["removing_views"] or ())
     inside = [family for family in families if family in INSIDE_VIEWS]
     if inside and len(families) > 1:
-        raise UserError(f"removing_views: {inside[0]} is a view inside the model, which stands alone in its list")
+        raise UserError(
+            f"removing_views: {inside[0]} is a view inside the model and must be the only family in the list"
+        )
     return {"removing": inside[0]} if inside else {}
 
 
 def pictured(families: Sequence[str]) -> Sequence[str]:
-    """Families of I- for what shows pictures: `static` stands for a view inside the model, which has none."""
+    """Families of I- that can be shown as pictures: `static` replaces a view inside the model, which has no picture."""
     return ["static"] if len(families) == 1 and families[0] in INSIDE_VIEWS else families
 
 
 def view_strengths(options: Mapping[str, Any]) -> ViewStrengths:
-    """The strengths that the options `view_*` give. Raises UserError for one that is not valid."""
+    """The strengths that the options `view_*` give. Raises UserError for an invalid value."""
     return ViewStrengths(**{name: options[f"view_{name}"] for name in strength_fields()})
 
 
 def check_views(options: Mapping[str, Any]) -> None:
-    """Hold the views' options against each other and against TRL's. Raises UserError."""
+    """Raise UserError where the views' options contradict each other or TRL's."""
     inside_views(options)
     if options["rollout_views"]:
         _check_rollout_views(options)
@@ -189,23 +192,23 @@ def _check_rollout_views(options: Mapping[str, Any]) -> None:
     group_size = options.get("num_generations") or 1
     if group_size > 1 and not round(options["rollout_view_fraction"] * group_size):
         raise UserError(
-            f"rollout_view_fraction = {options['rollout_view_fraction']:g} of num_generations = {group_size} is no "
-            f"rollout at all: give at least {1 / group_size:g}"
+            f"rollout_view_fraction = {options['rollout_view_fraction']:g} of num_generations = {group_size} is less "
+            f"than one rollout: give at least {1 / group_size:g}"
         )
     if options.get("use_vllm") and options.get("vllm_mode") == "server":
         raise UserError(
-            "rollout_view_mode = 'mix' gives the rollouts of a group different images, but with vllm_mode = "
-            "'server' TRL sends one for all: choose 'colocate'"
+            "rollout_view_mode = 'mix' gives the rollouts of a group different images, but with vllm_mode = 'server' "
+            "TRL sends one image for all: choose 'colocate'"
         )
     if options.get("use_vllm") and options.get("vllm_importance_sampling_correction") is not False:
         raise UserError(
-            "rollout_view_mode = 'mix' scores rollouts under another image than they were sampled from: with vLLM "
-            "set vllm_importance_sampling_correction = false"
+            "rollout_view_mode = 'mix' samples rollouts from another image than it scores: with vLLM set "
+            "vllm_importance_sampling_correction = false"
         )
 
 
 def _checked(declared: OptionField, value: Any) -> Any:
-    interval = declared.interval or "[1, inf)"  # of a count
+    interval = declared.interval or "[1, inf)"  # for a count
     bounds = f"of at least {interval[1:].partition(',')[0]}" if interval.endswith(" inf)") else f"in {interval}"
     if "list" in declared.kinds:
         if not _is_pair(value) or value[0] > value[1] or not all(in_interval(part, interval) for part in value):
