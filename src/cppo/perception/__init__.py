@@ -1,7 +1,6 @@
-"""The method in pure tensors: divergences, dependency scores, selection, gate and contrastive loss.
+"""The method in pure tensor maths: divergences, dependency scores, selection, gate, losses and advantage shaping.
 
-Imports torch alone. B rollouts, T response tokens, V vocabulary; every divergence, entropy and loss is in
-nats.
+Imports only torch. B rollouts, T response tokens, V vocabulary. Divergences, entropies and losses are in nats.
 """
 
 from cppo.perception.detection import (

@@ -1,13 +1,12 @@
-"""Which response tokens depend on the image: divergences on the sampled token, dependency scores, selection.
+"""Detection of perception tokens: divergences on the sampled token, dependency scores, selection.
 
-A token whose score under an information-removing view is high is taken for a perception token. Divergences, entropies
-and scores are in nats. Source: "CPPO: Contrastive Perception for Vision Language Policy Optimization" (arXiv
-2601.00501). Its synchronous code estimates divergences by k3 on the sampled token, its asynchronous code by k1. Its
-text speaks of whole distributions, for which the exact divergences stand here.
+A perception token has a high score under an information-removing view. Divergences, entropies and scores are in nats.
+Source: "CPPO: Contrastive Perception for Vision Language Policy Optimization" (arXiv 2601.00501). Its synchronous code
+estimates divergences by k3 on the sampled token, its asynchronous code by k1. Its text describes full distributions;
+the exact divergences implement that.
 
 All functions accept bfloat16 or float16, compute and return float32, and keep float64. Gradients flow through both
-arguments of a divergence and through none of a score. Distributions at a sampling temperature: divide the logits by it
-first.
+arguments of a divergence, and through no score. For a sampling temperature, divide the logits by it first.
 """
 
 import math
@@ -25,13 +24,14 @@ K3_LOG_RATIO_LIMIT = 20.0
 K3_VALUE_LIMIT = 10.0
 ENTROPY_EPSILON = 1e-6
 ENTROPY_FLOOR = 1e-5
-"""A smaller rise of an entropy, in nats, counts as none. Entropies in float32 are `log Z - sum p z` in TRL and in verl,
-and off by up to 1.5e-5 where they are near 0 (measured), so that chance would choose among such tokens."""
+"""Smallest rise of an entropy, in nats, that counts. TRL and verl compute float32 entropies as `log Z - sum p z`, which
+is off by up to 1.5e-5 near 0 (measured). Below the floor, rounding errors would decide between tokens.
+"""
 ROUNDINGS = ("floor", "ceil")
 
 
 def to_accumulation_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
-    """Check that the tensors have one shape and a floating dtype; lift them to float32, or float64 if any is.
+    """Check that all tensors have one shape and a floating dtype; convert them to float32, or float64 if any is.
 
     Raises ValueError that names the tensor and its shape or dtype.
     """
@@ -49,17 +49,16 @@ def to_accumulation_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
-    """Published estimate of KL(anchor || view) from the log-probabilities of the sampled token alone.
+    """Published k3 estimate of KL(anchor || view) from the log-probabilities of the sampled tokens.
 
-    `k3 = exp(x) - x - 1` with `x = clamp(view_logp - logp, -20, 20)`, never negative and cut at 10; the gradient
-    is zero where a clamp acts. Written with `expm1`, which keeps small values exact.
+    `k3 = exp(x) - x - 1` with `x = clamp(view_logp - logp, -20, 20)`, clamped to [0, 10]. The gradient is zero where a
+    clamp acts. `expm1` keeps small values exact.
 
-    logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Raises ValueError on unequal
-    shapes. Two equal log-probabilities give exactly 0, two of -inf (a banned token) too. Noise in bf16:
-    docs/results/noise_floor.md.
+    logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Two equal log-probabilities give exactly 0,
+    also two of -inf (a banned token). Noise in bf16: docs/results/noise_floor.md. Raises ValueError on unequal shapes.
     """
     logps, view_logps = to_accumulation_dtype(logps=logps, view_logps=view_logps)
-    # -inf - (-inf) is NaN; equal arguments have value and gradient zero anyway.
+    # -inf - (-inf) is NaN; equal arguments have value and gradient zero.
     log_ratio = (view_logps - logps).masked_fill(logps == view_logps, 0.0)
     log_ratio = log_ratio.clamp(-K3_LOG_RATIO_LIMIT, K3_LOG_RATIO_LIMIT)
     return (torch.expm1(log_ratio) - log_ratio).clamp(max=K3_VALUE_LIMIT)
@@ -67,13 +66,13 @@ def k3_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def entropy_shift(entropy: Tensor, view_entropy: Tensor, relative: bool = True) -> Tensor:
-    """Published score of CPPO: by how much the entropy rises when the image loses its information.
+    """Published score of CPPO: the rise of the entropy when the image loses its information.
 
-    `dH = view_entropy - entropy`; the score is `relu(dH) / (view_entropy + 1e-6)` (a fraction of at most 1)
-    if `relative`, else `relu(dH)` (nats); exactly 0 where the shift is below `ENTROPY_FLOOR`.
+    With `dH = view_entropy - entropy`, the score is `relu(dH) / (view_entropy + 1e-6)` if `relative` (a fraction of at
+    most 1), else `relu(dH)` (nats). A shift below `ENTROPY_FLOOR` gives exactly 0.
 
-    entropy (under the image), view_entropy (under the information-removing view): [B, T], nats. Returns [B,
-    T], detached. Source: arXiv 2601.00501. Raises ValueError on unequal shapes.
+    entropy (under the image), view_entropy (under the information-removing view): [B, T], nats. Returns [B, T],
+    detached. Source: arXiv 2601.00501. Raises ValueError on unequal shapes.
     """
     entropy, view_entropy = to_accumulation_dtype(entropy=entropy, view_entropy=view_entropy)
     rise = (view_entropy - entropy).relu()
@@ -83,10 +82,9 @@ def entropy_shift(entropy: Tensor, view_entropy: Tensor, relative: bool = True) 
 
 @torch.no_grad()
 def logp_shift(logps: Tensor, view_logps: Tensor) -> Tensor:
-    """Score `relu(logp - view_logp)`: the log-probability that the sampled token loses under the view, nats.
+    """Score `relu(logp - view_logp)`, nats: the log-probability that the sampled token loses under the view.
 
-    logps, view_logps: [B, T]. Returns [B, T], detached; 0 where the view does not lower it. Raises ValueError
-    on unequal shapes.
+    logps, view_logps: [B, T]. Returns [B, T], detached. Raises ValueError on unequal shapes.
     """
     logps, view_logps = to_accumulation_dtype(logps=logps, view_logps=view_logps)
     return (logps - view_logps).relu()
@@ -101,15 +99,14 @@ def select_perception_tokens(
 ) -> Tensor:
     """The best-scored `top_fraction` of each rollout's candidate tokens.
 
-    A candidate has `response_mask` non-zero and `score > 0` (so never NaN) and, where advantages are given,
-    an advantage > 0. Of the `count` candidates of a row exactly `max(1, floor(top_fraction * count))` are
-    kept, or `ceil(top_fraction * count)`, as `rounding` says; none if there are none. Ties go to the earlier
-    position.
+    A candidate has a non-zero `response_mask`, `score > 0` (never NaN) and, where advantages are given, an advantage >
+    0. A row with `count` candidates keeps exactly `max(1, floor(top_fraction * count))` of them, or the ceiling, by
+    `rounding`; a row without candidates keeps none. Ties go to the earlier position.
 
-    score: [B, T]. response_mask: [B, T], bool or 0/1. advantages: [B] (a rollout) or [B, T] (a token).
-    rounding: one of `ROUNDINGS`. Returns bool [B, T]. Source: arXiv 2601.00501, where top_fraction is 0.5; its
-    synchronous code takes the floor, its asynchronous the ceiling. Raises ValueError on a shape that does not
-    fit, a top_fraction outside (0, 1] or an unknown rounding.
+    score: [B, T]. response_mask: [B, T], bool or 0/1. advantages: [B] (per rollout) or [B, T] (per token). rounding:
+    one of `ROUNDINGS`. Returns bool [B, T]. Source: arXiv 2601.00501, with top_fraction 0.5; its synchronous code takes
+    the floor, its asynchronous code the ceiling. Raises ValueError on a wrong shape, a top_fraction outside (0, 1] or
+    an unknown rounding.
     """
     candidate_BT = response_tokens(score, response_mask, top_fraction) & (score > 0)
     if advantages is not None:
@@ -136,9 +133,9 @@ def select_tokens(
 ) -> Tensor:
     """The tokens that a selector of `SELECTORS` keeps, bool [B, T], or their weights, floating [B, T].
 
-    score, response_mask: [B, T]. draws: independent uniform numbers, [B, T], for selectors that need them. rounding:
-    one of `ROUNDINGS`. more: "entropies", "nucleus_entropies" and "options", for selectors that need them. Raises
-    ValueError on an unknown selector, what it needs and lacks, or what the functions above refuse.
+    score, response_mask: [B, T]. draws: independent uniform numbers, [B, T]. rounding: one of `ROUNDINGS`. more:
+    "entropies", "nucleus_entropies" and "options". Selectors that need draws or more declare it. Raises ValueError on
+    an unknown selector, a missing input, or an input that the selector refuses.
     """
     select = registered(SELECTORS, "selector", selector)
     needed = needs_of(select)
@@ -152,7 +149,7 @@ def select_tokens(
 
 
 def response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float = 1.0) -> Tensor:
-    """The response mask as bool [B, T], after a check of shapes and fraction."""
+    """The response mask as bool [B, T]; checks shapes and fraction."""
     if not 0.0 < top_fraction <= 1.0:
         raise ValueError(f"top_fraction must lie in (0, 1], but is {top_fraction}")
     if score.ndim != 2:
@@ -165,7 +162,7 @@ def response_tokens(score: Tensor, response_mask: Tensor, top_fraction: float = 
 
 
 def kept_count(candidate_BT: Tensor, top_fraction: float, rounding: str) -> Tensor:
-    """How many of each row's candidates are kept: at least one, but 0 without any; [B, 1].
+    """The number of candidates that each row keeps, [B, 1]: at least one, but 0 for a row without candidates.
 
     Raises ValueError on a rounding that is not one of `ROUNDINGS`.
     """
@@ -175,9 +172,9 @@ def kept_count(candidate_BT: Tensor, top_fraction: float, rounding: str) -> Tens
     def kept(count: int) -> int:
         if rounding == "floor":
             return max(1, math.floor(top_fraction * count))
-        return math.ceil(round(top_fraction * count, 9))  # 0.07 x 100 is 7, though its product in float64 is above
+        return math.ceil(round(top_fraction * count, 9))  # 0.07 x 100 is 7, but its float64 product is above 7
 
-    # A table in Python's own float64 keeps the count exact on devices that have no float64.
+    # A table made in Python's float64 keeps the count exact on devices without float64.
     kept_by_count = torch.tensor(
         [0, *(kept(count) for count in range(1, candidate_BT.shape[1] + 1))], device=candidate_BT.device
     )
@@ -185,7 +182,7 @@ def kept_count(candidate_BT: Tensor, top_fraction: float, rounding: str) -> Tens
 
 
 def best_tokens(score: Tensor, candidate_BT: Tensor, kept_B1: Tensor) -> Tensor:
-    """The `kept_B1` best-scored candidates of each row, ties to the earlier position; bool [B, T]."""
+    """The `kept_B1` best-scored candidates of each row, bool [B, T]; ties go to the earlier position."""
     ranked = score if score.is_floating_point() else score.float()
     order_BT = torch.sort(
         ranked.detach().masked_fill(~candidate_BT, -math.inf), dim=1, descending=True, stable=True
@@ -196,7 +193,7 @@ def best_tokens(score: Tensor, candidate_BT: Tensor, kept_B1: Tensor) -> Tensor:
 
 
 class DetectionOptions(Protocol):
-    """The options by which perception tokens are found; see `CPPOConfig`. A selector may read others."""
+    """The options that detection reads; see `CPPOConfig`. A selector may read others."""
 
     @property
     def perception_score(self) -> str: ...
@@ -216,34 +213,37 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def needs(*names: str) -> Callable[[Function], Function]:
-    """Declare what a score, selector or sink takes beside what it always gets; a decorator.
+    """Decorator: declare the extra inputs of a score, selector or sink.
 
-    Of a score: "hidden_states", the exact divergences "kl" and "js" (`ResponseScores.exact` of the views it compares),
-    one of `SIMILARITIES` (`ResponseScores.similarities` of the anchor), "response_mask", which is given by name, or
-    "logits": it is then a function of the two policies' logits, [n, V] each, of n tokens at a time, and returns [n].
-    Of a selector, each given by name: "draws", "entropies", "nucleus_entropies", [B, T], or "options". Of a sink:
-    "hidden_states"; of a loss term also "advantages", "old_logps", "reference_logps" (`ViewScores`), and
-    "response_mean", by which its mean is over all response tokens; of an advantage shaping also "rollout_weights" or
-    "group_weights".
+    A score may need "hidden_states"; the exact divergences "kl" and "js" (`ResponseScores.exact` of its views); one of
+    `SIMILARITIES` (`ResponseScores.similarities` of the anchor); "response_mask", passed by name; or "logits". With
+    "logits" it is a function of both policies' logits, [n, V] each, for n tokens at a time, and returns [n].
+
+    A selector may need, each passed by name, "draws", "entropies", "nucleus_entropies", [B, T], or "options".
+
+    A sink may need "hidden_states". A loss term may also need "advantages", "old_logps", "reference_logps"
+    (`ViewScores`) and "response_mean", which averages it over all response tokens. An advantage shaping may also need
+    "rollout_weights" or "group_weights".
     """
 
     def declare(function: Function) -> Function:
-        setattr(function, "needs", frozenset(names))  # noqa: B010 (a function has no such attribute for mypy)
+        setattr(function, "needs", frozenset(names))  # noqa: B010 (mypy knows no such attribute of a function)
         return function
 
     return declare
 
 
 def needs_of(function: Callable[..., Any]) -> frozenset[str]:
-    """What a function declares by `needs`."""
+    """The extra inputs that a function declares by `needs`."""
     return getattr(function, "needs", frozenset())
 
 
 def under(*views: str) -> Callable[[Function], Function]:
-    """Declare the views that a score compares with the image, its arguments after the anchor; a decorator.
+    """Decorator: declare the views that a score compares with the image, in the order of its arguments after the
+    anchor.
 
-    Of "removing" and "preserving"; none where the pass under the image says all. Without it a score compares I-. A
-    loss term looks at the views that have a weight; with `under()` at none.
+    The views are "removing" and "preserving". `under()` declares none, for a score of the image alone. Without the
+    decorator a score compares I-. A loss term uses the views with a weight; with `under()`, none.
     """
 
     def declare(function: Function) -> Function:
@@ -254,19 +254,19 @@ def under(*views: str) -> Callable[[Function], Function]:
 
 
 def views_of(function: Callable[..., Any], default: tuple[str, ...] = ("removing",)) -> tuple[str, ...]:
-    """What a function declares by `under`."""
+    """The views that a function declares by `under`."""
     return getattr(function, "views", default)
 
 
 def registered(registry: Mapping[str, Function], kind: str, name: str) -> Function:
-    """The function of that name. Raises ValueError that lists the names."""
+    """The function registered under a name. Raises ValueError that lists the names."""
     if name not in registry:
         raise ValueError(f"{kind} must be one of {', '.join(registry)}, but is {name!r}")
     return registry[name]
 
 
 def named(registry: dict[str, Any], name: str) -> Callable[[Function], Function]:
-    """Put a function into a registry of this room; a decorator."""
+    """Decorator: register a function under a name."""
 
     def enter(function: Function) -> Function:
         registry[name] = function
@@ -283,10 +283,11 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     "k3": lambda anchor, removing: k3_divergence(anchor.logps, removing.logps),
     "entropy": under()(lambda anchor: anchor.entropies),
 }
-"""Dependency scores by name: (`ResponseScores` under the image, then under each view that `under` names) -> [B, T], or
-as `needs` says. "entropy", of the image alone, is the control for all others. `cppo.perception.scores` adds more."""
+"""Dependency scores by name: (`ResponseScores` under the image, then under each view of `under`) -> [B, T], or as
+`needs` declares. "entropy", under the image alone, is the control. `cppo.perception.scores` adds more.
+"""
 DEPENDENCY_SCORES = tuple(SCORES)
-"""Those that evaluations compare: what anchor and I- say of a token is enough for them."""
+"""The scores that evaluations compare; they need only the anchor and I-."""
 
 SELECTORS: dict[str, Callable[..., Tensor]] = {
     "top_positive": lambda score, mask, fraction, *, rounding, draws: select_perception_tokens(
@@ -294,8 +295,9 @@ SELECTORS: dict[str, Callable[..., Tensor]] = {
     ),
     "all": lambda score, mask, fraction, *, rounding, draws: response_tokens(score, mask),
 }
-"""Selectors by name: (score [B, T], response mask, bool, top fraction, rounding=, draws=) -> bool [B, T], or weights of
-the tokens [B, T], 0 for those that it leaves out. "all" keeps every one. `cppo.perception.selectors` adds more."""
+"""Selectors by name: (score [B, T], response mask, bool, top fraction, rounding=, draws=) -> bool [B, T], or token
+weights [B, T], 0 for tokens left out. "all" keeps every token. `cppo.perception.selectors` adds more.
+"""
 
 
 @torch.no_grad()
@@ -306,18 +308,18 @@ def dependency_score(
     preserving: ResponseScores | None = None,
     response_mask: Tensor | None = None,
 ) -> Tensor:
-    """How much each response token depends on the image by the score of `SCORES`, [B, T], without gradient.
+    """Each response token's dependency on the image by a score of `SCORES`, [B, T], without gradient.
 
-    Exact divergences that it needs are taken of the logits unless they are known. response_mask: [B, T]; without it all
-    tokens count. Raises ValueError on an unknown name, or where it needs a view, logits, hidden states or similarities
-    that are not given.
+    Exact divergences that the score needs and that are unknown are computed from the logits. Without a response_mask,
+    [B, T], all tokens count. Raises ValueError on an unknown name, or where a needed view, logits, hidden states or
+    similarities are missing.
     """
     score = registered(SCORES, "score", name)
     needed, given = needs_of(score), {"removing": removing, "preserving": preserving}
     views = {view: given[view] for view in views_of(score)}
     for one in (anchor, *views.values()):
         if one is None:
-            raise ValueError(f"the score {name!r} compares {', '.join(views)}, and not all of them are scored")
+            raise ValueError(f"the score {name!r} compares {', '.join(views)}, but not all of them are scored")
         if "hidden_states" in needed and one.hidden_states is None:
             raise ValueError(f"the score {name!r} needs hidden states, but the scorer kept none")
     found = [with_exact(anchor, one, over_logits(name)) for one in views.values() if one is not None]
@@ -331,11 +333,11 @@ def dependency_score(
 
 
 OverLogits = Callable[[Tensor, Tensor], Tensor]
-"""A function of the logits under the image and under a view, [n, V] each, of n tokens: [n]."""
+"""A function of n tokens' logits under the image and under a view, [n, V] each -> [n]."""
 
 
 def over_logits(name: str) -> dict[str, OverLogits]:
-    """Functions of the logits under image and view that a score of `SCORES` needs: "score" itself, or divergences."""
+    """The functions of logits under image and view that a score of `SCORES` needs: "score" itself, or divergences."""
     score = SCORES[name]
     if "logits" in needs_of(score):
         return {"score": score}
@@ -343,26 +345,26 @@ def over_logits(name: str) -> dict[str, OverLogits]:
 
 
 def over_anchor_logits(options: DetectionOptions) -> dict[str, OverLogits]:
-    """Functions of the logits under the image that the selector needs, which are given them twice."""
+    """The functions of logits under the image that the selector needs; they get these logits twice."""
     if "nucleus_entropies" not in needs_of(SELECTORS[options.perception_selector]):
         return {}
     return {"nucleus_entropy": lambda logits, _: nucleus_entropy(logits, options.perception_nucleus)}
 
 
 def with_exact(anchor: ResponseScores, view: ResponseScores, functions: Mapping[str, OverLogits]) -> ResponseScores:
-    """The view's scores with these functions of whole logits too. Raises ValueError where one needs logits."""
+    """The view's scores, extended by these functions of full logits. Raises ValueError where logits are missing."""
     exact = dict(view.exact)
     for name, function in functions.items():
         if name not in exact:
             if anchor.logits is None or view.logits is None:
-                raise ValueError(f"{name!r} is taken over whole logits: score with the plain scorer")
+                raise ValueError(f"{name!r} needs full logits: score with the plain scorer")
             exact[name] = function(anchor.logits.flatten(0, 1), view.logits.flatten(0, 1)).view_as(anchor.logps)
     return replace(view, exact=exact)
 
 
 @torch.no_grad()
 def detect(scores: ViewScores, options: DetectionOptions) -> ViewScores:
-    """`scores` with the perception tokens, and with the dependency score where it was not taken along."""
+    """`scores` with the perception tokens, and with the dependency score where it was missing."""
     scores = replace(scores, anchor=with_exact(scores.anchor, scores.anchor, over_anchor_logits(options)))
     score, name = scores.score, options.perception_score
     if score is None and any(getattr(scores, view) is None for view in views_of(registered(SCORES, "score", name))):
@@ -373,7 +375,7 @@ def detect(scores: ViewScores, options: DetectionOptions) -> ViewScores:
 
 
 def select(scores: ViewScores, options: DetectionOptions) -> ViewScores:
-    """`scores` with the perception tokens that the selector keeps by the score, in each rollout or in all together."""
+    """`scores` with the perception tokens that the selector keeps, in each rollout or in all rollouts together."""
     assert scores.score is not None
     score, mask, more = scores.score, scores.response_mask, dict[str, Tensor | None]()
     more["draws"], more["entropies"] = scores.draws, scores.anchor.entropies

@@ -1,6 +1,7 @@
-"""Divergences and entropy of whole next-token distributions, exact, in nats.
+"""Exact divergences and entropies of full next-token distributions, in nats.
 
-All accept bfloat16 or float16, compute and return float32, and keep float64. Gradients flow through every argument.
+All functions accept bfloat16 or float16, compute and return float32, and keep float64. Gradients flow through every
+argument.
 """
 
 import math
@@ -12,8 +13,7 @@ from torch import Tensor
 def log_distributions(**logits: Tensor) -> tuple[Tensor, ...]:
     """`log_softmax` of each over the last dimension in float32, or float64 if any is; -inf marks a banned token.
 
-    Raises ValueError that names the logits which are no floating-point tensor, have another shape than the first, or no
-    vocabulary dimension.
+    Raises ValueError that names logits with a non-floating dtype, a shape unlike the first, or no vocabulary dimension.
     """
     shape, dtype = next(iter(logits.values())).shape, torch.float32
     for name, tensor in logits.items():
@@ -21,7 +21,7 @@ def log_distributions(**logits: Tensor) -> tuple[Tensor, ...]:
             raise ValueError(f"{name} must have the shape of logits, {tuple(shape)}, but has {tuple(tensor.shape)}")
         if not (tensor.is_floating_point() and shape and shape[-1]):
             raise ValueError(
-                f"{name} must have a vocabulary dimension at the end and a floating-point dtype, but is of shape "
+                f"{name} must have a floating-point dtype and a vocabulary dimension at the end, but has shape "
                 f"{tuple(shape)} and {tensor.dtype}"
             )
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -31,9 +31,9 @@ def log_distributions(**logits: Tensor) -> tuple[Tensor, ...]:
 def kl_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:
     """Exact KL(softmax(logits) || softmax(view_logits)) over the vocabulary: sum of p (log p - log q), nats.
 
-    logits, view_logits: [B, T, V] (any leading shape). Returns [B, T]. A token banned (-inf) in the anchor
-    adds nothing; one banned in the view alone makes the divergence +inf, as the definition says. Rounding may
-    leave a value of about 1e-7 below zero. Raises ValueError on unequal shapes.
+    logits, view_logits: [B, T, V] (any leading shape). Returns [B, T]. A token banned (-inf) in the anchor adds
+    nothing; a token banned only in the view makes the divergence +inf, as defined. Rounding may leave about 1e-7 below
+    zero. Raises ValueError on unequal shapes.
     """
     return _relative_entropy(*log_distributions(logits=logits, view_logits=view_logits))
 
@@ -41,12 +41,11 @@ def kl_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:
 def js_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:
     """Exact Jensen-Shannon divergence over the vocabulary: half of KL(p || m) + KL(q || m), m = (p + q) / 2.
 
-    logits, view_logits: [B, T, V] (any leading shape). Returns [B, T], nats, symmetric, between 0 and ln 2
-    up to rounding, and finite whatever tokens are banned (-inf) on either side. Raises ValueError on unequal
-    shapes.
+    logits, view_logits: [B, T, V] (any leading shape). Returns [B, T], nats, symmetric, between 0 and ln 2 up to
+    rounding, and finite for any banned tokens (-inf). Raises ValueError on unequal shapes.
     """
     log_p, log_q = log_distributions(logits=logits, view_logits=view_logits)
-    # logaddexp(-inf, -inf) has a NaN gradient; any value will do there, both probabilities are zero.
+    # logaddexp(-inf, -inf) has a NaN gradient; any finite value works here, both probabilities are zero.
     banned_in_both = log_p.isneginf() & log_q.isneginf()
     log_mixture = torch.logaddexp(log_p.masked_fill(banned_in_both, 0.0), log_q.masked_fill(banned_in_both, 0.0))
     log_mixture = log_mixture - math.log(2.0)
@@ -54,7 +53,7 @@ def js_divergence(logits: Tensor, view_logits: Tensor) -> Tensor:
 
 
 def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Sum of p (log p - log q) over the last dimension, where 0 (log 0 - x) is 0 in value and in gradient."""
+    """Sum of p (log p - log q) over the last dimension; 0 (log 0 - x) is 0 in value and gradient."""
     log_ratio = (log_p - log_q).masked_fill(log_p.isneginf(), 0.0)
     return (log_p.exp() * log_ratio).sum(dim=-1)
 
@@ -62,22 +61,22 @@ def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
 def entropy_from_logits(logits: Tensor) -> Tensor:
     """Exact entropy of softmax(logits) over the vocabulary, in nats; differentiable.
 
-    logits: [B, T, V] (any leading shape), already divided by the sampling temperature. Returns [B, T],
-    float32 (float64 kept). A banned token (-inf) adds nothing, in value and in gradient. Raises ValueError
-    without a vocabulary dimension.
+    logits: [B, T, V] (any leading shape), already divided by the sampling temperature. Returns [B, T], float32 (float64
+    kept). A banned token (-inf) adds nothing to value or gradient. Raises ValueError without a vocabulary dimension.
     """
     (log_p,) = log_distributions(logits=logits)
     return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(dim=-1)
 
 
 def nucleus_entropy(logits: Tensor, mass: float) -> Tensor:
-    """Entropy of softmax(logits) cut to its nucleus and renormalized, in nats: what sampling with that `top_p` draws.
+    """Entropy of softmax(logits) cut to its nucleus and renormalized, in nats: the distribution that `top_p` sampling
+    uses.
 
-    The nucleus is the most probable tokens, as few as have at least the probability `mass` together; equally probable
-    ones enter by the sort's order. With a mass of 1 it is `entropy_from_logits`.
+    The nucleus is the smallest set of most probable tokens with total probability of at least `mass`. The sort orders
+    equally probable tokens. With mass 1 the result is `entropy_from_logits`.
 
-    logits: [B, T, V] (any leading shape), already divided by the sampling temperature. Returns [B, T], float32
-    (float64 kept). Raises ValueError on a mass outside (0, 1] or without a vocabulary dimension.
+    logits: [B, T, V] (any leading shape), already divided by the sampling temperature. Returns [B, T], float32 (float64
+    kept). Raises ValueError on a mass outside (0, 1] or without a vocabulary dimension.
     """
     if not 0.0 < mass <= 1.0:
         raise ValueError(f"mass must lie in (0, 1], but is {mass}")
@@ -90,4 +89,4 @@ def nucleus_entropy(logits: Tensor, mass: float) -> Tensor:
 
 
 EXACT_DIVERGENCES = {"kl": kl_divergence, "js": js_divergence}
-"""By name."""
+"""Exact divergences by name."""

@@ -1,4 +1,4 @@
-"""Which rollouts the perception loss learns from, and how much each of them counts."""
+"""The gate: which rollouts the perception loss uses, and their weights."""
 
 import math
 
@@ -9,14 +9,14 @@ GATES = ("advantage", "correct", "none")
 
 
 def gate_rollouts(gate: str, advantages: Tensor, correctness: Tensor | None = None) -> Tensor:
-    """Which rollouts the perception loss may learn from.
+    """The rollouts that the perception loss uses.
 
-    gate "advantage" (published): advantage > 0. "correct": correctness > 0, the value of the reward that
-    decides (1.0 for a right answer, 0.0 for a wrong one; a partial credit above 0 counts as right, NaN as
-    wrong), which keeps out a well-formatted wrong answer in an all-wrong group. "none": all.
+    gate "advantage" (published): advantage > 0. "correct": correctness > 0, the value of the reward that decides.
+    Partial credit counts as right, NaN as wrong. This keeps out a well-formatted wrong answer in a group of wrong
+    answers. "none": all rollouts.
 
-    advantages: [B]. correctness: [B], needed by "correct" alone. Returns bool [B]. Raises ValueError on an
-    unknown gate, a wrong shape or a missing correctness.
+    advantages: [B]. correctness: [B], only for "correct". Returns bool [B]. Raises ValueError on an unknown gate, a
+    wrong shape or a missing correctness.
     """
     if advantages.ndim != 1:
         raise ValueError(f"advantages must have the shape [B], but has {tuple(advantages.shape)}")
@@ -37,13 +37,13 @@ def gate_rollouts(gate: str, advantages: Tensor, correctness: Tensor | None = No
 
 
 def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:
-    """Which rollouts are of a group whose rewards are all the same, up to rounding: no success of any of them.
+    """The rollouts of groups with equal rewards up to rounding: no rollout of such groups is a success.
 
-    The mean that is subtracted for the advantages is rounded: 12 rewards of 0.9 in float32 are left with advantages of
-    6e-4 each once TRL has divided by the standard deviation + 1e-4.
+    The group mean in the advantage is rounded. Twelve rewards of 0.9 in float32 keep advantages of 6e-4 each after TRL
+    divides by the standard deviation + 1e-4.
 
-    rewards: [B, F], one column a reward that is compared on its own; B is a multiple of group_size, and groups stand
-    side by side. NaN, which TRL leaves out of a group's mean, is left out here. Returns bool [B].
+    rewards: [B, F], one column per separately compared reward; B is a multiple of group_size, and the rollouts of a
+    group are adjacent. NaN is ignored, as in TRL's group mean. Returns bool [B].
     """
     grouped = rewards.unflatten(0, (-1, group_size))
     most = grouped.nan_to_num(-math.inf).amax(dim=1)
@@ -54,16 +54,16 @@ def equal_rewards(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def draw_rollouts(gate: Tensor, group_size: int, limit: int, generator: torch.Generator) -> Tensor:
-    """Draw at most `limit` gated-in rollouts of each group, uniformly, and weight them for those left out.
+    """Draw at most `limit` gated-in rollouts of each group, uniformly, and reweight them for those left out.
 
-    gate: bool [B], B a multiple of group_size; the rollouts of a group stand side by side. Returns float32 [B]: k / m
-    for the m rollouts drawn among a group's k, 0 for all others. A sum over rollouts with these weights has the sum
-    over all gated-in ones as its expectation. Raises ValueError if B is no multiple of group_size or limit is below 1.
+    gate: bool [B], B a multiple of group_size; the rollouts of a group are adjacent. Returns float32 [B]: k / m for the
+    m rollouts drawn from a group's k, 0 for all others. A sum with these weights has the sum over all gated-in rollouts
+    as its expectation. Raises ValueError if B is not a multiple of group_size or limit is below 1.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, but is {limit}")
     if len(gate) % group_size:
-        raise ValueError(f"gate has {len(gate)} rollouts, which is no multiple of group_size = {group_size}")
+        raise ValueError(f"gate has {len(gate)} rollouts, which is not a multiple of group_size = {group_size}")
     weights = gate.float().cpu()
     for group in weights.view(-1, group_size):
         gated = group.nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""A penalty on leaving another policy, whose weight a token's covariance decides (SENT, arXiv 2512.04359)."""
+"""A KL penalty to another policy, weighted by each token's covariance (SENT, arXiv 2512.04359)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ from cppo.perception.responses import ViewScores
 
 
 class SplitOptions(Protocol):
-    """The options of the sink below; see `CPPOConfig`."""
+    """The options of the sink `covariance_kl`; see `CPPOConfig`."""
 
     @property
     def perception_kl_target(self) -> str: ...
@@ -26,7 +26,7 @@ class SplitOptions(Protocol):
 
 @torch.no_grad()
 def covariance(logps: Tensor, advantages: Tensor, token_mask: Tensor) -> Tensor:
-    """`(log p - mean log p) (A - mean A)` of each token, [n, T], the means over the selected tokens; 0 elsewhere.
+    """`(log p - mean log p) (A - mean A)` of each token, [n, T]; means over the selected tokens; 0 elsewhere.
 
     logps, advantages, token_mask: [n, T].
     """
@@ -45,9 +45,9 @@ def split_weights(
 ) -> Tensor:
     """Weights of the selected tokens by their covariance, [n, T]; 0 elsewhere.
 
-    Without a threshold, of N tokens the `max(1, floor(fraction N))` of largest covariance have the first weight, as
-    many of smallest covariance the second, which wins where both apply, and all others none: SENT's code. With one,
-    those above it have the first and all others the second: its paper.
+    Without a threshold (SENT's code), the `max(1, floor(fraction N))` of N tokens with the largest covariance have the
+    first weight, and as many with the smallest the second; the second wins where both apply; all others have 0. With a
+    threshold (SENT's paper), tokens above it have the first weight and all others the second.
     """
     high, low = weights
     if threshold is not None:
@@ -67,8 +67,8 @@ def split_weights(
 def covariance_kl(scores: ViewScores, options: SplitOptions) -> Tensor:
     """`split_weights` times the divergence from the old policy or the reference, [n, T], nats (SENT).
 
-    From the policy that made the rollouts |log p - log p_old|, as SENT's code, whose gradient at 0 is 0: it acts where
-    rollouts serve several steps. From the reference k3, as its paper.
+    To the policy that made the rollouts: |log p - log p_old|, as in SENT's code. Its gradient at 0 is 0, so it acts
+    only where rollouts serve several steps. To the reference: k3, as in SENT's paper.
     """
     assert scores.token_mask is not None
     assert scores.advantages is not None

@@ -36,10 +36,12 @@ METRICS = (
     "entropy_preserving",
     "entropy_removing",
 )
-"""What `perception_loss` measures: means over the selected tokens (nats), but `selected_fraction` is their share among
-the response tokens of the rollouts scored under the views. `cpl` is the sink's value a token, weight apart."""
+"""The metrics of `perception_loss`: means over the selected tokens (nats). `selected_fraction` is the share of selected
+tokens among the response tokens of the rollouts scored under the views. `cpl` is the sink's mean value per token,
+without its weight.
+"""
 Metrics = dict[str, tuple[Tensor, Tensor]]
-"""The sum and the count of each metric, by name, which add up over micro-batches and ranks."""
+"""Sum and count of each metric by name; both add up over micro-batches and ranks."""
 
 
 class LossOptions(DetectionOptions, Protocol):
@@ -72,11 +74,11 @@ class LossOptions(DetectionOptions, Protocol):
 def k1_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
     """The k1 estimate on the sampled token: `logp - view_logp`, clamped to [-10, 10].
 
-    Its mean over tokens that the anchor samples is KL(anchor || view); a single value may be negative. In a difference
-    of two views, `k1(p, I+) - k1(p, I-)`, the anchor cancels, in value and in gradient, unless a clamp acts.
+    Its mean over tokens sampled from the anchor is KL(anchor || view); a single value may be negative. In a difference
+    of two views, `k1(p, I+) - k1(p, I-)`, the anchor cancels in value and gradient, unless a clamp acts.
 
-    logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Raises ValueError on unequal
-    shapes. Two equal log-probabilities give exactly 0, two of -inf (a banned token) too.
+    logps, view_logps: [B, T] (any one shape), nats. Returns the same shape. Two equal log-probabilities give exactly 0,
+    also two of -inf (a banned token). Raises ValueError on unequal shapes.
     """
     logps, view_logps = to_accumulation_dtype(logps=logps, view_logps=view_logps)
     banned = logps.isneginf() & view_logps.isneginf()  # -inf - (-inf) is NaN
@@ -86,17 +88,17 @@ def k1_divergence(logps: Tensor, view_logps: Tensor) -> Tensor:
 SAMPLED_DIVERGENCES = {"k1": k1_divergence, "k3": k3_divergence}
 """Estimates from the log-probabilities of the sampled tokens, by name."""
 DIVERGENCES = ("k3", *EXACT_DIVERGENCES)
-"""Those that are never negative, up to rounding: what inspection shows."""
+"""Divergences that are never negative, up to rounding; inspection shows these."""
 
 
 def view_divergence(name: str, anchor: ResponseScores, view: ResponseScores) -> Tensor:
-    """The divergence from the policy under the image to that under a view, [B, T], nats.
+    """The divergence from the policy under the image to the policy under a view, [B, T], nats.
 
-    One of `SAMPLED_DIVERGENCES` or `EXACT_DIVERGENCES`, or `nll`, which takes what was sampled in the policy's place:
-    KL(sampled token || view) = -log pi(token | view), without gradient through the anchor.
+    `name` is one of `SAMPLED_DIVERGENCES` or `EXACT_DIVERGENCES`, or `nll`: KL(sampled token || view) = -log pi(token |
+    view), without gradient through the anchor.
 
     Raises:
-        ValueError: an exact one needs logits, and the scores have none.
+        ValueError: an exact divergence needs logits, and the scores have none.
     """
     if name == "nll":
         return -view.logps
@@ -113,12 +115,11 @@ def contrastive_perception_tokens(
     temperature: float = 0.1,
     token_mask: Tensor | None = None,
 ) -> Tensor:
-    """The loss of every token, not yet reduced: `softplus((d_preserving - d_removing) / tau)`.
+    """The loss of every token before the mean: `softplus((d_preserving - d_removing) / tau)`.
 
-    d_preserving, d_removing: [B, T], divergence of the anchor from I+ and from I-, nats. token_mask: [B, T],
-    bool or 0/1; outside it the value and the gradient are exactly 0, even where a divergence is NaN. Returns
-    [B, T], float32 (float64 kept), in nats. Raises ValueError on unequal shapes or a temperature that is not
-    positive and finite.
+    d_preserving, d_removing: [B, T], divergence of the anchor from I+ and from I-, nats. token_mask: [B, T], bool or
+    0/1. Outside the mask, value and gradient are exactly 0, even where a divergence is NaN. Returns [B, T], float32
+    (float64 kept), in nats. Raises ValueError on unequal shapes or a temperature that is not positive and finite.
     """
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, but is {temperature}")
@@ -127,7 +128,7 @@ def contrastive_perception_tokens(
     if token_mask is None:
         return -F.logsigmoid(-margin / temperature)
     outside = ~_as_selection(token_mask, margin)
-    # Filled before and after: a gradient of 0 times the derivative at a NaN would be NaN.
+    # Filled before and after: a zero gradient times a NaN derivative would be NaN.
     margin = margin.masked_fill(outside, 0.0)
     return (-F.logsigmoid(-margin / temperature)).masked_fill(outside, 0.0)
 
@@ -141,11 +142,10 @@ def contrastive_perception_loss(
 ) -> Tensor:
     """Sum of `softplus((d_preserving - d_removing) / tau)` over the selected tokens, divided by `num_tokens`.
 
-    d_preserving, d_removing: [B, T], nats. token_mask: [B, T], the selected tokens. num_tokens: what to
-    divide by, for example the selected tokens of the whole step over all ranks; default: the number selected
-    here. Returns a scalar, float32 (float64 kept); a zero that still has a graph if no token is selected,
-    whatever num_tokens says. Raises ValueError on unequal shapes, a temperature that is not positive and
-    finite, or a negative num_tokens.
+    d_preserving, d_removing: [B, T], nats. token_mask: [B, T], the selected tokens. num_tokens: the divisor, e.g. the
+    selected tokens of the whole step over all ranks; default: the number selected here. Returns a scalar, float32
+    (float64 kept); without selected tokens, a zero with a graph, for any num_tokens. Raises ValueError on unequal
+    shapes, a temperature that is not positive and finite, or a negative num_tokens.
     """
     tokens = contrastive_perception_tokens(d_preserving, d_removing, temperature, token_mask)
     return token_mean_loss(tokens, token_mask, num_tokens)
@@ -154,9 +154,8 @@ def contrastive_perception_loss(
 def token_mean_loss(token_loss: Tensor, token_mask: Tensor, num_tokens: Tensor | float | None = None) -> Tensor:
     """Sum of `token_loss` over the selected tokens, divided by `num_tokens` (default: the number selected here).
 
-    token_loss, token_mask: [B, T]; values outside the mask, NaN too, count for nothing. Returns a scalar, float32
-    (float64 kept); a zero that still has a graph if no token is selected. Raises ValueError on unequal shapes or a
-    negative num_tokens.
+    token_loss, token_mask: [B, T]; values outside the mask have no effect, even NaN. Returns a scalar, float32 (float64
+    kept); without selected tokens, a zero with a graph. Raises ValueError on unequal shapes or a negative num_tokens.
     """
     (token_loss,) = to_accumulation_dtype(token_loss=token_loss)
     selected_BT = _as_selection(token_mask, token_loss)
@@ -170,13 +169,12 @@ def rollout_mean_loss(
 ) -> Tensor:
     """Mean over each rollout's selected tokens, summed over the rollouts and divided by `num_rollouts`.
 
-    With the gated-in rollouts of the whole step as `num_rollouts`, the parts of a step add up to the same
-    number however it is cut into micro-batches and ranks.
+    With the gated-in rollouts of the whole step as `num_rollouts`, the parts of a step add up to the same number for
+    every split into micro-batches and ranks.
 
-    token_loss, token_mask: [B, T]. weights: of each rollout, [B], 1 if not given; with those of `draw_rollouts` the
-    rollouts drawn estimate the sum over all without bias. A rollout without a selected token adds 0. Returns a
-    scalar, float32 (float64 kept); a zero that still has a graph if no token is selected. Raises ValueError on
-    unequal shapes or a negative num_rollouts.
+    token_loss, token_mask: [B, T]. weights: per rollout, [B], default 1; the weights of `draw_rollouts` estimate the
+    sum over all rollouts without bias. A rollout without a selected token adds 0. Returns a scalar, float32 (float64
+    kept); without selected tokens, a zero with a graph. Raises ValueError on unequal shapes or a negative num_rollouts.
     """
     (token_loss,) = to_accumulation_dtype(token_loss=token_loss)
     if token_loss.ndim != 2:
@@ -200,7 +198,7 @@ def _as_selection(token_mask: Tensor, like: Tensor) -> Tensor:
 
 
 def _divisor(name: str, count: Tensor | float, like: Tensor) -> Tensor:
-    """The count as a tensor, with 1 in place of 0: nothing is selected then, and the sum it divides is 0."""
+    """The count as a tensor, with 1 in place of 0: nothing is selected then, and the sum that it divides is 0."""
     if not isinstance(count, Tensor) and not 0 <= count < math.inf:
         raise ValueError(f"{name} must not be negative and must be finite, but is {count}")
     divisor = torch.as_tensor(count, dtype=like.dtype, device=like.device)
@@ -208,7 +206,7 @@ def _divisor(name: str, count: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _weighted(scores: ViewScores, options: LossOptions) -> tuple[Tensor, Tensor]:
-    """The two divergences times their weights, [n, T]; 0 of a view that is not scored."""
+    """The two divergences times their weights, [n, T]; 0 for a view that is not scored."""
     nothing = torch.zeros_like(scores.anchor.logps)
     pull, push = scores.d_preserving, scores.d_removing
     return (
@@ -229,8 +227,9 @@ def difference(scores: ViewScores, options: LossOptions) -> Tensor:
 
 
 TERMS: dict[str, Callable[[ViewScores, Any], Tensor]] = {"contrast": contrast, "divergence": difference}
-"""Sinks that are a loss of their own, by name: (scores with perception tokens and divergences, options) -> the loss of
-every token, [n, T], with a graph; what stands outside the perception tokens is left out."""
+"""Loss sinks by name: (scores with perception tokens and divergences, options) -> the loss of every token, [n, T], with
+a graph. Values outside the perception tokens are ignored.
+"""
 
 
 def adds_perception_loss(options: LossOptions) -> bool:
@@ -244,11 +243,13 @@ def adds_perception_loss(options: LossOptions) -> bool:
 
 
 VIEWS = ("removing", "preserving")
-"""In the order in which they are scored."""
+"""The views in scoring order."""
 
 
 def scored_views(options: LossOptions) -> tuple[str, ...]:
-    """The views that are scored: those that the score compares, where it is used, and those with a weight in a loss."""
+    """The views that are scored: those that the score compares, if the score is used, and those with a weight in a
+    loss.
+    """
     compared = views_of(SCORES[options.perception_score])
     if options.perception_sink not in (*TERMS, "none"):
         return tuple(view for view in VIEWS if view in compared)
@@ -268,7 +269,7 @@ def scored_views(options: LossOptions) -> tuple[str, ...]:
 
 
 def needed(options: LossOptions) -> frozenset[str]:
-    """What score, selector and sink take beside log-probabilities and entropies, as they declare by `needs`."""
+    """The inputs that score, selector and sink declare by `needs`, beside log-probabilities and entropies."""
     sinks: dict[str, Callable[..., Any]] = {**TERMS, **SHAPINGS}
     functions = [sinks[options.perception_sink]] if options.perception_sink in sinks else []
     score = SCORES[options.perception_score]
@@ -279,12 +280,12 @@ def needed(options: LossOptions) -> frozenset[str]:
 
 
 def loss_entropies(options: LossOptions, scores: ResponseScores) -> Tensor:
-    """The entropies that a loss penalizes or rewards, [B, T], nats: exact ones or -log pi of the sampled tokens."""
+    """The entropies in a loss, [B, T], nats: exact, or -log pi of the sampled tokens."""
     return -scores.logps if options.entropy_estimator == "sampled" else scores.entropies
 
 
 def with_divergences(scores: ViewScores, options: LossOptions) -> ViewScores:
-    """The scores as loss terms take them: with each view's divergence, without gradients that the options stop."""
+    """The scores with each view's divergence; gradients that the options exclude are stopped."""
     anchor = scores.anchor if options.perception_anchor_gradients else scores.anchor.detached()
 
     def divergence(view: ResponseScores | None, given: Tensor | None) -> Tensor | None:
@@ -300,17 +301,17 @@ def with_divergences(scores: ViewScores, options: LossOptions) -> ViewScores:
 def perception_loss(
     scores: ViewScores, options: LossOptions, normalizer: Tensor | float, weights: Tensor | None = None
 ) -> tuple[Tensor, Metrics]:
-    """The perception loss of n gated-in rollouts, its weights applied, and its metrics.
+    """The weighted perception loss of n gated-in rollouts, and its metrics.
 
     Args:
         scores: with the perception tokens (`detect`).
-        options: a sink of `TERMS`, and all that is its own.
-        normalizer: what the sum is divided by: gated-in rollouts of the step ("rollout"), selected tokens of the step
-            ("token"), or a plain factor on the mean over these rollouts ("microbatch").
-        weights: of the rollouts, [n], where only some were drawn or they count by their advantage ("rollout" alone).
+        options: a sink of `TERMS` and its options.
+        normalizer: the divisor of the sum: gated-in rollouts of the step ("rollout") or selected tokens of the step
+            ("token"); for "microbatch", a factor on the mean over these rollouts.
+        weights: per rollout, [n], where only some were drawn or advantages weight them ("rollout" alone).
 
     Returns:
-        A scalar with a graph, nats, and the metrics of `METRICS`, without one.
+        A scalar with a graph, nats, and the metrics of `METRICS`, without a graph.
     """
     token_mask = scores.token_mask
     assert token_mask is not None
@@ -341,7 +342,7 @@ def perception_loss(
 
 @torch.no_grad()
 def _metrics(values: dict[str, Tensor | None], token_mask: Tensor, response_mask: Tensor) -> Metrics:
-    """Sums over the selected tokens and their number; of what is None, nothing."""
+    """Sums over the selected tokens and their number; values of None are left out."""
     selected = token_mask.sum()
     found = {
         name: (value.float().masked_fill(~token_mask, 0.0).sum(), selected)

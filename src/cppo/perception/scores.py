@@ -1,7 +1,7 @@
-"""Scores of other methods than CPPO, in the registry `SCORES`.
+"""Scores of methods other than CPPO, in the registry `SCORES`.
 
-Without a second pass: of the sampled token, and of hidden states that lie near those of the image. Of several signals
-fused into one: VEPO's, and robust dependency.
+Scores without a second pass: of the sampled token, and of hidden states near those of the image. Scores that fuse
+several signals: VEPO's, and robust dependency.
 """
 
 import math
@@ -19,16 +19,16 @@ SHIFT_EPSILON = 1e-6
 @named(SCORES, "sampled_surprisal")
 @under()
 def sampled_surprisal(anchor: ResponseScores) -> Tensor:
-    """-log p of the sampled token, [B, T], nats: its mean over samples is the entropy."""
+    """-log p of the sampled token, [B, T], nats. Its mean over samples is the entropy."""
     return -anchor.logps
 
 
 @named(SCORES, "sampled_entropy")
 @under()
 def sampled_entropy(anchor: ResponseScores) -> Tensor:
-    """-p log p of the sampled token, [B, T], nats: its part of the entropy, at most 1/e.
+    """-p log p of the sampled token, [B, T], nats: its term in the entropy, at most 1/e.
 
-    What the code of MSSR (arXiv 2512.18215) takes for the entropy.
+    MSSR's code (arXiv 2512.18215) uses it as the entropy.
     """
     return -anchor.logps.exp() * anchor.logps.clamp(min=torch.finfo(anchor.logps.dtype).min)
 
@@ -42,7 +42,7 @@ def logp_difference(anchor: ResponseScores, removing: ResponseScores) -> Tensor:
 
 @named(SCORES, "logp_difference_relative")
 def logp_difference_relative(anchor: ResponseScores, removing: ResponseScores) -> Tensor:
-    """The same as a fraction of the larger surprisal, [B, T], at most 1 (ours)."""
+    """|log p - log p(I-)| as a fraction of the larger surprisal, [B, T], at most 1 (ours)."""
     return logp_difference(anchor, removing) / (-torch.minimum(anchor.logps, removing.logps) + SHIFT_EPSILON)
 
 
@@ -58,7 +58,9 @@ def image_cosine(anchor: ResponseScores) -> Tensor:
 @under()
 @needs("all_layers")
 def image_cosine_layers(anchor: ResponseScores) -> Tensor:
-    """Mean cosine of the token's hidden states with the image tokens', over these and the layers, [B, T] (PEPO)."""
+    """Mean cosine of the token's hidden states with those of the image tokens, over image tokens and layers, [B, T]
+    (PEPO).
+    """
     return anchor.similarities["all_layers"]
 
 
@@ -74,14 +76,14 @@ def image_focus(anchor: ResponseScores, *, response_mask: Tensor) -> Tensor:
 def compensated(
     score: Tensor, response_mask: Tensor, strength: float = 0.3, start: float = 0.5, top_fraction: float = 0.2
 ) -> Tensor:
-    """The score, where the best tokens late in a response count more: times `1 + strength t / (T - 1)`.
+    """The score with more weight on the best tokens late in a response: times `1 + strength t / (T - 1)`.
 
-    t is a token's place among the T response tokens, from 0. Late are those from `floor(start T)` on, and the best of
-    them the `max(1, floor(top_fraction n))` of n, with all that score as much as the last of these.
+    t is a token's index among the T response tokens, from 0. Tokens from `floor(start T)` on are late. Of n late
+    tokens, the `max(1, floor(top_fraction n))` best get the factor, and all that tie with the last of these.
 
     score: at least 0, [B, T]. response_mask: [B, T]. Returns [B, T], 0 outside the mask. Source: VGPO (arXiv
-    2604.09349, eq. 5 and 6), whose code makes scores non-negative by the least of a micro-batch, its paper by
-    (1 + cosine) / 2.
+    2604.09349, eq. 5 and 6). Its code makes scores non-negative by the minimum of a micro-batch, its paper by (1 +
+    cosine) / 2.
     """
     mask_BT = response_mask.bool()
     place_BT = mask_BT.cumsum(dim=1) - 1
@@ -99,10 +101,11 @@ def compensated(
 @named(SCORES, "anchored_entropy")
 @needs("js", "response_mask")
 def anchored_entropy(anchor: ResponseScores, removing: ResponseScores, *, response_mask: Tensor) -> Tensor:
-    """VEPO's score: entropy, of the tokens whose distribution leans on the image (arXiv 2606.03937), [B, T], in [0, 1].
+    """VEPO's score: entropy of tokens whose distribution depends on the image (arXiv 2606.03937), [B, T], in [0, 1].
 
-    `E (1 - (1 - J)^0.7 (1 - D)^0.3)`, each scaled to [0, 1] over the rollout: J the Jensen-Shannon divergence from I-,
-    D = |H - H(I-)|, E = H.
+    `E (1 - (1 - J)^0.7 (1 - D)^0.3)`, each scaled to [0, 1] over the rollout: J is the Jensen-Shannon divergence from
+    I-, D =
+    |H - H(I-)|, E = H.
     """
     shift = (anchor.entropies - removing.entropies).abs()
     signals = (removing.exact["js"], shift, anchor.entropies)
@@ -119,10 +122,10 @@ def fused_entropy(divergence: Tensor, shift: Tensor, entropy: Tensor, weight: fl
 @under("removing", "preserving")
 @needs("js")
 def robust_dependency(anchor: ResponseScores, removing: ResponseScores, preserving: ResponseScores) -> Tensor:
-    """High where the token changes without the image's information and stays under a harmless change, [B, T], nats.
+    """High for a token that changes without the image's information and stays under a harmless change, [B, T], nats.
 
-    `J(I-) (1 - J(I+) / ln 2)`, J the Jensen-Shannon divergence from the distribution under the image: J(I-) of a token
-    that I+ does not change, and 0 of one that it changes wholly. Ours, after the robust visual dependency of PRPO
-    (arXiv 2606.08708), of which no formula was found.
+    `J(I-) (1 - J(I+) / ln 2)`, J the Jensen-Shannon divergence from the distribution under the image. It is J(I-) where
+    I+ changes nothing, and 0 where I+ changes everything. Ours, after the robust visual dependency of PRPO (arXiv
+    2606.08708); no published formula was found.
     """
     return removing.exact["js"] * (1.0 - preserving.exact["js"] / math.log(2.0))

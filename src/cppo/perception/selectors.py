@@ -1,4 +1,4 @@
-"""Selectors of other methods than CPPO, in the registry `SELECTORS`, and selection over a whole batch of rollouts."""
+"""Selectors of methods other than CPPO, in the registry `SELECTORS`, and selection over a whole batch of rollouts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,15 +24,15 @@ from cppo.perception.responses import ResponseScores, ViewScores
 def select_top_tokens(score: Tensor, response_mask: Tensor, top_fraction: float, rounding: str = "floor") -> Tensor:
     """The best-scored `top_fraction` of each rollout's response tokens, whatever their sign.
 
-    As `select_perception_tokens` otherwise, whose top fraction is one of the tokens with a positive score. Source: VPPO
-    (arXiv 2510.09285), where top_fraction is 0.4 and the rounding "ceil".
+    Otherwise as `select_perception_tokens`, which counts only tokens with a positive score. Source: VPPO (arXiv
+    2510.09285), with top_fraction 0.4 and rounding "ceil".
     """
     candidate_BT = response_tokens(score, response_mask, top_fraction)
     return best_tokens(score, candidate_BT, kept_count(candidate_BT, top_fraction, rounding))
 
 
 def select_random_tokens(like: Tensor, response_mask: Tensor, draws: Tensor) -> Tensor:
-    """As many of each rollout's response tokens as `like` selects, drawn uniformly: those with the largest `draws`.
+    """As many random response tokens of each rollout as `like` selects: those with the largest `draws`.
 
     like: bool [B, T]. response_mask: [B, T]. draws: independent uniform numbers, [B, T]. Returns bool [B, T]. Raises
     ValueError on unequal shapes.
@@ -44,13 +44,13 @@ def select_random_tokens(like: Tensor, response_mask: Tensor, draws: Tensor) -> 
 
 
 def select_band(score: Tensor, response_mask: Tensor, low: float, high: float) -> Tensor:
-    """Each rollout's response tokens between two quantiles of its scores: of n, those of rank `low n <= r < high n`.
+    """Each rollout's response tokens between two quantiles of its scores: of n tokens, ranks `low n <= r < high n`.
 
-    Ranks count from 0, the lowest score, and ties go to the earlier position. score, response_mask: [B, T]. low, high:
-    fractions, 0 <= low <= high <= 1. Returns bool [B, T]. Raises ValueError on other fractions.
+    Rank 0 is the lowest score; ties go to the earlier position. score, response_mask: [B, T]. low, high: fractions, 0
+    <= low <= high <= 1. Returns bool [B, T]. Raises ValueError on other fractions.
     """
     if not 0.0 <= low <= high <= 1.0:
-        raise ValueError(f"a band of quantiles has 0 <= low <= high <= 1, but is {low} to {high}")
+        raise ValueError(f"a band of quantiles needs 0 <= low <= high <= 1, but is {low} to {high}")
     candidate_BT = response_tokens(score, response_mask)
     count_B1 = candidate_BT.sum(dim=1, keepdim=True)
     ends = [(fraction * count_B1 - 1e-4).ceil() for fraction in (low, high)]
@@ -81,7 +81,7 @@ def random(score: Tensor, mask: Tensor, fraction: float, *, rounding: str, draws
 @named(SELECTORS, "band")
 @needs("options")
 def band(score: Tensor, mask: Tensor, fraction: float, *, rounding: str, draws: Tensor | None, options: Any) -> Tensor:
-    """The tokens between the two quantiles of the score that `perception_band` gives."""
+    """The tokens between the two score quantiles of `perception_band`."""
     return select_band(score, mask, *options.perception_band)
 
 
@@ -90,7 +90,7 @@ def band(score: Tensor, mask: Tensor, fraction: float, *, rounding: str, draws: 
 def band_values(
     score: Tensor, mask: Tensor, fraction: float, *, rounding: str, draws: Tensor | None, options: Any
 ) -> Tensor:
-    """The tokens whose score lies between the two values that `perception_band` gives, both included."""
+    """The tokens with a score between the two values of `perception_band`, both included."""
     low, high = options.perception_band
     return mask & (score >= low) & (score <= high)
 
@@ -109,8 +109,8 @@ def two_sets(
 ) -> Tensor:
     """Weights of two sets of tokens (ToR, arXiv 2603.25077), [B, T]; 0 outside both.
 
-    The first weight of `perception_set_weights` is that of the tokens of highest entropy, `perception_entropy_fraction`
-    of them; the second that of the best-scored fraction that are none of these.
+    `perception_set_weights` holds both weights. The first set is the `perception_entropy_fraction` of highest entropy;
+    the second is the best-scored fraction, without tokens of the first.
     """
     reasoning = select_top_tokens(nucleus_entropies, mask, options.perception_entropy_fraction, rounding)
     perceiving = select_top_tokens(score, mask, fraction, rounding)
@@ -122,13 +122,13 @@ def two_sets(
 def select_together(
     found: Sequence[ViewScores], options: DetectionOptions, gather: Callable[[Tensor], list[Tensor]], rank: int
 ) -> list[ViewScores]:
-    """The scores with the tokens that the selector keeps among those of all of them, and of all processes.
+    """The scores with the tokens that the selector keeps among the tokens of all rollouts and processes.
 
     Ties go to the lower rank, then to the earlier rollout and position.
 
     Args:
         found: scored rollouts of this process, T tokens each.
-        gather: from a tensor of this process, [4, N], the tensors of all processes, [4, N'] each, by rank.
+        gather: this process's tensor, [4, N] -> all processes' tensors, [4, N'] each, by rank.
         rank: of this process.
     """
     masks = [scores.response_mask.bool() for scores in found]
@@ -154,7 +154,7 @@ def select_together(
 
 
 def _selector_inputs(scores: ViewScores) -> Tensor:
-    """All that a selector may take of the tokens, [4, n, T]: score, entropies, draws and entropies of the nucleus."""
+    """A selector's inputs per token, [4, n, T]: score, entropies, draws and nucleus entropies."""
     assert scores.score is not None
     nothing = torch.zeros_like(scores.score)
     nucleus = scores.anchor.exact.get("nucleus_entropy", nothing)

@@ -1,4 +1,6 @@
-"""Advantages shaped by how much tokens and rollouts depend on the image (VPPO, arXiv 2510.09285; PGPO, 2604.01840)."""
+"""Advantages shaped by the dependency of tokens and rollouts on the image (VPPO, arXiv 2510.09285; PGPO,
+2604.01840).
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +16,8 @@ from cppo.perception.responses import ViewScores
 
 @torch.no_grad()
 def scaled(values: Tensor, response_mask: Tensor) -> Tensor:
-    """Values scaled to [0, 1] over each rollout's response tokens, [B, T]; 0 outside, and all 0 where they are equal.
+    """Values scaled to [0, 1] over each rollout's response tokens, [B, T]; 0 outside, and 0 everywhere where all are
+    equal.
 
     values, response_mask: [B, T].
     """
@@ -26,7 +29,7 @@ def scaled(values: Tensor, response_mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rollout_dependency(score: Tensor, response_mask: Tensor) -> Tensor:
-    """Mean score of each rollout's response tokens, 0 without any; [B].
+    """Mean score of each rollout's response tokens, [B]; 0 for an empty response.
 
     score, response_mask: [B, T].
     """
@@ -42,13 +45,13 @@ def rollout_focus(score: Tensor, response_mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def advantage_scale(dependency: Tensor, floor: float = 0.9, compared: Tensor | None = None) -> Tensor:
-    """VPPO's weight of each rollout's advantage: `floor + (ceiling - floor) u`, u the dependency scaled to [0, 1]. [B].
+    """VPPO's weight of each rollout's advantage, [B]: `floor + (ceiling - floor) u`, u the dependency scaled to [0, 1].
 
-    `u = (s - min) / (max - min)` and `ceiling = floor + (1 - floor) / mean(u)`, so that the mean weight is 1. All are 1
-    where the compared dependencies are equal, or none is given; all are `floor` where every u is 0.
+    `u = (s - min) / (max - min)` and `ceiling = floor + (1 - floor) / mean(u)`, so that the mean weight is 1. All
+    weights are 1 where the compared dependencies are equal or missing; all are `floor` where every u is 0.
 
-    dependency: s of the rollouts, [B], whose mean u makes the ceiling. compared: the dependencies, these among them,
-    whose least and largest are scaled to 0 and 1; without it these alone. Raises ValueError on a floor outside [0, 1].
+    dependency: s of the rollouts, [B]; the mean of its u sets the ceiling. compared: the dependencies that give min and
+    max, these among them; default: these alone. Raises ValueError on a floor outside [0, 1].
     """
     if not 0.0 <= floor <= 1.0:
         raise ValueError(f"floor must lie in [0, 1], but is {floor}")
@@ -61,11 +64,11 @@ def advantage_scale(dependency: Tensor, floor: float = 0.9, compared: Tensor | N
 
 @torch.no_grad()
 def token_advantage_weights(score: Tensor, response_mask: Tensor, threshold: float = 0.4, slope: float = 2.0) -> Tensor:
-    """PGPO's weight of each token's advantage: less than 1 below the threshold, more above; [B, T].
+    """PGPO's weight of each token's advantage, [B, T]: less than 1 below the threshold, more above.
 
-    With u = log(1 + score), scaled to [0, 1] over a rollout's response tokens: `u / threshold` up to the threshold and
-    `1 + slope (u - threshold) / (1 - threshold)` above it, divided by its mean over them: a rollout's mean weight is 1.
-    All are 1 where the scores are equal; outside the mask they are 0.
+    u is log(1 + score), scaled to [0, 1] over a rollout's response tokens. The weight is `u / threshold` up to the
+    threshold and `1 + slope (u - threshold) / (1 - threshold)` above it, divided by the rollout's mean, so that the
+    mean is 1. All are 1 where the scores are equal; 0 outside the mask.
 
     score: at least 0, [B, T]. response_mask: [B, T]. Raises ValueError on a threshold outside (0, 1) or a negative
     slope.
@@ -83,7 +86,7 @@ def token_advantage_weights(score: Tensor, response_mask: Tensor, threshold: flo
 
 
 class ShapingOptions(Protocol):
-    """The options of sinks that shape the advantages; see `CPPOConfig`."""
+    """The options of sinks that shape advantages; see `CPPOConfig`."""
 
     @property
     def perception_sink(self) -> str: ...
@@ -102,13 +105,13 @@ class ShapingOptions(Protocol):
 
 
 def advantage_shaping(function: Function) -> Function:
-    """Declare that a sink shapes advantages, where it would be taken for a loss term; a decorator.
+    """Decorator: declare a sink that shapes advantages. Other sinks are loss terms.
 
-    It is called as (scores with perception tokens, advantages [n], options) and returns those of tokens, [n, T]. Where
-    it `needs("rollout_weights")`, the advantages come weighted by `advantage_scale`; where it `needs("group_weights")`,
-    by `group_factors`.
+    The sink is called as (scores with perception tokens, advantages [n], options) -> token advantages, [n, T]. With
+    `needs("rollout_weights")` the advantages come weighted by `advantage_scale`, with `needs("group_weights")` by
+    `group_factors`.
     """
-    setattr(function, "shapes_advantages", True)  # noqa: B010 (a function has no such attribute for mypy)
+    setattr(function, "shapes_advantages", True)  # noqa: B010 (mypy knows no such attribute of a function)
     return function
 
 
@@ -125,7 +128,9 @@ SHAPINGS: dict[str, Callable[[ViewScores, Tensor, Any], Tensor]] = {}
 @advantage_shaping
 @needs("rollout_weights")
 def mask_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptions) -> Tensor:
-    """Perception tokens alone keep their rollout's advantage (VPPO), times their weights where the selector has any."""
+    """Only perception tokens keep their rollout's advantage (VPPO), times their weights where the selector gives
+    any.
+    """
     assert scores.token_mask is not None
     return advantages[:, None] * (scores.token_mask if scores.token_weights is None else scores.token_weights)
 
@@ -133,7 +138,7 @@ def mask_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptio
 @named(SHAPINGS, "scale_advantage")
 @advantage_shaping
 def scale_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptions) -> Tensor:
-    """Every token has its rollout's advantage, weighted by its own score (PGPO)."""
+    """Every token's advantage is its rollout's, weighted by its own score (PGPO)."""
     assert scores.score is not None
     threshold, slope = options.perception_weight_threshold, options.perception_weight_slope
     return advantages[:, None] * token_advantage_weights(scores.score, scores.response_mask, threshold, slope)
@@ -143,9 +148,9 @@ def scale_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOpti
 def group_factors(signal: Tensor, groups: Tensor, floor: float = 0.9, ceiling: float = 2.0) -> Tensor:
     """VGPO's weight of each rollout's advantage within its group, [B]: `clamp(1 + u - mean u, floor, ceiling)`.
 
-    u is the signal scaled to [0, 1] over the group, 0 where all of it are equal. signal: of the rollouts, [B]; one that
-    is NaN is left out and weighs 1. groups: of each, [B]. Source: arXiv 2604.09349, eq. 10 and 11; the clamps are its
-    code's, which takes 8 neighbours of a micro-batch for a group.
+    u is the signal scaled to [0, 1] over the group, 0 where all values are equal. signal: per rollout, [B]; a NaN is
+    left out and has weight 1. groups: group of each rollout, [B]. Source: arXiv 2604.09349, eq. 10 and 11. The clamps
+    are from its code, where 8 neighbours in a micro-batch form a group.
     """
     factors = torch.ones_like(signal)
     for group in groups.unique():
@@ -162,7 +167,7 @@ class Everyone:
     """The other processes, as far as shaping needs them.
 
     Attributes:
-        gather: concatenates a tensor over the processes, in the order of their ranks.
+        gather: concatenates a tensor over the processes, in rank order.
         rank: of this process.
     """
 
@@ -170,7 +175,7 @@ class Everyone:
     rank: int
 
     def shared(self, mine: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """This process's part of a function of all processes' values, as many of each."""
+        """This process's part of a function of all processes' values."""
         return function(self.gather(mine))[self.rank * len(mine) : (self.rank + 1) * len(mine)]
 
 
@@ -184,21 +189,21 @@ def shape_advantages(
     accumulation: int,
     everyone: Everyone,
 ) -> tuple[list[Tensor], Tensor]:
-    """The advantages of tokens, [B, T], in the place of those of rollouts, [B], of a generation batch's micro-batches.
+    """Replace rollout advantages, [B], by token advantages, [B, T], for the micro-batches of a generation batch.
 
-    The sink of `SHAPINGS` that the options name makes them, in part where `perception_shaping_weight` is less than 1. A
-    rollout that was not scored keeps its advantage at every token.
+    The sink of `SHAPINGS` shapes them, in part where `perception_shaping_weight` is less than 1. A rollout that was not
+    scored keeps its advantage at every token.
 
     Args:
-        advantages: of each micro-batch of this process.
-        found: of each, the rows that were scored, and their perception tokens (`detect`) if any were.
-        groups: of each, the groups of its rollouts, [B], the same on all processes.
-        masks: of each, its response mask, [B, T].
+        advantages: per micro-batch of this process.
+        found: per micro-batch, the scored rows and their perception tokens (`detect`), if any.
+        groups: per micro-batch, the groups of its rollouts, [B]; a group has the same number on all processes.
+        masks: per micro-batch, its response mask, [B, T].
         accumulation: micro-batches of an optimizer step.
         everyone: the processes.
 
     Returns:
-        The advantages; and the mean score of this process's rollouts, NaN for those without views, in their order.
+        The token advantages; and the mean score of each rollout of this process, in order, NaN without views.
     """
     shaping = SHAPINGS[options.perception_sink]
     dependencies = _of_rollouts(advantages, found, rollout_dependency)
@@ -222,7 +227,9 @@ def _of_rollouts(
     found: Sequence[tuple[list[int], ViewScores | None]],
     signal: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Tensor]:
-    """A signal of score and response mask for the rollouts of each micro-batch, [B]; NaN for those without a score."""
+    """A function of score and response mask for the rollouts of each micro-batch, [B]; NaN for those without a
+    score.
+    """
     signals = []
     for own, (rows, scores) in zip(advantages, found, strict=True):
         values = torch.full_like(own, math.nan)
@@ -242,7 +249,7 @@ def _scales(
     accumulation: int,
     everyone: Everyone,
 ) -> list[Tensor]:
-    """What each rollout's advantage is multiplied by before the sink, [B] of each micro-batch."""
+    """Factors of the rollouts' advantages before the sink, [B] per micro-batch."""
     floor, sizes = options.perception_advantage_floor, [len(own) for own in advantages]
     if "group_weights" in needed:
         mine = torch.cat(_of_rollouts(advantages, found, rollout_focus))
@@ -260,7 +267,7 @@ def _scales(
 
 
 def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
-    """`advantage_scale` of rollouts, [B], some of which are without views (NaN) and keep their advantage."""
+    """`advantage_scale` of rollouts, [B]; those without views (NaN) keep their advantage."""
     known = ~dependency.isnan()
     scale = torch.ones_like(dependency)
     scale[known] = advantage_scale(dependency[known], floor, compared[~compared.isnan()])
@@ -270,7 +277,9 @@ def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
 def _share_of_selected(
     found: Sequence[tuple[list[int], ViewScores | None]], masks: Sequence[Tensor], gather: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The selected tokens' share among all response tokens of the generation batch, those not scored all selected."""
+    """Share of the selected tokens among all response tokens of the generation batch; rollouts without a score count as
+    selected.
+    """
     counts = []
     for (rows, scores), mask in zip(found, masks, strict=True):
         selected = mask.bool().clone()

@@ -1,6 +1,6 @@
-"""How near the hidden states of response tokens lie to those of the image tokens, as cosines (PEPO, VGPO).
+"""Cosines between the hidden states of response tokens and of image tokens (PEPO, VGPO).
 
-`cppo.policy.similarity` takes them while a pass runs, layer by layer, so that no hidden states are kept.
+`cppo.policy.similarity` computes them layer by layer during a pass, so that no hidden states are kept.
 """
 
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 SIMILARITIES = frozenset({"last_layer", "all_layers"})
-"""Needs of a score by name: cosine of the last layer's hidden state with the mean of the image tokens' (VGPO, arXiv
-2604.09349), and mean cosine with each of them over all layers (PEPO, arXiv 2603.22847)."""
+"""Inputs that a score may need, by name: cosine of the last hidden state with the mean of the image tokens' (VGPO,
+arXiv 2604.09349); mean cosine with each of them over all layers (PEPO, arXiv 2603.22847).
+"""
 CHUNK = 4096
-"""Tokens whose hidden states are copied to float32 at a time."""
+"""Number of tokens whose hidden states are converted to float32 at a time."""
 
 
 @dataclass(frozen=True)
 class Owners:
-    """Which of a pass's tokens are whose.
+    """Which prompt each token of a pass belongs to.
 
     Attributes:
-        of_prompts: the prompt that each of m tokens belongs to, [m].
-        images: 1 for those that stand for an image, else 0, [m].
+        of_prompts: the prompt of each of m prompt tokens, [m].
+        images: 1 for image tokens, else 0, [m].
         of_responses: the prompt that each of n response tokens answers, [n].
-        count: of the prompts.
+        count: number of prompts.
     """
 
     of_prompts: Tensor
@@ -37,8 +38,8 @@ class Owners:
 def mean_cosine(prompts: Tensor, responses: Tensor, owners: Owners) -> Tensor:
     """Mean cosine of each response token's hidden state with those of its prompt's image tokens, [n]; 0 without any.
 
-    prompts: hidden states of the m tokens, [m, H]. responses: of the n response tokens, [n, H]. float32, or float64 of
-    float64.
+    prompts: hidden states of the m tokens, [m, H]. responses: of the n response tokens, [n, H]. Computes in float32;
+    keeps float64.
     """
     return _products(responses, _image_means(prompts, owners, unit=True), owners)
 
@@ -51,10 +52,10 @@ def cosine_to_mean(prompts: Tensor, responses: Tensor, owners: Owners) -> Tensor
 
 @torch.no_grad()
 def of_the_tokens_themselves(predicting: Tensor, attended: Tensor) -> Tensor:
-    """From values of the places that predict the response tokens to values of the tokens' own places, [B, T].
+    """Move values from the positions that predict the response tokens to the tokens' own positions, [B, T].
 
-    A token's own place is the one that predicts the token after it. No pass runs over the last token of a response,
-    which keeps the value of the place that predicts it.
+    A token's own position predicts the next token. No pass covers the last token of a response; it keeps the value of
+    the position that predicts it.
 
     predicting: [B, T]. attended: 1 for the tokens of the response, [B, T].
     """
@@ -64,7 +65,7 @@ def of_the_tokens_themselves(predicting: Tensor, attended: Tensor) -> Tensor:
 
 
 def _image_means(prompts: Tensor, owners: Owners, unit: bool) -> Tensor:
-    """Mean of the hidden states of each prompt's image tokens, each of length 1 if `unit`, [count, H]."""
+    """Mean hidden state of each prompt's image tokens, normalized before the mean if `unit`, [count, H]."""
     dtype = torch.promote_types(prompts.dtype, torch.float32)
     sums = prompts.new_zeros((owners.count, prompts.shape[1]), dtype=dtype)
     for hidden, group, image in zip(
@@ -77,7 +78,7 @@ def _image_means(prompts: Tensor, owners: Owners, unit: bool) -> Tensor:
 
 
 def _products(responses: Tensor, means: Tensor, owners: Owners) -> Tensor:
-    """Product of each response token's hidden state, of length 1, with its prompt's vector, [n]."""
+    """Dot product of each response token's normalized hidden state with its prompt's vector, [n]."""
     parts = zip(responses.split(CHUNK), owners.of_responses.split(CHUNK), strict=True)
     products = [(normalize(hidden.to(means.dtype), dim=-1) * means[group]).sum(dim=-1) for hidden, group in parts]
     return torch.cat(products)

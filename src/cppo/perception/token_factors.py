@@ -1,4 +1,4 @@
-"""Shapings of the advantages token by token, in the registry `SHAPINGS` (MSSR, VGPO, PEPO)."""
+"""Token-wise advantage shapings, in the registry `SHAPINGS` (MSSR, VGPO, PEPO)."""
 
 import math
 from typing import Protocol
@@ -12,7 +12,7 @@ from cppo.perception.shaping import SHAPINGS, ShapingOptions, advantage_shaping,
 
 
 class FactorOptions(ShapingOptions, Protocol):
-    """The options of the sinks below; see `CPPOConfig`."""
+    """The options of these sinks; see `CPPOConfig`."""
 
     @property
     def perception_bonus_weight(self) -> float: ...
@@ -26,9 +26,9 @@ class FactorOptions(ShapingOptions, Protocol):
 
 @torch.no_grad()
 def token_bonus(score: Tensor, advantages: Tensor, weight: float = 0.4, limit: float = 0.5) -> Tensor:
-    """MSSR's bonus of each token, `min(weight score, limit |A|)`, [n, T]: it never turns an advantage round.
+    """MSSR's bonus of each token, `min(weight score, limit |A|)`, [n, T]; it never changes an advantage's sign.
 
-    score: at least 0, [n, T]. advantages: [n]. Source: arXiv 2512.18215 and its code, which takes 0.4 and 1/2.
+    score: at least 0, [n, T]. advantages: [n]. Source: arXiv 2512.18215 and its code, which uses 0.4 and 1/2.
     """
     return torch.minimum(weight * score, limit * advantages.abs()[:, None])
 
@@ -38,7 +38,7 @@ def token_factors(score: Tensor, response_mask: Tensor, floor: float = 0.1, ceil
     """VGPO's factor of each token, `clamp(1 + w - mean w, floor, ceiling)`, [n, T], 1 outside the mask.
 
     w is the score, scaled to [0, 1] over the rollout. score, response_mask: [n, T]. Source: arXiv 2604.09349, eq. 7 and
-    8; the clamps are its code's.
+    8; the clamps are from its code.
     """
     w, mask = scaled(score, response_mask), response_mask.bool()
     mean = w.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
@@ -51,9 +51,8 @@ def softmax_weights(
 ) -> Tensor:
     """PEPO's weight of each token, `T softmax(s (1 + gate tanh(u - mean u)) / temperature)`, [n, T], 0 outside.
 
-    T is the number of response tokens, over which the softmax runs, so that the mean weight is 1; u is s and the
-    entropy, each scaled to [0, 1] over the rollout, together. score: s, [n, T]. Source: arXiv 2603.22847; the
-    temperature is its code's.
+    The softmax runs over the T response tokens, so that the mean weight is 1. u is the sum of s and the entropy, each
+    scaled to [0, 1] over the rollout. score: s, [n, T]. Source: arXiv 2603.22847; the temperature is from its code.
     """
     mask = response_mask.bool()
     length = mask.sum(dim=1, keepdim=True)
@@ -66,7 +65,7 @@ def softmax_weights(
 @named(SHAPINGS, "add_advantage")
 @advantage_shaping
 def add_advantage(scores: ViewScores, advantages: Tensor, options: FactorOptions) -> Tensor:
-    """Every token has its rollout's advantage and a bonus by its own score (MSSR)."""
+    """Every token's advantage is its rollout's, plus a bonus by its own score (MSSR)."""
     assert scores.score is not None
     bonus = token_bonus(scores.score, advantages, options.perception_bonus_weight, options.perception_bonus_limit)
     return advantages[:, None] + bonus.masked_fill(~scores.response_mask.bool(), 0.0)
@@ -76,7 +75,9 @@ def add_advantage(scores: ViewScores, advantages: Tensor, options: FactorOptions
 @advantage_shaping
 @needs("group_weights")
 def factor_advantage(scores: ViewScores, advantages: Tensor, options: FactorOptions) -> Tensor:
-    """Every token's advantage has a factor of its own, in rollouts that have one within their group (VGPO)."""
+    """Every token's advantage is its rollout's times a token factor; rollouts also have a factor within their group
+    (VGPO).
+    """
     assert scores.score is not None
     return advantages[:, None] * token_factors(scores.score, scores.response_mask)
 
@@ -84,7 +85,7 @@ def factor_advantage(scores: ViewScores, advantages: Tensor, options: FactorOpti
 @named(SHAPINGS, "softmax_advantage")
 @advantage_shaping
 def softmax_advantage(scores: ViewScores, advantages: Tensor, options: FactorOptions) -> Tensor:
-    """Every token's advantage is weighted by a softmax over the rollout's scores, gated by entropy (PEPO)."""
+    """Every token's advantage is its rollout's times a softmax over the rollout's scores, gated by entropy (PEPO)."""
     assert scores.score is not None
     gate, temperature = options.perception_softmax_gate, options.perception_softmax_temperature
     weights = softmax_weights(scores.score, scores.anchor.entropies, scores.response_mask, gate, temperature)
