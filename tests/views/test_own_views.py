@@ -85,8 +85,11 @@ def test_a_view_is_rgb_and_changes_no_image(own):
         ("own.py:pixels", "must return a PIL image of (64, 48) pixels, not ndarray"),
         ("own.py:broken", "failed in own.py line 21: TypeError"),
         ("own.py:alone", "view 'own.py:alone' failed: TypeError: alone() takes 1 positional argument"),
-        ("own.py:global_noise", "draws two views from one generator's state: take all that is random from rng"),
-        (str.upper, "is no name; choose from"),
+        (
+            "own.py:global_noise",
+            "draws two different views from the same generator state",
+        ),
+        (str.upper, "is not a name; choose from"),
     ],
 )
 def test_mistakes_are_found_before_a_run(own, family, words):

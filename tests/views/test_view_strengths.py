@@ -20,7 +20,7 @@ PICTURE = Image.new("RGB", (4, 4))
         (["blur"], "'blur' is unknown"),
         ("rotation", "not a list"),
         (None, "not a list"),
-        ([3], "3 is no name; choose from"),
+        ([3], "3 is not a name; choose from"),
     ],
 )
 def test_bad_families(view, families, message):

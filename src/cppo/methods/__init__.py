@@ -1,4 +1,4 @@
-"""Named methods: which views, score, selection, gate and sink a method combines. Imports no torch."""
+"""Named methods: each combines views, score, selector, gate and sink. Imports no torch."""
 
 from cppo.methods.blocks import SHAPING_SINKS, STATUSES, WHOLE_DISTRIBUTIONS, Method, Options
 from cppo.methods.catalogue import DEFAULT_METHOD, METHODS, get_method, with_method

@@ -1,4 +1,4 @@
-"""Methods in groups, by what they do to perception. A method's group follows from what it sets."""
+"""Methods in groups, by their effect on perception. A method's options decide its group."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,14 @@ from cppo.methods.own import ABLATIONS, OURS
 
 GROUPS: Mapping[str, str] = {
     "baselines": "RL alone, without any view of the image",
-    "losses": "A loss beside the RL loss, from how the policy changes with the image or over its tokens",
-    "advantages": "Advantages that are shaped token by token; no loss is added",
+    "losses": "A loss added to the RL loss: how the policy changes with the image, or over its tokens",
+    "advantages": "Advantages shaped token by token; no added loss",
     "rollouts": "Rollouts or prompts that see another image",
-    "rewards": "Rewards for perception; prompts have to ask for the form that they look for",
+    "rewards": "Rewards for perception; prompts must ask for the form that they check",
     "ablations": "CPPO with one part changed",
     "ours": "Ours",
 }
-"""What the methods of each group do, in the order in which they are shown."""
+"""What the methods of each group do, in display order."""
 
 
 def group_of(method: Method) -> str:
@@ -35,7 +35,7 @@ def group_of(method: Method) -> str:
 
 
 def grouped_methods() -> dict[str, list[Method]]:
-    """All methods by group, in the order of `GROUPS`; inside a group in that of the catalogue."""
+    """All methods by group, in the order of `GROUPS` and of the catalogue."""
     grouped: dict[str, list[Method]] = {group: [] for group in GROUPS}
     for method in METHODS.values():
         grouped[group_of(method)].append(method)

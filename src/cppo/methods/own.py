@@ -1,4 +1,4 @@
-"""CPPO's ablations, each by what it changes, and methods of our own."""
+"""CPPO's ablations, each with its change, and methods of our own."""
 
 from collections.abc import Mapping
 
@@ -9,18 +9,18 @@ from cppo.methods.published import cppo
 def static_view_js() -> Options:
     """CPPO with a picture of noise as I-, detecting by the exact Jensen-Shannon divergence from it.
 
-    Ours, after CPPO (arXiv 2601.00501): of the scores and views tried, the one that finds the true perception tokens of
+    Ours, after CPPO (arXiv 2601.00501). Of the scores and views tried, this pair finds the true perception tokens of
     all task families (docs/results/detectors.md).
     """
     return {**cppo(), "removing_views": ["static"], "perception_score": "js"}
 
 
 def likelihood() -> Options:
-    """What was rewarded must stay likely under I+: -A log pi(token given I+) with weight 0.3 on the perception tokens.
+    """Rewarded tokens must stay likely under I+: -A log pi(token given I+) with weight 0.3 on the perception tokens.
 
-    Ours, in the place of the contrast of CPPO (arXiv 2601.00501): of the rollouts with a positive advantage A the mean
-    over the tokens that `cppo-static-js` selects, then over rollouts. The target is a sampled token that earned its
-    reward, where CPPO's are the policy's own probabilities.
+    Ours, in place of the contrast of CPPO (arXiv 2601.00501). The loss is a mean over the tokens that `cppo-static-js`
+    selects, then over the rollouts with a positive advantage A. Its target is a sampled token that earned a reward;
+    CPPO's target is the policy's own probabilities.
     """
     return {
         **static_view_js(),
@@ -33,7 +33,7 @@ def likelihood() -> Options:
 
 
 def likelihood_all_tokens() -> Options:
-    """What was rewarded must stay likely under I+, on all tokens: as `cppo-likelihood` without detection and I-.
+    """Rewarded tokens must stay likely under I+, on all tokens: `cppo-likelihood` without detection and I-.
 
     Ours, the control for detection; after CPPO (arXiv 2601.00501).
     """
@@ -41,75 +41,74 @@ def likelihood_all_tokens() -> Options:
 
 
 ABLATIONS: Mapping[str, tuple[Options, str]] = {
-    "cppo-no-gate": ({"perception_gate": "none"}, "CPPO on every rollout with images, whatever its advantage."),
+    "cppo-no-gate": ({"perception_gate": "none"}, "CPPO on every rollout with images, for any advantage."),
     "cppo-correct-gate": (
         {"perception_gate": "correct", "perception_gate_reward": "accuracy_reward"},
-        "CPPO on the rollouts with a right answer, whatever their advantage.",
+        "CPPO on the rollouts with a right answer, for any advantage.",
     ),
     "cppo-all-tokens": ({"perception_selector": "all"}, "CPPO on every response token: no detection."),
     "cppo-random-tokens": (
         {"perception_selector": "random"},
-        "CPPO on random response tokens, in each rollout as many as the published rule selects.",
+        "CPPO on random response tokens, as many per rollout as the published rule selects.",
     ),
     "cppo-cpl-only": (
         {"rl_weight": 0.0},
-        "CPPO without the RL loss: the contrastive term alone trains.\n\n"
-        "Rewards still decide which rollouts are gated in. A KL to the reference is part of the RL loss and goes with "
-        "it.",
+        "CPPO without the RL loss: only the contrastive term trains.\n\nRewards still decide which rollouts are "
+        "gated in. The KL to the reference is part of the RL loss and is also left out.",
     ),
     "cppo-positive-only": (
         {"perception_removing_weight": 0.0},
-        "CPPO with I+ alone in the contrast: softplus(d+ / tau). I- still serves detection.",
+        "CPPO with only I+ in the contrast: softplus(d+ / tau). I- still serves detection.",
     ),
     "cppo-negative-only": (
         {"perception_preserving_weight": 0.0},
-        "CPPO with I- alone in the contrast: softplus(-d- / tau).",
+        "CPPO with only I- in the contrast: softplus(-d- / tau).",
     ),
     "cppo-detached-views": (
         {"perception_view_gradients": False},
-        "CPPO whose gradient flows through the anchor alone, not through the policy under the views.",
+        "CPPO with gradients through the anchor only, not through the policy under the views.",
     ),
     "cppo-detached-anchor": (
         {"perception_anchor_gradients": False},
-        "CPPO whose gradient flows through the views' passes alone: the image's answers are their fixed target.",
+        "CPPO with gradients through the views' passes only: the policy under the image is a fixed target.",
     ),
     "cppo-kl": (
         {"perception_divergence": "kl"},
-        "CPPO with the exact KL over the vocabulary in place of k3 on the sampled token.",
+        "CPPO with the exact KL over the vocabulary instead of k3 on the sampled token.",
     ),
     "cppo-js": (
         {"perception_divergence": "js"},
-        "CPPO with the exact Jensen-Shannon divergence over the vocabulary in place of k3.",
+        "CPPO with the exact Jensen-Shannon divergence over the vocabulary instead of k3.",
     ),
     "cppo-score-absolute": (
         {"perception_score": "entropy_shift_absolute"},
-        "CPPO that detects by the entropy shift in nats, not relative to the entropy.",
+        "CPPO detecting by the entropy shift in nats, not relative to the entropy.",
     ),
     "cppo-score-entropy": (
         {"perception_score": "entropy"},
-        "CPPO that detects by the entropy under the image alone, the control for every shift.",
+        "CPPO detecting by the entropy under the image alone, the control for every shift.",
     ),
     "cppo-score-k3": (
         {"perception_score": "k3"},
-        "CPPO that detects by the k3 divergence of image and I- on the sampled token.",
+        "CPPO detecting by the k3 divergence of image and I- on the sampled token.",
     ),
-    "cppo-score-kl": ({"perception_score": "kl"}, "CPPO that detects by the exact KL divergence of image and I-."),
+    "cppo-score-kl": ({"perception_score": "kl"}, "CPPO detecting by the exact KL divergence of image and I-."),
     "cppo-score-js": (
         {"perception_score": "js"},
-        "CPPO that detects by the exact Jensen-Shannon divergence of image and I-.",
+        "CPPO detecting by the exact Jensen-Shannon divergence of image and I-.",
     ),
     "cppo-score-logp": (
         {"perception_score": "logp_shift"},
-        "CPPO that detects by how much log-probability the sampled token loses under I-.",
+        "CPPO detecting by the log-probability that the sampled token loses under I-.",
     ),
     "cppo-static": (
         {"removing_views": ["static"]},
-        "CPPO with a picture of noise as I-: nothing of the image is left, where the published views spare parts by "
+        "CPPO with a picture of noise as I-: nothing of the image remains, where the published views spare parts by "
         "chance.",
     ),
 }
-"""What each changes in CPPO, and its text."""
-OF_CPPO = "\n\nCPPO is arXiv 2601.00501; all else is as in `cppo`."
+"""The options and the text of each ablation of CPPO."""
+OF_CPPO = "\n\nCPPO is arXiv 2601.00501; everything else is as in `cppo`."
 OURS = {
     "cppo-static-js": static_view_js,
     "cppo-likelihood": likelihood,

@@ -1,7 +1,7 @@
-"""Published methods of 2025 and 2026 that weigh tokens without a perception loss, each a short declaration.
+"""Published methods of 2025 and 2026 that weight tokens without a perception loss, each a short declaration.
 
-As in `cppo.methods.published`, a method sets what its paper and code say; what belongs to a run stands in the
-docstrings. Facts of methods without public code are those of the paper as third parties report them.
+As in `cppo.methods.published`, a method sets what its paper and code define; the docstrings give the values that belong
+to a run. For methods without public code, the facts are the paper's as third parties report them.
 """
 
 from cppo.methods.blocks import Options
@@ -11,13 +11,14 @@ from cppo.methods.published import dapo
 def sent() -> Options:
     """SENT (arXiv 2512.04359), its loss alone: a KL penalty on low-entropy tokens of extreme covariance.
 
-    Paper: beta KL(pi || reference), k3, on tokens whose entropy is below a bound; the high beta where the covariance of
-    log-probability and advantage exceeds another. Neither bounds nor betas were found. Its code, and ours: of the 80 %
-    of a micro-batch's tokens of lowest entropy, the 0.02 % of largest covariance (at least one) have 0.1 x 2.0
-    |log pi - log pi_old|, as many of smallest 0.1 x 0.5; the mean is over all tokens, and ratios are not clipped.
-    The penalty acts where rollouts serve several steps. The paper's form: `perception_kl_target: reference`,
-    `perception_selector: band_values` with `perception_band` and `perception_covariance_threshold`. Published runs:
-    beta 0.001, T = 1, prompts in two stages by semantic entropy, which this leaves out.
+    Paper: beta KL(pi || reference), k3, on tokens with an entropy below a bound; the high beta applies where the
+    covariance of log-probability and advantage exceeds another bound. Neither bounds nor betas were found. Its code,
+    and ours, takes the 80 % of a micro-batch's tokens of lowest entropy. Of these, the 0.02 % of largest covariance (at
+    least one) have 0.1 x 2.0 |log pi - log pi_old|, and as many of smallest covariance 0.1 x 0.5. The mean is over all
+    tokens, and ratios are not clipped. The penalty acts where rollouts serve several steps. The paper's form:
+    `perception_kl_target: reference`, `perception_selector: band_values` with `perception_band` and
+    `perception_covariance_threshold`. Published runs: beta 0.001, T = 1, prompts in two stages by semantic entropy,
+    which this method leaves out.
     """
     return {
         "loss_type": "dapo",
@@ -37,17 +38,17 @@ def sent() -> Options:
 
 
 def mssr() -> Options:
-    """MSSR (arXiv 2512.18215): one rollout a prompt, held against what its prompt earned before.
+    """MSSR (arXiv 2512.18215): one rollout per prompt, compared with the prompt's earlier rewards.
 
-    Advantage: the reward less the prompt's expected share a / (a + b), scaled to mean 0 and variance 1 over the
-    generation batch; then a <- eta a + [r > 0.5] and b <- eta b + [r <= 0.5]. Before the first step one response to
-    each prompt gives a + b = 8. Every token gets min(0.4 H, |A| / 2) on top. As in its code H is -p log p of the
-    sampled token, where the paper has the entropy (`perception_score: entropy`). The paper is reported with 0.4 and a 2
-    that the code, and ours, take the other way around: H times 0.4, |A| by 2. Eta lies within [0.875, 0.96]; the paper
-    lets it fall with the KL to the reference, its code lets it rise up to the target of 0.01 and drop to 0.875 beyond,
-    and so does ours. Its configuration names a window of 20 batches, of which 10 are used. Ours: the KL is k3; a prompt
-    that the first pass did not see begins at 4 and 4; of several rollouts a prompt each counts. Published runs:
-    `num_generations: 1`, `beta: 0.01`, 2,048 prompts in updates of 128, gradient norm 0.5, accuracy the only reward.
+    Advantage: the reward minus the prompt's expected share a / (a + b), scaled to mean 0 and variance 1 over the
+    generation batch. Then a <- eta a + [r > 0.5] and b <- eta b + [r <= 0.5]. Before the first step, one response to
+    each prompt gives a + b = 8. Every token gets a bonus of min(0.4 H, |A| / 2). As in its code, H is -p log p of the
+    sampled token; the paper has the entropy (`perception_score: entropy`). Reports of the paper give 0.4 and 2 the
+    other way around than its code and ours: H times 0.4, |A| by 2. Eta lies within [0.875, 0.96]. In the paper it falls
+    with the KL to the reference; in its code and ours it rises up to the target of 0.01 and drops to 0.875 beyond. Its
+    configuration names a window of 20 batches, but uses 10. Ours: the KL is k3; a prompt that the first pass did not
+    see begins at 4 and 4; each of several rollouts per prompt counts. Published runs: `num_generations: 1`,
+    `beta: 0.01`, 2,048 prompts in updates of 128, gradient norm 0.5, accuracy the only reward.
     """
     return {
         "epsilon": 0.2,
@@ -70,10 +71,11 @@ def mssr() -> Options:
 def tor() -> Options:
     """ToR (arXiv 2603.25077): the most uncertain tokens learn fully, the most image-dependent others by half.
 
-    Of all tokens of the generation batch the 30 % of highest entropy, taken over the renormalized nucleus of 0.95, have
-    the weight 1; of the 30 % of largest |log p - log p(no image)| those that are none of these have 0.5; all others 0.
-    The image is removed from the prompt, with what frames it. No code is public. That the nucleus is renormalized is a
-    third party's reading. Ours: rows without images keep their advantages. Published: G = 12, KL 0.01 to the reference.
+    Of all tokens of the generation batch, the 30 % of highest entropy, over the renormalized nucleus of 0.95, have
+    weight 1. Of the 30 % of largest |log p - log p(no image)|, those not in the first set have 0.5; all others 0. The
+    image and the tokens around it are removed from the prompt. No code is public; a third party reports that the
+    nucleus is renormalized. Ours: rows without images keep their advantages. Published: G = 12, KL 0.01 to the
+    reference.
     """
     return {
         "perception_sink": "mask_advantage",
@@ -91,13 +93,13 @@ def tor() -> Options:
 
 
 def vepo() -> Options:
-    """VEPO (arXiv 2606.03937): a fifth of each rollout's tokens learn, the uncertain ones that lean on the image.
+    """VEPO (arXiv 2606.03937): a fifth of each rollout's tokens learn, uncertain tokens that depend on the image.
 
-    Score E (1 - (1 - J)^0.7 (1 - D)^0.3), each scaled to [0, 1] over the rollout: J the Jensen-Shannon divergence from
-    I-, D the change of the entropy, E the entropy. The loss is a mean over the selected tokens. As in its code the
-    vision tower is frozen, and entropy has a bonus of 0.001. Stand-in: I- is a picture of noise, where the paper takes
-    500 diffusion steps and its code adds noise to normalized pixels, described as of deviation 2 and, by a loop that
-    adds it for each rollout, of 6.9. Published: G = 12, no KL, clip 0.2.
+    Score E (1 - (1 - J)^0.7 (1 - D)^0.3), each scaled to [0, 1] over the rollout: J is the Jensen-Shannon divergence
+    from I-, D the change of the entropy, E the entropy. The loss is a mean over the selected tokens. As in its code,
+    the vision tower is frozen, and entropy has a bonus of 0.001. Stand-in: I- is a picture of noise. The paper takes
+    500 diffusion steps; its code adds noise to normalized pixels, described as of deviation 2, and of 6.9 by a loop
+    that adds it for each rollout. Published: G = 12, no KL, clip 0.2.
     """
     return {
         "loss_type": "dapo",
@@ -117,11 +119,12 @@ def vepo() -> Options:
 def pepo() -> Options:
     """PEPO (arXiv 2603.22847) with GRPO: tokens near the image, gated by entropy, learn more; no second pass.
 
-    A token's s is the mean cosine of its hidden states with the image tokens', over these and the layers; the weight
-    T softmax(s (1 + 0.05 tanh(u - mean u)) / 1.8), u = s and entropy, each scaled to [0, 1] over the rollout. Its part
-    in the advantage grows linearly from 0 to 1 over the run. The paper does not mention the 1.8 of its code, and
-    freezes the vision tower. Ours: the layers are all but the embeddings, the last after the final norm; the last token
-    of a response, over which no pass runs, has the s of the one before. Published: G = 8, KL 0.001, clip 0.2.
+    A token's s is the mean cosine of its hidden states with those of the image tokens, over image tokens and layers.
+    The weight is T softmax(s (1 + 0.05 tanh(u - mean u)) / 1.8), with u = s + entropy, each scaled to [0, 1] over the
+    rollout. Its share of the advantage grows linearly from 0 to 1 over the run. The paper does not mention the 1.8 of
+    its code, and freezes the vision tower. Ours: the layers are all except the embeddings, the last after the final
+    norm. The last token of a response, which no pass covers, has the s of the token before. Published: G = 8, KL 0.001,
+    clip 0.2.
     """
     return {
         "loss_type": "grpo",
@@ -138,14 +141,14 @@ def pepo() -> Options:
 
 
 def vgpo() -> Options:
-    """VGPO (arXiv 2604.09349) with DAPO: advantages grow with how near tokens lie to the image; no second pass.
+    """VGPO (arXiv 2604.09349) with DAPO: advantages grow with a token's similarity to the image; no second pass.
 
-    Score (1 + cosine) / 2 of the last hidden state with the mean of the image tokens'; from half of a response on the
-    best fifth is multiplied by 1 + 0.3 t / (T - 1). With w the score scaled to [0, 1] over the rollout, the token's
-    factor is 1 + w - mean w within [0.1, 2], and the rollout's the same of the sum of w in its group, within [0.9, 2].
-    The clamps are its code's. Its code takes another offset (the least cosine of a micro-batch), scores in each update,
-    and groups 8 neighbours of a micro-batch; ours is the paper's offset and group, scored once before the updates. The
-    last token of a response is as in `pepo`. Published: G = 8, no KL.
+    Score (1 + cosine) / 2 of the last hidden state with the mean of the image tokens'. In the second half of a
+    response, the best fifth is multiplied by 1 + 0.3 t / (T - 1). With w the score scaled to [0, 1] over the rollout,
+    the token's factor is 1 + w - mean w within [0.1, 2]; the rollout's is the same for the sum of w in its group,
+    within [0.9, 2]. The clamps are from its code. Offset (1 + cosine) and group are the paper's, scored once before the
+    updates; its code takes the smallest cosine of a micro-batch, scores in each update, and groups 8 neighbours of a
+    micro-batch. The last token of a response is as in `pepo`. Published: G = 8, no KL.
     """
     return {
         **dapo(),
@@ -158,11 +161,12 @@ def vgpo() -> Options:
 
 
 def prpo() -> Options:
-    """PRPO-like (after arXiv 2606.08708, constants ours): tokens that need the image and bear changes of it learn more.
+    """PRPO-like (after arXiv 2606.08708, constants ours): tokens that need the image and are robust to changes learn
+    more.
 
-    The paper scores robust visual dependency, high where a token is sensitive to the image's removal and stable under
-    perturbation, and reshapes advantages by it; no formula was found. Ours: J(I-) (1 - J(I+) / ln 2), J the exact
-    Jensen-Shannon divergence, and the weights of `pgpo` on DAPO's loss.
+    The paper scores robust visual dependency: high where a token is sensitive to the image's removal and stable under
+    perturbation. It reshapes advantages by this score; no formula was found. Ours: J(I-) (1 - J(I+) / ln 2), J the
+    exact Jensen-Shannon divergence, and the weights of `pgpo` on DAPO's loss.
     """
     return {
         **dapo(),
@@ -178,4 +182,4 @@ def prpo() -> Options:
 
 
 REWEIGHTING = {"mssr": mssr, "sent": sent, "tor": tor, "vepo": vepo, "pepo": pepo, "vgpo": vgpo, "prpo": prpo}
-"""By the name that `method` is set to."""
+"""These methods by name."""

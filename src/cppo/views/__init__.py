@@ -1,7 +1,7 @@
 """Perturbed views of an image: I+ keeps what the answer needs, I- removes it (CPPO, arXiv 2601.00501).
 
-Every view has the size of the anchor image and mode RGB, and is a pure function of the image and a Generator. The
-held-out families are for evaluation alone.
+Every view is RGB, has the size of the anchor image, and is a pure function of the image and a Generator. The held-out
+families are only for evaluation.
 """
 
 from cppo.options.views import (

@@ -1,4 +1,4 @@
-"""Any family by its name, those for evaluation too; and several draws of each, for eyes to judge."""
+"""Views of any family by name, evaluation families too, and several draws of each to look at."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,18 +12,18 @@ from cppo.views.transforms import View, family_view
 
 EVERY_PRESERVING = (*KNOWN_PRESERVING, *HELD_OUT_PRESERVING)
 EVERY_REMOVING = (*KNOWN_REMOVING, *HELD_OUT_REMOVING)
-"""The families that training may use, and those held out for evaluation."""
+"""The families for training and those held out for evaluation."""
 CARD_CONDITIONS = ("clean", "blank", "trained_preserving", "held_out_preserving", "held_out_removing")
-"""Conditions of `cppo.evaluation` that the perception card shows; `clean` is what the others are compared with."""
+"""Conditions of `cppo.evaluation` that the perception card shows, each compared with `clean`."""
 CONDITION_NAMES = (*CARD_CONDITIONS, "trained_removing", *EVERY_PRESERVING, *EVERY_REMOVING)
-"""All of them; named here because an option is checked before torch is imported."""
+"""All conditions; listed here because options are checked before torch is imported."""
 
 
 def condition_families(name: str, preserving: Sequence[str], removing: Sequence[str]) -> tuple[str, ...]:
-    """The families that a condition draws from; none for `clean` and `blank`, and of a family's name that one alone.
+    """The families that a condition draws from: none for `clean` and `blank`; a family's name selects that family.
 
     Args:
-        preserving, removing: those of `trained_preserving` and `trained_removing`.
+        preserving, removing: the conditions `trained_preserving` and `trained_removing`.
     """
     groups = {
         "clean": (),
@@ -37,7 +37,7 @@ def condition_families(name: str, preserving: Sequence[str], removing: Sequence[
 
 
 def any_family_view(family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> View:
-    """One draw of a family of `EVERY_PRESERVING` or `EVERY_REMOVING`; held-out ones have one strength only.
+    """One draw of a family of `EVERY_PRESERVING` or `EVERY_REMOVING`; held-out families have only one strength.
 
     Raises UserError where the image cannot be read.
     """
@@ -53,12 +53,12 @@ def family_draws(
     draws: int,
     families: Sequence[str] | None = None,
 ) -> Iterator[tuple[View, ...]]:
-    """`draws` views of a row's images under each family in turn; training draws one family an image (`ViewSampler`).
+    """`draws` views of a row's images under each family in turn; training draws one family per image (`ViewSampler`).
 
-    Each depends on (seed, sample id, family, draw, place of the image) alone: another family or draw changes nothing.
+    Each view depends only on (seed, sample id, family, draw, image index), not on other families or draws.
 
     Args:
-        families: the sampler's by default, I+ first.
+        families: default: the sampler's, I+ first.
 
     Raises:
         UserError: an image cannot be read.

@@ -1,19 +1,19 @@
-"""Perturbations that no training view uses, for evaluation alone: what they show was not practised.
+"""Perturbations that no training view uses, only for evaluation: training never shows them.
 
 Training views of this package and of the published methods are colour jitter, perspective, rotation, noise (rectangles,
-additive, diffusion), crops and masked patches; nothing here is one of them, but for `blur`, which is near to the
-`gaussian_blur` that `cppo-async` alone trains on. No family changes hue or order of colours
-more than rounding does, since questions may ask for them. There are no options: a yardstick has one length.
+additive, diffusion), crops and masked patches. None of them is here; only `blur` is near a training view, the
+`gaussian_blur` of `cppo-async`. No family changes hue or order of colours by more than rounding, because questions may
+ask for them. There are no options: a measure must stay the same.
 
-Preserving, what the answer needs stays readable. Details are pixels wide in small and large images alike, so blurs
-grow with the square root of the shorter side only:
+Preserving: what the answer needs stays readable. Details are pixels wide in small and large images alike, so blurs grow
+only with the square root of the shorter side.
 
 - `blur`: Gaussian, standard deviation 0.35 to 0.6 pixels at 64 pixels, 1.4 to 2.4 at 1,000;
-- `sharpen`: unsharp mask, 50 to 100 %, of the same standard deviations;
-- `jpeg`: compressed at quality 40 to 70 without colour subsampling, and decompressed;
+- `sharpen`: unsharp mask, 50 to 100 %, with the same standard deviations;
+- `jpeg`: compression at quality 40 to 70 without colour subsampling;
 - `shift`: a translation by 1 to 4 % of each side either way (at least a pixel); the border is repeated.
 
-Removing, only coarse colour stays. All grow with the image:
+Removing: only coarse colour stays. All grow with the image.
 
 - `strong_blur`: Gaussian, standard deviation 15 to 20 % of the shorter side;
 - `pixelate`: a mosaic of 3 or 4 cells along the shorter side, each its mean colour;
@@ -33,7 +33,7 @@ HELD_OUT_PRESERVING = ("blur", "sharpen", "jpeg", "shift")
 HELD_OUT_REMOVING = ("strong_blur", "pixelate", "shuffle")
 
 MILD_SIGMA = (0.35, 0.6)
-"""Pixels, of an image whose shorter side has `REFERENCE_SIDE`."""
+"""Pixels, for an image with a shorter side of `REFERENCE_SIDE`."""
 REFERENCE_SIDE = 64
 SHARPEN_PERCENT = (50, 100)
 JPEG_QUALITY = (40, 70)
@@ -46,8 +46,8 @@ SHUFFLED_PATCHES = (12, 16)
 def held_out_view(family: str, image: Image.Image, rng: np.random.Generator) -> View:
     """One draw of a held-out family: a new RGB image of the size of `load_rgb(image)`.
 
-    A removing family leaves images of a few pixels much as they are. JPEG pixels may differ by a level between versions
-    of the JPEG library. Raises UserError where the image cannot be read.
+    A removing family hardly changes images of a few pixels. JPEG pixels may differ by one level between versions of the
+    JPEG library. Raises UserError where the image cannot be read.
     """
     perturbed, parameters = _TRANSFORMS[family](load_rgb(image), rng)
     return View(perturbed, family, parameters)
@@ -68,7 +68,7 @@ def sharpen(image: Image.Image, rng: np.random.Generator) -> Perturbed:
 
 
 def jpeg(image: Image.Image, rng: np.random.Generator) -> Perturbed:
-    """There and back through JPEG."""
+    """JPEG compression and decompression."""
     quality = int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
     buffer = BytesIO()
     image.save(buffer, format="JPEG", quality=quality, subsampling=0)
@@ -77,7 +77,7 @@ def jpeg(image: Image.Image, rng: np.random.Generator) -> Perturbed:
 
 
 def shift(image: Image.Image, rng: np.random.Generator) -> Perturbed:
-    """A translation in both directions; the pixels of the border fill what it uncovers."""
+    """A translation in both directions; border pixels fill the uncovered area."""
     right, down = (
         int(rng.choice((-1, 1))) * min(max(1, round(side * rng.uniform(*SHIFT_SIDE))), side - 1) for side in image.size
     )
@@ -87,7 +87,7 @@ def shift(image: Image.Image, rng: np.random.Generator) -> Perturbed:
 
 
 def strong_blur(image: Image.Image, rng: np.random.Generator) -> Perturbed:
-    """A Gaussian blur as wide as a part of the picture."""
+    """A Gaussian blur with a width proportional to the image."""
     sigma = min(image.size) * rng.uniform(*STRONG_SIGMA_SIDE)
     return image.filter(ImageFilter.GaussianBlur(sigma)), {"sigma": sigma}
 
@@ -101,7 +101,7 @@ def pixelate(image: Image.Image, rng: np.random.Generator) -> Perturbed:
 
 
 def shuffle(image: Image.Image, rng: np.random.Generator) -> Perturbed:
-    """Square patches in random order; of patches that would stick out at the right or below, the border fills up."""
+    """Square patches in random order; border pixels complete patches that reach beyond the right or lower edge."""
     patches = int(rng.integers(SHUFFLED_PATCHES[0], SHUFFLED_PATCHES[1] + 1))
     side = max(1, round(min(image.size) / patches))
     across, down = -(-image.width // side), -(-image.height // side)

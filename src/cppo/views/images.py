@@ -1,4 +1,4 @@
-"""The one way from any PIL image to RGB: anchor and views both take it and so yield the same image tokens."""
+"""Conversion of any PIL image to RGB. Anchor and views share it, so they yield the same image tokens."""
 
 import base64
 import contextlib
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from cppo.errors import UserError, one_line
 
-# What undoes each EXIF orientation (Exif 2.32, tag 0x0112); 1 is upright.
+# The transpose that undoes each EXIF orientation (Exif 2.32, tag 0x0112); 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,16 +24,16 @@ _UPRIGHT = {
 
 
 def load_rgb(image: Image.Image) -> Image.Image:
-    """The first frame of an image, upright, in mode RGB. Applying it twice changes nothing more.
+    """The first frame of an image, upright, in mode RGB. Idempotent.
 
     - The EXIF orientation is undone first, once; the result carries no metadata.
     - Transparent pixels are laid over white, so that dark drawings on a transparent ground stay readable.
-    - 16-bit grey is scaled from 0..65535. Modes I and F do not say their range: the first of 0..1 (F only),
-      0..255 and 0..65535 that holds every value is taken; else the image's own range is stretched.
-    - LAB goes through a colour profile; CMYK and the others through Pillow's own conversion.
+    - 16-bit grey is scaled from 0..65535. Modes I and F have no declared range: the first of 0..1 (F only), 0..255 and
+      0..65535 that holds every value is used, else the image's own range is stretched.
+    - LAB is converted by a colour profile; CMYK and the other modes by Pillow.
 
     Args:
-        image: any PIL image. It is decoded if it was not yet, and else left as it is, also at the same frame.
+        image: any PIL image. It is decoded if needed, but not changed otherwise, and stays at its frame.
 
     Returns:
         A new image that shares no pixels with the input.
@@ -58,12 +58,12 @@ def load_rgb(image: Image.Image) -> Image.Image:
 def _first_frame(image: Image.Image) -> Image.Image:
     try:
         frame = image.tell()
-    except AttributeError:  # came through a pickle, from a worker say, with its pixels alone
+    except AttributeError:  # came through a pickle, e.g. from a worker, with only its pixels
         return image
     if frame == 0:
         image.load()
         return image
-    # Formats that count from 1 (PSD) know no frame 0 and start with the whole picture.
+    # Formats that count frames from 1 (PSD) have no frame 0 and start with the whole picture.
     with contextlib.suppress(EOFError):
         image.seek(0)
     try:
@@ -74,7 +74,7 @@ def _first_frame(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     orientation = None
-    # Broken EXIF says nothing about the orientation and is no reason to lose the picture.
+    # Broken EXIF has no orientation; the picture is still usable.
     with contextlib.suppress(Exception):
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
@@ -117,7 +117,9 @@ def _grey(values: npt.NDArray[Any], low: float, high: float) -> Image.Image:
 
 
 def image_data_uri(image: Image.Image, side: int = 320, lossless_side: int = 128) -> str:
-    """A data URI for pages, scaled down to `side` pixels: PNG up to `lossless_side`, where pixels count, else JPEG."""
+    """A data URI for pages, scaled down to `side` pixels: PNG up to `lossless_side`, to keep pixels exact, else
+    JPEG.
+    """
     small = load_rgb(image)
     small.thumbnail((side, side))
     lossless = max(small.size) <= lossless_side

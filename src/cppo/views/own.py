@@ -10,14 +10,14 @@ from cppo.errors import UserError, choose_one
 from cppo.imports import failure, is_own, load_function
 
 TRIAL_SIZE = (48, 64, 3)
-"""Rows, columns and colours of the image that a family is tried on."""
+"""Rows, columns and colours of the trial image of a family."""
 ViewFunction = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """The families as a tuple, in the given order; those of the user's own are imported.
+    """The families as a tuple, in the given order; the user's own are imported.
 
-    Raises UserError, which names `field`, where `families` is empty, no list, or has an unknown or repeated name, or
+    Raises UserError, which names `field`, where `families` is empty or not a list, a name is unknown or repeated, or
     one of the user's own cannot be imported.
     """
     choices = ", ".join(known)
@@ -27,20 +27,20 @@ def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) 
         raise UserError(f"{field}: the list is empty; give at least one of {choices}")
     for name in families:
         if not isinstance(name, str):
-            raise UserError(f"{field}: {name!r} is no name; choose from {choices}, or write file.py:function")
+            raise UserError(f"{field}: {name!r} is not a name; choose from {choices}, or write file.py:function")
         if is_own(name):
             load_own(name)
         elif name not in known:
             raise UserError(f"{field}: {name!r} is unknown; {choose_one(name, known)}, or give file.py:function")
     if len(set(families)) < len(families):
-        raise UserError(f"{field}: a family is listed twice in {list(families)}; name each once")
+        raise UserError(f"{field}: {list(families)} names a family twice; name each once")
     return tuple(families)
 
 
 def load_own(family: str) -> ViewFunction:
-    """The function that `family` names; its file or module is run once a process, and two views are drawn for trial.
+    """The function that `family` names. Its file or module runs once per process; two trial views are drawn.
 
-    Raises UserError where it does not exist, cannot be imported, is no function, or the trial fails.
+    Raises UserError where it does not exist, cannot be imported, is not a function, or the trial fails.
     """
     return _tried(load_function(family, f"view {family!r}"), family)
 
@@ -50,12 +50,14 @@ def _tried(function: ViewFunction, family: str) -> ViewFunction:
     trial = Image.fromarray(np.random.default_rng(0).integers(0, 256, size=TRIAL_SIZE, dtype=np.uint8))
     first, second = (_drawn(function, family, trial, np.random.default_rng(1)) for _ in range(2))
     if first.tobytes() != second.tobytes():
-        raise UserError(f"view {family!r} draws two views from one generator's state: take all that is random from rng")
+        raise UserError(
+            f"view {family!r} draws two different views from the same generator state: take all randomness from rng"
+        )
     return function
 
 
 def own_view(family: str, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """One draw: an RGB image of the size of `image`, which is a copy for the function to do with as it likes.
+    """One draw: an RGB image of the size of `image`. The function gets a copy and may change it.
 
     Raises UserError where the function raises, or returns no image of that size.
     """
@@ -65,7 +67,7 @@ def own_view(family: str, image: Image.Image, rng: np.random.Generator) -> Image
 def _drawn(function: ViewFunction, family: str, image: Image.Image, rng: np.random.Generator) -> Image.Image:
     try:
         view = function(image.copy(), rng)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises, `sys.exit` included
+    except (Exception, SystemExit) as error:  # user code may raise anything, also `sys.exit`
         raise failure(error, f"view {family!r}") from error
     if not isinstance(view, Image.Image) or view.size != image.size:
         found = f"one of {view.size}" if isinstance(view, Image.Image) else type(view).__name__

@@ -1,15 +1,15 @@
-"""A bound on the pixels that threads work on at once, and so on memory."""
+"""A bound on the pixels that threads process at once, and so on memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition
 
 PIXELS_AT_ONCE = 25_000_000
-"""Making the views of an image takes up to 31 bytes a pixel (measured, `color_jitter`), decoding it up to 7."""
+"""The views of an image take up to 31 bytes per pixel (measured, `color_jitter`), decoding up to 7."""
 
 
 class PixelRoom:
-    """Lets threads work on at most so many pixels at once; a larger image is worked on alone."""
+    """A semaphore over pixels: threads wait until theirs fit; a larger image is processed alone."""
 
     def __init__(self, pixels: int = PIXELS_AT_ONCE) -> None:
         self._pixels = pixels
@@ -18,7 +18,7 @@ class PixelRoom:
 
     @contextmanager
     def taken(self, size: tuple[int, int]) -> Iterator[None]:
-        """Work on an image of this (width, height); waits until there is room for it."""
+        """Context for an image of this (width, height); waits until it fits."""
         pixels = min(size[0] * size[1], self._pixels)
         with self._changed:
             self._changed.wait_for(lambda: self._taken + pixels <= self._pixels)

@@ -1,4 +1,4 @@
-"""Views as a pure function of (seed, sample id, epoch, image index): a resumed run sees the same ones."""
+"""Views as a pure function of (seed, sample id, epoch, image index), so a resumed run sees the same views."""
 
 import hashlib
 import json
@@ -27,16 +27,16 @@ from cppo.views.transforms import drawn_view
 
 @dataclass(frozen=True)
 class ViewSampler:
-    """Draws the two views of an image. It has no state, so threads and processes may share it.
+    """Draws the two views of an image. It is stateless, so threads and processes may share it.
 
     Attributes:
         seed: any whole number.
-        preserving_families, removing_families: the families that I+ and I- are drawn from, uniformly.
+        preserving_families, removing_families: the families of I+ and I-; each is as likely.
         strengths: see `ViewStrengths`.
 
     Raises:
-        UserError: the seed is not a whole number; a list of families is empty or has an unknown or repeated name.
-            The list is named as the option is, `preserving_views` or `removing_views`.
+        UserError: the seed is not a whole number; a list of families is empty or has an unknown or repeated name. The
+            message names the option, `preserving_views` or `removing_views`.
     """
 
     seed: int
@@ -52,7 +52,7 @@ class ViewSampler:
             object.__setattr__(self, f"{kind}_families", families)
 
     def at(self, progress: float) -> "ViewSampler":
-        """The sampler whose strengths are those after a fraction `progress` of a run (`ViewStrengths.at`)."""
+        """The sampler with the strengths after a fraction `progress` of a run (`ViewStrengths.at`)."""
         strengths = self.strengths.at(progress)
         return self if strengths is self.strengths else replace(self, strengths=strengths)
 
@@ -61,13 +61,13 @@ class ViewSampler:
     ) -> tuple[Image.Image, Image.Image]:
         """The pair (I+, I-) of one image, each RGB and of the size of `load_rgb(image)`.
 
-        I+ and I- have a random stream each, so the options of one do not change the draws of the other.
+        I+ and I- have separate random streams, so the options of one do not change the draws of the other.
 
         Args:
             image: any PIL image; not changed.
             sample_id: the row's stable id.
             epoch: the pass over the data, a whole number.
-            image_index: the place of the image in its row, from 0.
+            image_index: the index of the image in its row, from 0.
 
         Raises:
             UserError: the image cannot be read.
@@ -81,10 +81,11 @@ class ViewSampler:
 
 
 def view_sampler(options: Mapping[str, Any]) -> ViewSampler:
-    """The sampler of views that the options of a run describe; for one inside the model, of its stand-in (`pictured`).
+    """The view sampler that a run's options describe; for a view inside the model, the sampler of its stand-in
+    (`pictured`).
 
     Raises:
-        UserError: a family, those of rollouts included, or a strength is not valid.
+        UserError: a family, also of rollouts, or a strength is invalid.
     """
     if options["rollout_views"] and not ascends(options):
         check_families("rollout_views", options["rollout_views"], KNOWN_PRESERVING)
@@ -103,16 +104,16 @@ def view_generators(
 
 
 def stable_sample_id(prompt: str | list[dict[str, Any]], images: Sequence[Image.Image] | None) -> str:
-    """An id for a row that brings none: 32 hexadecimal digits from its prompt and pixels under `load_rgb`.
+    """An id for a row without one: 32 hexadecimal digits from its prompt and its pixels under `load_rgb`.
 
-    The same content gets the same id in every process, order of rows and run. Rows that are equal share it.
+    The same content gets the same id in every process, row order and run. Equal rows share an id.
 
     Args:
-        prompt: text, or chat messages made of what JSON can hold.
-        images: the row's images; none or an empty list for text only.
+        prompt: text, or chat messages of JSON values.
+        images: the row's images; None or an empty list for text only.
 
     Raises:
-        UserError: an image cannot be read, or the messages hold something else than text, numbers and lists.
+        UserError: an image cannot be read, or the messages hold anything except text, numbers and lists.
     """
     try:
         text = json.dumps(prompt, sort_keys=True)
@@ -121,7 +122,7 @@ def stable_sample_id(prompt: str | list[dict[str, Any]], images: Sequence[Image.
     digest = hashlib.sha256(text.encode())
     for image in images or ():
         rgb = load_rgb(image)
-        # JSON holds no zero byte, and each size says how many bytes follow: no two rows run together.
+        # JSON holds no zero byte, and each size gives the byte count that follows: two rows never run together.
         digest.update(b"\0%dx%d:" % rgb.size)
         digest.update(rgb.tobytes())
     return digest.hexdigest()[:32]

@@ -1,9 +1,9 @@
-"""The published view families (CPPO, arXiv 2601.00501, and its kin), pure functions of (RGB image, Generator,
+"""The published view families (CPPO, arXiv 2601.00501, and others), pure functions of (RGB image, Generator,
 strengths).
 
-CPPO's own five do what the published code does (vbdi/cppo, verl/recipe/cppo/cppo_dataset.py); random numbers apart.
-Colour jitter, perspective and rotation are torchvision's transforms with its defaults: a perspective samples
-bilinearly, a rotation takes the nearest pixel, and both leave black what they uncover.
+CPPO's five families match the published code (vbdi/cppo, verl/recipe/cppo/cppo_dataset.py) except for random numbers.
+Colour jitter, perspective and rotation are torchvision's transforms with its defaults. A perspective samples
+bilinearly, a rotation takes the nearest pixel; both leave uncovered areas black.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,13 +47,14 @@ def preserving_view(
     families: Sequence[str] = PRESERVING_FAMILIES,
     strengths: ViewStrengths = PUBLISHED,
 ) -> Image.Image:
-    """I+, from which the answer can still be read: one of `families`, drawn uniformly.
+    """I+, from which the answer can still be read: one of `families`, each as likely.
 
     Returns:
         A new RGB image of the size of `load_rgb(image)`; the input is not changed.
 
     Raises:
-        UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_PRESERVING nor one's own.
+        UserError: the image cannot be read; `families` is empty, or has a name not in KNOWN_PRESERVING and not one's
+            own.
     """
     names = check_families("families", families, KNOWN_PRESERVING)
     return drawn_view(names, image, rng, strengths)
@@ -66,14 +67,14 @@ def removing_view(
     families: Sequence[str] = REMOVING_FAMILIES,
     strengths: ViewStrengths = PUBLISHED,
 ) -> Image.Image:
-    """I-, without what the answer needs: one of `families`, drawn uniformly.
+    """I-, without what the answer needs: one of `families`, each as likely.
 
     Returns:
-        A new RGB image of the size of `load_rgb(image)`; the input is not changed. A single pixel leaves a
-        crop nothing to remove.
+        A new RGB image of the size of `load_rgb(image)`; the input is not changed. A crop removes nothing from a single
+        pixel.
 
     Raises:
-        UserError: the image cannot be read; `families` is empty, or one is neither in KNOWN_REMOVING nor one's own.
+        UserError: the image cannot be read; `families` is empty, or has a name not in KNOWN_REMOVING and not one's own.
     """
     names = check_families("families", families, KNOWN_REMOVING)
     return drawn_view(names, image, rng, strengths)
@@ -82,7 +83,7 @@ def removing_view(
 def drawn_view(
     families: Sequence[str], image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths
 ) -> Image.Image:
-    """One draw of one of `families`, which are valid and of which each is as likely.
+    """One draw of one of the valid `families`, each as likely.
 
     Raises:
         UserError: the image cannot be read, or the user's own code fails.
@@ -93,7 +94,7 @@ def drawn_view(
 def family_view(
     family: str, image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths = PUBLISHED
 ) -> View:
-    """One draw of a family, preserving or removing, or of the user's own (docs/extend/extending.md).
+    """One draw of a family: preserving, removing, or the user's own (docs/extend/extending.md).
 
     Raises UserError where the image cannot be read, or the user's own code fails.
     """
@@ -104,7 +105,7 @@ def family_view(
 
 
 def color_jitter(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """Brightness, contrast and saturation, in random order; the values stand in the order that was drawn."""
+    """Brightness, contrast and saturation in random order; the recorded values keep that order."""
     from torchvision.transforms.v2 import functional
 
     steps = {
@@ -121,9 +122,9 @@ def color_jitter(image: Image.Image, rng: np.random.Generator, strengths: ViewSt
 
 
 def perspective(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """With `perspective_probability`, each corner moves inwards by up to distortion / 2 of a side; else none.
+    """With `perspective_probability`, each corner moves inwards by up to distortion / 2 of a side; else none does.
 
-    The whole image stays in sight. An image of a single row or column has no corners to move.
+    The whole image stays visible. An image of a single row or column has no corners to move.
     """
     if rng.random() >= strengths.perspective_probability or min(image.size) < 2:
         return image.copy(), {"pixels_moved": 0.0}
@@ -136,11 +137,11 @@ def perspective(image: Image.Image, rng: np.random.Generator, strengths: ViewStr
 
 
 def moved_corners(size: tuple[int, int], distortion: float, rng: np.random.Generator) -> np.ndarray:
-    """Where the corners go, [4, 2] in pixels (x, y), clockwise from the top left: whole pixels, drawn uniformly.
+    """The new corners, [4, 2] in pixels (x, y), clockwise from the top left: whole pixels, drawn uniformly.
 
     Args:
         size: width and height in pixels.
-        distortion: bound on the way inwards, as a fraction of half the side.
+        distortion: largest move inwards, as a fraction of half the side.
     """
     sides = np.array(size)
     inwards = rng.integers(0, (distortion * (sides // 2)).astype(np.int64) + 1, size=(4, 2))
@@ -149,7 +150,7 @@ def moved_corners(size: tuple[int, int], distortion: float, rng: np.random.Gener
 
 
 def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """Rotation about the centre by up to `rotation_degrees` either way; what leaves the frame is lost."""
+    """Rotation about the centre by up to `rotation_degrees` either way; areas outside the frame are lost."""
     from torchvision.transforms.v2 import functional
 
     angle = rng.uniform(-strengths.rotation_degrees, strengths.rotation_degrees)
@@ -157,9 +158,9 @@ def rotation(image: Image.Image, rng: np.random.Generator, strengths: ViewStreng
 
 
 def gaussian_blur(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """A Gaussian of one pixel's standard deviation, cut off after one pixel; what lies outside the image is black.
+    """A Gaussian blur of one pixel's standard deviation, cut off after one pixel; outside the image is black.
 
-    The one I+ that CPPO's asynchronous code adds. As there, levels are rounded down and nothing is drawn.
+    The I+ that only CPPO's asynchronous code adds. As there, levels are rounded down and nothing is drawn.
     """
     weights = np.exp(-0.5 * np.array([-1.0, 0.0, 1.0]) ** 2)
     weights /= weights.sum()
@@ -167,15 +168,15 @@ def gaussian_blur(image: Image.Image, rng: np.random.Generator, strengths: ViewS
     for axis in (0, 1):
         size = pixels.shape[axis] - 2
         pixels = sum(weight * pixels.take(range(i, i + size), axis) for i, weight in enumerate(weights))
-    # A level that rounding has left just under a whole number is that number.
+    # Rounding may leave a level just below a whole number: take that number.
     return Image.fromarray(np.floor(pixels + 1e-3).astype(np.uint8)), {}
 
 
 def diffusion_noise(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """`diffusion_steps` of a diffusion: sqrt(a) x + sqrt(1 - a) e on pixels in [0, 1], e standard normal, then clipped.
 
-    `a` falls from 1 to 0.08 over 1,000 steps; the standard deviation of the noise is 28 grey levels at 200 and 128 at
-    500.
+    `a` falls from 1 to 0.08 over 1,000 steps. The noise has a standard deviation of 28 grey levels at 200 steps and 128
+    at 500.
     """
     kept = _signal_left()[strengths.diffusion_steps]
     pixels = np.asarray(image, dtype=np.float32) / 255
@@ -195,7 +196,7 @@ def _signal_left() -> np.ndarray:
 def noise_rectangles(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
     """`noise_rectangles` rectangles of uniform noise (0 to 254), anywhere inside the image; they may overlap.
 
-    Height and width are drawn apart, each a fraction `noise_side` of its own side and at least one pixel.
+    Height and width are drawn separately, each a fraction `noise_side` of its side and at least one pixel.
     """
     pixels = np.array(image)
     for _ in range(strengths.noise_rectangles):
@@ -208,7 +209,7 @@ def noise_rectangles(image: Image.Image, rng: np.random.Generator, strengths: Vi
 
 
 def crop(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """A crop anywhere inside the image, resized back; one fraction `crop_side` is drawn for both sides."""
+    """A crop anywhere inside the image, resized back; one drawn fraction `crop_side` applies to both sides."""
     fraction = rng.uniform(*strengths.crop_side)
     width, height = (_pixels(side, fraction) for side in image.size)
     left, top = _place(image.size, (width, height), rng)
@@ -218,7 +219,7 @@ def crop(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths)
 
 
 def black_patches(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """Squares of a grid with side `patch_side`, from the top left, each black with `patch_probability` (PAPO)."""
+    """Grid squares with side `patch_side`, from the top left, each black with `patch_probability` (PAPO)."""
     pixels = np.array(image)
     side = strengths.patch_side
     rows, columns = (-(-length // side) for length in pixels.shape[:2])
@@ -228,7 +229,7 @@ def black_patches(image: Image.Image, rng: np.random.Generator, strengths: ViewS
 
 
 def static(image: Image.Image, rng: np.random.Generator, strengths: ViewStrengths) -> Perturbed:
-    """Uniform noise everywhere: no part of the image is left by chance, as in all other families."""
+    """Uniform noise everywhere. All other families leave parts of the image by chance."""
     return Image.fromarray(rng.integers(0, 256, size=(image.height, image.width, 3), dtype=np.uint8)), {}
 
 
@@ -251,6 +252,6 @@ def _pixels(side: int, fraction: float) -> int:
 
 
 def _place(size: tuple[int, int], box: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-    """Left and top of a box inside an image of that size, every place as likely; all in pixels."""
+    """Left and top of a box inside an image of that size, every place equally likely; all in pixels."""
     left, top = (int(rng.integers(0, side - part + 1)) for side, part in zip(size, box, strict=True))
     return left, top
