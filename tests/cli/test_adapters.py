@@ -91,9 +91,9 @@ def test_an_adapter_without_some_of_its_weights_is_refused(run, tmp_path, refuse
     save_file(tensors, file, metadata={"format": "pt"})
     commands = [["eval", "--data", "tasks:digits?n=1"], ["export", "--out", tmp_path / "plain"]]
     for argv in commands:
-        assert f"lacks {name}: its file is not whole" in refused(*argv, "--model", checkpoint)
+        assert f"lacks {name}: its file is incomplete" in refused(*argv, "--model", checkpoint)
     assert status(tmp_path / "run", "--max_steps", "2", "--resume_from_checkpoint", str(checkpoint)) == 2
-    assert f"lacks {name}: its file is not whole" in capsys.readouterr().err
+    assert f"lacks {name}: its file is incomplete" in capsys.readouterr().err
     file.unlink()
     for argv in commands:
         assert "has no adapter_model.safetensors" in refused(*argv, "--model", checkpoint)

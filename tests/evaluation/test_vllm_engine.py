@@ -137,7 +137,7 @@ def test_mistakes_are_one_line(vllm, model, data, refused, options, words):
 def test_a_vision_tower_that_vllm_would_compute_otherwise_is_refused(vllm, small_model, data, refused):
     """Found by `benchmarks/vllm_agreement.py`: vLLM takes the published base, whatever the configuration says."""
     words = refused("eval", "--model", small_model, "--data", data, "--use_vllm")
-    assert words.endswith("has rope_theta 100, and vLLM computes with 10000 whatever a model has; leave out --use_vllm")
+    assert words.endswith("has rope_theta 100, but vLLM always computes with 10000; leave out --use_vllm")
 
 
 def test_adapters_are_refused(vllm, model, data, tmp_path, refused):

@@ -134,5 +134,5 @@ def test_values_that_stand_out_become_the_mean():
 
 
 def test_a_prompt_that_ends_with_an_image_is_refused():
-    with pytest.raises(UserError, match="a prompt ends with an image; let text follow it"):
+    with pytest.raises(UserError, match="a prompt ends with an image; add text after it"):
         inside_view("attention_masked", [5, IMAGE], torch.tensor([False, True]))

@@ -129,7 +129,7 @@ def test_a_server_gets_prompts_as_trl_sends_them(make_trainer, model, monkeypatc
 
 def test_a_vision_tower_that_vllm_would_compute_otherwise_is_refused(colocated, model):
     model.config.vision_config.rope_parameters["rope_theta"] = 100.0
-    with pytest.raises(UserError, match="has rope_theta 100, and vLLM computes with 10000 whatever a model has"):
+    with pytest.raises(UserError, match="has rope_theta 100, but vLLM always computes with 10000"):
         colocated(make_rows([1]))
 
 

@@ -1,6 +1,6 @@
-"""A view that depends on the policy: the pixels after bounded gradient steps that raise the entropy of its responses.
+"""The view that depends on the policy: bounded gradient steps on the pixels raise the entropy of the responses.
 
-Source: SaEI's entropy-guided adversarial sampling (arXiv 2512.10414), whose constants were not found.
+Source: SaEI's entropy-guided adversarial sampling (arXiv 2512.10414); its constants were not found.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from cppo.policy.vision_inputs import concatenate_rows, packable
 
 @dataclass(frozen=True)
 class PixelSteps:
-    """How pixels are moved.
+    """The gradient steps on the pixels.
 
     Attributes:
-        steps: how many steps, at least 1.
-        step: length of one, in the units of the pixels.
-        bound: how far a pixel moves at most.
-        direction: "sign" of the gradient, or "normalized", over the root of its mean square.
+        steps: number of steps, at least 1.
+        step: length of a step, in units of the pixels.
+        bound: largest total change of a pixel.
+        direction: "sign" of the gradient, or "normalized", over its root mean square.
     """
 
     steps: int
@@ -33,7 +33,7 @@ class PixelSteps:
     direction: str = "sign"
 
     def taken(self, pixels: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """The pixels after the steps, which raise the objective; where it has no gradient they stay, bit by bit."""
+        """The pixels after the steps, which raise the objective. Pixels without a gradient stay exactly the same."""
         moved = pixels
         for _ in range(self.steps):
             point = moved.detach().requires_grad_()
@@ -49,9 +49,9 @@ class PixelSteps:
 
 
 def band_entropy(entropies: Tensor, response_mask: Tensor, band: Sequence[float]) -> Tensor:
-    """The mean over rollouts of the mean entropy of their tokens between two quantiles of it, in nats; a scalar.
+    """Mean over rollouts of the mean entropy of their tokens between two quantiles of it, in nats; a scalar.
 
-    entropies, response_mask: [n, T]. A rollout without such a token counts as 0. Source: SaEI (arXiv 2512.10414), whose
+    entropies, response_mask: [n, T]. A rollout without such a token counts as 0. Source: SaEI (arXiv 2512.10414):
     tokens of middle entropy are neither facts (low) nor noise (high).
     """
     low, high = band
@@ -71,7 +71,7 @@ def ascended(
     temperature: float,
     shares_prompts: bool,
 ) -> VisionInputs:
-    """The image inputs of a prompt, whose pixels raised the entropy of rollouts of it (`band_entropy`).
+    """The image inputs of a prompt after steps that raise the entropy of its rollouts (`band_entropy`).
 
     Args:
         model: the transformers model itself; no parameter gets a gradient.
@@ -99,5 +99,5 @@ def ascended(
 
 
 def _with_responses(key: str, value: Any, length: int) -> Any:
-    """Per-token inputs of a prompt, [1, P], for the prompt and its response."""
+    """Per-token inputs of a prompt, [1, P], extended to prompt and response."""
     return torch.nn.functional.pad(value, (0, length)) if key in PER_TOKEN_KEYS else value

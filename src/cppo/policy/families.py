@@ -1,6 +1,6 @@
-"""All that is known of each family of vision-language models: one `Family` record, by transformers' model type.
+"""Families of vision-language models: one `Family` record per model type of transformers.
 
-A family without a record is trained too, one row for each rollout. docs/train/models.md adds one.
+A family without a record trains with one row per rollout. docs/train/models.md adds one.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ VISION_ROPE_THETA = 10_000.0
 
 
 class Sizes(NamedTuple):
-    """What a tiny model is to measure: options of its text part, and its vision tower.
+    """Sizes of a tiny model: its text part's options and its vision tower.
 
-    tokens: ids of `image`, and of `video`, `start` and `end` (of an image) where the family has them.
-    side: of the square images that a tower of one size takes, in pixels, as `patch`.
+    tokens: ids of `image`, and of `video`, `start` and `end` (of an image) where the family has them. side: in pixels,
+    as `patch`, of the square images for a tower of one size.
     """
 
     text: dict[str, Any]
@@ -32,22 +32,22 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of an architecture that scores packed rows as it scores plain ones.
+    """An architecture for which packed rows and plain rows get the same scores.
 
     Attributes:
-        tiny: options of the family's configuration for a tiny model, on which sharing is tried before a run.
-        images: how they lie in `pixel_values`: "patches" of all images, which `image_grid_thw` counts; "tiles" of all
-            images, one or several of each, with equally many tokens unless `images_a_row` counts the images; or "rows"
-            [B, images, ...], which images of zeros fill up to the fullest.
-        image_inputs: inputs of the model that describe images.
-        images_a_row: the input with the number of images of each row that has any; empty where the model needs
-            none. LLaVA-OneVision cuts one image alone into tiles, and several not.
+        tiny: options of the family's configuration for a tiny model, which tries sharing before a run.
+        images: layout of `pixel_values`: "patches" of all images, counted by `image_grid_thw`; "tiles" of all images,
+            one or several each, with equal token counts unless `images_a_row` counts the images; or "rows" [B, images,
+            ...], padded with images of zeros to the fullest row.
+        image_inputs: the model's inputs that describe images.
+        images_a_row: the input with the number of images of each row that has any; empty where the model needs none.
+            LLaVA-OneVision cuts a single image into tiles, but not several.
         text_types: model types of its text parts. Their attention is causal and plain (no sinks, no soft caps, no
             attention between image tokens), and the head's output is the logits, without soft cap or scale.
-        placeholder_tokens: texts of the tokens that stand for, or frame, an image or a video.
-        placeholder_fields: fields of configuration and processor that hold the ids of such tokens.
-        projector_parts: modules inside the vision tower that project into the language model; most families have
-            theirs outside.
+        placeholder_tokens: texts of the tokens that represent or frame an image or a video.
+        placeholder_fields: fields of configuration and processor with the ids of such tokens.
+        projector_parts: modules inside the vision tower that project into the language model; in most families the
+            projector is outside.
     """
 
     tiny: Callable[[Sizes], dict[str, Any]]
@@ -61,26 +61,26 @@ class Family:
 
 
 def text_part(layers: int, **more: Any) -> dict[str, Any]:
-    """Options of a tiny text part of 4 heads of 8 numbers each; `more` are those of its vocabulary."""
+    """Options of a tiny text part with 4 heads of size 8; `more` sets its vocabulary."""
     widths = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     return {**widths, "num_hidden_layers": layers, "tie_word_embeddings": False, **more}
 
 
 def square_tower(sizes: Sizes, **more: Any) -> dict[str, Any]:
-    """Options of a tiny vision tower that takes square images of one size."""
+    """Options of a tiny vision tower for square images of one size."""
     widths = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
     shape = {"num_hidden_layers": sizes.layers, "image_size": sizes.side, "patch_size": sizes.patch}
     return {**widths, **shape, **more}
 
 
 def grid_tower(sizes: Sizes, **more: Any) -> dict[str, Any]:
-    """Options of a tiny vision tower that takes images of any size, in patches."""
+    """Options of a tiny vision tower for images of any size, in patches."""
     shape = {"depth": sizes.layers, "num_heads": 2, "patch_size": sizes.patch}
     return {**shape, "temporal_patch_size": 2, "spatial_merge_size": 2, **more}
 
 
 def mrope(**more: Any) -> dict[str, Any]:
-    """Options of a tiny text part whose positions are of time, height and width."""
+    """Options of a tiny text part with positions in time, height and width."""
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1], **more}}
 
 
@@ -182,14 +182,14 @@ FAMILIES = {
         placeholder_tokens=("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
     ),
 }
-"""The families whose packed scores are tested against the plain ones, by transformers' model type."""
+"""Tested families by model type of transformers: their packed scores equal the plain ones."""
 
 UNKNOWN = Family(tiny=lambda sizes: {}, projector_parts=("merger", "deepstack_merger_list"))
-"""What is assumed of every other family."""
+"""The record of every other family."""
 
 
 def family_of(config: Any) -> Family:
-    """The record of a model's family; `UNKNOWN` for a model type without one. config: the model's configuration."""
+    """The record of a model's family; `UNKNOWN` for other model types. config: the model's configuration."""
     return FAMILIES.get(config.model_type, UNKNOWN)
 
 
@@ -204,7 +204,7 @@ def takes_images_a_row(config: Any) -> bool:
 
 
 def unshared_reason(config: Any) -> str | None:
-    """Why a model cannot score packed rows that share a prompt over its rollouts, in one line; None if it can.
+    """Why a model cannot score packed rows that share a prompt, in one line; None if it can.
 
     config: the model's configuration.
     """
@@ -221,10 +221,10 @@ def unshared_reason(config: Any) -> str | None:
 
 
 def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:
-    """Token ids that stand for images or videos and therefore must never be sampled as text.
+    """Ids of tokens that represent images or videos; they must never be sampled as text.
 
-    One sampled placeholder breaks the scoring pass: the model would look for an image that is not there. Those of all
-    families are banned: a tokenizer may have another family's too.
+    A sampled placeholder breaks the scoring pass: the model would look for an image that is not there. The placeholders
+    of all families are banned, because a tokenizer may have another family's too.
 
     Args:
         processing_class: a transformers processor or tokenizer.
@@ -246,7 +246,7 @@ def vision_placeholder_ids(processing_class: Any, config: Any) -> list[int]:
 
 
 def check_vision_rope(name: str, config: Any) -> None:
-    """Refuse a Qwen model whose vision tower turns at another base than the published ones: vLLM would not look at it.
+    """Refuse a Qwen model with an unusual rotary base in its vision tower: vLLM ignores the model's base.
 
     Raises UserError.
     """
@@ -254,6 +254,6 @@ def check_vision_rope(name: str, config: Any) -> None:
     theta = rope.get("rope_theta", VISION_ROPE_THETA)
     if config.model_type.startswith("qwen") and theta != VISION_ROPE_THETA:
         raise UserError(
-            f"--use_vllm: the vision tower of {name} has rope_theta {theta:g}, and vLLM computes with "
-            f"{VISION_ROPE_THETA:g} whatever a model has; leave out --use_vllm"
+            f"--use_vllm: the vision tower of {name} has rope_theta {theta:g}, but vLLM always computes with "
+            f"{VISION_ROPE_THETA:g}; leave out --use_vllm"
         )

@@ -1,4 +1,4 @@
-"""A batch's equal images go through the processor once: the rollouts of a group show the same ones."""
+"""Process equal images of a batch once; the rollouts of a group show the same images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from PIL import Image
 from transformers import BatchFeature
 
 MADE = {"pixel_values", "image_grid_thw"}
-"""What a processor makes of images in patches: those of all images one after another, and each image's grid."""
+"""A processor's outputs for images in patches: the patches of all images in order, and each image's grid."""
 
 
 @contextmanager
 def images_once(processor: Any) -> Iterator[None]:
-    """Within this context the processor's part for images sees equal images of a call once; its results are the same.
+    """Context: the image processor gets equal images of a call only once; the results are the same.
 
-    Processors of families that do not cut images into patches, and images that are not PIL's, are left alone.
+    Processors that do not cut images into patches, and images that are not PIL's, are left alone.
     """
     part = getattr(processor, "image_processor", None)
     if part is None or set(part.model_input_names) != MADE:

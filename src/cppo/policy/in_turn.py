@@ -1,4 +1,6 @@
-"""Rollouts in turn: those of the images first, then those of images that were made by what the first ones say."""
+"""Generation in two turns: rollouts of the clean images first, then rollouts of views made from those first
+rollouts.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from cppo.policy.rollout import method_replaced, shared_generation
 from cppo.policy.vision_inputs import concatenate_rows, counted_images, has_images, model_images, slice_rows
 
 Moved = Callable[[Tensor, Tensor, int, VisionInputs], VisionInputs]
-"""From a group's clean rollouts [n, P + T], their mask, T and the image inputs of their prompt to those of the view."""
+"""(clean rollouts of a group [n, P + T], their mask, T, image inputs of the prompt) -> image inputs of the view."""
 
 
 @contextmanager
@@ -29,21 +31,21 @@ def generation_in_turn(
     rows_at_a_time: int | None,
     shares: bool,
 ) -> Iterator[list[int]]:
-    """Within this context, `model.generate` answers rows that see a view after all others, whose answers make the view.
+    """Context: `model.generate` answers rows that see a view after all others, because those answers make the view.
 
     Args:
         model: a transformers vision-language model without wrappers.
-        groups: of the rows that `generate` will be given.
-        sees_view: which of them see the view of their group.
+        groups: the group of each row that `generate` will get.
+        sees_view: whether each row sees its group's view.
         moved: makes the view of a group with images.
-        generation_config, rows_at_a_time: as for `shared_generation`, in which both generations run.
+        generation_config, rows_at_a_time: as for `shared_generation`, which runs both generations.
         shares: whether they share prompts.
 
     Yields:
-        What both `shared_generation` yield, one after the other.
+        What both `shared_generation` yield, in order.
 
     Raises:
-        UserError: a row sees a view of rollouts that are made in another process, or its images cannot be counted.
+        UserError: a row sees a view of rollouts made in another process, or its images cannot be counted.
     """
     original: Any = model.generate
     prefills: list[int] = []
@@ -62,14 +64,14 @@ def generation_in_turn(
     def generate(**inputs: Any) -> Tensor:
         images = counted_images(model.config, inputs)
         if images is None:
-            raise UserError("rollout_views = ['entropy_ascent']: it is not clear which images belong to which row")
+            raise UserError("rollout_views = ['entropy_ascent']: the images cannot be assigned to rows")
         vision = [slice_rows(images, row, row + 1) for row in range(len(groups))]
         first, second = ([row for row, sees in enumerate(sees_view) if sees is seen] for seen in (False, True))
         clean = {group: [place for place, row in enumerate(first) if groups[row] == group] for group in groups}
         if any(not clean[groups[row]] for row in second):
             raise UserError(
-                "rollout_views = ['entropy_ascent'] needs a group's clean rollouts in the process of the others: let "
-                "per_device_train_batch_size times steps_per_generation be a multiple of num_generations"
+                "rollout_views = ['entropy_ascent'] needs all rollouts of a group in one process: make "
+                "per_device_train_batch_size times steps_per_generation a multiple of num_generations"
             )
         answers = answered(inputs, first, vision)
         length = answers.shape[1] - inputs["input_ids"].shape[1]
@@ -95,7 +97,7 @@ def generation_in_turn(
 def _rows(
     config: Any, inputs: Mapping[str, Any], rows: Sequence[int], vision: Sequence[VisionInputs]
 ) -> dict[str, Any]:
-    """The arguments of `generate` for these rows, with image inputs of their own, of which each row has its."""
+    """The arguments of `generate` for these rows, with each row's image inputs."""
     shown = [vision[row] for row in rows]
     if not any(has_images(config, own) for own in shown):
         shown = [{key: value for key, value in own.items() if key in PER_TOKEN_KEYS} for own in shown]

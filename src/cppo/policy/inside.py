@@ -1,6 +1,6 @@
-"""Views inside the model: the pixels stay as they are, or are not needed, and the model sees less of them.
+"""Views inside the model: the pixels stay the same or are not needed, and the model sees less of them.
 
-Such a view goes where image inputs go, as one more entry of `VisionInputs`, named in `INSIDE_KEYS`.
+Such a view is an entry of `VisionInputs`, named in `INSIDE_KEYS`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,37 +13,38 @@ from torch import Tensor
 from cppo.errors import UserError
 
 TEXT, MASKED, REPLACED = INSIDE_KEYS = ("inside_text", "inside_masked", "inside_replaced")
-"""Entries of a prompt's image inputs, on the host, int64 [P'] or bool [P]: the tokens of the prompt without images, the
-tokens that no other one sees, and those whose values are replaced."""
+"""Entries of a prompt's image inputs, on the host, int64 [P'] or bool [P]: the prompt's tokens without images; the
+tokens that no other token sees; the tokens with replaced values.
+"""
 DEVIATIONS = 2.0
-"""Standard deviations above the mean from which on an image token's attention stands out (CFPO, arXiv 2606.23206)."""
+"""Standard deviations above the mean from which an image token's attention is an outlier (CFPO, arXiv 2606.23206)."""
 
 
 def inside_view(name: str, prompt: Sequence[int], images: Tensor, text: Sequence[int] = ()) -> dict[str, Tensor]:
-    """A view of one prompt, as it stands among image inputs.
+    """A view of one prompt, as an entry of its image inputs.
 
     Args:
-        name: "image_removed": the prompt is `text`, the chat without its images and without what frames them.
-            "attention_masked": no token sees an image token, in any layer; every token keeps its position, and what
-            frames the images stays (PGPO, arXiv 2604.01840). "values_replaced": see `ReplacedValues`.
+        name: "image_removed": the prompt is `text`, the chat without its images and the tokens around them.
+            "attention_masked": no token sees an image token, in any layer; every token keeps its position, and the
+            tokens around the images stay (PGPO, arXiv 2604.01840). "values_replaced": see `ReplacedValues`.
         prompt: its tokens.
-        images: which of them stand for a part of an image, bool [P].
+        images: which of them belong to an image, bool [P].
         text: the tokens of the prompt without images.
 
     Raises:
-        UserError: the prompt ends with an image, so that a response would begin at a token that nothing sees.
+        UserError: the prompt ends with an image, so the response would begin at a token that nothing sees.
     """
     if name == "image_removed":
         return {TEXT: torch.tensor(list(text))}
     if bool(images[-1]):
-        raise UserError(f"removing_views = ['{name}']: a prompt ends with an image; let text follow it")
+        raise UserError(f"removing_views = ['{name}']: a prompt ends with an image; add text after it")
     return {MASKED if name == "attention_masked" else REPLACED: images}
 
 
 def seen_prompt(
     prompt: Tensor, positions: Tensor, vision: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-    """What the model runs of a prompt under a view inside it, if it is under one.
+    """The part of a prompt that the model runs, under a view inside the model if there is one.
 
     Args:
         prompt: token ids, [P].
@@ -51,7 +52,7 @@ def seen_prompt(
         vision: its image inputs.
 
     Returns:
-        Ids and positions of the tokens that are run, the position that follows the prompt, and the image inputs.
+        Ids and positions of the tokens to run, the position after the prompt, and the image inputs.
     """
     following = positions.max() + 1
     if TEXT in vision:
@@ -66,23 +67,23 @@ def seen_prompt(
 
 @dataclass(frozen=True)
 class ReplacedValues:
-    """Which values the attention replaces in a pass: those of image tokens that the prompt looks at most.
+    """The values that attention replaces in a pass: those of the image tokens that the prompt attends to most.
 
-    In each layer a prompt's image token counts by the attention that it gets from the prompt's text, the mean over the
-    heads and the text tokens. What exceeds the mean over the prompt's image tokens by two of their (population)
-    standard deviations has the mean of their values in the place of its own, in each head (CFPO, arXiv 2606.23206).
-    Ours, since no code was found: the text is the prompt's, but for its last token, so that no token learns of a later
-    one and the rollouts of a group share what is replaced; no gradient flows through the choice.
+    In each layer, an image token's attention is the mean that it gets from the prompt's text, over heads and text
+    tokens. A token more than two (population) standard deviations above the mean of the prompt's image tokens gets the
+    mean of their values in each head (CFPO, arXiv 2606.23206). Ours, because no code was found: the text is the
+    prompt's without its last token, so that no token depends on a later one and a group's rollouts share the replaced
+    values. No gradient flows through the choice.
 
     Attributes:
-        prompts: for each prompt its row, where it starts, and for its tokens but the last whether they stand for an
-            image, bool [P - 1].
+        prompts: per prompt: its row, its start, and which of its tokens, except the last, belong to an image, bool [P -
+            1].
     """
 
     prompts: tuple[tuple[int, int, Tensor], ...]
 
     def of(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """The values of a layer, [B, key heads, N, D], those that stand out replaced.
+        """The values of a layer, [B, key heads, N, D], with outliers replaced.
 
         query: [B, heads, N, D]; key: as the values. scaling: of the attention scores; None for 1 / sqrt(D).
         """
@@ -101,9 +102,9 @@ class ReplacedValues:
 
 @torch.no_grad()
 def _attention_to_images(query: Tensor, key: Tensor, images: Tensor, scaling: float) -> Tensor:
-    """The mean attention that each image token of a prompt gets from its text tokens, over these and the heads, [n].
+    """The mean attention that each image token of a prompt gets from its text tokens, over text tokens and heads, [n].
 
-    query: [heads, P, D]; key: [key heads, P, D]; images: bool [P]. Without text there is none.
+    query: [heads, P, D]; key: [key heads, P, D]; images: bool [P]. Without text the result is 0.
     """
     texts = (~images).nonzero().squeeze(1)
     if not len(texts):

@@ -1,4 +1,4 @@
-"""Plain rows under views inside the model: the same tokens, of which some are not seen or replaced, row by row."""
+"""Plain rows under views inside the model: in each row, some tokens are hidden or have replaced values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class InsideRows(NamedTuple):
     """Rows for `plain_scores`.
 
     Attributes:
-        input_ids, attention_mask: [B, P + T]; the mask leaves out what no token sees.
+        input_ids, attention_mask: [B, P + T]; the mask excludes hidden tokens.
         vision: image inputs of the B rows.
         inputs: the model's other inputs.
     """
@@ -34,13 +34,13 @@ def rows_inside(
     num_response_tokens: int,
     rows: Sequence[VisionInputs],
 ) -> InsideRows:
-    """Rows of which some are under a view inside the model.
+    """Build rows, some of them under a view inside the model.
 
     Args:
         model: the transformers model itself, without wrappers (for its M-RoPE positions).
         input_ids, attention_mask: as for `plain_scores`.
         num_response_tokens: T.
-        rows: image inputs of each of the B rows (`slice_rows`), with `INSIDE_KEYS` where it is under such a view.
+        rows: image inputs of each of the B rows (`slice_rows`), with `INSIDE_KEYS` for a row under such a view.
     """
     end = input_ids.shape[1] - num_response_tokens
     prompts, _ = rows_on_host(input_ids, attention_mask, num_response_tokens)
@@ -49,7 +49,7 @@ def rows_inside(
     ids, mask = (tensor.new_zeros(len(rows), width + num_response_tokens) for tensor in (input_ids, attention_mask))
     ids[:, width:], mask[:, width:] = input_ids[:, end:], attention_mask[:, end:]
     vision, positions, replaced = [], [], list[tuple[int, int, Tensor]]()
-    none = _without_images(max(rows, key=len))  # rows of text alone may lack what describes images
+    none = _without_images(max(rows, key=len))  # rows of text alone may lack image inputs
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         start = width - len(prompt)
         ids[number, start:width], mask[number, start:width] = ids.new_tensor(prompt), 1
@@ -58,7 +58,7 @@ def rows_inside(
         positions.append(_row_positions(model, prompt, own, start, num_response_tokens))
         if MASKED in row:
             unseen = start + row[MASKED].nonzero().squeeze(1).to(ids.device)
-            # Whatever stands there: nothing sees it, and without an image it must not ask for one.
+            # Nothing sees these ids, but without an image they must not be placeholders.
             ids[number, unseen], mask[number, unseen] = prompt[-1], 0
             own = _without_images(own)
         if REPLACED in row:
@@ -77,7 +77,7 @@ def rows_inside(
 
 
 def _resized(key: str, value: Any, end: int, start: int, width: int) -> Any:
-    """Per-token inputs [1, end + T] for a prompt that starts at `start` and ends at `width`; others as they are."""
+    """Per-token inputs [1, end + T] for a prompt from `start` to `width`; other inputs unchanged."""
     if key not in PER_TOKEN_KEYS:
         return value
     resized = value.new_zeros(1, width + value.shape[1] - end)
@@ -87,7 +87,7 @@ def _resized(key: str, value: Any, end: int, start: int, width: int) -> Any:
 
 
 def _row_positions(model: Any, prompt: Sequence[int], vision: VisionInputs, start: int, length: int) -> Tensor:
-    """Of a padded row's tokens, [P + T] or [3, P + T]; 0 for padding."""
+    """Positions of a padded row's tokens, [P + T] or [3, P + T]; 0 for padding."""
     types = vision.get("mm_token_type_ids")
     types = None if types is None else types[:, start : start + len(prompt)]
     own = prompt_positions(model, prompt, types, vision.get("image_grid_thw"))
@@ -101,7 +101,7 @@ def _without_images(vision: Mapping[str, Any]) -> VisionInputs:
     def none_of(key: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return [0]
-        # Rows that are filled up hold images of zeros.
+        # Padded rows hold images of zeros.
         return torch.zeros_like(value) if key in PER_TOKEN_KEYS or pads_rows(vision) else value[:0]
 
     return {key: none_of(key, value) for key, value in vision.items()}

@@ -1,4 +1,4 @@
-"""Models and their adapters: loaded whole or not at all, merged, and taken out of what trainers wrap around them.
+"""Load models and adapters only if complete, merge adapters, and unwrap models.
 
 A tensor that a checkpoint lacks would be random.
 """
@@ -25,9 +25,9 @@ SHOWN_KEYS = 3
 
 @contextmanager
 def whole_weights() -> Iterator[None]:
-    """Inside, `from_pretrained` refuses a checkpoint that lacks weights, and warns of weights without a use.
+    """Context: `from_pretrained` refuses a checkpoint that lacks weights, and warns of unused weights.
 
-    Weights that are tied to others need not be in the file.
+    Tied weights may be missing from the file.
 
     Raises:
         UserError: names the checkpoint, and the missing or misshapen weights if it can be read.
@@ -54,8 +54,8 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"model: the weights in {name} lack {_some(missing)}, which would be random: the files are not whole, or "
-            "of another kind of model"
+            f"model: the weights in {name} lack {_some(missing)}, which would be random: the files are incomplete, or "
+            "for another kind of model"
         )
     misshapen = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
     if misshapen:
@@ -66,15 +66,15 @@ def _check_report(name: str, report: Mapping[str, Any]) -> None:
 
 
 def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
-    """Load the weights of a checkpoint that `save_pretrained` wrote; False if the folder holds no such model.
+    """Load the weights of a checkpoint from `save_pretrained`; False if the folder holds no such model.
 
-    `save_pretrained` gives the weights of some families (Qwen2.5-VL, LLaVA) other names in the file than in the model,
-    and only `from_pretrained` translates them back. `Trainer` does not: it skips what it cannot match, with a warning,
-    and a resumed run goes on from the weights it was started with (huggingface/transformers issue 43701).
+    For some families (Qwen2.5-VL, LLaVA) `save_pretrained` renames weights in the file, and only `from_pretrained`
+    renames them back. `Trainer` does not: it skips names that it cannot match, with a warning, and a resumed run
+    continues from its initial weights (huggingface/transformers issue 43701).
     """
     if not Path(checkpoint, CONFIG_NAME).is_file():
         return False
-    # Not rounded to the first weight's precision: some, such as a head in float32, may have a higher one.
+    # Not rounded to the first weight's dtype: some weights, such as a float32 head, may have higher precision.
     kinds = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
     widest = functools.reduce(torch.promote_types, kinds)
     with whole_weights():
@@ -86,7 +86,7 @@ def load_weights(model: PreTrainedModel, checkpoint: str) -> bool:
 def with_adapter(model: Any, folder: str) -> PeftModel:
     """The model with the adapter of a folder.
 
-    Raises UserError where it is of no known kind, lacks weights, or cannot be read.
+    Raises UserError where its kind is unknown, weights are missing, or it cannot be read.
     """
     if Path(folder).is_dir() and not any(Path(folder).glob("adapter_model.*")):
         raise UserError(f"model: the adapter {folder} has no adapter_model.safetensors: its weights are missing")
@@ -100,16 +100,16 @@ def with_adapter(model: Any, folder: str) -> PeftModel:
 
 
 def check_adapter(adapted: Any, folder: str) -> None:
-    """Raise UserError where the folder lacks weights of the adapter in use, or cannot be read."""
+    """Raise UserError where the folder cannot be read or lacks weights of the active adapter."""
     needed = set(get_peft_model_state_dict(adapted))
     with reading(f"model: the adapter {folder}"):
         missing = sorted(needed - set(load_peft_weights(folder, device="cpu")))
     if missing:
-        raise UserError(f"model: the adapter {folder} lacks {_some(missing)}: its file is not whole")
+        raise UserError(f"model: the adapter {folder} lacks {_some(missing)}: its file is incomplete")
 
 
 def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     more = len(names) - SHOWN_KEYS
     return ", ".join(names[:SHOWN_KEYS]) + (f" and {more} more" if more > 0 else "")
 
@@ -122,12 +122,12 @@ def unwrapped(model: Any) -> PreTrainedModel:
         else:
             wrapper, model = model, extract_model_from_parallel(model, keep_torch_compile=False)
             if model is wrapper:
-                raise TypeError(f"{type(model).__name__} is no transformers model, and no known wrapper of one")
+                raise TypeError(f"{type(model).__name__} is neither a transformers model nor a known wrapper")
     return model
 
 
 def adapts_tied_weights(model: Any) -> bool:
-    """Whether an adapter lies on the embedding or the output layer, and both share their weight."""
+    """Whether an adapter is on the embedding or the output layer, and both share their weight."""
     model = unwrapped(model)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     plain = [_plain(end) for end in ends]
@@ -136,10 +136,10 @@ def adapts_tied_weights(model: Any) -> bool:
 
 
 def merged(model: Any) -> Any:
-    """The transformers model of a PEFT model with the adapter merged in.
+    """The transformers model of a PEFT model, with the adapter merged.
 
-    Where the adapter lies on a weight that embedding and output layer share, they get a weight each: merged into the
-    shared one, it would change both. The configuration then says that they are not tied.
+    An adapter on the weight that embedding and output layer share would change both when merged. So each layer gets its
+    own weight, and the configuration then says that they are not tied.
     """
     if adapts_tied_weights(model):
         base = unwrapped(model)
@@ -151,5 +151,5 @@ def merged(model: Any) -> Any:
 
 
 def _plain(layer: Any) -> Any:
-    """The layer itself, without an adapter around it."""
+    """The layer without its adapter."""
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer

@@ -1,12 +1,11 @@
-"""What a model does with packed rows: attention over them, the backbone, and the head on chosen tokens.
+"""The model on packed rows: attention, the backbone, and the head on selected tokens.
 
-`add_shared_prompt_forward(model)` once; then `model(shared_prompt=pack(...), readout=readout)` wherever the model is
-wrapped (DDP, FSDP, PEFT): the head is used inside the forward, and there is one forward a backward.
+Call `add_shared_prompt_forward(model)` once; then `model(shared_prompt=pack(...), readout=readout)`, also through
+wrappers (DDP, FSDP, PEFT). The head runs inside the forward, and each backward has one forward.
 
-The attention is an implementation of transformers' own table, `NAME_shared_prompt` on the model's text part, NAME being
-what it used before. Called with the keyword argument `shared_prompt_layout` it computes attention over a packed row;
-called without it, it is NAME. The layout travels as an argument, so recomputation under gradient checkpointing sees the
-row it belongs to.
+The attention is an entry of transformers' own table, `NAME_shared_prompt` on the model's text part, where NAME is its
+former attention. With the keyword argument `shared_prompt_layout` it attends over a packed row; without it, it is NAME.
+The layout is an argument, so recomputation under gradient checkpointing sees the right row.
 """
 
 import copy
@@ -36,26 +35,26 @@ from cppo.trl_surface import chunked_logprob_function
 SUFFIX = "_shared_prompt"
 VOCABULARY_TILE = 8192
 PROBE_TOLERANCE = 1e-4
-"""What float32 explains between two ways to the same numbers of about 1."""
+"""Largest float32 difference between two computations of the same numbers of about 1."""
 
 
 def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool = False) -> None:
-    """Let `model(shared_prompt=batch, readout=readout)` run a packed batch and return what `readout` makes of it.
+    """Let `model(shared_prompt=batch, readout=readout)` run a packed batch and return the result of `readout`.
 
-    The backbone runs over the batch's passes; then `readout` gets the hidden states of all scored tokens, in the order
-    of `PackedBatch.tokens`, and the head. One pass for all views is the fast way. Of several with gradients, each is
-    computed again in the backward pass, so that the memory in use peaks near that of one. Without `shared_prompt` the
-    model's forward is the former one, TRL's fused head included, which must be added before; PEFT and other wrappers
-    may come before or after.
+    The backbone runs over the batch's passes; then `readout` gets the head and the hidden states of all scored tokens,
+    in the order of `PackedBatch.tokens`. One pass for all views is the fastest. Several passes with gradients are each
+    recomputed in the backward pass, so that peak memory stays near that of one. Without `shared_prompt` the model's
+    forward is unchanged, including TRL's fused head, which must be added before. PEFT and other wrappers may come
+    before or after.
 
     Args:
-        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
+        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` accepts.
         cast_lm_head_to_fp32: as in TRL.
     """
     share_prompts(model)
     original_forward = model.forward
 
-    # The signature stays: `generate` checks its arguments against it.
+    # The signature must stay: `generate` checks its arguments against it.
     @functools.wraps(type(model).forward)
     def forward(
         self: PreTrainedModel,
@@ -67,7 +66,7 @@ def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool
         if shared_prompt is None:
             return original_forward(*args, **kwargs)
         if readout is None:
-            raise ValueError("shared_prompt is given without a readout: pass what to do with its hidden states")
+            raise ValueError("shared_prompt needs a readout: pass the function that takes the hidden states")
         again = torch.is_grad_enabled() and sum(row.gradients for row in shared_prompt.passes) > 1
 
         def run(row: PackedRow) -> Tensor:
@@ -82,7 +81,7 @@ def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool
 
 
 def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
-    # The backbone is looked up on each call, since wrappers replace it. A ready 4-D mask keeps it from building one.
+    # The backbone is looked up on each call, because wrappers replace it. A ready 4-D mask stops it from building one.
     outputs = model.base_model(
         input_ids=row.input_ids,
         position_ids=row.position_ids,
@@ -99,7 +98,7 @@ def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
 
 
 def share_prompts(model: PreTrainedModel) -> None:
-    """Let the text part of `model` (not its vision tower) attend over packed rows; all else stays as it was."""
+    """Let the text part of `model` (not its vision tower) attend over packed rows; everything else stays the same."""
     config: Any = model.config.get_text_config()
     base = config._attn_implementation
     if base.endswith(SUFFIX):
@@ -137,14 +136,14 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 def _base_function(module: torch.nn.Module, base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    # Transformers keeps the eager attention in each model's own file, not in the table.
+    # Transformers keeps eager attention in each model's own file, not in the table.
     if base == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return AttentionInterface()[base]
 
 
 class _BaseModule:
-    """An attention module as its original implementation must see it: flash attention finds its name in the config."""
+    """An attention module with its original implementation: flash attention reads its name from the config."""
 
     def __init__(self, module: torch.nn.Module, base: str) -> None:
         self._module = module
@@ -163,7 +162,7 @@ class _BaseModule:
 def packed_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None, dropout: float = 0.0
 ) -> Tensor:
-    """Causal attention in which each segment sees its prompt and itself, and each prompt itself.
+    """Causal attention in which each segment sees its prompt and itself, and each prompt sees itself.
 
     query: [1, heads, N, D]; key, value: [1, key heads, N, D]. Returns [1, N, heads, D].
     """
@@ -176,7 +175,9 @@ def packed_attention(
 
 
 def at_kernel_precision(tensor: Tensor) -> Tensor:
-    """Cast as autocast would inside the kernel: rotary embeddings are float32, which decides kernel and mask before."""
+    """Cast as autocast would inside the kernel. Rotary embeddings are float32, which would choose another kernel and
+    mask.
+    """
     device = tensor.device.type
     if tensor.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return tensor.to(torch.get_autocast_dtype(device))
@@ -186,7 +187,7 @@ def at_kernel_precision(tensor: Tensor) -> Tensor:
 def _padded_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout, scaling: float | None, dropout: float
 ) -> Tensor:
-    """[N, heads, D] each; prompts and segments as two padded batches."""
+    """Prompts and segments as two padded batches; all tensors [N, heads, D]."""
     prompts, prompt_key, prompt_value = (layout.padded_prompts(tensor) for tensor in (query, key, value))
     if prompts.numel():
         prompts = _sdpa(prompts, prompt_key, prompt_value, scaling, dropout, is_causal=True)
@@ -202,9 +203,9 @@ def _padded_attention(
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, **mask: Any) -> Tensor:
-    """[prompts or segments, tokens, heads, D] each, and so the result."""
+    """Inputs and result: [prompts or segments, tokens, heads, D]."""
     groups = query.shape[2] // key.shape[2]
-    # Elsewhere a mask together with grouped heads falls back to a kernel that keeps all scores.
+    # On other devices a mask with grouped heads falls back to a kernel that keeps all scores.
     grouped = groups > 1 and query.device.type == "cpu"
     if groups > 1 and not grouped:
         key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
@@ -219,9 +220,9 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, drop
 
 
 def chunk_logits(device: torch.device) -> int:
-    """How many logits are held at once where a computation needs whole distributions.
+    """How many logits are held at once in a computation over full distributions.
 
-    Each chunk reads the whole output layer, and adds to its whole gradient: a GPU takes chunks of 512 MiB in float32.
+    Each chunk reads the whole output layer and adds to its whole gradient; a GPU takes chunks of 512 MiB in float32.
     """
     return 2**27 if device.type == "cuda" else 2**24
 
@@ -230,15 +231,15 @@ class LanguageHead:
     """Scores hidden states [n, H] of n tokens with a model's output projection, inside the model's forward.
 
     Args:
-        model: a transformers model with a language-model head whose output is the logits, without soft cap or scale.
+        model: a transformers model with a language-model head; its output is the logits, without soft cap or scale.
         float32: compute the head in float32, outside autocast (TRL's `cast_lm_head_to_fp32`).
     """
 
     def __init__(self, model: PreTrainedModel, float32: bool = False) -> None:
         self._projection = model.get_output_embeddings()
         self._float32 = float32
-        # An adapter on the head is a module of another class, and its weight alone would leave the adapter out.
-        # FSDP2 puts a class of its own before the module's.
+        # An adapter on the head is a module of another class; its weight alone would leave the adapter out. FSDP2
+        # replaces the module's class by a subclass.
         kind = type(self._projection)
         self._plain = torch.nn.Linear in (kind.__bases__ if issubclass(kind, FSDPModule) else (kind,))
         parameters = (self._projection.weight, self._projection.bias) if self._plain else ()
@@ -255,7 +256,7 @@ class LanguageHead:
                 weight, bias = self._parameters
                 return chunked_head(hidden, weight, bias, targets, temperature)
 
-        # TRL's kernel computes in float32 and knows plain projections only.
+        # TRL's kernel computes in float32 and supports only plain projections.
         def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             logits = self._logits(hidden, temperature)
             logps = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
@@ -276,7 +277,7 @@ class LanguageHead:
     ) -> Tensor:
         """`function` of the anchor's and a view's logits, [chunk, V] each, such as `kl_divergence`, at n tokens, [n].
 
-        Without `anchor_gradients` the anchor's distribution is a constant, without `view_gradients` the view's.
+        Without `anchor_gradients` the anchor's distribution is a constant; without `view_gradients` the view's is.
         """
 
         def logits(hidden: Tensor, gradients: bool) -> Tensor:
@@ -307,7 +308,7 @@ class LanguageHead:
     def _in_chunks(
         self, function: Callable[..., tuple[Tensor, ...]], hidden: Tensor, *others: Tensor
     ) -> tuple[Tensor, ...]:
-        """`function` over chunks of tokens, whose logits are computed again for the backward pass."""
+        """`function` over chunks of tokens; the backward pass recomputes their logits."""
         size = max(1, chunk_logits(hidden.device) // self._projection.out_features)
         pieces = zip(*(tensor.split(size) for tensor in (hidden, *others)), strict=True)
         results = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
@@ -317,7 +318,7 @@ class LanguageHead:
 def chunked_head(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """TRL's kernel: log-probabilities of the targets and entropies, [n] each, a tile of the vocabulary at a time."""
+    """TRL's kernel: log-probabilities of the targets and entropies, [n] each, one tile of the vocabulary at a time."""
     no_soft_cap, no_scale = None, 1.0
     logps, entropies, *_ = chunked_logprob_function().apply(
         hidden, weight, bias, targets, temperature, VOCABULARY_TILE, no_soft_cap, no_scale, ("entropy",)
@@ -326,7 +327,7 @@ def chunked_head(
 
 
 def probe_chunked_head() -> None:
-    """Raise unless TRL's kernel gives the log-probabilities, entropies and gradients of whole logits."""
+    """Raise unless TRL's kernel gives the log-probabilities, entropies and gradients of full logits."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(size, generator=generator).requires_grad_() for size in ((3, 4), (7, 4)))
     targets = torch.tensor([0, 3, 6])
@@ -341,12 +342,12 @@ def probe_chunked_head() -> None:
 
 
 def _whole(parameter: Tensor | None) -> Tensor | None:
-    """The parameter itself, gathered where FSDP2 shards it; its gradient is then the mean over the ranks' own."""
+    """The parameter itself, gathered where FSDP2 shards it; its gradient is then the mean over the ranks' gradients."""
     if not isinstance(parameter, DTensor):
         return parameter
-    # By default a gradient counts as the same on all ranks, and each would keep its own for its shard alone.
+    # By default a gradient counts as equal on all ranks, and each rank would keep its own for its shard.
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
 Readout = Callable[[Tensor, LanguageHead], dict[str, Tensor]]
-"""(hidden states of the scored tokens [n, H], head) -> whatever the caller needs of them."""
+"""(hidden states of the scored tokens [n, H], head) -> the caller's result."""

@@ -1,8 +1,8 @@
-"""Build packed rows: the responses of a batch under several views, prompts and images once per group and view.
+"""Build packed rows: the responses of a batch under several views; each prompt and image once per group and view.
 
-A packed row holds N tokens without padding: first every prompt but its last token, then for every rollout one
-segment, the prompt's last token followed by the response but its last token. Each segment token predicts one response
-token. A rollout sees its prompt and itself, and the prompt is there once for all of them: attention over the row costs
+A packed row holds N tokens without padding. First come all prompts without their last tokens. Then comes one segment
+per rollout: the prompt's last token, then the response without its last token. Each segment token predicts one response
+token. A rollout sees its prompt and itself, and all rollouts share one copy of the prompt: attention over the row costs
 (sum of R x (P + R)) instead of (sum of all tokens) squared.
 """
 
@@ -18,20 +18,21 @@ from cppo.policy.inside import INSIDE_KEYS, REPLACED, ReplacedValues, seen_promp
 from cppo.policy.row_tokens import rows_on_host
 
 VisionInputs = dict[str, Any]
-"""Keyword inputs of the model that describe images: tensors, or lists with one number a row. Under a view inside the
-model one of `INSIDE_KEYS` is among them."""
+"""Keyword inputs of the model that describe images: tensors, or lists with one number per row. Under a view inside the
+model, one of `INSIDE_KEYS` is among them.
+"""
 
 PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
-"""Inputs of shape [B, prompt + response], one entry a token."""
+"""Inputs of shape [B, prompt + response], one entry per token."""
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Rollouts of a batch that answer one prompt, and the images they are scored under.
+    """Rollouts of a batch that answer one prompt, and the images for scoring.
 
     Attributes:
-        rollouts: their places in the batch, at least one.
-        vision: the model's image inputs for the prompt, as `cppo.policy.vision_inputs.prompt_vision` makes them;
+        rollouts: their rows in the batch, at least one.
+        vision: the model's image inputs for the prompt, as from `cppo.policy.vision_inputs.prompt_vision`;
             `mm_token_type_ids` is [1, P + T].
     """
 
@@ -44,19 +45,18 @@ class SharedPromptLayout:
     """Index tensors of a packed row with Q prompts of at most P tokens and S segments of at most T tokens.
 
     Attributes:
-        prompts: place of each prompt's tokens in the row, [Q, P]; filled up with 0 at the end.
-        segments: place of each segment's tokens in the row, [S, T]; filled up with 0 at the end.
+        prompts: index of each prompt's tokens in the row, [Q, P]; padded with 0 at the end.
+        segments: index of each segment's tokens in the row, [S, T]; padded with 0 at the end.
         prompt_of_segment: [S].
-        prompt_valid: which keys of its prompt a segment sees, bool [S, P], or [1, P] where prompts are equally long.
-        unpadded: place of each of the row's tokens in the flattened `prompts` followed by the flattened `segments`,
-            [N]; None where nothing is padded and the order is already the row's.
-        keys: the row's places that each prompt and then each segment sees, one after the other, for kernels of
-            variable length.
-        cu_seqlens_q, cu_seqlens_k: where the queries and keys of each prompt and then of each segment start, and
-            where the last end, int32 [Q + S + 1].
-        max_seqlen_q, max_seqlen_k: the most queries and keys of any of them.
+        prompt_valid: the keys of its prompt that a segment sees, bool [S, P], or [1, P] for equally long prompts.
+        unpadded: index of each row token in the flattened `prompts` followed by the flattened `segments`, [N]; None
+            where nothing is padded and the order is already the row's.
+        keys: the row indices that each prompt and then each segment sees, concatenated, for kernels of variable length.
+        cu_seqlens_q, cu_seqlens_k: start of the queries and keys of each prompt and then of each segment, and the end
+            of the last, int32 [Q + S + 1].
+        max_seqlen_q, max_seqlen_k: the largest number of queries and keys of any of them.
         num_prompt_tokens: tokens of all prompts together; the segments start here.
-        biases: float masks, by dtype, made once for all layers.
+        biases: float masks by dtype, built once for all layers.
     """
 
     prompts: Tensor
@@ -80,7 +80,7 @@ class SharedPromptLayout:
         prompt_of_segment: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> "SharedPromptLayout":
-        """The layout of prompts and segments of these lengths (a prompt may be empty, a segment not)."""
+        """The layout of prompts and segments of these lengths (a prompt may be empty, a segment may not)."""
         num_prompt_tokens = sum(prompt_lengths)
         owners = torch.as_tensor(list(prompt_of_segment), dtype=torch.long)
         prompts, prompt_valid = _padded_places(prompt_lengths, 0)
@@ -113,9 +113,9 @@ class SharedPromptLayout:
         return self.prompts.numel() + self.segments.numel() if self.unpadded is None else self.unpadded.numel()
 
     def bias(self, dtype: torch.dtype) -> Tensor:
-        """What is added to a segment's attention scores over `prompt + own tokens`: 0 where visible, else -inf.
+        """The term added to a segment's attention scores over `prompt + own tokens`: 0 where visible, else -inf.
 
-        [S, 1, T, P + T], or [1, 1, T, P + T] where all prompts are equally long. Kernels of variable length need none.
+        [S, 1, T, P + T], or [1, 1, T, P + T] for equally long prompts. Kernels of variable length need none.
         """
         if dtype not in self.biases:
             length, device = self.segments.shape[1], self.prompt_valid.device
@@ -127,19 +127,23 @@ class SharedPromptLayout:
         return self.biases[dtype]
 
     def padded_prompts(self, tokens: Tensor) -> Tensor:
-        """Of the packed row's tokens [N, ...] those of each prompt, [Q, P, ...]; padding holds arbitrary tokens."""
+        """The tokens of each prompt, [Q, P, ...], from the packed row's tokens [N, ...]; padding holds arbitrary
+        tokens.
+        """
         if self.unpadded is None:
             return tokens[: self.num_prompt_tokens].unflatten(0, self.prompts.shape)
         return tokens.index_select(0, self.prompts.flatten()).unflatten(0, self.prompts.shape)
 
     def padded_segments(self, tokens: Tensor) -> Tensor:
-        """Of the packed row's tokens [N, ...] those of each segment, [S, T, ...]; padding holds arbitrary tokens."""
+        """The tokens of each segment, [S, T, ...], from the packed row's tokens [N, ...]; padding holds arbitrary
+        tokens.
+        """
         if self.unpadded is None:
             return tokens[self.num_prompt_tokens :].unflatten(0, self.segments.shape)
         return tokens.index_select(0, self.segments.flatten()).unflatten(0, self.segments.shape)
 
     def packed(self, prompts: Tensor, segments: Tensor) -> Tensor:
-        """Put padded prompts [Q, P, ...] and segments [S, T, ...] back into the order of the packed row, [N, ...]."""
+        """Padded prompts [Q, P, ...] and segments [S, T, ...] in the order of the packed row, [N, ...]."""
         tokens = torch.cat([prompts.flatten(0, 1), segments.flatten(0, 1)])
         return tokens if self.unpadded is None else tokens.index_select(0, self.unpadded)
 
@@ -152,10 +156,10 @@ class PackedRow:
         input_ids: [1, N].
         position_ids: [1, N], or [3, 1, N] for M-RoPE.
         vision: image inputs in the order of the prompts.
-        layout: who sees whom.
-        scored: which segment tokens predict a response token; None for all of them.
+        layout: which tokens see which.
+        scored: the segment tokens that predict a response token; None for all.
         gradients: whether the pass takes part in the backward pass.
-        replaced: the values that the attention is to replace, if any.
+        replaced: the values that attention replaces, if any.
     """
 
     input_ids: Tensor
@@ -167,23 +171,22 @@ class PackedRow:
     replaced: ReplacedValues | None = None
 
     def scored_tokens(self, hidden: Tensor) -> Tensor:
-        """Of hidden states [1, N, H] those that predict response tokens, [n, H]."""
+        """The hidden states that predict response tokens, [n, H], from all hidden states [1, N, H]."""
         segments = hidden[0, self.layout.num_prompt_tokens :]
         return segments if self.scored is None else segments[self.scored]
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows to run and, for their n scored tokens in order, where these belong in a batch of B rows of T responses.
+    """Rows to run, and the positions of their n scored tokens in a batch of B rows of T responses.
 
-    Places are those of a scored token in this order, from 0 to n - 1: an index tensor, or a slice of `tokens`.
+    Places are indices of scored tokens in run order, from 0 to n - 1: an index tensor, or a slice of `tokens`.
 
     Attributes:
-        passes: one packed row for all views together, one for those with and one for those without gradients, or one
-            per view.
+        passes: one packed row for all views together, one each for views with and without gradients, or one per view.
         tokens: the places of each view's tokens.
         targets: the response tokens, [n].
-        rows, columns: where they stand in the batch, [n] each.
+        rows, columns: their positions in the batch, [n] each.
         shape: (B, T).
     """
 
@@ -195,24 +198,24 @@ class PackedBatch:
     shape: tuple[int, int]
 
     def unpack(self, places: slice | Tensor, values: Tensor) -> Tensor:
-        """Values [n, ...], one for each of the places, as [B, T, ...], with zeros everywhere else."""
+        """Values [n, ...], one per place, as [B, T, ...], with zeros elsewhere."""
         shape = (*self.shape, *values.shape[1:])
         return values.new_zeros(shape).index_put((self.rows[places], self.columns[places]), values)
 
     def places(self, view: str, chosen: Tensor) -> Tensor:
-        """The places of those of the view's tokens that are chosen, bool [B, T]."""
+        """The places of the view's tokens that are chosen, bool [B, T]."""
         part = self.tokens[view]
         return part.start + chosen[self.rows[part], self.columns[part]].nonzero().squeeze(1)
 
     def counterparts(self, view: str, places: slice | Tensor) -> Tensor:
-        """Where the view has the response tokens that another view has at these places."""
+        """The view's places of the same response tokens as another view's places."""
         part = self.tokens[view]
         own = torch.arange(part.start, part.stop, device=self.targets.device)
         return self.unpack(part, own)[self.rows[places], self.columns[places]]
 
 
 def prompt_groups(group_ids: Sequence[int], vision: Sequence[VisionInputs]) -> list[PromptGroup]:
-    """The rows of a batch by group, in order of appearance. vision: of each row, as `PromptGroup` has it."""
+    """The rows of a batch by group, in order of appearance. vision: per row, as in `PromptGroup`."""
     rows_of: dict[int, list[int]] = {}
     for row, group in enumerate(group_ids):
         rows_of.setdefault(group, []).append(row)
@@ -235,13 +238,13 @@ def pack(
     Args:
         model: the transformers model itself, without wrappers (for its M-RoPE positions).
         input_ids: prompt and response, [B, P + T]; prompts padded on the left, responses on the right.
-        attention_mask: 1 for real tokens, [B, P + T]. A row whose response is masked altogether scores nothing.
+        attention_mask: 1 for real tokens, [B, P + T]. A row with a fully masked response scores nothing.
         num_response_tokens: T.
-        views: for each view, by name, the groups to score; a row at most once per view.
+        views: view name -> the groups to score; a row at most once per view.
         sequential: one backbone pass per view instead of one for all: less memory, see `add_shared_prompt_forward`.
-        detached: the views through which no gradient is to flow, the last ones; their passes build no graph.
-        prompts, response_lengths: of each row, where they are known: with them, and with images whose inputs lie on
-            the host, nothing here waits for a GPU.
+        detached: the last views, through which no gradient flows; their passes build no graph.
+        prompts, response_lengths: of each row, where known: with them, and with image inputs on the host, nothing here
+            waits for a GPU.
 
     Raises:
         UserError: a prompt has no token.
@@ -339,7 +342,7 @@ class _Packer:
         return self.prompt_end - len(self._prompts[row])
 
     def _prompt_positions(self, row: int, vision: VisionInputs) -> Tensor:
-        """`prompt_positions` of a row's prompt, whose rollouts share them."""
+        """`prompt_positions` of a row's prompt, shared by its rollouts."""
         types, grid = vision.get("mm_token_type_ids"), vision.get("image_grid_thw")
         if types is not None:
             types = types[:, self._start(row) : self.prompt_end]
@@ -350,15 +353,15 @@ class _Packer:
 
 
 def prompt_positions(model: Any, prompt: Sequence[int], types: Tensor | None, grid: Tensor | None) -> Tensor:
-    """Position of each token of a prompt, [P] or [3, P] for M-RoPE, as the model itself would number them.
+    """Position of each token of a prompt, [P] or [3, P] for M-RoPE, as the model numbers them.
 
-    On the host, where numbering them waits for nothing. types: the `mm_token_type_ids` of the prompt, [1, P].
+    Computed on the host, without waiting for a device. types: the `mm_token_type_ids` of the prompt, [1, P].
     """
     rope_index = getattr(model.base_model, "get_rope_index", None)
     plain = torch.arange(len(prompt))
     if rope_index is None:
         return plain
-    # Without either the models number all tokens in a row, also while they generate.
+    # Without either, the models number all tokens in a row, also during generation.
     if types is None or grid is None or not len(grid):
         return plain.expand(3, -1)
     ids = torch.tensor([list(prompt)])
@@ -366,9 +369,9 @@ def prompt_positions(model: Any, prompt: Sequence[int], types: Tensor | None, gr
 
 
 def join_images(parts: Sequence[VisionInputs]) -> VisionInputs:
-    """What the model takes for the images of several prompts in their order; no per-token inputs.
+    """The model's inputs for the images of several prompts in order; no per-token inputs.
 
-    parts: the images of a prompt each, as `PromptGroup` has them.
+    parts: the images of each prompt, as in `PromptGroup`.
     """
     images = [{key: value for key, value in part.items() if key not in PER_TOKEN_KEYS} for part in parts]
     images = [part for part in images if part]
@@ -378,7 +381,7 @@ def join_images(parts: Sequence[VisionInputs]) -> VisionInputs:
 
 
 def padded_cat(tensors: Sequence[Tensor]) -> Tensor:
-    """`torch.cat`, where tensors that are smaller in other dimensions are filled up with zeros at the end.
+    """`torch.cat` that pads tensors with zeros at the end of their smaller dimensions.
 
     So do the processors: images are padded to the largest of their batch.
     """
@@ -392,7 +395,7 @@ def padded_cat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _padded_places(lengths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:
-    """Places of consecutive pieces that begin at `start`, [pieces, longest], and which of them are no padding."""
+    """Indices of consecutive pieces from `start` on, [pieces, longest], and which of them are not padding."""
     sizes = torch.as_tensor(list(lengths), dtype=torch.long)
     offsets = torch.arange(int(sizes.max()))
     valid = offsets < sizes[:, None]

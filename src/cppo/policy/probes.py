@@ -1,4 +1,4 @@
-"""Probes of what prompts and images are shared by inside transformers: a tiny model of the family tries it."""
+"""Probes of the parts of transformers that share prompts and images; each runs a tiny model of the family."""
 
 from copy import deepcopy
 from functools import cache
@@ -16,19 +16,19 @@ from cppo.policy.tower import AT_ONCE, attend_at_once
 from cppo.probing import expect
 
 TOLERANCE = 1e-4
-"""Largest difference, in nats, that float32 explains."""
+"""Largest float32 difference, in nats."""
 
 PROMPTS = ((5, 6, 7), (8, 9, 10), (5, 6, 7))
 """Token ids of three rows; two are equal."""
 GROUPS = (0, 1, 0)
 PATCH = 4
 PATCH_VALUES = 3 * 2 * PATCH**2
-"""Of a patch in the tower that takes images in patches: colours, two moments, pixels."""
+"""Numbers per patch in the tower for patches: colours, two moments, pixels."""
 
 
 @torch.no_grad()
 def probe_shared_prefill(model_type: str) -> None:
-    """Raise unless `generate` lets equal prompts run once, and says afterwards what it says without."""
+    """Raise unless `generate` runs equal prompts once and gives the same answers as without sharing."""
     model, rows = deepcopy(_tiny_model(model_type, "sdpa")), list[int]()
     ids = torch.tensor(PROMPTS)
     config = GenerationConfig(
@@ -45,14 +45,14 @@ def probe_shared_prefill(model_type: str) -> None:
         shared = model.generate(**asked)
     expect(rows[:2] == [2, 3], f"`generate` ran {rows[:2]} rows instead of 2 prompts and then 3 rollouts")
     far = [not torch.allclose(a, b, rtol=0, atol=TOLERANCE) for a, b in zip(plain.logits, shared.logits, strict=True)]
-    expect(not any(far), "`generate` answers otherwise when prompts are shared")
+    expect(not any(far), "`generate` gives other answers when prompts are shared")
 
 
 @torch.no_grad()
 def probe_packed_attention(model_type: str, attention: str) -> None:
-    """Raise unless packed rows are scored as plain ones are.
+    """Raise unless packed rows get the same scores as plain rows.
 
-    attention: "eager", or "sdpa", which stands for all that a registered function computes.
+    attention: "eager", or "sdpa", which covers everything that a registered function computes.
     """
     model = deepcopy(_tiny_model(model_type, attention))
     ids = torch.tensor(PROMPTS)
@@ -66,12 +66,12 @@ def probe_packed_attention(model_type: str, attention: str) -> None:
     add_shared_prompt_forward(model)
     packed = shared_prompt_scores(model, **asked, groups=prompt_groups(GROUPS, [{}, {}, {}]))
     difference = (plain.logps - packed.logps).abs().max().item()
-    expect(difference <= TOLERANCE, f"packed rows are scored otherwise than plain ones, by {difference:.2g} nats")
+    expect(difference <= TOLERANCE, f"packed rows and plain rows have scores that differ by {difference:.2g} nats")
 
 
 @torch.no_grad()
 def probe_tower_attention(model_type: str) -> None:
-    """Raise unless a vision tower says the same where its attention is called once a layer."""
+    """Raise unless a vision tower gives the same output with one attention call per layer."""
     model = deepcopy(_tiny_model(model_type, "sdpa"))
     grid = torch.tensor([[1, 8, 4], [1, 4, 4]])
     tower, patches = model.get_encoder(modality="image"), int(grid.prod(dim=1).sum())
@@ -81,12 +81,12 @@ def probe_tower_attention(model_type: str) -> None:
     expect(tower.config._attn_implementation == AT_ONCE, "the vision tower keeps the name of its attention elsewhere")
     found = tower(pixels, grid_thw=grid).last_hidden_state
     difference = (found - expected).abs().max().item()
-    expect(difference <= TOLERANCE, f"a vision tower that attends once a layer differs by {difference:.2g}")
+    expect(difference <= TOLERANCE, f"a vision tower with one attention call per layer differs by {difference:.2g}")
 
 
 @cache
 def _tiny_model(model_type: str, attention: str) -> Any:
-    """One layer of a family's text part and of its vision tower, with weights that let tokens see one another."""
+    """One layer of a family's text part and of its vision tower; the weights let tokens see one another."""
     text = text_part(1, vocab_size=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     tokens = {"image": 20, "video": 21, "start": 22, "end": 23}
     config = tiny_config(model_type, Sizes(text, tokens, layers=1, patch=PATCH, side=2 * PATCH))

@@ -1,4 +1,4 @@
-"""From a row of the dataset to chat messages with images, and on to what the model takes for them."""
+"""Convert a dataset row to chat messages with images, then to the model's inputs."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """What the processor makes of one prompt: its token ids, and its image inputs without what is one entry a token."""
+    """The processor's output for one prompt: its token ids, and its image inputs without per-token entries."""
 
     token_ids: list[int]
     vision: VisionInputs
 
 
 def canonical_row(row: Mapping[str, Any]) -> Row:
-    """A copy of a dataset row whose images are upright RGB, always in a list `images` (empty for text only).
+    """A copy of a dataset row with upright RGB images, always in a list `images` (empty for text only).
 
-    The rollouts, the anchor and the views all start from these images, so that they share one conversion.
+    Rollouts, anchor and views all start from these images, so they share one conversion.
 
     Raises:
-        UserError: an image cannot be read, `images` is no list, or the prompt ends with an assistant's message.
+        UserError: an image cannot be read, `images` is not a list, or the prompt ends with an assistant's message.
     """
     check_ends_with_question(row["prompt"])
     if row.get("images") is not None:
@@ -47,13 +47,13 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
 
 
 def opened(image: Any) -> Any:
-    """A PIL image of what TRL's datasets hold: a PIL image, the path of a file, or pixels in an array or tensor.
+    """A PIL image from an entry of TRL's datasets: a PIL image, the path of a file, or pixels in an array or tensor.
 
     Args:
         image: arrays are uint8, [height, width] or [height, width, channels]; tensors have the channels first.
 
     Raises:
-        UserError: the file cannot be read, or the array is no image.
+        UserError: the file cannot be read, or the array is not an image.
     """
     if isinstance(image, str | os.PathLike):
         try:
@@ -77,17 +77,17 @@ def opened(image: Any) -> Any:
 
 
 def check_ends_with_question(prompt: Messages | str) -> None:
-    """Raise UserError for a prompt that ends with an assistant's message: a response begins after another's."""
+    """Raise UserError for a prompt that ends with an assistant's message: the response would begin after it."""
     if not isinstance(prompt, str) and prompt and prompt[-1].get("role") == "assistant":
         begun = str(prompt[-1].get("content"))[:40]
         raise UserError(
-            f"a prompt ends with an assistant message ({begun!r}): let it end with a user message, which may ask for "
-            "such a beginning"
+            f"a prompt ends with an assistant message ({begun!r}): end it with a user message, which may ask for that "
+            "beginning"
         )
 
 
 def sample_id(row: Mapping[str, Any]) -> str:
-    """The row's `sample_id` (or `id`), or else an id made from its prompt and images."""
+    """The row's `sample_id` (or `id`), else an id from its prompt and images."""
     for name in ("sample_id", "id"):
         if row.get(name) is not None:
             return str(row[name])
@@ -124,7 +124,7 @@ def process_prompt(
 def unexpanded_ids(
     processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
 ) -> list[int]:
-    """The token ids of one prompt with one placeholder an image, which the processor would expand to many."""
+    """The token ids of one prompt with one placeholder per image, before the processor expands it."""
     text, options = _chat_text(processing_class, prompt, tools, chat_template_kwargs)
     ids: list[int] = processing_class.tokenizer(text, **options)["input_ids"]
     return ids
@@ -133,9 +133,9 @@ def unexpanded_ids(
 def _chat_text(
     processing_class: Any, prompt: Messages | str, tools: list[Any] | None, chat_template_kwargs: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """A prompt's chat text, and how it is to be tokenized."""
+    """A prompt's chat text and its tokenizer options."""
     example: dict[str, Any] = {"prompt": prompt}
     text = apply_chat_template(example, processing_class, tools=tools, **chat_template_kwargs)["prompt"]
-    # A template that writes the first token itself is not to get it twice: so is the anchor tokenized.
+    # A template that writes the first token itself must not get it twice; the anchor is tokenized the same way.
     first = processing_class.tokenizer.bos_token
     return text, {"add_special_tokens": False} if first and text.startswith(first) else {}

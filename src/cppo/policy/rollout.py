@@ -1,9 +1,9 @@
-"""Rollouts whose prefill runs each prompt and image once per group, inside transformers' own `generate`.
+"""Rollouts that prefill each prompt and image once per group, inside transformers' own `generate`.
 
-`generate` calls the model once on all prompts, then a token at a time. Only that first call is changed: equal rows run
-once, and their last logits and keys and values are copied to every row. Sampling, and every call after, stay as they
-are, so that one seed draws what it draws without sharing, up to the rounding of another batch size. Dropout that is
-active in the prompt is drawn once per group too, as in the packed scorer.
+`generate` calls the model once on all prompts, then one token at a time. Only the first call changes: equal rows run
+once, and their last logits, keys and values are copied to every row. Sampling and later calls stay the same, so a seed
+gives the same draws as without sharing, up to rounding of another batch size. Active dropout in the prompt is also
+drawn once per group, as in the packed scorer.
 """
 
 import functools
@@ -23,7 +23,7 @@ from cppo.policy.packing import PER_TOKEN_KEYS, join_images
 from cppo.policy.vision_inputs import counted_images, has_images, model_images, packable, slice_rows
 
 ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
-"""Inputs whose second-last dimension counts rows."""
+"""Inputs with a row count in their second-last dimension."""
 
 
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -31,10 +31,10 @@ SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start
 
 @contextmanager
 def only_special_tokens(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context, `model.generate` takes nothing but special tokens from the checkpoint's generation config.
+    """Context: `model.generate` takes only special tokens from the checkpoint's generation config.
 
-    What a call leaves open, `generate` takes from there: beams, shortest lengths, penalties, time limits. These are for
-    chats, and would change rollouts and measurements unseen.
+    `generate` takes options that a call omits from that config: beams, minimum lengths, penalties, time limits. They
+    are for chats and would silently change rollouts and measurements.
 
     Args:
         model: without wrappers.
@@ -54,25 +54,25 @@ def shared_generation(
     generation_config: GenerationConfig | None = None,
     rows_at_a_time: int | None = None,
 ) -> Iterator[list[int]]:
-    """Within this context, `model.generate` and wrappers of it prefill each group's prompt once, in slices of rows.
+    """Context: `model.generate`, also through wrappers, prefills each group's prompt once, in slices of rows.
 
-    Yields a list that gets the number of prompts of each prefill that was shared or could have been.
+    Yields a list that gets the number of prompts of each prefill that was or could have been shared.
 
-    What is not understood runs as it is: beams, several sequences per row, a prefill in chunks, videos, image sizes
-    that vary without a grid or LLaVA-OneVision's counts, embeddings in place of tokens, a cache of another kind, active
-    gradient checkpointing (which has no cache). Rows of a group with different tokens are prefilled each on its own,
-    and so are the rows of a call that has another number of rows.
+    Unsupported calls run unchanged: beams, several sequences per row, a prefill in chunks, videos, image sizes that
+    vary without a grid or LLaVA-OneVision's counts, embeddings in place of tokens, a cache of another kind, active
+    gradient checkpointing (which has no cache). Rows of a group with different tokens are prefilled separately, as are
+    the rows of a call with another number of rows.
 
-    Slices need memory for keys and values of so many rows. Greedy answers stay what they are, up to the rounding of
-    another batch size; samples are others, since slices draw one after another.
+    Slices need memory for the keys and values of their rows only. Greedy answers stay the same, up to rounding of
+    another batch size; samples change, because slices draw one after another.
 
-    Images may lie on the host: those that a prefill runs come to the device of its tokens.
+    Images may stay on the host: those of a prefill move to the device of its tokens.
 
     Args:
-        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` lets pass.
-        group_ids: of the rows that `generate` will be given, in order; rows of a group have the same prompt and images.
-            Without them nothing is shared.
-        generation_config: what `generate` will be given beside the model's own.
+        model: a transformers vision-language model without wrappers, of a family that `unshared_reason` accepts.
+        group_ids: the group of each row that `generate` will get, in order; rows of a group have the same prompt and
+            images. Without it nothing is shared.
+        generation_config: the one that `generate` will get, beside the model's own.
         rows_at_a_time: at least 1; None for all.
     """
     encoded = any(
@@ -106,7 +106,7 @@ def shared_generation(
             return plain_forward(*args, **inputs)
         return _prefill(plain_forward, model.config, inputs, groups_now, prefills)
 
-    # `generate` goes by the signature. Were encoded images in it, it would encode those of all rows beforehand.
+    # `generate` reads the signature. With encoded images in it, it would encode the images of all rows first.
     signature = inspect.signature(original_forward)
     taken = [parameter for name, parameter in signature.parameters.items() if name != "mm_encoder_outputs"]
     vars(forward)["__signature__"] = signature.replace(parameters=taken)
@@ -119,7 +119,7 @@ def shared_generation(
 
 @contextmanager
 def method_replaced(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within this context, `function` stands in the place of the model's method of that name."""
+    """Context: `function` replaces the model's method of that name."""
     own = vars(model).get(name)
     vars(model)[name] = function
     try:
@@ -135,7 +135,7 @@ def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) 
     """The arguments of `generate` for rows `start` to `end` (exclusive)."""
     vision = counted_images(config, inputs)
     if vision is None:
-        raise UserError("per_device_generation_batch_size: it is not clear which images belong to which row; set null")
+        raise UserError("per_device_generation_batch_size: the images cannot be assigned to rows; set null")
     cut = slice_rows(vision, start, end)
     # Idefics takes an image of zeros where all are.
     if not has_images(config, cut):
@@ -152,14 +152,14 @@ def _rows_between(config: Any, inputs: Mapping[str, Any], start: int, end: int) 
 
 
 def _beside_tokens(config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call, its images on the device of its tokens."""
+    """The arguments of a call, with its images on the device of its tokens."""
     ids = inputs.get("input_ids")
     images = [name for name in family_of(config).image_inputs if isinstance(inputs.get(name), Tensor)]
     return inputs if ids is None else {**inputs, **{name: inputs[name].to(ids.device) for name in images}}
 
 
 def _needs_encoded(config: GenerationConfig) -> bool:
-    """Whether `generate` copies or cuts rows, which it does rightly only with images that it encoded itself."""
+    """Whether `generate` copies or splits rows, which works only with images that it encoded itself."""
     copies = max(config.num_beams or 1, config.num_return_sequences or 1)
     return copies > 1 or config.prefill_chunk_size is not None
 
@@ -173,7 +173,7 @@ def _is_prefill(config: Any, inputs: Mapping[str, Any]) -> bool:
     cache, ids = _cache_in(inputs), inputs.get("input_ids")
     if type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length() or ids is None or len(ids) < 2:
         return False
-    # Without positions Qwen's models make them, and remember offsets for the rows of this call.
+    # Without positions, Qwen's models compute them and store offsets for the rows of this call.
     if inputs.get("position_ids") is None:
         return False
     asked = any(inputs.get(key) for key in ("output_hidden_states", "output_attentions"))
@@ -182,14 +182,16 @@ def _is_prefill(config: Any, inputs: Mapping[str, Any]) -> bool:
 
 
 def _cache_in(inputs: Mapping[str, Any]) -> DynamicCache | None:
-    """The cache of keys and values among a call's arguments. Its name differs: transformers 5.24 changed it."""
+    """The cache of keys and values among a call's arguments; transformers 5.24 changed its name."""
     return next((value for value in inputs.values() if isinstance(value, DynamicCache)), None)
 
 
 def _prefill(
     forward: Callable[..., Any], config: Any, inputs: dict[str, Any], group_ids: Sequence[int], prefills: list[int]
 ) -> Any:
-    """One forward pass over the first row of each group of [B, P], its last logits and cache copied to all B rows."""
+    """One forward pass over the first row of each group of [B, P]; its last logits and cache are copied to all B
+    rows.
+    """
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     vision = counted_images(config, inputs)
     if vision is None or (mask is not None and mask.ndim != 2) or len(group_ids) != len(ids):
@@ -208,7 +210,7 @@ def _prefill(
     first = torch.tensor(distinct_rows, device=ids.device)
     for key in ROW_KEYS:
         value = inputs.get(key)
-        # Positions may stand in one row for all.
+        # One row of positions may serve all rows.
         if value is not None and value.shape[-2] > 1:
             distinct[key] = value.index_select(-2, first)
     images = join_images([packable(config, slice_rows(vision, row, row + 1)) for row in distinct_rows])
@@ -216,7 +218,7 @@ def _prefill(
     place = {row: number for number, row in enumerate(distinct_rows)}
     group_of = torch.tensor([place[row] for row in own], device=ids.device)
     cache = _cache_in(inputs)
-    assert cache is not None  # `_is_prefill` saw it
+    assert cache is not None  # checked by `_is_prefill`
     cache.batch_select_indices(group_of)
     outputs.logits = outputs.logits[group_of]
     return outputs

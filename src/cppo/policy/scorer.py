@@ -1,4 +1,6 @@
-"""Two scorers of rows: the plain one, slow and simple, is the oracle for all others; the packed one shares prompts."""
+"""Two scorers of rows. The plain one is slow and simple, the reference for all others; the packed one shares
+prompts.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,11 +36,11 @@ def plain_scores(
         input_ids: prompt and response, [B, P + T]; prompts padded on the left, responses on the right.
         attention_mask: 1 for real tokens, [B, P + T].
         num_response_tokens: T.
-        temperature: the logits are divided by it before anything is computed.
-        vision: pixel values and what describes them, as the model's processor returns them for these B rows.
-        compute_aux_loss: ask a mixture-of-experts model for its load-balancing loss.
-        hidden_states: keep what the head makes the logits of.
-        similar: names of `cppo.perception.SIMILARITIES` to take along.
+        temperature: divisor of the logits.
+        vision: the processor's image inputs for these B rows.
+        compute_aux_loss: compute a mixture-of-experts model's load-balancing loss.
+        hidden_states: keep the head's inputs.
+        similar: names of `cppo.perception.SIMILARITIES` to compute.
         more_inputs: the model's other inputs (`InsideRows`).
 
     Returns:
@@ -87,11 +89,11 @@ def shared_prompt_scores(
         model: a model with `add_shared_prompt_forward`, or a wrapper around one.
         input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
         num_response_tokens: T.
-        temperature: the logits are divided by it before anything is computed.
+        temperature: divisor of the logits.
         groups: all rows, by the prompt that they answer.
 
     Returns:
-        Log-probabilities and entropies, zero where `attention_mask` is; no logits.
+        Log-probabilities and entropies, zero where `attention_mask` is zero; no logits.
     """
     batch = pack(unwrapped(model), input_ids, attention_mask, num_response_tokens, {"anchor": groups})
 

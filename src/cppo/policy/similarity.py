@@ -1,4 +1,4 @@
-"""Cosines of response and image tokens, taken by hooks while a pass runs: one layer's hidden states at a time."""
+"""Cosines of response and image tokens, computed by hooks during a pass, one layer's hidden states at a time."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,12 +14,12 @@ from cppo.policy.packing import PackedBatch, PackedRow
 
 @dataclass(frozen=True)
 class TokenPlaces:
-    """Where the prompts' and the responses' tokens stand among the hidden states of a pass, flattened to [N, H].
+    """Indices of the prompts' and responses' tokens among the hidden states of a pass, flattened to [N, H].
 
     Attributes:
-        prompts: places of the prompts' tokens, [m] or a slice.
-        responses: places that predict the response tokens, [n].
-        owners: whose they are.
+        prompts: indices of the prompts' tokens, [m] or a slice.
+        responses: indices that predict the response tokens, [n].
+        owners: the prompt of each token.
     """
 
     prompts: Tensor | slice
@@ -28,7 +28,7 @@ class TokenPlaces:
 
     @classmethod
     def of_rows(cls, model: Any, input_ids: Tensor, num_response_tokens: int) -> "TokenPlaces":
-        """Of rows of prompt and response, [B, P + T]; every place of a row counts, padding too."""
+        """For rows of prompt and response, [B, P + T]; every position of a row counts, padding too."""
         rows, length = input_ids.shape
         places = torch.arange(rows * length, device=input_ids.device).view(rows, length)
         owner = torch.arange(rows, device=input_ids.device)[:, None].expand(rows, length)
@@ -40,7 +40,7 @@ class TokenPlaces:
 
     @classmethod
     def of_packed(cls, model: Any, row: PackedRow) -> "TokenPlaces":
-        """Of a packed row."""
+        """For a packed row."""
         layout, device = row.layout, row.input_ids.device
         pieces = torch.cat([torch.arange(len(layout.prompts), device=device), layout.prompt_of_segment])
         lengths = layout.cu_seqlens_q.diff()
@@ -53,7 +53,7 @@ class TokenPlaces:
 
 
 def is_image(model: Any, input_ids: Tensor) -> Tensor:
-    """1 for tokens that stand for a part of an image, else 0."""
+    """1 for image tokens, else 0."""
     known = [getattr(model.config, name, None) for name in ("image_token_id", "image_token_index")]
     ids = [value for value in known if isinstance(value, int)]
     return torch.isin(input_ids, torch.tensor(ids, dtype=input_ids.dtype, device=input_ids.device))
@@ -61,12 +61,12 @@ def is_image(model: Any, input_ids: Tensor) -> Tensor:
 
 @dataclass
 class Similarities:
-    """The cosines of the passes that run within `similarities`, by name of `SIMILARITIES`.
+    """The cosines of the passes inside the context `similarities`, by name of `SIMILARITIES`.
 
     Attributes:
-        names: those that are taken.
+        names: the cosines to compute.
         passes: the tokens of each pass, in order.
-        layers: of the model's text part.
+        layers: number of layers of the text part.
         sums: for each pass and name, values [n] that add up over the layers.
     """
 
@@ -79,7 +79,7 @@ class Similarities:
         self.sums = [{} for _ in self.passes]
 
     def add(self, number: int, hidden: Tensor, last: bool) -> None:
-        """Take along the hidden states of a layer in the pass of this number."""
+        """Add the hidden states of a layer in the pass of this number."""
         places, found = self.passes[number], self.sums[number]
         flat = hidden.detach().flatten(0, -2)
         prompts, responses = flat[places.prompts], flat[places.responses]
@@ -90,7 +90,7 @@ class Similarities:
             found["last_layer"] = cosine_to_mean(prompts, responses, places.owners)
 
     def of_rows(self, attention_mask: Tensor, num_response_tokens: int) -> dict[str, Tensor]:
-        """Of the response tokens of plain rows, [B, T]."""
+        """For the response tokens of plain rows, [B, T]."""
         attended = attention_mask[:, -num_response_tokens:]
         return {
             name: of_the_tokens_themselves(values.view(attended.shape), attended)
@@ -98,7 +98,7 @@ class Similarities:
         }
 
     def of_view(self, batch: PackedBatch, view: str) -> dict[str, Tensor]:
-        """Of a view's response tokens in a packed batch, [B, T]; 0 where it has none."""
+        """For a view's response tokens in a packed batch, [B, T]; 0 where it has none."""
         part, found = batch.tokens[view], {}
         for name in self.names:
             values = torch.cat([sums[name] for sums in self.sums])[part]
@@ -109,12 +109,13 @@ class Similarities:
 
 @contextmanager
 def similarities(model: Any, names: Collection[str], passes: Sequence[TokenPlaces]) -> Iterator[Similarities]:
-    """Within this context the passes of the model leave their cosines behind.
+    """Context: the passes of the model record their cosines.
 
-    Hidden states are those after each layer of the text part; after the last one, they are normalized as for the head.
+    Hidden states are those after each layer of the text part; those after the last layer are normalized as for the
+    head.
 
     Args:
-        model: a transformers vision-language model without wrappers, to run these passes in order.
+        model: a transformers vision-language model without wrappers; it runs these passes in order.
         names: of `SIMILARITIES`, at least one.
     """
     layers = list(model.get_decoder().layers)
@@ -137,5 +138,5 @@ def similarities(model: Any, names: Collection[str], passes: Sequence[TokenPlace
 
 
 def packed_similarities(model: Any, names: Collection[str], batch: PackedBatch) -> AbstractContextManager[Similarities]:
-    """`similarities` of the passes of a packed batch."""
+    """`similarities` for the passes of a packed batch."""
     return similarities(model, names, [TokenPlaces.of_packed(model, row) for row in batch.passes])

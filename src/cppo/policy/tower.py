@@ -1,8 +1,8 @@
-"""One attention call a layer for all images and windows of a vision tower.
+"""One attention call per layer for all images and windows of a vision tower.
 
-Towers whose images lie in patches (Qwen's) call SDPA once a window, and once an image in layers without windows: some
-hundred calls a layer for a micro-batch. They give flash attention all at once, with the ends of the windows, and know
-it by "flash" in its name.
+Towers for patches (Qwen's) call SDPA once per window, and once per image in layers without windows: several hundred
+calls per layer for a micro-batch. They call flash attention once for everything, with the ends of the windows, if the
+attention's name contains "flash".
 """
 
 from typing import Any
@@ -33,9 +33,9 @@ def window_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within windows that lie one after another; by SDPA, once a window, where varlen does not run.
+    """Attention within consecutive windows; by SDPA, once per window, where varlen does not run.
 
-    query, key, value: [1, heads, N, D]. cu_seq_lens_q: where windows end, with a 0 before. Returns [1, N, heads, D].
+    query, key, value: [1, heads, N, D]. cu_seq_lens_q: ends of the windows, with a leading 0. Returns [1, N, heads, D].
     """
     query, key, value = (at_kernel_precision(tensor)[0].transpose(0, 1) for tensor in (query, key, value))
     if not dropout and no_varlen_reason(query.device, query.dtype, query.shape[-1]) is None:
@@ -52,12 +52,12 @@ def window_attention(
 
 
 def tower_of(model: PreTrainedModel) -> Any:
-    """The vision tower of a model without wrappers, if its images lie in patches; else None."""
+    """The vision tower of a model without wrappers, if it takes images in patches; else None."""
     return model.get_encoder(modality="image") if family_of(model.config).images == "patches" else None
 
 
 def attend_at_once(model: PreTrainedModel) -> None:
-    """Let the vision tower of `model` make one attention call a layer, if it makes one a window by SDPA."""
+    """Let the vision tower of `model` make one attention call per layer, if it makes one per window by SDPA."""
     tower = tower_of(model)
     if tower is not None and tower.config._attn_implementation == "sdpa":
         AttentionInterface.register(AT_ONCE, window_attention)

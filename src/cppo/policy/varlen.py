@@ -1,4 +1,4 @@
-"""torch's flash attention of variable length: whether it takes a query, and one call of it for many sequences."""
+"""torch's flash attention of variable length: the queries that it supports, and one call for many sequences."""
 
 import inspect
 from collections.abc import Callable
@@ -18,12 +18,12 @@ BF16_TOLERANCE = 0.05
 
 @cache
 def no_varlen_reason(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why torch's flash attention of variable length does not take such queries; None where it does.
+    """Why torch's flash attention of variable length does not support these queries; None if it does.
 
-    It needs half precision on an NVIDIA GPU since Ampere.
+    It needs half precision and an NVIDIA GPU of the Ampere generation or later.
     """
     if device.type != "cuda" or torch.version.hip is not None:
-        return f"{device} is no NVIDIA GPU"
+        return f"{device} is not an NVIDIA GPU"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in {dtype}".replace("torch.", "")
     if head_size % 8 or head_size > MAX_HEAD_SIZE:
@@ -44,17 +44,17 @@ def varlen_attention(
     *,
     causal: bool,
 ) -> Tensor:
-    """Attention of sequences that lie one after another, each to its own keys, [N, heads, D] as the queries.
+    """Attention of consecutive sequences, each to its own keys, [N, heads, D] as the queries.
 
     Args:
         query: [N, heads, D].
         key, value: [M, key heads, D]; several heads may share a key head.
-        query_ends, key_ends: where sequences end, in queries and in keys, with a 0 before; int32.
+        query_ends, key_ends: ends of the sequences, in queries and in keys, with a leading 0; int32.
         longest: queries and keys of the longest sequences.
-        causal: whether a query sees no later key. Flash attention aligns the last query to the last key, as segments
-            after a prompt are.
+        causal: whether a query sees no later key. Flash attention aligns the last query to the last key, as for
+            segments after a prompt.
     """
-    from torch.nn.attention.varlen import varlen_attn  # a prototype: it may go, and the probe then says so
+    from torch.nn.attention.varlen import varlen_attn  # a prototype; if it is removed, the probe reports it
 
     groups = query.shape[1] // key.shape[1]
     options: dict[str, Any] = {"window_size": (-1, 0)} if causal else {}
@@ -69,12 +69,12 @@ def varlen_attention(
 
 @cache
 def _takes_grouped_heads(varlen_attn: Callable[..., Any]) -> bool:
-    """Whether several query heads may share a key head; torch 2.11 does not know that."""
+    """Whether several query heads may share a key head; torch 2.11 does not support it."""
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def probe_varlen_attention(device: str) -> None:
-    """Raise unless torch's attention of variable length agrees with one call a sequence, causal and not."""
+    """Raise unless torch's attention of variable length agrees with one call per sequence, causal and not."""
     generator, scaling = torch.Generator().manual_seed(0), 64**-0.5
     lengths = ([3, 2, 4], [3, 5, 7])
     query, key, value = tensors = [

@@ -1,6 +1,6 @@
-"""Count, cut apart and join the image inputs of a batch's rows, for every way in which images lie (see `Family`).
+"""Count, split and join the image inputs of a batch's rows, for every layout of images (see `Family`).
 
-Tensors hold the images of B rows one after the other, and lists have one number a row (`num_images`, `num_tiles`).
+Tensors hold the images of B rows in order; lists have one number per row (`num_images`, `num_tiles`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ VISION_KEYS = (
 )
 """Inputs of TRL's micro-batches that describe images."""
 ROW_COUNTS = ("num_images", "num_tiles")
-"""Bookkeeping of the trainer that is no input of the model."""
+"""The trainer's counts, which are not inputs of the model."""
 
 
 def model_images(config: Any, vision: Mapping[str, Any]) -> VisionInputs:
-    """Of a batch's vision inputs those that the model's forward takes, the trainer's counts translated into its own.
+    """The image inputs of the model's forward, from a batch's vision inputs; converts the trainer's counts.
 
     config: the model's configuration.
     """
@@ -43,13 +43,13 @@ def model_images(config: Any, vision: Mapping[str, Any]) -> VisionInputs:
 
 
 def has_images(config: Any, vision: Mapping[str, Any]) -> bool:
-    """Whether rows hold an image; where rows are filled up, images of zeros are none."""
+    """Whether rows hold an image; in padded rows, images of zeros do not count."""
     pixel_values = without_empty_images(vision).get("pixel_values")
     return pixel_values is not None and (family_of(config).images != "rows" or bool(pixel_values.any()))
 
 
 def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
-    """Drop absent inputs, and the image inputs altogether when a batch of text-only rows holds no image."""
+    """Drop missing inputs, and all image inputs where a batch holds no image."""
     present = {key: value for key, value in vision.items() if value is not None}
     if "num_images" in present:
         for family in FAMILIES.values():
@@ -61,25 +61,25 @@ def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
 
 
 def trimmed(vision: Mapping[str, Any], length: int) -> VisionInputs:
-    """The vision inputs of rows of `length` tokens, whose per-token inputs may be longer on the left.
+    """The vision inputs of rows of `length` tokens; per-token inputs may be longer on the left.
 
-    TRL makes these from text to which the tokenizer adds a first token that the template wrote already.
+    TRL builds them from chat text, where the tokenizer adds a first token that the template already wrote.
     """
     return {key: value[:, -length:] if key in PER_TOKEN_KEYS else value for key, value in vision.items()}
 
 
 def split_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch whose image inputs have one entry a row; `unsplit_pixel_values_by_grid` of TRL joins them again.
+    """A batch with one image entry per row; TRL's `unsplit_pixel_values_by_grid` joins them again.
 
-    TRL's function takes Idefics' rows [B, images, ...] for images where there happen to be as many.
+    TRL's own function mistakes Idefics' rows [B, images, ...] for images where the counts happen to agree.
     """
     return dict(batch) if pads_rows(batch) else split_pixel_values_by_grid(dict(batch))
 
 
 def pads_rows(vision: Mapping[str, Any]) -> bool:
-    """Whether images lie in rows [B, images, ...] that are filled up to the fullest one.
+    """Whether images are in rows [B, images, ...] padded to the fullest one.
 
-    A batch does not tell its family: such rows have five dimensions, and all inputs of a family with such rows.
+    A batch does not name its family. Such rows have five dimensions, and include all inputs of a family with such rows.
     """
     pixel_values = vision.get("pixel_values")
     filled = (set(family.image_inputs) for family in FAMILIES.values() if family.images == "rows")
@@ -96,9 +96,9 @@ def slice_rows(vision: Mapping[str, Any], start: int, end: int) -> VisionInputs:
 
 
 def concatenate_rows(parts: Sequence[Mapping[str, Any]]) -> VisionInputs:
-    """Join the vision inputs of several batches, first rows first.
+    """Join the vision inputs of several batches in order.
 
-    Tensors whose other dimensions differ (images padded to the largest of their own batch) are padded with zeros at
+    Tensors with different other dimensions (images padded to the largest of their own batch) are padded with zeros at
     the end, as the processors do. A key must be present in all parts or in none.
     """
     keys = list(dict.fromkeys(key for part in parts for key in part))
@@ -110,9 +110,9 @@ def concatenate_rows(parts: Sequence[Mapping[str, Any]]) -> VisionInputs:
 
 
 def counted_images(config: Any, inputs: Mapping[str, Any]) -> VisionInputs | None:
-    """The image inputs of [B, P] with the number of images (or tiles) of each row, as `slice_rows` wants it.
+    """The image inputs of [B, P] with the number of images (or tiles) of each row, as `slice_rows` needs it.
 
-    Counted by the row's placeholder tokens; None if that leaves it unclear.
+    The row's placeholder tokens give the count; None where they leave it unclear.
     """
     family = family_of(config)
     vision = without_empty_images({name: inputs.get(name) for name in (*family.image_inputs, *PER_TOKEN_KEYS)})
@@ -139,7 +139,7 @@ def counted_images(config: Any, inputs: Mapping[str, Any]) -> VisionInputs | Non
 
 
 def prompt_vision(config: Any, vision: Mapping[str, Any], row: int, length: int) -> VisionInputs:
-    """What packing takes for the prompt of one row of a batch: the model's inputs for its images, if it has any.
+    """The image inputs that packing needs for the prompt of one row, if it has images.
 
     config: the model's configuration. length: of the row.
     """
@@ -153,5 +153,5 @@ def packable(config: Any, vision: Mapping[str, Any]) -> VisionInputs:
         return own
     images = model_images(config, {key: value for key, value in without_empty_images(vision).items() if key not in own})
     if family_of(config).images == "rows":
-        images = {key: value.flatten(0, 1)[:, None] for key, value in images.items()}  # a row for each image
+        images = {key: value.flatten(0, 1)[:, None] for key, value in images.items()}  # one row per image
     return {**images, **own}

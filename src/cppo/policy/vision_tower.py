@@ -1,4 +1,4 @@
-"""A model's vision tower: its parameters, and how one that is not trained stays out of the backward pass."""
+"""A model's vision tower: its parameters, and how a frozen tower stays out of the backward pass."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from cppo.policy.families import family_of
 def vision_tower_parameters(model: Any) -> list[Parameter]:
     """The parameters of a vision-language model's vision tower, without its projector into the language model.
 
-    model: a transformers model without wrappers; adapters in the tower belong to it.
+    model: a transformers model without wrappers; adapters in the tower count as part of it.
 
     Raises:
         UserError: it has no vision tower.
@@ -26,15 +26,14 @@ def vision_tower_parameters(model: Any) -> list[Parameter]:
 
 
 def leave_out_frozen_tower(model: Any) -> None:
-    """Let a vision tower in which nothing is trained keep nothing for the backward pass.
+    """Make a fully frozen vision tower keep nothing for the backward pass.
 
-    With gradient checkpointing transformers lets the embeddings of tower and text require gradients, which adapters
-    under reentrant checkpointing need. Gradients then run down to the pixels, through the whole tower and for nothing.
+    With gradient checkpointing, transformers makes the embeddings of tower and text require gradients, for adapters
+    under reentrant checkpointing. Gradients would then flow down to the pixels, through the whole tower, for nothing.
 
     Args:
-        model: a transformers model without wrappers, whose parameters require gradients or not as they will in
-            training. A tower with a trained parameter beside its projector, such as an adapter, is left as it is, and
-            so is a model without a tower.
+        model: a transformers model without wrappers, with the `requires_grad` flags of training. A tower with a trained
+            parameter outside its projector, such as an adapter, stays unchanged, as does a model without a tower.
     """
     tower = _tower(model)
     if tower is None or any(parameter.requires_grad for parameter in vision_tower_parameters(model)):
@@ -53,7 +52,7 @@ def _projector(model: Any) -> set[str]:
 
 
 def _frozen_parts(module: Module, projector: Collection[str]) -> Iterator[Module]:
-    """The largest modules with nothing but frozen parameters, outside of a projector that is trained."""
+    """The largest modules with only frozen parameters, outside a trained projector."""
     weights = list(module.parameters())
     if not any(weight.requires_grad for weight in weights) and not isinstance(module, ModuleList):
         if weights:
