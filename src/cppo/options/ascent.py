@@ -13,9 +13,7 @@ ENTROPY_ASCENT = "entropy_ascent"
 
 @dataclass
 class AscentOptions:
-    """Options of `entropy_ascent`: gradient steps on the pixels that raise the policy's entropy. The defaults are
-    ours.
-    """
+    """Options of `entropy_ascent`: gradient steps on the pixels that raise the policy's entropy. Defaults: ours."""
 
     view_ascent_steps: int = method_option(1, "Entropy ascent: number of gradient steps on the pixels.")
     view_ascent_step: Annotated[float, "[0, inf)"] = method_option(

@@ -83,9 +83,7 @@ def _declared_fields(config_class: str) -> dict[str, OptionField]:
 
 @cache
 def _syntax_tree(module: str) -> ast.Module:
-    """The syntax tree of a module. Only the top package is looked up: `find_spec` of a submodule imports its
-    parents.
-    """
+    """A module's syntax tree. Looks up only the top package: `find_spec` of a submodule imports its parents."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

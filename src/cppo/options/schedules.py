@@ -68,9 +68,7 @@ class Schedule:
 
 
 def scheduled_values(options: Any, progress: float) -> dict[str, float]:
-    """The values of the scheduled options after a share `progress` of the run; `options` holds the values that the
-    factors multiply.
-    """
+    """The scheduled options after a share `progress` of the run: the values in `options` times their factors."""
     schedules: Sequence[str] = options.schedules
     parsed = [Schedule.parse(text) for text in schedules]
     return {one.option: getattr(options, one.option) * one.factor(progress) for one in parsed}

@@ -124,9 +124,7 @@ def check_selection(options: Mapping[str, Any]) -> None:
 
 
 def check_gate_reward(options: Mapping[str, Any], rewards: Sequence[str]) -> None:
-    """Raise UserError where the gate 'correct' needs a reward that is not in `rewards`, the names of the reward
-    functions.
-    """
+    """Raise UserError where the gate 'correct' needs a reward that is not in `rewards`, names of functions."""
     name = options["perception_gate_reward"]
     if options["perception_gate"] == "correct" and name not in rewards:
         hint = choose_one(name, rewards)

@@ -247,9 +247,7 @@ VIEWS = ("removing", "preserving")
 
 
 def scored_views(options: LossOptions) -> tuple[str, ...]:
-    """The views that are scored: those that the score compares, if the score is used, and those with a weight in a
-    loss.
-    """
+    """The views to score: those that a used score compares, and those with a weight in a loss."""
     compared = views_of(SCORES[options.perception_score])
     if options.perception_sink not in (*TERMS, "none"):
         return tuple(view for view in VIEWS if view in compared)

@@ -58,9 +58,7 @@ def image_cosine(anchor: ResponseScores) -> Tensor:
 @under()
 @needs("all_layers")
 def image_cosine_layers(anchor: ResponseScores) -> Tensor:
-    """Mean cosine of the token's hidden states with those of the image tokens, over image tokens and layers, [B, T]
-    (PEPO).
-    """
+    """Mean cosine of the token's hidden states with the image tokens', over image tokens and layers, [B, T] (PEPO)."""
     return anchor.similarities["all_layers"]
 
 

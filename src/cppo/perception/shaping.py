@@ -1,6 +1,4 @@
-"""Advantages shaped by the dependency of tokens and rollouts on the image (VPPO, arXiv 2510.09285; PGPO,
-2604.01840).
-"""
+"""Advantages shaped by dependency on the image (VPPO, arXiv 2510.09285; PGPO, arXiv 2604.01840)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -128,9 +126,7 @@ SHAPINGS: dict[str, Callable[[ViewScores, Tensor, Any], Tensor]] = {}
 @advantage_shaping
 @needs("rollout_weights")
 def mask_advantage(scores: ViewScores, advantages: Tensor, options: ShapingOptions) -> Tensor:
-    """Only perception tokens keep their rollout's advantage (VPPO), times their weights where the selector gives
-    any.
-    """
+    """Only perception tokens keep their rollout's advantage (VPPO), times the selector's weights, if any."""
     assert scores.token_mask is not None
     return advantages[:, None] * (scores.token_mask if scores.token_weights is None else scores.token_weights)
 
@@ -227,9 +223,7 @@ def _of_rollouts(
     found: Sequence[tuple[list[int], ViewScores | None]],
     signal: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Tensor]:
-    """A function of score and response mask for the rollouts of each micro-batch, [B]; NaN for those without a
-    score.
-    """
+    """A function of score and response mask per micro-batch, [B]; NaN for rollouts without a score."""
     signals = []
     for own, (rows, scores) in zip(advantages, found, strict=True):
         values = torch.full_like(own, math.nan)
@@ -277,9 +271,7 @@ def _scale(dependency: Tensor, floor: float, compared: Tensor) -> Tensor:
 def _share_of_selected(
     found: Sequence[tuple[list[int], ViewScores | None]], masks: Sequence[Tensor], gather: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Share of the selected tokens among all response tokens of the generation batch; rollouts without a score count as
-    selected.
-    """
+    """Share of selected tokens in the generation batch's responses; a rollout without a score counts as selected."""
     counts = []
     for (rows, scores), mask in zip(found, masks, strict=True):
         selected = mask.bool().clone()

@@ -75,9 +75,7 @@ def add_advantage(scores: ViewScores, advantages: Tensor, options: FactorOptions
 @advantage_shaping
 @needs("group_weights")
 def factor_advantage(scores: ViewScores, advantages: Tensor, options: FactorOptions) -> Tensor:
-    """Every token's advantage is its rollout's times a token factor; rollouts also have a factor within their group
-    (VGPO).
-    """
+    """A token's advantage is its rollout's times the token's factor and the rollout's factor in its group (VGPO)."""
     assert scores.score is not None
     return advantages[:, None] * token_factors(scores.score, scores.response_mask)
 

@@ -1,6 +1,4 @@
-"""Generation in two turns: rollouts of the clean images first, then rollouts of views made from those first
-rollouts.
-"""
+"""Generation in two turns: rollouts of the clean images, then rollouts of views made from the first ones."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -175,9 +175,7 @@ def packed_attention(
 
 
 def at_kernel_precision(tensor: Tensor) -> Tensor:
-    """Cast as autocast would inside the kernel. Rotary embeddings are float32, which would choose another kernel and
-    mask.
-    """
+    """Cast as autocast would inside the kernel; float32 rotary embeddings would choose another kernel and mask."""
     device = tensor.device.type
     if tensor.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return tensor.to(torch.get_autocast_dtype(device))

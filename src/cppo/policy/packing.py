@@ -127,17 +127,13 @@ class SharedPromptLayout:
         return self.biases[dtype]
 
     def padded_prompts(self, tokens: Tensor) -> Tensor:
-        """The tokens of each prompt, [Q, P, ...], from the packed row's tokens [N, ...]; padding holds arbitrary
-        tokens.
-        """
+        """The prompts' tokens, [Q, P, ...], of the packed row's [N, ...]; padding holds arbitrary tokens."""
         if self.unpadded is None:
             return tokens[: self.num_prompt_tokens].unflatten(0, self.prompts.shape)
         return tokens.index_select(0, self.prompts.flatten()).unflatten(0, self.prompts.shape)
 
     def padded_segments(self, tokens: Tensor) -> Tensor:
-        """The tokens of each segment, [S, T, ...], from the packed row's tokens [N, ...]; padding holds arbitrary
-        tokens.
-        """
+        """The segments' tokens, [S, T, ...], of the packed row's [N, ...]; padding holds arbitrary tokens."""
         if self.unpadded is None:
             return tokens[self.num_prompt_tokens :].unflatten(0, self.segments.shape)
         return tokens.index_select(0, self.segments.flatten()).unflatten(0, self.segments.shape)

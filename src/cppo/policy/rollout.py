@@ -189,9 +189,7 @@ def _cache_in(inputs: Mapping[str, Any]) -> DynamicCache | None:
 def _prefill(
     forward: Callable[..., Any], config: Any, inputs: dict[str, Any], group_ids: Sequence[int], prefills: list[int]
 ) -> Any:
-    """One forward pass over the first row of each group of [B, P]; its last logits and cache are copied to all B
-    rows.
-    """
+    """One forward pass over the first row of each group of [B, P]; last logits and cache are copied to all B rows."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     vision = counted_images(config, inputs)
     if vision is None or (mask is not None and mask.ndim != 2) or len(group_ids) != len(ids):

@@ -1,6 +1,4 @@
-"""Two scorers of rows. The plain one is slow and simple, the reference for all others; the packed one shares
-prompts.
-"""
+"""Two scorers of rows: the plain one, simple and slow, is the reference; the packed one shares prompts."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack

@@ -117,9 +117,7 @@ def _grey(values: npt.NDArray[Any], low: float, high: float) -> Image.Image:
 
 
 def image_data_uri(image: Image.Image, side: int = 320, lossless_side: int = 128) -> str:
-    """A data URI for pages, scaled down to `side` pixels: PNG up to `lossless_side`, to keep pixels exact, else
-    JPEG.
-    """
+    """A data URI for pages, scaled down to `side` pixels: PNG up to `lossless_side` (exact pixels), else JPEG."""
     small = load_rgb(image)
     small.thumbnail((side, side))
     lossless = max(small.size) <= lossless_side
