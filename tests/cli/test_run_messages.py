@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cppo.cli.main import main
 from cppo.errors import UserError
-from cppo.recipes import load_recipe
+from cppo.recipes import load_recipe, recipe_names
 from cppo.runs.checks import check_model, check_recipe
 from cppo.runs.prepare import prepare_run
 from cppo.runs.sources import load_sources
@@ -142,14 +142,27 @@ def test_a_failed_start_leaves_no_empty_folder(told, tmp_path, refused, wrong):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_default_recipe_is_named_where_the_model_is_no_tiny_one(small_model, tmp_path, capsys, monkeypatch):
-    argv = ["train", "--model", small_model, "--output_dir", str(tmp_path / "run"), "--report_to", "x"]
-    for bytes_of_small_models, lines in ((1 << 20, 1), (0, 2)):
-        monkeypatch.setattr("cppo.cli.train.SMALL_BYTES", bytes_of_small_models)
-        assert main(argv) == 2  # for another reason, found later
-        assert len(told_lines := capsys.readouterr().err.splitlines()) == lines
-    assert told_lines[0].startswith("cppo: warning: without --config the recipe micro is taken")
-    assert "learning_rate 0.0001, max_completion_length 80, data tasks:digits?noise=150&n=4000" in told_lines[0]
+def test_a_model_that_is_not_tiny_needs_a_recipe(small_model, tmp_path, refused, monkeypatch):
+    argv = ["train", "--model", small_model, "--output_dir", tmp_path / "run", "--report_to", "x"]
+    assert "report_to" in refused(*argv)
+    monkeypatch.setattr("cppo.cli.train.SMALL_BYTES", 0)
+    message = refused(*argv)
+    assert message.startswith(f"--model {small_model} needs a recipe")
+    named = set(re.findall(r"[a-z]+-[a-z0-9]+", message.partition("--config few")[2])) | {"few-rows"}
+    assert {name for name in named if name in recipe_names()} == {"few-rows", "lora-24gb", "cppo-3b", "cppo-7b"}
+    assert "report_to" in refused(*argv, "--config", "micro")
+
+
+def test_a_start_shows_what_it_begins_with(told):
+    block = told[1][told[1].index("recipe ") :].splitlines()[:6]
+    assert block == [
+        f"recipe     {told[0] / 'tiny.yaml'}, method cppo",
+        f"model      {load_recipe('train', str(told[0] / 'tiny.yaml')).options.model}",
+        "rows       8",
+        "batch      2 prompts x 2 rollouts a step, 2 prompts generated together, micro-batches of 4 rollouts",
+        "lengths    prompts of any length, responses up to 8 tokens",
+        "learning   rate 1e-06, schedule linear, 2 steps",
+    ]
 
 
 def test_held_out_data_that_is_trained_on_is_told(told, tmp_path, capsys, monkeypatch):

@@ -37,6 +37,7 @@ def _run(recipe: Recipe) -> None:
     from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
     from cppo.runs.sft import sft_trainer
     from cppo.runs.signals import StopOnSignal, train_until_stopped
+    from cppo.runs.start import show_start
 
     files = RunDirectory(recipe.output_dir)
     data, long = drop_long_rows(data, options)
@@ -55,6 +56,7 @@ def _run(recipe: Recipe) -> None:
         callbacks=[recorder],
         options=options,
     )
+    show_start(recipe, trainer.args, len(data))
     main = trainer.is_world_process_zero()
     if main:
         files.begin(checkpoint=checkpoint, overwrite=options.overwrite)

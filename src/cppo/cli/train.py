@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from cppo.assets import resolve_model
 from cppo.cli.console import hint_where_to_go_on, percent, quiet_libraries
 from cppo.cli.fields import parse_recipe
-from cppo.errors import tell
+from cppo.errors import UserError
 from cppo.options import TrainOptions
-from cppo.recipes import Recipe, load_recipe
+from cppo.recipes import Recipe
 from cppo.runs.lock import held
 
 if TYPE_CHECKING:
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "micro"
 SMALL_BYTES = 100 * 2**20
+NO_RECIPE = (
+    "--model {model} needs a recipe: without --config a run takes the recipe micro, whose learning rate and lengths "
+    "are for a tiny model; give --config few-rows (tens of rows, one GPU or a CPU), lora-24gb (one GPU of 24 GB), "
+    "cppo-3b or cppo-7b (8 GPUs), or a file of your own"
+)
 DESCRIPTION = (
     "Trains a vision-language model with CPPO: GRPO plus a contrastive loss on the response tokens that depend on the "
     "image; or with another method (`cppo methods` lists them). Without arguments it trains the embedded micro model "
-    "(recipe `micro`)."
+    "(recipe `micro`). Every other model needs a recipe: --config."
 )
 
 
@@ -38,20 +43,12 @@ def _run(recipe: Recipe, named: bool) -> None:
     from cppo.runs.sources import load_sources
 
     checkpoint = check_recipe(recipe)
+    if not (named or is_small(recipe.options.model)):
+        raise UserError(NO_RECIPE.format(model=recipe.options.model))
     check_options(recipe)
     options = recipe.options
     assert isinstance(options, TrainOptions)
     sources = load_sources(recipe)
-    if not (named or is_small(options.model)):
-        own = load_recipe("train", DEFAULT_RECIPE)
-        values = {name: own.config[name] for name in ("learning_rate", "max_completion_length")}
-        values["data"] = own.options.data
-        now = {**recipe.config, "data": options.data}
-        taken = ", ".join(f"{name} {value}" for name, value in values.items() if now[name] == value)
-        tell(
-            f"warning: without --config the recipe {DEFAULT_RECIPE} is taken, which is made for a tiny model"
-            f"{f': {taken}' if taken else ''}; `cppo recipes list` shows others"
-        )
     quiet_libraries()
 
     if options.dry_run:

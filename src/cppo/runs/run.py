@@ -22,6 +22,7 @@ from cppo.runs.recorder import RunRecorder
 from cppo.runs.row_limit import left_out_summary
 from cppo.runs.signals import StopOnSignal, train_until_stopped
 from cppo.runs.sources import RunSources
+from cppo.runs.start import show_start
 from cppo.training import package_versions
 from cppo.training.trainer import CPPOTrainer
 
@@ -88,6 +89,7 @@ def run_training(
         check_processes(checkpoint, args.world_size)
         tell(f"the run goes on from {checkpoint}")
         warn_of_changes(recipe, resolved, checkpoint)
+    show_start(recipe, args, len(train))
     choose_slice(recipe, prepared)
     trainer = build_trainer(prepared, sources)
     if checkpoint is not None:
