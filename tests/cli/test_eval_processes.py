@@ -1,4 +1,4 @@
-"""`cppo eval` in two processes: the same files as in one, and one line where one of them fails."""
+"""`cppo eval` and `cppo data rate` in two processes: the same files as in one, and one line where one of them fails."""
 
 import importlib
 import json
@@ -55,15 +55,25 @@ def test_two_processes_write_what_one_writes(small_model, benchmark_folder, tmp_
     printed = capsys.readouterr().out
     assert main(["eval", *evaluation("suite one", suite, "")]) == 0
     printed_suite = capsys.readouterr().out
+    rating = ["data", "rate", *shared, "--data", "tasks:digits?n=5", "--out"]
+    assert main([*rating, str(tmp_path / "ratings one.jsonl")]) == 0
+    printed_ratings = capsys.readouterr().out
     lines = (tmp_path / "one.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "resumed.jsonl").write_bytes(b"".join(lines[:20]))  # the head, 13 clean ones and 6 blank ones
-    ended = torchrun(evaluation("failed"), evaluation("two"), evaluation("resumed"), evaluation("suite two", suite, ""))
+    ended = torchrun(
+        evaluation("failed"),
+        evaluation("two"),
+        evaluation("resumed"),
+        evaluation("suite two", suite, ""),
+        [*rating[1:], str(tmp_path / "ratings two.jsonl")],
+    )
+    assert (tmp_path / "ratings two.jsonl").read_bytes() == (tmp_path / "ratings one.jsonl").read_bytes()
     for name in ("two", "resumed"):
         for suffix in ("json", "jsonl"):
             assert (tmp_path / f"{name}.{suffix}").read_bytes() == (tmp_path / f"one.{suffix}").read_bytes()
     for file in (".json", "/wemath.jsonl"):
         assert (tmp_path / f"suite two{file}").read_bytes() == (tmp_path / f"suite one{file}").read_bytes()
-    assert ended.stdout == 2 * printed + printed_suite
+    assert ended.stdout == 2 * printed + printed_suite + printed_ratings.replace("ratings one", "ratings two")
     assert ended.returncode != 0
     told = [line for line in ended.stderr.splitlines() if line.startswith("cppo: error: ")]
     assert told == ["cppo: error: process 1 of 2 failed: the cable is out"]

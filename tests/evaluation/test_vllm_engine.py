@@ -171,3 +171,13 @@ def test_each_process_takes_gpus_of_its_own():
     assert every == [["a", "b"], ["c", "d"], ["e", "f"]]
     with pytest.raises(UserError, match=r"size 2 in 4 processes takes 8 GPUs, but there are 6; start fewer processes"):
         own_gpus("abcdef", 0, 4, 2)
+
+
+def test_a_rating_asks_for_the_models_own_probabilities(vllm, model, data, tmp_path):
+    out = str(tmp_path / "ratings.jsonl")
+    argv = ["--data", data, "--out", out, "--samples", "2", "--use_vllm", "--dtype", "float32"]
+    assert main(["data", "rate", "--model", model, *argv]) == 0
+    assert [parameters.logprobs for _, parameters in vllm.asked] == [0] * 6
+    lines = [json.loads(line) for line in Path(out).read_text().splitlines()[1:]]
+    assert [line["accuracy"] for line in lines] == [1.0, 0.0, 1.0]
+    assert [line["answers"] for line in lines] == [[["7", 2, 1.0]]] * 3

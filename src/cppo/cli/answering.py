@@ -3,15 +3,18 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from cppo.assets import adapter_base
+from cppo.assets import adapter_base, resolve_model
 from cppo.cli.eval_report import category_text
 from cppo.cli.parser import COUNT, number_in
 from cppo.data import RecordSource
+from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
+from cppo.files import content_fingerprint, model_fingerprint
 from cppo.runs.checks import check_packages, launched_processes
 
 if TYPE_CHECKING:
@@ -65,12 +68,33 @@ def check_engine(arguments: Any) -> None:
         )
 
 
+def source_identity(arguments: Any) -> dict[str, Any]:
+    """Which model and which data: with the settings, what must be the same for results to go into one file."""
+    specs = [(text, parse_spec(text)) for text in arguments.data]
+    return {
+        **model_identities(arguments.model),
+        "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
+    }
+
+
+def model_identities(model: str) -> dict[str, str]:
+    """Of a model, and of the one that an adapter is for."""
+    base = adapter_base(model)
+    return {"model": _model_identity(model), **({} if base is None else {"adapter's model": _model_identity(base)})}
+
+
+def _model_identity(name: str) -> str:
+    folder = Path(resolve_model(name))
+    return model_fingerprint(folder) if folder.is_dir() else name
+
+
 class Answering:
     """The model of a command, and the processes that let it answer together.
 
     Attributes:
         processes: those of the launcher, else this one alone.
         identity: of what generates, for the head of a response file: dtype, and the engine where it is vLLM.
+        batch_size: responses at once.
     """
 
     def __init__(self, arguments: Any) -> None:
@@ -83,11 +107,11 @@ class Answering:
         self.processes, self._device = join_processes(device, launched_processes())
         self.identity = {"dtype": self._dtype, **({"engine": "vllm"} if arguments.use_vllm else {})}
         self._arguments = arguments
-        self._batch_size = arguments.batch_size or BATCH_SIZES["vllm" if arguments.use_vllm else "transformers"]
+        self.batch_size = arguments.batch_size or BATCH_SIZES["vllm" if arguments.use_vllm else "transformers"]
 
     @cached_property
-    def _model(self) -> tuple[Any, Any]:
-        """The two first arguments of `evaluate`."""
+    def model(self) -> tuple[Any, Any]:
+        """The two first arguments of `evaluate` and `rate_records`."""
         from cppo.evaluation import load_model
 
         given = self._arguments
@@ -140,7 +164,7 @@ class Answering:
     ) -> "EvalResult":
         from cppo.evaluation import check_marks, evaluate
 
-        model, processor = self._model if len(known) < len(source) else (None, None)
+        model, processor = self.model if len(known) < len(source) else (None, None)
         if processor is not None:
             texts = {name: settings[name] for name in ("system_prompt", "prompt_suffix")}
             check_marks(processor, [source], **texts)
@@ -157,7 +181,7 @@ class Answering:
                 processor,
                 source,
                 condition=condition,
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
                 known=known,
                 keep=keep,
                 progress=bar.update,

@@ -1,4 +1,4 @@
-"""`cppo data check SPEC ...`: what the data holds, and every row that a run could not use."""
+"""`cppo data`: `check` says what data holds and names every row that a run could not use; `rate` is in `data_rate`."""
 
 import sys
 from argparse import Namespace
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cppo.cli.console import quiet_libraries
+from cppo.cli.data_rate import add_rate_options, rate_data
 from cppo.cli.parser import COUNT, Parser, add_pixel_bounds, columns_option, number_in
 from cppo.data import BadRows, DataSummary, PixelBounds, RecordSource, check_columns, load_records, summarize
 from cppo.errors import UserError
@@ -16,8 +17,13 @@ SHOWN_PLACES = 5
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print the table and the bad rows; exit status 1 if there are too many of them. Raises UserError."""
+    """Check or rate data. Raises UserError."""
     arguments = _parser().parse_all(argv)
+    arguments.command(arguments)
+
+
+def _check(arguments: Namespace) -> None:
+    """Print the table and the bad rows; exit status 1 if there are too many of them. Raises UserError."""
     check_data(arguments.specs)
     check_columns(arguments.columns)
     if arguments.against:
@@ -130,8 +136,12 @@ def _spread(values: list[int]) -> str:
 
 def _parser() -> Parser:
     parser = Parser(prog="cppo data", description="Look at data before a run.")
-    commands = parser.add_subparsers(metavar="check", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(metavar="check | rate", required=True, parser_class=Parser)
+    rate = commands.add_parser("rate", help="rate each row by a model's sampled answers, once, for `cppo train`")
+    add_rate_options(rate)
+    rate.set_defaults(command=rate_data)
     check = commands.add_parser("check", help="what is there, and every row that a run could not use")
+    check.set_defaults(command=_check)
     check.add_argument("specs", nargs="+", metavar="SPEC", help="tasks:NAME, a file, a folder or hub:ORG/NAME[:SPLIT]")
     check.add_argument(
         "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"

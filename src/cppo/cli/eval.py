@@ -6,16 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cppo.assets import adapter_base, resolve_model
-from cppo.cli.answering import Answering, add_engine_options, categories, check_engine
+from cppo.cli.answering import (
+    Answering,
+    add_engine_options,
+    categories,
+    check_engine,
+    model_identities,
+    source_identity,
+)
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file, number_in
 from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
 from cppo.data import RecordSource, first_prompts
-from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError, tell
-from cppo.files import content_fingerprint, model_fingerprint
 from cppo.runs.checks import check_model
 from cppo.views import CARD_CONDITIONS, CONDITION_NAMES, ViewSampler, check_families
 
@@ -44,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
         from cppo.cli.eval_suite import run_suite
 
         quiet_libraries()
-        return run_suite(suite, arguments, settings, ks, {**_model_identities(arguments.model), **settings})
+        return run_suite(suite, arguments, settings, ks, {**model_identities(arguments.model), **settings})
     source = asked_rows(arguments, settings, extras=arguments.by)
     if arguments.card is not None and not any(record.images for record in source):
         raise UserError(f"--card: none of the rows of {source.name} has an image")
@@ -55,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
     names = dict.fromkeys(["clean", *(["blank"] if arguments.blank else []), *on_card])
     conditions = [get_condition(name, trained) for name in names]
     answering = Answering(arguments)
-    identity = {**_identity(arguments), **answering.identity, **settings, "trained_views": _views(trained)}
+    identity = {**source_identity(arguments), **answering.identity, **settings, "trained_views": _views(trained)}
     results = answering.answer(source, conditions, settings, arguments.responses, identity)
     if not answering.processes.is_first:
         return
@@ -172,25 +176,6 @@ def _settings(arguments: Any, on_card: Sequence[str]) -> tuple[dict[str, Any], V
     if "views_error" in trained and any(name.startswith("trained_") for name in on_card):
         raise UserError(f"--card: {trained['views_error']}; the run trained with it")
     return settings, trained.get("views", ViewSampler(0)), "views" not in trained
-
-
-def _identity(arguments: Any) -> dict[str, Any]:
-    """Which model and which data: with the settings, what must be the same for responses to go into one file."""
-    specs = [(text, parse_spec(text)) for text in arguments.data]
-    return {
-        **_model_identities(arguments.model),
-        "data": [content_fingerprint(spec.path) if isinstance(spec, PathSpec) else text for text, spec in specs],
-    }
-
-
-def _model_identities(model: str) -> dict[str, str]:
-    base = adapter_base(model)
-    return {"model": _model_identity(model), **({} if base is None else {"adapter's model": _model_identity(base)})}
-
-
-def _model_identity(name: str) -> str:
-    folder = Path(resolve_model(name))
-    return model_fingerprint(folder) if folder.is_dir() else name
 
 
 def _views(sampler: ViewSampler) -> dict[str, Any]:

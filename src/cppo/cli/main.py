@@ -21,13 +21,13 @@ COMMANDS = {
     "report": "write a run's report, or put several runs side by side",
     "plan": "count the memory that training takes on each GPU, and what fits",
     "views": "show the views of images: what is kept, what is removed",
-    "data": "check data: what it holds, and every row that a run could not use",
+    "data": "check data: what it holds, what a run could not use; rate its rows by a model",
     "verl-config": "write a recipe as options of verl, for more than one node",
     "verl-data": "write data as the Parquet file that verl trains from",
     "methods": "list the methods, or show what one of them sets",
     "recipes": "list the packaged recipes, studies and launch configurations, or copy one to edit",
 }
-OF_SEVERAL_PROCESSES = ("train", "sft", "eval")
+OF_SEVERAL_PROCESSES = {"train", "sft", "eval", "data rate"}
 """The commands that a launcher may start; the others would do all of their work once in every process."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 BESIDE_VERL = (
@@ -91,7 +91,7 @@ def _run(argv: list[str]) -> int:
     command, *rest = argv
     if command not in COMMANDS:
         raise UserError(f"unknown command `{command}`; {choose_one(command, COMMANDS)}")
-    if command not in OF_SEVERAL_PROCESSES and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+    if not {command, " ".join(argv[:2])} & OF_SEVERAL_PROCESSES and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UserError(f"`cppo {command}` runs in one process: start it without accelerate launch or torchrun")
     try:
         importlib.import_module(f"cppo.cli.{command.replace('-', '_')}").run(rest)

@@ -54,19 +54,24 @@ def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -
     return {name: value if given[name] is None else given[name] for name, value in as_trained.items()}
 
 
-def asked_rows(arguments: argparse.Namespace, settings: Mapping[str, Any], extras: Sequence[str] = ()) -> RecordSource:
-    """The rows of --data and --limit, with these `answer_settings`. Raises UserError as `load_records` does."""
+def asked_rows(
+    arguments: argparse.Namespace, settings: Mapping[str, Any], extras: Sequence[str] = (), **reading: Any
+) -> RecordSource:
+    """The rows of --data and --limit, with these `answer_settings`.
+
+    reading: further arguments of `load_records`, the split "test" by default. Raises UserError as that does.
+    """
     check_data(arguments.data)
     try:
         return load_records(
             arguments.data,
-            split="test",
             limit=arguments.limit,
             columns=settings["columns"],
             max_bad_fraction=arguments.max_bad_fraction,
             pixels=PixelBounds.of(settings),
             prompt_suffix=settings["prompt_suffix"],
             extras=extras,
+            **{"split": "test", **reading},
         )
     except UserError as error:
         if arguments.columns is not None or not settings["columns"]:

@@ -5,6 +5,7 @@ from cppo.data.hub import HubAway, open_hub_table
 from cppo.data.images import PixelBounds
 from cppo.data.mapping import check_columns
 from cppo.data.prompts import chat_messages, question_text, with_suffix
+from cppo.data.ratings import Rating, ratings_of
 from cppo.data.readers import load_records, load_rows
 from cppo.data.record import RECORD_COLUMNS, Record, RecordSource, first_prompts, to_dataset
 from cppo.data.spec import hub_dataset, parse_spec
@@ -18,6 +19,7 @@ __all__ = [
     "HubAway",
     "MissingColumns",
     "PixelBounds",
+    "Rating",
     "Record",
     "RecordSource",
     "Table",
@@ -31,6 +33,7 @@ __all__ = [
     "open_hub_table",
     "parse_spec",
     "question_text",
+    "ratings_of",
     "summarize",
     "to_dataset",
     "with_suffix",

@@ -1,5 +1,7 @@
 """The record (a question, its images, its answer) and the lazy sequence of records that training reads."""
 
+import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -206,6 +208,15 @@ class RecordSource(Sequence[Record]):
     def outline(self, index: int) -> Outline:
         """A record without its pixels, of the size that the file has; after `load_records(with_facts=True)` quickly."""
         return self._row(index).outline()
+
+    def content_digest(self, index: int) -> str:
+        """32 hexadecimal digits of a record's prompt, images and answer, before pixel bounds and suffix.
+
+        The same in every order of rows and whatever the row's id; after `load_records(with_facts=True)` quickly.
+        """
+        row = self.outline(index)
+        content = [row.prompt, [[image.size, image.digest] for image in row.images], row.answer, row.choices]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def extras(self, index: int) -> Mapping[str, Any]:
         """The further columns that `load_records` was asked for; no image is decoded."""

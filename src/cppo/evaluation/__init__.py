@@ -3,9 +3,17 @@
 from cppo.evaluation.card import CardRow, perception_card, same_answers
 from cppo.evaluation.conditions import BLANK, CLEAN, Condition, blank_images, get_condition
 from cppo.evaluation.evaluate import evaluate
-from cppo.evaluation.generate import Engine, TransformersEngine, generate_responses, prompt_inputs
+from cppo.evaluation.generate import (
+    Engine,
+    Response,
+    ScoringEngine,
+    TransformersEngine,
+    generate_responses,
+    prompt_inputs,
+)
 from cppo.evaluation.loading import check_vision_model, load_model, load_processor, placement
 from cppo.evaluation.processes import ALONE, Processes, join_processes
+from cppo.evaluation.rating import answer_clusters, rate_records, semantic_entropy
 from cppo.evaluation.readable import LongRow, check_marks, long_rows, marked_rows, prompt_lengths
 from cppo.evaluation.results import EvalResult, ItemResult, Rate
 from cppo.evaluation.statistics import (
@@ -35,7 +43,10 @@ __all__ = [
     "PairedDifference",
     "Processes",
     "Rate",
+    "Response",
+    "ScoringEngine",
     "TransformersEngine",
+    "answer_clusters",
     "blank_images",
     "bootstrap_interval",
     "check_marks",
@@ -55,6 +66,8 @@ __all__ = [
     "placement",
     "prompt_inputs",
     "prompt_lengths",
+    "rate_records",
     "same_answers",
+    "semantic_entropy",
     "t_interval",
 ]

@@ -1,22 +1,17 @@
 """Lets a model answer records, alone or in several processes, and scores the answers."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 from cppo.data import Record, chat_messages
+from cppo.evaluation.batches import shared_out
 from cppo.evaluation.conditions import CLEAN, Condition
 from cppo.evaluation.generate import Engine, TransformersEngine, response_stream
 from cppo.evaluation.processes import ALONE, Processes
 from cppo.evaluation.results import EvalResult, ItemResult
 from cppo.evaluation.sharded import ShardedEngine
 from cppo.rewards import ChatForm, format_reward, get_accuracy_reward
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 def evaluate(
@@ -81,8 +76,6 @@ def evaluate(
         engine = ShardedEngine(engine, processes)
 
     def answer(batch: range) -> list[tuple[Record, list[str]]]:
-        if not (batch or processes.sharded):
-            return []
         records = [source[index] for index in batch]
         shown = [condition.show(record, seed) for record in records]
         responses = engine.answer(
@@ -93,23 +86,17 @@ def evaluate(
             top_p=top_p,
             streams=[response_stream(seed, record.id, sample) for record in records for sample in range(samples)],
         )
-        answered = [(record, responses[row * samples : (row + 1) * samples]) for row, record in enumerate(records)]
-        return answered[max(0, len(known) - batch.start) :]
+        return [(record, responses[row * samples : (row + 1) * samples]) for row, record in enumerate(records)]
 
-    def score(answered: list[tuple[Record, list[str]]]) -> list[tuple[Record, ItemResult]]:
+    def score(answered: Sequence[tuple[Record, list[str]]]) -> list[tuple[Record, ItemResult]]:
         return [
             (replace(record, images=()), score_item(record, texts, tolerance, right, opened))
             for record, texts in answered
         ]
 
     items = list(known)
-    batches = [batch for batch in _batches(len(source), max(1, batch_size // samples)) if batch.stop > len(known)]
-    # A process without a batch in the last round helps where weights are sharded.
-    rounds = math.ceil(len(batches) / processes.count)
-    shares = [*batches, *[range(0)] * (rounds * processes.count - len(batches))][processes.index :: processes.count]
-    mine = _overlapped(map(answer, shares), score)
-    for _ in range(rounds):
-        new = list(chain.from_iterable(processes.gather(lambda: next(mine))))
+    size = max(1, batch_size // samples)
+    for new in shared_out(len(source), size, answer, score, known=len(known), processes=processes):
         items += [item for _, item in new]
         if keep is not None and processes.is_first:
             for record, item in new:
@@ -145,21 +132,3 @@ def score_item(
         images=len(record.images),
         choices=record.choices or (),
     )
-
-
-def _batches(count: int, size: int) -> list[range]:
-    """The numbers below `count`, `size` together."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _overlapped(made: Iterable[S], finish: Callable[[S], T]) -> Iterator[T]:
-    """`finish` of each, in a second thread while the next one is made."""
-    with ThreadPoolExecutor(1) as thread:
-        before: Future[T] | None = None
-        for one in made:
-            following = thread.submit(finish, one)
-            if before is not None:
-                yield before.result()
-            before = following
-        if before is not None:
-            yield before.result()

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, Required, TypedDict, Unpack, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,26 @@ class Engine(Protocol):
     def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]: ...
 
 
+class Response(NamedTuple):
+    """A sampled response.
+
+    Attributes:
+        text: without special tokens.
+        logp: log-probability of its tokens, its end included, in nats: the model's own, at temperature 1 and without
+            top_p, whatever it was sampled with.
+    """
+
+    text: str
+    logp: float
+
+
+@runtime_checkable
+class ScoringEngine(Engine, Protocol):
+    """An engine that knows how probable the responses are that it samples."""
+
+    def sample(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[Response]: ...
+
+
 @dataclass(frozen=True)
 class TransformersEngine:
     """A model of transformers and its processor, on the device where the model is."""
@@ -55,13 +75,24 @@ class TransformersEngine:
 
     def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]:
         """`generate_responses`. Raises UserError for more prompts than the memory holds."""
-        try:
+        with _fits(len(prompts)):
             return generate_responses(self.model, self.processor, prompts, images, **sampling)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"a batch of {len(prompts)} responses does not fit into the memory ({first_line(error)}); "
-                "give a smaller --batch_size"
-            ) from error
+
+    def sample(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[Response]:
+        """`sample_responses`. Raises UserError for more prompts than the memory holds."""
+        with _fits(len(prompts)):
+            return sample_responses(self.model, self.processor, prompts, images, **sampling)
+
+
+@contextmanager
+def _fits(count: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"a batch of {count} responses does not fit into the memory ({first_line(error)}); "
+            "give a smaller --batch_size"
+        ) from error
 
 
 def generate_responses(
@@ -76,23 +107,46 @@ def generate_responses(
     return processor.batch_decode(rows, skip_special_tokens=True)
 
 
-@torch.no_grad()
-def generate_tokens(
-    model: Any,
-    processor: Any,
-    inputs: Any,
+def sample_responses(
+    model: Any, processor: Any, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]
+) -> list[Response]:
+    """As `generate_responses`, with the log-probability of each response; the temperature must be above 0."""
+    draw = _draw(keep_logps=True, **sampling)
+    assert draw is not None
+    rows = _generate(model, processor, prompt_inputs(processor, prompts, images), sampling["max_new_tokens"], draw)
+    texts, logps = processor.batch_decode(rows, skip_special_tokens=True), torch.stack(draw.logps, dim=1)
+    sums = [logps[place, : len(row)].sum().item() for place, row in enumerate(rows)]
+    return [Response(*one) for one in zip(texts, sums, strict=True)]
+
+
+def generate_tokens(model: Any, processor: Any, inputs: Any, **sampling: Unpack[Sampling]) -> list[list[int]]:
+    """The token ids of one response to each row of `prompt_inputs`, its end-of-sequence token included."""
+    return _generate(model, processor, inputs, sampling["max_new_tokens"], _draw(**sampling))
+
+
+def _draw(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     streams: Sequence[np.random.Generator] = (),
+    keep_logps: bool = False,
+) -> "DrawnToken | None":
+    """None for greedy decoding."""
+    if not temperature:
+        return None
+    return DrawnToken(streams, max_new_tokens, temperature, top_p, keep_logps=keep_logps)
+
+
+@torch.no_grad()
+def _generate(
+    model: Any, processor: Any, inputs: Any, max_new_tokens: int, draw: "DrawnToken | None"
 ) -> list[list[int]]:
-    """The token ids of one response to each row of `prompt_inputs`, its end-of-sequence token included."""
     inputs = inputs.to(model.device)
     config = _generation_config(model, processor, max_new_tokens)
-    draw = LogitsProcessorList([DrawnToken(streams, max_new_tokens, temperature, top_p)] if temperature > 0 else [])
+    processors = LogitsProcessorList([] if draw is None else [draw])
     with evaluation_mode(model), only_special_tokens(unwrapped(model)):
-        output = model.generate(**inputs, generation_config=config, logits_processor=draw)
+        output = model.generate(**inputs, generation_config=config, logits_processor=processors)
     return [_until_end(row, set(config.eos_token_id)) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
@@ -109,11 +163,21 @@ class DrawnToken(LogitsProcessor):
     """
 
     def __init__(
-        self, streams: Sequence[np.random.Generator], max_new_tokens: int, temperature: float, top_p: float
+        self,
+        streams: Sequence[np.random.Generator],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        *,
+        keep_logps: bool = False,
     ) -> None:
+        """keep_logps: whether `logps` is filled, at the cost of another softmax a token."""
         self._uniforms = torch.tensor(np.stack([stream.random(max_new_tokens) for stream in streams]))
         self._temperature, self._top_p = temperature, top_p
         self._step = 0
+        self._keep_logps = keep_logps
+        self.logps: list[Tensor] = []
+        """Of the tokens of each step, [B], float64, in nats, at temperature 1 and without top_p."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         probabilities = torch.softmax(scores.double() / self._temperature, dim=-1)
@@ -122,6 +186,8 @@ class DrawnToken(LogitsProcessor):
         uniforms = self._uniforms[:, self._step, None].to(scores.device)
         self._step += 1
         token = inverse_cumulative(probabilities, uniforms)
+        if self._keep_logps:
+            self.logps.append(torch.log_softmax(scores.double(), dim=-1).gather(-1, token)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError, first_line
-from cppo.evaluation.generate import Images, Prompts, Sampling, end_token_ids, prompt_text
+from cppo.evaluation.generate import Images, Prompts, Response, Sampling, end_token_ids, prompt_text
 from cppo.evaluation.loading import FAILURES, check_vision_model, load_processor
 from cppo.policy import vision_placeholder_ids
 from cppo.policy.families import check_vision_rope
@@ -40,6 +40,15 @@ class VllmEngine:
 
     def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]:
         """One response to each prompt, as `generate_responses` has it; a sample's seed is drawn from its stream."""
+        return [text for text, _ in self._texts(prompts, images, sampling)]
+
+    def sample(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[Response]:
+        """As `answer`, with the sum of the log-probabilities that vLLM reports, which are the model's own."""
+        found = self._texts(prompts, images, sampling, logprobs=0)
+        return [Response(text, float(output.cumulative_logprob)) for text, output in found]
+
+    def _texts(self, prompts: Prompts, images: Images, sampling: Sampling, **more: Any) -> list[tuple[str, Any]]:
+        """Each response's text, and what vLLM says of it."""
         asked = [self.prompt(prompt, pictures) for prompt, pictures in zip(prompts, images, strict=True)]
         temperature = sampling["temperature"]
         parameters = [
@@ -48,11 +57,13 @@ class VllmEngine:
                 temperature=temperature,
                 top_p=sampling["top_p"] if temperature else 1.0,
                 seed=int(stream.integers(2**63)),
+                **more,
             )
             for stream in sampling["streams"]
         ]
-        rows = [list(output.outputs[0].token_ids) for output in self.generate(asked, parameters)]
-        return self.processor.batch_decode(rows, skip_special_tokens=True)
+        outputs = [output.outputs[0] for output in self.generate(asked, parameters)]
+        texts = self.processor.batch_decode([list(one.token_ids) for one in outputs], skip_special_tokens=True)
+        return list(zip(texts, outputs, strict=True))
 
     def parameters(self, **sampling: Any) -> Any:
         """vLLM's `SamplingParams`, so that a response ends as in transformers and holds no placeholder."""
