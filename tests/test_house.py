@@ -33,7 +33,7 @@ RESULTS = ROOT / "docs" / "results"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FLOORS = (
     {"errors", "progress", "parsing", "fields", "messages"},
-    {"files", "imports", "probing", "values", "methods"},
+    {"files", "imports", "line_file", "probing", "values", "methods"},
     {"checkpoints", "trl_surface", "options", "tasks", "perception", "rewards"},
     {"views", "recipes", "hooks"},
     {"policy"},
