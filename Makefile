@@ -5,13 +5,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.installed-docs
 INSTALL := pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep -E '^torch(vision)?==' constraints.txt)
 PYTEST := pytest --numprocesses auto --maxprocesses 4
 LIBRARY_TESTS := tests/policy tests/training/test_upstream.py tests/training/test_trl_surface.py \
 	tests/training/test_rollouts.py tests/training/test_shared_views.py tests/training/test_resume.py
 
-.PHONY: check-python demo test test-oldest test-plain verl-test micro gpu-acceptance clean help
+.PHONY: check-python demo docs test test-oldest test-plain verl-test micro gpu-acceptance clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +25,10 @@ $(STAMP): pyproject.toml constraints.txt | check-python
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[docs]'
+	@touch $@
 
 .venv-oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt | check-python
 	$(PYTHON) -m venv .venv-oldest
@@ -40,9 +45,12 @@ $(STAMP): pyproject.toml constraints.txt | check-python
 demo: $(STAMP) ## train the embedded micro VLM with CPPO, evaluate before and after, write report.html
 	$(BIN)/cppo train --overwrite true
 
+docs: $(DOCS_STAMP) ## build the documentation site; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 test: $(STAMP) ## lint, type check and tests
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples tools
+	$(BIN)/ruff format --check src tests benchmarks examples tools
 	$(BIN)/mypy
 	$(BIN)/$(PYTEST)
 
@@ -64,4 +72,4 @@ gpu-acceptance: $(STAMP) ## are the numbers right on this GPU, and what do they 
 	$(BIN)/python benchmarks/gpu_acceptance.py --json gpu_acceptance.json
 
 clean: ## remove the environment, builds and caches (not your runs)
-	rm -rf .venv .venv-oldest .venv-plain .venv-verl dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-oldest .venv-plain .venv-verl dist build site .pytest_cache .ruff_cache .mypy_cache

@@ -3,13 +3,10 @@
 import ast
 import inspect
 import os
-import re
-import shlex
 import subprocess
 import sys
 import tarfile
 import tomllib
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
@@ -19,10 +16,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+from trl import GRPOTrainer, SFTTrainer
 
 import cppo
-from cppo import CPPOConfig
 from cppo.training import OLDEST_TRANSFORMERS, SUPPORTED_TRL
 from cppo.upstream import OVERRIDES
 from cppo.verl.versions import OF_TRL, SUPPORTED_VERL
@@ -222,148 +218,3 @@ def test_the_set_inside_verl_holds_what_both_ask_for() -> None:
     for needed in map(Requirement, PROJECT["dependencies"]):
         if needed.name not in OF_TRL:
             assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), needed
-
-
-def test_the_documents_name_every_option_with_its_default() -> None:
-    table = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, flags=re.MULTILINE))
-    inherited = {field.name for field in fields(GRPOConfig)}
-    defaults = CPPOConfig("unused", use_cpu=True, bf16=False)
-    options = [field.name for field in fields(CPPOConfig) if field.name not in inherited]
-    assert list(rows) == options
-    for name in options:
-        value, shown = getattr(defaults, name), rows[name].strip().strip("`")
-        if isinstance(value, bool):
-            assert shown == str(value).lower(), name
-        elif isinstance(value, list) and not value:
-            assert shown == "none", name
-        elif isinstance(value, list) and isinstance(value[0], str):
-            assert shown in ("all three", "both"), name
-        elif isinstance(value, list):
-            assert [float(part) for part in shown.split(",")] == value, name
-        elif isinstance(value, (int, float)):
-            assert float(shown) == value, name
-        else:
-            assert shown == (value or "none"), name
-
-
-def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert code.count("max_steps=100") == 1
-    short = code.replace("max_steps=100", "max_steps=1")
-    run = subprocess.run([sys.executable, "-c", short], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "perception/gated_fraction" in run.stdout
-
-
-def test_the_python_of_the_functions_page_runs(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "reference" / "perception.md"
-    code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(code) == 2
-    run = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    selected, views = run.stdout.splitlines()
-    assert re.fullmatch(r"\d+ tokens selected, loss \d\.\d{3}", selected)
-    assert views == "(64, 64) (64, 64)"
-
-
-def anchors(document: Path) -> set[str]:
-    """What GitHub calls the headings of a document."""
-    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
-def test_links_lead_somewhere(document: Path) -> None:
-    text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if not target.startswith("http"):
-            file, _, anchor = target.partition("#")
-            place = document.parent / file if file else document
-            if not RESULTS.exists() and place.resolve().is_relative_to(RESULTS):
-                continue  # the source distribution leaves the results out
-            assert place.exists(), f"{document.name} links to {target}"
-            assert not anchor or anchor in anchors(place), f"{document.name} links to {target}"
-
-
-def test_each_page_begins_with_its_reader() -> None:
-    """Under the title: whom the page is for, and what the reader can do after it, each in one line."""
-    for page in (ROOT / "docs").rglob("*.md"):
-        title, *lines = page.read_text(encoding="utf-8").splitlines()[:5]
-        assert title.startswith("# "), page
-        assert len(lines) == 4, page
-        blank, reader, ability, after = lines
-        assert (blank, after) == ("", ""), page
-        assert re.fullmatch(r"For \w.{10,100}\.", reader), page
-        assert re.fullmatch(r"After this page you can \w.{10,100}\.", ability), page
-
-
-def shell_lines(document: Path) -> list[str]:
-    """The lines of a document's code blocks that are not marked as another language."""
-    lines, language = [], None
-    for line in document.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
-        if line.startswith("```"):
-            language = line[3:].strip() if language is None else None
-        elif language in ("", "sh", "bash") or line.startswith("    "):
-            lines.append(line.strip())
-    return lines
-
-
-def help_of(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "cppo", *words], capture_output=True, text=True)
-
-
-def test_commands_in_the_documents_are_understood() -> None:
-    """Every `cppo` shown in a document, also behind a launcher, names a command and options that exist."""
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    lines = {line for document in documents for line in shell_lines(document)}
-    commands = {found[1] for line in lines if (found := re.match(r"(?:\w+=\S+ )*(?:\S.* -m )?(cppo .*)", line))}
-    assert len(commands) >= 2
-    assert any(command not in lines for command in commands)
-    shown: dict[str, str] = {}
-    for command in sorted(commands):
-        name, *words = shlex.split(command, comments=True)[1:]
-        if name in ("data", "recipes"):
-            name = f"{name} {words.pop(0)}"
-        if name not in shown:
-            run = help_of(*name.split(), "--help-all" if name in ("train", "sft") else "--help")
-            assert run.returncode == 0, (command, run.stderr)
-            shown[name] = run.stdout
-        for option in (word.split("=")[0] for word in words if word.startswith("--")):
-            assert f"{option} " in shown[name].replace("\n", " "), (command, option)
-
-
-PLAIN_WORDS = {
-    "is told|are told": "is reported, logged, asked for",
-    "is said of|are said": "says, names",
-    "comes to": "is",
-    "holds against|hold against": "agrees with",
-    "in order to": "to",
-    "by means of": "by, with",
-    "upon": "on",
-    "thereof|therein|wherein|thereby|whereby|lest|hitherto|nought": "(leave out)",
-    "utilize|utilise|leverage": "use",
-    "it should be noted|note that": "(leave out)",
-}
-"""What prose must not say, alternatives beside each other: what to write instead."""
-
-
-def test_the_prose_is_plain() -> None:
-    """Of code, documents, recipes and the coming release's notes: no phrase that `PLAIN_WORDS` replaces."""
-    texts = {
-        path: path.read_text(encoding="utf-8")
-        for folder in ("src", "docs", "benchmarks", "examples")
-        for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".md", ".yaml", ".j2") and not path.is_relative_to(RESULTS)
-    }
-    texts[ROOT / "README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
-    texts[ROOT / "CHANGELOG.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
-    found = []
-    for path, text in texts.items():
-        prose = re.sub(r'"\s+r?f?"|[\s#]+', " ", text)  # phrases go on across lines of strings and comments
-        for phrase, better in PLAIN_WORDS.items():
-            for match in re.finditer(rf"\b(?:{phrase})\b", prose, flags=re.IGNORECASE):
-                around = prose[max(match.start() - 40, 0) : match.end() + 20]
-                found.append(f"{path.relative_to(ROOT)}: ...{around}...: instead of '{match[0]}' write: {better}")
-    assert not found, "\n".join(found)

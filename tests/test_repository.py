@@ -55,7 +55,7 @@ def test_ci_covers_every_python_and_set_of_versions() -> None:
     assert PROJECT["requires-python"] == f">={named[0]}"
     assert matrix["target"] == ["test"]
     others = [(job["target"], job["python"]) for job in matrix["include"]]
-    assert {target for target, _ in others} == {"test-oldest", "test-plain", "verl-test"}
+    assert {target for target, _ in others} == {"docs", "test-oldest", "test-plain", "verl-test"}
     assert {python for _, python in others} <= set(named)
     for target in ("test", *{target for target, _ in others}):
         assert recipe_lines(target)
