@@ -60,7 +60,7 @@ def test_members_lie_where_unzip_leaves_them(tmp_path):
         (member("a.png", **kind(stat.S_IFBLK)), "a device"),
         (member("a.png", **kind(stat.S_IFIFO)), "a pipe"),
         (member("a.png", **kind(stat.S_IFSOCK)), "no plain file"),
-        (member("a.png", compress_type=zipfile.ZIP_LZMA), "not packed by deflate"),
+        (member("a.png", compress_type=zipfile.ZIP_LZMA), "not compressed by deflate"),
         (member("ok.png"), "'ok.png' twice"),
         (member("ok.png/a.png"), "'ok.png' twice"),
     ],
@@ -102,7 +102,7 @@ def test_what_is_written_counts_not_what_the_header_says(tmp_path, monkeypatch):
         data[place : place + 4] = (10).to_bytes(4, "little")
     path.write_bytes(data)
     monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 100)
-    with pytest.raises(UserError, match="is broken, fetch it again"):
+    with pytest.raises(UserError, match="is broken; fetch it again"):
         unpacked({"images.zip": path}, tmp_path / "cache")
     assert left(tmp_path / "cache") == []
     # The honest one is stopped while it is written.

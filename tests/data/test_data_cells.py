@@ -140,14 +140,14 @@ def test_numbers_in_memory(value, expected):
 @pytest.mark.parametrize("field", ["answer", "id", "choices"])
 def test_what_is_no_number_is_no_answer(value, field):
     row = {"prompt": "q", "answer": "1", field: [value] if field == "choices" else value}
-    with pytest.raises(UserError, match=f"{field} is {str(value).lower()}, which is no number"):
+    with pytest.raises(UserError, match=f"{field} is {str(value).lower()}, not a number"):
         load_rows([row])
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 400 + ".0", "NaN", "-Infinity"])
 def test_a_json_number_that_no_float_holds(tmp_path, number):
     (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "q", "answer": {number}}}\n')
-    with pytest.raises(UserError, match=r"is no number|is no JSON number"):
+    with pytest.raises(UserError, match=r"not a number|is not a JSON number"):
         load_records(str(tmp_path / "rows.jsonl"))
     (tmp_path / "text.jsonl").write_text(f'{{"prompt": "q", "answer": "{number}"}}\n')
     assert load_records(str(tmp_path / "text.jsonl"))[0].answer == number
@@ -166,7 +166,7 @@ def test_a_json_number_that_no_float_holds(tmp_path, number):
 )
 def test_media_that_no_model_is_shown(media):
     name = next(iter(media))
-    with pytest.raises(UserError, match=f"row 1: column '{name}' holds {name.rstrip('s')}, of which no model is shown"):
+    with pytest.raises(UserError, match=f"row 1: column '{name}' holds {name.rstrip('s')}, which no model sees"):
         load_rows([{"prompt": "What happens?", "answer": "a", **media}])
 
 

@@ -224,7 +224,7 @@ def test_without_a_network(hub, monkeypatch, tmp_path, refused):
 def test_some_shards_are_not_all(hub, monkeypatch):
     rows = parquet({"prompt": ["q"], "answer": ["a"]})
     hub.add("org/name", {"data/train-00000-of-00002.parquet": rows})
-    with pytest.raises(UserError, match="1 of 2 files of data/train are there"):
+    with pytest.raises(UserError, match="found 1 of 2 files of data/train"):
         load_records("hub:org/name")
 
 
@@ -236,7 +236,7 @@ def test_what_is_not_there(hub):
         load_records("hub:org/other")
     table = json.dumps({"prompt": "q", "answer": "a", "image": "a.png"}).encode()
     hub.add("org/loose", {"train.jsonl": table, "a.png": png(1)})
-    with pytest.raises(UserError, match=r"'a\.png' lies nowhere, and there is no \.zip.*write hub:\./FOLDER"):
+    with pytest.raises(UserError, match=r"'a\.png' is nowhere, and there is no \.zip.*write hub:\./FOLDER"):
         load_records("hub:org/loose")
     hub.add("org/wrong", {"train.jsonl": table, "images.zip": zipped({"b.png": png(1)})})
     with pytest.raises(UserError, match=r"'a\.png' lies in none of images\.zip"):

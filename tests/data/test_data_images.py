@@ -164,7 +164,7 @@ def test_a_jpeg_whose_data_end_early(options, mode):
         half = data[:cut] + b"\xff\xd9"
         assert refusal(decode_image, half) is None
         for check in (check_image, partial(check_image, with_facts=True)):
-            assert "its data end before the picture does" in refusal(check, half)
+            assert "its data ends before the picture does" in refusal(check, half)
 
 
 @pytest.mark.parametrize("options", [*JPEG_KINDS, {"progressive": True}])

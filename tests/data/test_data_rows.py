@@ -108,7 +108,7 @@ def test_column_that_no_row_has(tmp_path, columns, message):
         ({"answer": {"is": "4"}}, "answer must be text"),
         ({"prompt": None}, "column 'prompt' is missing or null"),
         ({"prompt": "  "}, "prompt is empty"),
-        ({"prompt": "see <|image_pad|>"}, "prompt holds <|image_pad|>, a model's own mark; write <image> where"),
+        ({"prompt": "see <|image_pad|>"}, "prompt holds <|image_pad|>, a token for the model only; write <image> for"),
         ({"answer": "<|vision_start|>"}, "answer holds <|vision_start|>"),
         ({"prompt": "\ud800"}, "surrogate"),
         ({"prompt": 5}, "prompt must be text or a list of chat messages"),
@@ -311,8 +311,8 @@ def test_id_that_is_taken_makes_a_bad_row(tmp_path):
     source = load_records([first, second], max_bad_fraction=0.7)
     assert [record.id for record in source] == ["x", "y", "z"]
     assert source.skipped == [
-        (2, f"{second}: id 'y' is already that of {first} line 2"),
-        (3, f"{second}: id 'z' is already that of {second} line 1"),
+        (2, f"{second}: id 'y' is already used by {first} line 2"),
+        (3, f"{second}: id 'z' is already used by {second} line 1"),
     ]
 
 

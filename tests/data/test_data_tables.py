@@ -126,7 +126,7 @@ def test_a_folder_has_splits(tmp_path):
     assert [record.prompt for record in alone] == ["q0", "q1"]
     saved = datasets.load_from_disk(str(tmp_path / "saved"))
     datasets.DatasetDict({"validation": saved["test"]}).save_to_disk(str(tmp_path / "other"))
-    with pytest.raises(UserError, match="has no split 'train', but validation"):
+    with pytest.raises(UserError, match="has no split 'train'; it has validation"):
         load_records(str(tmp_path / "other"))
 
 

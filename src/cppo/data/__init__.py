@@ -1,4 +1,4 @@
-"""Data: one record schema, its readers, and the check that finds bad rows before training starts."""
+"""Data: one record schema, its readers, and the check that finds bad rows before training."""
 
 from cppo.data.check import BadRows, MissingColumns, no_row_has
 from cppo.data.hub import HubAway, open_hub_table

@@ -1,4 +1,4 @@
-"""Archives of images, unpacked once into the cache. What is in them is not trusted."""
+"""Unpack archives of images once, into the cache. Their contents are not trusted."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from cppo.progress import Progress
 
 ARCHIVE = ".zip"
 MAX_UNPACKED_BYTES = 100_000_000_000
-"""Of all the archives of a data set together, counted as they are written; ViRL39K has 3 GB."""
+"""Limit for all archives of a data set together, counted while writing; ViRL39K has 3 GB."""
 MAX_UNPACKED_FILES = 1_000_000
 CHUNK_BYTES = 1 << 20
 LOCK_PATIENCE_SECONDS = 5.0
@@ -24,20 +24,20 @@ _KINDS = {stat.S_IFLNK: "a link", stat.S_IFBLK: "a device", stat.S_IFCHR: "a dev
 
 
 class RefusedArchive(Exception):
-    """An archive holds what may not be unpacked; the text says what."""
+    """An archive holds something that is refused; the text says what."""
 
 
 def unpacked(archives: Mapping[str, Path], cache: Path) -> Path:
-    """The folder below `cache` with all that the zip archives hold, unpacked now if it was not before.
+    """Return the folder below `cache` with the contents of the zip archives; unpack them if it does not exist yet.
 
     Args:
-        archives: {path in the repository: file}. Members go where `unzip` leaves them: into their archive's folder.
+        archives: {path in the repository: file}. Members are unpacked into their archive's folder, as by `unzip`.
 
-    Of several processes one unpacks. The folder gets its name when it is whole, so that a killed process leaves none.
+    One of several processes unpacks. The folder gets its name when it is complete, so a killed process leaves none.
 
     Raises:
-        UserError: an archive is broken, or holds a member that leaves the folder, a link, a device, a name twice, an
-            encrypted member, or more than `MAX_UNPACKED_BYTES` or `MAX_UNPACKED_FILES`; or the disk is full.
+        UserError: an archive is broken; or it holds a member that leaves the folder, a link, a device, a repeated name,
+            an encrypted member, or more than `MAX_UNPACKED_BYTES` or `MAX_UNPACKED_FILES`; or the disk is full.
     """
     found = [(name, path.resolve(), path.stat()) for name, path in sorted(archives.items())]
     identity = repr([(name, str(path), state.st_size, state.st_mtime_ns) for name, path, state in found])
@@ -45,7 +45,7 @@ def unpacked(archives: Mapping[str, Path], cache: Path) -> Path:
     with _locked(folder):
         if not folder.is_dir():
             part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(part, ignore_errors=True)  # left by a killed process
             try:
                 _unpack(archives, part)
                 part.rename(folder)
@@ -56,14 +56,14 @@ def unpacked(archives: Mapping[str, Path], cache: Path) -> Path:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; lines say so while another process holds it."""
+    """Hold the lock of a folder; print a line while another process holds it."""
     lock = FileLock(folder.with_suffix(".lock"))
     while True:
         try:
             lock.acquire(timeout=LOCK_PATIENCE_SECONDS)
             break
         except Timeout:
-            tell("another process unpacks the images; this one waits for it")
+            tell("another process unpacks the images; this one waits")
     try:
         yield
     finally:
@@ -95,15 +95,15 @@ def _unpack(archives: Mapping[str, Path], folder: Path) -> None:
             raise UserError(f"{path}: refused, because it holds {error}") from error
         except FileExistsError as error:
             raise UserError(f"{path}: refused, because it holds {Path(error.filename).name!r:.200} twice") from error
-        # Decompressors raise errors of many kinds at broken files; `zipfile` seeks to before the start of some.
+        # Decompressors raise many kinds of errors for broken files; `zipfile` seeks before the start of some.
         except Exception as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise UserError(f"{path}: cannot be unpacked into {folder.parent}: {one_line(error):.300}") from error
-            raise UserError(f"{path}: is broken, fetch it again: {one_line(error):.300}") from error
+            raise UserError(f"{path}: is broken; fetch it again: {one_line(error):.300}") from error
 
 
 def _is_file(info: zipfile.ZipInfo) -> bool:
-    """Whether a member is a file (or else a folder). Raises RefusedArchive for all other kinds and for its place."""
+    """Whether a member is a file; False for a folder. Raises RefusedArchive for other kinds and for its path."""
     name = info.filename
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
@@ -114,6 +114,6 @@ def _is_file(info: zipfile.ZipInfo) -> bool:
     if info.flag_bits & 1:
         raise RefusedArchive(f"{name!r:.200}, which is encrypted")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # `zipfile` unpacks the others in pieces of any size.
-        raise RefusedArchive(f"{name!r:.200}, which is not packed by deflate")
+        # `zipfile` unpacks other compressions in pieces of any size.
+        raise RefusedArchive(f"{name!r:.200}, which is not compressed by deflate")
     return not info.is_dir()

@@ -1,4 +1,4 @@
-"""The full check before training: every row's fields and images, bad rows counted up to a limit."""
+"""Check every row's fields and images before training; count bad rows up to a limit."""
 
 import os
 import sys
@@ -24,11 +24,11 @@ MAX_THREADS = 8
 
 
 class BadRows(UserError):
-    """Too many rows of a file cannot be used.
+    """A file has too many bad rows.
 
     Attributes:
-        rows: all of them, as `RowChecks.skipped` has them.
-        total: rows looked at.
+        rows: the bad rows, as in `RowChecks.skipped`.
+        total: number of rows checked.
     """
 
     def __init__(self, message: str, rows: list[tuple[int, str]], total: int) -> None:
@@ -37,7 +37,7 @@ class BadRows(UserError):
 
 
 class MissingColumns(UserError):
-    """No row of `name` has `columns`, asked for beyond those of the record, by the file's own names; it has `found`."""
+    """No row of `name` has the requested extra `columns` (names of the file); the rows have `found`."""
 
     def __init__(self, name: str, columns: Sequence[str], found: Iterable[str]) -> None:
         super().__init__(no_row_has(name, columns, found))
@@ -45,19 +45,22 @@ class MissingColumns(UserError):
 
 
 def no_row_has(name: str, columns: Sequence[str], found: Iterable[str]) -> str:
-    """The words for columns that no row of `name` has, beside those that are `found`."""
+    """Message for `columns` that no row of `name` has, with the columns `found`."""
     which = f"column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))}"
     return f"{name}: no row has the {which}; the rows have {', '.join(map(repr, found))}"
 
 
 class RowChecks:
-    """Checks the rows of one file after the other, since ids must be unique over all of them.
+    """Checks the rows of several files in turn, since ids must be unique over all files.
 
-    `extras` are further columns to keep, by the files' own names; those in `optional` too, where a file has them.
-    `with_facts` notes the facts of each row's images. Images of the same file or the same data are decoded once.
-    `skipped` collects the bad rows as (number, "FILE: reason"), `other_images` the places of the rows that have not
-    `images_per_row` images, `found` the columns that some row has. Raises UserError unless `max_bad_fraction` is a
-    fraction of 1.
+    Args:
+        extras: further columns to keep, by the files' own names.
+        optional: as `extras`, in files that have them.
+        with_facts: note the facts of each row's images.
+
+    Images of the same file or the same data are decoded once. `skipped` collects bad rows as (number, "FILE: reason").
+    `other_images` collects the places of rows without exactly `images_per_row` images. `found` collects all column
+    names. Raises UserError unless `max_bad_fraction` is a fraction of 1.
     """
 
     def __init__(
@@ -94,12 +97,16 @@ class RowChecks:
         limit: int | None = None,
         total: int | None = None,
     ) -> tuple[StoredRow, ...]:
-        """The good rows of one file, at most `limit`, from (number, row or RowError) pairs.
+        """Return the good rows of one file, at most `limit`, from (number, row or RowError) pairs.
 
-        `unit` says what is numbered, "line" or "row"; `total` how many there are, where that is known. Raises UserError
-        if a column is in no row at all, those beyond `limit` included, if too large a fraction of the rows looked at is
-        bad (BadRows; of the first few of a file one may be, since the file's own fraction is not known), or if none is
-        good.
+        Args:
+            unit: what the numbers count, "line" or "row".
+            total: number of rows, if known.
+
+        Raises:
+            UserError: a column is in no row, including the rows beyond `limit`; no row is good; or too large a fraction
+                of the checked rows is bad (BadRows). One of the first few rows may be bad, since the file's fraction is
+                not known yet.
         """
         good: list[StoredRow] = []
         bad: list[tuple[int, str]] = []
@@ -126,7 +133,7 @@ class RowChecks:
                     else:
                         good.append(checked)
                 bar.update(len(chunk))
-        if unit == "line":  # of a table each row has every column
+        if unit == "line":  # each row of a table has every column
             while self._absent(present) and (left := next(rows, None)) is not None:
                 present.update(dict.fromkeys(left[1]) if isinstance(left[1], Mapping) else {})
         self._check_columns_present(name, present)
@@ -134,7 +141,7 @@ class RowChecks:
         if not good and not bad:
             found = "there are no rows"
             if self.other_images:
-                found = f"images_per_row = {self._images_per_row} leaves no row: none has so many images"
+                found = f"images_per_row = {self._images_per_row} leaves no row: no row has that number of images"
             raise UserError(f"{name}: {found}")
         seen = len(good) + len(bad)
         skipped = [(number, f"{name}: {reason}") for number, reason in bad]
@@ -166,7 +173,7 @@ class RowChecks:
             return error
 
     def _look(self, pool: ThreadPoolExecutor, refs: set[EncodedImage], folder: Path | None) -> None:
-        """Decode what was not seen yet; one image of several with the same content."""
+        """Decode new images only, and one image of several with the same content."""
         new = refs - self._content_of.keys()
         self._content_of.update(zip(new, pool.map(_content, new), strict=True))
         unseen = {content: ref for ref in new if (content := self._content_of[ref]) not in self._looked_at}
@@ -188,7 +195,7 @@ class RowChecks:
                 return looked
         if row.id is not None:
             if row.id in self._place_of_id:
-                return RowError(f"id {row.id!r:.80} is already that of {self._place_of_id[row.id]}")
+                return RowError(f"id {row.id!r:.80} is already used by {self._place_of_id[row.id]}")
             self._place_of_id[row.id] = row.place
         if not self._with_facts:
             return row
@@ -196,7 +203,7 @@ class RowChecks:
         return replace(row, facts=tuple(one for one in facts if isinstance(one, ImageFacts)))
 
     def _absent(self, present: Mapping[str, None]) -> dict[str, str | None]:
-        """The columns that are looked for and in none of the rows, by the file's names: which of ours each is."""
+        """The expected columns that no row has, as the file's names: our name of each."""
         ours = {self._columns.get(name, name): name for name in (*REQUIRED_COLUMNS, *self._columns)}
         wanted: dict[str | None, str | None] = {**dict.fromkeys(self._extras), **ours}
         return {
@@ -212,8 +219,8 @@ class RowChecks:
             mapping = {**self._columns, **dict.fromkeys(records, "THEIR_NAME")}
             columns = ", ".join(f"{ours}: {theirs or 'null'}" for ours, theirs in mapping.items())
             raise UserError(
-                f"{no_row_has(name, list(records.values()), present)}: say which to read with --columns "
-                f'"{{{columns}}}", or in a recipe with `columns` beside its `data`'
+                f"{no_row_has(name, list(records.values()), present)}: choose the column to read with --columns "
+                f'"{{{columns}}}", or with `columns` beside `data` in a recipe'
             )
         if absent:
             raise MissingColumns(name, list(absent), present)
@@ -226,5 +233,5 @@ def _encoded(row: StoredRow | RowError) -> list[EncodedImage]:
 
 
 def _content(ref: EncodedImage) -> Path | bytes:
-    """What images with the same data share: the path of a file, else a digest."""
+    """A key shared by images with the same data: a file's path, else a digest."""
     return ref if isinstance(ref, Path) else sha256(encoded_bytes(ref)).digest()

@@ -1,6 +1,6 @@
-"""Data sets on the hub: their tables, and the archives of images to which a table's paths lead.
+"""Data sets on the hub: their tables, and the archives of images that the tables name.
 
-`huggingface_hub` fetches the files into its cache. A folder that holds a repository's files may stand in its place.
+`huggingface_hub` fetches the files into its cache. A folder with a repository's files can replace the hub.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import datasets
 
 SECONDS_TO_ANSWER = 8.0
-"""How long the hub may take to describe a repository before it counts as away."""
+"""Time limit for the hub to describe a repository; after it the hub counts as offline."""
 _POINTER = b"version https://git-lfs.github.com/"
 LOOKED_AT, LONGEST_PATH = 32, 1024
-"""So many image paths of a table say in which folder the images lie; a longer text is no path."""
+"""Number of image paths that are read to find the image folder; a longer text is no path."""
 
 
 class HubAway(UserError):
-    """The hub cannot be reached and the cache lacks the files; `reason` says so, without the remedy."""
+    """The hub is offline and the cache lacks the files; `reason` says so, without the remedy."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -39,41 +39,41 @@ def open_hub_table(
     split: str = "train",
     config: str | None = None,
     images: Sequence[str] = ("images", "image"),
-    said: str | None = None,
+    label: str | None = None,
 ) -> Table:
-    """Fetch one split of a data set, and the archives of its images where the table holds paths.
+    """Fetch one split of a data set, and its image archives if the table holds paths.
 
-    Its folder is None where the columns of `images` hold no paths.
+    Returns its table, and the image folder: None if the columns `images` hold no paths.
 
     Args:
-        name: ORG/NAME on the hub, or a folder with the files of such a repository.
-        split: as the data set's card or its files' names call it.
-        config: one of several configurations; None for the default one.
-        images: the columns that hold images, or paths to them; those that the table lacks are left out.
-        said: what messages call the data; `hub:NAME` by itself.
+        name: ORG/NAME on the hub, or a folder with a repository's files.
+        split: name in the data set's card or in its file names.
+        config: one of several configurations; None for the default.
+        images: columns with images or image paths; missing columns are ignored.
+        label: the data's name in messages; `hub:NAME` by default.
 
     Raises:
-        HubAway: the hub cannot be reached and the cache lacks the files.
-        UserError: there is no such data set, configuration, split or table; the images are not there; or an archive is
-            refused (see `cppo.data.archives.unpacked`).
+        HubAway: the hub is offline and the cache lacks the files.
+        UserError: the data set, configuration, split, table or images do not exist; or an archive is refused (see
+            `cppo.data.archives.unpacked`).
     """
-    said = said or f"hub:{name}"
-    repository = _in_folder(name) if isinstance(name, Path) else _on_hub(name, said)
+    label = label or f"hub:{name}"
+    repository = _in_folder(name) if isinstance(name, Path) else _on_hub(name, label)
     card = ""
     if CARD in repository.files:
         card = repository.fetch(CARD).read_text(encoding="utf-8", errors="replace")
-    chosen = split_files(repository.files, card, said=said, split=split, config=config)
+    chosen = split_files(repository.files, card, label=label, split=split, config=config)
     suffix = PurePosixPath(chosen[0]).suffix
     options = {"sep": "\t"} if suffix == ".tsv" else {}
-    table = prepared_table(said, FORMATS[suffix], [repository.fetch(path) for path in chosen], **options)
+    table = prepared_table(label, FORMATS[suffix], [repository.fetch(path) for path in chosen], **options)
     paths = list(islice(_image_paths(table, images), LOOKED_AT))
-    folder = _image_folder(repository, said, PurePosixPath(chosen[0]).parent, paths) if paths else None
+    folder = _image_folder(repository, label, PurePosixPath(chosen[0]).parent, paths) if paths else None
     return Table(table, folder)
 
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository's files by path, and what brings one to this machine; `folder` is set where they lie in one."""
+    """A repository's files by path, and the function that fetches one; `folder` is set for a local repository."""
 
     files: Sequence[str]
     fetch: Callable[[str], Path]
@@ -99,24 +99,26 @@ def _files_below(folder: Path) -> list[str]:
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
-def _on_hub(name: str, said: str) -> _Repository:
+def _on_hub(name: str, label: str) -> _Repository:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
     def failed(error: Exception) -> UserError:
         if isinstance(error, RepositoryNotFoundError):
-            return UserError(f"data {said!r}: the hub has no data set {name!r}, or shows it only after `hf auth login`")
+            return UserError(
+                f"data {label!r}: the hub has no data set {name!r}, or shows it only after `hf auth login`"
+            )
         folder = f"./{name.partition('/')[2]}"
         reason = f"the hub cannot be reached ({one_line(error):.200}) and the cache lacks its files"
         fetch = f"`hf download {name} --repo-type dataset --local-dir {folder}` where there is a network"
-        in_place = said.replace(f"hub:{name}", f"hub:{folder}")
-        return HubAway(f"data {said!r}: {reason}: run {fetch}, and write {in_place} in its place", reason)
+        in_place = label.replace(f"hub:{name}", f"hub:{folder}")
+        return HubAway(f"data {label!r}: {reason}: run {fetch}, and write {in_place} in its place", reason)
 
     try:
         described = HfApi().dataset_info(name, timeout=SECONDS_TO_ANSWER)
         commit, names = described.sha, [file.rfilename for file in described.siblings or []]
         files = [name for name in names if not {"", ".", ".."} & set(name.split("/"))]
-    # An HTTP library's own errors, which change with the version, and those of a hub that is down.
+    # The HTTP library's own errors, which change with the version, and errors of a hub that is down.
     except Exception as error:
         if isinstance(error, RepositoryNotFoundError):
             raise failed(error) from error
@@ -135,7 +137,7 @@ def _on_hub(name: str, said: str) -> _Repository:
 
 
 def _newest_in_cache(name: str) -> Path | None:
-    """The folder of the commit that was fetched last; its name is the commit's."""
+    """The folder of the newest commit in the cache; its name is the commit's."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -153,7 +155,7 @@ def _newest_in_cache(name: str) -> Path | None:
 
 
 def _image_paths(table: "datasets.Dataset", columns: Sequence[str]) -> Iterator[str]:
-    """The paths in a table's image columns, up to the first image that lies in the table itself."""
+    """The paths in a table's image columns, up to the first embedded image."""
     for name in columns:
         if name not in table.column_names:
             continue
@@ -168,8 +170,9 @@ def _image_paths(table: "datasets.Dataset", columns: Sequence[str]) -> Iterator[
                     yield item
 
 
-def _image_folder(repository: _Repository, said: str, beside: PurePosixPath, paths: Sequence[str]) -> Path:
-    """Where `paths` begin: beside the table or at the repository's root, as its files lie or in its archives."""
+def _image_folder(repository: _Repository, label: str, beside: PurePosixPath, paths: Sequence[str]) -> Path:
+    """The folder where `paths` begin: beside the table or at the repository's root, among its files or in its
+    archives."""
     folder = _first_with(repository.folder, beside, paths) if repository.folder is not None else None
     if folder is not None:
         return folder
@@ -182,8 +185,8 @@ def _image_folder(repository: _Repository, said: str, beside: PurePosixPath, pat
     if folder is None:
         where = f"in none of {', '.join(archives)}" if archives else f"nowhere, and there is no {ARCHIVE} archive"
         raise UserError(
-            f"data {said!r}: its image {paths[0]!r:.200} lies {where}; put the images where the table looks for them, "
-            "in a folder with its files, and write hub:./FOLDER"
+            f"data {label!r}: its image {paths[0]!r:.200} is {where}; put the images where the table looks "
+            "for them, in a folder with its files, and write hub:./FOLDER"
         )
     return folder
 
@@ -199,5 +202,5 @@ def _lies_in(folder: Path, path: str) -> bool:
     try:
         file = (folder / path).resolve()
         return file.is_relative_to(folder) and file.is_file()
-    except (OSError, RuntimeError, ValueError):  # a name that is too long, a circle of links, a null character
+    except (OSError, RuntimeError, ValueError):  # a too long name, a loop of links, a null character
         return False

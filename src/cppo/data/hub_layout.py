@@ -1,4 +1,4 @@
-"""Which files of a repository are one split of its data set: by its card, else by the names of the files."""
+"""Find the files of one split in a repository: by its card, else by the file names."""
 
 import re
 from collections import Counter
@@ -13,41 +13,41 @@ from cppo.errors import UserError, choose_one
 from cppo.parsing import parse_yaml
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-"""The reader of `datasets` by a table's ending; of several kinds in a repository the first of these is read."""
+"""Reader of `datasets` by file ending. With several kinds in a repository, the first kind here is read."""
 CARD = "README.md"
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\b.*")
 _WORDS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "testing": "test"}
 _NO_DATA = re.compile(r"(?:^|/)(?:\.|dataset_infos?\.json$|dataset_dict\.json$|state\.json$)")
 
 
-def split_files(files: Sequence[str], card: str, *, said: str, split: str, config: str | None = None) -> list[str]:
-    """The paths of the tables that are a split, in order.
+def split_files(files: Sequence[str], card: str, *, label: str, split: str, config: str | None = None) -> list[str]:
+    """The paths of a split's tables, in order.
 
     Args:
         files: all paths of the repository.
-        card: its README.md, empty without one.
-        said: what messages call the data.
+        card: its README.md; empty if there is none.
+        label: the data's name in messages.
 
     Raises:
-        UserError: there is no such configuration, split or table, or some of its files are missing.
+        UserError: the configuration, split or table does not exist, or some of its files are missing.
     """
     tables = [path for path in files if PurePosixPath(path).suffix in FORMATS and not _NO_DATA.search(path)]
     configs = _configs(card)
-    splits = _of_card(tables, configs, said, config) if configs else _of_names(tables, said, config)
+    splits = _of_card(tables, configs, label, config) if configs else _of_names(tables, label, config)
     chosen = splits.get(split)
     if not chosen:
         named = (
             f"there is no split {split!r}: {choose_one(split, splits)}" if any(splits.values()) else "it has no tables"
         )
-        raise UserError(f"data {said!r}: {named}")
+        raise UserError(f"data {label!r}: {named}")
     kind = min((PurePosixPath(path).suffix for path in chosen), key=list(FORMATS).index)
     chosen = sorted(path for path in chosen if path.endswith(kind))
-    _check_shards(chosen, said)
+    _check_shards(chosen, label)
     return chosen
 
 
 def _configs(card: str) -> list[Mapping[str, Any]]:
-    """The configurations in the front matter of a card."""
+    """The configurations in a card's front matter."""
     found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", card.replace("\r\n", "\n"), re.DOTALL)
     try:
         header = parse_yaml(found[1]) if found else None
@@ -59,18 +59,18 @@ def _configs(card: str) -> list[Mapping[str, Any]]:
 
 
 def _of_card(
-    tables: Sequence[str], configs: Sequence[Mapping[str, Any]], said: str, config: str | None
+    tables: Sequence[str], configs: Sequence[Mapping[str, Any]], label: str, config: str | None
 ) -> dict[str, list[str]]:
-    """{split: paths} of one of the card's configurations."""
+    """{split: paths} of one configuration of the card."""
     by_name = {_word(one.get("config_name", "default")): one for one in configs}
     marked = [name for name, one in by_name.items() if one.get("default") is True]
     default = marked[0] if marked else next(iter(by_name)) if len(by_name) == 1 else "default"
     wanted = default if config is None else config
     if wanted not in by_name:
         raise UserError(
-            f"data {said!r}: write ?config=NAME at its end, NAME one of {', '.join(by_name)}"
+            f"data {label!r}: write ?config=NAME at its end, NAME one of {', '.join(by_name)}"
             if config is None
-            else f"data {said!r}: there is no configuration {config!r}: {choose_one(config, by_name)}"
+            else f"data {label!r}: there is no configuration {config!r}: {choose_one(config, by_name)}"
         )
     data_files = by_name[wanted]["data_files"]
     if isinstance(data_files, Mapping):
@@ -89,14 +89,14 @@ def _of_card(
 
 
 def _word(value: Any) -> str:
-    """A value of a card as text; "" for a list or mapping, whose aliases may make it of any length."""
+    """A card's value as text; "" for a list or mapping, which YAML aliases can make huge."""
     return "" if value is None or isinstance(value, list | tuple | set | Mapping) else str(value)
 
 
-def _of_names(tables: Sequence[str], said: str, config: str | None) -> dict[str, list[str]]:
-    """{split: paths}: the names of shards, else a word such as `test` in a path, else all is `train`."""
+def _of_names(tables: Sequence[str], label: str, config: str | None) -> dict[str, list[str]]:
+    """{split: paths} by the names of shards, else by words such as `test` in the paths, else all as `train`."""
     if config is not None:
-        raise UserError(f"data {said!r}: its card names no configurations; leave out ?config={config}")
+        raise UserError(f"data {label!r}: its card names no configurations; leave out ?config={config}")
     splits: dict[str, list[str]] = {}
     for path in tables:
         shard = _SHARD.fullmatch(PurePosixPath(path).name)
@@ -108,7 +108,7 @@ def _of_names(tables: Sequence[str], said: str, config: str | None) -> dict[str,
 
 
 def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The paths that fit a pattern, in which `**` alone crosses folders."""
+    """The paths that match a pattern; only `**` crosses folders."""
     return [
         path
         for path in paths
@@ -119,9 +119,9 @@ def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def _check_shards(paths: Sequence[str], said: str) -> None:
-    """Refuse a split of which some files are not there, as after a download that was interrupted."""
+def _check_shards(paths: Sequence[str], label: str) -> None:
+    """Refuse a split with missing files, as an interrupted download leaves it."""
     shards = [found for path in paths if (found := _SHARD.fullmatch(path))]
     for (name, total), there in Counter((shard[1], shard[3]) for shard in shards).items():
         if there != int(total):
-            raise UserError(f"data {said!r}: {there} of {int(total)} files of {name} are there; fetch the others too")
+            raise UserError(f"data {label!r}: found {there} of {int(total)} files of {name}; fetch the others too")

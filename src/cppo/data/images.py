@@ -1,4 +1,4 @@
-"""Images of a row: where they may lie, how they are decoded and how large they are shown to the model."""
+"""Images of a row: allowed paths, decoding, and the size that the model sees."""
 
 import hashlib
 import re
@@ -17,13 +17,13 @@ from cppo.data.tables import TableImage
 from cppo.errors import UserError, one_line
 from cppo.views import PixelRoom, load_rgb
 
-# A closed list: some of Pillow's other decoders start external programs (EPS) or are rarely exercised.
+# A closed list: some of Pillow's other decoders start external programs (EPS) or are rarely tested.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 MAX_PIXELS = 100_000_000
-"""An image of more is refused before it is decoded: a small file may unpack to any size."""
+"""Larger images are refused before decoding: a small file may unpack to any size."""
 MAX_ASPECT_RATIO = 200
-"""Of the longer side to the shorter one; Qwen-VL's processors refuse more."""
+"""Limit of longer side / shorter side; Qwen-VL's processors refuse more."""
 
 _URL = re.compile(r"(?:file|data):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -36,15 +36,15 @@ class RowError(Exception):
 
 
 class OtherImages(RowError):
-    """A row has another number of images than was asked for."""
+    """A row has another number of images than requested."""
 
 
 def image_ref(value: Any, folder: Path | None) -> ImageRef:
-    """Turn one given image into something that `decode_image` reads later.
+    """Turn one given image into an object that `decode_image` reads later.
 
     `value` is a path relative to `folder`, encoded bytes, {"bytes": ..., "path": ...} as `datasets` writes it, or a PIL
-    image (converted to RGB at once). Raises RowError for another type, for a path that leaves `folder` (absolute,
-    through `..` or a symlink) and for one that is no file.
+    image (converted to RGB at once). Raises RowError for another type, for a missing file, and for a path that leaves
+    `folder` (absolute, through `..` or a symlink).
     """
     if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -60,7 +60,7 @@ def image_ref(value: Any, folder: Path | None) -> ImageRef:
     if _URL.match(value):
         raise RowError(f"image {value!r:.200} is a URL: images must be files in the folder of the data")
     if folder is None:
-        raise RowError(f"image {value!r:.200} is a path, but these rows have no folder to look in")
+        raise RowError(f"image {value!r:.200} is a path, but these rows have no folder")
     try:
         path = (folder / value).resolve()
         inside = not Path(value).is_absolute() and path.is_relative_to(folder)
@@ -84,7 +84,7 @@ def decode_image(ref: ImageRef) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an image is: (width, height) in pixels, and a digest of its pixels."""
+    """Facts of an image: (width, height) in pixels, and a digest of its pixels."""
 
     size: tuple[int, int]
     digest: str
@@ -97,17 +97,17 @@ class ImageFacts:
 def check_image(
     ref: EncodedImage, folder: Path | None = None, room: PixelRoom | None = None, *, with_facts: bool = False
 ) -> ImageFacts | None:
-    """Read all of an image's data. Raises RowError where it cannot be read as a whole.
+    """Read all data of an image. Raises RowError if any part cannot be read.
 
     Args:
-        folder: messages name a file by its path in it.
-        room: bounds what threads decode at once.
-        with_facts: return the facts of the image as it is shown. Without them a JPEG is read at little cost.
+        folder: messages name a file by its path in this folder.
+        room: limits how much the threads decode at once.
+        with_facts: return the facts of the image as shown. Without them a JPEG is read cheaply.
     """
     with _opened(ref, folder, room) as (image, data):
         if image.format == "JPEG":
             if ends_early(data):
-                raise ValueError("its data end before the picture does; the rest would be of one colour")
+                raise ValueError("its data ends before the picture does; decoders would fill the rest with one colour")
             if not with_facts:
                 return None
         rgb = load_rgb(image)
@@ -118,7 +118,7 @@ def check_image(
 def _opened(
     ref: EncodedImage, folder: Path | None = None, room: PixelRoom | None = None
 ) -> Iterator[tuple[Image.Image, bytes]]:
-    """An image that is open but not decoded, and its data. Whatever is raised inside becomes a RowError."""
+    """An opened, not yet decoded image, and its data. Every error inside becomes a RowError."""
     name = repr(_path_in(ref, folder)) if isinstance(ref, Path) else ""
     try:
         data = encoded_bytes(ref)
@@ -133,13 +133,13 @@ def _opened(
                 yield image, data
     except UnidentifiedImageError as error:
         raise RowError(f"image {name} is broken or none of {', '.join(IMAGE_FORMATS)}") from error
-    # Decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error, zlib.error ...
+    # Decoders raise nearly everything for broken files: OSError, SyntaxError, struct.error, zlib.error ...
     except Exception as error:
         raise RowError(f"image {name} cannot be read: {one_line(error)}") from error
 
 
 def encoded_bytes(ref: EncodedImage) -> bytes:
-    """An image's file."""
+    """The bytes of an image's file."""
     if isinstance(ref, bytes):
         return ref
     return ref.read() if isinstance(ref, TableImage) else ref.read_bytes()
@@ -151,11 +151,11 @@ def _path_in(path: Path, folder: Path | None) -> str:
 
 @dataclass(frozen=True)
 class PixelBounds:
-    """The least and the largest number of pixels (width times height) of an image; None for no bound.
+    """Least and largest number of pixels (width times height) of an image; None for no bound.
 
-    `min_side` bounds the shorter side, in pixels: a smaller image is enlarged as the code beside arXiv 2601.00501 does
-    for 28. Its fields are named as the options are. Raises UserError for a bound outside 1 to `MAX_PIXELS`, or a least
-    above the largest.
+    `min_side` bounds the shorter side, in pixels: smaller images are enlarged, as the code of arXiv 2601.00501 does for
+    28. Fields have the names of the options. Raises UserError for a bound outside 1 to `MAX_PIXELS`, or a least above
+    the largest.
     """
 
     min_pixels: int | None = None
@@ -164,7 +164,7 @@ class PixelBounds:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "PixelBounds":
-        """The bounds among a command's or a run's options."""
+        """The bounds from a command's or a run's options."""
         return cls(**{one.name: options.get(one.name) for one in fields(cls)})
 
     def __post_init__(self) -> None:
@@ -175,11 +175,11 @@ class PixelBounds:
             raise UserError(f"min_pixels = {self.min_pixels} is more than max_pixels = {self.max_pixels}")
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) nearest to the image's own that lies within the bounds and keeps its shape.
+        """The nearest (width, height) within the bounds that keeps the image's shape.
 
-        `min_side` comes first; its longer side is rounded to the nearest pixel. For the bounds on pixels, sides are
-        whole numbers rounded towards the inside of the bound. Where no whole sides keep all bounds, `max_pixels` holds;
-        without it `MAX_PIXELS` does.
+        `min_side` is applied first, and the longer side is rounded to the nearest pixel. Then the pixel bounds are
+        applied; sides are rounded towards the inside of the bound. If no whole sides keep all bounds, `max_pixels`
+        (else `MAX_PIXELS`) wins.
         """
         if self.min_side is not None and min(width, height) < self.min_side:
             factor = self.min_side / min(width, height)
@@ -191,17 +191,17 @@ class PixelBounds:
             new = isqrt((width * least - 1) // height) + 1, isqrt((height * least - 1) // width) + 1
         if new[0] * new[1] > largest:
             new = isqrt(width * largest // height), isqrt(height * largest // width)
-            # A side of an extremely long image would be rounded to nothing.
+            # Rounding would make a side of an extremely long image 0.
             new = min(max(new[0], 1), largest), min(max(new[1], 1), largest)
-            # Rounding makes the shorter side of a thin image too short for the models' processors.
+            # Rounding makes the shorter side of a thin image too small for the models' processors.
             longest = MAX_ASPECT_RATIO * min(new) - 1
             new = min(new[0], longest), min(new[1], longest)
         return new
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The image itself if it lies within the bounds, else a copy scaled by bicubic interpolation.
+        """The image itself if it lies within the bounds, else a scaled copy.
 
-        Where `min_side` enlarges it, Lanczos interpolation (published) takes the place of bicubic.
+        Scaling is bicubic; enlarging to `min_side` uses Lanczos interpolation, as published.
         """
         size = self.size(*image.size)
         is_thin = self.min_side is not None and min(image.size) < self.min_side

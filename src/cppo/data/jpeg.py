@@ -1,4 +1,4 @@
-"""JPEG files that end before their picture does: decoders fill the rest with one colour and say nothing."""
+"""Find truncated JPEG files: decoders silently fill the rest with one colour."""
 
 from io import BytesIO
 
@@ -6,16 +6,16 @@ from PIL import Image
 
 _END = b"\xff\xd9"
 _SCAN = 0xDA
-# Entropy-coded bytes and the eight restart markers: data for any picture that is not complete.
+# Entropy-coded bytes and the eight restart markers: data for any incomplete picture.
 _MORE = b"\x5a\xa5\x3c\x96" * 16 + b"".join(bytes((0xFF, 0xD0 + n)) + b"\x5a\xa5\x3c\x96" * 16 for n in range(8))
 
 
 def ends_early(data: bytes) -> bool:
-    """Whether the data of a JPEG, which decodes without an error, stop before its last pixel.
+    """Whether the data of a decodable JPEG stop before its last pixel.
 
-    A complete picture does not change when more data follow its own, a cut one does. The second decoding is spared
-    where the last two blocks differ, for the fill of a cut picture is even. Of a progressive file that has all blocks
-    once, the later passes are not looked at.
+    More data after its end do not change a complete picture, but a truncated one. If the last two blocks differ, no
+    second decoding is needed, since a decoder fills with one colour. Later passes of a progressive file are not
+    checked.
     """
     image = _eighth(data)
     width, height = image.size
@@ -26,7 +26,7 @@ def ends_early(data: bytes) -> bool:
 
 
 def _eighth(data: bytes) -> Image.Image:
-    """Decoded at an eighth of its size, one pixel a block."""
+    """The picture at an eighth of its size, one pixel a block."""
     with Image.open(BytesIO(data), formats=("JPEG",)) as image:
         image.draft(image.mode, (1, 1))
         image.load()
@@ -34,13 +34,13 @@ def _eighth(data: bytes) -> Image.Image:
 
 
 def _end_of_picture(data: bytes) -> int | None:
-    """The place of the marker that ends the picture; None where there is none, or the segments cannot be followed."""
+    """The place of the marker that ends the picture; None if there is none or the segments are broken."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         if marker == 0xD9:
             return place
-        if marker == 0xFF:  # a filler
+        if marker == 0xFF:  # filler byte
             place += 1
             continue
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
@@ -50,7 +50,7 @@ def _end_of_picture(data: bytes) -> int | None:
 
 
 def _next_marker(data: bytes, place: int) -> int:
-    """The next marker that is no stuffed byte, no restart and no filler."""
+    """The next marker except stuffed bytes, restarts and fillers."""
     while (place := data.find(b"\xff", place)) >= 0 and place + 1 < len(data):
         if data[place + 1] not in (0x00, 0xFF, *range(0xD0, 0xD8)):
             return place

@@ -1,4 +1,4 @@
-"""One given row (a JSON object or a dict) -> one checked `StoredRow`, under a column mapping."""
+"""Turn one given row (a JSON object or a dict) into one checked `StoredRow`, under a column mapping."""
 
 import json
 import math
@@ -17,34 +17,34 @@ from cppo.errors import UserError, choose_one
 REQUIRED_COLUMNS = ("prompt", "answer")
 COLUMNS = (*REQUIRED_COLUMNS, "images", "id", "response", "perception_spans", "choices")
 LAYOUTS: dict[str, dict[str, str | None]] = {
-    "geometry3k": {"prompt": "problem", "choices": None},  # its choices are not in the question
+    "geometry3k": {"prompt": "problem", "choices": None},  # the question does not contain its choices
     "mmk12": {"prompt": "question"},
     "papo": {"prompt": "problem"},
     "trl": {"answer": "solution"},
     "verl": {"answer": "reward_model.ground_truth"},
     "virl39k": {"prompt": "question", "images": "image", "id": "qid"},
 }
-"""Column names of well-known data sets and libraries; columns that have our name are not listed. None: not read."""
+"""Column names of well-known data sets and libraries, where they differ from ours. None: not read."""
 
 IMAGE_MARK = "<image>"
 _MODEL_MARK = re.compile(r"<\|(?:image|video|vision)\w*\|>|<video>")
-"""What vision-language models read as the place of an image or video: in a text it would be taken for one."""
+"""Tokens that vision-language models read as the place of an image or video."""
 ROLES = ("system", "user", "assistant")
 MEDIA_COLUMNS = ("video", "videos", "audio", "audios")
-"""What TRL's and others' files hold beside images. A row that has some is no question about its images alone."""
+"""Media columns that are not images. A row with one is not a question about its images alone."""
 MOST_DIGITS = 100
-"""A decimal number with an exponent of more is not written out."""
+"""Largest exponent of a decimal number that is written out."""
 
 
 def check_columns(columns: Mapping[str, str | None] | str | None) -> dict[str, str | None]:
-    """The mapping {our column: their column, or None not to read one}, or that of a layout, as a dict.
+    """Return the mapping {our column: their column, or None not to read one}, or the mapping of a layout, as a dict.
 
-    Raises UserError for a name that is not ours and for an unknown layout.
+    Raises UserError for an unknown column of ours or an unknown layout.
     """
     if isinstance(columns, str):
         if columns not in LAYOUTS:
             hint = f"{choose_one(columns, LAYOUTS)}, or give a mapping such as {{prompt: question}}"
-            raise UserError(f"columns: {columns!r} is no layout; {hint}")
+            raise UserError(f"columns: {columns!r} is not a layout; {hint}")
         return LAYOUTS[columns]
     for ours, theirs in (columns or {}).items():
         if ours not in COLUMNS:
@@ -64,11 +64,11 @@ def parse_row(
     extras: Sequence[str] = (),
     images_per_row: int | None = None,
 ) -> StoredRow:
-    """Check every field of `row` but the pixels of its images. `place` is the row's name in messages.
+    """Check every field of `row` except the pixels of its images. `place` names the row in messages.
 
-    `extras` are further columns of the row to keep, by the row's own names.
+    `extras` are further columns to keep, by the row's own names.
 
-    Raises OtherImages if the row has not `images_per_row` images, RowError with the reason if it cannot be used.
+    Raises OtherImages if the row has not `images_per_row` images, RowError with the reason if the row is bad.
     """
     if not isinstance(row, Mapping):
         raise RowError(f"a row must be a JSON object {{...}}, found {type(row).__name__}")
@@ -102,7 +102,7 @@ def parse_row(
 
 
 def _cell(row: Mapping[str, Any], name: str | None) -> Any:
-    """The cell of a column, or where `name` has dots a value inside a cell: `reward_model.ground_truth`."""
+    """The cell of a column; for a `name` with dots a value inside a cell: `reward_model.ground_truth`."""
     if name is None:
         return None
     if name in row or "." not in name:
@@ -118,26 +118,26 @@ def _text(value: Any, name: str) -> str:
     if not value.strip():
         raise RowError(f"{name} is empty")
     if (mark := _MODEL_MARK.search(value)) is not None:
-        raise RowError(f"{name} holds {mark[0]}, a model's own mark; write {IMAGE_MARK} where an image stands")
+        raise RowError(f"{name} holds {mark[0]}, a token for the model only; write {IMAGE_MARK} for an image")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RowError(f"{name} holds half of a surrogate pair, which is no character") from error
+        raise RowError(f"{name} holds half of a surrogate pair, which is not a character") from error
     return value
 
 
 def _number_as_text(value: Any, name: str) -> Any:
-    """A number as it is written, NumPy's and decimal ones too; anything else unchanged."""
+    """A number (also NumPy's or Decimal) as text; any other value unchanged."""
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return value
     if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
-        raise RowError(f"{name} is {str(value).lower()}, which is no number; write it as text if it is meant")
+        raise RowError(f"{name} is {str(value).lower()}, not a number; write it as text if you mean the word")
     exponent = value.adjusted() if isinstance(value, Decimal) else MOST_DIGITS
     return f"{value:f}" if abs(exponent) < MOST_DIGITS else str(value)
 
 
 def _answer(value: Any) -> str:
-    """The expected answer as text; a list of accepted ones as the JSON in which the rewards read it."""
+    """The expected answer as text; a list of accepted answers as JSON, which the rewards read."""
     if not isinstance(value, list | tuple) or not value:
         return _text(_number_as_text(value, "answer"), "answer")
     accepted = [_text(_number_as_text(one, "answer"), "answer") for one in value]
@@ -145,7 +145,7 @@ def _answer(value: Any) -> str:
 
 
 def _is_void(value: Any, depth: int = 8) -> bool:
-    """Whether a value says nothing: null, empty, or made of such values, as Arrow fills what a row lacks."""
+    """Whether a value is empty: null, empty, or made of such values, as Arrow fills missing cells."""
     if isinstance(value, Mapping | list | tuple):
         inner = value.values() if isinstance(value, Mapping) else value
         return depth > 0 and all(_is_void(one, depth - 1) for one in inner)
@@ -155,7 +155,7 @@ def _is_void(value: Any, depth: int = 8) -> bool:
 def _refuse_other_media(row: Mapping[str, Any]) -> None:
     for name in MEDIA_COLUMNS:
         if not _is_void(row.get(name)):
-            raise RowError(f"column {name!r} holds {name.rstrip('s')}, of which no model is shown anything")
+            raise RowError(f"column {name!r} holds {name.rstrip('s')}, which no model sees")
 
 
 def _images(row: Mapping[str, Any], columns: Mapping[str, str | None], folder: Path | None) -> tuple[ImageRef, ...]:
@@ -182,7 +182,7 @@ def _prompt(value: Any, image_count: int) -> str | list[dict[str, Any]]:
         raise RowError("prompt must end with a user message")
     if all(isinstance(message["content"], str) and IMAGE_MARK not in message["content"] for message in messages):
         return messages
-    # Once one content is a list of parts, all are: the placeholders alone then say where the images stand.
+    # Once one content is a list of parts, all are: then only the placeholders mark the images.
     messages = [
         {**message, "content": _parts_of_text(message["content"])} if isinstance(message["content"], str) else message
         for message in messages
@@ -203,7 +203,7 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 def _parts_of_text(text: str) -> list[dict[str, str]]:
-    """Text with `<image>` marks as parts, the marks as placeholders."""
+    """Text with `<image>` marks as parts; the marks become placeholders."""
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(text.split(IMAGE_MARK)):
         if number:
@@ -236,7 +236,7 @@ def _choices(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list | tuple) or len(value) > len(string.ascii_uppercase):
-        raise RowError("choices must be a list of at most 26 texts, those of the options A, B, ...")
+        raise RowError("choices must be a list of at most 26 texts, for the options A, B, ...")
     return tuple(_text(_number_as_text(choice, "choices"), "choices") for choice in value) or None
 
 

@@ -8,7 +8,7 @@ Prompt = str | list[dict[str, Any]]
 
 
 def with_suffix(prompt: Prompt, suffix: str | None) -> Prompt:
-    """The prompt whose last message, the user's, ends with `suffix` after a space; without one the prompt itself."""
+    """The prompt with `suffix` after its last (user) message, separated by a space; unchanged without a suffix."""
     if not suffix:
         return prompt
     if isinstance(prompt, str):
@@ -25,7 +25,7 @@ def with_suffix(prompt: Prompt, suffix: str | None) -> Prompt:
 
 
 def chat_messages(prompt: Prompt, system_prompt: str | None = None) -> list[dict[str, Any]]:
-    """The prompt as new chat messages; `system_prompt` goes first unless the prompt brings its own."""
+    """The prompt as new chat messages; `system_prompt` comes first unless the prompt has its own."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else deepcopy(prompt)
     if system_prompt is None or any(message["role"] == "system" for message in messages):
         return messages
@@ -35,7 +35,7 @@ def chat_messages(prompt: Prompt, system_prompt: str | None = None) -> list[dict
 
 
 def question_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a prompt's last message: the question without system prompt and placeholders."""
+    """The text of the last message: the question without system prompt and placeholders."""
     content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     if isinstance(content, str):
         return content

@@ -1,6 +1,6 @@
 """Readers: generated tasks, `.jsonl` files, tables and rows in memory, all into one `RecordSource`.
 
-Every row is checked before the first is used, images included; bad rows are skipped and counted, to a limit.
+Every row, with its images, is checked before the first is used. Bad rows are skipped and counted, up to a limit.
 """
 
 import json
@@ -36,25 +36,25 @@ def load_records(
     optional: Sequence[str] = (),
     with_facts: bool = False,
 ) -> RecordSource:
-    """Read one SPEC, or several one after the other.
+    """Read one SPEC, or several in turn.
 
     Args:
-        specs: see docs/train/data.md; each is checked before any is read.
-        split: "train" or "test", where a SPEC has splits and names none.
-        limit: keep the first so many good records of all sources together, and read no further.
+        specs: see docs/train/data.md; all are checked before any is read.
+        split: "train" or "test", for SPECs that have splits and name none.
+        limit: keep the first `limit` good records of all sources together, and read no further.
         columns: {our column: column of the file, None not to read one}, or the name of a known layout.
-        max_bad_fraction: fraction of 1 of a file's rows (of those read) that may be bad; they are skipped.
-        pixels: bounds within which each image is scaled.
-        prompt_suffix: ends the user's last message of every prompt, after a space.
-        images_per_row: rows with another number of images are neither bad nor kept (`RecordSource.other_images`).
-        extras: further columns to keep, by the files' own names: `RecordSource.extras` knows their values, and
+        max_bad_fraction: allowed fraction (of 1) of bad rows among the rows read; bad rows are skipped.
+        pixels: size bounds to which each image is scaled.
+        prompt_suffix: added to the user's last message of every prompt, after a space.
+        images_per_row: rows with another number of images are left out, not bad (`RecordSource.other_images`).
+        extras: further columns to keep, by the files' own names: `RecordSource.extras` has their values, and
             `to_dataset` passes them on. A task has its options, `family`, `seed`, `split`, `prompt` and `answer`.
-        optional: as `extras`, where the data have them.
-        with_facts: note size and digest of each image as it is checked, for `summarize`.
+        optional: as `extras`, for data that have them.
+        with_facts: note size and digest of each image during the check, for `summarize`.
 
     Raises:
-        UserError: naming file, row and reason; a bad SPEC or option, columns that no row has (MissingColumns for those
-            of `extras`), too many bad rows, no good row, or the same generated items twice.
+        UserError: names file, row and reason: a bad SPEC or option, columns that no row has (MissingColumns for
+            `extras`), too many bad rows, no good row, or the same generated items twice.
     """
     if split not in SPLITS:
         raise UserError(f"split={split!r} is unknown; {choose_one(split, SPLITS)}")
@@ -112,9 +112,9 @@ def load_rows(
     max_bad_fraction: float = 0.01,
     extras: Sequence[str] = (),
 ) -> RecordSource:
-    """As `load_records`, from dicts in memory, numbered from 1.
+    """Like `load_records`, from dicts in memory, numbered from 1.
 
-    Images are PIL images, encoded bytes, or paths relative to `folder`; `name` is the file in messages.
+    Images are PIL images, encoded bytes, or paths relative to `folder`; messages use `name` as the file's.
     """
     checks = RowChecks(check_columns(columns), max_bad_fraction, extras)
     root = None if folder is None else Path(folder).resolve()
@@ -124,7 +124,7 @@ def load_rows(
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Items 0 .. n-1 of a generated task; an item is generated each time it is asked for.
+    """Items 0 .. n-1 of a generated task; each access generates the item.
 
     Raises MissingColumns if some of `extra_names`, the columns of `extras`, do not exist.
     """
@@ -146,7 +146,7 @@ class TaskRows:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What `extras` may name."""
+        """Allowed names for `extras`."""
         return (*self._shared_columns, "prompt", "answer", "facts")
 
     def __len__(self) -> int:
@@ -188,7 +188,9 @@ def _read_table(
     if isinstance(spec, PathSpec):
         source = open_table(spec, split)
     else:
-        source = open_hub_table(spec.name, split=spec.split or split, config=spec.config, images=images, said=spec.text)
+        source = open_hub_table(
+            spec.name, split=spec.split or split, config=spec.config, images=images, label=spec.text
+        )
     rows, total = enumerate(source.rows(), start=1), len(source.table)
     return checks.run(rows, name=spec.text, unit="row", folder=source.folder, limit=limit, total=total)
 
@@ -210,4 +212,4 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,4 +1,4 @@
-"""The record (a question, its images, its answer) and the lazy sequence of records that training reads."""
+"""A record (a question, its images, its answer) and the lazy sequence of records for training."""
 
 import hashlib
 import json
@@ -27,15 +27,15 @@ FIRST_PROMPTS = 8
 
 @dataclass(frozen=True)
 class Record:
-    """One training or evaluation item.
+    """One item for training or evaluation.
 
     Attributes:
         id: the row's own, else a hash of prompt and pixels.
-        prompt: text, or chat messages ending with the user's.
+        prompt: text, or chat messages that end with the user's.
         images: RGB, upright; possibly none.
         answer: the expected answer.
         response: a reference response, for supervised fine-tuning.
-        perception_spans: [start, end) character spans of `response` that are read off the images.
+        perception_spans: [start, end) character spans of `response` that state what the images show.
         choices: texts of a multiple-choice question's options, in the order A, B, ...
     """
 
@@ -50,7 +50,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Outline:
-    """A record with the facts of its images in the place of their pixels; `prompt` to `choices` as in `Record`."""
+    """A record with the facts of its images instead of their pixels; `prompt` to `choices` as in `Record`."""
 
     prompt: Prompt
     images: tuple[ImageFacts, ...]
@@ -60,10 +60,10 @@ class Outline:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A checked row whose images are not decoded yet.
+    """A checked row with undecoded images.
 
-    `place` names it in messages: "my.jsonl line 3". `extras` are the cells of columns that were asked for beyond a
-    record's own. `facts` are those of its images, where the check noted them.
+    `place` names it in messages: "my.jsonl line 3". `extras` are the cells of further requested columns. `facts` are
+    the facts of its images, if the check noted them.
     """
 
     place: str
@@ -78,13 +78,13 @@ class StoredRow:
     facts: tuple[ImageFacts, ...] | None = None
 
     def texts(self) -> list[str]:
-        """All that a model reads of the row: the prompt's texts, and the response if there is one."""
+        """All text of the row that a model reads: the prompt's texts, and the response if there is one."""
         messages = [self.prompt] if isinstance(self.prompt, str) else [message["content"] for message in self.prompt]
         parts = [part.get("text", "") for content in messages if isinstance(content, list) for part in content]
         return [*(content for content in messages if isinstance(content, str)), *parts, self.response or ""]
 
     def outline(self) -> Outline:
-        """Without decoding the images, where the check noted their facts."""
+        """The row without decoded images, if the check noted their facts."""
         facts = tuple(map(ImageFacts.of, self.record().images)) if self.facts is None else self.facts
         return Outline(self.prompt, facts, self.answer, self.choices)
 
@@ -100,7 +100,7 @@ class StoredRow:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of one file or list; a record is decoded each time it is asked for."""
+    """Rows of one file or list; each access decodes the record."""
 
     rows: tuple[StoredRow, ...]
 
@@ -123,7 +123,7 @@ class StoredRows:
 
 
 class Rows(Protocol):
-    """What a reader hands over: rows, the columns that all of them fill, and the texts of each that are not our own."""
+    """A reader's result: rows, the columns that all rows fill, and the texts of each row from outside."""
 
     @property
     def filled(self) -> frozenset[str]: ...
@@ -144,9 +144,9 @@ class RecordSource(Sequence[Record]):
     Attributes:
         name: the SPECs it was read from.
         skipped: the bad rows as (line or row number, "FILE: reason").
-        other_images: places of the rows left out because their number of images is not the one asked for.
-        pixels: bounds within which each image is scaled as its record is made. They change no `id`.
-        prompt_suffix: what each record's prompt ends with, after a space (`with_suffix`). It changes no `id`.
+        other_images: places of rows that were left out for their number of images.
+        pixels: bounds to which each image is scaled when its record is made. They change no `id`.
+        prompt_suffix: added to each record's prompt, after a space (`with_suffix`). It changes no `id`.
         columns: the columns that every record fills, as `to_dataset` names them, and the extras.
     """
 
@@ -177,7 +177,7 @@ class RecordSource(Sequence[Record]):
         self._kept: Sequence[int] = range(self._ends[-1])
 
     def keep(self, indices: Sequence[int]) -> "RecordSource":
-        """The records at `indices` alone, in that order."""
+        """Only the records at `indices`, in that order."""
         chosen = copy(self)
         chosen._kept = [self._kept[index] for index in indices]
         return chosen
@@ -197,16 +197,16 @@ class RecordSource(Sequence[Record]):
         return self._shown(self._row(index))
 
     def place(self, index: int) -> str:
-        """Where a record comes from, for messages: "my.jsonl line 3"."""
+        """The source of a record, for messages: "my.jsonl line 3"."""
         return self._row(index).place
 
     def texts(self, index: int) -> list[str]:
-        """The texts of a record that came from outside: prompt and response, without `prompt_suffix`."""
+        """The texts of a record from outside: prompt and response, without `prompt_suffix`."""
         part, position = self._find(index)
         return part.texts(position)
 
     def outline(self, index: int) -> Outline:
-        """A record without its pixels, of the size that the file has; after `load_records(with_facts=True)` quickly."""
+        """A record without its pixels, with the file's image size; fast after `load_records(with_facts=True)`."""
         return self._row(index).outline()
 
     def content_digest(self, index: int) -> str:
@@ -219,7 +219,7 @@ class RecordSource(Sequence[Record]):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def extras(self, index: int) -> Mapping[str, Any]:
-        """The further columns that `load_records` was asked for; no image is decoded."""
+        """The further columns that were requested from `load_records`; no image is decoded."""
         return self._row(index).extras
 
     def _row(self, index: int) -> StoredRow:
@@ -247,13 +247,13 @@ def first_prompts(source: Sequence[Record], system_prompt: str | None = None) ->
 
 @dataclass(frozen=True)
 class _RowBuilder:
-    """The dataset's transform: each stored cell is its row's number, from which the real value is made."""
+    """The dataset's transform: each stored cell is a row number, from which the real value is made."""
 
     source: RecordSource
     system_prompt: str | None
 
     def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        # The rollouts of one prompt arrive as repeated numbers; decoded once, they share the image objects.
+        # Rollouts of one prompt have the same number; they are decoded once and share the image objects.
         stored = {number: self.source._row(number) for number in set[int]().union(*batch.values())}
         rows = {number: (self.source._shown(row), row.extras) for number, row in stored.items()}
         return {column: [self._value(column, *rows[number]) for number in numbers] for column, numbers in batch.items()}
@@ -275,16 +275,16 @@ class _RowBuilder:
 def to_dataset(
     source: RecordSource, *, system_prompt: str | None = None, prompt_suffix: str | None = None
 ) -> "datasets.Dataset":
-    """A `datasets.Dataset` that makes its rows on access: what TRL's trainers take as train or eval dataset.
+    """A `datasets.Dataset` that makes its rows on access: a train or eval dataset for TRL's trainers.
 
     A row is {"prompt": chat messages, "images": RGB PIL images (an empty list for text only), "answer": str,
-    "sample_id": str}; where every record has them also "response": str and "perception_spans":
-    [[start, end], ...], and where some record has them "choices": list of str, empty for the others; then the extras of
-    `load_records`.
+    "sample_id": str}. If every record has them, it also has "response": str and "perception_spans": [[start, end],
+    ...]. If some record has choices, it has "choices": list of str, empty for the others. The extras of `load_records`
+    follow.
 
     Args:
-        system_prompt: goes as a message before every prompt that brings no system message.
-        prompt_suffix: ends the user's last message, after a space, in the place of the source's own.
+        system_prompt: added before every prompt without a system message of its own.
+        prompt_suffix: added to the user's last message, after a space, instead of the source's own suffix.
     """
     import datasets
 

@@ -14,7 +14,7 @@ DEFAULT_TASK_ITEMS = 2000
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """`tasks:NAME?...`: generated items. `split` None means: the split that the caller asks for."""
+    """`tasks:NAME?...`: generated items. `split` None means the caller's split."""
 
     text: str
     family: str
@@ -26,9 +26,9 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class PathSpec:
-    """A `.jsonl` or `.parquet` file, or a folder that `save_to_disk` of `datasets` wrote.
+    """A `.jsonl` or `.parquet` file, or a folder written by `save_to_disk` of `datasets`.
 
-    Of a folder's several splits the one that the caller asks for is meant.
+    With several splits in a folder, the caller's split is read.
     """
 
     text: str
@@ -37,15 +37,15 @@ class PathSpec:
 
     @property
     def image_folder(self) -> Path:
-        """Where the paths of images begin."""
+        """The folder where image paths begin."""
         return (self.path if self.kind == "folder" else self.path.parent).resolve()
 
 
 @dataclass(frozen=True)
 class HubSpec:
-    """`hub:ORG/NAME[:SPLIT][?config=NAME]`, or a folder that holds the files of such a repository in the name's place.
+    """`hub:ORG/NAME[:SPLIT][?config=NAME]`, or `hub:./FOLDER` with a repository's files.
 
-    `split` None means: the split that the caller asks for.
+    `split` None means the caller's split.
     """
 
     text: str
@@ -70,9 +70,7 @@ def parse_spec(spec: str) -> Spec:
     if spec.startswith("hub:"):
         found = _HUB_SPEC.fullmatch(spec)
         if found is None:
-            raise UserError(
-                f"data {spec!r}: write hub:ORG/NAME[:SPLIT][?config=NAME], or hub:./FOLDER in the name's place"
-            )
+            raise UserError(f"data {spec!r}: write hub:ORG/NAME[:SPLIT][?config=NAME], or hub:./FOLDER for local files")
         name = found["name"] or Path(found["folder"]).expanduser()
         if isinstance(name, Path) and not name.is_dir():
             raise UserError(f"data {spec!r}: there is no folder {str(name)!r}")
@@ -81,8 +79,8 @@ def parse_spec(spec: str) -> Spec:
     if spec and path.is_dir():
         if not any((path / file).is_file() for file in _FOLDER_FILES):
             raise UserError(
-                f"data {spec!r}: not a folder that `save_to_disk` of `datasets` wrote; "
-                "give it, or the .parquet or .jsonl files in it"
+                f"data {spec!r}: not a folder written by `save_to_disk` of `datasets`; give one, or the "
+                ".parquet or .jsonl files in it"
             )
         return PathSpec(spec, path, "folder")
     suffix = path.suffix.lower()
@@ -101,7 +99,7 @@ def parse_spec(spec: str) -> Spec:
 
 
 def hub_dataset(spec: str) -> str | None:
-    """The name on the hub of a `hub:` SPEC, None for any other and for a folder; nothing is opened."""
+    """The hub name in a `hub:` SPEC, None for any other SPEC and for a folder; nothing is opened."""
     found = _HUB_SPEC.fullmatch(spec)
     return found["name"] if found else None
 

@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers: rows, images, answers, repetitions, and what two data sets share."""
+"""Numbers about a data set: rows, images, answers, repetitions, and overlap with another data set."""
 
 import json
 import re
@@ -21,10 +21,10 @@ class DataSummary:
         sizes: (width, height) in pixels of every image.
         answer_kinds: {kind: rows}, see `cppo.rewards.answer_kind`.
         choice_rows: rows with `choices`.
-        no_choice: places of those whose answer is none of their choices.
-        wrapped: places of those whose answer is not plain: in tags, after `####`, a list, or of several lines.
-        repeated_rows: rows with the question and images of an earlier one.
-        shared_images: distinct images that stand in more than one row.
+        no_choice: places of rows with an answer that is none of their choices.
+        wrapped: places of rows with an answer that is not plain: in tags, after `####`, a list, or of several lines.
+        repeated_rows: rows with the question and images of an earlier row.
+        shared_images: distinct images that occur in more than one row.
         images: digests of the distinct images' pixels.
     """
 
@@ -40,7 +40,7 @@ class DataSummary:
 
 
 def summarize(source: RecordSource, progress: Callable[[int], object] = lambda count: None) -> DataSummary:
-    """Look at every record once. `progress` is called with 1 after each."""
+    """Read every record once. `progress` is called with 1 after each."""
     images_a_row: Counter[int] = Counter()
     kinds: Counter[str] = Counter()
     rows_of_image: Counter[str] = Counter()

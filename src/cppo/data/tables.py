@@ -1,6 +1,6 @@
 """Tables: Parquet files, folders that `datasets` saved, and hub data, memory-mapped by `datasets`.
 
-A table need not fit into memory: texts are read once, encoded images each time they are asked for.
+A table may exceed memory: texts are read once, encoded images on each access.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class TableImage:
-    """One encoded image of a table, read when it is asked for.
+    """One encoded image of a table, read on access.
 
     Attributes:
-        column: the table's column of that name alone.
-        fingerprint: tells tables apart.
-        row, index: its row from 0, and its place in the row's list (None where the cell is no list).
+        column: the table with this column only.
+        fingerprint: identifies the table.
+        row, index: its row from 0, and its place in the row's list (None if the cell is no list).
     """
 
     column: "datasets.Dataset" = field(compare=False, repr=False)
@@ -47,14 +47,14 @@ class Table:
 
     Attributes:
         table: the rows.
-        folder: where the image paths in them begin; None where there are none.
+        folder: where image paths begin; None if there are none.
     """
 
     table: "datasets.Dataset"
     folder: Path | None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows as `load_rows` takes them with `folder`; encoded images stand as `TableImage`s."""
+        """The rows for `load_rows` with `folder`; encoded images are `TableImage`s."""
         plain = self.table.with_format("arrow")
         columns = {name: plain.select_columns([name]) for name in plain.column_names}
         readers = {name: read for name, feature in self.table.features.items() if (read := _cell_reader(feature))}
@@ -74,10 +74,10 @@ class Table:
 
 
 def _cell_reader(feature: Any) -> Callable[[Any], Any] | None:
-    """What turns a cell of a column with this feature of `datasets` into what was meant; None if it is that already.
+    """A function that restores the meant value of a cell with this feature of `datasets`; None if the cell has it.
 
-    A `ClassLabel` becomes its name (null for one that is not set), a float16 or float32 the shortest number that it
-    stands for (0.1, not 0.10000000149011612), in lists and structs too.
+    A `ClassLabel` becomes its name (null if not set). A float16 or float32 becomes the shortest number that rounds to
+    it (0.1, not 0.10000000149011612), in lists and structs too.
     """
     import datasets
 
@@ -98,9 +98,9 @@ def _cell_reader(feature: Any) -> Callable[[Any], Any] | None:
 
 
 def open_table(spec: PathSpec, split: str) -> Table:
-    """The table that a SPEC names; `split` of a folder with several.
+    """The table that a SPEC names; `split` selects one of a folder's splits.
 
-    Raises UserError where it cannot be read, or has no such split.
+    Raises UserError if it cannot be read, or lacks the split.
     """
     import datasets
 
@@ -109,15 +109,15 @@ def open_table(spec: PathSpec, split: str) -> Table:
     table = _loaded(spec.text, lambda: datasets.load_from_disk(str(spec.path)))
     if isinstance(table, datasets.DatasetDict):
         if split not in table:
-            raise UserError(f"data {spec.text!r}: has no split {split!r}, but {', '.join(table)}")
+            raise UserError(f"data {spec.text!r}: has no split {split!r}; it has {', '.join(table)}")
         table = table[split]
     return Table(table, spec.image_folder)
 
 
-def prepared_table(said: str, kind: str, files: Sequence[Path], **options: Any) -> "datasets.Dataset":
-    """Files of one `kind` ("parquet", "json" or "csv") one after the other, as Arrow files in the cache folder.
+def prepared_table(label: str, kind: str, files: Sequence[Path], **options: Any) -> "datasets.Dataset":
+    """The files of one `kind` ("parquet", "json" or "csv") as one table, as Arrow files in the cache folder.
 
-    `said` is what messages call them. Raises UserError where they cannot be read.
+    `label` is the data's name in messages. Raises UserError if a file cannot be read.
     """
 
     def prepared() -> Any:
@@ -126,16 +126,16 @@ def prepared_table(said: str, kind: str, files: Sequence[Path], **options: Any) 
         from pyarrow.parquet import read_metadata
 
         if kind == "parquet" and not any(read_metadata(path).num_rows for path in files):
-            raise UserError(f"{said}: there are no rows")
+            raise UserError(f"{label}: there are no rows")
         paths = {"train": [str(path) for path in files]}
         builder = datasets.load_dataset_builder(kind, data_files=paths, **options)
         if hasattr(builder.config, "fragment_scan_options"):
-            # Arrow's own default reads ahead, and holds a Parquet file as a whole.
+            # Arrow's default reads ahead, and holds a Parquet file as a whole.
             builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
         builder.download_and_prepare()
         return builder.as_dataset(split="train")
 
-    return _loaded(said, prepared)
+    return _loaded(label, prepared)
 
 
 def _encoded_bytes(cell: Any) -> Any:
@@ -145,14 +145,14 @@ def _encoded_bytes(cell: Any) -> Any:
     return cell if isinstance(cell, bytes) else None
 
 
-def _loaded(said: str, load: Callable[[], Any]) -> Any:
+def _loaded(label: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except UserError:
         raise
-    # Broken files raise errors of many kinds.
+    # Broken files raise many kinds of errors.
     except Exception as error:
         reason: BaseException = error
-        while reason.__cause__ is not None:  # `datasets` says only that something went wrong
+        while reason.__cause__ is not None:  # `datasets` itself says only that something went wrong
             reason = reason.__cause__
-        raise UserError(f"data {said!r}: cannot be read: {one_line(reason):.300}") from error
+        raise UserError(f"data {label!r}: cannot be read: {one_line(reason):.300}") from error

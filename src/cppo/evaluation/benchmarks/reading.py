@@ -81,12 +81,12 @@ def unit_of(benchmark: Benchmark, name: str, question: Question) -> tuple[str, .
 
 
 def _rows(benchmark: Benchmark, split: str, folder: str | None) -> Iterator[Row]:
-    said = f"{benchmark.title} (hub:{benchmark.hub}, split {split})"
+    label = f"{benchmark.title} (hub:{benchmark.hub}, split {split})"
     try:
         where = benchmark.hub if folder is None else Path(folder) / benchmark.hub
         if isinstance(where, Path) and not where.is_dir():
-            raise HubAway(said, f"there is no folder {where}")
-        table = open_hub_table(where, split=split, config=benchmark.config, images=(), said=said)
+            raise HubAway(label, f"there is no folder {where}")
+        table = open_hub_table(where, split=split, config=benchmark.config, images=(), label=label)
     except HubAway as error:
         raise UserError(
             f"{benchmark.title}: {error.reason}: run `hf download {benchmark.hub} --repo-type dataset --local-dir "
@@ -95,7 +95,7 @@ def _rows(benchmark: Benchmark, split: str, folder: str | None) -> Iterator[Row]
     missing = [column for column in benchmark.columns if column not in table.table.column_names]
     if missing:
         raise UserError(
-            f"{no_row_has(said, missing, table.table.column_names)}: its layout is another one than expected"
+            f"{no_row_has(label, missing, table.table.column_names)}: its layout is another one than expected"
         )
     return table.rows()
 
