@@ -239,7 +239,7 @@ def test_what_is_not_there(hub):
     with pytest.raises(UserError, match=r"'a\.png' is nowhere, and there is no \.zip.*write hub:\./FOLDER"):
         load_records("hub:org/loose")
     hub.add("org/wrong", {"train.jsonl": table, "images.zip": zipped({"b.png": png(1)})})
-    with pytest.raises(UserError, match=r"'a\.png' lies in none of images\.zip"):
+    with pytest.raises(UserError, match=r"'a\.png' is in none of images\.zip"):
         load_records("hub:org/wrong")
 
 

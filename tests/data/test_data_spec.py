@@ -83,7 +83,11 @@ def test_every_spec_is_checked_before_any_is_read(tmp_path):
         ("tasks:digits", {"max_bad_fraction": 1.5}, "max_bad_fraction=1.5"),
         ("tasks:digits", {"columns": {"question": "prompt"}}, "'question' is unknown; choose one of prompt"),
         ("tasks:digits", {"columns": {"prompt": ""}}, "prompt must name a column"),
-        ("tasks:digits", {"columns": "verl2"}, "'verl2' is not a layout; did you mean `verl`? choose one of geometry3k"),
+        (
+            "tasks:digits",
+            {"columns": "verl2"},
+            "'verl2' is not a layout; did you mean `verl`? choose one of geometry3k",
+        ),
         (["tasks:digits", "tasks:digits"], {}, "given twice"),
         (["tasks:digits?n=5", "tasks:digits?n=6&split=train"], {}, "the same items"),
     ],

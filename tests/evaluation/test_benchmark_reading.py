@@ -118,10 +118,10 @@ def test_a_row_of_another_layout_is_named(hub, small):
         return table.set_column(table.column_names.index("ground_truth"), "ground_truth", [["2π"] * len(table)])
 
     hub.add("DynaMath/DynaMath_Sample", changed(small("dynamath"), without_golds))
-    with pytest.raises(UserError, match=r"DynaMath: row 2 \(split sample_variant1\) has another layout"):
+    with pytest.raises(UserError, match=r"DynaMath: row 2 \(split sample_variant1\) has an unexpected layout"):
         read_benchmark(BENCHMARKS["dynamath"])
     hub.add("AI4Math/MathVista", changed(small("mathvista"), without_answers))
-    with pytest.raises(UserError, match=r"MathVista testmini: row 1 \(split testmini\) has another layout"):
+    with pytest.raises(UserError, match=r"MathVista testmini: row 1 \(split testmini\) has an unexpected layout"):
         read_benchmark(BENCHMARKS["mathvista"])
 
 

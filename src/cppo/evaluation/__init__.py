@@ -1,4 +1,4 @@
-"""Evaluation: greedy or sampled accuracy of a model on records, with honest intervals."""
+"""Evaluation: greedy or sampled accuracy of a model on records, with confidence intervals."""
 
 from cppo.evaluation.card import CardRow, perception_card, same_answers
 from cppo.evaluation.conditions import BLANK, CLEAN, Condition, blank_images, get_condition

@@ -1,4 +1,4 @@
-"""The perception card: what a model's answers owe to the image, read off its answers under several conditions."""
+"""The perception card: how much a model's answers depend on the image, measured under several conditions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from cppo.rewards import answers_match, extract_answer
 
 @dataclass(frozen=True)
 class CardRow:
-    """One condition over the items that have an image.
+    """One condition, over the items that have an image.
 
     Attributes:
         condition: its name.
-        n: items.
-        accuracy: avg@N under it.
-        change: accuracy under it minus accuracy under `clean`, paired by item.
-        consistency: how often the final answer is that under `clean` (`same_answers`).
+        n: number of items.
+        accuracy: avg@N under the condition.
+        change: accuracy under the condition minus accuracy under `clean`, paired by item.
+        consistency: share of final answers equal to the answer under `clean` (`same_answers`).
     """
 
     condition: str
@@ -28,15 +28,15 @@ class CardRow:
 
 
 def perception_card(results: Mapping[str, EvalResult], *, tolerance: float = 0.0, seed: int = 0) -> tuple[CardRow, ...]:
-    """A row a condition, `clean` included, from results over the same records; items without an image are left out.
+    """One row a condition, including `clean`, from results on the same records; items without an image are left out.
 
     Args:
-        results: by condition; `clean` must be among them.
+        results: by condition; `clean` is required.
         tolerance: for numbers, as in `evaluate`.
         seed: of the paired bootstrap.
 
     Raises:
-        ValueError: `clean` is missing, results are of different records or samples, or no item has an image.
+        ValueError: `clean` is missing, results have different records or samples, or no item has an image.
     """
     if "clean" not in results:
         raise ValueError(f"a perception card needs the condition 'clean', got {', '.join(results)}")
@@ -48,7 +48,7 @@ def perception_card(results: Mapping[str, EvalResult], *, tolerance: float = 0.0
     rows = []
     for name, result in results.items():
         if result.samples != clean.samples or [i.id for i in result.items] != [i.id for i in clean.items]:
-            raise ValueError(f"condition {name!r} and 'clean' are over different records or samples")
+            raise ValueError(f"condition {name!r} and 'clean' have different records or samples")
         items = [result.items[place] for place in shown]
         accuracies = [item.accuracy for item in items]
         rows.append(
@@ -66,10 +66,10 @@ def perception_card(results: Mapping[str, EvalResult], *, tolerance: float = 0.0
 
 
 def same_answers(item: ItemResult, anchor: ItemResult, tolerance: float = 0.0) -> float:
-    r"""Share of an item's samples whose final answer is that of the same sample of `anchor`, as the rewards compare.
+    r"""Share of an item's samples with the same final answer as the same sample of `anchor`.
 
-    The final answer is the last `\boxed{...}`; a response without one agrees with none, right or wrong plays no part.
-    Sample s draws the same random numbers under every condition.
+    Answers are compared as the rewards do. The final answer is the last `\boxed{...}`; a response without one agrees
+    with none. Correctness does not matter. Sample s uses the same random numbers under every condition.
     """
     pairs = [
         (extract_answer(given), extract_answer(expected))

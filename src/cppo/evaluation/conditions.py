@@ -1,4 +1,4 @@
-"""The named conditions that a model is asked under: its images clean, blank, or perturbed in a known way."""
+"""The named conditions of an evaluation: images are clean, blank, or perturbed in a known way."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ GREY = (127, 127, 127)
 
 @dataclass(frozen=True)
 class Condition:
-    """How a record's images are shown: as they are, as grey images, or under a view family drawn for each image.
+    """How a record's images are shown: unchanged, grey, or under a view family drawn for each image.
 
     Attributes:
         name: one of CONDITION_NAMES.
-        families: drawn from uniformly for each image; none for `clean` and `blank`.
-        strengths: of the training families; held-out families have one strength only.
+        families: drawn from uniformly for each image; empty for `clean` and `blank`.
+        strengths: of the training families; held-out families have a fixed strength.
     """
 
     name: str
@@ -34,9 +34,9 @@ class Condition:
     strengths: ViewStrengths = field(default_factory=ViewStrengths)
 
     def show(self, record: Record, seed: int) -> tuple[Image.Image, ...]:
-        """The record's images under this condition, each of its own size.
+        """The record's images under this condition, each with its own size.
 
-        What is drawn depends on (seed, record id, place of the image, name of the condition) alone.
+        The random draws depend only on (seed, record id, place of the image, name of the condition).
         """
         if self.name == "blank":
             return blank_images(record.images)
@@ -55,13 +55,13 @@ BLANK = Condition("blank")
 
 
 def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
-    """The condition of that name.
+    """The condition of a name.
 
-    - `clean`: the images as they are; `blank`: grey ones of the same size;
-    - `trained_preserving`, `trained_removing`: I+ and I- as in training, by the families and strengths of `trained`
-      (its seed plays no part), the published ones without it;
+    - `clean`: unchanged images; `blank`: grey images of the same size;
+    - `trained_preserving`, `trained_removing`: I+ and I- as in training, with the families and strengths of `trained`
+      (its seed is ignored); the published ones if it is None;
     - `held_out_preserving`, `held_out_removing`: kinds never used in training (`cppo.views.held_out`);
-    - the name of a single family, also of the user's own: that one alone.
+    - the name of a family, also one of the user's own: only that family.
 
     Raises UserError for any other name.
     """
@@ -72,5 +72,5 @@ def get_condition(name: str, trained: ViewSampler | None = None) -> Condition:
 
 
 def blank_images(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
-    """Uniform grey images of the same sizes: every image token stays, what it could tell is gone."""
+    """Uniform grey images of the same sizes: the image tokens stay, their information is removed."""
     return tuple(Image.new("RGB", image.size, GREY) for image in images)

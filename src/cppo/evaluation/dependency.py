@@ -1,4 +1,4 @@
-"""Scores of given responses under an image, and how much their tokens depend on it, in batches."""
+"""Score given responses under an image, and how much their tokens depend on it, in batches."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class ScoredResponses:
 
     Attributes:
         rows: each response's token ids.
-        mask: True for its tokens, False for padding on the right, [B, T].
-        scores: by the name of the sampler that drew I-, then of the dependency score, [B, T].
+        mask: True for response tokens, False for padding on the right, [B, T].
+        scores: by the name of the sampler of I-, then by the name of the dependency score, [B, T].
     """
 
     rows: list[list[int]]
@@ -39,7 +39,7 @@ def score_dependency(
     max_new_tokens: int,
     system_prompt: str | None = None,
 ) -> ScoredResponses:
-    """Answer records in one batch, and take every dependency score under the I- of each of `samplers`."""
+    """Answer records in one batch, and compute every dependency score under the I- of each of `samplers`."""
     prompts = [chat_messages(record.prompt, system_prompt) for record in records]
     inputs = prompt_inputs(processor, prompts, [list(record.images) for record in records])
     rows = generate_tokens(model, processor, inputs, max_new_tokens=max_new_tokens)
@@ -64,7 +64,7 @@ def score_responses(
     hidden_states: bool = False,
     similar: Collection[str] = (),
 ) -> ResponseScores:
-    """Scores [B, T] and logits [B, T, V] of responses to `prompt_inputs`; what follows a response is padding."""
+    """Scores [B, T] and logits [B, T, V] of responses to `prompt_inputs`; padding follows a response."""
     inputs = dict(prompt.to(model.device).items())
     length = max(map(len, rows))
     padded = torch.tensor([row + [row[-1]] * (length - len(row)) for row in rows], device=model.device)
@@ -77,6 +77,6 @@ def score_responses(
 
 
 def padded_mask(rows: Sequence[list[int]]) -> Tensor:
-    """True for the tokens of responses, False for padding on the right, [B, T]."""
+    """True for response tokens, False for padding on the right, [B, T]."""
     lengths = torch.tensor([len(row) for row in rows])
     return torch.arange(int(lengths.max())) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""How well a dependency score finds the true perception tokens, where the data knows them."""
+"""How well a dependency score finds the true perception tokens, for data that mark them."""
 
 import re
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class DetectorQuality:
     """A score against the true perception tokens, pooled over tokens; fractions of 1.
 
     Attributes:
-        auprc: area under the precision-recall curve (average precision); `base_rate` is what chance has.
-        precision, recall: of the tokens that the selection rule keeps; precision is None if it keeps none.
+        auprc: area under the precision-recall curve (average precision); chance gives `base_rate`.
+        precision, recall: of the selected tokens; precision is None if none is selected.
         base_rate: share of true perception tokens.
-        tokens: how many were judged.
+        tokens: number of judged tokens.
     """
 
     auprc: float
@@ -33,9 +33,9 @@ class DetectorQuality:
 
 
 def detector_quality(score: Sequence[float], selected: Sequence[bool], truth: Sequence[bool]) -> DetectorQuality | None:
-    """Hold scores and selection of N tokens against the truth; None where no token is a true one (nothing to find).
+    """Compare scores and selection of N tokens with the truth; None if no token is a true one.
 
-    A score that is not a number, as a diverged model's are, ranks below all others.
+    A score that is NaN, as from a diverged model, ranks below all others.
     """
     true = sum(truth)
     if not true:
@@ -53,13 +53,13 @@ def detector_quality(score: Sequence[float], selected: Sequence[bool], truth: Se
 
 
 def true_spans(response: str, reference: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Where a sampled response reads the image: the words that stand where the reference's marked words stand.
+    """Spans of a sampled response that state what the image shows, by alignment with the marked reference.
 
-    Both texts are cut into words and marks and aligned; a marked word's place counts, read right or wrong.
-    A marked word without a counterpart (left out, or replaced by another number of words) yields nothing.
+    Both texts are cut into words and symbols and aligned. The place of a marked word counts, whether its value is right
+    or wrong. A marked word without a counterpart (left out, or replaced by another number of words) yields nothing.
 
     Args:
-        spans: [start, end) characters of `reference` that are read off the images.
+        spans: [start, end) characters of `reference` that state what the images show.
 
     Returns:
         [start, end) characters of `response`.
@@ -82,7 +82,7 @@ def true_spans(response: str, reference: str, spans: Sequence[tuple[int, int]]) 
 
 
 def token_truth(processor: Any, ids: Sequence[int], record: Record) -> list[bool | None]:
-    """Which tokens are read off the image; None each where the record has no marked reference response."""
+    """Which tokens state what the image shows; None for each if the record has no marked reference response."""
     if record.response is None or record.perception_spans is None:
         return [None] * len(ids)
     ends = [len(processor.tokenizer.decode(ids[: place + 1])) for place in range(len(ids))]

@@ -1,4 +1,4 @@
-"""Lets a model answer records, alone or in several processes, and scores the answers."""
+"""Let a model answer records, in one or several processes, and score the answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,39 +36,39 @@ def evaluate(
 ) -> EvalResult:
     """Let `model` answer every record and score the answers.
 
-    The records are cut into batches, and the batches are dealt to the processes. Batches are scored in a second thread
-    while the next ones are answered.
+    The batches of records are distributed over the processes. A second thread scores a batch while the next is
+    answered.
 
     Args:
         model: a transformers model, or another `Engine`.
-        processor: the transformers model's; None beside another engine.
-        condition: how the images are shown (`get_condition`); `BLANK` tells what the model scores without looking.
+        processor: the transformers model's; None with another engine.
+        condition: how the images are shown (`get_condition`); `BLANK` gives the score without seeing.
         samples: responses a record.
-        temperature: 0 is greedy decoding; by default that for one sample, 1 for more.
-        top_p: of the sampling: the smallest set of most probable tokens that holds it is drawn from.
+        temperature: 0 is greedy decoding; by default 0 for one sample, 1 for more.
+        top_p: sample from the smallest set of most probable tokens with at least this probability.
         batch_size: responses generated together.
-        seed: of sampling and perturbations. Sample s of a record draws random numbers that depend on (seed, record id,
-            s) alone, so that neither batch size nor the other records change a response but through rounding.
-        system_prompt: put before every prompt that brings no system message.
-        tolerance: how far a number may lie from the expected one, as a fraction of it.
-        known: results of the first records, from an earlier call with the same arguments. They are kept; a batch that
-            holds other records too is answered again as a whole, so that it is padded as before.
-        keep: called in the first process with each record just answered, without its images, and its result.
-        progress: called in the first process with the number of records just answered.
-        right: from a record's id and its responses, 1.0 for each right one and 0.0 for the others; by default the
-            accuracy reward with `tolerance`.
-        processes: those that call this function together. Each gets the whole result, which their number does not
-            change.
+        seed: of sampling and perturbations. The random numbers of sample s depend only on (seed, record id, s). Batch
+            size and other records change a response by rounding only.
+        system_prompt: added before every prompt without a system message.
+        tolerance: allowed error of a number, as a fraction of the expected number.
+        known: results of the first records, from an earlier call with the same arguments. They are kept. A batch with
+            other records too is answered again as a whole, so that its padding is the same.
+        keep: called in the first process with each newly answered record, without its images, and its result.
+        progress: called in the first process with the number of newly answered records.
+        right: maps a record's id and responses to 1.0 (right) or 0.0 each; by default the accuracy reward with
+            `tolerance`.
+        processes: the processes that call this function together. Each gets the whole result, which does not depend on
+            their number.
 
     Raises:
-        ValueError: no records, samples < 1, or several greedy samples, which would all be the same.
+        ValueError: no records, samples < 1, or several greedy samples, which would be identical.
         UserError: another process failed.
     """
     if not len(source) or samples < 1:
         raise ValueError(f"evaluate needs records and samples >= 1, got {len(source)} records, samples {samples}")
     temperature = (0.0 if samples == 1 else 1.0) if temperature is None else temperature
     if samples > 1 and not temperature:
-        raise ValueError(f"{samples} greedy samples are all the same; evaluate needs temperature > 0 for them")
+        raise ValueError(f"{samples} greedy samples would be identical; evaluate needs temperature > 0 for them")
     engine = model if isinstance(model, Engine) else TransformersEngine(model, processor)
     used = getattr(engine, "processor", None)
     opened = ChatForm.of(used).opened if used is not None else ""
@@ -113,9 +113,9 @@ def score_item(
     right: Callable[[str, Sequence[str]], Sequence[float]] | None = None,
     opened: str = "",
 ) -> ItemResult:
-    """A record's responses with the format reward of each, and `right` or the accuracy reward.
+    """A record's responses with their format rewards, and their `right` or accuracy rewards.
 
-    opened: what the chat template opens of the form (`ChatForm`).
+    opened: the part of the form that the chat template opens (`ChatForm`).
     """
     if right is not None:
         correct = right(record.id, responses)

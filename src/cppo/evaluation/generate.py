@@ -1,4 +1,4 @@
-"""Batched generation of responses to prompts with images: the interface, and a transformers model behind it."""
+"""Batched generation of responses to prompts with images: the interface, and its transformers engine."""
 
 import hashlib
 import json
@@ -19,18 +19,18 @@ from cppo.policy import only_special_tokens, unwrapped, vision_placeholder_ids
 Prompts = Sequence[list[dict[str, Any]]]
 """B conversations, each a list of chat messages."""
 Images = Sequence[Sequence[Any]]
-"""The PIL images of B prompts, possibly none of one."""
+"""The PIL images of B prompts; a prompt may have none."""
 
 
 class Sampling(TypedDict, total=False):
-    """How responses are drawn.
+    """Settings of generation.
 
     Attributes:
         max_new_tokens: the longest response.
         temperature: 0, the default, for greedy decoding; otherwise sampling, without top-k.
-        top_p: the smallest set of most probable tokens that holds it is drawn from; 1 by default.
-        streams: of the sampling, one per prompt (`response_stream`): a response depends on its prompt and its stream,
-            not on the others. Greedy decoding needs none.
+        top_p: sample from the smallest set of most probable tokens with at least this probability; 1 by default.
+        streams: random streams, one per prompt (`response_stream`). A response depends on its prompt and its stream
+            only. Greedy decoding needs none.
     """
 
     max_new_tokens: Required[int]
@@ -41,7 +41,7 @@ class Sampling(TypedDict, total=False):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Answers a batch of prompts in an evaluation, each with one response. `evaluate` gives all of `Sampling`."""
+    """Answers a batch of prompts in an evaluation with one response each. `evaluate` sets all of `Sampling`."""
 
     def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]: ...
 
@@ -68,7 +68,7 @@ class ScoringEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class TransformersEngine:
-    """A model of transformers and its processor, on the device where the model is."""
+    """A transformers model and its processor, on the model's device."""
 
     model: Any
     processor: Any
@@ -100,8 +100,8 @@ def generate_responses(
 ) -> list[str]:
     """One response to each prompt, as text without special tokens.
 
-    The prompts are laid out as in training (TRL's chat preparation: images before the first user message's text unless
-    the message places them), padded on the left. Tokens that stand for an image are never generated.
+    Prompts have the layout of training (TRL's chat preparation: images before the first user message's text unless the
+    message places them), padded on the left. Image placeholder tokens are never generated.
     """
     rows = generate_tokens(model, processor, prompt_inputs(processor, prompts, images), **sampling)
     return processor.batch_decode(rows, skip_special_tokens=True)
@@ -151,15 +151,15 @@ def _generate(
 
 
 def response_stream(seed: int, record_id: str, sample: int) -> np.random.Generator:
-    """The random numbers of one response: PCG64, seeded with the SHA-256 of the arguments as a JSON list."""
+    """The random generator of one response: PCG64, seeded with the SHA-256 of the arguments as a JSON list."""
     key = json.dumps([seed, record_id, sample]).encode()
     return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(key).digest(), "little")))
 
 
 class DrawnToken(LogitsProcessor):
-    """Leaves each row the one token that its stream draws, one uniform number a token, for greedy search to take.
+    """Keeps one token a row, drawn with one uniform number from the row's stream; greedy search then takes it.
 
-    generate's own sampling draws all rows from one global stream: a response would change with its batch.
+    The sampling of `generate` draws all rows from one global stream: a response would change with its batch.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class DrawnToken(LogitsProcessor):
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Probabilities [B, V] with 0 outside the smallest set of most probable tokens that holds `top_p`; not scaled."""
+    """Probabilities [B, V], 0 outside the smallest set of most probable tokens with at least `top_p`; not rescaled."""
     ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
     outside = ordered.cumsum(dim=-1) - ordered >= top_p
     return probabilities.scatter(-1, tokens, ordered.masked_fill(outside, 0.0))
@@ -206,7 +206,7 @@ def inverse_cumulative(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
-    """The ids up to the first end-of-sequence token, which stays; what follows it is padding."""
+    """The ids up to and with the first end-of-sequence token; padding follows."""
     for place, token in enumerate(ids):
         if token in ends:
             return ids[: place + 1]
@@ -214,14 +214,14 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def prompt_inputs(processor: Any, prompts: Prompts, images: Images) -> Any:
-    """What the processor makes of prompts with images, up to where the response begins; padded on the left."""
+    """The processor's outputs for prompts with images, up to the start of the response; padded on the left."""
     messages = [_messages(prompt, pictures) for prompt, pictures in zip(prompts, images, strict=True)]
     return processor.apply_chat_template(
         messages,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-        return_tensors="pt",  # among `processor_kwargs` SmolVLM's processor would undo it
+        return_tensors="pt",  # in `processor_kwargs` SmolVLM's processor would undo it
         processor_kwargs={"padding": True, "padding_side": "left"},
     )
 
@@ -236,13 +236,13 @@ def _messages(prompt: list[dict[str, Any]], images: Sequence[Any]) -> list[dict[
 
 
 def end_token_ids(processor: Any, config: GenerationConfig) -> list[int]:
-    """The tokens that end a response: the tokenizer's own and those of a checkpoint's generation configuration."""
+    """The tokens that end a response: the tokenizer's own, and those in a checkpoint's generation configuration."""
     eos = config.eos_token_id
     return sorted({processor.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
 
 
 def _generation_config(model: Any, processor: Any, max_new_tokens: int) -> GenerationConfig:
-    """Greedy search that ends where the tokenizer or the checkpoint says; image placeholders are never written."""
+    """Greedy search with the end tokens of tokenizer and checkpoint; image placeholders are banned."""
     tokenizer = processor.tokenizer
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -256,7 +256,7 @@ def _generation_config(model: Any, processor: Any, max_new_tokens: int) -> Gener
 
 @contextmanager
 def evaluation_mode(model: Any) -> Any:
-    """Evaluation mode inside; afterwards as before."""
+    """Evaluation mode inside the context; the former mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What each token of sampled responses owes to the image: its scores under the image, I+ and I-."""
+"""How much each token of sampled responses depends on the image: its scores under the image, I+ and I-."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,17 +36,16 @@ ALTERNATIVES = 5
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """How responses are drawn, and which of them and of their tokens are selected.
+    """How responses are drawn, and how responses and tokens are selected.
 
     Attributes:
         samples: responses an item; 1 is greedy, more are sampled.
         temperature: of sampling and of all scores.
-        score: looked at beside `DEPENDENCY_SCORES`, where it is one of the user's own.
-        selector, top_fraction, top_rounding: which tokens of each response are selected by their score
-            (`select_tokens`).
+        score: one of the user's own scores, shown beside `DEPENDENCY_SCORES`.
+        selector, top_fraction, top_rounding: how tokens of each response are selected by score (`select_tokens`).
         gate: which responses take part in the perception loss (`gate_rollouts`).
-        tolerance: of a number in an answer, as a fraction of it.
-        run: all options of the run, for selectors that take others too.
+        tolerance: allowed error of a number in an answer, as a fraction of it.
+        run: all options of the run, for selectors that take more of them.
     """
 
     samples: int = 4
@@ -69,11 +68,11 @@ class InspectedToken:
 
     Attributes:
         logps, entropies: under each of `VIEWS`.
-        d_preserving, d_removing: divergence of image and view under each of `DIVERGENCES`.
+        d_preserving, d_removing: divergence between image and view under each of `DIVERGENCES`.
         scores: dependency score under each name of `DEPENDENCY_SCORES`, and the user's own.
-        selected: whether the selector keeps it, by each score.
+        selected: by each score, whether the selector keeps the token.
         alternatives: the most probable tokens with their probabilities under each of `VIEWS`.
-        true_perception: whether it is read off the image, None where the data does not know.
+        true_perception: whether it states what the image shows; None if the data do not mark it.
     """
 
     text: str
@@ -89,8 +88,8 @@ class InspectedToken:
 
 @dataclass(frozen=True)
 class InspectedResponse:
-    """A response. `advantage` is by the default rewards (accuracy, format), None where a single response leaves nothing
-    to compare with; `gated_in` says whether the gate then lets it take part in the perception loss.
+    """A response. `advantage` is computed from the default rewards (accuracy, format); None for a single response.
+    `gated_in` says whether it passes the gate of the perception loss.
     """
 
     text: str
@@ -103,7 +102,7 @@ class InspectedResponse:
 
 @dataclass(frozen=True)
 class InspectedItem:
-    """A record's responses, and its images with the views they were scored under."""
+    """A record's responses, and its images with the views of the scores."""
 
     record: Record
     preserving: tuple[Image.Image, ...]
@@ -147,7 +146,7 @@ def inspect_record(
         scored.setdefault(view, scored["image"])
     mask = padded_mask(rows).to(scored["image"].logps.device)
     texts = processor.batch_decode(rows, skip_special_tokens=True)
-    # The responses' own streams end at `samples`.
+    # The responses use streams below `samples`.
     draws = torch.from_numpy(response_stream(options.seed, record.id, options.samples).random(tuple(mask.shape)))
     columns = token_columns(scored, mask & bool(record.images), options, draws.to(mask.device))
     found = score_item(record, texts, options.tolerance)
@@ -172,7 +171,7 @@ def inspect_record(
 def token_columns(
     scored: dict[str, ResponseScores], mask: Tensor, options: InspectOptions, draws: Tensor
 ) -> dict[str, dict[str, Any]]:
-    """Every figure of every token, by group and name, each [B, T] (alternatives: ids and probabilities [B, T, 5]).
+    """Every number of every token, by group and name, each [B, T] (alternatives: ids and probabilities [B, T, 5]).
 
     `draws` are uniform random numbers [B, T], for a random selection.
     """

@@ -1,4 +1,4 @@
-"""Loads a vision-language model and its processor for evaluation; an adapter is merged into its model."""
+"""Load a vision-language model and its processor for evaluation; an adapter is merged into its model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from cppo.policy import merged
 from cppo.policy.loading import whole_weights, with_adapter
 
 FAILURES = (OSError, ValueError, ImportError)
-"""How the libraries refuse a model; some processors need a package of their own."""
+"""The libraries' errors for an unusable model; some processors need a package of their own."""
 
 
 def check_vision_model(name: str) -> None:
-    """Refuse a `name` (a packaged name, a folder, a Hugging Face name) that is neither a model with a vision tower nor
-    an adapter of one. Raises UserError, also where its configuration cannot be read.
+    """Refuse a model without a vision tower, and an adapter of such a model.
+
+    `name` is a packaged name, a folder or a Hugging Face name. Raises UserError, also if its configuration cannot be
+    read.
     """
     try:
         config = AutoConfig.from_pretrained(resolve_model(adapter_base(name) or name), trust_remote_code=False)
@@ -31,7 +33,7 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     """The model in evaluation mode and its processor.
 
     Args:
-        name: a packaged name, a folder or a Hugging Face name; of an adapter's folder the model with it merged in.
+        name: a packaged name, a folder or a Hugging Face name; an adapter's folder gives the merged model.
         device, dtype: see `placement`.
 
     Raises:
@@ -57,7 +59,7 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
 
 
 def placement(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """Device and dtype as given; else CUDA where there is one, float32 on CPU and bfloat16 elsewhere.
+    """The given device and dtype; by default CUDA if available, float32 on CPU and bfloat16 elsewhere.
 
     Args:
         device: e.g. "cpu" or "cuda".

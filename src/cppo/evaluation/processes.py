@@ -13,15 +13,15 @@ from cppo.errors import UserError, first_line, one_line
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others. A launcher ends all of them when one fails."""
+"""How long a process waits for the others. A launcher ends all processes when one fails."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes share the work, and which of them this one is. `ALONE` shares with nobody.
+    """The number of processes that share the work, and the index of this one. `ALONE` is a single process.
 
     Attributes:
-        sharded: whether each holds a part of the model's weights, so that none can run it without the others.
+        sharded: each process holds a part of the model's weights, so no process can run the model alone.
     """
 
     count: int = 1
@@ -33,10 +33,10 @@ class Processes:
         return self.index == 0
 
     def gather(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returns in each process, in their order; every process gets the whole list.
+        """The result of `work` in each process, in order; every process gets the whole list.
 
-        Raises what `work` raised here. Raises UserError where it failed in another process, or where one has ended.
-        Where weights are sharded the others wait in the model, and learn of a failure as this process ends.
+        Raises the error of `work` in this process. Raises UserError if it failed in another process, or one has ended.
+        With sharded weights the others wait in the model, and learn of a failure when this process ends.
         """
         if self.count == 1:
             return [work()]
@@ -58,7 +58,7 @@ class Processes:
         return [result for result, _ in found]
 
     def from_first(self, value: T) -> T:
-        """The first process's value, in every process. Raises UserError where a process has ended."""
+        """The first process's value, in every process. Raises UserError if a process has ended."""
         if self.count == 1:
             return value
         return self._exchange(lambda: broadcast_object_list([value])[0])
@@ -74,14 +74,14 @@ ALONE = Processes()
 
 
 def join_processes(device: str, launched: int) -> tuple[Processes, str]:
-    """Join the processes that a launcher has started, and take this one's own device.
+    """Join the processes of a launcher, and take this process's own device.
 
     Args:
         device: "cpu" or "cuda"; a single process may name one GPU.
-        launched: how many processes there are.
+        launched: number of processes.
 
     Raises:
-        UserError: the device is not one that each process has one of.
+        UserError: there is not one such device for each process.
     """
     if launched == 1:
         return ALONE, device

@@ -1,6 +1,6 @@
-"""Which rows a model can read: those whose texts hold no mark of its own, with prompts that are short enough.
+"""Which rows a model can read: texts without the model's own marks, and short enough prompts.
 
-A model's own mark stands for an image: in a text its processor would look for an image that is not there.
+A model's own mark stands for an image: the processor would look for an image that is not there.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from cppo.evaluation.generate import prompt_inputs
 from cppo.policy.families import vision_placeholder_ids
 
 MARK_NAMES = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
-"""Attributes under which processors and tokenizers keep their marks as text."""
+"""Attributes in which processors and tokenizers keep their marks as text."""
 PROMPTS_AT_ONCE = 16
 
 
 def own_marks(processor: Any) -> list[str]:
-    """What the processor and its tokenizer read as the place or the frame of an image or a video."""
+    """Marks that the processor and its tokenizer read as the place or the frame of an image or a video."""
     tokenizer = processor.tokenizer
     words = tokenizer.convert_ids_to_tokens(vision_placeholder_ids(processor, None))
     named = [getattr(holder, name, None) for holder in (processor, tokenizer) for name in MARK_NAMES]
@@ -26,31 +26,31 @@ def own_marks(processor: Any) -> list[str]:
 
 
 def marked_rows(source: RecordSource, processor: Any) -> list[tuple[int, str]]:
-    """(index, mark) of the records with such a mark in a text of theirs; no image is decoded."""
+    """(index, mark) of the records with such a mark in one of their texts; no image is decoded."""
     marks = own_marks(processor)
     found = ((index, _first(marks, source.texts(index))) for index in range(len(source)))
     return [(index, mark) for index, mark in found if mark is not None]
 
 
 def check_marks(processor: Any, sources: Sequence[RecordSource | None], **options: str | None) -> None:
-    """Refuse rows, and options by their names, with a mark of the model's own. Raises UserError with the first."""
+    """Refuse rows, and options by name, with a mark of the model's own. Raises UserError for the first."""
     for name, text in options.items():
         if text is not None and (mark := _first(own_marks(processor), [text])) is not None:
             raise UserError(
-                f"{name}: it holds {mark}, which this model reads as the place of an image; write it otherwise"
+                f"{name}: it holds {mark}, which this model reads as the place of an image; write it in another way"
             )
     for source in sources:
         if source is not None and (marked := marked_rows(source, processor)):
             index, mark = marked[0]
             raise UserError(
-                f"{source.place(index)}: its text holds {mark}, which this model reads as the place of an image "
-                f"({len(marked)} such rows); write it otherwise, and <image> where an image stands"
+                f"{source.place(index)}: its text holds {mark}, which this model reads as the place of an "
+                f"image ({len(marked)} such rows); write it in another way, and <image> for an image"
             )
 
 
 @dataclass(frozen=True)
 class LongRow:
-    """A row whose prompt has more tokens than wanted; `place` names it, e.g. "my.jsonl line 3"."""
+    """A row with a longer prompt than allowed; `place` names it, e.g. "my.jsonl line 3"."""
 
     place: str
     tokens: int
@@ -63,9 +63,9 @@ def prompt_lengths(
     system_prompt: str | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> list[int]:
-    """Prompt tokens of every record, those of its images included, as training and evaluation lay it out.
+    """Number of prompt tokens of every record, with image tokens, in the layout of training and evaluation.
 
-    Every image goes through the processor. `progress` is called with the number of records just counted.
+    Every image goes through the processor. `progress` is called with the number of newly counted records.
     """
     counts: list[int] = []
     for start in range(0, len(source), PROMPTS_AT_ONCE):
@@ -78,7 +78,7 @@ def prompt_lengths(
 
 
 def long_rows(source: RecordSource, counts: list[int], limit: int) -> list[LongRow]:
-    """The records of more than `limit` prompt tokens, in order."""
+    """The records with more than `limit` prompt tokens, in order."""
     return [LongRow(source.place(index), count) for index, count in enumerate(counts) if count > limit]
 
 

@@ -1,4 +1,4 @@
-"""The response file of `cppo eval`: every response as soon as it is there, for a stopped evaluation to go on from.
+"""The response file of `cppo eval`: every response is written at once, so that a stopped evaluation can resume.
 
 Each line after the header is one record under one condition.
 """
@@ -18,8 +18,7 @@ OPTION = "--responses"
 class ResponseFile:
     """Responses on disk, by condition in the order of the records.
 
-    Raises UserError for a file of something else or of other settings, a damaged one, or one that cannot be read or
-    written.
+    Raises UserError for a file of another kind or other settings, and for a damaged, unreadable or unwritable file.
     """
 
     def __init__(self, path: str, settings: Mapping[str, Any]) -> None:
@@ -31,7 +30,7 @@ class ResponseFile:
     def known(self, condition: str, source: Any) -> tuple[ItemResult, ...]:
         """Results of the first records of `source` under a condition.
 
-        Raises UserError where the last of them is of another record.
+        Raises UserError if they belong to other records.
         """
         lines = self._lines.get(condition, [])[: len(source)]
         if lines and (found := source[len(lines) - 1].id) != lines[-1]["id"]:

@@ -1,4 +1,4 @@
-"""What an evaluation found: the responses to each record, their scores, rates with intervals."""
+"""Results of an evaluation: the responses to each record, their scores, rates with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from cppo.evaluation.statistics import mean_interval, pass_at_k
 class ItemResult:
     """The responses to one record; `correct` and `well_formed` hold one 0.0 or 1.0 a response.
 
-    `images` is how many the record has; `choices` are its options' texts, none where it is no multiple-choice question.
+    `images` is the record's number of images; `choices` are its options' texts, empty if it has no options.
     """
 
     id: str
@@ -37,16 +37,16 @@ class Rate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Rate":
-        """Of one score in [0, 1] an item. Raises ValueError if there is none."""
+        """From one score in [0, 1] an item. Raises ValueError if there is none."""
         return cls(min(sum(values) / len(values), 1.0), *mean_interval(values))
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What `evaluate` found; rates are fractions of 1.
+    """Result of `evaluate`; rates are fractions of 1.
 
-    `accuracy` is the mean over items of the mean over an item's samples (avg@N), `accuracy_ci95` its interval
-    over the items (`mean_interval`). `condition` is the name of the one that the images were shown under.
+    `accuracy` is the mean over items of the mean over an item's samples (avg@N), `accuracy_ci95` its interval over the
+    items (`mean_interval`). `condition` names how the images were shown.
     """
 
     items: tuple[ItemResult, ...]
@@ -75,11 +75,11 @@ class EvalResult:
         return sum(sum(item.well_formed) for item in self.items) / (self.n * self.samples)
 
     def pass_at(self, k: int) -> Rate:
-        """The unbiased estimate of the share of items solved in k attempts (`pass_at_k`), k at most `samples`."""
+        """Unbiased estimate of the share of items solved in k attempts (`pass_at_k`), k at most `samples`."""
         return Rate.of([pass_at_k(self.samples, round(sum(item.correct)), k) for item in self.items])
 
     def to_dict(self, ks: Sequence[int] = ()) -> dict[str, Any]:
-        """The figures as JSON values, without the items; with pass@k for each of `ks`."""
+        """The results as JSON values, without the items; with pass@k for each of `ks`."""
         figures = {
             "accuracy": self.accuracy,
             "accuracy_ci95": list(self.accuracy_ci95),

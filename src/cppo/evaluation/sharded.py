@@ -1,4 +1,4 @@
-"""Answers of a model whose weights are sharded: each pass gathers them, so all processes make it together."""
+"""Answers of a model with sharded weights: each pass gathers them, so all processes run it together."""
 
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -10,19 +10,19 @@ from cppo.evaluation.processes import Processes
 
 IDLE_PROMPT = [{"role": "user", "content": "-"}]
 IDLE_SIDE = 64
-"""Pixels of the grey square that goes with it where the others' prompts have images."""
+"""Side in pixels of the grey square for an idle prompt, when the others' prompts have images."""
 
 
 @dataclass(frozen=True)
 class ShardedEngine:
     """Lets another engine answer in all processes at once.
 
-    A process without prompts answers an idle one, and so does one whose prompts have no images while those of another
-    have some: the vision tower is sharded too. `generate` goes on in each process until the last one has finished.
+    Prompts with and without images go in separate rounds, since the vision tower is sharded too. A process without
+    prompts for a round answers an idle prompt. `generate` runs in each process until the last one has finished.
 
     Attributes:
-        engine: answers one batch with a model of transformers.
-        processes: those that call `answer` together.
+        engine: answers one batch with a transformers model.
+        processes: the processes that call `answer` together.
     """
 
     engine: Engine

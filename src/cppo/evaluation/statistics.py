@@ -13,7 +13,7 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int
     """Percentile bootstrap of the mean over items, 95 % (Efron 1979); each resample draws whole items.
 
     Args:
-        values: one per item, not empty. Where all are equal the interval has no width.
+        values: one per item, not empty. If all are equal the interval has no width.
         seed: of the resampling; nothing else is random.
 
     Returns:
@@ -26,14 +26,14 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0, resamples: int
 
 def bootstrap_means(values: Sequence[float] | np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
     """Means of `resamples` draws with replacement of as many items as there are; shape [resamples]."""
-    # Only how many items take which value matters, and right-or-wrong values are few: few bins, fast draws.
+    # A mean depends only on how many items take each value; few distinct values give few bins and fast draws.
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     draws = rng.multinomial(len(values), counts / counts.sum(), size=resamples)
     return draws @ distinct / len(values)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of scores in [0, 1]: Wilson's where every item scores 0 or 1, else the bootstrap's.
+    """95 % interval of the mean of scores in [0, 1]: Wilson's if every item scores 0 or 1, else the bootstrap's.
 
     Raises ValueError without values.
     """
@@ -86,7 +86,7 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], *, seed: i
 
 @dataclass(frozen=True)
 class MeanInterval:
-    """A mean over `n` runs with its 95 % interval; the ends are None where a single run leaves nothing to judge by."""
+    """A mean over `n` runs with its 95 % interval; a single run has no interval (None, None)."""
 
     mean: float
     low: float | None
@@ -97,7 +97,7 @@ class MeanInterval:
 def t_interval(values: Sequence[float]) -> MeanInterval:
     """Student's interval of the mean of independent values, one per seed: mean -+ t s / sqrt(n) with n - 1 degrees.
 
-    Of paired differences (same seed, same data, two methods) it is the paired t interval. Raises ValueError without
+    For paired differences (same seed, same data, two methods) it is the paired t interval. Raises ValueError without
     values.
     """
     if not len(values):
@@ -112,7 +112,7 @@ def t_interval(values: Sequence[float]) -> MeanInterval:
 
 @dataclass(frozen=True)
 class CrossedMean:
-    """A mean over seeds and items both: its 95 % interval, and how likely one as far from 0 is where the truth is 0."""
+    """A mean over both seeds and items: its 95 % interval, and its p value against a true mean of 0."""
 
     low: float
     high: float
@@ -120,15 +120,15 @@ class CrossedMean:
 
 
 def crossed_mean(tasks: Sequence[np.ndarray]) -> CrossedMean | None:
-    """A mean difference, as for other seeds and other items both, where each seed answers each item.
+    """A mean difference with its uncertainty over both seeds and items; each seed answers each item.
 
-    With seeds and items as crossed random effects the mean's variance is what the seeds' means say, plus what the
-    items' means say, less their residual, which both hold; the degrees of freedom are Satterthwaite's (1946). As an
-    estimate of that sum can fall below one of its parts, the larger part is its least value.
+    Seeds and items are crossed random effects. The mean's variance is the variance from the seeds' means, plus the
+    variance from the items' means, minus their residual, which both contain. Degrees of freedom are Satterthwaite's
+    (1946). The estimated sum can fall below one of its parts, so the larger part is its lower bound.
 
     Args:
-        tasks: for each task [seeds, items], a difference for each (say 1, 0 or -1). The tasks count alike; their seeds
-            are the same ones in the same order, their items are others.
+        tasks: for each task [seeds, items], a difference for each (say 1, 0 or -1). Tasks count equally; they have the
+            same seeds in the same order, and different items.
 
     Returns:
         None for a single seed or item.

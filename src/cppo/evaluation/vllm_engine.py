@@ -1,4 +1,4 @@
-"""vLLM's engine in the place of transformers' generation."""
+"""vLLM's engine instead of transformers' generation."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from cppo.policy import vision_placeholder_ids
 from cppo.policy.families import check_vision_rope
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "GROUP_", "TORCHELASTIC_")
-"""How the variables begin by which a launcher makes its processes one group; vLLM would take them for its own."""
+"""Prefixes of the variables with which a launcher groups its processes; vLLM would read them as its own."""
 LOCAL_PLACE = (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
-"""Where a launcher says which process of this machine this is, and of how many; and what holds without one."""
+"""Variables of a launcher for this process's local index and their number, with defaults for no launcher."""
 
 
 class VllmEngine:
     """Answers prompts through vLLM.
 
-    vLLM expands a prompt's image placeholders itself, so it gets the chat text with one placeholder an image, and the
-    images beside it.
+    vLLM expands a prompt's image placeholders itself. It gets the chat text with one placeholder an image, and the
+    images.
 
     Attributes:
         llm: vLLM's engine (`vllm.LLM`).
@@ -35,7 +35,7 @@ class VllmEngine:
     def __init__(self, llm: Any, processor: Any, config: Any, generation: GenerationConfig) -> None:
         self.llm, self.processor = llm, processor
         self._ends = end_token_ids(processor, generation)
-        # The strongest bias that vLLM takes, in nats: a placeholder that is sampled would need an image.
+        # The strongest bias that vLLM takes, in nats: a sampled placeholder would need an image.
         self._bias = dict.fromkeys(vision_placeholder_ids(processor, config), -100.0)
 
     def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]:
@@ -66,7 +66,7 @@ class VllmEngine:
         return list(zip(texts, outputs, strict=True))
 
     def parameters(self, **sampling: Any) -> Any:
-        """vLLM's `SamplingParams`, so that a response ends as in transformers and holds no placeholder."""
+        """vLLM's `SamplingParams`: a response ends as in transformers and holds no placeholder."""
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -79,12 +79,12 @@ class VllmEngine:
         )
 
     def prompt(self, prompt: list[dict[str, Any]], images: Sequence[Any]) -> dict[str, Any]:
-        """A prompt as vLLM takes it."""
+        """A prompt in vLLM's format."""
         shown = {"multi_modal_data": {"image": list(images)}} if images else {}
         return {"prompt": prompt_text(self.processor, prompt, images), **shown}
 
     def generate(self, asked: Sequence[dict[str, Any]], parameters: Sequence[Any]) -> Sequence[Any]:
-        """vLLM's outputs, in order. Raises UserError for a prompt that it refuses."""
+        """vLLM's outputs, in order. Raises UserError if vLLM refuses a prompt."""
         start = self.processor.tokenizer.bos_token
         begun = start is not None and all(one.get("prompt", "").startswith(start) for one in asked)
         try:
@@ -103,17 +103,17 @@ def load_vllm(
     gpu_memory_utilization: float = 0.9,
     max_model_length: int | None = None,
 ) -> VllmEngine:
-    """An engine of this process alone, on GPUs of its own.
+    """An engine of this process, on its own GPUs.
 
     Args:
         name: a packaged name, a folder or a Hugging Face name; no adapter.
         dtype: "float32", "bfloat16" or "float16".
         tensor_parallel_size: GPUs over which the weights are split.
-        gpu_memory_utilization: the fraction of each GPU's memory that vLLM takes.
-        max_model_length: tokens of prompt and response together; None for as many as the model can.
+        gpu_memory_utilization: the fraction of each GPU's memory for vLLM.
+        max_model_length: tokens of prompt and response together; None for the model's limit.
 
     Raises:
-        UserError: a model that vLLM cannot load or would compute otherwise, or too few GPUs.
+        UserError: too few GPUs, or a model that vLLM cannot load or would compute otherwise.
     """
     check_vision_model(name)
     processor, folder = load_processor(name), str(resolve_model(name))
@@ -121,7 +121,7 @@ def load_vllm(
     check_vision_rope(name, config)
     try:
         generation = GenerationConfig.from_pretrained(folder)
-    except OSError:  # a checkpoint may come without one
+    except OSError:  # a checkpoint may lack one
         generation = GenerationConfig.from_model_config(config)
     with own_environment(tensor_parallel_size):
         from vllm import LLM
@@ -142,9 +142,9 @@ def load_vllm(
 
 @contextmanager
 def own_environment(gpus: int) -> Iterator[None]:
-    """Environment variables under which vLLM starts as if no launcher had started this process, on `gpus` GPUs.
+    """Environment variables that hide the launcher from vLLM, on `gpus` GPUs.
 
-    Raises UserError where this machine has too few.
+    Raises UserError if this machine has too few.
     """
     before = dict(os.environ)
     index, count = (int(os.environ.get(name, default)) for name, default in LOCAL_PLACE)
@@ -163,10 +163,10 @@ def own_environment(gpus: int) -> Iterator[None]:
 
 
 def own_gpus(every: Sequence[str], index: int, count: int, size: int) -> list[str]:
-    """The `size` GPUs of `every` that process `index` of `count` on a machine takes. Raises UserError for too few."""
+    """The `size` GPUs of `every` for process `index` of `count` on a machine. Raises UserError for too few."""
     if len(every) < count * size:
         raise UserError(
-            f"--vllm_tensor_parallel_size {size} in {count} processes takes {count * size} GPUs, but there are "
-            f"{len(every)}; start fewer processes"
+            f"--vllm_tensor_parallel_size {size} in {count} processes takes {count * size} GPUs, but there "
+            f"are {len(every)}; start fewer processes"
         )
     return list(every[index * size : (index + 1) * size])

@@ -15,7 +15,7 @@ from cppo.errors import UserError
 from cppo.rewards import answer_number, answers_match, extract_answer
 
 MAX_SEARCHED_CHARS = 10_000
-"""Of an answer that is no box, only the end is searched."""
+"""Limit for an answer without a box; only its end is searched."""
 MAX_LIST_CHARS = 20_000
 LETTERS_NEAR_THE_END = 5
 LABEL_LETTERS = "ABCDEFGH"
@@ -28,7 +28,7 @@ _SAID = re.compile(
     r"\b(?i:answer|option|choice)(?:\s(?i:is|would be|should be))?\s?:?\s?\(?(A(?!\s[a-z])|[B-Z])\b(?!')"
 )
 _WORD_OF_ITS_OWN = re.compile(r"\b[AI](?=\s(?!or\b|and\b)[a-z])")
-"""An article or a pronoun: no option's letter is followed by a sentence."""
+"""An article or a pronoun: a sentence follows it, so it is no option's letter."""
 _WORD_BREAKS = re.compile(r"[^\w+-]+")
 _NUMBER = re.compile(r"-?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+)")
 _PI = re.compile(r"(-?[0-9.]*)\s?(?:\\pi|π)")
@@ -36,18 +36,22 @@ _LABELS = re.compile(r"[A-Z0-9](?:\s?(?:[,;&]|\band\b|\s)\s?[A-Z0-9])*|[A-H]{2,5
 
 
 def final_answer(response: str) -> str:
-    r"""The last `\boxed{}` of a response; without one, what follows its thoughts; without those, its end."""
+    r"""The last `\boxed{}` of a response; without one, the text after its thoughts; without thoughts, its end."""
     boxed = extract_answer(response)
     answer = response[-MAX_SEARCHED_CHARS:].rpartition(_THOUGHT)[2] if boxed is None else boxed[-MAX_SEARCHED_CHARS:]
     return answer.strip()
 
 
 def option_letter(answer: str, letters: str, texts: Sequence[str] = ()) -> str | None:
-    """Which option an answer names, one of `letters`; None where it names none, or several.
+    """The option that an answer names, one of `letters`; None if it names none, or several.
 
-    In this order: the answer is a letter or begins with one as a label (`(B)`, `B. blue`); it says "answer is B", the
-    last time counts; exactly one letter stands alone, among its last five words; it is one of `texts`, those of the
-    options; it holds exactly one of them, and is not twice as long as all of them together.
+    The rules are tried in this order:
+
+    - the answer is a letter or begins with one as a label (`(B)`, `B. blue`);
+    - it says "answer is B"; the last time counts;
+    - exactly one letter stands alone, among its last five words;
+    - it is one of `texts`, the options' texts;
+    - it holds exactly one of them, and is not twice as long as all of them together.
     """
     plain = " ".join(_MARKUP.sub(" ", answer).split())
     if (found := _ONE_LETTER.fullmatch(plain)) or (found := _LABEL.match(plain)):
@@ -68,7 +72,7 @@ def option_letter(answer: str, letters: str, texts: Sequence[str] = ()) -> str |
 
 
 def option_labels(answer: str) -> str:
-    """The labels, letters or digits, that an answer lists ("B, D", "BD", "3"), sorted; else its one letter; else ""."""
+    """The labels, letters or digits, in an answer ("B, D", "BD", "3"), sorted; else its one letter; else ""."""
     plain = " ".join(_MARKUP.sub(" ", answer).split()).strip("(). ")
     if _LABELS.fullmatch(plain):
         return "".join(sorted(set(re.sub(r"and|[^A-Z0-9]", "", plain))))
@@ -76,7 +80,7 @@ def option_labels(answer: str) -> str:
 
 
 def number(answer: str) -> float | None:
-    """The number that an answer is, without its unit, else the last one in it; None where there is none."""
+    """The answer as a number, without its unit; else the last number in it; None if there is none."""
     plain = " ".join(_MARKUP.sub(" ", answer.replace("{,}", ",")).split())
     if (multiple := _PI.fullmatch(plain)) is not None:
         factor = _float(multiple[1] or "1")
@@ -88,19 +92,19 @@ def number(answer: str) -> float | None:
 
 
 def yes_or_no(answer: str) -> str | None:
-    """ "yes" or "no", whichever of the two is among an answer's words; None for neither and both."""
+    """ "yes" or "no" if exactly one of them is among an answer's words; else None."""
     said = {"yes", "no"} & set(_WORD_BREAKS.split(answer.lower()))
     return said.pop() if len(said) == 1 else None
 
 
 @lru_cache(maxsize=100_000)
 def same_answer(answer: str, expected: str) -> bool:
-    """`answers_match`, asked once of each pair: samples repeat each other, and a symbolic comparison takes its time."""
+    """`answers_match`, cached by pair: samples repeat each other, and symbolic comparisons are slow."""
     return answers_match(answer, expected)
 
 
 def text_list(cell: str) -> tuple[str, ...]:
-    """The texts of a Python list that is written as one string. Raises UserError for anything else."""
+    """The texts of a Python list in one string. Raises UserError for anything else."""
     try:
         value = ast.literal_eval(cell) if len(cell) <= MAX_LIST_CHARS else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -111,7 +115,7 @@ def text_list(cell: str) -> tuple[str, ...]:
 
 
 def _stands_in(text: str, given: str) -> bool:
-    """Whether a text stands in another one as whole words or numbers."""
+    """Whether another text contains this text as whole words or numbers."""
     return re.search(rf"(?<![\w.-]){re.escape(text)}(?!\w|\.\d)", given) is not None
 
 

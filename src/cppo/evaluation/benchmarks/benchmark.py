@@ -1,4 +1,4 @@
-"""A benchmark as a declaration: where its rows lie, what is asked, which answer is right, how answers sum up."""
+"""A benchmark as a declaration: where its rows are, the question, the right answer, the metric."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """One row of a benchmark as it is asked.
+    """One row of a benchmark as a question.
 
     Attributes:
         prompt: the text, in the words of `Sources.prompt`.
         image: the row's cell; a list of several.
         answer: the expected answer.
-        choices: the texts of the options A, B, ..., where the row has them apart.
-        facts: what scoring and summing up go by: the kind of the answer, the problem that the row belongs to.
+        choices: the texts of the options A, B, ..., if the row lists them.
+        facts: values that scoring and metric use: the kind of the answer, the problem that the row belongs to.
     """
 
     prompt: str
@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a fact was read, each as "owner/repository@commit path"."""
+    """Sources of the facts, each as "owner/repository@commit path"."""
 
     layout: str
     prompt: str
@@ -48,16 +48,16 @@ class Benchmark:
         hub: ORG/NAME of the data set.
         config: of the data set; None for its only one.
         splits: read one after the other.
-        columns: that every row must have.
-        size: rows that are asked, and counted in the metric.
+        columns: required columns of every row.
+        size: number of rows that are asked and counted in the metric.
         licence: as the data set's card or repository states it.
         answers: the kinds of answers, in words.
-        ask: a row and its split as a question; None where the row is left out.
+        ask: maps a row and its split to a question; None leaves the row out.
         is_right: whether a final answer (`final_answer`) to a question is right.
-        metric: how right and wrong sum up.
+        metric: computes the benchmark's figures from right and wrong answers.
         unit: the facts that rows of one unit share (`Metric`); none: each row is a unit.
-        by: the facts by which accuracy is also told.
-        judge: the part of a language model in the benchmark's harness, which is done by rule here; "" for none.
+        by: the facts by which accuracy is broken down.
+        judge: the language model's part in the benchmark's harness, done by rule here; "" for none.
         verified: whether layout, prompt and metric were all read at their source.
         in_paper: whether the CPPO paper's mean counts it.
     """
@@ -82,5 +82,5 @@ class Benchmark:
     in_paper: bool = False
 
     def right(self, question: Question, response: str) -> bool:
-        """Whether a response answers a question rightly."""
+        """Whether a response answers a question correctly."""
         return self.is_right(question, final_answer(response))

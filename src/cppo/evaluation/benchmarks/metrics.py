@@ -1,7 +1,7 @@
-"""How benchmarks sum up: from sums over their units (a problem, a seed question, an image) to figures.
+"""The benchmarks' metrics: from sums over units (a problem, a seed question, an image) to figures.
 
 A figure is computed for each sample of all questions, as the harnesses do for one run, and averaged over the samples.
-Its 95 % interval is the percentile bootstrap over units, for the rows of a unit stand or fall together.
+Its 95 % interval is the percentile bootstrap over units, since rows of a unit are not independent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +34,8 @@ class Metric:
     """Figures from sums.
 
     Attributes:
-        counts: of one sample of one unit: what is summed up over the units, by name.
-        figures: from these sums, arrays of any shape, to fractions of 1 of the same shape. The first is the headline.
+        counts: maps one sample of one unit to named counts, which are summed over the units.
+        figures: maps these sums, arrays of any shape, to fractions of 1 of the same shape. The first is the headline.
     """
 
     counts: Callable[[Sequence[Judged]], Mapping[str, float]]
@@ -44,7 +44,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one benchmark by name, and what each resample gave for the headline [RESAMPLES]."""
+    """The figures of one benchmark by name, and the headline of each resample [RESAMPLES]."""
 
     rates: Mapping[str, Rate]
     headline_draws: np.ndarray
@@ -55,11 +55,11 @@ class Figures:
 
 
 def compute(metric: Metric, units: Sequence[Sequence[Sequence[Judged]]], *, seed: int) -> Figures:
-    """The figures of `units`, which hold for each unit and sample the rows.
+    """The figures of `units`: for each unit and sample its rows.
 
-    Where every unit is one row with one sample, right or wrong, the headline's interval is Wilson's (`mean_interval`):
-    the bootstrap's has no width where all are equal. `seed` is of the resampling, another one for each benchmark
-    (`mean_of`). Raises ValueError without units.
+    If every unit is one row with one sample, the headline's interval is Wilson's (`mean_interval`): the bootstrap's has
+    no width if all are equal. `seed` is of the resampling, another one for each benchmark (`mean_of`). Raises
+    ValueError without units.
     """
     if not units:
         raise ValueError("compute: there are no units")
@@ -70,14 +70,14 @@ def compute(metric: Metric, units: Sequence[Sequence[Sequence[Judged]]], *, seed
     draws = _resampled(metric, names, counts, np.random.default_rng(seed))
     rates = {name: Rate(float(totals[name]), *_percentiles(draws[name])) for name in metric.figures}
     headline = next(iter(metric.figures))
-    scores = _figures(metric, names, counts)[headline]  # of each unit alone
+    scores = _figures(metric, names, counts)[headline]  # of each single unit
     if all(len(samples) == len(samples[0]) == 1 for samples in units) and set(scores.tolist()) <= {0.0, 1.0}:
         rates[headline] = Rate(rates[headline].mean, *mean_interval(scores.tolist()))
     return Figures(rates, draws[headline])
 
 
 def mean_of(benchmarks: Sequence[Figures]) -> Rate:
-    """The plain mean of headlines, its interval from their resamples, which are independent of each other."""
+    """The plain mean of headlines, with an interval from their independent resamples."""
     draws = np.mean([one.headline_draws for one in benchmarks], axis=0)
     return Rate(sum(one.headline.mean for one in benchmarks) / len(benchmarks), *_percentiles(draws))
 
@@ -106,12 +106,12 @@ def _percentiles(draws: np.ndarray) -> tuple[float, float]:
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part / whole`, 0 where `whole` is."""
+    """`part / whole`; 0 if `whole` is 0."""
     return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
 
 
 def share(part: str, whole: str) -> Callable[[Sums], np.ndarray]:
-    """The figure that is one sum as a fraction of another."""
+    """A figure: one sum as a fraction of another."""
     return lambda sums: ratio(sums[part], sums[whole])
 
 
@@ -125,13 +125,13 @@ WORST_CASE = Metric(
     lambda rows: {**_right(rows), "seeds": 1, "seeds right": all(row.correct for row in rows)},
     {"average": share("right", "rows"), "worst case": share("seeds right", "seeds")},
 )
-"""DynaMath's: a seed question counts in the worst case where all of its variants are right."""
+"""DynaMath's: in the worst case a seed question counts only if all of its variants are right."""
 
 
 def _four_dimensions(rows: Sequence[Judged]) -> dict[str, float]:
     steps = [row.correct for row in rows if not row.facts["key"].endswith("multi")]
     whole = [row.correct for row in rows if row.facts["key"].endswith("multi")]
-    kept = bool(steps and whole)  # a problem with a row missing belongs to none of the four
+    kept = bool(steps and whole)  # a problem with a missing row is in none of the four
     right = kept and whole[0]
     wrong = kept and not whole[0]
     return {
@@ -169,7 +169,7 @@ FOUR_DIMENSIONS = Metric(
         "three steps": share("3 steps right", "3 steps"),
     },
 )
-"""We-Math's: a problem of two or three steps is also asked step by step, and each answer sheds light on the others."""
+"""We-Math's: a problem of two or three steps is also asked step by step; all answers together classify it."""
 
 
 def _yes_counts(rows: Sequence[Judged]) -> dict[str, float]:
@@ -203,4 +203,4 @@ CONSISTENCY = Metric(
         "qAcc": share("questions right", "questions"),
     },
 )
-"""HallusionBench's: right answers; figures and questions with right answers alone."""
+"""HallusionBench's: right answers; figures with right answers only; questions with right answers only."""

@@ -1,8 +1,8 @@
 """The seven benchmarks of the CPPO paper (arXiv 2601.00501), as its harness runs them.
 
-That harness is VLMEvalKit with the scripts of vbdi/cppo@3443b17, folder eval-VLMEvalKit: data sets and figures by
-run_eval.sh and create_performance_summary.py, sampling by vlmeval/config.py. Before the data set's own scoring it cuts
-a response down to the last `\\boxed{}`; what is then neither a bare letter nor a number goes to a language model there.
+The harness is VLMEvalKit with the scripts of vbdi/cppo@3443b17, folder eval-VLMEvalKit. Data sets and figures are from
+run_eval.sh and create_performance_summary.py, sampling from vlmeval/config.py. The harness first cuts a response down
+to the last `\\boxed{}`. A language model then reads what is neither a bare letter nor a number.
 """
 
 import re
@@ -17,7 +17,7 @@ VLMEVALKIT = "open-compass/VLMEvalKit@e8e78f0 vlmeval/dataset"
 LMMS_EVAL = "EvolvingLMMs-Lab/lmms-eval@75571cf lmms_eval/tasks"
 
 
-# LogicVista: a gold is a letter, a list of letters ("B, D") or a digit; one row has none.
+# LogicVista: a gold answer is a letter, a list of letters ("B, D") or a digit; one row has none.
 def _logicvista(row: Row, split: str) -> Question | None:
     answer = option_labels(str(row["answer"]))
     skill = _first(row["skill"]) if row.get("skill") else "unknown"  # lmms-eval, which names the mirror, reads no skill
@@ -46,7 +46,7 @@ LOGICVISTA = Benchmark(
 )
 
 
-# MathVista: an option is expected by its text; `precision` is how many decimals a float is rounded to.
+# MathVista: the expected option is given by its text; a float is rounded to `precision` decimals.
 def _mathvista(row: Row, split: str) -> Question:
     choices = tuple(row["choices"] or ())
     kind = "option" if row["question_type"] == "multi_choice" else row["answer_type"]
@@ -89,7 +89,7 @@ MATHVISTA = Benchmark(
 )
 
 
-# DynaMath: ten variants of each of 501 seed questions; golds such as "5.000000000000001".
+# DynaMath: ten variants of each of 501 seed questions; gold answers such as "5.000000000000001".
 DYNAMATH_FORM = """
 ## Answer Instruction Please provide an answer to the question outlined above. Your response should adhere \
 to the following JSON format, which includes two keys: 'solution' and 'short answer'. The 'solution' key can contain \
@@ -157,7 +157,7 @@ DYNAMATH = Benchmark(
 )
 
 
-# We-Math: the options are one string, which is passed on as it is.
+# We-Math: the options are one string, which is passed on unchanged.
 def _wemath(row: Row, split: str) -> Question:
     facts = {"problem": str(row["ID"]), "key": row["key"]}
     return Question(f"{row['question']}\n{row['option']}", row["image_path"], row["answer"], facts=facts)
@@ -186,7 +186,7 @@ WEMATH = Benchmark(
 )
 
 
-# MathVision: where the options stand in the image alone, the row has the letters A to E in their place.
+# MathVision: if only the image shows the options, the row has the letters A to E instead.
 def _mathvision(row: Row, split: str) -> Question:
     options = tuple(row["options"] or ())
     listed = options if "".join(options) != LETTERS[: len(options)] else ()
@@ -228,7 +228,7 @@ MATHVISION = Benchmark(
 )
 
 
-# MathVerse: five versions of each problem; a Vision Only row has no question but in its image.
+# MathVerse: five versions of each problem; a Vision Only row has its question in the image only.
 _MATHVERSE_OPTION = re.compile(r"^([A-J]):(.*)$", re.MULTILINE)
 
 
@@ -275,7 +275,7 @@ MATHVERSE = Benchmark(
 )
 
 
-# MMMU-Pro, vision: question and options stand in the image.
+# MMMU-Pro, vision: question and options are in the image.
 MMMU_PRO_PROMPT = (
     "Answer the following multiple-choice question in the image. "
     "Answer directly with the option letter from the given choices. "

@@ -1,4 +1,4 @@
-"""A benchmark's rows from the hub, or from a folder with the files of its repository, as records to answer."""
+"""Read a benchmark's rows as records, from the hub or from a folder with its repository's files."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from cppo.evaluation.results import EvalResult, ItemResult
 
 @dataclass(frozen=True)
 class Asked:
-    """A benchmark's questions by the ids of their records, and these records."""
+    """A benchmark's records, and its questions by record id."""
 
     benchmark: Benchmark
     questions: Mapping[str, Question]
@@ -28,12 +28,12 @@ class Asked:
         return [float(self.benchmark.right(question, response)) for response in responses]
 
     def scored(self, result: EvalResult) -> EvalResult:
-        """Results with their responses scored again: those from a file may be from an earlier version's rules."""
+        """Results with their responses scored again: a file may hold scores of an earlier version's rules."""
         items = [replace(item, correct=tuple(self.right(item.id, item.responses))) for item in result.items]
         return replace(result, items=tuple(items))
 
     def figures(self, items: Sequence[ItemResult]) -> Figures:
-        """What the benchmark's metric makes of results, which hold as many responses each."""
+        """The benchmark's metric of results, which all have the same number of responses."""
         units: dict[tuple[str, ...], list[list[Judged]]] = {}
         for item in items:
             question = self.questions[item.id]
@@ -46,15 +46,15 @@ class Asked:
 def read_benchmark(
     benchmark: Benchmark, *, folder: str | None = None, limit: int | None = None, max_bad_fraction: float = 0.01
 ) -> Asked:
-    """The questions of a benchmark, its images checked.
+    """The questions of a benchmark, with checked images.
 
     Args:
         folder: holds the repositories of data sets as `ORG/NAME`; without it they are fetched from the hub.
-        limit: at most so many rows, in whole units: units in the order of a hash, so that all parts have their share.
-        max_bad_fraction: fraction of 1 of the rows that may be bad; they are left out.
+        limit: at most this many rows, in whole units. Units are ordered by a hash, so that all parts have their share.
+        max_bad_fraction: allowed fraction (of 1) of bad rows, which are left out.
 
     Raises:
-        UserError: data that cannot be reached, columns that are missing, too many bad rows.
+        UserError: unreachable data, missing columns, too many bad rows.
     """
     asked: dict[str, Question] = {}
     number = 0
@@ -76,7 +76,7 @@ def read_benchmark(
 
 
 def unit_of(benchmark: Benchmark, name: str, question: Question) -> tuple[str, ...]:
-    """What the rows of one unit share; of a benchmark without units the row's own name."""
+    """The key that rows of one unit share; the row's own name for a benchmark without units."""
     return tuple(question.facts[fact] for fact in benchmark.unit) or (name,)
 
 
@@ -94,9 +94,7 @@ def _rows(benchmark: Benchmark, split: str, folder: str | None) -> Iterator[Row]
         ) from error
     missing = [column for column in benchmark.columns if column not in table.table.column_names]
     if missing:
-        raise UserError(
-            f"{no_row_has(label, missing, table.table.column_names)}: its layout is another one than expected"
-        )
+        raise UserError(f"{no_row_has(label, missing, table.table.column_names)}: its layout is not the expected one")
     return table.rows()
 
 
@@ -106,11 +104,11 @@ def _question(benchmark: Benchmark, row: Row, split: str, number: int) -> Questi
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         kind = type(error).__name__
         place = f"{benchmark.title}: row {number} (split {split})"
-        raise UserError(f"{place} has another layout than expected: {kind}: {one_line(error)}") from error
+        raise UserError(f"{place} has an unexpected layout: {kind}: {one_line(error)}") from error
 
 
 def _within(benchmark: Benchmark, asked: Mapping[str, Question], limit: int) -> dict[str, Question]:
-    """Whole units in the order of their hashes, as many as have at most `limit` rows together, but at least one."""
+    """Whole units in the order of their hashes: as many as fit into `limit` rows, but at least one."""
     units: dict[tuple[str, ...], list[str]] = {}
     for name, question in asked.items():
         units.setdefault(unit_of(benchmark, name, question), []).append(name)

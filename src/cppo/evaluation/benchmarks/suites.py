@@ -1,4 +1,4 @@
-"""Suites: which benchmarks are run together, how often each question is answered, how many of them are asked."""
+"""Suites: which benchmarks run together, samples per question, and the limit of questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BENCHMARKS = {one.name: one for one in (*PAPER, *FURTHER)}
 """Every benchmark by its name."""
 PAPER_SAMPLES = 16
 NEW_TOKENS = 2048
-"""The longest response in the paper's harness, whatever a model was trained with."""
+"""The longest response in the paper's harness, in tokens, independent of a model's training."""
 QUICK_LIMIT = 200
 
 
@@ -29,7 +29,7 @@ SUITES = {"paper": Suite(PAPER), "quick": Suite(PAPER, samples=1, limit=QUICK_LI
 
 
 def choose_suite(words: Sequence[str]) -> Suite:
-    """The suite of names of suites and benchmarks; its samples and limit are the quick one's where that is among them.
+    """The suite for names of suites and benchmarks; `quick` among them sets samples and limit.
 
     Raises UserError for an unknown name.
     """
