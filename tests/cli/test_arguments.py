@@ -236,7 +236,7 @@ def test_output_dir_below_a_file(refused, model, tmp_path):
 def test_nothing_to_resume(refused, model, tmp_path):
     run = tmp_path / "run"
     message = refused("train", "--model", model, "--output_dir", run, "--resume_from_checkpoint")
-    assert "no whole checkpoint" in message
+    assert "no complete checkpoint" in message
     message = refused("train", "--model", model, "--output_dir", run, "--resume_from_checkpoint", tmp_path / "gone")
     assert "gone cannot be resumed from: there is no such folder" in message
 

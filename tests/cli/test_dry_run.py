@@ -83,7 +83,7 @@ def test_the_plan(folder, capsys, monkeypatch, tmp_path):
     assert lines["rewards"] == "accuracy_reward x 0.9, format_reward x 0.1"
     assert lines["method"] == "cppo: perception_sink contrast, perception_weight 0.01, views joint"
     padded = "padded SDPA (cpu is not an NVIDIA GPU)"
-    tower = "sdpa, a call a window (cpu is not an NVIDIA GPU)"
+    tower = "sdpa, one call per window (cpu is not an NVIDIA GPU)"
     assert lines["attention"] == f"packed rows: {padded}, rollouts: sdpa, vision tower: {tower}"
     assert lines["loss"] == "dapo, learning rate 1e-06, scorer shared"
     assert lines["arithmetic one GPU, by `cppo plan`, not measured:"].startswith("rollouts ")

@@ -103,7 +103,7 @@ def test_prompt_tuning_trains_without_sharing(make_trainer, tiny_model, caplog):
     trainer = make_trainer(make_rows([1, 1]), peft_config=adapter, max_steps=1, perception_gate="none")
     before = flat_weights(trainer.model).clone()
     trainer.train()
-    assert "prompt-learning adapter puts tokens of its own before each row" in caplog.text
+    assert "prompt-learning adapter adds its own tokens before each row" in caplog.text
     assert not torch.equal(flat_weights(trainer.model), before)
     assert torch.equal(flat_weights(trainer.model.get_base_model()), flat_weights(tiny_model))
 

@@ -193,7 +193,7 @@ def test_runs_resume(make_trainer, options):
     [
         (
             {"trained_answers": "token_reward"},
-            "trained_answers = 'token_reward' is no reward that asks the policy; choose one of half_asked",
+            "trained_answers = 'token_reward' is not a reward that asks the policy; choose one of half_asked",
         ),
         ({"trained_answers": "half_ask"}, "did you mean `half_asked`"),
         ({"trained_answers_weight": 1.0}, r"trained_answers_weight: 1.0 is outside \(0, 1\)"),
@@ -206,5 +206,5 @@ def test_what_cannot_be_trained(make_trainer, options, message):
 
 
 def test_no_reward_asks(make_trainer):
-    with pytest.raises(UserError, match="none of the rewards does: description"):
+    with pytest.raises(UserError, match="none of the rewards does so; description"):
         make_trainer(make_rows([1, 1]), reward_funcs=[token_reward, parity_reward], trained_answers="parity_reward")

@@ -156,7 +156,7 @@ def test_options_that_do_not_go_together(tmp_path, given, words):
 def test_a_stream_has_no_initial_pass(make_trainer):
     trainer = make_trainer(make_rows([1]), method="grpo")
     trainer.train_dataset = Dataset.from_dict({"prompt": ["?"]}).to_iterable_dataset()
-    with pytest.raises(UserError, match="baseline_init_samples draws rows of its own"):
+    with pytest.raises(UserError, match="baseline_init_samples draws rows by index"):
         trainer._check_answers_alone("baseline_init_samples", 0)
 
 

@@ -94,7 +94,7 @@ def test_trl_alone_would_have_images_expanded_twice(colocated):
     rows = make_rows([2])
     trainer, engine = colocated(rows)
     trainer._colocated.begin = lambda expanded, prompts: None
-    with pytest.raises(UserError, match=r"vLLM makes .* tokens of a prompt with images of which the processor makes"):
+    with pytest.raises(UserError, match=r"vLLM expands a prompt with images to .* tokens, but the processor to"):
         generation_batch(trainer, rows)
     assert engine.asked[0]["prompt_token_ids"].count(engine.image_token) == 4 + 6
 

@@ -54,7 +54,7 @@ class Weights(TrainerCallback):
     [
         (Poisoned, float("nan"), "the loss of micro-batch 1 of 1 is nan"),
         (Poisoned, float("inf"), "the loss of micro-batch 1 of 1 is inf"),
-        (PoisonedBackward, None, "so the backward pass made it"),
+        (PoisonedBackward, None, "so it comes from the backward pass"),
     ],
 )
 def test_a_step_that_is_not_finite_ends_the_run_before_it(make_trainer, tmp_path, monkeypatch, trainer, poison, cause):
@@ -299,12 +299,12 @@ def test_a_resume_at_the_last_step_trains_nothing(make_trainer, saved, tmp_path)
 
 def test_weights_that_are_trained_otherwise_than_before_are_refused(make_trainer, saved):
     trainer = make_trainer(make_rows([1, 1]), folder="frozen", max_steps=4, freeze_vision_tower=True)
-    with pytest.raises(UserError, match="has other weights than are trained now"):
+    with pytest.raises(UserError, match="has other weights than this run trains"):
         trainer.train(resume_from_checkpoint=str(saved / "checkpoint-2"))
 
 
 def test_a_folder_is_no_checkpoint(make_trainer, tmp_path):
-    with pytest.raises(UserError, match="holds no whole checkpoint"):
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
         make_trainer(make_rows([1, 1])).train(resume_from_checkpoint=True)
     with pytest.raises(UserError, match="cannot be resumed from"):
         make_trainer(make_rows([1, 1])).train(resume_from_checkpoint=str(Path(tmp_path)))

@@ -158,5 +158,5 @@ def test_what_does_not_go_together(tmp_path, given, words):
 
 
 def test_a_tower_without_gradient_is_refused(make_trainer):
-    with pytest.raises(UserError, match="a gradient through the vision tower, of which nothing is trained"):
+    with pytest.raises(UserError, match="a gradient through the vision tower, but nothing in it is trained"):
         make_trainer(make_rows([1, 1]), method="saei", freeze_vision_tower=True)

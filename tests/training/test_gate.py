@@ -162,7 +162,7 @@ def test_vllm_takes_rollouts_without_the_shared_prefill(make_trainer, monkeypatc
 @pytest.mark.parametrize("given", [{"rollout_func": object}, {"tools": [print]}])
 def test_mixed_rollouts_are_made_here(make_trainer, given):
     (name,) = given
-    with pytest.raises(UserError, match=f"rollout_view_mode = 'mix' makes the rollouts itself, but {name}"):
+    with pytest.raises(UserError, match=f"rollout_view_mode = 'mix' makes all rollouts itself, but {name}"):
         make_trainer(make_rows([1, 1]), method="noisyrollout", **given)
 
 

@@ -64,9 +64,7 @@ def stand_in(tmp_path, model_type, **given):
 
 def test_models_with_another_attention_have_the_removed_image_alone(tmp_path):
     for method, reason in (("pgpo", "attention_masked"), ("cfpo", "values_replaced")):
-        with pytest.raises(
-            UserError, match=rf"\['{reason}'\] changes what the attention sees, but model type 'gemma3'"
-        ):
+        with pytest.raises(UserError, match=rf"\['{reason}'\] changes the attention, but model type 'gemma3'"):
             admit_inside_views(stand_in(tmp_path, "gemma3", method=method))
     admit_inside_views(stand_in(tmp_path, "gemma3", method="tor"))
 

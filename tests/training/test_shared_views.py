@@ -208,7 +208,7 @@ def test_a_model_that_cannot_share_says_why_and_trains(make_trainer, caplog, mon
     monkeypatch.setattr("cppo.training.setup.unshared_reason", lambda config: reason)
     with caplog.at_level(logging.WARNING, logger="cppo.training.setup"):
         trainer = inject(make_trainer(make_rows([1, 0]), max_steps=1))
-    line = f"rollouts and updates do not share prompts and images over a group: {reason}"
+    line = f"rollouts and updates do not share prompts and images in a group: {reason}"
     assert [record.getMessage() for record in caplog.records] == trainer.fallbacks == [line]
     trainer.train()
     assert not trainer._shares_prompts

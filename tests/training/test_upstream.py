@@ -100,7 +100,7 @@ def test_a_run_on_a_gpu_says_which_attention_each_part_has(tiny_model, monkeypat
     line = kernels.choose_kernels(trainer, shares_prompts=True)
     assert asked == [(torch.device("cuda"), torch.bfloat16, size) for size in (16, 8)]
     rows = "torch's varlen_attn" if reason is None else f"padded SDPA ({reason})"
-    tower = "torch's varlen_attn, a call a layer" if reason is None else f"sdpa, a call a window ({reason})"
+    tower = "torch's varlen_attn, one call per layer" if reason is None else f"sdpa, one call per window ({reason})"
     assert line == f"packed rows: {rows}, rollouts: sdpa, vision tower: {tower}"
     assert capsys.readouterr().err == f"cppo: attention of {line}\n"
     assert [reason in line for line in trainer.fallbacks] == ([] if reason is None else [True, True])
@@ -160,7 +160,7 @@ def test_a_generation_that_cannot_be_shared_is_told_once(make_trainer):
     for _ in range(2):
         rollouts_of(trainer)
     (line,) = trainer.fallbacks
-    assert "`generate` was asked for what cannot be shared" in line
+    assert "this call of `generate` cannot share" in line
 
 
 def losses_of(trainer, rows):

@@ -83,7 +83,7 @@ class RunDirectory:
         found = newest_whole(self.path, passed_over=tell)
         if found is None and resume is True:
             raise UserError(
-                f"resume_from_checkpoint: {self.path} holds no whole checkpoint; `{AUTO}` would begin a new run"
+                f"resume_from_checkpoint: {self.path} holds no complete checkpoint; `{AUTO}` would begin a new run"
             )
         return found
 

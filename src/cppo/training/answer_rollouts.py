@@ -1,7 +1,7 @@
-"""Answers that a reward got from the policy, trained as rollouts of their own: Vision-SR1's later version.
+"""Train the policy's answers to a reward's questions as rollouts: Vision-SR1's later version.
 
-To each rollout belongs one further row, the question in text alone with its answer. These rows have rewards, group
-statistics and advantages of their own, by TRL's own code, and share of the loss `trained_answers_weight`.
+Each rollout gets one more row: the question, as text alone, and its answer. These rows have their own rewards, group
+statistics and advantages, by TRL's code, and the share `trained_answers_weight` of the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from cppo.training.generation import RolloutTrainer
 from cppo.trl_surface import rollouts_apart
 
 QUESTIONS = {"prompt_ids": None, "prompt_mask": 0}
-"""What has a column for each prompt token, padded on the left, and what stands there; None is the padding token."""
+"""Tensors with a column per prompt token, padded on the left, and their padding; None is the padding token."""
 RESPONSES = {
     "completion_ids": None,
     "completion_mask": 0,
@@ -32,19 +32,20 @@ RESPONSES = {
     "importance_sampling_ratio": 1.0,
     "perception_draws": 0.0,
 }
-"""What has a column for each response token, padded on the right."""
+"""Tensors with a column per response token, padded on the right."""
 OF_ANSWERS = {"perception_views": None, "rollout_place": None, "view_key": 0, "num_images": 0, "num_tiles": 0}
-"""What the rows of answers have in lists: no views, no place among the samples, no images."""
+"""Values of the answers' rows in lists: no views, no index among the samples, no images."""
 
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """A row for each of this process's rollouts; an end token stands where nothing was asked.
+    """One row per rollout of this process; an end token fills rows without a question.
 
     Attributes:
         questions, answers: token ids.
-        logps: of the answers' tokens where vLLM sampled them, in nats.
-        rewards: of every row of all processes and every function, [B, R]; NaN but in the column of the one that asked.
+        logps: of the answers' tokens, in nats, where vLLM sampled them.
+        rewards: of every row of all processes and every function, [B, R]; NaN except in the column of the function that
+            asked.
     """
 
     questions: list[list[int]]
@@ -54,7 +55,7 @@ class AnswerRows:
 
 
 class AnswerTrainer(RolloutTrainer):
-    """The part of `CPPOTrainer` that trains the answers of a reward; its attributes are set there."""
+    """The part of `CPPOTrainer` that trains the answers of a reward; the trainer sets its attributes."""
 
     _answering: AnswerRows | None
     _rewards: Tensor | None
@@ -76,7 +77,7 @@ class AnswerTrainer(RolloutTrainer):
     def _with_answers(
         self, rollouts: dict[str, Any], units: Sequence[int], weight: float
     ) -> tuple[dict[str, Any], list[int]]:
-        """A generation batch with the answers beside its rollouts, and the unit of each row for the shuffle.
+        """A generation batch with the answers added to its rollouts, and the unit of each row for the shuffle.
 
         units: of each rollout. weight: share of the answers in the policy loss.
         """
@@ -103,7 +104,7 @@ class AnswerTrainer(RolloutTrainer):
         for one, factor in zip((rollouts, answers), shares, strict=True):
             one["advantages"] = factor * one["advantages"]
         answers["rollout_reward"] = earned[self._mine(size)]
-        # Below those of rollouts without a group, and others than any other process has.
+        # Below the ids of rollouts without a group, and unique to this process.
         first = -1 - len(rewards) - self._mine(size).start
         padding = getattr(self.processing_class, "tokenizer", self.processing_class).pad_token_id
         joined = joined_rows(rollouts, answers, [first - place for place in range(size)], padding)
@@ -125,12 +126,12 @@ class AnswerTrainer(RolloutTrainer):
 
 
 def loss_factors(loss_type: str, weight: float, tokens: float, answer_tokens: float) -> tuple[float, float]:
-    """What the advantages of rollouts and of answers are multiplied by, so that each has its share of the loss.
+    """Factors of the advantages of rollouts and of answers that give each set its share of the loss.
 
-    The policy loss is proportional to positive factors of the advantages. A mean over all rows gives each set one half,
-    one over all tokens its part of them; so these factors are 1 for a weight of one half and a mean over rows. Where a
-    micro-batch takes its own mean over tokens (bnpo), shares hold on average. KL and entropy terms keep the means' own
-    shares.
+    The policy loss is proportional to positive factors of the advantages. A mean over all rows gives each set one half;
+    a mean over all tokens gives it its share of the tokens. So the factors are 1 for a weight of one half and a mean
+    over rows. Where each micro-batch takes its own mean over tokens (bnpo), shares hold on average. KL and entropy
+    terms keep the shares of the mean.
 
     Args:
         loss_type: TRL's option.
@@ -144,9 +145,9 @@ def loss_factors(loss_type: str, weight: float, tokens: float, answer_tokens: fl
 def joined_rows(
     rollouts: Mapping[str, Any], answers: Mapping[str, Any], groups: list[int], padding: int
 ) -> dict[str, Any]:
-    """The rows of a generation batch, each rollout's followed by its answer's; scalars are those of `rollouts`.
+    """The rows of a generation batch, each rollout followed by its answer; scalars come from `rollouts`.
 
-    Side by side, so that a micro-batch has as many of both, and images where its rollouts have some.
+    So a micro-batch has as many rollouts as answers, and images where its rollouts have some.
 
     groups: the group ids of the answers, which share nothing. padding: the token.
     """
@@ -192,13 +193,13 @@ def joined_rows(
             joined[name] = [row for pair in zip(value, of_answers[name], strict=True) for row in pair]
         elif isinstance(value, Tensor) and (value.ndim == 1 or (whole and value.ndim > 1)) and len(value) == size:
             joined[name] = beside(value, answers.get(name, torch.zeros_like(value)))
-        else:  # scalars, and the images of all rows one after the other
+        else:  # scalars, and the concatenated images of all rows
             joined[name] = value
     return joined
 
 
 def _images_beside(images: Sequence[dict[str, Any]], left: int, right: int) -> list[dict[str, Any]]:
-    """The image inputs of rollouts' prompts in the longer rows, shared as before; answers have none."""
+    """The image inputs of the rollouts' prompts in the longer rows, shared as before; answers have none."""
     made = {id(own): own for own in images}
     longer = {
         key: {name: pad(value, (left, right)) if name in PER_TOKEN_KEYS else value for name, value in own.items()}
@@ -212,7 +213,7 @@ def _images_beside(images: Sequence[dict[str, Any]], left: int, right: int) -> l
 
 
 def check_trained_answers(name: str | None, names: Sequence[str], functions: Sequence[Any], makes_own: bool) -> None:
-    """Whether `trained_answers` names a reward that asks the policy.
+    """Raise UserError unless `trained_answers` names a reward that asks the policy.
 
     Args:
         name: the option.
@@ -220,15 +221,15 @@ def check_trained_answers(name: str | None, names: Sequence[str], functions: Seq
         makes_own: whether tools, an environment or a `rollout_func` make rollouts.
 
     Raises:
-        UserError: it does not.
+        UserError: the reward does not ask, or something else makes the rollouts.
     """
     if name is None:
         return
     asking = [one for one, function in zip(names, functions, strict=True) if asks_policy(function)]
     if name not in asking:
-        hint = choose_one(name, asking) if asking else "none of the rewards does: description, for instance"
-        raise UserError(f"trained_answers = {name!r} is no reward that asks the policy; {hint}")
+        hint = choose_one(name, asking) if asking else "none of the rewards does so; description does, for instance"
+        raise UserError(f"trained_answers = {name!r} is not a reward that asks the policy; {hint}")
     if makes_own:
         raise UserError(
-            "trained_answers goes with rollouts of the trainer's own: leave out tools, environments and rollout_func"
+            "trained_answers needs the trainer's own rollouts: leave out tools, environments and rollout_func"
         )

@@ -1,8 +1,9 @@
-"""Questions of rewards to the current policy, answered on the way that the trainer's rollouts take.
+"""The current policy answers the questions of rewards, generated like the trainer's rollouts.
 
-That is transformers' `generate` or vLLM, with the run's sampling options but for the reward's own. Image tokens stay
-banned, and no prefill is shared. Under vLLM one seed serves all requests of a call, so equal questions get equal
-answers. Tested on the CPU, in one process and two (DDP and FSDP2), and with a stand-in for vLLM; not run on a GPU.
+Generation uses transformers' `generate` or vLLM, with the run's sampling options except those that the reward sets.
+Image tokens stay banned, and prefills are not shared. Under vLLM one seed serves all requests of a call, so equal
+questions get equal answers. Tested on the CPU, in one process and two (DDP and FSDP2), and with a stand-in for vLLM;
+not run on a GPU.
 """
 
 import copy
@@ -25,18 +26,18 @@ from cppo.training.rollouts import GenerationBatch
 from cppo.trl_surface import generation_batches, log_metric
 
 FILLER = "?"
-"""Asked by processes that have fewer questions than another: all generate as often and with as many rows."""
+"""Question of processes with fewer questions than another: all must generate as often and with as many rows."""
 ASKS = 1 << 30
-"""In the key of a random stream, so that it is none of those of rollouts and tokens."""
+"""Part of a random stream's key; it differs from the keys of rollouts and tokens."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the policy answered to the questions of a reward that it could answer, by their places among all B.
+    """The policy's answers to a reward's questions, without those it could not answer.
 
     Attributes:
         prompts, answers: token ids; an answer ends with its end token unless it is cut off.
-        logps: of the answers' tokens where vLLM sampled them, in nats.
+        logps: of the answers' tokens, in nats, where vLLM sampled them.
         texts: the answers' texts.
     """
 
@@ -47,7 +48,7 @@ class Answers:
 
 
 class AskingTrainer(ResumableGRPOTrainer):
-    """The part of `CPPOTrainer` that answers rewards; its attributes are set there.
+    """The part of `CPPOTrainer` that answers rewards; the trainer sets its attributes.
 
     Attributes:
         asked: the latest answers by the name of the reward.
@@ -61,8 +62,7 @@ class AskingTrainer(ResumableGRPOTrainer):
     def ask_policy(self, name: str, questions: Sequence[Question | None], sampling: Sampling) -> list[str | None]:
         """The texts of the answers to a reward's questions; all processes must ask together.
 
-        A question that is longer than vLLM's context leaves room for is not answered. Their number is the metric
-        `asking/too_long`.
+        A question too long for vLLM's context gets no answer. The metric `asking/too_long` counts such questions.
         """
         own = [question for question in questions if question is not None]
         asked = self._filled_up(own)
@@ -89,7 +89,7 @@ class AskingTrainer(ResumableGRPOTrainer):
         return [found.texts.get(place) for place in range(len(questions))]
 
     def _filled_up(self, own: list[Question]) -> list[Question]:
-        """This process's questions, and fillers up to the most of any process; one with an image where others have."""
+        """This process's questions, with fillers up to the longest list of any process; one has an image if needed."""
         has_images = any(question.images for question in own)
         counts = torch.tensor([[len(own), has_images]], device=self.accelerator.device)
         numbers, with_images = self.accelerator.gather(counts).T.tolist()
@@ -110,7 +110,7 @@ class AskingTrainer(ResumableGRPOTrainer):
         ids, images, fields = self._tokenize_prompts([self._messages(question) for question in asked])
         limit = self.args.vllm_max_model_length if self.use_vllm else None
         fits = [limit is None or len(prompt) + sampling.max_tokens <= limit for prompt in ids]
-        if not all(fits):  # a filler of one token in its place; the rows must stay as many
+        if not all(fits):  # a filler of one token replaces it, to keep the number of rows
             ids = [prompt if fit else prompt[:1] for prompt, fit in zip(ids, fits, strict=True)]
             images = images and [own if fit else None for own, fit in zip(images, fits, strict=True)]
         answers, logps = self._generate_single_turn(ids, images, fields, 1)
@@ -128,7 +128,7 @@ class AskingTrainer(ResumableGRPOTrainer):
         return messages
 
     def _plain(self, text: str) -> str:
-        """A text in which a space stands in the place of each special token: a response may have spelt one."""
+        """A text with a space in place of each special token, because a response may contain their names."""
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(self._placeholder_ids)}
@@ -137,7 +137,7 @@ class AskingTrainer(ResumableGRPOTrainer):
 
     @contextmanager
     def _asking(self, sampling: Sampling) -> Iterator[None]:
-        """Within this context the model evaluates, with the sampling and the random stream of a reward."""
+        """Context: the model evaluates, with the sampling options and the random stream of a reward."""
         modes = {module: module.training for module in self.model.modules()}
         rollouts, self._generating = self._generating, None
         seed = self._stream(sampling)
@@ -159,7 +159,7 @@ class AskingTrainer(ResumableGRPOTrainer):
                 module.training = training
 
     def _stream(self, sampling: Sampling) -> int:
-        """The seed of the questions that are asked now, the same in a resumed run; 31 bits, as vLLM takes."""
+        """The seed of the current questions, the same in a resumed run; 31 bits, as vLLM needs."""
         key = (
             self.args.seed,
             sampling.seed,
@@ -171,7 +171,7 @@ class AskingTrainer(ResumableGRPOTrainer):
         return int(np.random.SeedSequence(key).generate_state(1).item() >> 1)
 
     def _log_answers(self, seconds: float, questions: int, too_long: int, tokens: int) -> None:
-        """Log the seconds of the slowest process, and what all of them asked."""
+        """Log the seconds of the slowest process, and the number of questions of all."""
         own = torch.tensor([[seconds, questions, too_long, tokens]], device=self.accelerator.device)
         found = self.accelerator.gather(own)
         log_metric(self, "asking/seconds", found[:, 0].max().item())
@@ -183,13 +183,13 @@ class AskingTrainer(ResumableGRPOTrainer):
 
 @contextmanager
 def _sampling_of(trainer: Any, sampling: Sampling, seed: int) -> Iterator[None]:
-    """Within this context the trainer generates with these options instead of the run's."""
+    """Context: the trainer generates with these options instead of the run's."""
     greedy = sampling.temperature == 0
     own = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     given = {name: value for name, value in own.items() if value is not None}
     if trainer.use_vllm:
         engine = trainer.vllm_generation
-        # Those of the run would win over the engine's attributes.
+        # The run's options would override the engine's attributes.
         others = {name: one for name, one in engine.generation_kwargs.items() if name not in ("max_tokens", *given)}
         others["seed"] = seed
         with changed(engine, {**given, "max_completion_length": sampling.max_tokens, "generation_kwargs": others}):
@@ -207,7 +207,7 @@ def _sampling_of(trainer: Any, sampling: Sampling, seed: int) -> Iterator[None]:
 
 @contextmanager
 def changed(target: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Within this context, an object's attributes have these values."""
+    """Context: an object's attributes have these values."""
     own = {name: getattr(target, name) for name in values}
     vars(target).update(values)
     try:

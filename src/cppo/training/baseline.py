@@ -1,4 +1,4 @@
-"""The value baseline of each prompt, by what its answers earned before (MSSR, arXiv 2512.18215)."""
+"""A value baseline per prompt, from its earlier rewards (MSSR, arXiv 2512.18215)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from torch import Tensor
 from cppo.training.scoring import response_mask
 
 UNSEEN = 0.5
-"""The value of a prompt of which nothing is known."""
+"""Baseline of a prompt without any earlier reward."""
 RIGHT = 0.5
-"""A reward above it counts as a right answer."""
+"""A larger reward counts as a right answer."""
 LEAST_VARIANCE = 1e-6
 
 
 def normalized(raw: Tensor) -> Tensor:
-    """A batch of advantages, [B], scaled to mean 0 and population variance 1; NaN is left out, and becomes 0."""
+    """Advantages, [B], scaled to mean 0 and population variance 1; a NaN is left out of both and becomes 0."""
     known = ~raw.isnan()
     if not known.any():
         return torch.zeros_like(raw)
@@ -27,13 +27,13 @@ def normalized(raw: Tensor) -> Tensor:
 
 
 def memory_factor(drift: float | None, target: float, memory: Sequence[float]) -> float:
-    """The factor by which counts shrink.
+    """The factor that shrinks counts.
 
-    As in MSSR's code it grows with the KL up to the target, where it falls to the smallest value.
+    As in MSSR's code, it grows with the KL up to the target, and there drops to the smallest value.
 
     Args:
-        drift: mean KL to the reference, nats a token; None where it is not known.
-        target: the KL beyond which the factor is the smallest.
+        drift: mean KL to the reference, nats per token; None where unknown.
+        target: the KL above which the factor is the smallest.
         memory: the smallest and the largest factor.
     """
     least, most = memory
@@ -44,16 +44,16 @@ def memory_factor(drift: float | None, target: float, memory: Sequence[float]) -
 
 @dataclass
 class PromptBaseline:
-    """Beta counts of right and wrong answers by prompt, and the KL that says how fast they are forgotten.
+    """Beta counts of right and wrong answers per prompt, and the KL that sets how fast they shrink.
 
-    All processes hold the same counts. The KL is summed by each over its own micro-batches until the next generation.
+    All processes hold the same counts. Each process sums the KL of its micro-batches until the next generation.
 
     Attributes:
         target, window, memory: the options `baseline_kl_target`, `baseline_kl_window` and `baseline_memory`.
         counts: by sample id.
         recent: the mean KL of the latest generation batches, at most `window`.
         sums: of the KL and of the tokens since the latest generation, on this process.
-        begun: whether the initial pass is behind.
+        begun: whether the initial pass is done.
     """
 
     target: float
@@ -67,11 +67,11 @@ class PromptBaseline:
 
     @property
     def weight(self) -> float:
-        """The counts of a prompt of which the initial pass alone is known: 8 for the published memory."""
+        """The total count of a prompt after the initial pass: 8 for the published memory."""
         return 1 / (1 - self.memory[0])
 
     def begin(self, mean_rewards: Mapping[str, float]) -> None:
-        """Set the counts by the mean reward of each prompt, in [0, 1]."""
+        """Set the counts from the mean reward of each prompt, in [0, 1]."""
         shares = {name: min(max(mean, 0.0), 1.0) for name, mean in mean_rewards.items()}
         self.counts = {name: (self.weight * share, self.weight * (1 - share)) for name, share in shares.items()}
         self.begun = True
@@ -85,11 +85,11 @@ class PromptBaseline:
         return self.counts.get(name, (UNSEEN * self.weight, (1 - UNSEEN) * self.weight))
 
     def advantages(self, names: Sequence[str], rewards: Tensor) -> Tensor:
-        """The normalized advantages of a generation batch, [B], whose rewards are counted afterwards.
+        """The normalized advantages of a generation batch, [B]; its rewards are counted afterwards.
 
         Args:
             names: the sample id of each rollout of all processes.
-            rewards: [B]; NaN where there is none, which has the advantage 0 and counts nothing.
+            rewards: [B]; a NaN, for a missing reward, gets the advantage 0 and is not counted.
         """
         values = torch.tensor([self.value(name) for name in names], dtype=torch.float64, device=rewards.device)
         found = normalized(rewards.double() - values)
@@ -105,7 +105,7 @@ class PromptBaseline:
         return found.float()
 
     def see(self, inputs: Mapping[str, Any], logps: Tensor) -> None:
-        """Take a micro-batch's KL to the reference, k3, of the policy that made its rollouts; nothing without one.
+        """Add a micro-batch's KL, k3, from the policy that made its rollouts to the reference, if there is one.
 
         Args:
             inputs: the micro-batch, with `ref_per_token_logps`, and `old_per_token_logps` where it serves several
@@ -121,9 +121,9 @@ class PromptBaseline:
         self._seen.append(torch.stack([(k3 * mask).sum(), mask.sum().double()]))
 
     def sums_so_far(self) -> list[float]:
-        """The KL and the tokens that this process saw since the latest generation."""
+        """The summed KL and tokens of this process since the latest generation."""
         if self._seen:
-            for total, tokens in torch.stack(self._seen).tolist():  # one by one, whenever this is asked for
+            for total, tokens in torch.stack(self._seen).tolist():  # summed only when needed
                 self.sums = [self.sums[0] + total, self.sums[1] + tokens]
             self._seen.clear()
         return self.sums
@@ -136,10 +136,10 @@ class PromptBaseline:
             self.recent = [*self.recent, total / tokens][-self.window :]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The state for a checkpoint."""
         return {"counts": self.counts, "recent": self.recent, "sums": self.sums_so_far(), "begun": self.begun}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Restore what `state` returned."""
         self.counts = {name: (right, wrong) for name, (right, wrong) in state["counts"].items()}
         self.recent, self.sums, self.begun = list(state["recent"]), list(state["sums"]), state["begun"]

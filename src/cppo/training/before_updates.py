@@ -1,4 +1,4 @@
-"""What is scored before an update: rollouts whose tokens or advantages are to be known beforehand, and views, once."""
+"""Scoring before an update: tokens or advantages that a method needs first, and views that are scored only once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from cppo.training.scoring import (
 
 
 def join_scores(parts: Sequence[ResponseScores]) -> ResponseScores:
-    """The scores of all rows, from those of chunks of them; without logits where there are several."""
+    """The scores of all rows, joined from chunks of rows; without logits where there are several chunks."""
     if len(parts) == 1:
         return parts[0]
     losses = [part.aux_loss for part in parts if part.aux_loss is not None]
@@ -37,8 +37,8 @@ def join_scores(parts: Sequence[ResponseScores]) -> ResponseScores:
 
 @torch.no_grad()
 def detect_tokens(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest) -> ViewScores | None:
-    """Scores and perception tokens of a micro-batch's gated-in rollouts, from what the score compares alone; None if it
-    has none. All ranks make as many passes.
+    """Scores and perception tokens of a micro-batch's gated-in rollouts, from only the views that the score compares;
+    None if there are no such rollouts. All ranks run the same number of passes.
     """
     if not request.rollouts:
         idle_pass(scorer, model, rollouts)
@@ -50,7 +50,7 @@ def detect_tokens(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewR
 
 @torch.no_grad()
 def scores_of_views(scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest) -> dict[str, ResponseScores]:
-    """Scores of a micro-batch's gated-in rollouts under each requested view, without the image. Passes as above."""
+    """Scores of the gated-in rollouts under each requested view, without the image; equal passes on all ranks."""
     found: dict[str, ResponseScores] = {}
     own, alone = rollouts.pick(request.rollouts) if request.rollouts else rollouts, request.alone(request.kinds)
     for kind in request.kinds:
@@ -72,15 +72,15 @@ def shaped_advantages(
     accumulation: int,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Shape the advantages of a new generation batch by the scores of its tokens, in its micro-batches.
+    """Shape the advantages of a new generation batch, in its micro-batches, by the scores of its tokens.
 
     Args:
-        detect: scores a micro-batch: the rows that were scored, and what is known of them.
-        options: the configuration, with the weights of now.
+        detect: scores a micro-batch: the scored rows, and their scores.
+        options: the configuration, with the current weights.
         accumulation: micro-batches of an optimizer step.
 
     Returns:
-        What there is to log: the selected share of the tokens, and the mean score of the rollouts, of all processes.
+        Metrics to log: the selected share of the tokens and the mean score of the rollouts, over all processes.
     """
     found = [detect(inputs) for inputs in micro_batches]
     if options.perception_selector_scope == "batch":
@@ -92,7 +92,7 @@ def shaped_advantages(
         if scores is not None and scores.token_mask is not None:
             inputs["perception_detected"] = (rows, scores.score, scores.token_mask)
             counts[:2] += torch.stack([scores.token_mask.sum(), scores.response_mask.bool().sum()])
-        del inputs["perception_views"]  # the loss has no use for them
+        del inputs["perception_views"]  # the loss does not need them
     shaped, dependency = shape_advantages(
         [inputs["advantages"] for inputs in micro_batches],
         found,
@@ -113,7 +113,7 @@ def shaped_advantages(
 
 
 def _gather_ragged(accelerator: Accelerator, values: Tensor) -> list[Tensor]:
-    """The tensors of all processes, [k, N'] each, in the order of their ranks; this one's is [k, N]."""
+    """The tensors of all processes, [k, N'] each, in rank order; this process's is [k, N]."""
     values = values.to(accelerator.device)
     lengths = accelerator.gather(torch.tensor([values.shape[1]], device=values.device)).tolist()
     padded = torch.nn.functional.pad(values, (0, max(lengths) - values.shape[1]))

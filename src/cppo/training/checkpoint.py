@@ -1,4 +1,4 @@
-"""What keeps a run: whole checkpoints, finite steps, and a resume that repeats the uninterrupted run exactly."""
+"""Durable runs: complete checkpoints, finite steps, and a resume that repeats the uninterrupted run exactly."""
 
 import math
 import os
@@ -47,28 +47,28 @@ from cppo.trl_surface import (
 )
 
 OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
-"""What a parameter group takes from the options, beside the learning rate."""
+"""Values of a parameter group that come from the options, beside the learning rate."""
 
 
 class DurableTrainer(Trainer):
-    """A `transformers.Trainer` that loses no run; mixed in before one of TRL's.
+    """A `transformers.Trainer` with durable runs; a mixin before one of TRL's trainers.
 
-    A checkpoint gets its manifest last, and older ones are removed after that. A step whose gradient is not finite is
-    not taken. A resume at the last step trains nothing more.
+    A checkpoint gets its manifest last; older checkpoints are removed after that. A step with a gradient that is not
+    finite is not applied. A resume at the last step trains no further.
     """
 
-    model: Any  # never None, as TRL builds it: of transformers or of PEFT
-    optimizer: torch.optim.Optimizer  # where it is asked for here, in training
+    model: Any  # never None: TRL builds it, of transformers or of PEFT
+    optimizer: torch.optim.Optimizer  # asked for only in training
     _nonfinite_in_row = 0
     _losses: tuple[torch.Tensor, ...] = ()
 
     @property
     def nonfinite_limit(self) -> int:
-        """Steps in a row with a gradient that is not finite that are skipped before the run ends."""
+        """Number of steps in a row that are skipped for a non-finite gradient before the run ends."""
         return 0
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **options: Any) -> Any:
-        """`Trainer.train`, from a whole checkpoint. Raises UserError where there is none to resume from."""
+        """`Trainer.train`, from a complete checkpoint. Raises UserError where there is none to resume from."""
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self._whole_checkpoint(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **options)
@@ -77,7 +77,7 @@ class DurableTrainer(Trainer):
         if resume is True:
             found = newest_whole(Path(str(self.args.output_dir)), passed_over=tell)
             if found is None:
-                raise UserError(f"resume_from_checkpoint: {self.args.output_dir} holds no whole checkpoint")
+                raise UserError(f"resume_from_checkpoint: {self.args.output_dir} holds no complete checkpoint")
             return found
         folder = Path(str(resume))
         check_resumable(folder)
@@ -85,7 +85,7 @@ class DurableTrainer(Trainer):
         return folder
 
     def check_launched_alike(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint of another number of processes, or with weights written another way. Raises UserError."""
+        """Refuse a checkpoint from another number of processes, or with weights in another layout. Raises UserError."""
         check_processes(checkpoint, self.accelerator.num_processes)
         how = "by DeepSpeed" if self.is_deepspeed_enabled else PLAIN
         if self.is_fsdp_enabled:
@@ -96,7 +96,7 @@ class DurableTrainer(Trainer):
     # Checkpoints
 
     def save_progress(self, folder: Path) -> None:
-        """Write what a resume needs beyond the Trainer's own files."""
+        """Write the files of a resume that the Trainer does not write."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
@@ -104,7 +104,7 @@ class DurableTrainer(Trainer):
         with ExitStack() as cleanup:
             cleanup.enter_context(writing(Path(output_dir or str(self.args.output_dir))))
             if plugin is not None and not _internal_call:
-                # A checkpoint may be sharded, for which transformers would write no model at all.
+                # A checkpoint may be sharded; transformers would then write no model.
                 plugin.set_state_dict_type("FULL_STATE_DICT")
                 cleanup.callback(plugin.set_state_dict_type, kind)
             super().save_model(output_dir, _internal_call)
@@ -153,15 +153,15 @@ class DurableTrainer(Trainer):
         if self._nonfinite_in_row > self.nonfinite_limit:
             before = f" after {self.nonfinite_limit} skipped steps" if self.nonfinite_limit else ""
             raise UserError(
-                f"step {step}: the gradient's norm is {value}{before}: {cause}. The step is not taken, so weights and "
-                "checkpoints are those before it. Look at this step's rewards and images, or lower learning_rate"
+                f"step {step}: the gradient's norm is {value}{before}: {cause}. The step is not applied, so weights "
+                "and checkpoints are those before it. Check this step's rewards and images, or lower learning_rate"
             )
         tell(f"step {step} is skipped: the gradient's norm is {value}: {cause}")
         model.zero_grad()
         return norm
 
     def _cause(self, losses: tuple[torch.Tensor, ...]) -> str:
-        """Where a gradient stopped being finite, as far as the losses of all processes' micro-batches tell."""
+        """Where a gradient stopped being finite, judged by the losses of all processes' micro-batches."""
         own = torch.stack(losses).float()
         by_rank = self.accelerator.gather(own[None]).tolist()
         for rank, values in enumerate(by_rank):
@@ -169,7 +169,7 @@ class DurableTrainer(Trainer):
                 if not math.isfinite(value):
                     where = f" of process {rank}" if len(by_rank) > 1 else ""
                     return f"the loss of micro-batch {number} of {len(values)}{where} is {value}"
-        return "all losses are finite, so the backward pass made it"
+        return "all losses are finite, so it comes from the backward pass"
 
     def _run_epoch(self, *args: Any, **place: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
@@ -190,15 +190,15 @@ class DurableTrainer(Trainer):
             raise
         except ValueError as error:
             raise UserError(
-                f"resume_from_checkpoint: the optimizer of {checkpoint} has other weights than are trained now: resume "
-                "with the options that choose them as they were"
+                f"resume_from_checkpoint: the optimizer of {checkpoint} has other weights than this run trains: "
+                "resume with the options that selected them"
             ) from error
         if checkpointed:
             self.state.compute_steps(self.args, self.state.max_steps)
             self._take_given(given, base_lrs)
 
     def _take_given(self, given: list[dict[str, Any]], base_lrs: list[Any]) -> None:
-        """Put the options' learning rate and optimizer constants in the place of the checkpoint's."""
+        """Replace the checkpoint's learning rate and optimizer constants by the options' values."""
         for group, own in zip(self.optimizer.param_groups, given, strict=True):
             group.update({name: own[name] for name in OPTIMIZER_OPTIONS if name in own})
         scheduler = self.lr_scheduler
@@ -238,20 +238,20 @@ class DurableTrainer(Trainer):
                 super()._load_best_model()
 
     def _load_weights(self, checkpoint: str) -> bool:
-        """Load a whole model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
+        """Load a full model's weights; False for adapters and sharded checkpoints, which keep the model's names."""
         if is_peft_model(self.model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return False
         return load_weights(self.model, checkpoint)
 
 
 class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
-    """`trl.GRPOTrainer` with checkpoints that hold the place in the data and the rollouts still to be trained on.
+    """`trl.GRPOTrainer` with checkpoints that also hold the data position and the rollouts still to be trained on.
 
-    Beside every model that it saves lies its card.
+    It saves a model card with every model.
 
     Attributes:
-        run_facts: what a run from a recipe knows beyond its trainer, and puts here.
-        baseline: of the prompts, where they have one.
+        run_facts: facts of a run from a recipe that the trainer does not know; the run sets them.
+        baseline: the prompts' baselines, if any.
     """
 
     args: CPPOConfig
@@ -285,7 +285,7 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
             if state.baseline is None:
                 raise UserError(
                     f"resume_from_checkpoint: {checkpoint} has no baselines of prompts: resume with "
-                    "advantage_baseline = 'group' as it was, or start anew from its weights"
+                    "advantage_baseline = 'group' as it was, or start a new run from its weights"
                 )
             self.baseline.restore(state.baseline)
         if not isinstance(self.train_dataset, IterableDataset) and failure(probe_sampler_order) is None:
@@ -293,7 +293,7 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        # A checkpoint has no card, but PEFT writes one of its own there. TRL asks for the card of the whole run then.
+        # A checkpoint has no card, but PEFT writes one there, and TRL then asks for the card of the whole run.
         if not _internal_call or is_peft_model(self.model):
             self._write_card(output_dir or str(self.args.output_dir))
 
@@ -329,14 +329,14 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
 @dataclass(frozen=True)
 class RolloutState:
-    """What a checkpoint must hold beyond TRL's: the trainer's place in the data.
+    """The state of a checkpoint that TRL does not save: the trainer's position in the data.
 
     Attributes:
-        micro_step: micro-batches done, TRL's `_step`, which it restarts at 0.
+        micro_step: micro-batches done; TRL's `_step`, which TRL restarts at 0.
         epoch: passes over the data begun before the current one.
-        buffered_inputs: rollouts and views that are still to be trained on, one dictionary a micro-batch, or None
-            where the next micro-batch generates anew.
-        baseline: of the prompts (`PromptBaseline.state`), where they have one.
+        buffered_inputs: rollouts and views still to be trained on, one dictionary per micro-batch, or None where the
+            next micro-batch generates new ones.
+        baseline: of the prompts (`PromptBaseline.state`), if any.
     """
 
     micro_step: int
@@ -345,7 +345,7 @@ class RolloutState:
     baseline: dict[str, Any] | None = None
 
     def save(self, checkpoint: str, process_index: int) -> None:
-        """Write to the checkpoint folder, one file a process; complete or not there at all."""
+        """Write one file per process to the checkpoint folder; each is complete or absent."""
         path = _path(checkpoint, process_index)
         os.makedirs(checkpoint, exist_ok=True)
         torch.save(vars(self), path + ".part")
@@ -356,7 +356,7 @@ class RolloutState:
         """Read what `save` wrote, rollouts on `device`, views on the CPU.
 
         Raises:
-            UserError: the file is not there or not readable.
+            UserError: the file is missing or cannot be read.
         """
         path = _path(checkpoint, process_index)
         try:
@@ -364,11 +364,13 @@ class RolloutState:
                 state = cls(**torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
             raise UserError(
-                f"{path} is missing: this checkpoint was not written by CPPOTrainer with as many processes as now; "
-                "start anew from its weights with model=CHECKPOINT instead of resuming"
+                f"{path} is missing: this checkpoint is not from a CPPOTrainer with the current number of processes; "
+                "start a new run from its weights with model=CHECKPOINT instead of resuming"
             ) from None
         except TypeError as error:
-            raise UserError(f"{path} is no state of a run ({first_line(error)}): take an earlier checkpoint") from error
+            raise UserError(
+                f"{path} is not the state of a run ({first_line(error)}): use an earlier checkpoint"
+            ) from error
         if state.buffered_inputs is None:
             return state
         buffered = [

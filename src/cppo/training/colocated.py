@@ -1,7 +1,7 @@
-"""Prompts for vLLM on the training GPUs, which expands an image's placeholder by itself.
+"""Prompts for vLLM on the training GPUs, which expands an image's placeholder itself.
 
-TRL 1.16 gives it prompts that the processor has expanded, and the images too, so that it would expand them once more. A
-vLLM server gets expanded prompts rightly: TRL tells it where the images lie.
+TRL 1.16 passes it prompts that the processor already expanded, with the images, so it would expand them once more. A
+vLLM server gets expanded prompts correctly: TRL passes the positions of the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from cppo.trl_surface import vllm_takes
 
 
 class ColocatedPrompts:
-    """Lets colocated vLLM take each prompt with one placeholder an image.
+    """Passes each prompt to colocated vLLM with one placeholder per image.
 
-    It then expands the prompt as the processor has done, or the rollout is refused: it would answer another prompt than
-    the one that is trained on.
+    vLLM must expand the prompt as the processor does; otherwise the rollout is refused, because it would answer another
+    prompt than the trained one.
 
     Args:
         generation: TRL's link to vLLM.
-        render: the token ids of a prompt with one placeholder an image.
+        render: the token ids of a prompt with one placeholder per image.
     """
 
     def __init__(self, generation: Any, render: Callable[[Messages | str], list[int]]) -> None:
@@ -29,14 +29,14 @@ class ColocatedPrompts:
         vllm_takes(generation, self.unexpanded, check_expanded)
 
     def begin(self, expanded: Sequence[list[int]], prompts: Sequence[Messages | str]) -> None:
-        """Take the prompts of a generation batch, and their token ids as the processor has expanded them."""
+        """Take the prompts of a generation batch, and their token ids as the processor expanded them."""
         self._unexpanded = {}
         for ids, prompt in zip(expanded, prompts, strict=True):
             if (key := tuple(ids)) not in self._unexpanded:
                 self._unexpanded[key] = self._render(prompt) if embedded_images(prompt) else ids
 
     def unexpanded(self, ids: list[int]) -> list[int]:
-        """A prompt of the batch with one placeholder an image; after a tool's answer the response so far follows it."""
+        """A prompt of the batch with one placeholder per image; after a tool's answer, with the response so far."""
         whole = self._unexpanded.get(tuple(ids))
         if whole is not None:
             return whole
@@ -47,10 +47,10 @@ class ColocatedPrompts:
 
 
 def check_expanded(expected: list[int], made: Sequence[int]) -> None:
-    """Raise UserError where vLLM has made other tokens of a prompt than the processor."""
+    """Raise UserError where vLLM expanded a prompt to other tokens than the processor."""
     if list(made) != expected:
         raise UserError(
-            f"use_vllm with vllm_mode = 'colocate': vLLM makes {len(made)} tokens of a prompt with images of which the "
-            f"processor makes {len(expected)} others (its image processor has other settings, or a tool returned an "
+            f"use_vllm with vllm_mode = 'colocate': vLLM expands a prompt with images to {len(made)} tokens, but the "
+            f"processor to {len(expected)} others (its image processor has other settings, or a tool returned an "
             "image): save the processor into the model's folder, or set vllm_mode = 'server' or use_vllm = false"
         )

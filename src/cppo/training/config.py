@@ -1,4 +1,4 @@
-"""CPPOConfig: TRL's GRPOConfig with the options of contrastive perception."""
+"""CPPOConfig: TRL's GRPOConfig with CPPO's own options."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from cppo.views import ViewSampler, view_sampler
 
 
 def _of_trl(name: str) -> Any:
-    """A field of TRL's, with its default and help, that a method may set."""
+    """One of TRL's fields, with its default and help; a method may set it."""
     declared = GRPOConfig.__dataclass_fields__[name]
     return field(default=Unset(plain_default(declared)), metadata=declared.metadata)
 
@@ -35,9 +35,9 @@ def _of_trl(name: str) -> Any:
 class CPPOConfig(CPPOOptions, GRPOConfig):
     """Configuration of `CPPOTrainer`.
 
-    Inherited fields keep the defaults of `trl.GRPOConfig`; the fields below default to the published values
-    (arXiv 2601.00501), except `perception_normalization` (published: "microbatch"). `method` sets options of its own;
-    one that is given wins over it, whatever its value. In a configuration that is made, every value counts as given.
+    Inherited fields keep the defaults of `trl.GRPOConfig`. CPPO's own default to the published values (arXiv
+    2601.00501), except `perception_normalization` (published: "microbatch"). `method` sets several options; a value
+    that you give wins over the method's. In a finished configuration every value counts as given.
 
     Raises:
         UserError: a value is out of its range; the message names the field.
@@ -53,7 +53,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
     def __post_init__(self) -> None:
         resolve(self, get_method(self.method).options)
         single = self.num_generations == 1
-        if single:  # TRL takes no groups of one, nor reads their size before its trainer does
+        if single:  # TRL refuses groups of one, but reads their size only in its trainer
             self.num_generations, self.num_generations_eval = _accepted_group(self), self.num_generations_eval or 1
         super().__post_init__()
         if single:
@@ -73,28 +73,28 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
 
     @property
     def separate_view_pass(self) -> bool:
-        """Whether an update scores the views in a pass of their own, without gradient."""
+        """Whether an update scores the views in a separate pass without gradient."""
         return self.perception_view_policy == "current" and not self.perception_view_gradients
 
     @property
     def scored_views(self) -> tuple[str, ...]:
-        """The views that are scored: those that the score compares, where it is used, and those with a weight."""
+        """The views to score: those that a used score compares, and those with a weight."""
         return scored_views(self)
 
     @property
     def looks_at_images(self) -> bool:
-        """Whether rollouts without images have no score: it compares views, or response tokens with image tokens."""
+        """Whether the score needs images: it compares views, or response tokens with image tokens."""
         return bool(self.scored_views or needed(self) & SIMILARITIES)
 
     @property
     def needs_logits(self) -> bool:
-        """Whether rows that are not shared must be scored with whole logits, by the plain scorer."""
+        """Whether rows that are not shared need full logits, from the plain scorer."""
         taken = {"logits", "hidden_states", "nucleus_entropies", *SIMILARITIES, *EXACT_DIVERGENCES}
         return self.scorer == "plain" or bool(taken & {self.perception_divergence, *needed(self)})
 
     @property
     def inside_views(self) -> dict[str, str]:
-        """The names of the scored views that lie inside the model, by kind."""
+        """The scored views inside the model: kind -> name."""
         return {kind: name for kind, name in inside_views(vars(self)).items() if kind in self.scored_views}
 
     def view_sampler(self) -> ViewSampler:
@@ -103,7 +103,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
 
     @property
     def pixel_steps(self) -> PixelSteps | None:
-        """How the images of rollouts are moved by the policy's gradient; None where they are not."""
+        """The gradient steps on the images of rollouts; None without them."""
         if not ascends(vars(self)):
             return None
         return PixelSteps(
@@ -111,7 +111,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         )
 
     def rollout_view_sampler(self) -> RolloutViews | None:
-        """What draws the views that rollouts are made from; None where they are made from the images."""
+        """Draws the views that rollouts are made from; None where they are made from the images."""
         if not self.rollout_views:
             return None
         strengths = self.view_sampler().strengths
@@ -119,21 +119,21 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
 
 
 def _accepted_group(args: GRPOConfig) -> int:
-    """A group size that TRL takes for its batches, of at least 2. Raises UserError for a batch of a single rollout."""
+    """A group size of at least 2 that TRL accepts for its batches. Raises UserError for a batch of a single rollout."""
     steps = args.steps_per_generation or args.gradient_accumulation_steps
     sizes = (args.generation_batch_size or 1, args.per_device_train_batch_size, steps)
     if max(sizes) < 2:
         raise UserError(
-            "num_generations = 1: rollouts of a generation batch are compared with each other: give "
+            "num_generations = 1: the rollouts of a generation batch are compared with each other: give "
             "per_device_train_batch_size or steps_per_generation of at least 2"
         )
     return next(size for size in sizes if size >= 2)
 
 
 def check_enough(name: str, rows: int, args: GRPOConfig, *, by_rollouts: bool = False) -> None:
-    """Raise UserError where the rows of a dataset are fewer than the prompts that are generated together.
+    """Raise UserError where a dataset has fewer rows than a generation batch has prompts.
 
-    by_rollouts: whether `generation_batch_size` was given; in a configuration that is made it is always set.
+    by_rollouts: whether `generation_batch_size` was given; a finished configuration always has it.
     """
     group, device, steps = args.num_generations or 1, args.per_device_train_batch_size, args.steps_per_generation or 1
     processes = (args.generation_batch_size or 0) // (device * steps)

@@ -1,7 +1,7 @@
-"""Rollouts beside those that TRL asks for: a pass over the data before the first step, and prompts drawn again.
+"""Rollouts that the trainer makes itself: an initial pass over the data, and replaced prompts.
 
-The pass begins the baselines of prompts (MSSR, arXiv 2512.18215). Prompts whose rollouts all earn the same give way to
-others (DAPO's dynamic sampling, arXiv 2503.14476). Both go the way of TRL's rollouts and rewards, and log nothing.
+The initial pass sets the prompts' baselines (MSSR, arXiv 2512.18215). Prompts with equal rewards in all rollouts are
+replaced by others (DAPO's dynamic sampling, arXiv 2503.14476). Both use TRL's generation and rewards, and log nothing.
 """
 
 import math
@@ -32,16 +32,16 @@ from cppo.training.setup import agree_on_images
 from cppo.trl_surface import generation_batches, log_metric, replace_advantages, unfinished_rollouts, unlogged
 
 DRAWS = (1 << 31) + 1
-"""In the place of a rank in the key of a random stream: no rank has this number."""
+"""Replaces a rank in the key of a random stream; no rank has this number."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """Rollouts of one round of a generation batch, in which each group has a row of its own.
+    """Rollouts of one round of a generation batch.
 
     Attributes:
-        rows: of each group of all processes the row of the data; -1 where TRL's sampler brought it.
-        first: the place of this process's first rollout among all.
+        rows: per group of all processes, its row of the data; -1 where TRL's sampler chose it.
+        first: the index of this process's first rollout among all.
         responses, logps: of this process's rollouts.
         rewards: of every rollout of all processes and every function, [B, R].
     """
@@ -53,7 +53,7 @@ class Round:
     rewards: Tensor
 
     def rollout(self, place: int) -> tuple[list[int], list[float] | None] | None:
-        """The response at a place among all, and its log-probabilities; None where another process has it."""
+        """The response at an index among all, and its log-probabilities; None where another process has it."""
         own = place - self.first
         if not 0 <= own < len(self.responses):
             return None
@@ -62,12 +62,12 @@ class Round:
 
 @dataclass(frozen=True)
 class MadeRollouts:
-    """A generation batch that is made before TRL asks for it.
+    """A generation batch made before TRL asks for it.
 
     Attributes:
-        rows: for each of this process's rollouts its row of the data; -1 where TRL's sampler brought it.
+        rows: per rollout of this process, its row of the data; -1 where TRL's sampler chose it.
         responses: their token ids.
-        logps: those that vLLM sampled with, where it did.
+        logps: from vLLM's sampling, if it sampled.
         rewards: of every rollout of all processes and every function, [B, R].
     """
 
@@ -78,7 +78,7 @@ class MadeRollouts:
 
 
 class InitialPass(TrainerCallback):
-    """Begins the baselines of a run that is not resumed."""
+    """Sets the baselines of a new run; a resumed run keeps its own."""
 
     def __init__(self, begin: Callable[[], None]) -> None:
         self._begin = begin
@@ -88,9 +88,9 @@ class InitialPass(TrainerCallback):
 
 
 class DrawingTrainer(AskingTrainer):
-    """The part of `CPPOTrainer` that makes rollouts of its own accord.
+    """The part of `CPPOTrainer` that makes rollouts without TRL's request.
 
-    Raises UserError for options that do not go with a stream of data, tools, an environment or a `rollout_func`.
+    Raises UserError for options that contradict a stream of data, tools, an environment or a `rollout_func`.
     """
 
     num_generations_eval: int
@@ -114,7 +114,7 @@ class DrawingTrainer(AskingTrainer):
 
     def _check_answers_alone(self, option: str, off: int) -> None:
         if isinstance(self.train_dataset, IterableDataset) or not isinstance(self.train_dataset, Sized):
-            raise UserError(f"{option} draws rows of its own, which a stream of data has not: set {off}")
+            raise UserError(f"{option} draws rows by index, which a stream of data does not have: set {off}")
         if self.tools or self.rollout_func is not None or self.environment_factories is not None:
             raise UserError(
                 f"{option} makes rollouts without tools, environment_factory and rollout_func: set {off}, or leave "
@@ -124,12 +124,12 @@ class DrawingTrainer(AskingTrainer):
     def _rewarded(
         self, batch: GenerationBatch, rows: Sequence[Row], generating: AbstractContextManager[Any]
     ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """The responses to this process's rows, and the log-probabilities that vLLM sampled them with.
+        """The responses to this process's rows, with their log-probabilities from vLLM's sampling.
 
         Args:
             batch: gets the rewards of all processes.
             rows: as the rollouts see them.
-            generating: around the generation alone.
+            generating: a context for the generation alone.
         """
         agree_on_images(self, batch.rows)
         prompts = [prompt_messages(row) for row in rows]
@@ -145,12 +145,12 @@ class DrawingTrainer(AskingTrainer):
         return responses, logps
 
     def _summed(self, rewards: Tensor) -> Tensor:
-        """The weighted sum of the rewards [B, R] of each rollout, [B]; NaN where no function gave one."""
+        """The weighted sum of each rollout's rewards [B, R], [B]; NaN where no function gave one."""
         summed = (rewards * self.reward_weights.to(rewards)).nansum(dim=1)
         return summed.masked_fill(rewards.isnan().all(dim=1), math.nan)
 
     def _compared(self, rewards: Tensor, summed: Tensor) -> Tensor:
-        """What TRL normalizes within a group, [B, F]: the sum of the rewards, or each that has a weight."""
+        """The values that TRL normalizes within a group, [B, F]: the summed rewards, or each weighted reward."""
         if self.multi_objective_aggregation == "sum_then_normalize":
             return summed[:, None]
         return rewards[:, self.reward_weights.to(rewards.device) != 0]
@@ -158,7 +158,7 @@ class DrawingTrainer(AskingTrainer):
     # Baselines
 
     def _begin_baseline(self) -> None:
-        """Answer each row of the data `baseline_init_samples` times, and begin each baseline at the mean reward."""
+        """Answer each row of the data `baseline_init_samples` times, and start each baseline at the mean reward."""
         baseline, samples = self.baseline, self.args.baseline_init_samples
         assert baseline is not None
         if baseline.begun:
@@ -173,7 +173,7 @@ class DrawingTrainer(AskingTrainer):
         with Progress(total=len(places), desc="initial pass", unit="responses") as bar:
             for number, first in enumerate(range(0, len(places), a_process * ranks)):
                 chunk = places[first : first + a_process * ranks]
-                # All processes answer as many rows; the last ones are filled up, and not counted.
+                # All processes answer as many rows; repeated rows fill the last ones and are not counted.
                 chunk_size = math.ceil(len(chunk) / ranks)
                 filled = chunk + chunk[-1:] * (chunk_size * ranks - len(chunk))
                 mine = [data[place] for place in filled[rank * chunk_size : (rank + 1) * chunk_size]]
@@ -197,7 +197,7 @@ class DrawingTrainer(AskingTrainer):
             )
 
     def _baseline_advantages(self, batch: GenerationBatch, summed: Tensor) -> Tensor:
-        """The advantages of this process's rollouts, [B], against the baselines of their prompts.
+        """The advantages of this process's rollouts, [B], relative to the baselines of their prompts.
 
         summed: the reward of every rollout of all processes.
         """
@@ -214,19 +214,19 @@ class DrawingTrainer(AskingTrainer):
             log_metric(self, "baseline/kl", sum(baseline.recent) / len(baseline.recent))
         return advantages[batch.mine]
 
-    # Prompts drawn again
+    # Replaced prompts
 
     def _redrawn(self, inputs: list[Row]) -> list[Row]:
-        """The rows of a generation batch; groups whose rewards are equal gave way, as far as the rounds reach.
+        """The rows of a generation batch; within the allowed rounds, groups with equal rewards are replaced.
 
-        The rollouts are kept for TRL to ask about. New rows are drawn at random from the data, none twice in a batch.
-        The draws depend on the run's seed and the number of the batch alone.
+        The rollouts are kept until TRL asks for them. New rows are drawn at random from the data, none twice in a
+        batch. The draws depend only on the run's seed and the batch number.
         """
         size, ranks, rank = self.num_generations, self.accelerator.num_processes, self.accelerator.process_index
         slots, step, data = len(inputs) * ranks // size, self.state.global_step, self.train_dataset
         key = np.random.SeedSequence((self.args.seed, generation_batches(self), DRAWS))
         order = np.random.Generator(np.random.PCG64(key)).permutation(len(data)).tolist()
-        unit = ranks // math.gcd(size, ranks)  # groups that make as many rollouts for each process
+        unit = ranks // math.gcd(size, ranks)  # groups that give each process as many rollouts
         source: dict[int, tuple[int, int]] = {}
         rounds: list[Round] = []
         drawn, rows = [-1] * slots, inputs
@@ -257,7 +257,7 @@ class DrawingTrainer(AskingTrainer):
         return [row if index < 0 else {**data[index]} for row, index in zip(inputs, self._made.rows, strict=True)]
 
     def _put_together(self, rounds: Sequence[Round], chosen: Sequence[tuple[int, int]], count: int) -> MadeRollouts:
-        """This process's `count` rollouts of the groups that were chosen, each by its round and its place there."""
+        """This process's `count` rollouts of the chosen groups, each given by its round and its index there."""
         size, first = self.num_generations, rounds[0].first
         places = [(number, group * size + member) for number, group in chosen for member in range(size)]
         own = [(place, rounds[place[0]].rollout(place[1])) for place in places if place[0]]
@@ -275,7 +275,7 @@ class DrawingTrainer(AskingTrainer):
         )
 
     def _as_drawn(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows that TRL's sampler brings again in a resumed run, with those that were drawn in their places."""
+        """The rows that TRL's sampler repeats in a resumed run, with the replaced rows in their places."""
         again = list(rows)
         for inputs in unfinished_rollouts(self) or ():
             for place, index in zip(inputs["rollout_place"], inputs.get("rollout_row", ()), strict=False):
@@ -285,5 +285,5 @@ class DrawingTrainer(AskingTrainer):
 
 
 def _groups(first: int, count: int, size: int) -> range:
-    """The groups of `size` rollouts that `count` rollouts from the place `first` on belong to."""
+    """The groups, of `size` rollouts, that contain the `count` rollouts from index `first` on."""
     return range(first // size, -(-(first + count) // size))

@@ -1,7 +1,7 @@
-"""The first half of a step: rollouts that know their group, their views and whether they pass the gate.
+"""The first half of a step: rollouts with their group, their views and the gate.
 
-1. The images of a row become upright RGB once, and the views I+ and I- of each are made while rollouts are generated.
-2. A gate keeps the rollouts worth learning perception from. Their prompts' views go through the same processor.
+1. The images of a row become upright RGB once; I+ and I- of each are made while the rollouts are generated.
+2. The gate selects the rollouts of the perception term. The processor then takes their prompts' views.
 """
 
 import math
@@ -37,10 +37,10 @@ from cppo.upstream import SHARED_PREFILL
 
 
 class RolloutTrainer(DrawingTrainer):
-    """The part of `CPPOTrainer` that makes rollouts; its attributes are set there.
+    """The part of `CPPOTrainer` that makes rollouts; the trainer sets its attributes.
 
     Attributes:
-        form_watch: tells why no response earned a reward in the first steps.
+        form_watch: reports why no response earned a reward in the first steps.
     """
 
     form_watch: FormWatch
@@ -54,12 +54,12 @@ class RolloutTrainer(DrawingTrainer):
     _phase: Callable[[str], AbstractContextManager[None]]
 
     def _has_placeholder(self, completion_ids: Tensor) -> Tensor:
-        """Which responses contain an image placeholder, which only a tool can insert; bool [B]."""
+        """The responses with an image placeholder, which only a tool can insert; bool [B]."""
         placeholders = torch.tensor(self._placeholder_ids, dtype=completion_ids.dtype, device=completion_ids.device)
         return torch.isin(completion_ids, placeholders).any(dim=1)
 
     def _rollouts(self, inputs: Sequence[Row], step: int) -> GenerationBatch:
-        """The rollouts of a generation batch that begins after `step` steps; in training augmented on request."""
+        """The rollouts of a generation batch that begins after `step` steps; in training augmented if requested."""
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
         first = self.accelerator.process_index * len(inputs)
@@ -69,7 +69,7 @@ class RolloutTrainer(DrawingTrainer):
         return batch
 
     def _shown_rows(self, batch: GenerationBatch, step: int) -> list[Row]:
-        """The rows, in which the images of some rollouts carry the view that these are made from."""
+        """The rows; the images of some rollouts carry the view that these rollouts are made from."""
         drawn = self.args.rollout_view_mode == "mix" and self.args.pixel_steps is None
         if not self.model.training or self._rollout_views is None or not drawn:
             return batch.rows
@@ -80,25 +80,25 @@ class RolloutTrainer(DrawingTrainer):
         return math.floor(self.state.epoch or 0)
 
     def _progress(self, step: int) -> float:
-        """The share of the run that is done once the generation batch that began after `step` steps is trained on."""
+        """The share of the run that is done after training on the generation batch that began after `step` steps."""
         batches = (self.args.steps_per_generation or 1) * self.num_iterations
         steps = batches / self.args.gradient_accumulation_steps
         return min((step + steps) / max(self.state.max_steps, 1), 1.0)
 
     def _process_view(self, prompt: Any) -> Any:
-        """What the processor makes of a prompt, as the scorers take it."""
+        """The processor's inputs for a prompt, as the scorers need them."""
         made = process_prompt(self.processing_class, prompt, self.tools or None, self.chat_template_kwargs)
         if not self._shares_prompts:
             return made
         return replace(made, vision=packable(self._policy.config, made.vision))
 
     def _unexpanded(self, prompt: Any) -> list[int]:
-        """The token ids of a prompt with one placeholder an image."""
+        """The token ids of a prompt with one placeholder per image."""
         options = {**self.chat_template_kwargs, "chat_template": self.chat_template}
         return unexpanded_ids(self.processing_class, prompt, self.tools or None, options)
 
     def _inside_view(self, name: str, prompt: Any, tokens: list[int]) -> VisionInputs:
-        """The view inside the model of that name, of a prompt with images and these tokens."""
+        """The view inside the model of that name, for a prompt with images and these tokens."""
         text = self._unexpanded(without_images(prompt)) if name == "image_removed" else ()
         return inside_view(name, tokens, is_image(self._policy, torch.tensor(tokens)), text)
 
@@ -111,7 +111,7 @@ class RolloutTrainer(DrawingTrainer):
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(shown)
         if self._colocated is not None:
             self._colocated.begin(prompt_ids, shown)
-        # Of the prompts as they are, not as rollouts see them: the update takes them from here.
+        # Of the original prompts, not as rollouts see them: the update uses the originals.
         return prompt_ids, None if images is None else own, multimodal_fields
 
     def _generate(self, prompts: list) -> Any:
@@ -127,7 +127,7 @@ class RolloutTrainer(DrawingTrainer):
         if images is not None:
             images = [[shown_image(image) for image in row] if row else row for row in images]
         if self.use_vllm and images is not None:
-            # vLLM's batches know a row without images by None.
+            # vLLM's batches mark a row without images by None.
             images = [row or None for row in images]
         with ExitStack() as changes:
             changes.enter_context(only_special_tokens(self._policy))
@@ -137,9 +137,9 @@ class RolloutTrainer(DrawingTrainer):
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _prepare_input(self, data: Any) -> Any:
-        """Leave the pixels of a generation batch on the host, where those that run come from.
+        """Keep the pixels of a generation batch on the host; those that a pass needs come from there.
 
-        TRL moves them to the device for all rollouts at once, to generate and once more to score.
+        TRL moves them to the device for all rollouts at once, to generate and again to score.
         """
         on_host = self._generating is not None and self._shares_prompts and not self.tools
         if on_host and isinstance(data, Mapping):
@@ -148,7 +148,7 @@ class RolloutTrainer(DrawingTrainer):
 
     @contextmanager
     def _generating_together(self) -> Iterator[None]:
-        """Within this context, each group's prompt is prefilled once; a line reports where none was."""
+        """Context: each group's prompt is prefilled once; a line reports a batch without sharing."""
         size = self.args.per_device_generation_batch_size
         groups = self._groups_shown() if self._shares_rollouts else None
         batch, steps = self._generating, self.args.pixel_steps
@@ -163,12 +163,12 @@ class RolloutTrainer(DrawingTrainer):
             yield
         if groups is not None and not prefills and size != 1:
             self._shares_rollouts = False
-            go_without(self, f"{SHARED_PREFILL.lost}: `generate` was asked for what cannot be shared", sharing=True)
+            go_without(self, f"{SHARED_PREFILL.lost}: this call of `generate` cannot share", sharing=True)
 
     def _ascended(
         self, steps: PixelSteps, ids: Tensor, mask: Tensor, length: int, vision: VisionInputs
     ) -> VisionInputs:
-        """The images of a group's further rollouts, by what its clean ones [n, P + T] say."""
+        """The images of a group's other rollouts, changed by its clean rollouts [n, P + T]."""
         args, shares = self.args, self._shares_prompts
         with self._phase("views"), self.accelerator.autocast():
             return ascended(
@@ -176,7 +176,7 @@ class RolloutTrainer(DrawingTrainer):
             )
 
     def _groups_shown(self) -> list[int] | None:
-        """The groups of the rollouts being made; those made from a view have groups of their own."""
+        """The groups of the current rollouts; those made from a view have groups of their own."""
         batch, views = self._generating, self._rollout_views
         if batch is None or views is None or self.args.rollout_view_mode != "mix" or not self.model.training:
             return None if batch is None else batch.group_ids
@@ -249,11 +249,11 @@ class RolloutTrainer(DrawingTrainer):
         return output
 
     def _put_images_together(self, output: dict[str, Any], batch: GenerationBatch) -> None:
-        """Give rollouts their group ids and, where prompts are shared, what packing needs of them on the host.
+        """Give rollouts their group ids and, where prompts are shared, the inputs of packing on the host.
 
-        That is a group's one copy of its images, the prompts' tokens and the lengths of the responses.
+        These are one copy of each group's images, the prompts' tokens and the lengths of the responses.
         """
-        if self.tools:  # which may bring images of their own to some rollouts
+        if self.tools:  # a tool may add images to some rollouts
             for index in self._has_placeholder(output["completion_ids"]).nonzero().flatten().tolist():
                 batch.leave(index)
         output["group_id"] = list(batch.group_ids)
@@ -265,7 +265,7 @@ class RolloutTrainer(DrawingTrainer):
         vision, made = {key: output.get(key) for key in VISION_KEYS}, {}
         for first in dict.fromkeys(batch.firsts):
             images = prompt_vision(self._policy.config, vision, first, length)
-            # Copies, so that the images of a group's other rollouts go; on the host, where the views are too.
+            # Copies, to free the images of a group's other rollouts; on the host, like the views.
             made[first] = {name: value.to("cpu", copy=True) for name, value in images.items()}
         output["prompt_images"] = [made[first] for first in batch.firsts]
         if not self.tools:
@@ -273,7 +273,7 @@ class RolloutTrainer(DrawingTrainer):
                 output.pop(key, None)
 
     def _gate(self, output: dict[str, Any], batch: GenerationBatch, rewards: Tensor, summed: Tensor) -> Tensor:
-        """Which of this process's rollouts are gated in, bool [B]."""
+        """The gated-in rollouts of this process, bool [B]."""
         compared = self._compared(rewards, summed)
         correctness = None
         if self.args.perception_gate == "correct":
@@ -286,6 +286,6 @@ class RolloutTrainer(DrawingTrainer):
             )
         looks = self.args.looks_at_images
         has_images = torch.tensor([not looks or bool(prompt_images(row)) for row in batch.rows], device=gate.device)
-        # Views are made of the prompt's images, and would not fit a response with images of a tool.
+        # Views are made from the prompt's images and would not fit a response with a tool's images.
         own_images_only = ~self._has_placeholder(output["completion_ids"])
         return gate & has_images & own_images_only & response_mask(output).any(dim=1)

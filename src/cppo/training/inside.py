@@ -1,4 +1,4 @@
-"""Which views inside the model a trainer can score, and whether the policy can make views."""
+"""The checks of views that need the model's inside or the policy's gradient."""
 
 from typing import Any
 
@@ -11,27 +11,27 @@ from cppo.policy.packed import share_prompts
 
 
 def admit_ascent(trainer: Any) -> None:
-    """Raise UserError where no gradient reaches the pixels, or processes would wait for one another."""
+    """Raise UserError where no gradient reaches the pixels, or where processes would wait for each other."""
     if trainer.args.pixel_steps is None:
         return
     what = f"rollout_views = ['{ENTROPY_ASCENT}']"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise UserError(f"{what} takes a gradient outside of the update, which DeepSpeed and FSDP do not: use DDP")
+        raise UserError(f"{what} needs a gradient outside the update, which DeepSpeed and FSDP do not give: use DDP")
     if not any(parameter.requires_grad for parameter in vision_tower_parameters(unwrapped(trainer.model))):
-        raise UserError(f"{what} needs a gradient through the vision tower, of which nothing is trained: train it too")
+        raise UserError(f"{what} needs a gradient through the vision tower, but nothing in it is trained: train it too")
 
 
 def admit_inside_views(trainer: Any) -> None:
-    """Let the model attend as the views inside it need.
+    """Give the model the attention that its views inside the model need.
 
-    Raises UserError where its attention is of another kind, or processes would wait for one another.
+    Raises UserError where its attention is of another kind, or where processes would wait for each other.
     """
     args, policy = trainer.args, unwrapped(trainer.model)
     names = args.inside_views.values()
     reason = unshared_reason(policy.config)
     for name in names:
         if name != "image_removed" and reason is not None:
-            raise UserError(f"removing_views = ['{name}'] changes what the attention sees, but {reason}")
+            raise UserError(f"removing_views = ['{name}'] changes the attention, but {reason}")
     if "values_replaced" in names:
         share_prompts(policy)
     alone = args.separate_view_pass or (args.adds_perception_loss and args.perception_view_policy == "rollout")
@@ -39,6 +39,6 @@ def admit_inside_views(trainer: Any) -> None:
     for name in names:
         if name != "values_replaced" and alone and sharded:
             raise UserError(
-                f"removing_views = ['{name}'] scores views without a vision tower, for which FSDP and ZeRO-3 would "
-                "wait forever: set perception_view_policy = 'current' and perception_view_gradients = true"
+                f"removing_views = ['{name}'] scores views without the vision tower, and FSDP and ZeRO-3 would wait "
+                "forever: set perception_view_policy = 'current' and perception_view_gradients = true"
             )

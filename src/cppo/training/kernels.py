@@ -1,4 +1,4 @@
-"""Which attention each part of a run computes, as its device allows, and one line that says so."""
+"""The attention kernel of each part of a run, and one line that names them."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ VARLEN = "torch's varlen_attn"
 
 
 def choose_kernels(trainer: Trainer, shares_prompts: bool) -> str:
-    """Let vision towers attend once a layer where the device can, and say which attention each part computes.
+    """Let vision towers attend once per layer where the device can, and name the attention kernel of each part.
 
-    The line is logged on a GPU. What a GPU does in a slower way than CPPO can is remembered as a fallback.
+    The line is logged on a GPU. A slower kernel than CPPO's best on a GPU is recorded as a fallback.
     """
     policy, device = unwrapped(trainer.model), trainer.accelerator.device
     if shares_prompts and (line := CHUNKED_HEAD.missing()) is not None:
@@ -57,15 +57,15 @@ def _vision_tower(trainer: Trainer, policy: Any) -> str:
     if reason is not None:
         if trainer.accelerator.device.type == "cuda":
             go_without(trainer, f"{TOWER_ATTENTION.lost}: {reason}")
-        return f"sdpa, a call a window ({reason})"
+        return f"sdpa, one call per window ({reason})"
     for model in (trainer.model, trainer.ref_model):
         if model is not None:
             attend_at_once(unwrapped(model))
-    return f"{VARLEN}, a call a layer"
+    return f"{VARLEN}, one call per layer"
 
 
 def _no_varlen(trainer: Trainer, policy: Any, head_size: int) -> str | None:
-    """Why `varlen_attn` does not take the queries of this run's training; None where it does."""
+    """Why `varlen_attn` does not support this run's queries in training; None if it does."""
     half = torch.bfloat16 if trainer.args.bf16 else torch.float16
     dtype = half if trainer.args.bf16 or trainer.args.fp16 else policy.dtype
     return no_varlen_reason(trainer.accelerator.device, dtype, head_size)

@@ -1,4 +1,4 @@
-"""The rows that the plain scorer and TRL's kernel take where prompts are not shared: one for each rollout and view."""
+"""Rows for the plain scorer and TRL's kernel, which do not share prompts: one per rollout and view."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plain_rows(policy: Any, rollouts: "Rollouts", request: "ViewRequest", with_images: bool = False) -> "Rollouts":
-    """The requested rollouts under each view, kind by kind; `with_images` after all rollouts as they are."""
+    """The requested rollouts under each view, kind by kind; `with_images` puts all rollouts under the image first."""
     ids, mask, length = rollouts.input_ids, rollouts.attention_mask, rollouts.num_response_tokens
     parts = [view_images(request, rollout, kind, rollouts) for kind in request.kinds for rollout in request.rollouts]
     ids, mask = (
@@ -38,7 +38,7 @@ def plain_rows(policy: Any, rollouts: "Rollouts", request: "ViewRequest", with_i
 
 
 def view_images(request: "ViewRequest", row: int, kind: str, rollouts: "Rollouts") -> VisionInputs:
-    """Image inputs of one requested row under one view, where rows are not packed."""
+    """Image inputs of one requested row under one view, for rows that are not packed."""
     vision = rollouts.vision
     if request.views[row][kind].keys() & INSIDE_KEYS:
         return {**slice_rows(vision, row, row + 1), **request.views[row][kind]}

@@ -1,7 +1,7 @@
 """From the rows of a generation batch to rollouts with groups, views and a gate.
 
-Every rollout gets a group id here, once: rollouts of a group answer one prompt about the same images. It goes with the
-rollout through generation, shuffle, buffer, checkpoint and packing, and whoever shares work over a group goes by it.
+Every rollout gets its group id here; rollouts of a group answer one prompt about the same images. The id stays with the
+rollout through generation, shuffle, buffer, checkpoint and packing; all code that shares work in a group uses it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ from cppo.trl_surface import split_tensor_dict, unsplit_pixel_values_by_grid
 
 @dataclass
 class GenerationBatch:
-    """A process's part of a generation batch while TRL works on it: what TRL's calls back into the trainer are about.
+    """A process's part of a generation batch, for TRL's calls back into the trainer.
 
     Attributes:
-        first: the place of the first rollout among those of all processes.
-        rows: canonical rows, one a rollout, in order.
+        first: the index of the first rollout among those of all processes.
+        rows: canonical rows, one per rollout, in order.
         numbers: of each rollout in its group, from 0.
-        group_ids: of each rollout; other processes' parts of a group have the same.
-        prompts, responses: token ids of each rollout, once they are generated.
-        rewards: of every rollout of all processes and every function, [B, R], once they are known.
+        group_ids: per rollout; other processes' parts of a group have the same id.
+        prompts, responses: token ids of each rollout, after generation.
+        rewards: of every rollout of all processes and every function, [B, R], once known.
     """
 
     first: int
@@ -44,20 +44,20 @@ class GenerationBatch:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], first: int, group_size: int, alone: bool) -> "GenerationBatch":
-        """Rows of the dataset as `canonical_row` makes them, once a group, whose rollouts share prompt and images.
+        """From rows of the dataset, converted by `canonical_row` once per group; its rollouts share prompt and images.
 
         Args:
-            first: as above. The rollouts of a group stand side by side over all processes, G each, as TRL's sampler
-                brings them and its advantages take them.
+            first: as above. The G rollouts of a group are adjacent over all processes, as TRL's sampler orders them and
+                its advantages expect.
             group_size: G.
-            alone: whether each rollout has a prompt of its own, as with environments.
+            alone: whether each rollout has its own prompt, as with environments.
         """
         places = [divmod(place, group_size) for place in range(first, first + len(rows))]
         canonical: list[Row] = []
         first_of: dict[int, int] = {}
         group_ids = []
         for index, (row, (group, _)) in enumerate(zip(rows, places, strict=True)):
-            brings_prompt = "prompt" in row  # else an environment will
+            brings_prompt = "prompt" in row  # else an environment will bring it
             same = first_of.setdefault(group, index)
             shares = not alone and brings_prompt and prompt_text(row["prompt"]) == prompt_text(rows[same]["prompt"])
             group_ids.append(group if shares else _own_group(first + index))
@@ -69,34 +69,34 @@ class GenerationBatch:
 
     @property
     def firsts(self) -> list[int]:
-        """For each rollout the place of the first one of its group."""
+        """For each rollout, the index of the first rollout of its group."""
         first_of: dict[int, int] = {}
         return [first_of.setdefault(group, index) for index, group in enumerate(self.group_ids)]
 
     @property
     def mine(self) -> slice:
-        """The place of these rollouts among those of all processes."""
+        """The slice of these rollouts among those of all processes."""
         return slice(self.first, self.first + len(self.rows))
 
     def leave(self, index: int) -> None:
-        """Let a rollout share nothing with its group."""
+        """Remove a rollout from its group's sharing."""
         self.group_ids[index] = _own_group(self.first + index)
 
     def generated(self, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> None:
-        """Take what was generated; a rollout whose prompt came out another way than its group's leaves the group."""
+        """Take the generated tokens; a rollout with other prompt tokens than its group leaves the group."""
         self.prompts, self.responses = prompts, responses
         for index, same in enumerate(self.firsts):
             if prompts[index] != prompts[same]:
                 self.leave(index)
 
     def rewarded(self, responses: Sequence[list[int]], rewards: Tensor) -> None:
-        """Take the rewards, [B, R]. Raises RuntimeError where they are of other responses than were generated."""
+        """Take the rewards, [B, R]. Raises RuntimeError where they are of other responses than the generated ones."""
         if list(responses) != list(self.responses):
             raise RuntimeError("TRL asks for rewards of other responses than it generated")
         self.rewards = rewards
 
     def groups_of(self, input_ids: Tensor, attention_mask: Tensor, num_response_tokens: int) -> list[int]:
-        """The groups of rows [B, P + T], in order; each row has its own where they are not this batch's rollouts."""
+        """The groups of rows [B, P + T], in order; rows that are not this batch's rollouts get a group each."""
         prompts, _ = rows_on_host(input_ids, attention_mask, num_response_tokens)
         responses = input_ids[:, -num_response_tokens:].tolist()
         same = len(prompts) == len(self.prompts) and all(
@@ -113,20 +113,20 @@ def _own_group(place: int) -> int:
 # Gate
 
 ROLLOUT_DRAWS = 1 << 31
-"""In the place of a rank in the key of a random stream: no rank has this number."""
+"""Replaces a rank in the key of a random stream; no rank has this number."""
 
 
 def gated_rollouts(
     gate: str, advantages: Tensor, compared: Tensor, group_size: int, mine: slice, correctness: Tensor | None
 ) -> Tensor:
-    """Which of this process's rollouts pass the gate, bool [B]; a group whose rewards are equal has advantages of 0.
+    """The gated-in rollouts of this process, bool [B]; a group with equal rewards has advantages of 0.
 
     Args:
         gate: the option `perception_gate`.
         advantages: [B].
-        compared: the rewards that TRL normalizes on their own, of the rollouts of all processes, [all, F].
+        compared: the rewards that TRL normalizes separately, of the rollouts of all processes, [all, F].
         group_size: G.
-        mine: the place of this process's rollouts among all.
+        mine: the slice of this process's rollouts among all.
         correctness: [B], for the gate "correct".
     """
     equal = equal_rewards(compared, group_size)[mine]
@@ -134,15 +134,15 @@ def gated_rollouts(
 
 
 def rollout_weights(gates: Tensor, group_size: int, limit: int | None, seed: int, batch_number: int) -> Tensor:
-    """Weight of every rollout in the perception loss, 0 for those that are not scored under the views; [B].
+    """Weight of every rollout in the perception loss, [B]; 0 for those not scored under the views.
 
     Args:
-        gates: which are gated in, bool [B], of all processes.
+        gates: the gated-in rollouts, bool [B], of all processes.
         group_size: G.
         limit: the option `perception_rollouts_per_group`.
         seed: the run's.
-        batch_number: generation batches before this one; each has a random stream of its own, which all processes
-            and a resumed run share.
+        batch_number: generation batches before this one; each has its own random stream, which all processes and a
+            resumed run share.
     """
     if limit is None:
         return gates.float()
@@ -150,11 +150,11 @@ def rollout_weights(gates: Tensor, group_size: int, limit: int | None, seed: int
 
 
 def token_draws(shape: torch.Size, seed: int, batch_number: int, rank: int) -> Tensor:
-    """Uniform random numbers for this process's response tokens, [B, T], where tokens are selected at random.
+    """Uniform random numbers for this process's response tokens, [B, T], for random selection.
 
     Args:
         seed, batch_number: as in `rollout_weights`.
-        rank: of the process, each of which draws its own.
+        rank: of the process; each draws its own numbers.
     """
     return torch.rand(shape, generator=_generator(seed, batch_number, rank))
 
@@ -168,9 +168,9 @@ def _generator(*key: int) -> torch.Generator:
 
 
 def shuffled_micro_batches(batch: dict[str, Any], groups: Sequence[int], count: int) -> list[dict[str, Any]]:
-    """Put the groups of a generation batch in random order and cut it into `count` micro-batches.
+    """Shuffle the groups of a generation batch and split it into `count` micro-batches.
 
-    The rollouts of a group stay side by side, also where a cut goes through the group. TRL shuffles rollout by rollout,
+    The rollouts of a group stay adjacent, also where a split goes through the group. TRL shuffles single rollouts,
     which scatters a group over the micro-batches of a step.
 
     Args:
@@ -187,18 +187,18 @@ def shuffled_micro_batches(batch: dict[str, Any], groups: Sequence[int], count: 
 
 
 def rollouts_a_pass(rows: int, group_size: int, micro_batch: int) -> Fraction:
-    """Rollouts that share each pass over a prompt and its images, on average over `rows` rollouts of whole groups.
+    """Average number of rollouts that share a pass over a prompt and its images, over `rows` rollouts of whole groups.
 
     Args:
         rows: of a process's part of a generation batch.
         group_size: G.
-        micro_batch: rollouts of a micro-batch; where it is no multiple of G, cuts go through groups.
+        micro_batch: rollouts of a micro-batch; where it is not a multiple of G, splits go through groups.
     """
     return Fraction(rows, len({(row // group_size, row // micro_batch) for row in range(rows)}))
 
 
 def _reordered(value: Any, order: Tensor) -> Any:
-    """One entry a row, or a scalar of the whole batch, or None."""
+    """One entry per row, or a scalar of the whole batch, or None."""
     if isinstance(value, Tensor):
         return value if value.ndim == 0 else value[order]
     return None if value is None else [value[row] for row in order.tolist()]

@@ -1,8 +1,8 @@
 """Score rollouts under the image and their views: `score_under_views`, for the loss and before an update.
 
-One forward a backward keeps DDP and FSDP safe (several forwards would mark a parameter ready twice). Ranks with and
-without gated-in rollouts run the same number of passes. Packed, the order inside the one forward is: the head on anchor
-the views that the score compares, then the selection, then the head on I+ at the selected tokens.
+One forward per backward keeps DDP and FSDP safe (several forwards would mark a parameter ready twice). Ranks with and
+without gated-in rollouts run the same number of passes. A packed forward runs the head on the anchor and the views that
+the score compares, then the selection, then the head on I+ at the selected tokens.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -46,27 +46,27 @@ KNOWN = {
     "old_logps": "old_per_token_logps",
     "reference_logps": "ref_per_token_logps",
 }
-"""Where TRL's micro-batches have what `ViewScores` takes for loss terms."""
+"""Field of `ViewScores` for loss terms -> its key in TRL's micro-batches."""
 
 
 def response_mask(inputs: Mapping[str, Any]) -> Tensor:
-    """1 for tokens that the model itself generated: no padding, no tool output; [B, T]."""
+    """1 for tokens that the model generated, 0 for padding and tool output; [B, T]."""
     mask: Tensor = inputs["completion_mask"]
     return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The B rollouts of a micro-batch, prompts of P and responses of T tokens, as scorers take them.
+    """The B rollouts of a micro-batch, prompts of P and responses of T tokens, as inputs of the scorers.
 
     Attributes:
         input_ids, attention_mask: [B, P + T]; prompts padded on the left, responses on the right.
         num_response_tokens: T.
         vision: image inputs of the B rows together, where they are not packed.
-        group_ids, images: each rollout's group and the image inputs of its prompt, where rollouts are packed; those of
-            a micro-batch lie on the host.
-        prompts, response_lengths: token ids and number of tokens, on the host, where they are known.
-        more_inputs: model inputs beside images, where rows are not packed; TRL's kernel cannot pass them.
+        group_ids, images: each rollout's group and the image inputs of its prompt, for packing; a micro-batch keeps
+            these images on the host.
+        prompts, response_lengths: token ids and number of tokens, on the host, where known.
+        more_inputs: model inputs beside images, for rows that are not packed; TRL's kernel cannot pass them.
     """
 
     input_ids: Tensor
@@ -81,7 +81,7 @@ class Rollouts:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], packed: bool) -> "Rollouts":
-        """Those of a buffered micro-batch."""
+        """From a buffered micro-batch."""
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         length = inputs["completion_ids"].shape[1]
@@ -92,7 +92,7 @@ class Rollouts:
         return cls(ids, mask, length, trimmed(vision, ids.shape[1]))
 
     def pick(self, places: Sequence[int]) -> "Rollouts":
-        """The rollouts at these places alone."""
+        """Only these rollouts."""
 
         def chosen(values: Sequence[Any] | None) -> list[Any] | None:
             return None if values is None else [values[place] for place in places]
@@ -123,18 +123,19 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """The rollouts of a micro-batch to be scored under their views.
+    """The rollouts of a micro-batch to score under their views.
 
     Attributes:
         views: row -> {view: processor outputs}, for the n rollouts that passed the gate (and were drawn, where their
-            number is bounded).
+            number is limited).
         view_keys: row -> key; rollouts of a group with the same key share their views.
         kinds: the views to score, of "removing" and "preserving".
-        scored: those that are scored already, by kind; log-probabilities and entropies [n, T] without gradient.
+        scored: views already scored, by kind; log-probabilities and entropies [n, T] without gradient.
         weights: of each in the loss, [n].
-        response_mask: theirs, [n, T].
-        draws: uniform random numbers for their tokens, [n, T], where tokens are selected at random.
-        known: their advantages and former log-probabilities, as `ViewScores` names them, where a loss term needs them.
+        response_mask: [n, T].
+        draws: uniform random numbers for their tokens, [n, T], for random selection.
+        known: their advantages and former log-probabilities, by the names of `ViewScores`, where a loss term needs
+            them.
     """
 
     views: dict[int, dict[str, VisionInputs]]
@@ -148,17 +149,17 @@ class ViewRequest:
 
     @property
     def rollouts(self) -> list[int]:
-        """Places of the gated-in rollouts, in order."""
+        """Indices of the gated-in rollouts, in order."""
         return list(self.views)
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], kinds: tuple[str, ...], taken: Collection[str] = ()) -> "ViewRequest":
-        """The request of a micro-batch: the rows that carry views, or carried them until `keep_scores` had theirs.
+        """The request of a micro-batch: the rows with views, or with views until `keep_scores` replaced them.
 
-        taken: what a loss term needs beside (`needed`).
+        taken: the additional inputs of a loss term (`needed`).
 
         Raises:
-            UserError: they lack one of `kinds`, as rollouts of a checkpoint can after a change of options.
+            UserError: one of `kinds` is missing, as in a checkpoint's rollouts after a change of options.
         """
         views = {row: own for row, own in enumerate(inputs["perception_views"]) if own is not None}
         scored = {kind: ResponseScores(*inputs[_kept(kind)]) for kind in kinds if _kept(kind) in inputs}
@@ -177,27 +178,27 @@ class ViewRequest:
         return cls(views, keys, kinds, weights, mask, draws, scored, known)
 
     def alone(self, kinds: tuple[str, ...]) -> "ViewRequest":
-        """The same of the requested rollouts alone (`Rollouts.pick`), for these kinds."""
+        """The same request for only the requested rollouts (`Rollouts.pick`) and these kinds."""
         keys = [self.view_keys[row] for row in self.views] if self.view_keys else ()
         return replace(self, views=dict(enumerate(self.views.values())), view_keys=keys, kinds=kinds)
 
     def keep_scores(self, inputs: dict[str, Any], scores: Mapping[str, ResponseScores]) -> None:
-        """Put the requested rollouts' scores into their micro-batch, in the place of the views."""
+        """Replace the views in the micro-batch by the requested rollouts' scores."""
         inputs["perception_views"] = [None if own is None else {} for own in inputs["perception_views"]]
         for kind, found in scores.items():
             inputs[_kept(kind)] = torch.stack([found.logps, found.entropies])
 
     def view_inputs(self, row: int, kind: str, anchor: VisionInputs) -> VisionInputs:
-        """Image inputs of one of the requested rollouts under one view, with exactly the keys of its own, `anchor`.
+        """Image inputs of one requested rollout under one view, with exactly the keys of its own, `anchor`.
 
-        They lie on the host, as views do. A view inside the model comes beside those of the image.
+        They are on the host, like all views. A view inside the model is added to the image's inputs.
         """
         if self.views[row][kind].keys() & INSIDE_KEYS:
             return {**anchor, **self.views[row][kind]}
         return {key: value if key in PER_TOKEN_KEYS else self.views[row][kind][key] for key, value in anchor.items()}
 
     def view_scores(self, anchor: ResponseScores, views: Mapping[str, ResponseScores], **found: Tensor) -> ViewScores:
-        """The requested rollouts' scores under the image and each view, [n, T], and what was `found` along."""
+        """The requested rollouts' scores under the image and each view, [n, T], and what was `found` during scoring."""
         views = {**self.scored, **views}
         removing, preserving = views.get("removing"), views.get("preserving")
         return ViewScores(anchor, removing, preserving, self.response_mask, self.draws, **self.known, **found)
@@ -205,13 +206,13 @@ class ViewRequest:
 
 @dataclass(frozen=True)
 class ScoredMicroBatch:
-    """The scores of a micro-batch whose loss TRL is computing, for TRL's calls back; they answer for no other rows."""
+    """The scores of the micro-batch in TRL's current loss, for TRL's calls back; only for its rows."""
 
     rollouts: Rollouts
     scores: ResponseScores
 
     def scores_of(self, input_ids: Tensor, attention_mask: Tensor) -> ResponseScores:
-        """The scores of these rows, [B, P + T]. Raises RuntimeError where they are not the micro-batch's."""
+        """The scores of these rows, [B, P + T]. Raises RuntimeError for rows outside the micro-batch."""
         own = self.rollouts
         if input_ids.shape != own.input_ids.shape or bool(
             ((input_ids != own.input_ids) | (attention_mask != own.attention_mask)).any()
@@ -221,22 +222,22 @@ class ScoredMicroBatch:
 
 
 def _kept(kind: str) -> str:
-    """Where a micro-batch keeps the scores under a view."""
+    """The key of a view's scores in a micro-batch."""
     return f"perception_{kind}_scores"
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a trainer scores rollouts.
+    """Scores a trainer's rollouts.
 
     Attributes:
         args: the options, with the sampling temperature.
         policy: the transformers model inside the wrappers; the reference has its configuration.
         autocast: the context in which a model runs.
         kernel: TRL's function for rows that are not packed: (model, rollouts, entropies?, auxiliary loss?) -> scores;
-            None where the model needs whole logits.
-        aux_loss: whether a mixture-of-experts model's load-balancing loss is asked for in updates.
-        processes: how many train together.
+            None where the model needs full logits.
+        aux_loss: whether updates need a mixture-of-experts model's load-balancing loss.
+        processes: number of training processes.
     """
 
     args: CPPOConfig
@@ -247,11 +248,11 @@ class Scorer:
     processes: int
 
     def score(self, model: Any, rollouts: Rollouts, entropies: bool = True, aux_loss: bool = False) -> ResponseScores:
-        """Score rollouts as they are: packed, with whole logits, or by TRL's kernel. model: policy or reference."""
+        """Score rollouts under the image: packed, with full logits, or by TRL's kernel. model: policy or reference."""
         if rollouts.group_ids is not None:
             return _score_packed(self, model, rollouts, None)[0]
         kernel = None if rollouts.more_inputs else self.kernel
-        # Logits and hidden states are taken where entropies are: reference and old log-probabilities need none of them.
+        # Logits and hidden states come only with entropies: reference and old log-probabilities need none of them.
         if kernel is not None and not (entropies and self.args.needs_logits):
             return kernel(model, rollouts, entropies, aux_loss)
         with self.autocast():
@@ -272,16 +273,16 @@ class Scorer:
 def score_under_views(
     scorer: Scorer, model: Any, rollouts: Rollouts, request: ViewRequest | None
 ) -> tuple[ResponseScores, ViewScores | None]:
-    """Scores of all rollouts as they are, and of the requested ones under their views, with their perception tokens.
+    """Score all rollouts under the image and the requested ones under their views, and find their perception tokens.
 
-    One forward pass; without `perception_view_gradients` the views take a second one that builds no graph.
+    One forward pass; without `perception_view_gradients` a second pass, which builds no graph, scores the views.
 
     Args:
-        model: the policy, or what wraps it.
-        request: of this micro-batch; None where nothing is asked of views.
+        model: the policy, or its wrapper.
+        request: of this micro-batch; None without views.
 
     Returns:
-        Log-probabilities and entropies of the B rollouts, and what is known of the n requested ones; None if n is 0.
+        Log-probabilities and entropies of the B rollouts, and the scores of the n requested ones; None if n is 0.
     """
     if rollouts.group_ids is not None:
         return _score_packed(scorer, model, rollouts, request)
@@ -307,10 +308,10 @@ def score_under_views(
 
 @torch.no_grad()
 def idle_pass(scorer: Scorer, model: Any, rollouts: Rollouts) -> None:
-    """Score one row for nothing, unless a process trains alone: wrappers exchange buffers or weights on each pass, and
-    ranks must make as many.
+    """Score one row and discard the result, unless a process trains alone: wrappers exchange buffers or weights on each
+    pass, and ranks must run as many.
 
-    A row with images if there is one, since those of the other ranks have some.
+    A row with images if there is one, because other ranks' rows have some.
     """
     if scorer.processes > 1:
         counts = rollouts.vision.get("num_images") or ["pixel_values" in images for images in rollouts.images]
@@ -351,7 +352,7 @@ def _score_packed(
 
 
 def _view_groups(request: ViewRequest, kind: str, anchors: Sequence[PromptGroup]) -> list[PromptGroup]:
-    """The requested rollouts under one view, together where they share prompt and views."""
+    """The requested rollouts under one view, grouped where they share prompt and views."""
     groups = []
     for anchor in anchors:
         by_key: dict[int, list[int]] = {}
@@ -371,10 +372,10 @@ def _read(
     hidden: Tensor,
     head: LanguageHead,
 ) -> dict[str, Tensor]:
-    """What is read off the hidden states of a packed batch, inside the model's forward, by name.
+    """Read the results by name from the hidden states of a packed batch, inside the model's forward.
 
-    Scores and divergences are [B, T], with 0 where a token was not scored under a view; the dependency score, what it
-    is made of and the perception tokens are those of the requested rollouts, [n, T].
+    Scores and divergences are [B, T], with 0 where a token was not scored under a view. The dependency score, its
+    inputs and the perception tokens are for the requested rollouts, [n, T].
     """
     found: dict[str, Tensor] = {}
     keeps_hidden_states = request is not None and request.rollouts and "hidden_states" in needed(args)
@@ -430,7 +431,7 @@ def _read(
 
 
 def _view_scores(request: ViewRequest, found: Mapping[str, Tensor]) -> ViewScores:
-    """What was read off so far, of the requested rollouts."""
+    """The results so far, for the requested rollouts."""
     whole = ("score", "token_mask", "token_weights")
     own = {name: values if name in whole else values[request.rollouts] for name, values in found.items()}
     scores = {}

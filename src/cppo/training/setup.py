@@ -1,4 +1,4 @@
-"""What must fit before a step: data, options, model, what prompts share, and a batch's images and rewards."""
+"""Checks before a step: data, options, model, shared prompts, and a batch's images and rewards."""
 
 import logging
 from collections.abc import Sequence
@@ -42,11 +42,11 @@ from cppo.upstream import (
 
 logger = logging.getLogger(__name__)
 MAX_REWARD = 1e18
-"""A weighted sum beyond it: its square, summed over a batch for the deviation, would leave float32 (3.4e38)."""
+"""Largest weighted sum of rewards: the batch sum of its squares, for the deviation, must fit float32 (3.4e38)."""
 
 
 class Trainer(Protocol):
-    """What is read here of a `CPPOTrainer`, and set: `fallbacks`, what is logged and what is sampled."""
+    """The attributes of a `CPPOTrainer` that these checks read and set: `fallbacks`, logs and samples."""
 
     args: CPPOConfig
     model: Any
@@ -70,10 +70,10 @@ class Trainer(Protocol):
 
 
 def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> None:
-    """Hold the first row of a dataset that is no stream against what training and reward functions read.
+    """Check the first row of a dataset, unless it is a stream, for the columns that training and reward functions read.
 
-    Raises UserError for one without a prompt, with one that ends with an assistant message, or without a column that a
-    function needs, and warns of one without images.
+    Warns of a dataset without images. Raises UserError for one without a prompt, with a prompt that ends with an
+    assistant message, or without a column that a function needs.
     """
     if isinstance(dataset, DatasetDict | IterableDatasetDict):
         raise UserError(
@@ -82,7 +82,7 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
         )
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset)):
         return
-    # Not `column_names`: a transform may make other columns.
+    # Not `column_names`: a transform may produce other columns.
     row = dataset[0]
     named = ", ".join(row)
     if "prompt" not in row:
@@ -94,52 +94,52 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
         if missing:
             raise UserError(
                 f"reward {getattr(reward, '__name__', repr(reward))} needs the column{'s' * (len(missing) > 1)} "
-                f"{', '.join(missing)}: train_dataset has {named}; `load_records(..., extras=[...])` takes more"
+                f"{', '.join(missing)}, but train_dataset has {named}; `load_records(..., extras=[...])` keeps more"
             )
     if not uses_perception or {"images", "image"} & set(row):
         return
     if not embedded_images(row["prompt"]):
         logger.warning(
-            "train_dataset has no column `images` or `image`, and the perception loss needs images: is it among %s?",
+            "train_dataset has no column `images` or `image`, but the perception loss needs images: is it among %s?",
             named,
         )
 
 
-# Options, model and what they share
+# Options, model and sharing
 
 
 def check_setup(trainer: Trainer) -> None:
-    """Raise UserError for options that fit neither this processor, these rewards nor this way to shard a model."""
+    """Raise UserError for options that contradict the processor, the rewards or the sharding."""
     processor = trainer.processing_class
-    getattr(processor, "tokenizer", processor).padding_side = "left"  # as TRL sets it where it loads the processor
+    getattr(processor, "tokenizer", processor).padding_side = "left"  # as TRL sets it when it loads the processor
     reason = unshared_reason(trainer.model.config)
     if trainer.args.per_device_generation_batch_size is not None and reason is not None:
-        raise UserError(f"per_device_generation_batch_size cuts batches by images, but {reason}: set null")
+        raise UserError(f"per_device_generation_batch_size splits batches by images, but {reason}: set null")
     if trainer.use_vllm:
         _check_vllm(trainer)
     check_gate_reward(vars(trainer.args), trainer.reward_func_names)
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
     if trainer.args.scorer == "shared" and is_deepspeed_zero3_enabled():
-        raise UserError("scorer = 'shared' does not gather ZeRO-3 weights alike on all ranks: use 'kernel'")
+        raise UserError("scorer = 'shared' does not gather ZeRO-3 weights in the same order on all ranks: use 'kernel'")
     if trainer.args.log_perception_grad_share:
-        raise UserError("log_perception_grad_share = True works on whole gradients, not with DeepSpeed or FSDP")
+        raise UserError("log_perception_grad_share = True needs full gradients, which DeepSpeed and FSDP do not have")
     several_passes = trainer.args.perception_memory == "sequential" or trainer.args.separate_view_pass
     if trainer.args.scorer == "shared" and several_passes:
         raise UserError(
-            "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would make fewer: "
-            "set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
+            "DeepSpeed and FSDP gather weights on each pass, and ranks without gated-in rollouts would run fewer "
+            "passes: set perception_memory = 'joint' and perception_view_gradients = True, or scorer = 'kernel'"
         )
 
 
 def _check_vllm(trainer: Trainer) -> None:
-    """Raise UserError where vLLM would roll out another model than is trained, or answer other prompts."""
+    """Raise UserError where vLLM would run another model than the trained one, or answer other prompts."""
     config = unwrapped(trainer.model).config
     check_vision_rope(str(config.name_or_path), config)
     if adapts_tied_weights(trainer.model):
         raise UserError(
-            "the adapter lies on the embedding or the output layer, which share a weight in this model: vLLM would "
-            "roll out another model than is trained; leave embed_tokens and lm_head out, or set use_vllm = false"
+            "the adapter is on the embedding or the output layer, which share a weight in this model, so vLLM would "
+            "run another model than the trained one; leave embed_tokens and lm_head out, or set use_vllm = false"
         )
     if trainer.args.vllm_mode == "colocate" and (line := COLOCATED_PROMPTS.missing()) is not None:
         remedy = "set vllm_mode = 'server', or install the versions that docs/reference/versions.md names"
@@ -147,9 +147,9 @@ def _check_vllm(trainer: Trainer) -> None:
 
 
 def try_parts(trainer: Trainer) -> None:
-    """Try the parts of other libraries that this trainer needs whatever its model is.
+    """Probe the parts of other libraries that this trainer needs for any model.
 
-    Raises UserError where one is gone that has no replacement.
+    Raises UserError where a part without a replacement is gone.
     """
     check_needed_parts()
     for part in (SAMPLER_ORDER, LEARNING_RATE, *([FSDP_OUTPUTS] if trainer.accelerator.is_fsdp2 else [])):
@@ -158,18 +158,18 @@ def try_parts(trainer: Trainer) -> None:
 
 
 def warn_of_other_rewards(method: str, names: Sequence[str]) -> None:
-    """Say which rewards of the method are not among those of a trainer, by the names of their functions."""
+    """Warn of the method's rewards that a trainer does not use, by the names of their functions."""
     left_out = [text for text in get_method(method).rewards if load_reward(parse_reward(text)).__name__ not in names]
     if left_out:
         logger.warning(
-            "rewards of the method %s are left out: %s; `method` among the rewards stands for all of them",
+            "rewards of the method %s are not used: %s; add `method` to the rewards for all of them",
             method,
             ", ".join(left_out),
         )
 
 
 def check_castable_head(model: Any, args: GRPOConfig) -> None:
-    """Raise UserError where TRL would cast a tied output layer, which it cannot in a vision-language model.
+    """Raise UserError where TRL would cast a tied output layer, which fails in a vision-language model.
 
     model: as for the trainer, its configuration at least a file or hub name.
     """
@@ -183,17 +183,18 @@ def check_castable_head(model: Any, args: GRPOConfig) -> None:
 
 
 def keep_no_cast_weights(accelerator: Any) -> None:
-    """Let autocast cast a weight anew each time, not keep the copy until the step's backward pass is over.
+    """Let autocast cast a weight each time instead of keeping the copy until the end of the step's backward pass.
 
-    With float32 weights the copies take half their size again; a copy of a layer's own lives as long as the layer runs.
+    For float32 weights, the copies take half their size again; without the cache, a layer's copy lives while the layer
+    runs.
     """
     accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
 
 def keep_float32_outputs(accelerator: Any) -> None:
-    """Let no FSDP2 wrapper round what a forward pass returns: log-probabilities and entropies are float32.
+    """Stop FSDP2 wrappers from rounding the outputs of a forward pass: log-probabilities and entropies are float32.
 
-    Accelerate rounds the outputs to the precision of the weights, after any cast inside the model.
+    Accelerate rounds outputs to the precision of the weights, after any cast inside the model.
     """
     if accelerator.is_fsdp2 and FSDP_OUTPUTS.missing() is None:
         plugin = accelerator.state.fsdp_plugin
@@ -204,7 +205,7 @@ def keep_float32_outputs(accelerator: Any) -> None:
 def learns_a_prompt(model: Any) -> bool:
     """Whether a PEFT model learns virtual tokens instead of weights.
 
-    Raises UserError for prefix tuning, with which TRL cannot score the responses of a vision-language model.
+    Raises UserError for prefix tuning: with it, TRL cannot score the responses of a vision-language model.
     """
     if not is_peft_model(model):
         return False
@@ -215,9 +216,10 @@ def learns_a_prompt(model: Any) -> bool:
 
 
 def share_prompts(trainer: Trainer) -> tuple[bool, bool]:
-    """Let policy and reference score packed rows, if asked for and possible; whether updates and rollouts then share.
+    """Let policy and reference score packed rows, if requested and possible; returns whether updates and rollouts
+    share.
 
-    Raises UserError where they do not, although an option needs it.
+    Raises UserError where they do not share although an option needs it.
     """
     if trainer.args.scorer != "shared":
         return False, False
@@ -226,18 +228,16 @@ def share_prompts(trainer: Trainer) -> tuple[bool, bool]:
     places = getattr(policy, "hf_device_map", None) or {}
     if len(set(places.values())) > 1:
         reason = (
-            "one process sees several GPUs and the model is split over them (launch a process a GPU, or set "
+            "one process sees several GPUs and the model is split over them (launch one process per GPU, or set "
             "CUDA_VISIBLE_DEVICES)"
         )
     if learns_a_prompt(trainer.model):
-        reason = "a prompt-learning adapter puts tokens of its own before each row"
+        reason = "a prompt-learning adapter adds its own tokens before each row"
     if trainer.aux_loss_enabled:
         reason = "a mixture-of-experts model balances its experts over whole rows"
     if reason is not None:
         _check_unshared(trainer.args, reason)
-        go_without(
-            trainer, f"rollouts and updates do not share prompts and images over a group: {reason}", sharing=True
-        )
+        go_without(trainer, f"rollouts and updates do not share prompts and images in a group: {reason}", sharing=True)
         return False, False
     rollouts = SHARED_PREFILL.missing(policy.config.model_type)
     if rollouts is not None and _generates(trainer):
@@ -255,7 +255,7 @@ def share_prompts(trainer: Trainer) -> tuple[bool, bool]:
 
 
 def go_without(trainer: Trainer, line: str, sharing: bool = False) -> None:
-    """Warn of something that this trainer does in a slower or coarser way, and remember the line for its run.
+    """Warn of a slower or coarser fallback, and record the line for its run.
 
     Raises UserError where `sharing` is lost and `require_sharing` is set.
     """
@@ -266,7 +266,7 @@ def go_without(trainer: Trainer, line: str, sharing: bool = False) -> None:
 
 
 def _generates(trainer: Trainer) -> bool:
-    """Whether rollouts come from transformers' `generate`."""
+    """Whether transformers' `generate` makes the rollouts."""
     return not (trainer.use_vllm or trainer.use_transformers_continuous_batching)
 
 
@@ -276,22 +276,22 @@ def _check_unshared(args: Any, reason: str) -> None:
 
 
 def check_head(trainer: Trainer, shares_prompts: bool) -> None:
-    """Raise UserError where TRL's fused head would get wrong gradients: with FSDP2, unless it is tied.
+    """Raise UserError where TRL's fused head would get wrong gradients: with FSDP2, unless the head is tied.
 
-    Each process would train its part of the head on its own rollouts alone.
+    Each process would train its part of the head only on its own rollouts.
     """
     if not trainer.accelerator.is_fsdp2 or shares_prompts or trainer.args.needs_logits:
         return
     model = unwrapped(trainer.model)
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         raise UserError(
-            "scorer = 'kernel' is TRL's fused head, which with FSDP2 trains an untied output layer on a part of the "
+            "scorer = 'kernel' is TRL's fused head, which with FSDP2 trains an untied output layer on part of the "
             "rollouts: use 'shared' where the model can share prompts, else 'plain', or DeepSpeed"
         )
 
 
 def ban_vision_placeholders(trainer: Trainer) -> list[int]:
-    """Never sample a token that stands for an image; the ids of these tokens."""
+    """Ban tokens that represent an image from sampling; returns their ids."""
     placeholders = vision_placeholder_ids(trainer.processing_class, trainer.model.config)
     if not placeholders:
         return placeholders
@@ -309,10 +309,10 @@ def ban_vision_placeholders(trainer: Trainer) -> list[int]:
 
 
 def agree_on_images(trainer: Trainer, rows: list[Row]) -> None:
-    """Let all ranks log the images of a generation batch or none: TRL gathers them on the ranks that have any.
+    """Make all ranks log the images of a generation batch, or none: TRL gathers them on ranks that have any.
 
-    Raises UserError on all ranks where some rows have images, others none, and the vision tower is sharded: its weights
-    are gathered on each pass through it, which ranks with nothing but text would not make.
+    Raises UserError on all ranks where only some rows have images and the vision tower is sharded. Each pass through
+    the tower gathers its weights, and ranks with only text would not run it.
     """
     have_images = [bool(row.get("images") or ("prompt" in row and prompt_images(row))) for row in rows]
     any_of_rank, all_of_rank = trainer.accelerator.gather(
@@ -322,13 +322,13 @@ def agree_on_images(trainer: Trainer, rows: list[Row]) -> None:
     mixed = any_of_rank.any() and not all_of_rank.all()
     if mixed and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
         raise UserError(
-            "a batch holds rows with and without images, for which FSDP and ZeRO-3 would wait forever: train on rows "
-            "with images alone, or in data parallel"
+            "a batch holds rows with and without images, for which FSDP and ZeRO-3 would wait forever: train only on "
+            "rows with images, or in data parallel"
         )
 
 
 def check_reward_size(rewards: Tensor, weights: Sequence[float], names: Sequence[str]) -> None:
-    """Raise UserError for a reward, or a rollout's weighted sum of rewards, whose advantage would not be a number.
+    """Raise UserError for a reward, or a rollout's weighted sum of rewards, with an advantage that is not a number.
 
     Args:
         rewards: of every rollout and reward function, float32 [B, R]; NaN where a function returned None.
@@ -337,11 +337,11 @@ def check_reward_size(rewards: Tensor, weights: Sequence[float], names: Sequence
     """
     for name, endless in zip(names, rewards.isinf().any(dim=0).tolist(), strict=True):
         if endless:
-            raise UserError(f"the reward {name} is infinite, which makes no advantage: let it return finite numbers")
+            raise UserError(f"the reward {name} is infinite, which gives no advantage: return finite numbers")
     products = rewards.double() * rewards.new_tensor(weights).double()
     largest = max(products.abs().nan_to_num().amax().item(), products.nansum(dim=1).abs().amax().item())
     if largest > MAX_REWARD:
         raise UserError(
-            f"the rewards ({', '.join(names)}) reach {largest:.2g} with their weights; advantages in float32 take "
-            f"at most {MAX_REWARD:g}: scale them down"
+            f"the weighted rewards ({', '.join(names)}) reach {largest:.2g}; advantages in float32 allow at most "
+            f"{MAX_REWARD:g}: scale them down"
         )

@@ -1,4 +1,4 @@
-"""What a step reports: where its time went, the term's share of the gradient, a few rollouts, rewards never earned."""
+"""Reports of a step: time per phase, the perception term's gradient share, sampled rollouts, unearned rewards."""
 
 import math
 import re
@@ -22,32 +22,33 @@ from cppo.rewards.extract import completion_text
 from cppo.rewards.form import BOX, THINK, ChatForm
 
 PHASES = ("rollout", "reward", "views", "scoring", "update")
-"""Generation with all that prepares it; rewards; waiting for views and processing them; forward passes over responses;
-the rest: loss, backward pass, optimizer."""
+"""Generation and its preparation; rewards; waiting for views and processing them; forward passes over responses; the
+rest: loss, backward pass, optimizer.
+"""
 Moment = float | torch.cuda.Event
-"""Seconds, or a place in the order of what a GPU computes."""
+"""Seconds, or an event in a GPU's stream."""
 Mark = tuple[Moment, str | None]
-"""A moment, and the phase that begins then; None where the latest phase ends."""
+"""A moment and the phase that begins there; None where the latest phase ends."""
 MIB = 2**20
 MAX_SAMPLES = 4
 FIRST_STEPS = 3
-"""Optimizer steps after which a reward that nothing ever earned is reported."""
+"""Optimizer steps before a report of a reward that nothing earned."""
 KEPT = 64
-"""Responses that are looked through."""
+"""Number of responses that are searched."""
 LOOKS_FOR = {"format_reward": (THINK, BOX), "accuracy_reward": (BOX,)}
-"""The standard rewards by their functions' names, and what a response needs to earn them."""
+"""The standard rewards by their functions' names, and the form that each needs in a response."""
 
 
 def seconds_between(since: Any, until: Any) -> float:
-    """Between two moments of one device, of which a GPU has reached the second."""
+    """Seconds between two moments of one device; a GPU must have reached the second."""
     seconds: float = until - since if isinstance(since, float) else since.elapsed_time(until) / 1000
     return seconds
 
 
 def phase_seconds(marks: Sequence[Mark]) -> dict[str, float]:
-    """The seconds of each of `PHASES` between the first mark and the last; each counts once, in the innermost phase.
+    """The seconds of each of `PHASES` between the first mark and the last; nested time counts in the innermost phase.
 
-    On a GPU this waits for the last mark, once.
+    On a GPU this waits once for the last mark.
     """
     seconds = dict.fromkeys(PHASES, 0.0)
     running: list[str] = []
@@ -63,10 +64,10 @@ def phase_seconds(marks: Sequence[Mark]) -> dict[str, float]:
 
 
 class StepCosts(TrainerCallback):
-    """Logs the seconds and the memory of each optimizer step, and begins its marks anew.
+    """Logs the seconds and the memory of each optimizer step, and starts new marks.
 
     Args:
-        marks: of the step that is under way, none outside of one; the first begins "update".
+        marks: of the current step, empty outside a step; the first begins "update".
         mark: appends one to them.
         device: whose memory is reported.
         log: takes a metric's name and value.
@@ -90,7 +91,7 @@ class StepCosts(TrainerCallback):
 
 
 def peak_memory_mib(device: torch.device) -> dict[str, float]:
-    """The peaks of this process since it began, in MiB: resident memory, and PyTorch's allocations on a GPU."""
+    """The peaks of this process since its start, in MiB: resident memory, and PyTorch's allocations on a GPU."""
     found = {"memory/peak_rss_mib": _peak_rss_bytes() / MIB}
     if device.type == "cuda":
         found["memory/peak_cuda_mib"] = torch.cuda.max_memory_allocated(device) / MIB
@@ -98,7 +99,7 @@ def peak_memory_mib(device: torch.device) -> dict[str, float]:
 
 
 def _peak_rss_bytes() -> int:
-    # On Linux `ru_maxrss` begins with the memory of the process that started this one.
+    # On Linux `ru_maxrss` starts at the memory of the parent process.
     status = Path("/proc/self/status")
     own = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
     if own is not None:
@@ -115,16 +116,16 @@ class GradientShare:
         self._grads = [torch.zeros_like(parameter) for parameter in self._parameters]
 
     def add(self, weighted_term: Tensor) -> None:
-        """Add the gradient of a micro-batch's weighted perception term; its graph is kept for the backward pass."""
+        """Add the gradient of a micro-batch's weighted perception term; keeps its graph for the backward pass."""
         grads = torch.autograd.grad(weighted_term, self._parameters, retain_graph=True, allow_unused=True)
         for total, grad in zip(self._grads, grads, strict=True):
             if grad is not None:
                 total += grad
 
     def value(self, accelerator: Accelerator) -> float:
-        """`|g_perception| / (|g_perception| + |g_rest|)`, a fraction; the rest is the whole gradient less this one.
+        """`|g_perception| / (|g_perception| + |g_rest|)`, a fraction; g_rest is the full gradient without g_perception.
 
-        To be read after the step's last backward pass and before its clipping. NaN if both are zero.
+        Call it after the step's last backward pass and before clipping. NaN if both are zero.
         """
         scaler = getattr(accelerator, "scaler", None)
         scale = scaler.get_scale() if scaler is not None else 1.0
@@ -142,13 +143,13 @@ class GradientShare:
 
 @dataclass(frozen=True)
 class KeptRollout:
-    """A rollout that was trained on, as tensors on the trainer's device, [T] each with padding at the end.
+    """A trained rollout, as tensors on the trainer's device, [T] each with padding at the end.
 
     Attributes:
         step: the optimizer step, from 1.
         row: its row of the dataset.
         reward: a scalar.
-        ids, mask: its tokens, and 1 for those that are no padding.
+        ids, mask: its tokens, and 1 for those that are not padding.
         found: dependency scores and selected tokens; empty where no view was scored.
     """
 
@@ -160,7 +161,7 @@ class KeptRollout:
     found: Sequence[Tensor]
 
     def sample(self, decode: Callable[[list[int]], str]) -> dict[str, Any]:
-        """What reports show of it."""
+        """The sample for reports."""
         length = int(self.mask.sum())
         return {
             "step": self.step,
@@ -175,9 +176,9 @@ class KeptRollout:
 
 
 class RolloutSamples:
-    """Remembers the rows of the generation batch, and the latest few rollouts that were trained on.
+    """Keeps the rows of the generation batch, and the latest few rollouts that were trained on.
 
-    These are decoded where they are read, so that no micro-batch waits for their values.
+    Rollouts are decoded only when read, so that no micro-batch waits for their values.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -197,21 +198,21 @@ class RolloutSamples:
         return bool(self._rows)
 
     def begin(self, rows: Sequence[dict[str, Any]], prompts: Sequence[int]) -> None:
-        """The rows of a generation batch, in order, as the rollouts see them, and a number for the prompt of each."""
-        # A row without a prompt gets it from an environment, which changes it as it goes.
+        """Take a generation batch's rows, in order, as the rollouts see them, and a number for each row's prompt."""
+        # An environment gives a row without a prompt its prompt, and changes it during the rollout.
         self._rows = list(rows) if all("prompt" in row for row in rows) else []
         self._prompts = list(prompts)
 
     def keep(self, inputs: Mapping[str, Any], scored: Sequence[int], found: Sequence[Tensor], step: int) -> None:
         """Replace the latest samples by up to `MAX_SAMPLES` rollouts of a micro-batch.
 
-        Different prompts come first. Rollouts scored under the views replace others of their step, of which no token is
-        selected.
+        Different prompts come first. Rollouts scored under the views replace those of their step without selected
+        tokens.
 
         Args:
-            inputs: the micro-batch, with `rollout_place` in the generation batch and `rollout_reward`, [B]. One from a
-                checkpoint of cppo 0.1.0 has no rewards, and nothing is kept.
-            scored: places of the n rollouts that were scored under the views.
+            inputs: the micro-batch, with `rollout_place` in the generation batch and `rollout_reward`, [B]. A
+                checkpoint of cppo 0.1.0 has no rewards; then nothing is kept.
+            scored: indices of the n rollouts that were scored under the views.
             found: their dependency scores and selected tokens, [n, T] each; empty if there are none.
             step: the optimizer step, from 1.
         """
@@ -232,7 +233,7 @@ class RolloutSamples:
             self._kept.append(KeptRollout(step, row, reward, ids, mask, scores))
 
     def _one_a_prompt(self, rollouts: Sequence[int]) -> list[int]:
-        """Places of the rollouts, the first one of each prompt first, then the second ones, and so on."""
+        """Indices of the rollouts: the first of each prompt, then the second of each, and so on."""
         seen: Counter[int] = Counter()
         turns = []
         for rollout in rollouts:
@@ -243,14 +244,14 @@ class RolloutSamples:
 
 
 class FormWatch(TrainerCallback):
-    """Tells once, after `FIRST_STEPS` steps, why no response had the form that the standard rewards look for.
+    """Reports once, after `FIRST_STEPS` steps, why no response had the form that the standard rewards need.
 
     Args:
         rewards: the names of the run's rewards.
 
     Attributes:
         form: of the model's chat template and tokenizer.
-        warning: what was reported; None before, and where there was nothing to report.
+        warning: the report; None before, and without anything to report.
     """
 
     def __init__(self, form: ChatForm, rewards: Sequence[str]) -> None:
@@ -263,15 +264,15 @@ class FormWatch(TrainerCallback):
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What the run's rewards look for; nothing where none is a standard one."""
+        """The forms that the run's standard rewards need; empty without standard rewards."""
         return LOOKS_FOR[self._reward] if self._reward else ()
 
     def with_opening(self, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        """The rows with the column `prompt_opens` where the chat template opens the response: rewards may count it."""
+        """The rows with the column `prompt_opens` where the chat template opens the response; rewards may use it."""
         return [{**row, "prompt_opens": self.form.opened} for row in rows] if self.form.opened else rows
 
     def see(self, prompts: Sequence[Any], completions: Sequence[Any], rewards: Tensor, names: Sequence[str]) -> None:
-        """Look at a batch. rewards: [B, R] of all processes, by the R names; prompts and completions are this one's."""
+        """Take a batch. rewards: [B, R] of all processes, by the R names; prompts and completions: of this process."""
         if self._earned or self.warning is not None:
             return
         self._earned = bool((rewards[:, list(names).index(str(self._reward))] > 0).any())
@@ -284,7 +285,7 @@ class FormWatch(TrainerCallback):
             return
         boxed = any("\\boxed{" in response for response in self._responses)
         if self._reward == "accuracy_reward" and boxed:
-            self._earned = True  # wrong answers are no matter of form
+            self._earned = True  # wrong answers have another cause than form
             return
         causes = self.form.causes(self._prompts, self._responses, self.marks)
         what = str(self._reward).removesuffix("_reward")

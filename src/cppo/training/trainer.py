@@ -1,14 +1,15 @@
-"""CPPOTrainer: TRL's GRPOTrainer plus a contrastive perception loss (arXiv 2601.00501), or a method of its family.
+"""CPPOTrainer: TRL's GRPOTrainer plus a contrastive perception loss (arXiv 2601.00501), or another method.
 
-How a step differs from GRPO's:
-1. the images of a row become upright RGB once, and the views I+ and I- of each are made while rollouts are generated;
-2. a gate keeps the rollouts worth learning perception from, and their prompts' views go through the same processor;
-3. one forward pass scores all rollouts and, of the gated-in ones, also I- and I+, each prompt and image once per group;
-4. tokens whose score says that they depend on the image are selected, and their contrast is added to the RL loss.
+A step differs from GRPO's in four points:
+1. The images of a row become upright RGB once; I+ and I- of each are made while the rollouts are generated.
+2. The gate selects the rollouts of the perception term. The processor then takes their prompts' views.
+3. One forward pass scores all rollouts, and the gated-in ones also under I- and I+; each prompt and image once per
+group.
+4. Tokens with a high score, which depend on the image, are selected; their contrast is added to the RL loss.
 
-Which views, score, selection, gate and sink: the options that `method` sets (`cppo.methods`).
+`method` sets the options for views, score, selection, gate and sink (`cppo.methods`).
 
-Everything else is TRL's. The methods overridden here, and why, are listed in `cppo.upstream`.
+Everything else is TRL's. `cppo.upstream` lists the methods overridden here, with reasons.
 """
 
 import math
@@ -77,18 +78,17 @@ class CPPOTrainer(AnswerTrainer):
 
     Args:
         model, reward_funcs, args, train_dataset, ...: as for `trl.GRPOTrainer`; `args` is a `CPPOConfig`. The model may
-            also be "micro", and a reward a name or path that `cppo train --rewards` takes, such as "accuracy". A row
-            may bring a `sample_id` (or `id`), from which, with seed and epoch, its views are drawn; without one an id
-            is made from its prompt and images.
+            also be "micro", and a reward a name or path of `cppo train --rewards`, such as "accuracy". A row's views
+            depend on its `sample_id` (or `id`), seed and epoch; a row without an id gets one from its prompt and
+            images.
 
     Attributes:
-        last_samples: a few rollouts of the last logged step, for reports; a method without a perception term marks no
-            token in them.
-        kernels: which attention each part of the run computes, in one line.
-        fallbacks: what is done in a slower or coarser way than CPPO can, and why, one line each.
+        last_samples: a few rollouts of the last logged step, for reports; without a perception term no token is marked.
+        kernels: the attention kernel of each part of the run, in one line.
+        fallbacks: slower or coarser ways than CPPO's best, with their reasons, one line each.
 
     Raises:
-        UserError: `perception_gate_reward` names no reward function, or an option does not fit this model, an
+        UserError: `perception_gate_reward` names no reward function, or an option contradicts this model, an
             environment, DeepSpeed or FSDP.
     """
 
@@ -118,12 +118,12 @@ class CPPOTrainer(AnswerTrainer):
             raise UserError(f"args is a {type(args).__name__}: give a CPPOConfig (it takes the same fields)")
         if environment_factory is not None and (args.uses_perception or args.rollout_views):
             raise UserError(
-                "environment_factory: views are made of the images in the dataset's rows, but an environment brings "
-                "its own; set method = 'grpo'"
+                "environment_factory: views are made from the images in the dataset's rows, but an environment "
+                "brings its own; set method = 'grpo'"
             )
         if args.rollout_views and args.rollout_view_mode == "mix" and (rollout_func is not None or tools):
             raise UserError(
-                f"rollout_view_mode = 'mix' makes the rollouts itself, but {'tools' if tools else 'rollout_func'} "
+                f"rollout_view_mode = 'mix' makes all rollouts itself, but {'tools' if tools else 'rollout_func'} "
                 "makes some from the images in the rows: choose 'augment', or another method"
             )
         reward_funcs, weights = trainer_rewards(reward_funcs, args.method)
@@ -173,7 +173,7 @@ class CPPOTrainer(AnswerTrainer):
         self._policy = unwrapped(self.model)
         admit_inside_views(self)
         admit_ascent(self)
-        # TRL's kernel takes no number of images in each row, which LLaVA-OneVision needs.
+        # TRL's kernel cannot pass the number of images per row, which LLaVA-OneVision needs.
         self._counts_images = takes_images_a_row(self._policy.config)
         inside = {kind: partial(self._inside_view, name) for kind, name in args.inside_views.items()}
         self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws, inside)
@@ -210,14 +210,14 @@ class CPPOTrainer(AnswerTrainer):
 
     @property
     def last_samples(self) -> list[dict[str, Any]]:
-        """Rollouts of the last logged step: prompt, images, tokens, which of them were selected, scores, reward."""
+        """Rollouts of the last logged step: prompt, images, tokens, selected tokens, scores, reward."""
         return self._samples.latest
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not (self.model.training and generates_next(self)):
             inputs = super()._prepare_inputs(generation_batch)
             if self.model.training and not self._samples.knows_rows and "rollout_step" in inputs:
-                # Resumed in the middle of a generation batch, whose rows TRL's sampler brings again.
+                # Resumed in the middle of a generation batch: TRL's sampler repeats its rows.
                 batch = self._rollouts(self._as_drawn(generation_batch), int(inputs["rollout_step"]))
                 self._samples.begin(batch.rows, batch.firsts)
             return inputs
@@ -235,7 +235,7 @@ class CPPOTrainer(AnswerTrainer):
     # Scoring
 
     def _packs(self, inputs: dict[str, Any]) -> bool:
-        """Whether a micro-batch is scored packed: its images lie in the prompts alone, no tool brought one."""
+        """Whether a micro-batch is scored packed: only prompts have images, no tool added one."""
         if not self._shares_prompts or "prompt_images" not in inputs:
             return False
         return not (self.tools and bool(self._has_placeholder(inputs["completion_ids"]).any()))
@@ -261,7 +261,7 @@ class CPPOTrainer(AnswerTrainer):
             compute_aux_loss=aux_loss,
             **rollouts.vision,
         )
-        # TRL's head on a reference model knows no entropies.
+        # TRL's head on a reference model gives no entropies.
         return ResponseScores(logps, found if entropies else torch.full_like(logps, math.nan), None, loss)
 
     def _get_per_token_logps_and_entropies(
@@ -286,7 +286,7 @@ class CPPOTrainer(AnswerTrainer):
         return scores.logps, loss_entropies(self.args, scores) if compute_entropy else None, scores.aux_loss
 
     def _rollouts_asked(self, input_ids: Tensor, mask: Tensor, length: int, vision: dict[str, Any]) -> Rollouts:
-        """The rollouts whose scores TRL asks for while it makes a generation batch."""
+        """The rollouts for which TRL asks scores while it makes a generation batch."""
         vision = trimmed(without_empty_images(vision), input_ids.shape[1])
         if "pixel_values" not in vision and bool(self._has_placeholder(input_ids).any()):
             raise RuntimeError("TRL asks for scores of rows without their images")
@@ -302,7 +302,7 @@ class CPPOTrainer(AnswerTrainer):
         return Rollouts(input_ids, mask, length, group_ids=groups, images=[made[group] for group in groups])
 
     def _score_before_updates(self, micro_batches: list[dict[str, Any]]) -> None:
-        """What is to be known of a new generation batch before its first update; for most methods nothing."""
+        """Compute what a new generation batch needs before its first update; for most methods nothing."""
         args = self.args
         if args.perception_sink in SHAPINGS:
             self._shape_advantages(micro_batches)
@@ -315,7 +315,7 @@ class CPPOTrainer(AnswerTrainer):
         return ViewRequest.of(inputs, scored_views(self.args)), Rollouts.of(inputs, self._packs(inputs))
 
     def _shape_advantages(self, micro_batches: list[dict[str, Any]]) -> None:
-        """Detect in a new generation batch, and shape its advantages by the scores."""
+        """Detect perception tokens in a new generation batch, and shape its advantages by the scores."""
 
         def detect(inputs: dict[str, Any]) -> tuple[list[int], ViewScores | None]:
             request, rollouts = self._request(inputs)
@@ -327,7 +327,7 @@ class CPPOTrainer(AnswerTrainer):
             log_metric(self, name, value)
 
     def _options_now(self) -> Any:
-        """The options, with the values that scheduled ones have in the step that is under way."""
+        """The options, with the current values of scheduled ones."""
         return with_schedules(self.args, self._share_of_run) if self.args.schedules else self.args
 
     @property
@@ -370,21 +370,21 @@ class CPPOTrainer(AnswerTrainer):
         return loss
 
     def _normalizer(self, model: Any, inputs: dict[str, Any]) -> Tensor | float:
-        """What divides a micro-batch's sum, so that the micro-batches and ranks of a step add up to the step's mean."""
+        """The divisor of a micro-batch's sum, such that micro-batches and ranks of a step add up to the step's mean."""
         steps = self.current_gradient_accumulation_steps
         if self.args.perception_normalization == "microbatch":
             return float(steps)
         # DDP averages the ranks' gradients, so each rank's sum counts num_processes times.
         ranks = self.accelerator.num_processes
         if self.args.perception_normalization == "rollout":
-            # The rollouts counted are the generation batch's; one optimizer step trains on this share of them.
+            # The count is the generation batch's; one optimizer step trains on this share of it.
             return inputs["perception_num_rollouts"] * (steps / self.args.steps_per_generation) / ranks
         if self._step_tokens is None:
             self._step_tokens = self._count_step_tokens(model, steps)
         return self._step_tokens / ranks
 
     def _count_step_tokens(self, model: Any, steps: int) -> Tensor:
-        """Selected tokens of the `steps` micro-batches of the optimizer step that begins now, over all ranks."""
+        """Selected tokens of the `steps` micro-batches of the optimizer step that begins, over all ranks."""
         count = torch.zeros((), device=self.accelerator.device)
         for inputs in next_micro_batches(self, steps):
             request, rollouts = self._request(inputs)
@@ -399,14 +399,14 @@ class CPPOTrainer(AnswerTrainer):
     # Metrics
 
     def _log_perception(self) -> None:
-        """Log the means over the tokens of the optimizer step's micro-batches, of all ranks."""
+        """Log means over the tokens of the optimizer step's micro-batches, of all ranks."""
         sums = self.accelerator.reduce(torch.stack(list(self._perception_sums.values())), "sum").tolist()
         for (name, own), (total, count) in zip(self._perception_sums.items(), sums, strict=True):
             log_metric(self, f"perception/{name}", total / count if count else math.nan)
             own.zero_()
 
     def _keep_samples(self) -> None:
-        """Keep rollouts of the micro-batch that was trained on, if its step is the first or will be logged."""
+        """Keep rollouts of the trained micro-batch, if its step is the first or will be logged."""
         trained, self._trained = self._trained, None
         step = self.state.global_step + 1
         if trained is not None and (step == 1 or step % max(self.state.logging_steps, 1) == 0):
@@ -414,7 +414,7 @@ class CPPOTrainer(AnswerTrainer):
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """What runs inside counts as this phase of the step that is under way, if one is."""
+        """Context: its time counts as this phase of the current step, if there is one."""
         if not self._marks:
             yield
             return
@@ -425,7 +425,7 @@ class CPPOTrainer(AnswerTrainer):
             self._mark(None)
 
     def _mark(self, phase: str | None) -> None:
-        """The phase begins now; on a GPU when it will have computed all that it was given, which nothing waits for."""
+        """The phase begins now; on a GPU when the queued work is done, without waiting for it."""
         moment: Moment = time.perf_counter()
         if self.accelerator.device.type == "cuda":
             moment = torch.cuda.Event(enable_timing=True)

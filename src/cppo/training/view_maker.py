@@ -1,4 +1,4 @@
-"""The views of a generation batch: those that its rollouts are scored under, and those that they are made from."""
+"""The views of a generation batch: views for scoring, and views that rollouts are made from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +15,11 @@ from cppo.training.rollouts import GenerationBatch
 from cppo.views import PixelRoom, ViewSampler, ViewStrengths, drawn_view, view_generators
 
 ViewPair = Future[tuple[Image.Image, Image.Image]]
-"""The views I+ and I- of one image, being made."""
+"""The views I+ and I- of one image, as futures."""
 SHOWN = "cppo_shown"
-"""Where an image keeps the view that its rollout is made from."""
+"""The attribute of an image that holds the view for its rollout."""
 InsideView = Callable[[Messages | str, list[int]], VisionInputs]
-"""From a prompt with images, and its tokens, to the inputs of its view inside the model."""
+"""(prompt with images, its tokens) -> inputs of its view inside the model."""
 
 
 class ViewMaker:
@@ -27,10 +27,10 @@ class ViewMaker:
 
     Args:
         sampler: draws the perturbed images.
-        threads: how many draw at once, at least 1.
-        process: from a prompt to the model's inputs.
-        draws: when views are drawn anew, the option `view_draws`.
-        inside: those views that lie inside the model, by kind: from a prompt and its tokens to their inputs.
+        threads: number of drawing threads, at least 1.
+        process: prompt -> the model's inputs.
+        draws: when new views are drawn, the option `view_draws`.
+        inside: views inside the model, by kind: (prompt, its tokens) -> their inputs.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class ViewMaker:
     def begin(
         self, batch: GenerationBatch, epoch: int, progress: float = 0.0, kinds: Sequence[str] = ("removing",)
     ) -> "BatchViews":
-        """Start on the views of a batch; a group's rollouts share theirs, unless each has its own.
+        """Start the views of a batch; a group's rollouts share them, unless each has its own.
 
         Args:
             epoch: the pass over the data.
             progress: as for `ViewStrengths.at`.
-            kinds: those that will be asked for; without any none is made.
+            kinds: the views needed later; without any, none is made.
         """
         alone = self._draws == "rollout"
         firsts = list(range(len(batch.rows))) if alone else batch.firsts
@@ -62,7 +62,7 @@ class ViewMaker:
         for first in dict.fromkeys(firsts):
             row = batch.rows[first]
             name = f"{sample_id(row)}/rollout-{batch.numbers[first]}" if alone else sample_id(row)
-            # Of copies: reward functions are given the row's own images, and may change them meanwhile.
+            # From copies: reward functions get the row's own images and may change them meanwhile.
             begun[first] = [
                 self._pool.submit(self._views, sampler, image.copy(), name, key, index)
                 for index, image in enumerate(prompt_images(row) if set(kinds) - self._inside.keys() else ())
@@ -78,13 +78,13 @@ class ViewMaker:
 
 @dataclass(frozen=True)
 class BatchViews:
-    """The views of one generation batch, being made.
+    """The views of one generation batch, in progress.
 
     Attributes:
-        process: from a prompt to the model's inputs.
+        process: prompt -> the model's inputs.
         rows: of the batch.
-        keys: for each rollout the first of those that share its views, its view key.
-        begun: for each of these the pairs (I+, I-) of its images; none where all views lie inside the model.
+        keys: for each rollout, its view key: the first rollout that shares its views.
+        begun: for each key the pairs (I+, I-) of its images; empty where all views are inside the model.
         inside: as for `ViewMaker`.
     """
 
@@ -97,18 +97,18 @@ class BatchViews:
     def inputs(
         self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]], kinds: Sequence[str]
     ) -> list[dict[str, VisionInputs] | None]:
-        """For each gated-in row the model's inputs under the views of these kinds; None for the other rows.
+        """For each gated-in row, the model's inputs under the views of these kinds; None for the other rows.
 
-        The processor runs once per prompt; its rollouts share the same tensors. Views of the other prompts that are not
-        begun yet are never made.
+        The processor runs once per prompt, and its rollouts share the same tensors. Views of other prompts that are not
+        begun are never made.
 
         Args:
-            gate: which rows are gated in.
-            prompt_tokens: each row's prompt as the anchor has it.
+            gate: the gated-in rows.
+            prompt_tokens: each row's prompt tokens in the anchor.
             kinds: "removing", "preserving" or both.
 
         Raises:
-            UserError: a view cannot be made, or the processor makes other tokens of it than of its image.
+            UserError: a view cannot be made, or has other prompt tokens than its image.
         """
         wanted = {key for key, gated_in in zip(self.keys, gate, strict=True) if gated_in}
         for key in self.begun.keys() - wanted:
@@ -128,9 +128,9 @@ class BatchViews:
             view = self.process(replace_images(prompt_messages(row), views[kind]))
             if view.token_ids != tokens:
                 raise UserError(
-                    f"row {sample_id(row)}: the processor makes other prompt tokens of a perturbed view "
-                    f"({len(view.token_ids)}) than of the image itself ({len(tokens)}); use a processor whose number "
-                    "of image tokens depends on the image's size alone"
+                    f"row {sample_id(row)}: the processor makes other prompt tokens for a view "
+                    f"({len(view.token_ids)}) than for the image itself ({len(tokens)}); use a processor with a "
+                    "number of image tokens that depends only on the image's size"
                 )
             inputs[kind] = view.vision
         return inputs
@@ -143,8 +143,8 @@ class RolloutViews:
     A pure function of (seed, sample id, epoch, image index, progress of the run).
 
     Attributes:
-        families: of the views, one drawn for each image.
-        strengths: theirs.
+        families: of the views, one drawn per image.
+        strengths: of the views.
         fraction: of the prompts (`augmented`) or of each group's rollouts (`mixed`).
     """
 
@@ -154,7 +154,7 @@ class RolloutViews:
     fraction: float
 
     def augmented(self, batch: GenerationBatch, epoch: int, progress: float) -> list[Row]:
-        """The rows, where that fraction of the prompts, drawn for each alone, show views; groups share theirs.
+        """The rows; the given fraction of prompts, drawn one by one, shows views, shared in a group.
 
         progress: as for `ViewStrengths.at`.
         """
@@ -179,7 +179,7 @@ class RolloutViews:
         return number >= group_size - round(self.fraction * group_size)
 
     def mixed(self, batch: GenerationBatch, group_size: int, epoch: int, progress: float) -> list[Row]:
-        """The rows, where images of the rollouts that see a view carry it (`shown_image`); a group's have the same."""
+        """The rows; images of the rollouts that see a view carry it (`shown_image`), the same in a group."""
         views: dict[int, list[Image.Image]] = {}
         rows = []
         for row, group, number in zip(batch.rows, batch.group_ids, batch.numbers, strict=True):
