@@ -13,7 +13,7 @@ MIXED = {"noisyrollout", "saei"}
 REFUSED = {
     "lora-24gb": (STEP_MEANS, "needs the rollouts of a whole step at once, but steps_per_generation = 8"),
     "vllm-colocate": (MIXED, "with vLLM set vllm_importance_sampling_correction = false"),
-    "vllm-server": (MIXED, "with vllm_mode = 'server' TRL sends one for all: choose 'colocate'"),
+    "vllm-server": (MIXED, "with vllm_mode = 'server' TRL sends one image for all: choose 'colocate'"),
 }
 """The methods that a recipe cannot train, with the reason that the user reads."""
 
@@ -46,7 +46,7 @@ def test_a_given_value_wins_or_is_refused(tmp_path, refused):
     chosen = load_recipe("train", "micro", {"method": "visionary-r1", "beta": 0.5})
     assert (chosen.resolved["beta"], chosen.resolved["schedules"]) == (0.5, ["beta=cosine"])
     line = refused(*given, "--method", "visionary-r1", "--beta", "0")
-    assert line == "schedules: beta = 0, which no factor changes: give beta a value"
+    assert line == "schedules: beta = 0 stays 0 under any factor: give beta a value"
 
 
 def test_a_recipe_that_extends_one_of_another_method(tmp_path):

@@ -71,6 +71,6 @@ def test_models_with_another_attention_have_the_removed_image_alone(tmp_path):
 
 def test_sharded_towers_are_not_waited_for(tmp_path):
     given = {"removing_views": ["image_removed"], "perception_view_gradients": False}
-    with pytest.raises(UserError, match="for which FSDP and ZeRO-3 would wait forever"):
+    with pytest.raises(UserError, match="and FSDP and ZeRO-3 would wait forever"):
         admit_inside_views(stand_in(tmp_path, "llava", **given))
     admit_inside_views(stand_in(tmp_path, "llava", **{**given, "perception_view_gradients": True}))

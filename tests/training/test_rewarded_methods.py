@@ -54,7 +54,7 @@ def test_rewards_that_are_left_out_are_told(make_trainer, caplog):
     trainer = make_trainer(make_rows([1, 1]), method="vision-sr1")
     assert trainer.reward_func_names == ["token_reward"]
     assert (
-        "rewards of the method vision-sr1 are left out: accuracy, format?before=description, description;"
+        "rewards of the method vision-sr1 are not used: accuracy, format?before=description, description;"
         in caplog.text
     )
     caplog.clear()
@@ -65,7 +65,7 @@ def test_rewards_that_are_left_out_are_told(make_trainer, caplog):
         make_rows([1, 1]), reward_funcs=None, method="vision-sr1", reward_weights=[1, 2, 3], folder="weighed"
     )
     assert weighed.reward_weights.tolist() == [1, 2, 3]
-    assert "left out" not in caplog.text
+    assert "not used" not in caplog.text
 
 
 def test_the_class_that_the_page_shows_asks(make_trainer, tmp_path, monkeypatch):

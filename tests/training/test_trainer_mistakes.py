@@ -77,7 +77,9 @@ def test_a_column_that_a_reward_needs():
         return [0.0] * len(completions)
 
     row = {"prompt": "What?", "images": [], "answer": "7"}
-    with pytest.raises(UserError, match="reward graded needs the column 'level': train_dataset has prompt") as caught:
+    with pytest.raises(
+        UserError, match="reward graded needs the column 'level', but train_dataset has prompt"
+    ) as caught:
         check_columns([row], False, ["my/reward-model", torch.nn.Linear(1, 1), graded])
     one_line(caught)
     with pytest.raises(UserError, match="needs the columns 'level', 'unit': train_dataset has prompt"):
