@@ -34,6 +34,22 @@ def small_model(tmp_path_factory):
 
 
 @pytest.fixture
+def noted_progress(monkeypatch):
+    """What every update of counted work would say, as lines."""
+    from cppo.progress import Progress, progress_line
+
+    lines, update = [], Progress.update
+
+    def noted(self, n=1):
+        shown = update(self, n)
+        lines.append(progress_line(self.format_dict))
+        return shown
+
+    monkeypatch.setattr(Progress, "update", noted)
+    return lines
+
+
+@pytest.fixture
 def refused(capsys):
     """Runs `cppo ARGV`, which must end with status 2 and one line on stderr alone; what the line says."""
     from cppo.cli.main import main

@@ -1,47 +1,140 @@
-"""Progress of a long piece of work: a bar on a terminal, elsewhere a line every few seconds."""
+"""Signs of life of long work: a bar on a terminal; elsewhere, and where nothing is counted, now and then a line."""
 
 import io
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
 
-LINE_SECONDS = 5.0
-"""Between two lines; work that takes less prints none."""
+SILENT_SECONDS = 8.0
+"""Silence after which a line is printed; work that takes less prints none."""
+BEAT_SECONDS = 0.5
+
+
+class Heartbeat:
+    """Says what is at work whenever nothing was said for `SILENT_SECONDS`, in a thread that lives as long as the work.
+
+    Work is nested: the latest that began speaks. Nothing is said while any of it is quiet.
+
+    Args:
+        now: seconds of a clock.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._works: list[Progress] = []
+        self._said = now()
+        self._idle = threading.Event()
+
+    def begin(self, work: "Progress") -> None:
+        """Work begins."""
+        self._works.append(work)
+        if len(self._works) == 1:
+            self.said()
+            self._idle = threading.Event()
+            threading.Thread(target=self._run, args=(self._idle,), daemon=True).start()
+
+    def end(self, work: "Progress") -> None:
+        """Work has ended; once more does nothing."""
+        if work in self._works:
+            self._works.remove(work)
+            if not self._works:
+                self._idle.set()
+
+    def said(self) -> None:
+        """Something was printed just now."""
+        self._said = self._now()
+
+    def beat(self) -> None:
+        """Redraw the innermost bar; where there is none, print a line if it is time."""
+        works = list(self._works)
+        if not works or any(work.quiet for work in works):
+            return
+        bars = [work for work in works if work.is_bar]
+        if bars:
+            bars[-1].refresh()
+        elif self._now() - self._said >= SILENT_SECONDS:
+            self.said()
+            tqdm.write(progress_line(works[-1].format_dict), file=sys.stderr)
+
+    def _run(self, idle: threading.Event) -> None:
+        with suppress(OSError, ValueError):  # nobody reads stderr any more
+            while not idle.wait(BEAT_SECONDS):
+                self.beat()
+
+
+HEARTBEAT = Heartbeat()
+"""The process has one stderr, and with it one heartbeat."""
 
 
 class Progress(tqdm):
-    """`tqdm`, but whole lines where stderr is no terminal; of a launcher's processes the first alone shows it."""
+    """Work that may take long: `tqdm` on a terminal where `total` is given by name, else lines of a heartbeat.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Of a launcher's processes the first alone shows it.
+
+    Args:
+        quiet: show nothing of this work, nor of the work around it and inside it.
+        heartbeat: says what is at work.
+    """
+
+    def __init__(self, *args: Any, quiet: bool = False, heartbeat: Heartbeat = HEARTBEAT, **options: Any) -> None:
+        self._heartbeat = heartbeat
+        self.quiet = quiet
         options.pop("name", None)  # huggingface_hub names its bars
-        options |= {"leave": False, "disable": os.environ.get("LOCAL_RANK", "0") != "0", "dynamic_ncols": True}
-        self._lines = not sys.stderr.isatty()
-        if self._lines:
-            options |= {"file": io.StringIO(), "mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "miniters": 1}
+        shown = os.environ.get("LOCAL_RANK", "0") == "0"
+        self.is_bar = shown and not quiet and options.get("total") is not None and sys.stderr.isatty()
+        options |= {"leave": False, "disable": not shown, "dynamic_ncols": True}
+        options |= {} if self.is_bar else {"file": io.StringIO()}  # or tqdm would clear lines that it did not write
         super().__init__(*args, **options)
+        if shown:
+            heartbeat.begin(self)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
-        """Draw the bar, or print a line."""
-        if not self._lines:
-            return super().display(msg, pos)
-        if msg is None:
-            print(progress_line(self.format_dict), file=sys.stderr, flush=True)
-        return True
+        """Draw the bar, if it is one."""
+        return super().display(msg, pos) if self.is_bar else True
+
+    def close(self) -> None:
+        """The work has ended."""
+        self._heartbeat.end(self)
+        super().close()
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, above a bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+    HEARTBEAT.said()
 
 
 def progress_line(state: dict[str, Any]) -> str:
     """What `tqdm.format_dict` says as a line: how far, and how long the rest takes at the present rate."""
     done, total = state["n"], state["total"]
     name = state["prefix"].removesuffix(": ")
-    if not total:
-        return f"{name}: {_amount(done, state)}, {tqdm.format_interval(state['elapsed'])} so far"
-    gained = done - state["initial"]
-    left = tqdm.format_interval(state["elapsed"] * (total - done) / gained) if gained > 0 else "?"
-    return f"{name}: {100 * done / total:.0f} %, {_amount(done, state)} of {_amount(total, state)}, {left} left"
+    counted = [_amount(done, state)] if done else []
+    if total:
+        of_them = _amount(done, state).removesuffix(f" {state['unit']}")
+        counted = [f"{100 * done / total:.0f} %", f"{of_them} of {_amount(total, state)}"]
+    return f"{name}: {', '.join([*counted, time_left(state) or so_far(state)])}"
+
+
+def time_left(state: dict[str, Any]) -> str:
+    """How long the rest takes at the present rate, such as "01:20 left"; empty where nothing tells."""
+    gained = state["n"] - state["initial"]
+    if not state["total"] or gained <= 0:
+        return ""
+    return f"{tqdm.format_interval(state['elapsed'] * (state['total'] - state['n']) / gained)} left"
+
+
+def so_far(state: dict[str, Any]) -> str:
+    """How long the work has taken, such as "00:12 so far"."""
+    return f"{tqdm.format_interval(state['elapsed'])} so far"
 
 
 def _amount(value: float, state: dict[str, Any]) -> str:
-    text = tqdm.format_sizeof(value) if state["unit_scale"] else f"{value:,}"
+    text = tqdm.format_sizeof(value) if state["unit_scale"] else f"{value:,.1f}".removesuffix(".0")
     return f"{text}{'' if state['unit'] == 'B' else ' '}{state['unit']}"

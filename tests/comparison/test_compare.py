@@ -17,7 +17,7 @@ from cppo.cli.main import main
 from cppo.comparison import pool
 from cppo.comparison.finished import RESULT
 from cppo.comparison.jobs import Job, study_jobs
-from cppo.comparison.pool import run_jobs
+from cppo.comparison.pool import run_jobs, share_done
 from cppo.comparison.results import _costs
 from cppo.comparison.study import load_study
 from cppo.comparison.tables import _cost_table
@@ -247,6 +247,20 @@ def test_each_worker_has_a_gpu_of_its_own(study, stub_cells):
     jobs = study_jobs(study)[1:3]
     run_jobs(jobs, workers=2, threads=1, finished=lambda *_: None, gpus=["4", "7"])
     assert [job.result()["gpu"] for job in jobs] == ["4", "7"]
+
+
+@pytest.mark.parametrize(
+    ("content", "share"),
+    [(None, 0.0), ('{"step": 3, "last_step": 12}', 0.25), ('{"step": 3, "last_step": 0}', 0.0), ("[", 0.0), ("3", 0.0)],
+)
+def test_the_share_of_its_steps_that_a_cell_has_done(study, content, share):
+    job = study_jobs(study)[1]
+    job.begin()
+    if content is not None:
+        (job.folder / "progress.json").write_text(content)
+    assert share_done(job) == share
+    job.begin()  # a new try forgets how far the last one came
+    assert share_done(job) == 0.0
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, ["0", "1"]), ("5,3", ["5", "3"])])

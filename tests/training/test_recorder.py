@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cppo.recipes import RunDirectory
-from cppo.runs.progress import Progress, sample_table
+from cppo.runs.progress import TrainProgress, sample_table
 from cppo.runs.recorder import RunRecorder
 
 LOGS = {"reward": 0.5, "rewards/accuracy_reward/mean": 0.25, "perception/cpl": 0.75}
@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 
 def progress_of(monkeypatch, stream, *, quiet=False):
     monkeypatch.setattr("sys.stderr", stream)
-    progress = Progress(quiet=quiet)
+    progress = TrainProgress(quiet=quiet)
     progress.begin(0, 40)
     for step in range(1, 41):
         progress.advance(step)
@@ -52,8 +52,10 @@ def test_a_terminal_has_a_bar_with_figures_and_time_left(monkeypatch):
 @pytest.mark.parametrize(("stream", "quiet"), [(io.StringIO, False), (Terminal, True), (io.StringIO, True)])
 def test_elsewhere_or_if_quiet_there_are_plain_lines(monkeypatch, stream, quiet):
     text = progress_of(monkeypatch, stream(), quiet=quiet)
-    lines = text.splitlines()
-    assert lines == [f"step {step}/40  reward 0.500  accuracy 0.250  cpl 0.750" for step in (1, *range(2, 41, 2))]
+    lines = [re.sub(r"  \d\d:\d\d left$", "  a while left", line) for line in text.splitlines()]
+    left = ["  a while left"] * 20 + [""]
+    shown = [f"step {step}/40  reward 0.500  accuracy 0.250  cpl 0.750" for step in (1, *range(2, 41, 2))]
+    assert lines == [step + rest for step, rest in zip(shown, left, strict=True)]
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])

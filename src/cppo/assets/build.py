@@ -26,6 +26,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from cppo.progress import Progress
 from cppo.tasks import TASK_NAMES, make_item, parse_task_options
 
 SPECIAL_TOKENS = (
@@ -225,7 +226,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("output_dir")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    print(build_micro(options.output_dir, options.seed))
+    with Progress(desc="build the untrained model"):
+        folder = build_micro(options.output_dir, options.seed)
+    print(folder)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cppo.assets import MICRO_DIR
 from cppo.assets.build import build_micro
+from cppo.progress import Progress
 from cppo.recipes import load_recipe
 
 STAGES = ("micro-warmup", "micro-sft", "micro-balance")
@@ -25,9 +26,10 @@ def rebuild(destination: Path, extra_options: Sequence[str] = ()) -> None:
     Raises subprocess.CalledProcessError at the first stage that fails; `destination` is then as it was.
     """
     recipes = [load_recipe("sft", name) for name in STAGES]
-    untrained = build_micro(recipes[0].options.model, seed=0)
-    for name in STAGES:
-        print(f"stage {name}", flush=True)
+    with Progress(desc="build the untrained model"):
+        untrained = build_micro(recipes[0].options.model, seed=0)
+    for number, name in enumerate(STAGES, 1):
+        print(f"stage {name} ({number} of {len(STAGES)})", flush=True)
         command = [sys.executable, "-m", "cppo", "sft", "--config", name, "--overwrite", "true"]
         subprocess.run([*command, *extra_options], check=True)
     destination.mkdir(parents=True, exist_ok=True)

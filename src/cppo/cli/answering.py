@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from cppo.assets import adapter_base, resolve_model
 from cppo.cli.eval_report import category_text
 from cppo.cli.parser import COUNT, number_in
@@ -15,6 +13,7 @@ from cppo.data import RecordSource
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint
+from cppo.progress import Progress
 from cppo.runs.checks import check_packages, launched_processes
 
 if TYPE_CHECKING:
@@ -151,10 +150,15 @@ class Answering:
         stored = ResponseFile(responses, identity) if responses and self.processes.is_first else None
         known = {one.name: stored.known(one.name, source) if stored else () for one in conditions}
         known = self.processes.from_first(known)
-        return {one.name: self._answer(source, one, settings, known[one.name], stored, right) for one in conditions}
+        found = {}
+        for number, one in enumerate(conditions, 1):
+            label = one.name if len(conditions) == 1 else f"{one.name} ({number} of {len(conditions)})"
+            found[one.name] = self._answer(label, source, one, settings, known[one.name], stored, right)
+        return found
 
     def _answer(
         self,
+        label: str,
         source: RecordSource,
         condition: "Condition",
         settings: Mapping[str, Any],
@@ -174,8 +178,7 @@ class Answering:
             if stored:
                 stored.append(name, record, item, categories(source, next(indices)))
 
-        silent = None if self.processes.is_first else True  # None: on a terminal alone
-        with tqdm(total=len(source), initial=len(known), desc=name, unit="item", leave=False, disable=silent) as bar:
+        with Progress(total=len(source), initial=len(known), desc=label, unit="items") as bar:
             return evaluate(
                 model,
                 processor,

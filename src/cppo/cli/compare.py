@@ -29,6 +29,7 @@ from cppo.comparison.pool import last_lines, run_jobs
 from cppo.comparison.study import Study, load_study, study_names, study_schema
 from cppo.errors import UserError, tell
 from cppo.options import TrainOptions
+from cppo.progress import Progress
 from cppo.runs.checks import check_inputs, check_options
 from cppo.runs.notices import warn_of_shared_files
 from cppo.runs.sources import held_out, load_sources
@@ -189,7 +190,13 @@ def _run_all(study: Study, waiting: list[Job], workers: int, gpus: Sequence[str]
 
     if waiting:
         tell(f"{len(waiting)} to run, {workers} at a time, in {study.output_dir}")
-        run_jobs(waiting, workers=workers, threads=study.options.threads, finished=finished, gpus=gpus)
+        with Progress(total=len(waiting), desc="compare", unit="cells") as bar:
+
+            def progress(share: float) -> None:
+                bar.update(len(waiting) - len(unfinished) + share - bar.n)
+
+            threads = study.options.threads
+            run_jobs(waiting, workers=workers, threads=threads, finished=finished, gpus=gpus, progress=progress)
     return failed
 
 

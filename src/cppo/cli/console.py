@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from cppo.errors import tell
-from cppo.recipes import AUTO, RunDirectory
+from cppo.progress import Progress
+from cppo.recipes import AUTO, Recipe, RunDirectory
 
 
 def quiet_libraries() -> None:
@@ -18,6 +19,11 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def unless_quiet(recipe: Recipe, work: str) -> Progress:
+    """The progress of a run, which shows nothing with `quiet` or `disable_tqdm`."""
+    return Progress(desc=work, quiet=bool(recipe.options.quiet or recipe.config.get("disable_tqdm")))
 
 
 @contextmanager

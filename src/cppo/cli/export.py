@@ -7,6 +7,7 @@ from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import Parser
 from cppo.errors import UserError
 from cppo.files import writing
+from cppo.progress import Progress
 from cppo.runs.checks import check_model
 
 
@@ -21,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     from cppo.evaluation import load_model
 
     model, processor = load_model(arguments.model, device="cpu", dtype=arguments.dtype)
-    with writing(out):
+    with writing(out), Progress(desc=f"write {out}"):
         model.save_pretrained(out)
         processor.save_pretrained(out)
     print(f"weights    {model.num_parameters():,}, {str(model.dtype).removeprefix('torch.')}")

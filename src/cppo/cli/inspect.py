@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from tqdm import tqdm
-
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file
 from cppo.cli.trained import (
@@ -18,6 +16,7 @@ from cppo.cli.trained import (
     trained_recipe,
 )
 from cppo.errors import UserError
+from cppo.progress import Progress
 from cppo.runs.checks import check_model
 
 DEFAULT_LIMIT = 20
@@ -60,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
     score = options["perception_score"]
     items = [
         inspect_record(model, processor, record, sampler, asked)
-        for record in tqdm(source, desc="inspect", unit="item", leave=False, disable=None)
+        for record in Progress(source, total=len(source), desc="inspect", unit="items")
     ]
     if arguments.json:
         content = json.dumps([json_item(item, score) for item in items], ensure_ascii=False)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cppo import __version__
 from cppo.errors import Stopped, UserError, choose_one, one_line, tell, tell_mistake
+from cppo.progress import Progress
 from cppo.verl.versions import installed
 
 COMMANDS = {
@@ -94,7 +95,8 @@ def _run(argv: list[str]) -> int:
     if not {command, " ".join(argv[:2])} & OF_SEVERAL_PROCESSES and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         raise UserError(f"`cppo {command}` runs in one process: start it without accelerate launch or torchrun")
     try:
-        importlib.import_module(f"cppo.cli.{command.replace('-', '_')}").run(rest)
+        with Progress(desc=f"cppo {command}"):
+            importlib.import_module(f"cppo.cli.{command.replace('-', '_')}").run(rest)
         _close_process_group()
     except SystemExit as exit_:  # argparse leaves this way after --help
         return int(exit_.code or 0)

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 
-from cppo.cli.console import hint_where_to_go_on, quiet_libraries
+from cppo.cli.console import hint_where_to_go_on, quiet_libraries, unless_quiet
 from cppo.cli.fields import parse_recipe
 from cppo.files import replace_text
 from cppo.recipes import Recipe, RunDirectory, dump_recipe, warn_of_changes
@@ -16,7 +16,7 @@ DESCRIPTION = "Supervised fine-tuning of a vision-language model on the `respons
 def run(argv: Sequence[str]) -> None:
     """Fine-tune and save the model in output_dir. Raises UserError for a user's mistake."""
     recipe = parse_recipe("sft", argv, default_recipe="sft", description=DESCRIPTION)
-    with held(recipe):
+    with held(recipe), unless_quiet(recipe, "cppo sft"):
         _run(recipe)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cppo.assets import resolve_model
-from cppo.cli.console import hint_where_to_go_on, percent, quiet_libraries
+from cppo.cli.console import hint_where_to_go_on, percent, quiet_libraries, unless_quiet
 from cppo.cli.fields import parse_recipe
 from cppo.errors import UserError
 from cppo.options import TrainOptions
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
     """Train, write the report, print what was gained. Raises UserError for a user's mistake."""
     recipe = parse_recipe("train", argv, default_recipe=DEFAULT_RECIPE, description=DESCRIPTION)
     named = any(word.partition("=")[0] == "--config" for word in argv)
-    with held(recipe):
+    with held(recipe), unless_quiet(recipe, "cppo train"):
         _run(recipe, named)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file
@@ -20,6 +19,7 @@ from cppo.cli.trained import (
 from cppo.data import PixelBounds, Record, with_suffix
 from cppo.errors import UserError
 from cppo.options.views import pictured
+from cppo.progress import Progress
 from cppo.runs.checks import check_model
 from cppo.views import EVERY_PRESERVING, EVERY_REMOVING, check_families, load_rgb, stable_sample_id
 
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> None:
     from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
 
     items = []
-    for record in tqdm(records, desc="views", unit="item", leave=False, disable=None):
+    for record in Progress(records, total=len(records), desc="views", unit="items"):
         copies, views = perturbed_records(record, sampler, arguments.draws, families)
         items.append(shown_item(record, views, answer(copies) if answer else None))
     if suffix == ".png":

@@ -97,7 +97,7 @@ class Job:
     def begin(self) -> None:
         """Make the folder ready for a new try."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (RESULT, LOG, "metrics.jsonl"):
+        for name in (RESULT, LOG, "metrics.jsonl", "progress.json"):
             (self.folder / name).unlink(missing_ok=True)
         write_json(self.folder / REQUEST, {**self.request, "kind": self.kind, "identity": self.identity})
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from cppo.comparison.jobs import Job
 from cppo.errors import tell
+from cppo.parsing import parse_json
+from cppo.recipes import RunDirectory
 
 COMMAND = (sys.executable, "-m", "cppo.comparison.cell")
 POLL_SECONDS = 0.1
@@ -24,8 +26,11 @@ def run_jobs(
     threads: int,
     finished: Callable[[Job, int, float], None],
     gpus: Sequence[str] = (),
+    progress: Callable[[float], object] = lambda share: None,
 ) -> None:
     """Run all jobs, `workers` at a time, and tell `finished` of each: its exit status (0: it has a result), seconds.
+
+    `progress` is called again and again with the share of their steps that the running jobs have done, summed.
 
     With `gpus`, names as CUDA_VISIBLE_DEVICES takes them, each worker sees one of them, in turn. A job that
     cannot be started counts as failed and stops no other. Whatever ends this call, Ctrl-C too, ends the processes with
@@ -53,6 +58,7 @@ def run_jobs(
                     free.append(worker)
                     _close(process)
                     finished(job, 0 if job.result() is not None else status or 1, time.monotonic() - began)
+            progress(sum(share_done(job) for job in running))
             time.sleep(POLL_SECONDS)
     finally:
         stop([process for process, *_ in running.values()])
@@ -91,6 +97,15 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
             _signal(process, signal.SIGKILL)
             process.wait()
         _close(process)
+
+
+def share_done(job: Job) -> float:
+    """The share of its training steps that a running job has done, as it last wrote it down; 0 before."""
+    try:
+        content = parse_json(RunDirectory(job.folder).progress.read_text(encoding="utf-8"))
+        return float(content["step"] / content["last_step"])
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
+        return 0.0
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:

@@ -177,7 +177,12 @@ class TaskRows:
 def _read_lines(spec: PathSpec, checks: RowChecks, limit: int | None) -> tuple[StoredRow, ...]:
     try:
         with spec.path.open("rb") as lines:
-            return checks.run(_json_lines(lines), name=spec.text, unit="line", folder=spec.image_folder, limit=limit)
+            total = None
+            if limit is None and lines.seekable():
+                total = sum(1 for line in lines if line.strip())
+                lines.seek(0)
+            rows, folder = _json_lines(lines), spec.image_folder
+            return checks.run(rows, name=spec.text, unit="line", folder=folder, limit=limit, total=total)
     except OSError as error:
         raise UserError(f"data {spec.text!r}: cannot be read: {error.strerror}") from error
 

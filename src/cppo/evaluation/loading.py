@@ -10,6 +10,7 @@ from cppo.assets import adapter_base, resolve_model
 from cppo.errors import UserError, first_line
 from cppo.policy import merged
 from cppo.policy.loading import whole_weights, with_adapter
+from cppo.progress import Progress
 
 FAILURES = (OSError, ValueError, ImportError)
 """The libraries' errors for an unusable model; some processors need a package of their own."""
@@ -44,7 +45,7 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     processor = load_processor(name)
     base = adapter_base(name)
     try:
-        with whole_weights():
+        with Progress(desc=f"load {name}"), whole_weights():
             model: Any = AutoModelForImageTextToText.from_pretrained(resolve_model(base or name), dtype=dtype)
         if base is not None:
             model = merged(with_adapter(model, name))

@@ -11,6 +11,7 @@ from cppo.data import RecordSource, to_dataset
 from cppo.errors import UserError, one_line, one_line_with_remedy
 from cppo.evaluation import LongRow, check_marks, check_vision_model, load_processor
 from cppo.options import TrainOptions
+from cppo.progress import Progress
 from cppo.recipes import Recipe
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
@@ -76,9 +77,14 @@ def build_trainer(
     }
     adapter = adapter_arguments(options, prepared.args)
     try:
-        trainer = trainer_class(
-            model=resolve_model(options.model), reward_funcs=sources.rewards, args=prepared.args, **datasets, **adapter
-        )
+        with Progress(desc=f"load {options.model}"):
+            trainer = trainer_class(
+                model=resolve_model(options.model),
+                reward_funcs=sources.rewards,
+                args=prepared.args,
+                **datasets,
+                **adapter,
+            )
     except UserError:
         raise
     # How the libraries refuse them, and how they report a hub that does not answer.

@@ -1,18 +1,17 @@
 """Held-out items in the middle of a run: answers to them, and looks at the perception tokens of the same few."""
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cppo.data import RecordSource, question_text
 from cppo.evaluation import EvalResult, Processes, evaluate
 from cppo.evaluation.generate import evaluation_mode
 from cppo.evaluation.inspection import InspectedItem, InspectOptions, inspect_record
+from cppo.progress import Progress
 from cppo.recipes import RunDirectory
 from cppo.runs.recorder import append_json_lines
 from cppo.training.config import CPPOConfig
@@ -27,23 +26,20 @@ SHOWN_TOKENS = 256
 IMAGE_SIDE = 128
 
 
-def answer_all(
-    trainer: CPPOTrainer, source: RecordSource, label: str, *, show_bar: bool = True, **asked: Any
-) -> EvalResult:
+def answer_all(trainer: CPPOTrainer, source: RecordSource, label: str, **asked: Any) -> EvalResult:
     """Greedy evaluation of the model as it is now, each rank answering its share of the records.
 
     With FSDP the weights are sharded for it before training begins; until then they may lie in one process alone.
 
     Args:
-        label: of the bar on a terminal.
+        label: of the progress.
         asked: arguments of `evaluate`.
     """
     accelerator = trainer.accelerator
     processes = Processes(accelerator.num_processes, accelerator.process_index, trainer.is_fsdp_enabled)
     if processes.sharded:
         shard(trainer)
-    shown = show_bar and processes.is_first and sys.stderr.isatty() and not trainer.args.disable_tqdm
-    with tqdm(total=len(source), desc=label, unit="item", leave=False, disable=not shown) as bar:
+    with Progress(total=len(source), desc=label, unit="items") as bar:
         return evaluate(
             accelerator.unwrap_model(trainer.model),
             trainer.processing_class,
@@ -119,7 +115,7 @@ class HeldOutProbe(TrainerCallback):
             self._take(state.global_step)
 
     def _take(self, step: int) -> None:
-        found = answer_all(self._trainer, self._items, "held out", show_bar=False, **self._asked)
+        found = answer_all(self._trainer, self._items, "held out", **self._asked)
         writes = self._trainer.is_world_process_zero()
         if not (writes or self._trainer.is_fsdp_enabled):
             return

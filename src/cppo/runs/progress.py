@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
+from cppo.progress import Progress, say, time_left
 
 PROGRESS_LINES = 20
 """How many progress lines a run prints where there is no terminal to draw a bar on."""
@@ -15,51 +15,51 @@ RL_SHOWN = {"reward": "reward", "rewards/accuracy_reward/mean": "accuracy", "per
 SFT_SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
 
 
-class Progress:
-    """Progress on stderr.
+class TrainProgress:
+    """Progress of training on stderr.
 
     Args:
-        quiet: plain lines on a terminal too.
+        quiet: a few plain lines alone, on a terminal too.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._bar: tqdm | None = None
+        self._work: Progress | None = None
 
     def begin(self, step: int, last: int) -> None:
-        """Draw the bar, if there is a terminal to draw it on."""
-        if sys.stderr.isatty() and not self._quiet:
-            self._bar = tqdm(total=last, initial=step, desc="train", unit="step", leave=False, dynamic_ncols=True)
+        """Training begins, or goes on after `step`."""
+        self._work = Progress(total=last, initial=step, desc="train", unit="steps", quiet=self._quiet)
 
     def advance(self, step: int) -> None:
         """A step is done."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
+        if self._work is not None:
+            self._work.update(step - self._work.n)
 
     def show(self, step: int, last: int, logs: Mapping[str, Any]) -> None:
         """What a step logged: beside the bar, or now and then as a line."""
         shown = progress_text(logs)
-        if self._bar is not None:
-            self._bar.set_postfix(shown)
+        if self._work is not None and self._work.is_bar:
+            self._work.set_postfix(shown)
         elif is_milestone(step, last, PROGRESS_LINES):
-            print(f"step {step}/{last}  {progress_line(shown)}", file=sys.stderr, flush=True)
+            left = time_left(self._work.format_dict) if self._work is not None and step < last else ""
+            say("  ".join(filter(None, [f"step {step}/{last}", progress_line(shown), left])))
 
     def show_evaluation(self, step: int, last: int, logs: Mapping[str, Any]) -> None:
         """What an evaluation during training found, as a line."""
         shown = progress_text({name.removeprefix("eval_"): value for name, value in logs.items()})
-        tqdm.write(f"step {step}/{last}  evaluation: {progress_line(shown)}", file=sys.stderr)
+        say(f"step {step}/{last}  evaluation: {progress_line(shown)}")
 
     def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """A short table above the bar; nothing where there is no bar."""
-        if self._bar is not None and samples:
+        if self._work is not None and self._work.is_bar and samples:
             table = sample_table(samples[:TABLE_ROWS], shutil.get_terminal_size().columns)
-            self._bar.write("\n".join(table), file=sys.stderr)
+            self._work.write("\n".join(table), file=sys.stderr)
 
     def end(self) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._work is not None:
+            self._work.close()
+            self._work = None
 
 
 def progress_text(logs: Mapping[str, Any]) -> dict[str, str]:

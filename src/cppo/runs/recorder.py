@@ -14,7 +14,7 @@ from cppo.data import question_text
 from cppo.errors import UserError
 from cppo.files import replace_text, writing
 from cppo.recipes import RunDirectory
-from cppo.runs.progress import Progress, is_milestone
+from cppo.runs.progress import TrainProgress, is_milestone
 from cppo.views import image_data_uri
 
 SAMPLE_TIMES = 10
@@ -52,7 +52,7 @@ class RunRecorder(TrainerCallback):
     ) -> None:
         self._files = files
         self._samples = samples
-        self._progress = Progress(quiet=quiet)
+        self._progress = TrainProgress(quiet=quiet)
         self._versions = dict(versions or {})
         self._fallbacks = fallbacks
         self._report = report

@@ -128,7 +128,7 @@ def run_training(
     def answer(label: str, **how: Any) -> EvalResult | None:
         if sources.held_out is None:
             return None
-        return answer_all(trainer, sources.held_out, label, show_bar=not options.quiet, **asked, **how)
+        return answer_all(trainer, sources.held_out, label, **asked, **how)
 
     stop = StopOnSignal(trainer.accelerator)
     trainer.add_callback(stop)

@@ -23,6 +23,7 @@ from cppo.evaluation import check_marks
 from cppo.options import RunOptions
 from cppo.policy import leave_out_frozen_tower, unwrapped
 from cppo.policy.loading import whole_weights
+from cppo.progress import Progress
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 from cppo.runs.precision import cpu_precision, say_cpu_precision
@@ -99,7 +100,7 @@ def sft_trainer(
     eval_dataset = None if eval_data is None else sft_dataset(eval_data, system_prompt)
     adapter = {} if options is None else adapter_arguments(options, config)
     try:
-        with whole_weights():
+        with Progress(desc=f"load {model}"), whole_weights():
             trainer = DurableSFTTrainer(
                 model=resolve_model(model),
                 args=config,
