@@ -271,7 +271,7 @@ def test_what_would_train_nothing_is_refused(workplace, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "part"),
     [
-        (["--reward_weights", "0.5"], "reward_weights: 1 weights for 2 rewards (accuracy, format)"),
+        (["--reward_weights", "0.5"], "reward_weights: 1 weight (0.5) for 2 rewards (accuracy, format): add 1 weight"),
         (["--remove_unused_columns"], "remove_unused_columns = true removes the images and answers"),
         (["--loss_type", "foo"], "--loss_type: 'foo' is unknown; choose one of grpo, "),
         (["--report_to", "wandb"], "wandb"),

@@ -345,3 +345,17 @@ def test_the_legend_names_the_lines_that_are_there():
     key = text[text.index('<div class="legend">') :]
     assert "two" not in key
     assert [style in key for style in ("s0", "s1", "s2")] == [True, False, True]
+
+
+def test_every_reward_of_a_run_is_drawn(run):
+    names = [f"own_{number}" for number in range(STYLES + 1)]
+    with (run / "metrics.jsonl").open("a") as stream:
+        for step in (31, 32):
+            means = {f"rewards/{name}/mean": 0.5 for name in [*names, "accuracy_reward"]}
+            stream.write("\n" + json.dumps({"step": step, **means, "rewards/own_0/std": 0.1}))
+    page = render_report(read_run(run))
+    assert page.count("<h3>Other rewards</h3>") == 2  # one chart has no more than `STYLES` lines
+    for name in names:
+        assert name in page
+    assert page.index("<h3>Accuracy and format</h3>") < page.index("<h3>Other rewards</h3>")
+    assert "Other rewards: own_0" in render_runs([read_run(run), read_run(run)])

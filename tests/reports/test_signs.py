@@ -112,3 +112,8 @@ def test_lengths_at_the_limit():
 def test_a_loss_that_is_not_finite():
     assert "in 2 step(s), first in step 3" in not_finite(run_of(loss=[0.1, 0.1, None, 0.1], grad_norm=[1, 1, 1, None]))
     assert not_finite(run_of(loss=[0.1], grad_norm=[0.0])) is None
+
+
+def test_a_contrast_that_is_far_out():
+    assert any("about 2.8 nats more" in text for text in run_warnings(run_of(**{"perception/cpl": [28.0] * 20})))
+    assert run_warnings(run_of(**{"perception/cpl": [28.0] * 9 + [0.7] * 11})) == []

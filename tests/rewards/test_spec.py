@@ -250,8 +250,12 @@ def test_mistakes(own, text, words):
 
 def test_weights_and_tolerance():
     assert len(check_rewards(["accuracy", "format"], [1.0, 2.0])) == 2
-    with pytest.raises(UserError, match="1 weights for 2 rewards"):
-        check_rewards(["accuracy", "format"], [1.0])
+    add = r"1 weight \(0.5\) for 2 rewards \(accuracy, format\): add 1 weight or remove 1 reward; `.* 1 1`"
+    with pytest.raises(UserError, match=add):
+        check_rewards(["accuracy", "format"], [0.5])
+    remove = r"3 weights \(0.9, 0.1, 2\) for 1 reward \(accuracy\): add 2 rewards or remove 2 weights; .* 1` gives"
+    with pytest.raises(UserError, match=remove):
+        check_rewards(["accuracy"], [0.9, 0.1, 2.0])
     with pytest.raises(UserError, match="given twice"):
         check_rewards(["format", "format"], None)
     with pytest.raises(UserError, match="at least one"):

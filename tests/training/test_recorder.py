@@ -9,10 +9,16 @@ from types import SimpleNamespace
 import pytest
 
 from cppo.recipes import RunDirectory
-from cppo.runs.progress import TrainProgress, sample_table
+from cppo.runs.progress import TrainProgress, progress_text, sample_table
 from cppo.runs.recorder import RunRecorder
 
-LOGS = {"reward": 0.5, "rewards/accuracy_reward/mean": 0.25, "perception/cpl": 0.75}
+LOGS = {
+    "reward": 0.5,
+    "rewards/accuracy_reward/mean": 0.25,
+    "rewards/accuracy_reward/std": 0.5,
+    "rewards/brevity/mean": 1.5,
+    "perception/cpl": 0.75,
+}
 SAMPLE = {
     "step": 3,
     "prompt": "How many\nbirds?",
@@ -44,7 +50,7 @@ def progress_of(monkeypatch, stream, *, quiet=False):
 def test_a_terminal_has_a_bar_with_figures_and_time_left(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")  # of which a bar takes no more
     text = progress_of(monkeypatch, Terminal())
-    assert re.search(r"train: +\d+%.*\d+/40 \[.*<.*reward=0.500, accuracy=0.250, cpl=0.750\]", text)
+    assert re.search(r"train: +\d+%.*\d+/40 \[.*<.*reward=0.500, accuracy=0.250, brevity=1.500, cpl=0.750\]", text)
     assert "How many birds?" in text
     assert "step 20/40" not in text
 
@@ -54,8 +60,14 @@ def test_elsewhere_or_if_quiet_there_are_plain_lines(monkeypatch, stream, quiet)
     text = progress_of(monkeypatch, stream(), quiet=quiet)
     lines = [re.sub(r"  \d\d:\d\d left$", "  a while left", line) for line in text.splitlines()]
     left = ["  a while left"] * 20 + [""]
-    shown = [f"step {step}/40  reward 0.500  accuracy 0.250  cpl 0.750" for step in (1, *range(2, 41, 2))]
+    figures = "reward 0.500  accuracy 0.250  brevity 1.500  cpl 0.750"
+    shown = [f"step {step}/40  {figures}" for step in (1, *range(2, 41, 2))]
     assert lines == [step + rest for step, rest in zip(shown, left, strict=True)]
+
+
+def test_a_single_reward_is_shown_once():
+    logs = {name: value for name, value in LOGS.items() if name != "rewards/brevity/mean"}
+    assert progress_text(logs) == {"reward": "0.500", "cpl": "0.750"}
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])

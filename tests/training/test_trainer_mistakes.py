@@ -354,6 +354,27 @@ def test_rewards_may_be_named(make_trainer):
         make_trainer(make_rows([1, 1]), reward_funcs="gone.py:f")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"reward_funcs": ["accuracy", "format"]}, "each reward weighs 1 (accuracy_reward, format_reward): give "),
+        ({"reward_funcs": ["accuracy", "format"], "reward_weights": [1.0, 1.0]}, ""),
+        ({"reward_funcs": "accuracy"}, ""),
+        ({"reward_funcs": ["method"]}, ""),  # with the method's weights
+    ],
+)
+def test_rewards_without_weights_are_reported_to_weigh_one(make_trainer, capsys, options, told):
+    make_trainer(make_rows([1, 1]), **options)
+    said = [line for line in capsys.readouterr().err.splitlines() if "weigh" in line]
+    assert [line.partition("give ")[0] + "give " for line in said] == ([f"cppo: {told}"] if told else [])
+
+
+def test_another_number_of_weights_says_what_to_change(make_trainer):
+    with pytest.raises(UserError, match=r"1 weight \(0.5\) for 2 rewards .*: add 1 weight or") as caught:
+        make_trainer(make_rows([1, 1]), reward_funcs=["accuracy", "format"], reward_weights=[0.5])
+    one_line(caught)
+
+
 BEGUN = {"role": "assistant", "content": "Let me see"}
 
 

@@ -35,7 +35,8 @@ CHARTS = (
     ),
     Chart(
         "Perception loss (CPL)",
-        "before its weight, mean over the selected tokens; CPPO's is ln 2 without contrast",
+        "mean over the selected tokens, before its weight. CPPO's is softplus((d+ \u2212 d\u2212) / temperature), without "
+        "unit or upper bound: 0.693 where I+ and I\u2212 change the answers alike, lower where I\u2212 changes them more",
         "CPL",
         {"perception/cpl": "CPL"},
     ),
@@ -108,10 +109,29 @@ CHARTS = (
 )
 
 
+def reward_label(metric: str) -> str:
+    """The name of the reward whose mean a metric is, without its ending `_reward`; empty for any other metric."""
+    parts = metric.removeprefix("eval_").split("/")
+    return parts[1].removesuffix("_reward") if parts[0] == "rewards" and parts[2:] == ["mean"] else ""
+
+
+def charts_of(runs: Sequence[RunData]) -> list[Chart]:
+    """`CHARTS`, and after the standard rewards those that the runs have beside them."""
+    shown = {metric for chart in CHARTS for metric in chart.metrics}
+    logged = dict.fromkeys(metric for run in runs for row in run.metrics for metric in row if reward_label(metric))
+    others = [metric for metric in logged if metric not in shown]
+    labels = {name: reward_label(name) + ", evaluation" * name.startswith("eval_") for name in others}
+    charts = list(CHARTS)
+    for first in reversed(range(0, len(others), STYLES)):
+        part = {name: labels[name] for name in others[first : first + STYLES]}
+        charts.insert(2, Chart("Other rewards", "mean over the step's rollouts, before its weight", "reward", part))
+    return charts
+
+
 def run_figures(run: RunData) -> list[Markup]:
     """A run's charts, of what it logged."""
     figures = [held_out_figure([run])] if run.probes else []
-    for chart in CHARTS:
+    for chart in charts_of([run]):
         series = [Series(label, points) for metric, label in chart.metrics.items() if (points := run.series(metric))]
         if series:
             figures.append(figure(chart.title, series, note=chart.note, y_title=chart.y_title, percent=chart.percent))
@@ -126,7 +146,7 @@ def comparison_figures(runs: Sequence[RunData], names: Sequence[str]) -> list[Ma
     """
     assert len(runs) <= STYLES
     figures = [held_out_figure(runs, names)] if any(run.probes for run in runs) else []
-    for chart in CHARTS:
+    for chart in charts_of(runs):
         for metric, label in chart.metrics.items():
             found = [(name, run.series(metric)) for run, name in zip(runs, names, strict=True)]
             # A run without the metric keeps its place, and with it its style.

@@ -1,8 +1,10 @@
 """What a run's figures warn of. Each warning is a pure function of the run, and says its numbers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean
+from typing import Any
 
 from cppo.reports.charts import Point
 from cppo.reports.run_data import RunData
@@ -15,6 +17,9 @@ CHANCE = 4.5
 """Standard errors of a difference of means that count as chance: the best of many windows is high by chance alone."""
 LOW_ENTROPY = 0.005
 """Nats of policy entropy below which nearly every rollout of a prompt is the same."""
+FAR_OUT = 10.0
+"""A mean `perception/cpl` above this says that I+ changes the answers far more than I-; without contrast it is ln 2."""
+PUBLISHED_TEMPERATURE = 0.1
 EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
 
 
@@ -27,6 +32,7 @@ def run_warnings(run: RunData) -> list[str]:
         low_entropy,
         equal_groups,
         nothing_selected,
+        high_contrast,
         lengths_at_limit,
     )
     fallbacks = [f"{line[:1].upper()}{line[1:]}." for line in run.fallbacks]
@@ -127,6 +133,57 @@ def lengths_at_limit(run: RunData) -> str | None:
         f"Of the latest {len(points)} logged steps' responses {share:.0%} reach the limit of their length and are cut "
         f"off before they end: raise max_completion_length{now}, or reward shorter responses."
     )
+
+
+def equal_rewards(rows: Sequence[Mapping[str, Any]], steps: int) -> str | None:
+    """The warning of rewards that never differed within a group, or of one that no rollout earned.
+
+    Args:
+        rows: the metrics of the first logged steps.
+        steps: how many optimizer steps they cover.
+    """
+    means = [name for name in rows[0] if name.startswith("rewards/") and name.endswith("/mean")]
+    never = [
+        name.split("/")[1].removesuffix("_reward")
+        for name in means
+        if all(row.get(name) == 0 and row.get(name.replace("/mean", "/std")) == 0 for row in rows)
+    ]
+    flat = all(row.get("frac_reward_zero_std") == 1.0 for row in rows)
+    if not (never or flat):
+        return None
+    found = [f"{name} 0 for every rollout" for name in never]
+    found += ["equal rewards in every group, so that the rewards teach nothing"] if flat else []
+    if never:
+        remedy = (
+            "the model cannot do this task yet (fine-tune it first with `cppo sft`, or take a stronger model or easier "
+            "rows), or right answers are not recognized (read the responses in report.html, or with `cppo eval "
+            "--responses FILE`)"
+        )
+    else:
+        remedy = "mix easier or harder rows, or raise num_generations or temperature"
+    return f"in the first {steps} steps: {'; '.join(found)}: {remedy}"
+
+
+def far_out(rows: Sequence[Mapping[str, Any]], temperature: float) -> str | None:
+    """The warning of a contrast `softplus((d+ - d-) / temperature)` that is far above ln 2, which no contrast gives."""
+    values = [row["perception/cpl"] for row in rows if math.isfinite(row.get("perception/cpl", math.nan))]
+    if not values or (cpl := fmean(values)) <= FAR_OUT:
+        return None
+    return (
+        f"the CPL is {cpl:.1f} on average in the latest steps (0.693 where I+ and I- change the answers alike, lower is "
+        f"better): I+ changes the selected tokens by about {cpl * temperature:.1f} nats more than I-, at "
+        f"perception_temperature {temperature:g}. Look at both with `cppo views --data DATA --model MODEL`, and take a "
+        "milder I+ (preserving_views and its strengths) or a stronger I-"
+    )
+
+
+def high_contrast(run: RunData) -> str | None:
+    """The latest CPL is far out: I+ changes the answers far more than I-."""
+    latest = run.metrics[-max(LEAST_STEPS // 2, len(run.metrics) // 10) :]
+    if run.config.get("perception_sink", "contrast") != "contrast":
+        return None
+    sign = far_out(latest, float(run.config.get("perception_temperature", PUBLISHED_TEMPERATURE)))
+    return sign and f"{sign[0].upper()}{sign[1:]}."
 
 
 def _latest(points: Sequence[Point]) -> Sequence[Point]:

@@ -98,9 +98,28 @@ def check_rewards(rewards: Sequence[str], weights: Sequence[float] | None) -> li
     doubles = [text for text in rewards if list(rewards).count(text) > 1]
     if doubles:
         raise UserError(f"rewards: {doubles[0]!r} is given twice")
-    if weights is not None and len(weights) != len(specs):
-        raise UserError(f"reward_weights: {len(weights)} weights for {len(specs)} rewards ({', '.join(rewards)})")
+    check_weights(rewards, weights)
     return specs
+
+
+def check_weights(rewards: Sequence[str], weights: Sequence[float] | None) -> None:
+    """Whether each reward has a weight, if weights are given. Raises UserError, which says what to add or remove."""
+    if weights is None or len(weights) == len(rewards):
+        return
+    many, kind = abs(len(weights) - len(rewards)), "weight" if len(weights) < len(rewards) else "reward"
+    surplus = "reward" if kind == "weight" else "weight"
+    ones = " ".join("1" for _ in rewards)
+    raise UserError(
+        f"reward_weights: {_count(len(weights), 'weight')} ({', '.join(f'{weight:g}' for weight in weights)}) for "
+        f"{_count(len(rewards), 'reward')} ({', '.join(rewards)}): add {_count(many, kind)} or remove "
+        f"{_count(many, surplus)}; `--reward_weights {ones}` gives each reward the weight 1"
+    )
+
+
+def reward_names(rewards: Any) -> list[str]:
+    """The names of what a trainer was given as rewards: of functions, models, or the names that models have."""
+    listed = rewards if isinstance(rewards, list | tuple) else [rewards]
+    return [one if isinstance(one, str) else _name(one) for one in listed]
 
 
 def number_tolerance(specs: Sequence[RewardSpec]) -> float:
@@ -228,6 +247,10 @@ def _with_clear_errors(
 
 def _name(function: RewardFunction) -> str:
     return getattr(function, "__name__", type(function).__name__)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _options(text: str, query: str) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cppo.progress import Progress, say, time_left
+from cppo.reports.curves import reward_label
 
 PROGRESS_LINES = 20
 """How many progress lines a run prints where there is no terminal to draw a bar on."""
 TABLE_ROWS, LEAST_COLUMNS = 3, 48
 UNDERLINED, PLAIN = "\x1b[4m", "\x1b[24m"
-RL_SHOWN = {"reward": "reward", "rewards/accuracy_reward/mean": "accuracy", "perception/cpl": "cpl"}
 SFT_SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
 
 
@@ -63,8 +63,13 @@ class TrainProgress:
 
 
 def progress_text(logs: Mapping[str, Any]) -> dict[str, str]:
-    """What the progress line shows of a step: an RL step's rewards, else the loss (which says little of an RL step)."""
-    names = RL_SHOWN if "reward" in logs else SFT_SHOWN
+    """What the progress line shows of a step: an RL step's rewards and CPL, else the loss (which says little of an RL
+    step). A single reward is the reward itself.
+    """
+    names = SFT_SHOWN
+    if "reward" in logs:
+        rewards = {name: label for name in logs if (label := reward_label(name))}
+        names = {"reward": "reward", **(rewards if len(rewards) > 1 else {}), "perception/cpl": "cpl"}
     return {label: f"{logs[name]:.3f}" for name, label in names.items() if isinstance(logs.get(name), float)}
 
 

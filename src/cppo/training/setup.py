@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.messages import embedded_images
 from cppo.methods import get_method
 from cppo.options import check_gate_reward
@@ -166,6 +166,13 @@ def warn_of_other_rewards(method: str, names: Sequence[str]) -> None:
             method,
             ", ".join(left_out),
         )
+
+
+def tell_equal_weights(names: Sequence[str]) -> None:
+    """Say that several rewards weigh 1 each, since nothing gives their weights; names: of their functions."""
+    if len(names) > 1:
+        ones = " ".join("1" for _ in names)
+        tell(f"each reward weighs 1 ({', '.join(names)}): give reward_weights, such as {ones}, in this order")
 
 
 def check_castable_head(model: Any, args: GRPOConfig) -> None:

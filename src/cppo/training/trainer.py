@@ -39,13 +39,14 @@ from cppo.perception import (
 from cppo.policy import leave_out_frozen_tower, takes_images_a_row, unwrapped, vision_tower_parameters
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_images
-from cppo.rewards import guarded_rewards, named_rewards, trainer_rewards
+from cppo.rewards import check_weights, guarded_rewards, named_rewards, reward_names, trainer_rewards
 from cppo.rewards.asking import with_policy
 from cppo.rewards.form import ChatForm
 from cppo.training.answer_rollouts import AnswerTrainer, check_trained_answers
 from cppo.training.before_updates import detect_tokens, join_scores, scores_of_views, shaped_advantages
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
+from cppo.training.early_signs import EarlySigns
 from cppo.training.inside import admit_ascent, admit_inside_views
 from cppo.training.kernels import choose_kernels
 from cppo.training.rollouts import GenerationBatch, shuffled_micro_batches
@@ -65,6 +66,7 @@ from cppo.training.setup import (
     keep_float32_outputs,
     keep_no_cast_weights,
     share_prompts,
+    tell_equal_weights,
     try_parts,
     warn_of_other_rewards,
 )
@@ -128,6 +130,7 @@ class CPPOTrainer(AnswerTrainer):
             )
         reward_funcs, weights = trainer_rewards(reward_funcs, args.method)
         rewards = guarded_rewards(named_rewards(reward_funcs))
+        check_weights(reward_names(rewards), args.reward_weights)
         if environment_factory is None:
             check_columns(train_dataset, args.uses_perception, rewards)
         model = resolve_model(model) if isinstance(model, str) else model
@@ -151,6 +154,8 @@ class CPPOTrainer(AnswerTrainer):
             )
         if weights is not None and args.reward_weights is None:
             self.reward_weights = torch.tensor(weights, dtype=torch.float32)
+        elif args.reward_weights is None:
+            tell_equal_weights(self.reward_func_names)
         self.asked, self._asks, self._answering, self._rewards = {}, 0, None, None
         makes_own = bool(tools) or rollout_func is not None or environment_factory is not None
         check_trained_answers(args.trained_answers, self.reward_func_names, self.reward_funcs, makes_own)
@@ -191,6 +196,9 @@ class CPPOTrainer(AnswerTrainer):
         form = ChatForm.of(self.processing_class, **self.chat_template_kwargs)
         self.form_watch = FormWatch(form, self.reward_func_names)
         self.add_callback(self.form_watch)
+        contrast = args.adds_perception_loss and args.perception_sink == "contrast"
+        temperature = args.perception_temperature if contrast else None
+        self.add_callback(EarlySigns(temperature, lambda: self.form_watch.warning is not None))
         self._marks: list[Mark] = []
         self.add_callback(StepCosts(self._marks, self._mark, self.accelerator.device, partial(log_metric, self)))
 
