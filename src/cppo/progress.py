@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-SILENT_SECONDS = 8.0
+SILENT_SECONDS = 7.0
 """Silence after which a line is printed; work that takes less prints none."""
 BEAT_SECONDS = 0.5
 

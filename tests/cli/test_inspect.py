@@ -137,8 +137,24 @@ def test_the_command(tmp_path, capsys):
         "true_perception",
     }
     assert needed <= items[0]["tokens"][0].keys()
-    assert "AUPRC" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "AUPRC" in out
+    assert "responses  2 an item, sampled at temperature 1, as in training; `--samples 1` is greedy, as in" in out
+    assert "not judged" not in out
     assert page.stat().st_size < 200_000
+
+
+def test_without_marked_spans_the_command_says_why_there_is_no_table(tmp_path, capsys):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Which colour?", "images": ["a.png"], "answer": "red"}) + "\n")
+    asked = ["--model", "micro", "--data", str(rows), "--samples", "1", "--max_new_tokens", "4"]
+    page = tmp_path / "x.html"
+    assert main(["inspect", *asked, "--out", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "responses  1 an item, greedy, as in `cppo eval`\ndetectors  not judged: " in out
+    assert "perception_spans" in out
+    assert "The detectors are not judged" in page.read_text()
 
 
 def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys, monkeypatch):

@@ -12,15 +12,18 @@ from cppo.cli.views import _parser, _records
 from cppo.data import load_records
 from cppo.evaluation import ItemResult
 from cppo.reports.views import (
+    FamilySummary,
     ShownItem,
     ShownView,
     _label,
+    clean_accuracy,
     draw_grid,
     given_answer,
     parameter_text,
     render_views,
     summarize_families,
     unchanged,
+    view_remarks,
 )
 from cppo.views import View, ViewSampler, ViewStrengths, family_draws
 
@@ -188,6 +191,26 @@ def test_the_summary_by_hand():
     assert row.unchanged == pytest.approx(0.75)
     assert row.accuracy == pytest.approx(0.25)
     assert row.change.mean == pytest.approx(-0.25)
+
+
+def test_a_view_that_does_not_do_what_it_is_for_is_remarked_on():
+    def summary(family, kind, share):
+        return FamilySummary(family, kind, share, 0.5, None)
+
+    minus = "I\u2212"
+    rows = [summary("crop", minus, 0.51), summary("noise_rectangles", minus, 0.49), summary("own", "own", 0.9)]
+    rows += [summary("rotation", "I+", 0.49), summary("perspective", "I+", 0.51)]
+    first, second = view_remarks(rows)
+    assert first.startswith("crop (I-): most answers stay the same")
+    assert "removing_views" in first
+    assert second.startswith("rotation (I+): most answers change")
+    assert "preserving_views" in second
+    assert view_remarks([summary("crop", minus, 0.4), summary("rotation", "I+", 0.6)]) == []
+
+
+def test_the_accuracy_with_the_images_as_they_are():
+    items = [shown(["5", "5", "4"], [True, True, False]), shown(["3", "3", "3"], [False, False, False])]
+    assert clean_accuracy(items) == 0.5
 
 
 @needs_browser

@@ -45,7 +45,7 @@ def test_a_far_contrast_is_told_in_nats():
         return math.log1p(math.exp(nats / temperature))
 
     assert far_out([row(cpl=softplus(0.0, 0.1))], 0.1) is None
-    assert far_out([row(cpl=math.nan), {"reward": 1.0}], 0.1) is None
+    assert far_out([row(cpl=math.nan), row(cpl=None), {"reward": 1.0}], 0.1) is None
     found = far_out([row(cpl=softplus(2.0, 0.1)), row(cpl=softplus(3.6, 0.1)), {"reward": 1.0}], 0.1)
     assert "the CPL is 28.0 on average" in found
     assert "by about 2.8 nats more than I-, at perception_temperature 0.1" in found

@@ -18,7 +18,7 @@ from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file, number_in
 from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
-from cppo.data import RecordSource, first_prompts
+from cppo.data import MissingColumns, RecordSource, first_prompts
 from cppo.errors import UserError, tell
 from cppo.runs.checks import check_model
 from cppo.views import CARD_CONDITIONS, CONDITION_NAMES, ViewSampler, check_families
@@ -49,7 +49,10 @@ def run(argv: Sequence[str]) -> None:
 
         quiet_libraries()
         return run_suite(suite, arguments, settings, ks, {**model_identities(arguments.model), **settings})
-    source = asked_rows(arguments, settings, extras=arguments.by)
+    try:
+        source = asked_rows(arguments, settings, extras=arguments.by)
+    except MissingColumns as error:
+        raise UserError(f"--by: {error}: name one of these, or add the column to every row") from error
     if arguments.card is not None and not any(record.images for record in source):
         raise UserError(f"--card: none of the rows of {source.name} has an image")
     quiet_libraries()

@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
 
     from cppo.evaluation.inspection import InspectOptions, inspect_record
     from cppo.hooks import register_own
-    from cppo.reports.inspection import detector_table, json_item, render_inspection
+    from cppo.reports.inspection import NO_TRUTH, detector_table, json_item, render_inspection, sampling_text
 
     register_own(options)
     model, processor = answering_model(arguments, settings, source)
@@ -68,7 +68,11 @@ def run(argv: Sequence[str]) -> None:
     Path(arguments.out).write_text(page, encoding="utf-8")
     correct = sum(item.responses[0].correct for item in items)
     print(f"items      {len(items):,}, {correct:,} with a right first response")
-    for name, quality in detector_table(items).items():
+    print(f"responses  {sampling_text(asked)}")
+    table = detector_table(items)
+    if not table:
+        print(f"detectors  not judged: {NO_TRUTH}")
+    for name, quality in table.items():
         rule = "none" if quality.precision is None else f"{quality.precision:.3f}"
         print(
             f"{name:<24} AUPRC {quality.auprc:.3f} (chance {quality.base_rate:.3f})   "

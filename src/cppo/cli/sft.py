@@ -23,12 +23,16 @@ def run(argv: Sequence[str]) -> None:
 def _run(recipe: Recipe) -> None:
     # They import numpy, which takes longer than finding a misspelt option.
     from cppo.runs.checks import check_recipe
-    from cppo.runs.sources import load_rows
+    from cppo.runs.sources import check_responses, load_rows
 
     checkpoint = check_recipe(recipe)
     options = recipe.options
     data = load_rows(options, options.data, "train")
-    evaluation = None if options.eval_data is None else load_rows(options, options.eval_data, "test")
+    check_responses(data)
+    evaluation = None
+    if options.eval_data is not None:
+        evaluation = load_rows(options, options.eval_data, "test")
+        check_responses(evaluation)
     quiet_libraries()
 
     from cppo.reports import write_report

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from cppo.cli.console import quiet_libraries
+from cppo.cli.console import percent, quiet_libraries
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file
 from cppo.cli.trained import (
     add_answer_options,
@@ -17,7 +17,7 @@ from cppo.cli.trained import (
     trained_recipe,
 )
 from cppo.data import PixelBounds, Record, with_suffix
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.options.views import pictured
 from cppo.progress import Progress
 from cppo.runs.checks import check_model
@@ -58,7 +58,15 @@ def run(argv: Sequence[str]) -> None:
     records = _records(arguments, settings)
     answer = _answers(arguments, settings, trained) if arguments.model else None
 
-    from cppo.reports.views import draw_grid, perturbed_records, render_views, shown_item, summarize_families
+    from cppo.reports.views import (
+        clean_accuracy,
+        draw_grid,
+        perturbed_records,
+        render_views,
+        shown_item,
+        summarize_families,
+        view_remarks,
+    )
 
     items = []
     for record in Progress(records, total=len(records), desc="views", unit="items"):
@@ -71,9 +79,16 @@ def run(argv: Sequence[str]) -> None:
         strengths = "the published ones" if config is None else f"recipe {config}"
         page = render_views(items, title=title, strengths=f"Strengths: {strengths}.", seed=arguments.seed)
         Path(arguments.out).write_text(page, encoding="utf-8")
-    for row in summarize_families(items, arguments.seed):
-        change = "" if row.change is None else f"   accuracy {100 * row.change.mean:+.1f} points"
-        print(f"{row.family:<18}{100 * row.unchanged:5.1f} % answered as with the image{change}")
+    summaries = summarize_families(items, arguments.seed)
+    if (clean := clean_accuracy(items)) is not None:
+        print(f"{'image':<18}{'':36}accuracy {percent(clean)}")
+    for row in summaries:
+        change = ""
+        if row.accuracy is not None and row.change is not None:
+            change = f"   accuracy {percent(row.accuracy)} ({100 * row.change.mean:+.1f} points)"
+        print(f"{row.family:<18}{percent(row.unchanged)} answered as with the image{change}")
+    for remark in view_remarks(summaries):
+        tell(remark)
     print(f"views      {arguments.out}")
 
 

@@ -205,6 +205,10 @@ class RecordSource(Sequence[Record]):
         part, position = self._find(index)
         return part.texts(position)
 
+    def response(self, index: int) -> str | None:
+        """A record's reference response; no image is decoded."""
+        return self._row(index).response
+
     def outline(self, index: int) -> Outline:
         """A record without its pixels, with the file's image size; fast after `load_records(with_facts=True)`."""
         return self._row(index).outline()

@@ -35,8 +35,9 @@ CHARTS = (
     ),
     Chart(
         "Perception loss (CPL)",
-        "mean over the selected tokens, before its weight. CPPO's is softplus((d+ \u2212 d\u2212) / temperature), without "
-        "unit or upper bound: 0.693 where I+ and I\u2212 change the answers alike, lower where I\u2212 changes them more",
+        "mean over the selected tokens, before its weight. CPPO's is softplus((d+ \u2212 d\u2212) / temperature), "
+        "without unit or upper bound: 0.693 where I+ and I\u2212 change the answers alike, lower where I\u2212 changes "
+        "them more",
         "CPL",
         {"perception/cpl": "CPL"},
     ),

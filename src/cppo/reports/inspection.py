@@ -9,13 +9,19 @@ from markupsafe import Markup
 
 from cppo.data import question_text
 from cppo.evaluation.detectors import DetectorQuality, detector_quality
-from cppo.evaluation.inspection import VIEWS, InspectedItem, InspectedResponse, InspectedToken
+from cppo.evaluation.inspection import VIEWS, InspectedItem, InspectedResponse, InspectedToken, InspectOptions
 from cppo.perception import DEPENDENCY_SCORES, DIVERGENCES
 from cppo.reports.page import render_page
 from cppo.views import image_data_uri
 
 IMAGE_SIDE = 200
 """Longest side in pixels of a picture; 200 items with three pictures each must stay under 10 MB."""
+
+NO_TRUTH = (
+    "no response token is known to be read off the image; the columns `response` and `perception_spans` mark the words "
+    "that are"
+)
+"""Why there is no table of detectors."""
 
 
 def json_item(item: InspectedItem, score: str) -> dict[str, Any]:
@@ -84,6 +90,14 @@ def detector_table(items: Sequence[InspectedItem]) -> dict[str, DetectorQuality]
     return table
 
 
+def sampling_text(asked: InspectOptions) -> str:
+    """How the responses were drawn, beside how `cppo eval` draws them."""
+    if asked.samples == 1:
+        return "1 an item, greedy, as in `cppo eval`"
+    drawn = f"{asked.samples} an item, sampled at temperature {asked.temperature:g}"
+    return f"{drawn}, as in training; `--samples 1` is greedy, as in `cppo eval`"
+
+
 def render_inspection(items: Sequence[InspectedItem], *, model: str, data: str, score: str) -> str:
     """The page; it opens with `score`. Texts of model and data reach it as JSON that a script writes as text alone."""
     texts: dict[str, int] = {}
@@ -102,6 +116,7 @@ def render_inspection(items: Sequence[InspectedItem], *, model: str, data: str, 
         data=data,
         count=len(items),
         table={name: asdict(quality) for name, quality in detector_table(items).items()},
+        no_truth=NO_TRUTH,
         content=_json_in_html(content),
     )
 

@@ -166,14 +166,15 @@ def equal_rewards(rows: Sequence[Mapping[str, Any]], steps: int) -> str | None:
 
 def far_out(rows: Sequence[Mapping[str, Any]], temperature: float) -> str | None:
     """The warning of a contrast `softplus((d+ - d-) / temperature)` that is far above ln 2, which no contrast gives."""
-    values = [row["perception/cpl"] for row in rows if math.isfinite(row.get("perception/cpl", math.nan))]
+    logged = [row.get("perception/cpl") for row in rows]
+    values = [value for value in logged if value is not None and math.isfinite(value)]
     if not values or (cpl := fmean(values)) <= FAR_OUT:
         return None
     return (
-        f"the CPL is {cpl:.1f} on average in the latest steps (0.693 where I+ and I- change the answers alike, lower is "
-        f"better): I+ changes the selected tokens by about {cpl * temperature:.1f} nats more than I-, at "
-        f"perception_temperature {temperature:g}. Look at both with `cppo views --data DATA --model MODEL`, and take a "
-        "milder I+ (preserving_views and its strengths) or a stronger I-"
+        f"the CPL is {cpl:.1f} on average in the latest steps (0.693 where I+ and I- change the answers alike, lower "
+        f"is better): I+ changes the selected tokens by about {cpl * temperature:.1f} nats more than I-, at "
+        f"perception_temperature {temperature:g}. Look at both with `cppo views --data DATA --model MODEL`, and take "
+        "a milder I+ (preserving_views and its strengths) or a stronger I-"
     )
 
 

@@ -23,6 +23,8 @@ MARGIN, LINE = 10, 16
 LINE_CHARS = 30
 """That fit below a picture of the grid."""
 SHOWN_CHARS = 60
+HALF = 0.5
+"""The share of unchanged answers above which I- leaves too much, and below which I+ keeps too little."""
 NO_BREAK = "\u00a0"
 
 
@@ -163,16 +165,43 @@ def summarize_families(items: Sequence[ShownItem], seed: int) -> list[FamilySumm
     return summaries
 
 
+def clean_accuracy(items: Sequence[ShownItem]) -> float | None:
+    """The accuracy on the images as they are, a fraction; None where no model answered, or no right answer is known."""
+    answered = [item.original.correct for item in items if item.original.correct is not None]
+    return sum(answered) / len(answered) if answered else None
+
+
+def view_remarks(summaries: Sequence[FamilySummary]) -> list[str]:
+    """Which families do not do what they are for, with what to do about it: one line each for I- and I+."""
+    kept = [row.family for row in summaries if row.kind == "I\u2212" and row.unchanged > HALF]
+    lost = [row.family for row in summaries if row.kind == "I+" and row.unchanged < HALF]
+    remarks = []
+    if kept:
+        remarks.append(
+            f"{', '.join(kept)} (I-): most answers stay the same, so the answer can still be seen, or is guessed "
+            "without looking (`cppo eval --blank` tells). Remove more: raise its strength (view_noise_rectangles, "
+            "view_noise_side, view_patch_probability; lower view_crop_side), or set other removing_views"
+        )
+    if lost:
+        remarks.append(
+            f"{', '.join(lost)} (I+): most answers change, so the view does not keep what the answer needs. Change "
+            "less: narrow its strength (view_brightness, view_contrast, view_saturation, view_perspective_distortion, "
+            "view_rotation_degrees), or set other preserving_views"
+        )
+    return remarks
+
+
 def render_views(items: Sequence[ShownItem], *, title: str, strengths: str, seed: int) -> str:
     """One HTML page of all items and, where a model answered, what each family does to its answers."""
-    answered = [item.original.correct for item in items if item.original.correct is not None]
+    summaries = summarize_families(items, seed)
     return render_page(
         "views.html.j2",
         title=title,
         strengths=strengths,
         items=items,
-        summaries=summarize_families(items, seed),
-        accuracy=sum(answered) / len(answered) if answered else None,
+        summaries=summaries,
+        remarks=view_remarks(summaries),
+        accuracy=clean_accuracy(items),
     )
 
 

@@ -27,6 +27,7 @@ from cppo.progress import Progress
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 from cppo.runs.precision import cpu_precision, say_cpu_precision
+from cppo.runs.sources import check_responses
 from cppo.training.checkpoint import DurableTrainer
 
 # TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into
@@ -52,8 +53,7 @@ def sft_dataset(source: RecordSource, system_prompt: str | None = None) -> Datas
 
     Raises UserError if a record has no reference response.
     """
-    if "response" not in source.columns:
-        raise UserError(f"data {source.name!r}: supervised fine-tuning needs a 'response' in every row")
+    check_responses(source)
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         rows = [sft_row(source[number], system_prompt) for number in batch["number"]]

@@ -101,6 +101,19 @@ def load_rows(
     return source
 
 
+def check_responses(source: RecordSource) -> None:
+    """Whether every row has the reference response that supervised fine-tuning learns from. Raises UserError."""
+    if "response" in source.columns:
+        return
+    lacking = [index for index in range(len(source)) if source.response(index) is None]
+    which = "no row has" if len(lacking) == len(source) else f"{source.place(lacking[0])} lacks"
+    raise UserError(
+        f"data {source.name!r}: {which} the column `response`, the text that supervised fine-tuning teaches, such as "
+        r'"<think>I count 3 birds.</think> \boxed{3}": add it to every row, or name yours with '
+        '--columns "{response: THEIR_NAME}"; `cppo train` needs none'
+    )
+
+
 def _takers(needed: Mapping[str, str], columns: Sequence[str]) -> str:
     """Which rewards need the columns, in words; `needed`: the reward of each."""
     rewards = dict.fromkeys(needed[column] for column in columns)
