@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from trl import GRPOConfig
 
 from cppo.errors import UserError
@@ -60,6 +61,12 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
             self.num_generations = 1
         check_options(self)
         self.view_sampler()
+
+    @property
+    def device(self) -> torch.device:
+        """The process's device. The CPU has no index: transformers 5.17 cannot resume several processes on "cpu:0"."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def uses_perception(self) -> bool:
