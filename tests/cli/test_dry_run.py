@@ -133,7 +133,7 @@ def test_without_a_gpu_the_plan_is_arithmetic(folder, gpu_recipe, way, capsys, m
     assert main(["train", "--config", gpu_recipe, "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert f"arithmetic {way.name} on 4 GPUs, by `cppo plan`, not measured: {planned(folder, way, 4)}" in shown
-    assert "nothing was run or measured" in shown
+    assert "nothing was run, measured" in shown
     assert "rows       20 to train on, 0 bad" in shown
     assert snapshot(folder) == before
     assert main(["train", "--config", gpu_recipe, "--dry_run", "--perception_weight", "-1"]) == 2

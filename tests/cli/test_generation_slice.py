@@ -42,7 +42,9 @@ def test_as_many_as_fit_in_whole_groups(chosen, capsys):
     assert 0 < size < 64
     assert size % 8 == 0
     said = capsys.readouterr().err
-    assert f"{size} of a generation batch's 64 rollouts are generated at a time: by `cppo plan` so many fit in" in said
+    assert (
+        f"{size} of a generation batch's 64 rollouts are generated at a time: by `cppo plan` this many fit in" in said
+    )
     assert chosen(20 * MIB) < size
 
 

@@ -123,7 +123,7 @@ def test_a_resume_names_what_it_changes(told, tmp_path, capsys):
     assert main([*again, "--max_steps", "3"]) == 0
     error = capsys.readouterr().err
     assert "->" not in error
-    assert f"the run goes on from {run}/checkpoint-2\n" in error
+    assert f"the run resumes from {run}/checkpoint-2\n" in error
     assert main([*again, "--max_steps", "4", "--per_device_train_batch_size", "8", "--seed", "7"]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "->" in line]
     assert "seed: 42 -> 7" in line

@@ -1,6 +1,6 @@
-"""Ratings of rows by a model's sampled answers, which `cppo data rate` writes once; training matches them to its rows.
+"""Ratings of rows by a model's sampled answers. `cppo data rate` writes them; training matches them to its rows.
 
-A rating belongs to the content of a row: prompt, images and answer. Neither its place nor its id plays a part.
+A rating belongs to the content of a row: prompt, images and answer. Its place and its id do not matter.
 """
 
 from collections.abc import Mapping
@@ -17,19 +17,18 @@ ENTROPIES = ("semantic_entropy", "discrete_semantic_entropy")
 
 @dataclass(frozen=True)
 class Rating:
-    """What the sampled answers to one row say of it.
+    """Rating of one row by its sampled answers.
 
     Attributes:
         row: the row's content (`RecordSource.content_digest`).
         id: its id, for a reader.
-        accuracy: the fraction of the responses that are right.
-        confidence: the fraction of the responses that give the most frequent answer; 0 where none gives one.
-        semantic_entropy: in nats, over the clusters of equal answers, each weighted by the probabilities of its
-            responses (`cppo.evaluation.semantic_entropy`).
-        discrete_semantic_entropy: the same, each cluster weighted by the number of its responses.
-        clusters: how many different answers there are; a response without one counts as one of its own.
-        answers: the clusters, the largest first: the first answer in each, how many responses it has, and their share
-            of the probability.
+        accuracy: the fraction of right responses.
+        confidence: the fraction of responses with the most frequent answer; 0 if no response has an answer.
+        semantic_entropy: in nats, over the clusters of equal answers, weighted by their responses' probabilities
+            (`cppo.evaluation.semantic_entropy`).
+        discrete_semantic_entropy: the same, weighted by their numbers of responses.
+        clusters: number of different answers; a response without an answer is a cluster by itself.
+        answers: the clusters, largest first: the first answer, number of responses, share of the probability.
     """
 
     row: str
@@ -54,17 +53,17 @@ RATINGS = LineFormat("cppo_ratings", "cppo data rate", "ratings", _is_complete)
 
 
 def rating_of(line: Mapping[str, Any]) -> Rating:
-    """The rating that a line of the file holds."""
+    """The rating in a line of the file."""
     cells = {one.name: line[one.name] for one in fields(Rating)}
     return Rating(**{**cells, "answers": tuple(map(tuple, cells["answers"]))})
 
 
 def ratings_of(source: RecordSource, path: str, option: str = "data_ratings") -> list[Rating]:
-    """The rating of each record of a source, from a file that `cppo data rate` wrote.
+    """The rating of each record of a source, from a file written by `cppo data rate`.
 
-    The file may hold ratings of other rows too. Of rows with the same content the first one's rating counts.
+    The file may hold ratings of other rows too. For rows with the same content the first rating counts.
 
-    Raises UserError for a file that cannot be used, or a record without a rating, which it names.
+    Raises UserError for an unusable file, or a record without a rating, which it names.
     """
     _, lines = read_lines(path, RATINGS, option)
     known = {line["row"]: line for line in reversed(lines)}
@@ -73,8 +72,8 @@ def ratings_of(source: RecordSource, path: str, option: str = "data_ratings") ->
         line = known.get(source.content_digest(index))
         if line is None:
             raise UserError(
-                f"{option}: {path} has no rating of {source.place(index)}: its prompt, images or answer are others "
-                "than when the file was written, or it was not rated; rate this data by `cppo data rate`"
+                f"{option}: {path} has no rating of {source.place(index)}: the row was not rated, or its "
+                "prompt, images or answer have changed; rate this data by `cppo data rate`"
             )
         found.append(rating_of(line))
     return found

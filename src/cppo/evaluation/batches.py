@@ -1,4 +1,4 @@
-"""Records cut into batches, dealt to processes, answered in turn and finished in a second thread."""
+"""Cut records into batches, distribute them to processes, and finish the answers in a second thread."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,14 +25,14 @@ def shared_out(
 
     Args:
         size: records of a batch.
-        answer: one answer to each record of a batch, in order. A process without a batch in the last round gets an
-            empty one where weights are sharded.
+        answer: one answer to each record of a batch, in order. With sharded weights, a process without a batch in the
+            last round gets an empty one.
         finish: one result of each answer, in a second thread while the next batch is answered.
-        known: the first so many records have results already. A batch that holds other records too is answered as a
-            whole, so that it is padded as before, and the known ones are dropped.
-        processes: those that call this function together.
+        known: number of first records that have results. A batch with other records too is answered as a whole, so that
+            its padding is the same; the known ones are dropped.
+        processes: the processes that call this function together.
 
-    Raises UserError where another process failed.
+    Raises UserError if another process failed.
     """
 
     def unknown(batch: range) -> Sequence[S]:
@@ -47,12 +47,12 @@ def shared_out(
 
 
 def _batches(count: int, size: int) -> list[range]:
-    """The numbers below `count`, `size` together."""
+    """The numbers below `count` in batches of `size`."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _overlapped(made: Iterable[S], finish: Callable[[S], T]) -> Iterator[T]:
-    """`finish` of each, in a second thread while the next one is made."""
+    """`finish` of each item, in a second thread while the next item is made."""
     with ThreadPoolExecutor(1) as thread:
         before: Future[T] | None = None
         for one in made:

@@ -51,8 +51,8 @@ class Response(NamedTuple):
 
     Attributes:
         text: without special tokens.
-        logp: log-probability of its tokens, its end included, in nats: the model's own, at temperature 1 and without
-            top_p, whatever it was sampled with.
+        logp: log-probability of its tokens with the end token, in nats: at temperature 1 and without top_p, however it
+            was sampled.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Response(NamedTuple):
 
 @runtime_checkable
 class ScoringEngine(Engine, Protocol):
-    """An engine that knows how probable the responses are that it samples."""
+    """An engine that also returns the probabilities of its sampled responses."""
 
     def sample(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[Response]: ...
 
@@ -74,12 +74,12 @@ class TransformersEngine:
     processor: Any
 
     def answer(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[str]:
-        """`generate_responses`. Raises UserError for more prompts than the memory holds."""
+        """`generate_responses`. Raises UserError if the batch does not fit into memory."""
         with _fits(len(prompts)):
             return generate_responses(self.model, self.processor, prompts, images, **sampling)
 
     def sample(self, prompts: Prompts, images: Images, **sampling: Unpack[Sampling]) -> list[Response]:
-        """`sample_responses`. Raises UserError for more prompts than the memory holds."""
+        """`sample_responses`. Raises UserError if the batch does not fit into memory."""
         with _fits(len(prompts)):
             return sample_responses(self.model, self.processor, prompts, images, **sampling)
 
@@ -120,7 +120,7 @@ def sample_responses(
 
 
 def generate_tokens(model: Any, processor: Any, inputs: Any, **sampling: Unpack[Sampling]) -> list[list[int]]:
-    """The token ids of one response to each row of `prompt_inputs`, its end-of-sequence token included."""
+    """The token ids of one response to each row of `prompt_inputs`, with its end-of-sequence token."""
     return _generate(model, processor, inputs, sampling["max_new_tokens"], _draw(**sampling))
 
 
@@ -177,7 +177,7 @@ class DrawnToken(LogitsProcessor):
         self._step = 0
         self._keep_logps = keep_logps
         self.logps: list[Tensor] = []
-        """Of the tokens of each step, [B], float64, in nats, at temperature 1 and without top_p."""
+        """Log-probabilities of each step's tokens, [B], float64, in nats, at temperature 1 and without top_p."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         probabilities = torch.softmax(scores.double() / self._temperature, dim=-1)

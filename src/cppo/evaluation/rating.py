@@ -1,7 +1,7 @@
-"""Rates records by a model's sampled answers: how often they are right, how often alike, and how uncertain.
+"""Rate records by a model's sampled answers: accuracy, agreement and uncertainty.
 
-The semantic entropy of SENT's curriculum (arXiv 2512.04359): M responses with probabilities P(o | q) are clustered by
-their final answer, p_k is the share of cluster k in the sum of the probabilities, and SE = -sum_k p_k log p_k.
+The semantic entropy is that in SENT's curriculum (arXiv 2512.04359). M responses with probabilities P(o | q) are
+clustered by final answer, p_k is the share of cluster k in the sum of the probabilities, and SE = -sum_k p_k log p_k.
 """
 
 import math
@@ -17,15 +17,15 @@ from cppo.rewards.match import compare_answers
 from cppo.rewards.worker import Unfinished
 
 SHOWN_CHARS = 200
-"""Of an answer in a rating."""
+"""Limit of an answer's length in a rating."""
 BUDGET_SECONDS = 60.0
-"""For the comparisons of one record's answers with each other; what is not compared by then counts as different."""
+"""Time limit for comparing one record's answers with each other; the remaining pairs count as different."""
 
 
 def semantic_entropy(weights: Sequence[float]) -> float:
-    """The entropy of clusters in nats, 0 for a single one and log N for N alike.
+    """Entropy of clusters in nats: 0 for one cluster, log N for N equal ones.
 
-    weights: of each cluster, not negative, of any positive sum. Raises ValueError for others.
+    weights: of the clusters, not negative, with a positive sum. Raises ValueError for others.
     """
     total = math.fsum(weights)
     if not total > 0 or min(weights) < 0:
@@ -36,11 +36,11 @@ def semantic_entropy(weights: Sequence[float]) -> float:
 def answer_clusters(answers: Sequence[str], *, tolerance: float = 0.0, choices: Sequence[str] = ()) -> list[int]:
     """The cluster of each answer: 0, 1, ... in the order of their first answers.
 
-    An answer belongs to the first cluster whose first answer means the same as it does, each held against the other
-    (`cppo.rewards.answers_match`). An empty one is a cluster of its own, as it is the same as none.
+    An answer belongs to the first cluster with an equal first answer; each is compared with the other
+    (`cppo.rewards.answers_match`). An empty answer is a cluster by itself.
 
     Args:
-        tolerance: how far one number may lie from the other, as a fraction of it.
+        tolerance: allowed difference of two numbers, as a fraction of one.
         choices: texts of the options of a multiple-choice question.
     """
     deadline = time.monotonic() + BUDGET_SECONDS
@@ -87,11 +87,11 @@ def rate_records(
     """Let a model answer every record several times, and rate the records by the answers.
 
     Args:
-        model, processor, batch_size, seed, system_prompt, processes: as `evaluate` takes them; another engine than
+        model, processor, batch_size, seed, system_prompt, processes: as in `evaluate`; another engine than
             transformers' must be a `ScoringEngine`.
         samples: responses to each record, at least 2.
         temperature: of the sampling, above 0.
-        tolerance: how far a number may lie from another one that counts as the same, as a fraction of it.
+        tolerance: allowed difference of two equal numbers, as a fraction of one.
         known: ratings of the first records, from an earlier call with the same arguments.
         keep: called in the first process with each new rating.
 
@@ -145,9 +145,9 @@ def rate_responses(
     accuracy: Callable[..., Sequence[float]],
     tolerance: float = 0.0,
 ) -> Rating:
-    """The rating of a record by responses to it.
+    """The rating of a record from responses to it.
 
-    row: its content's digest. accuracy: the reward that says which responses are right.
+    row: digest of its content. accuracy: the reward that decides which responses are right.
     """
     count, choices = len(responses), record.choices or ()
     right = accuracy([one.text for one in responses], answer=[record.answer] * count, choices=[record.choices] * count)

@@ -1,8 +1,8 @@
-"""The most that a micro-batch's forward and backward pass holds beside weights and their gradients, by arithmetic.
+"""Peak memory of a micro-batch's forward and backward pass beside weights and their gradients, by arithmetic.
 
-The terms follow the tensors that transformers' layers keep for the backward pass, small ones included. The letters h, q
-and i stand for widths of a token: hidden states, queries, the inside of the MLP; e and f for those of a patch: hidden
-states, the inside of the vision tower's MLP. Other families' layers are counted as if they were Qwen2.5-VL's.
+The terms follow the tensors that transformers' layers keep for the backward pass, including small ones. The letters h,
+q and i are widths of a token: hidden states, queries, the inside of the MLP. The letters e and f are widths of a patch:
+hidden states, the inside of the vision tower's MLP. Layers of other families count as Qwen2.5-VL's.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ HEAD_TOKENS, HEAD_VOCABULARY = 4096, 8192
 
 @dataclass(frozen=True)
 class Counts:
-    """How much of everything a micro-batch has; all but `passes`, `graphs` and `together` of one pass.
+    """Sizes of a micro-batch; all but `passes`, `graphs` and `together` are for one pass.
 
     Attributes:
         passes: the image and each view.
-        graphs: those of them that take part in the backward pass.
-        together: those whose activations are there at the same time.
+        graphs: number of passes with a backward pass.
+        together: number of passes with activations at the same time.
         prompts: tokens of prompts.
         tokens: of prompts and responses.
-        keys: that queries see, a prompt's again for each of its responses.
+        keys: seen by queries; a prompt's count again for each of its responses.
         scored: response tokens.
         patches: of images.
     """
@@ -45,7 +45,7 @@ class Counts:
         passes = 1 + work.views
         graphs = passes if work.view_gradients else 1
         rows = ceil(work.micro_batch / work.num_generations) if packed else work.micro_batch
-        prompts = rows * (work.prompt_tokens - packed)  # a packed prompt's last token stands before each response
+        prompts = rows * (work.prompt_tokens - packed)  # a packed prompt's last token comes before each response
         scored = work.micro_batch * work.response_tokens
         tokens = prompts + scored
         keys = tokens + packed * work.micro_batch * (work.prompt_tokens - 1)
@@ -54,19 +54,19 @@ class Counts:
 
 
 def activations(shapes: ModelShapes, way: Way, work: Work) -> int:
-    """The highest of a micro-batch, in bytes.
+    """Peak of a micro-batch, in bytes.
 
-    The peak is in the head, in the last decoder layer or in the last block of the vision tower, each with what layers
-    before it have kept.
+    The peak is in the head, in the last decoder layer or in the last block of the vision tower, each with the tensors
+    that earlier layers keep.
     """
     of = Counts.of(shapes, way, work)
     stream = of.together * of.tokens * way.stream * shapes.hidden
     indices, angles = of.together * _indices(way, of), of.together * of.tokens * 2 * way.stream * shapes.head_dim
-    ends = stream if way.adapter else 0  # embeddings, at which an adapter's gradients end
+    ends = stream if way.adapter else 0  # embeddings, where an adapter's gradients end
     tower, projector, block = _tower(shapes, way, work, of)
     layer, live = _layer(shapes, way, work, of)
     kept = shapes.layers * (stream if work.checkpointing else layer)
-    # A tied weight's gradient waits for the embedding's; where weights are sharded, for the end of the pass.
+    # A tied weight's gradient waits for the embedding's; with sharded weights, for the end of the pass.
     waiting = _head_gradient(shapes, way) if shapes.tied or way.shards else 0
     if work.sequential and of.graphs > 1:
         waiting += _other_passes(shapes, way, work, of, indices + angles + ends)
@@ -82,26 +82,26 @@ def forward_width(shapes: ModelShapes, way: Way) -> int:
 
 
 def lora_weights(shapes: ModelShapes, rank: int) -> int:
-    """Of an adapter on the linear layers of the decoder."""
+    """Number of weights of an adapter on the linear layers of the decoder."""
     return shapes.layers * rank * sum(inputs + outputs for inputs, outputs in shapes.linear)
 
 
 def _indices(way: Way, of: Counts) -> int:
-    """Where a pass's prompts, responses and their keys lie in its row, which tokens are an image's, and token ids."""
+    """Bytes for the places of a pass's prompts, responses and keys in its row, its image tokens, and token ids."""
     ids = 0 if way.adapter else INDEX * of.tokens
     return INDEX * (of.prompts + of.scored + of.keys) + of.prompts + of.tokens + ids
 
 
 def _inputs(shapes: ModelShapes, way: Way, of: Counts) -> int:
-    """Of a pass until its forward is over, beside `_indices`: positions, images, and an adapter's token ids."""
+    """Bytes of a pass until its forward is over, beside `_indices`: positions, images, and an adapter's token ids."""
     numbers = INDEX * of.tokens * (4 if way.adapter else 3)
     return numbers + FULL * of.patches * shapes.patch_values
 
 
 def _other_passes(shapes: ModelShapes, way: Way, work: Work, of: Counts, row: int) -> int:
-    """What passes one after another hold beside the one that goes backward: in the first, or if more, in the second.
+    """Bytes that sequential passes hold beside the current backward pass: in the first pass or, if more, in the second.
 
-    From the second on the gradients of those before wait for the last one's. row: what each keeps of its row.
+    From the second pass on, earlier gradients wait for the last pass. row: bytes that each keeps of its row.
     """
     states = of.passes * of.scored * shapes.hidden * way.stream  # gradients of all passes' states
     trained = lora_weights(shapes, work.lora_r) if way.adapter else shapes.weights - shapes.head_weights
@@ -110,27 +110,27 @@ def _other_passes(shapes: ModelShapes, way: Way, work: Work, of: Counts, row: in
 
 
 def _layer(shapes: ModelShapes, way: Way, work: Work, of: Counts) -> tuple[int, int]:
-    """What a decoder layer keeps, and the most there is of it in its backward pass.
+    """Bytes that a decoder layer keeps, and the peak of its backward pass.
 
-    That is where the MLP's product goes backward: its gradient and those of its two factors are there, the product is
-    gone; or, of few tokens, just before, where the gradient of the last weight is. With an adapter it is earlier, where
+    The peak is where the MLP's product goes backward: its gradient and those of its two factors exist, the product is
+    freed. With few tokens it is just before, with the gradient of the last weight. With an adapter it is earlier, where
     the MLP's last adapter is computed again.
     """
     h, q, i = shapes.hidden, shapes.heads * shapes.head_dim, shapes.intermediate
     tokens = of.together * of.tokens
     keys = of.together * of.keys * 2 * HALF * shapes.key_heads * shapes.head_dim
     attention = HALF * 2 * q + FULL * shapes.heads  # queries, outputs, a number a head in float32
-    factors = 2 * FULL  # of the two norms
+    factors = 2 * FULL  # of both norms
     if way.adapter:
-        # Frozen layers keep no inputs, but each adapter a copy of its own; norms keep theirs in float32.
+        # Frozen layers keep no inputs, but each adapter keeps its own copy; norms keep theirs in float32.
         copies = sum(HALF * (inputs + work.lora_r) for inputs, _ in shapes.linear)
         widths = factors + 2 * FULL * h + attention + copies + HALF * 3 * i  # gate, activated gate, up
         kept = tokens * widths + keys + HALF * lora_weights(shapes, work.lora_r) // shapes.layers  # autocast's copies
-        # The product and its copy in float32. What goes into the MLP and past it, the frozen layer's result, and twice
-        # the gradient.
+        # The product and its copy in float32. The MLP's input and residual, the frozen layer's result, and twice the
+        # gradient.
         return kept, kept + tokens * ((HALF + FULL) * i + HALF * 5 * h)
-    # Norms keep their input in float32, the normalised and the scaled one. Where the stream is float32 already, the
-    # first input is kept anyway, and of the scaled one each of the five linear layers keeps a cast.
+    # Norms keep their input in float32, the normalised and the scaled one. With a float32 stream the first input is
+    # kept anyway, and each of the five linear layers keeps a cast of the scaled one.
     norms = 2 * (FULL + HALF + HALF) * h if way.stream == HALF else (3 * FULL + 5 * HALF) * h
     widths = factors + norms + attention + HALF * 4 * i  # gate, activated gate, up, product
     casts = HALF * sum(inputs * outputs for inputs, outputs in shapes.linear) if way.stream == FULL else 0
@@ -146,12 +146,12 @@ def _head_gradient(shapes: ModelShapes, way: Way) -> int:
 
 
 def _head(shapes: ModelShapes, way: Way, of: Counts) -> int:
-    """The most that is held in the head beside what layers kept: in the forward pass, or where the last view goes back.
+    """Peak bytes in the head beside kept tensors: in the forward pass, or in the last view's backward pass.
 
-    Until the forward pass is over, the images of all passes are there too.
+    Until the forward pass is over, the images of all passes count too.
     """
     h, calls, own = shapes.hidden, of.graphs, _head_gradient(shapes, way)
-    norm = FULL if way.adapter else FULL + way.stream  # the last one's input in float32, and the normalised one
+    norm = FULL if way.adapter else FULL + way.stream  # the last norm's input in float32, and the normalised one
     held = of.together * of.tokens * (norm * h + FULL) + of.passes * of.scored * (h * way.stream + INDEX)
     held += FULL * of.scored * 2 * calls  # two numbers of each token from the forward pass
     tile = min(of.scored, HEAD_TOKENS)
@@ -171,7 +171,7 @@ def _head(shapes: ModelShapes, way: Way, of: Counts) -> int:
 
 
 def _tower(shapes: ModelShapes, way: Way, work: Work, of: Counts) -> tuple[int, int, int]:
-    """What the vision tower keeps, what its projector does, and the most that a block's backward pass holds beside."""
+    """Bytes that the vision tower keeps, bytes of its projector, and the extra peak of a block's backward pass."""
     e, f, patches = shapes.vision_hidden, shapes.vision_intermediate, of.together * of.patches
     if way.adapter:
         return 0, 0, 0

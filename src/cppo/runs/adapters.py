@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: what the options of a run ask of PEFT and bitsandbytes."""
+"""LoRA and QLoRA: from a run's options to arguments of PEFT and bitsandbytes."""
 
 import re
 from typing import Any
@@ -19,8 +19,8 @@ ALL_LINEAR = "all-linear"
 def adapter_arguments(options: RunOptions, args: TrainingArguments) -> dict[str, Any]:
     """Arguments of TRL's trainers for an adapter: `peft_config` and, for QLoRA, `quantization_config`; {} without one.
 
-    args: the trainer's, whose precision is that of the computation. Raises UserError for quantized weights without a
-    CUDA GPU, or a model with unknown parts.
+    args: the trainer's; its precision is the compute precision. Raises UserError for quantized weights without a CUDA
+    GPU, or a model with unknown parts.
     """
     if not options.use_peft:
         return {}
@@ -48,7 +48,7 @@ def lora_config(options: RunOptions) -> LoraConfig:
 
 
 def quantization(options: RunOptions, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How bitsandbytes is to hold the model's weights. Raises UserError without a CUDA GPU."""
+    """The quantization of the model's weights by bitsandbytes. Raises UserError without a CUDA GPU."""
     name = "load_in_4bit" if options.load_in_4bit else "load_in_8bit"
     if not torch.cuda.is_available():
         raise UserError(f"{name} needs a CUDA GPU; train the adapter without it here")
@@ -62,9 +62,9 @@ def quantization(options: RunOptions, compute_dtype: torch.dtype) -> BitsAndByte
 
 
 def language_model_layers(model: str) -> str:
-    """A pattern, as PEFT takes it, of the linear layers of a vision-language model's language model.
+    """A PEFT pattern for the linear layers of a vision-language model's language model.
 
-    Names alone would match in the vision tower too, whose layers are often called the same.
+    Names alone would also match in the vision tower, since its layers often have the same names.
     """
     config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
     with init_empty_weights():
@@ -76,6 +76,6 @@ def language_model_layers(model: str) -> str:
 
 
 def name_base(model: Any, name: str) -> None:
-    """Let the adapters of a PEFT model say that they belong to `name`, not to a folder of this machine."""
+    """Set the base of a PEFT model's adapters to `name` instead of a local folder."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = name

@@ -1,4 +1,4 @@
-"""What can be wrong before torch is imported: model folders, data, output folder."""
+"""Checks before torch is imported: model folders, data, output folder."""
 
 import importlib.util
 import os
@@ -25,17 +25,17 @@ OPTIONAL_PACKAGES = {
     "use_vllm": "vllm",
     "use_liger_kernel": "liger-kernel",
 }
-"""Options that need a package which is installed apart."""
+"""Options that need a separately installed package."""
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where launchers say how many processes train together, as accelerate reads it."""
+"""Launchers' variables for the number of processes, in accelerate's order."""
 HUB_SECONDS = 10.0
-"""How long the hub may take to say whether it has a model."""
+"""Time limit for the hub to say whether it has a model."""
 
 
 def check_recipe(recipe: Recipe) -> Path | None:
     """Check the files and the checkpoint that a recipe names, and whether its output folder is free.
 
-    Returns the checkpoint that the run goes on from, or None. Raises UserError.
+    Returns the checkpoint from which the run resumes, or None. Raises UserError.
     """
     check_inputs(recipe)
     options = recipe.options
@@ -54,7 +54,7 @@ def check_recipe(recipe: Recipe) -> Path | None:
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """The model and the data that a recipe names. Raises UserError."""
+    """Check the model and the data that a recipe names. Raises UserError."""
     options = recipe.options
     check_whole_model(options.model)
     check_packages({**vars(options), **recipe.config})
@@ -76,12 +76,12 @@ def check_inputs(recipe: Recipe) -> None:
 
 
 def launched_processes() -> int:
-    """How many processes a launcher has started; 1 without one."""
+    """Number of processes that a launcher has started; 1 without a launcher."""
     return max(int(os.environ.get(name, "1")) for name in WORLD_SIZES)
 
 
 def check_options(recipe: Recipe) -> None:
-    """Whether the options of a recipe for `cppo train` go together, and its rewards exist. Raises UserError."""
+    """Check that the options of a recipe for `cppo train` go together, and that its rewards exist. Raises UserError."""
     assert isinstance(recipe.options, TrainOptions)
     check_combinations(recipe.resolved)
     view_sampler(recipe.resolved)
@@ -94,14 +94,15 @@ def check_options(recipe: Recipe) -> None:
 
 
 def check_data(specs: str | list[str]) -> None:
-    """Every SPEC's syntax, options and file. Raises UserError."""
+    """Check every SPEC's syntax, options and file. Raises UserError."""
     for spec in [specs] if isinstance(specs, str) else specs:
         parse_spec(spec)
 
 
 def check_model(name: str) -> None:
-    """Refuse what is no model on this machine (a folder with a config.json and a vision tower in it), no name that the
-    hub knows, and no adapter of such a model. Raises UserError.
+    """Check that a model can be used; it is a folder, a hub name, or an adapter of one.
+
+    A folder must have a config.json with a vision tower; the hub must know a name. Raises UserError.
     """
     folder = Path(resolve_model(name))
     if not folder.exists():
@@ -132,19 +133,19 @@ def check_model(name: str) -> None:
 
 
 def check_whole_model(name: str) -> None:
-    """Refuse what `check_model` refuses, and an adapter. Raises UserError."""
+    """As `check_model`, and refuse an adapter. Raises UserError."""
     check_model(name)
     if adapter_base(name) is not None:
         raise UserError(
-            f"model: {name} is an adapter: `cppo export --model {name} --out DIR` makes a model of it; or continue its "
-            "run with --resume_from_checkpoint"
+            f"model: {name} is an adapter: `cppo export --model {name} --out DIR` makes a model of it; or "
+            "resume its run with --resume_from_checkpoint"
         )
 
 
 def _check_hub_model(name: str) -> None:
-    """Whether a Hugging Face name is on this machine or can be fetched. The libraries would try six times.
+    """Check that a Hugging Face name is on this machine or can be fetched. The libraries would try six times.
 
-    Raises UserError where the hub cannot be reached, or has no such model for this user.
+    Raises UserError if the hub is unreachable, or has no such model for this user.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
@@ -154,7 +155,7 @@ def _check_hub_model(name: str) -> None:
             return
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_SECONDS)
     except EntryNotFoundError:
-        return  # loading it says what is missing
+        return  # loading reports what is missing
     except RepositoryNotFoundError as error:
         raise UserError(f"model: {name} is no folder here, and the hub has no such model that you may read") from error
     except (OSError, ValueError, HTTPError) as error:
@@ -168,7 +169,7 @@ def _check_hub_model(name: str) -> None:
 
 
 def _check_mappings(recipe: Recipe) -> None:
-    """Whether TRL's options that take a mapping got one, or a file with it. Raises UserError."""
+    """Check that TRL's options for mappings have one, or a file with one. Raises UserError."""
     for name, field in schema(recipe.command).inherited.items():
         value = recipe.config.get(name)
         if "dict" in field.kinds and isinstance(value, str) and not Path(value).is_file():
@@ -176,7 +177,7 @@ def _check_mappings(recipe: Recipe) -> None:
 
 
 def check_packages(options: Mapping[str, Any]) -> None:
-    """Whether the package is there that an option needs. Raises UserError."""
+    """Check that the packages for the options are installed. Raises UserError."""
     for name, package in OPTIONAL_PACKAGES.items():
         if options.get(name) and importlib.util.find_spec(package.replace("-", "_")) is None:
             raise UserError(f"{name} needs the package {package}; pip install {package}")

@@ -1,7 +1,7 @@
-"""`cppo train --dry_run`: the whole run set up, three generation batches trained, the plan told, nothing kept.
+"""`cppo train --dry_run`: set up the whole run, train three generation batches, print the plan, keep nothing.
 
-Memory and time are measured: the longest prompts go through the real trainer on this machine. `cppo plan`'s arithmetic
-stands beside, and alone where the recipe asks for a GPU and there is none.
+Memory and time are measured: the longest prompts go through the real trainer on this machine. The plan also shows the
+arithmetic of `cppo plan`, and only this if the recipe asks for a GPU and there is none.
 """
 
 import os
@@ -30,14 +30,14 @@ from cppo.training.rollouts import rollouts_a_pass
 
 
 def rehearse(recipe: Recipe, sources: RunSources) -> list[str] | None:
-    """Check a recipe with its data and model by training three generation batches; None but on the main process.
+    """Check a recipe with its data and model by training three generation batches; None except in the main process.
 
-    Where the recipe computes in bfloat16 on a GPU, and this machine has none, nothing is trained.
-    Nothing is written but a temporary folder that is removed, and no logger is called.
+    A recipe for bfloat16 on a GPU trains nothing on a machine without a GPU. Only a temporary folder is written, and
+    removed. No logger is called.
 
     Returns:
-        What the run would do and need, as text lines; "as now" is with the model's present answers, "at worst" with
-        every response of full length and every second one rewarded.
+        The run's plan and needs, as text lines; "as now" is with the model's present answers, "at worst" with every
+        response of full length and every second one rewarded.
 
     Raises:
         UserError: as `cppo.runs.run.run_training`; or a batch does not fit into memory, naming the phase.
@@ -52,7 +52,7 @@ def rehearse(recipe: Recipe, sources: RunSources) -> list[str] | None:
 
 
 def _untried_lines(recipe: Recipe, prepared: PreparedRun) -> list[str] | None:
-    """What is known of a run without its model's weights and without a GPU."""
+    """The lines that need neither the model's weights nor a GPU."""
     if os.environ.get("RANK", "0") != "0":
         return None
     _, lengths = probe_rows(prepared.train, prepared.options)
@@ -64,7 +64,7 @@ def _untried_lines(recipe: Recipe, prepared: PreparedRun) -> list[str] | None:
         _tokens_line(lengths, prepared.args),
         f"method     {recipe.resolved['method']}: {method_text(recipe.resolved)}",
         f"arithmetic {_arithmetic(recipe, way, work)}",
-        "untried    no GPU is here, and the recipe asks for one: nothing was run or measured, nothing written; "
+        "untried    the recipe asks for a GPU and there is none: nothing was run, measured or written; "
         "--use_cpu true --bf16 false tries it on the CPU",
     ]
 
@@ -92,7 +92,7 @@ def _tokens_line(lengths: list[int], args: CPPOConfig) -> str:
 
 
 def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> list[str] | None:
-    """Train on the longest of the probed prompts, and tell what the run would do and need."""
+    """Train on the longest of the probed prompts, and return the run's plan and needs."""
     args, train, config = prepared.args, prepared.train, recipe.resolved
     generations, batch_size, micro_batches = args.num_generations, args.generation_batch_size, args.steps_per_generation
     assert generations is not None
@@ -102,7 +102,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
     prompts = batch_size // generations
     probed, lengths = probe_rows(train, prepared.options)
     longest = sorted(range(len(probed)), key=lambda index: -lengths[index])
-    # Fewer rows than a generation batch has prompts were probed: the longest are repeated.
+    # With fewer probed rows than prompts in a generation batch, the longest are repeated.
     batch = train.keep([probed[longest[index % len(longest)]] for index in range(prompts)])
 
     choose_slice(recipe, prepared)
@@ -148,7 +148,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
 
 
 def method_text(config: Mapping[str, Any]) -> str:
-    """What a method makes of views, from the options in force."""
+    """How a method uses views, from the resolved options."""
     sink, weight = config["perception_sink"], config["perception_weight"]
     entropies = {
         "I-": config["perception_removing_entropy_weight"],
@@ -175,7 +175,7 @@ def method_text(config: Mapping[str, Any]) -> str:
 
 
 def sharing_text(args: CPPOConfig, shares_prompts: bool) -> str:
-    """For how many rollouts of a micro-batch each prompt and image runs once."""
+    """How many rollouts of a micro-batch share each pass of a prompt and its images."""
     size, group = args.per_device_train_batch_size, args.num_generations or 1
     rows = size * (args.steps_per_generation or 1)
     if not shares_prompts:
@@ -183,8 +183,8 @@ def sharing_text(args: CPPOConfig, shares_prompts: bool) -> str:
     mean = float(rollouts_a_pass(rows, group, size))
     cut = f"of groups of {group}" if size % group == 0 else f"cut groups of {group}"
     return (
-        f"micro-batches of {size} rollouts {cut}: each prompt and image runs once for at most {min(size, group)} of "
-        f"them, {mean:.1f} on average"
+        f"micro-batches of {size} rollouts {cut}: each prompt and image runs once for at most "
+        f"{min(size, group)} of them, {mean:.1f} on average"
     )
 
 

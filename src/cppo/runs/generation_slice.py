@@ -1,4 +1,4 @@
-"""How many rollouts a GPU generates at a time, where the recipe leaves it open: as many as fit by `cppo plan`."""
+"""Number of rollouts that a GPU generates at a time, if the recipe leaves it open: as many as fit by `cppo plan`."""
 
 import torch
 from transformers import AutoConfig
@@ -16,9 +16,9 @@ from cppo.runs.row_limit import probe_rows
 
 
 def choose_slice(recipe: Recipe, prepared: PreparedRun) -> None:
-    """Set a run's `per_device_generation_batch_size` where its recipe does not and its device is a GPU; say so.
+    """Set a run's `per_device_generation_batch_size` on a GPU if its recipe does not, and print it.
 
-    All processes take the smallest that fits any of them: where weights are sharded, each slice gathers them.
+    All processes use the smallest that fits any of them: with sharded weights, each slice gathers them.
     """
     args, options = prepared.args, prepared.options
     chosen = args.use_vllm or args.use_transformers_continuous_batching or args.per_device_generation_batch_size
@@ -39,21 +39,21 @@ def choose_slice(recipe: Recipe, prepared: PreparedRun) -> None:
     if size < work.batch_rollouts:
         args.per_device_generation_batch_size = size
     tell(
-        f"{size} of a generation batch's {work.batch_rollouts} rollouts are generated at a time: by `cppo plan` "
-        f"so many fit in {memory / GIB:.1f} GiB; per_device_generation_batch_size sets another number"
+        f"{size} of a generation batch's {work.batch_rollouts} rollouts are generated at a time: by `cppo "
+        f"plan` this many fit in {memory / GIB:.1f} GiB; per_device_generation_batch_size sets another number"
     )
 
 
 def slice_that_fits(shapes: ModelShapes, way: Way, work: Work, memory: float) -> int:
-    """Rollouts that so many bytes hold, whole groups where one fits; 1 where by arithmetic none does."""
+    """Number of rollouts that fit into `memory` bytes, in whole groups if one fits; 1 if none fits."""
     size = largest_slice(shapes, way, work, memory)
     return size - size % work.num_generations if size >= work.num_generations else max(size, 1)
 
 
 def usable_memory(device: torch.device) -> float:
-    """Bytes of a GPU that this process may fill, the plan's reserve left free.
+    """Bytes of a GPU for this process, without the plan's reserve.
 
-    The same at every start, unless another process holds a part: a resumed run must cut its batches as before.
+    The same at every start unless another process uses a part: a resumed run must cut its batches as before.
     """
     free, total = torch.cuda.mem_get_info(device)
     return min(total * (1 - RESERVE), free + torch.cuda.memory_reserved(device))

@@ -1,4 +1,4 @@
-"""One run a folder: a lock that the operating system drops when its process ends, however that happens."""
+"""One run a folder: a lock that the operating system releases when its process ends, however it ends."""
 
 import fcntl
 import json
@@ -20,9 +20,9 @@ LOCK_FILE = ".cppo.lock"
 
 @contextmanager
 def held(recipe: Recipe) -> Iterator[None]:
-    """Hold a run's folder in its first process; a dry run, which writes nothing, holds none.
+    """Lock a run's folder in its first process; a dry run writes nothing and locks nothing.
 
-    Folders that a start made and left empty when it failed are removed.
+    Folders that a failed start made and left empty are removed.
     """
     dry = isinstance(recipe.options, TrainOptions) and recipe.options.dry_run
     with RunDirectory(recipe.output_dir).without_empty_leftovers():
@@ -35,10 +35,10 @@ def held(recipe: Recipe) -> Iterator[None]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the folder is made where it is missing.
+    """Lock the folder for this process; make the folder if it is missing.
 
-    The file in it says who holds it. A file left by a process that has ended is taken over. Between hosts the lock
-    holds as far as the file system carries POSIX locks, as NFS does.
+    The lock file names its holder. A file of an ended process is taken over. Between hosts the lock works if the file
+    system supports POSIX locks, as NFS does.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written to.
@@ -67,7 +67,7 @@ def _acquire(file: Path) -> IO[str]:
                     "another --output_dir"
                 ) from None
         except OSError as error:
-            tell(f"warning: {file.parent} has no file locks ({error.strerror}): nothing keeps a second run out of it")
+            tell(f"warning: {file.parent} has no file locks ({error.strerror}): a second run could use it too")
         if _is_at(stream, file):
             break
         stream.close()  # its last holder has just removed it

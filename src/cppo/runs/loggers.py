@@ -1,4 +1,4 @@
-"""The loggers of `report_to`: before torch, whether they are installed; before a model is loaded, whether they work."""
+"""The loggers of `report_to`: are they installed (before torch), do they work (before a model is loaded)."""
 
 import importlib.util
 from typing import TYPE_CHECKING
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 LOGGERS = ("tensorboard", "trackio", "wandb")
-"""Those that are an extra of this package. transformers knows others."""
+"""The loggers that are an extra of this package. transformers knows others."""
 
 
 def check_installed(report_to: str | list[str] | None) -> None:
-    """Whether the loggers of `report_to` are installed, as far as they are among `LOGGERS`. Raises UserError."""
+    """Check that the loggers of `report_to` are installed, if they are among `LOGGERS`. Raises UserError."""
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
         # PyTorch's writer takes either package.
         modules = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
@@ -22,8 +22,9 @@ def check_installed(report_to: str | list[str] | None) -> None:
 
 
 def check_loggers(args: "TrainingArguments") -> None:
-    """Refuse a logger that is not known or not installed, and W&B without a key unless it is offline. Raises UserError
-    with the logger's own reason.
+    """Refuse an unknown or missing logger, and W&B without a key unless it is offline.
+
+    Raises UserError with the logger's own reason.
     """
     from transformers.integrations import get_reporting_integration_callbacks
 
@@ -37,10 +38,10 @@ def check_loggers(args: "TrainingArguments") -> None:
 
 
 def _log_in_to_wandb() -> None:
-    """What W&B does at the first step, before the run has evaluated anything; it asks for a key on a terminal."""
+    """Log in as W&B does at the first step, but before the run evaluates anything; a terminal is asked for a key."""
     import wandb
 
     try:
         wandb.login()
     except wandb.Error as error:
-        raise ValueError(f"{error} Or set WANDB_MODE=offline, and nothing is sent.") from error
+        raise ValueError(f"{error} Or set WANDB_MODE=offline: then nothing is sent.") from error

@@ -1,4 +1,4 @@
-"""How much memory of a GPU training takes, by arithmetic on tensor shapes. Nothing here was measured or fitted.
+"""GPU memory of training, by arithmetic on tensor shapes. Nothing here was measured or fitted.
 
 Sizes are in bytes.
 """
@@ -21,7 +21,7 @@ ASSUMPTIONS = (
     "arithmetic on the tensor shapes of the configuration, no measurement",
     "AdamW; float32 weights that compute in bfloat16; LoRA: bfloat16 weights, adapters in float32",
     "every rollout has the full response length and passes the gate",
-    "prompts shared over a group where the recipe's `scorer` is `shared`, ZeRO-3 excepted",
+    "prompts shared over a group if the recipe's `scorer` is `shared`, except under ZeRO-3",
     "attention by kernels that keep no scores; gated MLPs and RMS norms, as Qwen's",
     "DDP keeps its buckets beside the gradients; autocast keeps no copies of weights from one layer to the next",
     "ZeRO-3 takes a row for each rollout and view (`scorer: kernel`), and gathers all weights to generate",
@@ -31,17 +31,17 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on each GPU, at a micro-batch and a generation slice.
+    """Bytes on each GPU, for a micro-batch and a generation slice.
 
     Attributes:
         weights, gradients, optimizer: those of training.
         reference: weights of the reference model.
-        buffers: of communication: DDP's buckets, or gathered layers and what is reduced.
-        pixels: images that wait on the GPU for their updates: none where prompts are shared, they wait on the host.
-        activations: highest of a micro-batch, with its images and gradients that are not in place yet.
+        buffers: of communication: DDP's buckets, or gathered layers and reduced gradients.
+        pixels: images that wait on the GPU for their updates; 0 with shared prompts, whose images wait on the host.
+        activations: peak of a micro-batch, with its images and unfinished gradients.
         keys_and_values: of the rollouts that are generated at a time.
-        generation: all else while rollouts are generated: images, the prompts' pass, logits, gathered weights.
-        scoring: while the reference scores them and they are cut into micro-batches: images, a pass.
+        generation: everything else during generation: images, the prompts' pass, logits, gathered weights.
+        scoring: while the reference scores rollouts and they are cut into micro-batches: images, a pass.
     """
 
     weights: int
@@ -57,26 +57,26 @@ class Need:
 
     @property
     def update(self) -> int:
-        """The sum while a micro-batch is trained on."""
+        """Sum while a micro-batch is trained on."""
         lasting = self.weights + self.optimizer + self.reference
         return lasting + self.gradients + self.buffers + self.pixels + self.activations
 
     @property
     def rollouts(self) -> int:
-        """The most while rollouts are made: gradients are gone by then, DDP's buckets are not."""
+        """Peak while rollouts are made: gradients are freed by then, DDP's buckets are not."""
         lasting = self.weights + self.optimizer + self.reference
         return lasting + self.buffers + max(self.keys_and_values + self.generation, self.scoring)
 
 
 def need(shapes: ModelShapes, way: Way, work: Work) -> Need:
-    """What training this model in this way needs of each GPU."""
+    """What training this model in this way needs on each GPU."""
     trained = lora_weights(shapes, work.lora_r) if way.adapter else shapes.weights
     share = work.gpus if way.shards else 1
     buffers = 0
     if way is ZERO3:
         buffers = HALF * (min(ZERO3_LIVE_WEIGHTS, shapes.weights) + min(ZERO3_BUCKET, shapes.weights))
     elif way.shards:
-        # Embedding and output layer stay gathered. Of the layers one is in use, one comes, one is reduced from a copy.
+        # Embedding and output layer stay gathered. One layer is in use, one arrives, one is reduced from a copy.
         buffers = HALF * (shapes.end_weights + 4 * shapes.layer_weights)
     elif work.gpus > 1:
         buffers = FULL * trained
@@ -88,7 +88,7 @@ def need(shapes: ModelShapes, way: Way, work: Work) -> Need:
     packed = work.shared and way.packs
     image = FULL * work.image_tokens * shapes.patches_per_token * shapes.patch_values
     all_images = image * work.batch_rollouts
-    # Where prompts are shared a slice and a micro-batch take those of their groups.
+    # With shared prompts, a slice and a micro-batch have those of their groups.
     shown, scored = (image * ceil(size / work.num_generations) for size in (work.generation_slice, work.micro_batch))
     scoring = _pass(shapes, way, work) + (scored if packed else all_images) if work.reference else 0
     return Need(
@@ -111,7 +111,7 @@ def key_value_bytes(shapes: ModelShapes) -> int:
 
 
 def _generation(shapes: ModelShapes, way: Way, work: Work) -> int:
-    """What is held beside lasting tensors, images, keys and values while a slice of rollouts is generated."""
+    """Bytes beside lasting tensors, images, keys and values while a slice of rollouts is generated."""
     prompts = ceil(work.generation_slice / work.num_generations) if work.shared else work.generation_slice
     prefill = prompts * work.prompt_tokens * forward_width(shapes, way)
     choice = work.generation_slice * shapes.vocabulary * 3 * FULL  # logits, scores, probabilities
@@ -119,12 +119,12 @@ def _generation(shapes: ModelShapes, way: Way, work: Work) -> int:
 
 
 def _pass(shapes: ModelShapes, way: Way, work: Work) -> int:
-    """What the reference's pass over a micro-batch holds."""
+    """Bytes of the reference's pass over a micro-batch."""
     return Counts.of(shapes, way, work).tokens * forward_width(shapes, way)
 
 
 def largest(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 to the limit that fits, where all smaller ones do too; 0 if none does."""
+    """The largest number from 1 to the limit that fits, if all smaller ones fit; 0 if none does."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
@@ -133,12 +133,12 @@ def largest(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def largest_micro_batch(shapes: ModelShapes, way: Way, work: Work, budget: float) -> int:
-    """The most rollouts of a micro-batch within so many bytes, up to those of a step; 0 if not one fits."""
+    """The most rollouts of a micro-batch within `budget` bytes, up to a step's rollouts; 0 if none fits."""
     return largest(work.step_rollouts, lambda size: need(shapes, way, replace(work, micro_batch=size)).update <= budget)
 
 
 def largest_slice(shapes: ModelShapes, way: Way, work: Work, budget: float) -> int:
-    """The most rollouts generated at a time within so many bytes, up to a generation batch; 0 if not one fits."""
+    """The most rollouts generated at a time within `budget` bytes, up to a generation batch; 0 if none fits."""
     return largest(
         work.batch_rollouts, lambda size: need(shapes, way, replace(work, generation_slice=size)).rollouts <= budget
     )

@@ -1,28 +1,28 @@
-"""What a GPU does in training, and the ways to spread training over GPUs, as far as memory depends on them."""
+"""A GPU's work in training, and the ways to spread training over GPUs, as far as memory depends on them."""
 
 from dataclasses import dataclass
 
 HALF, FULL, INDEX = 2, 4, 8
 """Bytes of a number in bfloat16 and in float32, and of an index."""
 DEFAULT_PROMPT_TOKENS = 1024
-"""Of a prompt whose recipe bounds it not."""
+"""Prompt length if the recipe sets no limit."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a GPU does.
+    """A GPU's work.
 
     Attributes:
-        gpus: that train together.
-        prompt_tokens, image_tokens, response_tokens: of a rollout; the image's are among the prompt's.
+        gpus: number of GPUs that train together.
+        prompt_tokens, image_tokens, response_tokens: of a rollout; the prompt's include the image's.
         num_generations: rollouts of a prompt.
         micro_batch: rollouts of a backward pass.
         step_rollouts, batch_rollouts: of an optimizer step, and of a generation batch.
         generation_slice: rollouts that are generated at a time.
         views: scored for each rollout, beside its image.
-        view_gradients: whether they take part in the backward pass.
-        sequential: whether the image and each view have a pass of their own, computed again for the backward pass.
-        shared: whether prompts are scored once for a group; a row each otherwise.
+        view_gradients: whether views take part in the backward pass.
+        sequential: whether the image and each view have separate passes, computed again for the backward pass.
+        shared: whether prompts are scored once for a group; otherwise once for each row.
         checkpointing: whether layers are computed again for the backward pass.
         reference: whether there is a reference model.
         frozen_tower: whether the vision tower is not trained.
@@ -57,7 +57,7 @@ class Way:
         shards: whether weights, gradients and optimizer are spread over the GPUs.
         adapter: whether only an adapter is trained.
         packs: whether prompts can be shared.
-        gathers_all: whether all weights are gathered while rollouts are generated.
+        gathers_all: whether all weights are gathered during generation.
     """
 
     name: str

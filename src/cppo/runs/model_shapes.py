@@ -1,4 +1,4 @@
-"""The sizes of a model that decide how much memory training takes, from its configuration alone."""
+"""The sizes of a model that decide the memory of training, from its configuration alone."""
 
 from dataclasses import dataclass
 from math import prod
@@ -11,12 +11,12 @@ from cppo.runs.checks import check_model
 
 MAX_LAYERS, LAYER_FIELDS = 1000, ("num_hidden_layers", "depth")
 REASON_WORDS = 30
-"""Of what transformers says of a configuration that it does not take."""
+"""Words kept of transformers' reason for refusing a configuration."""
 
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """Sizes of a vision-language model with a dense decoder. All counts are of numbers, not of bytes.
+    """Sizes of a vision-language model with a dense decoder. All are numbers of items, not of bytes.
 
     Attributes:
         hidden, layers, intermediate: of the decoder.
@@ -25,10 +25,10 @@ class ModelShapes:
         tied: whether the output layer is the embedding.
         weights: of the whole model.
         layer_weights: of one decoder layer.
-        linear: inputs and outputs of a decoder layer's linear layers, which adapters lie on.
+        linear: inputs and outputs of a decoder layer's linear layers, where adapters are.
         vision_hidden, vision_layers, vision_intermediate: of the vision tower.
         vision_heads: of its attention.
-        vision_rotates: whether that rotates queries and keys.
+        vision_rotates: whether its attention rotates queries and keys.
         patches_per_token: patches of an image that become one token.
         patch_values: pixel values of a patch.
     """
@@ -54,12 +54,12 @@ class ModelShapes:
 
     @property
     def head_weights(self) -> int:
-        """Of the output layer, and of the embedding."""
+        """Weights of the output layer, and so of the embedding."""
         return self.vocabulary * self.hidden
 
     @property
     def end_weights(self) -> int:
-        """Of embedding and output layer together."""
+        """Weights of embedding and output layer together."""
         return self.head_weights * (1 if self.tied else 2)
 
 
@@ -72,7 +72,7 @@ def read_shapes(name: str) -> ModelShapes:
     """
     folder = str(Path(name).parent) if Path(name).name == "config.json" and Path(name).is_file() else name
     if Path(folder).is_file():
-        raise UserError(f"model: {name} is a file of another name than config.json: give it that name in a folder")
+        raise UserError(f"model: {name} is not named config.json: put it into a folder under that name")
     check_model(folder)
     folder = adapter_base(folder) or folder
 
@@ -90,11 +90,11 @@ def read_shapes(name: str) -> ModelShapes:
             model = None if experts else AutoModelForImageTextToText.from_config(config)
     except UserError:
         raise
-    except Exception as error:  # a configuration may hold anything, and each family's class reads it in its own way
+    except Exception as error:  # a configuration may hold anything, and each family reads it in its own way
         reason = " ".join(one_line(error).split()[:REASON_WORDS])
-        raise UserError(f"model: transformers makes no model of {name}'s config.json: {reason}") from error
+        raise UserError(f"model: transformers cannot build a model from {name}'s config.json: {reason}") from error
     if model is None:
-        raise UserError(f"model: {name} is a mixture of experts, whose activations `cppo plan` does not count")
+        raise UserError(f"model: {name} is a mixture of experts; `cppo plan` does not count its activations")
     layer = model.get_decoder().layers[0]
     heads = _size(name, text, "num_attention_heads")
     hidden, patch = _size(name, text, "hidden_size"), _size(name, vision, "patch_size")
@@ -125,23 +125,23 @@ def read_shapes(name: str) -> ModelShapes:
 
 
 def _check_layers(name: str, config: Any) -> None:
-    """Raise UserError for more layers than any model has: each is made on the way to the sizes."""
+    """Raise UserError for more layers than any model has: each is built to find the sizes."""
     for field, value in config.items():
         if isinstance(value, dict):
             _check_layers(name, value)
         elif field in LAYER_FIELDS and isinstance(value, int | float) and not value <= MAX_LAYERS:
-            raise UserError(f"model: {name}'s config.json has {field} = {value:g}, and at most {MAX_LAYERS} are read")
+            raise UserError(f"model: {name}'s config.json has {field} = {value:g}; the limit is {MAX_LAYERS}")
 
 
 def _patches_per_token(config: Any, vision: Any) -> int:
-    """The families say it as a side, in patches, or as what it scales a side by."""
+    """Some families give a side in patches, others the factor that scales a side."""
     if shrink := _first(config, "downsample_ratio"):
         return round(1 / shrink**2)
     return prod([_first(vision, "spatial_merge_size") or _first(config, "scale_factor") or 1] * 2)
 
 
 def _size(name: str, config: Any, *fields: str) -> int:
-    """The first of the fields that the configuration has. Raises UserError where it has none."""
+    """The first of the fields that the configuration has. Raises UserError if it has none."""
     value = _first(config, *fields)
     if not value:
         raise UserError(f"model: the {config.model_type} part of {name}'s configuration has no `{fields[-1]}`")
@@ -149,7 +149,7 @@ def _size(name: str, config: Any, *fields: str) -> int:
 
 
 def _first(config: Any, *fields: str) -> Any:
-    """The first of the fields that says a number; of a pair for height and width the height."""
+    """The first of the fields with a number; the height of a (height, width) pair."""
     for field in fields:
         value = getattr(config, field, None)
         if value:

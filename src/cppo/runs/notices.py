@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from cppo.training.form_watch import FormWatch
 
 IMAGE_PROBE = 100
-"""Rows looked at to warn of data without images."""
+"""Number of first rows that are checked for images."""
 
 
 def warn_of_no_images(source: RecordSource) -> None:
-    """Say where the perception loss would have nothing to do."""
+    """Warn if the perception loss would have nothing to do."""
     if not any(source[i].images for i in range(min(len(source), IMAGE_PROBE))):
         tell(
             f"warning: none of the first rows of {source.name} has an image, and the perception loss needs "
@@ -25,17 +25,17 @@ def warn_of_no_images(source: RecordSource) -> None:
 
 
 def warn_of_shared_files(options: TrainOptions) -> None:
-    """Say where held-out data are training data; a task or a data set with splits has others under the same name."""
+    """Warn if held-out data are training data; a task or a data set with splits has others under the same name."""
     given = ([one] if isinstance(one, str) else one or [] for one in (options.data, options.eval_data))
     shared = [spec for spec in set.intersection(*map(set, given)) if spec.endswith((".jsonl", ".parquet"))]
     if shared:
-        tell(f"warning: {', '.join(sorted(shared))} is both data and eval_data: what is called held-out is trained on")
+        tell(f"warning: {', '.join(sorted(shared))} is both data and eval_data: the run trains on its held-out data")
 
 
 def warn_of_prompts(watch: "FormWatch", options: TrainOptions, train: RecordSource) -> None:
-    """Say where no response will have the form, since nothing asks for it, or decoding drops it.
+    """Warn if no response can have the form, since nothing asks for it, or decoding drops it.
 
-    Generated tasks ask for nothing: they are for models that were taught the form.
+    Generated tasks do not ask for it: their models were trained on the form.
     """
     specs = [options.data] if isinstance(options.data, str) else options.data
     prompts: list[Any] = first_prompts(train, options.system_prompt)
@@ -46,7 +46,7 @@ def warn_of_prompts(watch: "FormWatch", options: TrainOptions, train: RecordSour
 
 
 def warn_of_answers(watch: "FormWatch", options: TrainOptions, asked: RecordSource, before: "EvalResult") -> None:
-    """Say why no answer before training had the form, if a reward looks for it."""
+    """Warn with the reason if no answer before training had the form that a reward looks for."""
     if before.format_rate or not watch.marks:
         return
     responses = [response for item in before.items for response in item.responses]

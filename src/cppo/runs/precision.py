@@ -1,4 +1,4 @@
-"""The precision of a run whose recipe leaves it to TRL, which computes in bfloat16 by default."""
+"""The precision of a run if its recipe leaves it to TRL, which computes in bfloat16 by default."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +14,13 @@ def lacks_gpu(config: Mapping[str, Any]) -> bool:
 
 
 def cpu_precision(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`bf16: false` where training runs on the CPU and the configuration asks for no precision; else nothing."""
+    """`bf16: false` if training runs on the CPU and the configuration sets no precision; else nothing."""
     asks = config.get("bf16") is not None or config.get("fp16")
     on_cpu = config.get("use_cpu") or not torch.accelerator.is_available()
     return {"bf16": False} if on_cpu and not asks else {}
 
 
 def say_cpu_precision(config: Mapping[str, Any]) -> None:
-    """Say where `cpu_precision` decides."""
+    """Print a line if `cpu_precision` decides."""
     if cpu_precision(config):
-        tell("training runs on the CPU, in float32; --use_cpu true --bf16 true would take bfloat16")
+        tell("training runs on the CPU, in float32; --use_cpu true --bf16 true would use bfloat16")

@@ -1,4 +1,4 @@
-"""What comes before training: a recipe's configuration and rows, checked, and the trainer with its model."""
+"""Before training: check a recipe's configuration and rows, and build the trainer with its model."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,14 +25,14 @@ from cppo.training.trainer import CPPOTrainer
 RUN_DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "report_to": "none",
-    "disable_tqdm": False,  # else it follows the libraries' log level, which the command line turns down
+    "disable_tqdm": False,  # else it follows the libraries' log level, which the command line lowers
 }
-"""What a run takes where its recipe says nothing; everything else keeps the defaults of `CPPOConfig`."""
+"""A run's defaults, if its recipe sets nothing; other options keep the defaults of `CPPOConfig`."""
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose options and rows were checked: `train` without the rows in `long`, which have too many tokens."""
+    """A run with checked options and rows: `train` excludes the rows in `long`, which have too many tokens."""
 
     options: TrainOptions
     args: CPPOConfig
@@ -41,9 +41,9 @@ class PreparedRun:
 
 
 def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
-    """Check configuration, kind of model and rows; warn of what is left out.
+    """Check configuration, kind of model and rows; warn of rows that are left out.
 
-    Raises UserError for a refused value, a logger that is missing, too few rows, a model that sees no images.
+    Raises UserError for a refused value, a missing logger, too few rows, a model that sees no images.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -66,7 +66,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
 def build_trainer(
     prepared: PreparedRun, sources: RunSources, trainer_class: type[CPPOTrainer] = CPPOTrainer
 ) -> CPPOTrainer:
-    """The trainer of a run, its model loaded.
+    """The trainer of a run, with its model loaded.
 
     Raises UserError for options that do not go together.
     """
@@ -87,7 +87,7 @@ def build_trainer(
             )
     except UserError:
         raise
-    # How the libraries refuse them, and how they report a hub that does not answer.
+    # The libraries' errors for such options, and for a hub that does not answer.
     except (ValueError, RuntimeError, ImportError, OSError) as error:
         raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
     if options.use_peft:
@@ -99,7 +99,7 @@ def build_trainer(
 
 
 def build_config(recipe: Recipe) -> CPPOConfig:
-    """The trainer's configuration; UserError for a value that TRL or CPPO refuses."""
+    """The trainer's configuration. Raises UserError for a value that TRL or CPPO refuses."""
     try:
         return CPPOConfig(**{**_run_defaults(recipe), **recipe.config})
     except UserError:
@@ -115,7 +115,7 @@ def _run_defaults(recipe: Recipe) -> dict[str, Any]:
 
 
 def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
-    """What the recipe gave, the run's defaults, and every option of CPPO itself: enough to run it again."""
+    """The recipe's options, the run's defaults, and every option of CPPO: enough to repeat the run."""
     inherited = {field.name for field in fields(GRPOConfig)}
     own = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
     used = {name: getattr(args, name) for name in ("seed", "max_completion_length")}
@@ -123,15 +123,15 @@ def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:
 
 
 def may_probe(trainer: CPPOTrainer, options: TrainOptions) -> bool:
-    """Whether held-out items can be answered while a run trains.
+    """Whether held-out items can be answered during training.
 
-    Raises UserError where they cannot, although probes or answers to them were asked for.
+    Raises UserError if they cannot, although the recipe asks for probes or answers to them.
     """
     fsdp1 = trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2
     if not (fsdp1 or trainer.is_deepspeed_enabled):
         return True
     for name in ("probe_steps", "final_eval_samples"):
         if getattr(options, name):
-            how = "FSDP1: set fsdp_version to 2" if fsdp1 else "DeepSpeed, which we could not test: take FSDP2"
+            how = "FSDP1: set fsdp_version to 2" if fsdp1 else "DeepSpeed, which we could not test: use FSDP2"
             raise UserError(f"{name} does not go with {how}, or set {name} = 0")
     return False

@@ -1,4 +1,4 @@
-"""Held-out items in the middle of a run: answers to them, and looks at the perception tokens of the same few."""
+"""Held-out items during a run: answers to them, and the perception tokens of a few fixed ones."""
 
 import math
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ EVALUATION_BATCH = 64
 PROBES_A_RUN = 8
 SHOWN_ITEMS = 3
 SHOWN_TOKENS = 256
-"""Tokens of a shown response at most: under each view its logits over the whole vocabulary are held at once."""
+"""Most tokens of a shown response: each view's logits over the whole vocabulary are in memory at once."""
 IMAGE_SIDE = 128
 
 
 def answer_all(trainer: CPPOTrainer, source: RecordSource, label: str, **asked: Any) -> EvalResult:
     """Greedy evaluation of the model as it is now, each rank answering its share of the records.
 
-    With FSDP the weights are sharded for it before training begins; until then they may lie in one process alone.
+    With FSDP the weights are sharded for it before training; until then one process may hold them all.
 
     Args:
         label: of the progress.
@@ -52,23 +52,23 @@ def answer_all(trainer: CPPOTrainer, source: RecordSource, label: str, **asked: 
 
 
 def shard(trainer: CPPOTrainer) -> None:
-    """Shard the weights of a trainer that has not begun, as it would when it begins."""
+    """Shard the weights of a trainer that has not started, as its start would."""
     if isinstance(trainer.model, FSDPModule):
         return
     trainer.create_optimizer()  # FSDP2 wants both at once
     prepared = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.model, trainer.optimizer = trainer.model_wrapped, _ = prepared
-    # It prepares both again when it begins, which would wrap each layer twice.
+    # The start prepares both again, which would wrap each layer twice.
     trainer.accelerator.state.fsdp_plugin.activation_checkpointing = False
-    register_fsdp_forward_method(trainer.model, "generate")  # which encodes images before the first forward pass
+    register_fsdp_forward_method(trainer.model, "generate")  # it encodes images before the first forward pass
 
 
 class HeldOutProbe(TrainerCallback):
-    """Appends to `probes.jsonl`, before the first step, then every so many steps and after the last, one JSON object.
+    """Appends one JSON object to `probes.jsonl` before the first step, then every `every` steps and after the last.
 
-    It holds the greedy accuracy on `items` and, of the first few items, the greedy response's tokens with dependency
-    scores, those that the method selects marked, under the same views each time. No random number is drawn, so that
-    training goes on as it would have without.
+    It holds the greedy accuracy on `items`. For the first few items it also holds the greedy response's tokens, their
+    dependency scores and the method's selection, under the same views each time. It draws no random number, so training
+    does not change.
 
     Args:
         every: optimizer steps between two probes; None for an eighth of the run.
@@ -127,7 +127,7 @@ class HeldOutProbe(TrainerCallback):
             ]
         if not writes:
             return
-        # The pictures stay the same: the first line holds them.
+        # The pictures stay the same: only the first line holds them.
         with_images = not self._files.probes.is_file()
         append_json_lines(self._files.probes, [probe_record(step, found, shown, self._score, with_images)])
 

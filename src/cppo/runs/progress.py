@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar and a few samples on a terminal, else plain lines."""
+"""A run's display during training: a bar and a few samples on a terminal, else plain lines."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from cppo.progress import Progress, say, time_left
 from cppo.reports.curves import reward_label
 
 PROGRESS_LINES = 20
-"""How many progress lines a run prints where there is no terminal to draw a bar on."""
+"""Number of progress lines of a run without a terminal."""
 TABLE_ROWS, LEAST_COLUMNS = 3, 48
 UNDERLINED, PLAIN = "\x1b[4m", "\x1b[24m"
 SFT_SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
@@ -36,7 +36,7 @@ class TrainProgress:
             self._work.update(step - self._work.n)
 
     def show(self, step: int, last: int, logs: Mapping[str, Any]) -> None:
-        """What a step logged: beside the bar, or now and then as a line."""
+        """Show a step's logged values: beside the bar, or now and then as a line."""
         shown = progress_text(logs)
         if self._work is not None and self._work.is_bar:
             self._work.set_postfix(shown)
@@ -45,7 +45,7 @@ class TrainProgress:
             say("  ".join(filter(None, [f"step {step}/{last}", progress_line(shown), left])))
 
     def show_evaluation(self, step: int, last: int, logs: Mapping[str, Any]) -> None:
-        """What an evaluation during training found, as a line."""
+        """Print an evaluation's results during training as a line."""
         shown = progress_text({name.removeprefix("eval_"): value for name, value in logs.items()})
         say(f"step {step}/{last}  evaluation: {progress_line(shown)}")
 
@@ -74,7 +74,7 @@ def progress_text(logs: Mapping[str, Any]) -> dict[str, str]:
 
 
 def progress_line(shown: Mapping[str, str]) -> str:
-    """The same as text."""
+    """The progress line's values as text."""
     return "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
@@ -84,11 +84,10 @@ def is_milestone(step: int, last: int, times: int) -> bool:
 
 
 def sample_table(samples: Sequence[Mapping[str, Any]], columns: int) -> list[str]:
-    """Lines of at most so many columns: reward, question, expected answer, and the response with its perception tokens
-    underlined.
+    """Lines of at most `columns` columns: reward, question, expected answer, response (perception tokens underlined).
 
     Args:
-        samples: as `cppo.runs.recorder.sample_record` gives them. Their control characters are not shown.
+        samples: from `cppo.runs.recorder.sample_record`. Their control characters are not shown.
     """
     columns = max(columns, LEAST_COLUMNS)
     question, answer = columns // 4, 10
@@ -105,7 +104,7 @@ def sample_table(samples: Sequence[Mapping[str, Any]], columns: int) -> list[str
 
 
 def _cut(text: str, width: int) -> str:
-    """Text of a model or data on exactly so many columns, without what could steer a terminal."""
+    """Text of a model or data on exactly `width` columns, without characters that control a terminal."""
     clean = _printable(" ".join(text.split()))
     return f"{clean:<{width}}" if len(clean) <= width else clean[: width - 1] + "\u2026"
 

@@ -1,4 +1,4 @@
-"""What a recipe and its launch say about memory: lengths and sizes, and how training is spread over GPUs."""
+"""Lengths, sizes and the spread over GPUs, from a recipe and its launch, for the memory plan."""
 
 import os
 from types import SimpleNamespace
@@ -23,12 +23,12 @@ def recipe_work(
     micro_batch: int | None = None,
     lora_r: int | None = None,
 ) -> Work:
-    """What each of the GPUs does by the recipe, but for what is given.
+    """Each GPU's work by the recipe; arguments replace its values.
 
     Args:
         recipe: of a training.
         prompt_tokens: by default the recipe's longest, or `DEFAULT_PROMPT_TOKENS`.
-        image_tokens: of them, by default three quarters.
+        image_tokens: part of them; by default three quarters.
 
     Raises:
         UserError: an image leaves no text in its prompt.
@@ -45,7 +45,7 @@ def recipe_work(
     adds_loss = adds_perception_loss(config)
     uses_views = adds_loss or config.perception_sink in SHAPINGS
     rollouts = config.per_device_train_batch_size
-    # Without steps_per_generation TRL takes as many as it accumulates.
+    # Without steps_per_generation TRL uses gradient_accumulation_steps.
     batch = rollouts * (config.steps_per_generation or config.gradient_accumulation_steps)
     at_a_time = 0 if config.use_vllm else config.per_device_generation_batch_size or batch
     return Work(
@@ -70,7 +70,7 @@ def recipe_work(
 
 
 def launched_way(adapter: bool) -> tuple[Way, int]:
-    """How this process was launched to train, and with how many GPUs, as `accelerate` and `torchrun` tell processes.
+    """How this process was launched to train, and on how many GPUs, from the variables of `accelerate` and `torchrun`.
 
     adapter: whether only an adapter is trained.
     """
@@ -83,9 +83,9 @@ def launched_way(adapter: bool) -> tuple[Way, int]:
 
 
 def arithmetic_text(way: Way, work: Work, need: Need, measured: tuple[int, int] | None = None) -> str:
-    """What rollouts and update take of each GPU, by arithmetic.
+    """Memory of rollouts and update on each GPU, by arithmetic.
 
-    measured: bytes that rollouts and update took of a GPU here.
+    measured: measured bytes of rollouts and update on a GPU here.
     """
     spread = f"{way.name} on {work.gpus} GPUs" if work.gpus > 1 else f"{way.name} on one GPU".removeprefix("DDP on ")
     text = (

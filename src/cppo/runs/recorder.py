@@ -1,4 +1,4 @@
-"""Writes a run's metrics, example responses and report while it trains, and shows its progress."""
+"""Write a run's metrics, example responses and report during training, and show its progress."""
 
 import json
 import math
@@ -18,21 +18,21 @@ from cppo.runs.progress import TrainProgress, is_milestone
 from cppo.views import image_data_uri
 
 SAMPLE_TIMES = 10
-"""How often in a run example responses are written."""
+"""Number of times in a run that example responses are written."""
 REPORT_SECONDS = 10
-"""Between two reports, unless writing one takes more than a fiftieth of it."""
+"""Seconds between two reports, unless writing one takes more than a fiftieth of this."""
 REPORT_SHARE = 50
 
 
 class RunRecorder(TrainerCallback):
-    """Appends to `metrics.jsonl` one JSON object a logged step, and to `samples.jsonl` examples from `samples()`; keeps
-    `progress.json` and the report up to date.
+    """Keeps a run's files up to date: `metrics.jsonl`, `samples.jsonl`, `progress.json` and the report.
 
-    Only the main process writes. It takes the place of the Trainer's own progress and printing callbacks.
+    `metrics.jsonl` gets one JSON object a logged step, `samples.jsonl` examples from `samples()`. Only the main process
+    writes. It replaces the Trainer's own progress and printing callbacks.
 
     Args:
         quiet: no bar and no samples on a terminal.
-        versions, fallbacks: of the packages and `CPPOTrainer.fallbacks`, for the report of a run that has not finished.
+        versions, fallbacks: of the packages and `CPPOTrainer.fallbacks`, for the report of an unfinished run.
         form_warning: the run's warning about the form of its responses, if any, for the report.
         report: writes it, as `cppo.reports.write_report`.
         now: seconds of a clock.
@@ -96,10 +96,10 @@ class RunRecorder(TrainerCallback):
             self._write_report(state, refresh=REPORT_SECONDS)
 
     def stop(self, state: TrainerState) -> None:
-        """Training was broken off: leave a report that does not wait for more."""
+        """Write a final report when training breaks off."""
         self._progress.end()
         if self._writes:
-            with suppress(UserError):  # what ended the run may be that nothing can be written
+            with suppress(UserError):  # the run may have ended because nothing can be written
                 self._write_report(state, refresh=None)
 
     def _write_report(self, state: TrainerState, *, refresh: int | None) -> None:
@@ -135,7 +135,7 @@ def sample_record(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def append_json_lines(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Append records to a file, one JSON object a line. Raises UserError where the file cannot be written."""
+    """Append records to a file, one JSON object a line. Raises UserError if the file cannot be written."""
     with writing(file), file.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
 
@@ -145,5 +145,5 @@ def _numbers(logs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> float | None:
-    """JSON knows no NaN or infinity."""
+    """The value for JSON, which has no NaN or infinity."""
     return None if value is None or not math.isfinite(value) else value

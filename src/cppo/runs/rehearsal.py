@@ -1,4 +1,4 @@
-"""Three generation batches through the real trainer, and what they needed: memory and time, measured, not modelled."""
+"""Three generation batches through the real trainer, with measured memory and time."""
 
 import threading
 import time
@@ -21,8 +21,8 @@ from cppo.training.trainer import CPPOTrainer
 
 POLL_SECONDS = 0.005
 _OUT_OF_MEMORY = {
-    "rollout": "out of memory while it generated responses: lower per_device_train_batch_size with "
-    "steps_per_generation, max_completion_length, or max_pixels",
+    "rollout": "out of memory during generation: lower per_device_train_batch_size with steps_per_generation, "
+    "max_completion_length, or max_pixels",
     "update": "out of memory in the update: lower per_device_train_batch_size (and raise "
     "gradient_accumulation_steps), set perception_memory = sequential, or lower max_pixels",
 }
@@ -30,11 +30,11 @@ _OUT_OF_MEMORY = {
 
 @dataclass(frozen=True)
 class MemoryParts:
-    """Bytes on one process that stay for the whole run.
+    """Bytes of one process for the whole run.
 
     Attributes:
         libraries: in use before the model was loaded (0 on a GPU).
-        weights: of the policy, and of the reference model where there is one.
+        weights: of the policy, and of the reference model if there is one.
         gradients: one number for each trained weight.
         optimizer: its state after a step.
     """
@@ -46,18 +46,18 @@ class MemoryParts:
 
     @property
     def kept(self) -> int:
-        """Bytes beside those of the gradients, which come and go with the updates."""
+        """Bytes without the gradients, which come and go with the updates."""
         return self.libraries + self.weights + self.optimizer
 
 
 @dataclass(frozen=True)
 class BatchNeeds:
-    """What one generation batch needed beside `MemoryParts`; rollouts and updates follow one another.
+    """Needs of one generation batch beside `MemoryParts`; rollouts and updates alternate.
 
     Attributes:
-        rollout: bytes, the most that generation and rewards took.
-        update: bytes, the most that scoring, views and the backward pass took.
-        step_seconds: of an optimizer step, its share of the rollouts included.
+        rollout: peak bytes of generation and rewards.
+        update: peak bytes of scoring, views and the backward pass.
+        step_seconds: of an optimizer step, with its share of the rollouts.
     """
 
     rollout: int
@@ -65,15 +65,15 @@ class BatchNeeds:
     step_seconds: float
 
     def peak(self, memory: MemoryParts) -> int:
-        """Bytes at the most at any time."""
+        """Peak bytes at any time."""
         return memory.kept + max(self.rollout, memory.gradients + self.update)
 
 
 class PeakMemory:
     """Peak since the last `reset`, in bytes: PyTorch's allocations on a GPU, or the process's resident memory on a CPU.
 
-    A thread of this context reads resident memory every few milliseconds, so a shorter peak can be missed; what the
-    allocator keeps after it was freed counts.
+    On a CPU a thread reads resident memory every few milliseconds: it can miss a shorter peak, and counts freed memory
+    that the allocator keeps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -100,7 +100,7 @@ class PeakMemory:
             self._thread.join()
 
     def reset(self) -> None:
-        """Begin again from what is in use now."""
+        """Begin again from the memory now in use."""
         self._peak = 0
         if self._device is not None:
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -131,10 +131,10 @@ class _StepClock(TrainerCallback):
 
 
 class Rehearsal(CPPOTrainer):
-    """The trainer for three generation batches: one to warm up, one as the model answers, and the worst there can be.
+    """The trainer for three generation batches: a warm-up, one with the model's answers, and the worst case.
 
-    In the worst every response has full length and every second one is rewarded: an untrained model may earn nothing,
-    and then no rollout would be scored under the views.
+    In the worst case every response has full length and every second one is rewarded: an untrained model may earn
+    nothing, and then no rollout would be scored under the views.
     """
 
     memory: PeakMemory
@@ -153,7 +153,7 @@ class Rehearsal(CPPOTrainer):
         return len(self.rollout_peaks) == 2
 
     def end_batch(self) -> None:
-        """Note what the updates on the batch that ends here needed."""
+        """Note the needs of the updates on the batch that ends here."""
         self.update_peaks.append(self.memory.read())
         self.memory.reset()
 
@@ -195,7 +195,7 @@ class Rehearsed:
     Attributes:
         steps: optimizer steps of the whole run.
         on_gpu: whether memory is a GPU's.
-        as_answered, at_worst: what the second and the third batch needed.
+        as_answered, at_worst: needs of the second and the third batch.
     """
 
     trainer: Rehearsal
@@ -207,9 +207,9 @@ class Rehearsed:
 
 
 def train_briefly(prepared: PreparedRun, sources: RunSources, rows: RecordSource, steps_per_batch: int) -> Rehearsed:
-    """Train three generation batches of so many optimizer steps on `rows`.
+    """Train three generation batches of `steps_per_batch` optimizer steps on `rows`.
 
-    Raises UserError, which names the phase, where a batch does not fit into memory.
+    Raises UserError, which names the phase, if a batch does not fit into memory.
     """
     args = prepared.args
     memory = PeakMemory(args.device)
@@ -239,7 +239,7 @@ def train_briefly(prepared: PreparedRun, sources: RunSources, rows: RecordSource
 
 
 def memory_parts(trainer: CPPOTrainer, libraries: int) -> MemoryParts:
-    """What stays in this process's memory after a step of `trainer`; `libraries` bytes were in use before the model."""
+    """Lasting memory of this process after a step of `trainer`; `libraries` bytes were in use before the model."""
     assert trainer.optimizer is not None
     policy = unwrapped(trainer.model)
     return MemoryParts(

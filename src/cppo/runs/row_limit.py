@@ -1,4 +1,4 @@
-"""Rows left out of training: over-long prompts are counted and named, never shortened or dropped in silence."""
+"""Rows left out of training: over-long prompts are counted and named, never shortened or silently dropped."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,15 +10,15 @@ from cppo.evaluation import LongRow, load_processor, long_rows, prompt_lengths
 from cppo.options import RunOptions
 
 NAMED_ROWS = 10
-"""Rows left out that a run names on stderr; `cppo data check` names all."""
+"""Left out rows that a run names on stderr; `cppo data check` names all."""
 PROBED_ROWS = 256
-"""Rows whose prompts are counted, evenly spread over the data."""
+"""Number of rows with counted prompts, evenly spread over the data."""
 
 
 def drop_long_rows(source: RecordSource, options: RunOptions) -> tuple[RecordSource, list[LongRow]]:
-    """The rows to train on and those left out by `max_prompt_tokens`; without that option all, at no cost.
+    """The rows to train on and those left out by `max_prompt_tokens`; without that option all rows, uncounted.
 
-    Every process counts all rows and so keeps the same ones. Raises UserError where no row is left.
+    Every process counts all rows and so keeps the same ones. Raises UserError if no row is left.
     """
     limit = options.max_prompt_tokens
     if limit is None:
@@ -42,7 +42,7 @@ def probe_rows(source: RecordSource, options: RunOptions) -> tuple[list[int], li
 
 
 def warn_of_rows(reasons: Sequence[str], what: str) -> None:
-    """Name the first rows left out on stderr, and say how many they are in all."""
+    """Name the first left out rows on stderr, and their total number."""
     for reason in reasons[:NAMED_ROWS]:
         tell(f"warning: {reason}")
     if len(reasons) > NAMED_ROWS:
@@ -50,7 +50,7 @@ def warn_of_rows(reasons: Sequence[str], what: str) -> None:
 
 
 def warn_of_left_out(source: RecordSource, long: Sequence[LongRow], options: RunOptions) -> None:
-    """Name bad rows that are skipped, and the rows left out, on stderr."""
+    """Name skipped bad rows and left out rows on stderr."""
     warn_of_rows([f"row {number} is skipped: {reason}" for number, reason in source.skipped], "rows are skipped")
     if others := source.other_images:
         wanted = f"another number of images than images_per_row = {options.images_per_row}"
@@ -63,7 +63,7 @@ def warn_of_left_out(source: RecordSource, long: Sequence[LongRow], options: Run
 
 
 def left_out_summary(source: RecordSource, long: Sequence[LongRow]) -> dict[str, Any]:
-    """Entries of `summary.json`: how many rows were bad or had other images, and every row that was too long."""
+    """Entries of `summary.json`: numbers of bad rows and of rows with other images, and every row that was too long."""
     return {
         "skipped_rows": len(source.skipped),
         "rows_with_other_images": len(source.other_images),

@@ -29,7 +29,7 @@ from cppo.training.trainer import CPPOTrainer
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """The checkpoint whose evaluation was best by `metric`, and whether its weights became the run's model."""
+    """The checkpoint with the best evaluation by `metric`, and whether its weights became the run's model."""
 
     path: Path
     metric: str
@@ -38,9 +38,9 @@ class BestCheckpoint:
 
     @classmethod
     def of(cls, trainer: CPPOTrainer) -> "BestCheckpoint | None":
-        """None where the run did not ask for the best, or saved nothing that it had evaluated."""
+        """None if the run did not ask for the best checkpoint, or saved none that it evaluated."""
         args, state = trainer.args, trainer.state
-        # A resumed run's state tells of a best checkpoint although the run may no longer ask for one.
+        # A resumed run's state names a best checkpoint even if the run no longer asks for one.
         if not (args.metric_for_best_model and state.best_model_checkpoint) or state.best_metric is None:
             return None
         metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
@@ -49,11 +49,11 @@ class BestCheckpoint:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run left behind.
+    """Result of a finished run.
 
-    `before`, `after`, `blank` (after, with grey images) and `gain` (paired, after minus before) are None where the
-    recipe asks for no final evaluation, `best` where it asks for no best checkpoint. `is_main_process` is False on a
-    distributed run's other ranks, which write nothing.
+    `before`, `after`, `blank` (after, with grey images) and `gain` (paired, after minus before) are None if the recipe
+    asks for no final evaluation, `best` if it asks for no best checkpoint. `is_main_process` is False on a distributed
+    run's other ranks, which write nothing.
     """
 
     output_dir: Path
@@ -70,11 +70,11 @@ class RunResult:
 def run_training(
     recipe: Recipe, sources: RunSources, report: Callable[..., object] | None = None, checkpoint: Path | None = None
 ) -> RunResult:
-    """Train as `recipe` says on its data and fill its run directory (see `RunDirectory`).
+    """Train a recipe on its data and fill its run directory (see `RunDirectory`).
 
     Args:
-        report: writes the report while the run trains; that of the finished run is left to the caller.
-        checkpoint: what the run goes on from.
+        report: writes the report during training; the caller writes that of the finished run.
+        checkpoint: the run resumes from it.
 
     Raises:
         UserError: a refused value, too few rows, a model that cannot be used, a folder that cannot be written.
@@ -87,7 +87,7 @@ def run_training(
     resolved = resolved_config(recipe, args)
     if checkpoint is not None:
         check_processes(checkpoint, args.world_size)
-        tell(f"the run goes on from {checkpoint}")
+        tell(f"the run resumes from {checkpoint}")
         warn_of_changes(recipe, resolved, checkpoint)
     show_start(recipe, args, len(train))
     choose_slice(recipe, prepared)
@@ -122,7 +122,7 @@ def run_training(
     }
     if probes is not None:
         trainer.add_callback(HeldOutProbe(trainer, files, probes, every=options.probe_steps, asked=asked))
-    # After the probe, so that a step's report shows the step's probe.
+    # After the probe, so that a step's report shows its probe.
     trainer.add_callback(recorder)
 
     def answer(label: str, **how: Any) -> EvalResult | None:

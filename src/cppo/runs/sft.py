@@ -30,10 +30,10 @@ from cppo.runs.precision import cpu_precision, say_cpu_precision
 from cppo.runs.sources import check_responses
 from cppo.training.checkpoint import DurableTrainer
 
-# TRL would cut long rows at 1,024 tokens, image tokens included, report to every logger that is installed, write into
-# the saved configuration that generation is to go without a cache, and say nothing of a run below `logging_steps`.
+# TRL's defaults would cut rows at 1,024 tokens (with image tokens), report to every installed logger, save a
+# configuration that generates without a cache, and print nothing in a run below `logging_steps`.
 DEFAULTS: dict[str, Any] = {"max_length": None, "report_to": "none", "use_cache": True, "logging_first_step": True}
-# Rows are made on access, so the stored columns are not the ones that training reads.
+# Rows are made on access, so training does not read the stored columns.
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "completion_only_loss": True}
 
 
@@ -49,7 +49,7 @@ def sft_row(record: Record, system_prompt: str | None = None) -> dict[str, Any]:
 def sft_dataset(source: RecordSource, system_prompt: str | None = None) -> Dataset:
     """The records as a lazy dataset: rows are read (images decoded or drawn) when a batch asks for them.
 
-    `system_prompt` goes before every prompt that has none of its own.
+    `system_prompt` is added before every prompt without one.
 
     Raises UserError if a record has no reference response.
     """
@@ -74,7 +74,7 @@ def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
 
 
 class DurableSFTTrainer(DurableTrainer, SFTTrainer):
-    """`trl.SFTTrainer` with whole checkpoints and finite steps, whose resume works in every family."""
+    """`trl.SFTTrainer` with complete checkpoints and finite steps; resuming works in every family."""
 
 
 def sft_trainer(
@@ -88,9 +88,9 @@ def sft_trainer(
 ) -> SFTTrainer:
     """The trainer of `model` (a folder, hub id or packaged name) on the responses of `data`.
 
-    `sft_args` are fields of `trl.SFTConfig`; of `options` the system prompt and those of an adapter are taken.
-    Callbacks given here take the place of the Trainer's own printing. Raises UserError for a refused option, data
-    without reference responses or with a model's own marks, or a model that cannot be loaded or has no vision tower.
+    `sft_args` are fields of `trl.SFTConfig`; only the system prompt and the adapter's options are used of `options`.
+    Given callbacks replace the Trainer's own printing. Raises UserError for a refused option, data without reference
+    responses or with a model's own marks, or a model that cannot be loaded or has no vision tower.
     """
     config = sft_config(output_dir, sft_args or {})
     say_cpu_precision(sft_args or {})

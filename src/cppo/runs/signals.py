@@ -15,16 +15,16 @@ from cppo.errors import Stopped, UserError, one_line, tell
 from cppo.runs.recorder import RunRecorder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""What Slurm, Kubernetes and a closed terminal send."""
+"""Signals of Slurm, Kubernetes and a closed terminal."""
 
 
 class StopOnSignal(TrainerCallback):
     """Ends training after the step in which any process got one of `STOP_SIGNALS`, with a checkpoint.
 
-    Outside training, and for a signal that comes before the first step, the run ends at once.
+    Outside training, and before the first step, the run ends at once.
 
     Args:
-        accelerator: the trainer's, which lets the processes agree.
+        accelerator: the trainer's, through which the processes agree.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -32,11 +32,11 @@ class StopOnSignal(TrainerCallback):
         self._training = False
         self._got = 0
         self.agreed = 0
-        """The signal that ended training, of any process; 0 without one."""
+        """The signal, of any process, that ended training; 0 without one."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the signals are heard; afterwards they do as before."""
+        """Handle the signals inside the context; restore the former handlers afterwards."""
         before = {number: signal.signal(number, self._hear) for number in STOP_SIGNALS}
         try:
             yield
@@ -67,16 +67,16 @@ class StopOnSignal(TrainerCallback):
 
 
 def train_until_stopped(trainer: Trainer, stop: StopOnSignal, recorder: RunRecorder, checkpoint: Path | None) -> None:
-    """Train to the end, with a last report where training is broken off.
+    """Train to the end; write a last report if training breaks off.
 
     Args:
         stop: one of the trainer's callbacks, listening.
         recorder: another.
-        checkpoint: what the run goes on from.
+        checkpoint: the run resumes from it.
 
     Raises:
         Stopped: a signal ended training; its last step is saved.
-        UserError: a library that an option needs is missing.
+        UserError: a library for an option is missing.
     """
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -84,6 +84,6 @@ def train_until_stopped(trainer: Trainer, stop: StopOnSignal, recorder: RunRecor
             raise Stopped(stop.agreed)
     except BaseException as error:
         recorder.stop(trainer.state)
-        if isinstance(error, ImportError):  # optimizers look for their libraries only here
+        if isinstance(error, ImportError):  # only here do optimizers look for their libraries
             raise UserError(f"a library that an option needs is missing: {one_line(error)}") from error
         raise

@@ -1,5 +1,4 @@
-"""What a training run reads, checked: its rewards and its data. Mistakes are found before a model is loaded, most of
-them before torch."""
+"""A training run's checked rewards and data. Mistakes are found before a model is loaded, most before torch."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from cppo.rewards.asking import ASK_POLICY, asks_policy
 
 @dataclass(frozen=True)
 class RunSources:
-    """Rewards (names and functions) and records: to train on, and those of the final evaluation, of evaluations during
-    training and of probes (None: none)."""
+    """Rewards (names and functions), and records: for training, for the final evaluation, for evaluations during
+    training and for probes (None: none)."""
 
     reward_specs: list[RewardSpec]
     rewards: list[RewardFunction]
@@ -27,10 +26,10 @@ class RunSources:
 
 
 def load_sources(recipe: Recipe) -> RunSources:
-    """Read what a recipe for `cppo train` asks for; a reward of the user's own is imported and tried.
+    """Read the rewards and the data of a recipe for `cppo train`; a user's own reward is imported and tried.
 
-    Raises UserError for a reward that cannot be used, or names a column that is not there; a gate by another reward;
-    data that cannot be used, naming file, row and reason; evaluation without held-out data.
+    Raises UserError for an unusable reward, or one that names a missing column; a gate by another reward; unusable
+    data, naming file, row and reason; evaluation without held-out data.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -72,7 +71,7 @@ def load_rows(
     limit: int | None = None,
     rewards: Mapping[str, RewardFunction] | None = None,
 ) -> RecordSource:
-    """The records of SPECs with the columns that rewards, by their names, name as parameters.
+    """The records of SPECs with the columns that the rewards, given by name, take as parameters.
 
     Raises UserError as `load_sources` does.
     """
@@ -115,16 +114,16 @@ def check_responses(source: RecordSource) -> None:
 
 
 def _takers(needed: Mapping[str, str], columns: Sequence[str]) -> str:
-    """Which rewards need the columns, in words; `needed`: the reward of each."""
+    """Words for the rewards that need the columns; `needed`: the reward of each."""
     rewards = dict.fromkeys(needed[column] for column in columns)
     return f"needed by the parameters of reward {', '.join(map(repr, rewards))}"
 
 
 def _try_rewards(rewards: list[RewardFunction], source: RecordSource, system_prompt: str | None) -> None:
-    """Call rewards of the user's own as the trainer will: with two made-up completions of the one row of `source`.
+    """Call the user's own rewards as the trainer will: with two made-up completions of the one row of `source`.
 
-    An `async` one is left out: what it keeps open, such as connections, would belong to another event loop than the
-    trainer's. Raises UserError for one that fails, or returns no rewards.
+    An `async` one is skipped: its open resources, such as connections, would belong to another event loop than the
+    trainer's. Raises UserError if one fails or returns no rewards.
     """
     from transformers import TrainerState  # imports torch
     from trl import prepare_multimodal_messages

@@ -1,4 +1,4 @@
-"""What a run begins with, in one block: recipe, model, rows, batch, lengths, learning rate."""
+"""The block at a run's start: recipe, model, rows, batch, lengths, learning rate."""
 
 import sys
 
@@ -9,13 +9,13 @@ from cppo.recipes import Recipe
 
 
 def show_start(recipe: Recipe, args: TrainingArguments, rows: int) -> None:
-    """Print the block on stderr, in the first of all processes; `rows`: to train on."""
+    """Print the block on stderr, in the first of all processes; `rows`: number of training rows."""
     if args.process_index == 0:
         print("\n".join(start_lines(recipe, args, rows)), file=sys.stderr, flush=True)
 
 
 def start_lines(recipe: Recipe, args: TrainingArguments, rows: int) -> list[str]:
-    """The block as text lines. Batches are those of all processes; a step is one update of the weights."""
+    """The block as text lines. Batches are over all processes; a step is one update of the weights."""
     options, prompts = recipe.options, "prompts of any length"
     if options.max_prompt_tokens:
         prompts = f"prompts up to {options.max_prompt_tokens:,} tokens"
