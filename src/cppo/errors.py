@@ -1,10 +1,13 @@
 """The one exception for a user's mistake, and how its message is printed."""
 
 import difflib
+import json
 import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 PATIENCE_SECONDS = 15.0
 """How long another process of a launcher lets the first one speak of a mistake that all of them see."""
@@ -36,15 +39,31 @@ def tell(message: str) -> None:
         print(f"cppo: {message}", file=sys.stderr, flush=True)
 
 
-def tell_mistake(error: UserError) -> None:
+def tell_mistake(error: UserError, *, is_cause: bool = True) -> None:
     """Print the error that ends this process, once for all processes of a launcher that see it.
 
     A launcher ends all processes as soon as one has failed, so the others wait until the first has spoken; what it does
-    not see they say themselves.
+    not see they say themselves. `is_cause` is False where another process's error is the reason.
     """
+    line = f"cppo: error: {one_line(error)}"
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(PATIENCE_SECONDS)
-    print(f"cppo: error: {one_line(error)}", file=sys.stderr, flush=True)
+    if is_cause:
+        _give_launcher(line)
+    print(line, file=sys.stderr, flush=True)
+
+
+def _give_launcher(line: str) -> None:
+    """Write the file in which torchrun and `accelerate launch` look for a process's error.
+
+    They end with a traceback of their own, and then with this line as its cause
+    (docs.pytorch.org/docs/stable/elastic/errors.html).
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        message = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):  # the line is printed anyway
+            Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 def did_you_mean(word: object, names: Iterable[str]) -> str:

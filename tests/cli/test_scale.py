@@ -138,7 +138,7 @@ def launch(processes, *words):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "cppo"]
     return subprocess.run(
         [sys.executable, *(torchrun if processes > 1 else ["-m", "cppo"]), *words],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -148,7 +148,7 @@ def launch(processes, *words):
 
 def launch_train(model, folder, processes, *options):
     sizes = ["--num_generations", "2", "--per_device_train_batch_size", str(8 // processes), "--max_steps", "2"]
-    rest = ["--max_completion_length", "8", "--perception_gate", "none", "--gradient_checkpointing", "false", *ON_CPU]
+    rest = ["--max_completion_length", "8", "--perception_gate", "none", "--gradient_checkpointing", "false"]
     data = ["--data", "tasks:digits?n=12", "--eval_data", "tasks:digits?n=9", "--final_eval_samples", "9"]
     named = ["train", "--config", "micro", "--model", model, "--output_dir", str(folder)]
     return launch(processes, *named, *data, *sizes, *rest, *options)
@@ -221,7 +221,10 @@ def test_other_errors_of_torch_keep_their_traceback(monkeypatch):
         main(["train"])
 
 
-def test_a_mistake_under_torchrun_is_said_once(small_model, tmp_path):
+def test_a_mistake_under_torchrun_is_said_once_and_is_the_cause_at_the_end(small_model, tmp_path):
     run = launch_train(small_model, tmp_path / "run", 2, "--data", "nothing.jsonl")
     assert run.returncode != 0
-    assert run.stderr.count("cppo: error: ") == 1
+    said = "cppo: error: data 'nothing.jsonl': there is no such file"
+    first, *_, cause, border = run.stderr.strip().splitlines()
+    assert (first, cause, set(border)) == (said, f"  traceback : {said}", {"="})
+    assert run.stderr.count("cppo: error: ") == 2

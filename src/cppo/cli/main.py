@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not _lost_another_process(error):
             raise
-        tell_mistake(UserError("another process of this run has ended, and with it this one; its own words say why"))
+        lost = UserError("another process of this run has ended, and with it this one; its own words say why")
+        tell_mistake(lost, is_cause=False)
         return 2
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in LEANED_ON:

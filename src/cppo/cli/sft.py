@@ -36,7 +36,7 @@ def _run(recipe: Recipe) -> None:
     quiet_libraries()
 
     from cppo.reports import write_report
-    from cppo.runs.precision import cpu_precision
+    from cppo.runs.precision import cpu_options
     from cppo.runs.recorder import RunRecorder
     from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
     from cppo.runs.sft import sft_trainer
@@ -46,7 +46,7 @@ def _run(recipe: Recipe) -> None:
     files = RunDirectory(recipe.output_dir)
     data, long = drop_long_rows(data, options)
     warn_of_left_out(data, long, options)
-    config = {**cpu_precision(recipe.config), **recipe.config}
+    config = {**cpu_options(recipe.config), **recipe.config}
     if checkpoint is not None:
         warn_of_changes(recipe, config, checkpoint)
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}

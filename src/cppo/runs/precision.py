@@ -1,4 +1,4 @@
-"""The precision of a run if its recipe leaves it to TRL, which computes in bfloat16 by default."""
+"""What a run on a CPU uses if its recipe leaves it to TRL, which computes in bfloat16 by default."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from cppo.errors import tell
+from cppo.runs.checks import launched_processes
 
 
 def lacks_gpu(config: Mapping[str, Any]) -> bool:
@@ -13,14 +14,19 @@ def lacks_gpu(config: Mapping[str, Any]) -> bool:
     return bool(config.get("bf16")) and not (config.get("use_cpu") or torch.accelerator.is_available())
 
 
-def cpu_precision(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`bf16: false` if training runs on the CPU and the configuration sets no precision; else nothing."""
-    asks = config.get("bf16") is not None or config.get("fp16")
-    on_cpu = config.get("use_cpu") or not torch.accelerator.is_available()
-    return {"bf16": False} if on_cpu and not asks else {}
+def cpu_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for training on the CPU that the configuration does not set: float32, and `use_cpu` for several processes.
+
+    None if it asks for bfloat16 or float16, or trains on a GPU.
+    """
+    here = not torch.accelerator.is_available()
+    if config.get("bf16") or config.get("fp16") or not (here or config.get("use_cpu")):
+        return {}
+    several = {"use_cpu": True} if here and launched_processes() > 1 else {}
+    return {**several, **({"bf16": False} if config.get("bf16") is None else {})}
 
 
 def say_cpu_precision(config: Mapping[str, Any]) -> None:
-    """Print a line if `cpu_precision` decides."""
-    if cpu_precision(config):
+    """Print a line if `cpu_options` decides the precision."""
+    if "bf16" in cpu_options(config):
         tell("training runs on the CPU, in float32; --use_cpu true --bf16 true would use bfloat16")

@@ -16,7 +16,7 @@ from cppo.recipes import Recipe
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 from cppo.runs.notices import warn_of_no_images, warn_of_prompts, warn_of_shared_files
-from cppo.runs.precision import cpu_precision, say_cpu_precision
+from cppo.runs.precision import cpu_options, say_cpu_precision
 from cppo.runs.row_limit import drop_long_rows, warn_of_left_out
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig, check_enough
@@ -111,7 +111,7 @@ def build_config(recipe: Recipe) -> CPPOConfig:
 def _run_defaults(recipe: Recipe) -> dict[str, Any]:
     weights = recipe.reward_weights
     given = {"reward_weights": weights} if set(weights) != {1.0} else {}
-    return {**RUN_DEFAULTS, **cpu_precision(recipe.config), **given}
+    return {**RUN_DEFAULTS, **cpu_options(recipe.config), **given}
 
 
 def resolved_config(recipe: Recipe, args: CPPOConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from cppo.policy.loading import whole_weights
 from cppo.progress import Progress
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
-from cppo.runs.precision import cpu_precision, say_cpu_precision
+from cppo.runs.precision import cpu_options, say_cpu_precision
 from cppo.runs.sources import check_responses
 from cppo.training.checkpoint import DurableTrainer
 
@@ -68,7 +68,7 @@ def sft_config(output_dir: str, sft_args: Mapping[str, Any]) -> SFTConfig:
         if sft_args.get(name, FIXED[name]) != FIXED[name]:
             raise UserError(f"{name}: supervised fine-tuning needs {FIXED[name]}; remove the option")
     try:
-        return SFTConfig(output_dir=output_dir, **{**DEFAULTS, **cpu_precision(sft_args), **sft_args, **FIXED})
+        return SFTConfig(output_dir=output_dir, **{**DEFAULTS, **cpu_options(sft_args), **sft_args, **FIXED})
     except (TypeError, ValueError) as error:
         raise UserError(f"sft options: {one_line_with_remedy(error)}") from error
 
