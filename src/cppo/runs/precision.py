@@ -15,7 +15,7 @@ def lacks_gpu(config: Mapping[str, Any]) -> bool:
 
 
 def cpu_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for training on the CPU that the configuration does not set: float32, and `use_cpu` for several processes.
+    """Options for the CPU that the configuration does not set: float32, and `use_cpu` for several processes.
 
     None if it asks for bfloat16 or float16, or trains on a GPU.
     """
