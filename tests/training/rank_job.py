@@ -4,7 +4,8 @@ One process trains every case in turn: starting it takes longer than a training.
 output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes; its
 `resumed` stops after the first step and goes on from the checkpoint; its `poisoned` makes the last process's loss NaN
 in the second step; its `stopped` sends the last process SIGTERM in that step, and goes on from the checkpoint; its
-`brief` lets many tokens end an answer, so that processes are done with theirs at different times.
+`brief` lets many tokens end an answer, so that processes are done with theirs at different times; with its `greedy` the
+policy writes the rollouts, each token the likeliest.
 """
 
 import functools
@@ -118,15 +119,15 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(folder_of_model, padding_side="left")
     results = {}
     for name, options in json.loads(cases).items():
-        kinds = ("untied", "sharded", "resumed", "poisoned", "stopped", "brief")
-        untied, sharded, resumed, poisoned, stopped, brief = (options.pop(kind, False) for kind in kinds)
+        kinds = ("untied", "sharded", "resumed", "poisoned", "stopped", "brief", "greedy")
+        untied, sharded, resumed, poisoned, stopped, brief, greedy = (options.pop(kind, False) for kind in kinds)
         rewards = {}
         reward = getattr(rollout_stubs, options.pop("reward", "token_reward"))
         make = functools.partial(
             build_trainer,
             untied_model(folder_of_model) if untied else folder_of_model,
             f"{folder}/{name}",
-            make_rows([1, 1, 2, 1] if sharded else [1, 0, 2, 1]),
+            make_rows(([1, 1, 2, 1] if sharded else [1, 0, 2, 1]) * (2 if options.get("num_generations") == 1 else 1)),
             ShardedTrainer if sharded else PoisonedTrainer if poisoned else CPPOTrainer,
             processing_class=processor,
             per_device_train_batch_size=int(rows_a_process),
@@ -137,9 +138,9 @@ def main() -> None:
             reward_funcs=recorded(reward, rewards),
             save_strategy="steps" if resumed or poisoned else "no",
             save_steps=1,
-            **{"log_perception_grad_share": not sharded, "max_steps": 2, **options},
+            **{"log_perception_grad_share": not sharded, "max_steps": 2, **({"top_k": 1} if greedy else {}), **options},
         )
-        trainer = inject(make(), same_each_time=True)
+        trainer = make() if greedy else inject(make(), same_each_time=True)
         if brief:
             trainer.generation_config.eos_token_id = trainer.eos_token_ids = list(range(90, 270))
         if poisoned:
@@ -148,9 +149,10 @@ def main() -> None:
             train_until_signal(trainer)
         else:
             trainer.train()
-        check_samples(trainer, rewards)
+        if not greedy:  # which gives rows the same answer, for other rewards
+            check_samples(trainer, rewards)
         if resumed or stopped:
-            trainer = inject(make(), same_each_time=True)
+            trainer = make() if greedy else inject(make(), same_each_time=True)
             trainer.train(resume_from_checkpoint=f"{folder}/{name}/checkpoint-{2 if stopped else 1}")
         logs = step_logs(trainer)
         weights = {weight: value.detach() for weight, value in trainer.model.named_parameters()}

@@ -80,14 +80,14 @@ def drawn_completions(prompt_ids, draw=0, longest=10, numbers=None):
 
 
 def inject(trainer, longest=10, same_each_time=False):
-    """Replace sampling of rollouts by `drawn_completions`; each call draws others unless told not to."""
+    """Replace sampling of rollouts by `drawn_completions`; each call draws others, or each mode of the model does."""
     calls, sample = iter(range(10**6)), trainer._generate_single_turn
 
     def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         ours = isinstance(trainer, CPPOTrainer)
         if ours and (trainer._generating is None or trainer._made is not None):  # a reward asks, or they are made
             return sample(prompt_ids, images, multimodal_fields, num_generations)
-        draw = 0 if same_each_time else next(calls)
+        draw = int(not trainer.model.training) if same_each_time else next(calls)
         numbers = trainer._generating.numbers if ours else None
         return drawn_completions(prompt_ids, draw, longest, numbers), None
 

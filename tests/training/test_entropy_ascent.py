@@ -157,6 +157,18 @@ def test_what_does_not_go_together(tmp_path, given, words):
     assert words in str(caught.value)
 
 
+def test_groups_that_processes_share_are_refused(tmp_path, monkeypatch):
+    """Before a model is loaded. Two processes with half a group each, or with whole ones at every second step."""
+    monkeypatch.setattr(CPPOConfig, "world_size", 2)
+    given = {"use_cpu": True, "bf16": False, "method": "saei", "per_device_train_batch_size": 4, "num_generations": 8}
+    with pytest.raises(UserError, match=r"makes 4 x 1 rollouts at once: .* a multiple of num_generations = 8"):
+        CPPOConfig(str(tmp_path), **given)
+    with pytest.raises(UserError, match=r"makes 4 x 3 rollouts at once"):
+        CPPOConfig(str(tmp_path), steps_per_generation=3, **given, gradient_accumulation_steps=3)
+    assert CPPOConfig(str(tmp_path), steps_per_generation=2, **given).method == "saei"
+    assert CPPOConfig(str(tmp_path), **{**given, "method": "noisyrollout"}).method == "noisyrollout"
+
+
 def test_a_tower_without_gradient_is_refused(make_trainer):
     with pytest.raises(UserError, match="a gradient through the vision tower, but nothing in it is trained"):
         make_trainer(make_rows([1, 1]), method="saei", freeze_vision_tower=True)

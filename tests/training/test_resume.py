@@ -111,6 +111,12 @@ CASES = {
         },
         4,
     ),
+    # The first step of a batch moves pixels, and makes half of the rollouts from them; the second takes what was kept.
+    "rollouts from entropy ascent": (
+        [1, 2],
+        {"num_iterations": 2, "rollout_views": ["entropy_ascent"], "rollout_view_mode": "mix"},
+        4,
+    ),
     # How strong the augmentation is depends on the step at which the batch began.
     "augmented rollouts": (
         [1, 2],

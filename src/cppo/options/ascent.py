@@ -58,3 +58,10 @@ def check_ascent(options: Mapping[str, Any]) -> None:
                 f"{what} changes images between two generations of a batch, which {name} = true does not allow: set "
                 "it false"
             )
+    group = options.get("num_generations") or 1
+    rows = [options.get(name) or 0 for name in ("per_device_train_batch_size", "steps_per_generation")]
+    if rows[0] * rows[1] % group:
+        raise UserError(
+            f"{what} needs whole groups in each process, which makes {rows[0]} x {rows[1]} rollouts at once: let "
+            f"per_device_train_batch_size x steps_per_generation be a multiple of num_generations = {group}"
+        )

@@ -33,7 +33,7 @@ def generation_in_turn(
 
     Args:
         model: a transformers vision-language model without wrappers.
-        groups: the group of each row that `generate` will get.
+        groups: the group of each row that `generate` will get; groups are whole.
         sees_view: whether each row sees its group's view.
         moved: makes the view of a group with images.
         generation_config, rows_at_a_time: as for `shared_generation`, which runs both generations.
@@ -43,7 +43,7 @@ def generation_in_turn(
         What both `shared_generation` yield, in order.
 
     Raises:
-        UserError: a row sees a view of rollouts made in another process, or its images cannot be counted.
+        UserError: it is not clear which images belong to which row.
     """
     original: Any = model.generate
     prefills: list[int] = []
@@ -66,11 +66,6 @@ def generation_in_turn(
         vision = [slice_rows(images, row, row + 1) for row in range(len(groups))]
         first, second = ([row for row, sees in enumerate(sees_view) if sees is seen] for seen in (False, True))
         clean = {group: [place for place, row in enumerate(first) if groups[row] == group] for group in groups}
-        if any(not clean[groups[row]] for row in second):
-            raise UserError(
-                "rollout_views = ['entropy_ascent'] needs all rollouts of a group in one process: make "
-                "per_device_train_batch_size times steps_per_generation a multiple of num_generations"
-            )
         answers = answered(inputs, first, vision)
         length = answers.shape[1] - inputs["input_ids"].shape[1]
         mask = torch.cat([inputs["attention_mask"][first], _generated(answers[:, -length:], inputs)], dim=1)

@@ -226,7 +226,8 @@ class DrawingTrainer(AskingTrainer):
         slots, step, data = len(inputs) * ranks // size, self.state.global_step, self.train_dataset
         key = np.random.SeedSequence((self.args.seed, generation_batches(self), DRAWS))
         order = np.random.Generator(np.random.PCG64(key)).permutation(len(data)).tolist()
-        unit = ranks // math.gcd(size, ranks)  # groups that give each process as many rollouts
+        # Groups that give each process as many rollouts, or as many whole groups.
+        unit = ranks // math.gcd(size, ranks) if self.args.pixel_steps is None else ranks
         source: dict[int, tuple[int, int]] = {}
         rounds: list[Round] = []
         drawn, rows = [-1] * slots, inputs
