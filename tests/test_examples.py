@@ -1,4 +1,4 @@
-"""The quick start: the notebook holds the script's cells with their outputs, and the script runs."""
+"""The quick start: the notebook holds the script's cells with their outputs, and the script runs. So do the figures."""
 
 import importlib.util
 import json
@@ -57,3 +57,21 @@ def test_the_script_runs(tmp_path, monkeypatch, capsys):
     assert "<svg" in (folder / "curves.html").read_text()
     assert "entropy_shift" in (folder / "tokens.html").read_text()
     assert (folder / "model" / "README.md").read_text().startswith("---\n")
+
+
+def test_the_figures_of_the_method_are_what_the_script_draws(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES.parent / "tools")
+    importlib.import_module("draw_pictures").main(["--out", str(tmp_path)])
+    drawn = sorted(tmp_path.iterdir())
+    assert len(drawn) == 5
+    for figure in drawn:
+        now, kept = (texts(one) for one in (figure, EXAMPLES.parent / "docs" / "pictures" / figure.name))
+        assert len(now) == len(kept) > 5, figure.name
+        for one, other in zip(now, kept, strict=True):  # two decimals, or whole per cent
+            assert one == other or float(one) == pytest.approx(float(other), abs=0.011), figure.name
+
+
+def texts(figure):
+    """The words and numbers of a figure, in their order."""
+    found = re.findall(r"<text[^>]*>([^<]*)</text>", figure.read_text(encoding="utf-8"))
+    return [word for text in found for word in text.split()]
