@@ -94,7 +94,7 @@ def test_exactly_the_corrupted_rows_are_found(thousand, capsys):
     # 12 x 5 stands upright as 5 x 12.
     assert "sizes       1 x 1 to 8 x 8 pixels, median 5 x 12" in captured.out
     assert "500 number, 450 text" in captured.out
-    assert "4 images stand in several rows" in captured.out
+    assert "4 images occur in several rows" in captured.out
     assert "Traceback" not in captured.err
     assert main(["data", "check", str(path), "--max_bad_fraction", "0.05"]) == 0
 
@@ -111,7 +111,7 @@ def test_repetitions_and_overlap(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "images      1 rows with 0, 4 rows with 1" in out
     assert "answers     5 option letter" in out
-    assert "1 rows have the question and images of an earlier one; 1 images stand in several rows" in out
+    assert "1 rows have the question and images of an earlier one; 1 images occur in several rows" in out
     assert "overlap     1 of 2 distinct images are also in" in out
     # 4x4 is scaled up to the processor's least size, 16 image tokens.
     assert "too long    5 rows of more than 5 prompt tokens" in out

@@ -75,7 +75,7 @@ def test_own_functions_say_how_many_views_they_take(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--model", "no/such/model"], "model: "),
-        (["--memory", "0.001"], "micro does not fit in 0.001 GiB on each of 2 GPUs, not even one rollout at a time"),
+        (["--memory", "0.001"], "micro does not fit in 0.001 GiB on each of 2 GPUs, even with one rollout at a time"),
         (["--image_tokens", "40"], "--image_tokens 40 leaves no text in a prompt of 40 tokens"),
         (["--method", "gpro"], "method = 'gpro': did you mean"),
         (["--gpus", "0"], "argument --gpus: expected a whole number in [1, inf)"),
@@ -195,7 +195,7 @@ def test_the_commands_of_the_page_fit_gpus_of_80_gb(command, published):
 def test_rollouts_by_vllm_are_not_counted(capsys):
     assert main(["plan", *SIZES, "--config", "vllm-colocate"]) == 0
     shown = capsys.readouterr().out
-    assert "rollouts by vLLM, whose memory is not counted" in shown
+    assert "rollouts by vLLM; its memory is not counted" in shown
     assert figures(shown, "keys and values") == ["0.0"] * 4
     assert "generation slice" not in shown
 

@@ -130,12 +130,12 @@ def test_one_run_is_its_report_and_several_are_side_by_side(tmp_path, capsys):
     ("words", "message"),
     [
         (["gone", "--out", "x.html"], "gone is not a run directory"),
-        (["study", "--out", "x.html"], "study: `cppo compare --config STUDY --report_only` writes its report; of one"),
+        (["study", "--out", "x.html"], "study: `cppo compare --config STUDY --report_only` writes its report; for one"),
         (["study", "--out", "x.html"], "such as study/cells/digits/grpo/seed-0"),
         (["run", "--out", "x.pdf"], "write a .html file"),
         (["run", "--out", "no/x.html"], "--out: cannot write no/x.html"),
         (["--out", "x.html"], "RUN"),
-        (["run"] * 7 + ["--out", "x.html"], "7 runs: at most 6"),
+        (["run"] * 7 + ["--out", "x.html"], "7 runs: one page shows at most 6"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, refused):

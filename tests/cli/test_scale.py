@@ -212,7 +212,7 @@ def test_only_training_is_for_several_processes(capsys, monkeypatch):
 )
 def test_a_process_that_loses_another_says_so_in_one_line(monkeypatch, refused, error):
     monkeypatch.setattr("cppo.cli.train.run", Mock(side_effect=error))
-    assert refused("train").startswith("another process of this run has ended, and with it this one")
+    assert refused("train").startswith("another process of this run has ended, so this one ends too")
 
 
 def test_other_errors_of_torch_keep_their_traceback(monkeypatch):

@@ -93,7 +93,7 @@ def test_an_archive_is_of_a_finished_study(finished, study_writer, tmp_path, ref
     assert "there is no folder" in refused("compare", "--config", finished / "mine.yaml", "--archive", none)
     more, file = study_writer(finished, "more", seeds=3), tmp_path / "mine.jsonl.xz"
     assert main(["compare", "--config", more, "--report_only", "--archive", str(file)]) == 2
-    assert f"{file} is not written: 2 cells have not finished" in capsys.readouterr().err
+    assert f"{file} is not written: 2 cells are unfinished" in capsys.readouterr().err
     assert not file.exists()
 
 

@@ -298,7 +298,7 @@ def test_a_second_command_is_refused(write_study, stub_cells, capsys):
     study = load_study(write_study())
     with only_one(study.output_dir):
         assert main(["compare", "--config", write_study()]) == 2
-    assert "another `cppo compare` is at work" in capsys.readouterr().err
+    assert "another `cppo compare` is running" in capsys.readouterr().err
 
 
 def test_stopping_ends_the_processes(write_study, stub_cells):

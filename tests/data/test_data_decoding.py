@@ -41,7 +41,7 @@ def test_data_check_decodes_each_file_once(tmp_path, decoded, capsys):
     path = write_rows(tmp_path, files=4, rows=600)
     assert main(["data", "check", path]) == 0
     assert len(decoded) == 4
-    assert "4 images stand in several rows" in capsys.readouterr().out
+    assert "4 images occur in several rows" in capsys.readouterr().out
     decoded.clear()
     assert main(["data", "check", path, "--against", path]) == 0
     assert len(decoded) == 8

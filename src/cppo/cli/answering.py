@@ -1,4 +1,4 @@
-"""The model of `cppo eval` and its answers: loaded once when it is needed, in all processes of a launcher together."""
+"""The model of `cppo eval` and its answers, loaded once when needed, in all processes of a launcher."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 ASKED = ("samples", "temperature", "top_p", "max_new_tokens", "seed", "system_prompt", "tolerance")
 """The settings that `evaluate` takes."""
 BATCH_SIZES = {"transformers": 64, "vllm": 1024}
-"""Responses at once by default. vLLM itself chooses how many of its batch run together."""
+"""Default number of responses at once. vLLM itself chooses how many of its batch run together."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """The options --batch_size, --use_vllm and those of vLLM, by TRL's names."""
+    """Add --batch_size, --use_vllm and vLLM's options, under TRL's names."""
     small, large = BATCH_SIZES.values()
     parser.add_argument(
         "--batch_size", type=COUNT, metavar="N", help=f"responses at once (default: {small}; with --use_vllm {large})"
     )
-    parser.add_argument("--use_vllm", action="store_true", help="generate through vLLM, which is installed apart")
+    parser.add_argument("--use_vllm", action="store_true", help="generate through vLLM, which is installed separately")
     parser.add_argument(
         "--vllm_tensor_parallel_size", type=COUNT, metavar="N", help="GPUs that share the weights (default: 1)"
     )
@@ -40,18 +40,18 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--vllm_gpu_memory_utilization",
         type=number_in("(0, 1]"),
         metavar="X",
-        help="the fraction of a GPU's memory that vLLM takes (default: 0.9)",
+        help="fraction of a GPU's memory for vLLM (default: 0.9)",
     )
     parser.add_argument(
         "--vllm_max_model_length",
         type=COUNT,
         metavar="N",
-        help="tokens of prompt and response together (default: as many as the model can)",
+        help="tokens of prompt and response together (default: the model's limit)",
     )
 
 
 def check_engine(arguments: Any) -> None:
-    """Whether the options of `add_engine_options` go with the others, and vLLM is there. Raises UserError."""
+    """Check that the options of `add_engine_options` go with the others, and that vLLM is there. Raises UserError."""
     if not arguments.use_vllm:
         for name, value in vars(arguments).items():
             if name.startswith("vllm_") and value is not None:
@@ -59,7 +59,7 @@ def check_engine(arguments: Any) -> None:
         return
     check_packages({"use_vllm": True})
     if arguments.device is not None:
-        raise UserError("--device: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES shows; leave it out with --use_vllm")
+        raise UserError("--device: vLLM uses the GPUs in CUDA_VISIBLE_DEVICES; leave it out with --use_vllm")
     if adapter_base(arguments.model) is not None:
         raise UserError(
             f"--use_vllm: {arguments.model} is an adapter: `cppo export --model {arguments.model} --out DIR` makes a "
@@ -68,7 +68,7 @@ def check_engine(arguments: Any) -> None:
 
 
 def source_identity(arguments: Any) -> dict[str, Any]:
-    """Which model and which data: with the settings, what must be the same for results to go into one file."""
+    """Which model and which data: with the settings, what must be equal for results in one file."""
     specs = [(text, parse_spec(text)) for text in arguments.data]
     return {
         **model_identities(arguments.model),
@@ -77,7 +77,7 @@ def source_identity(arguments: Any) -> dict[str, Any]:
 
 
 def model_identities(model: str) -> dict[str, str]:
-    """Of a model, and of the one that an adapter is for."""
+    """Identities of a model, and of an adapter's base model."""
     base = adapter_base(model)
     return {"model": _model_identity(model), **({} if base is None else {"adapter's model": _model_identity(base)})}
 
@@ -88,20 +88,20 @@ def _model_identity(name: str) -> str:
 
 
 class Answering:
-    """The model of a command, and the processes that let it answer together.
+    """The model of a command, and the processes that answer together.
 
     Attributes:
-        processes: those of the launcher, else this one alone.
-        identity: of what generates, for the head of a response file: dtype, and the engine where it is vLLM.
+        processes: those of the launcher, else this one.
+        identity: what generates, for the head of a response file: dtype, and the engine if it is vLLM.
         batch_size: responses at once.
     """
 
     def __init__(self, arguments: Any) -> None:
-        """Join the other processes. Raises UserError where they have no device each."""
+        """Join the other processes. Raises UserError if there is not a device for each."""
         from cppo.evaluation import join_processes, placement
 
         device, self._dtype = placement(arguments.device, arguments.dtype)
-        # Under vLLM the GPUs belong to engines in processes of their own.
+        # Under vLLM the GPUs belong to engines in their own processes.
         device = "cpu" if arguments.use_vllm else device
         self.processes, self._device = join_processes(device, launched_processes())
         self.identity = {"dtype": self._dtype, **({"engine": "vllm"} if arguments.use_vllm else {})}
@@ -110,7 +110,7 @@ class Answering:
 
     @cached_property
     def model(self) -> tuple[Any, Any]:
-        """The two first arguments of `evaluate` and `rate_records`."""
+        """The first two arguments of `evaluate` and `rate_records`."""
         from cppo.evaluation import load_model
 
         given = self._arguments
@@ -135,15 +135,15 @@ class Answering:
         identity: Mapping[str, Any],
         right: Callable[[str, Sequence[str]], Sequence[float]] | None = None,
     ) -> "dict[str, EvalResult]":
-        """Answer the records under each condition, by its name; what the response file holds is not answered again.
+        """Answer the records under each condition, by its name; answers in the response file are reused.
 
-        Every process gets the results; the first alone reads and writes the file and shows the progress.
+        Every process gets the results; only the first reads and writes the file and shows the progress.
 
         Args:
-            settings: ASKED of them go to `evaluate`.
+            settings: those in ASKED go to `evaluate`.
             responses: the response file, or None.
-            identity: what must be the same for responses to go into that file.
-            right: as `evaluate` takes it.
+            identity: what must be equal for responses in that file.
+            right: as in `evaluate`.
         """
         from cppo.evaluation.response_file import ResponseFile
 

@@ -1,4 +1,4 @@
-"""`cppo compare`: methods x seeds x tasks from one start, in processes that are never run twice."""
+"""`cppo compare`: methods x seeds x tasks from one start, in processes that never run twice."""
 
 import fcntl
 import os
@@ -36,7 +36,7 @@ from cppo.runs.sources import held_out, load_sources
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run what has not been run yet, then write the results. Raises UserError for a user's mistake."""
+    """Run the cells that have not run yet, then write the results. Raises UserError for a user's mistake."""
     arguments = _parser().parse_all(argv)
     options = study_schema()
     given = {name: words for name, words in vars(arguments).items() if name in options.fields}
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     failed: list[str] = []
     if arguments.report_only or complete:
         jobs, timing = reported, taken_over(timing, archives, as_they_are=True)
-        check_finished([*jobs, *timing])  # the report would name other ones
+        check_finished([*jobs, *timing])  # the report would name others
         tell_definitions([*jobs, *timing])
     else:
         failed = run_cells(study, jobs, timing, sources, rerun=arguments.rerun)
@@ -72,11 +72,11 @@ def run(argv: Sequence[str]) -> None:
         tell(f"{len(failed)} failed; the same command tries them again: {', '.join(failed)}")
         sys.exit(1)
     if arguments.archive and results["unfinished"]:
-        raise UserError(f"{arguments.archive} is not written: {len(results['unfinished'])} cells have not finished")
+        raise UserError(f"{arguments.archive} is not written: {len(results['unfinished'])} cells are unfinished")
 
 
 def run_cells(study: Study, jobs: list[Job], timing: list[Job], sources: Sequence[Source], *, rerun: bool) -> list[str]:
-    """Take over what `sources` have, run what is left. Returns the names of those that failed."""
+    """Take finished cells from `sources`, run the rest. Returns the names of failed cells."""
     check_cells(study, read=True)
     with only_one(study.output_dir), stopped_by_sigterm():
         if adopted := adopt(jobs, sources):
@@ -89,14 +89,14 @@ def run_cells(study: Study, jobs: list[Job], timing: list[Job], sources: Sequenc
 
 
 def tell_definitions(jobs: Sequence[Job]) -> None:
-    """Tell which definitions of the finished jobs are not the code's any more."""
+    """Print which definitions of the finished jobs differ from the code's."""
     redefined = {part: numbers for job in jobs for part, numbers in job.redefined().items()}
     if redefined:
         tell(f"cells were run with other definitions than the code has now: {tell_redefined(redefined)}")
 
 
 def free_gpus(study: Study) -> list[str]:
-    """The GPUs that cells may use, as CUDA_VISIBLE_DEVICES names them; none where all train on the CPU."""
+    """The GPUs for cells, as CUDA_VISIBLE_DEVICES names them; none if all train on the CPU."""
     if all(cell.recipe.config.get("use_cpu") for cell in study.cells):
         return []
     import torch
@@ -107,14 +107,14 @@ def free_gpus(study: Study) -> list[str]:
 
 
 def free_workers(study: Study, gpus: Sequence[str]) -> int:
-    """How many cells run at once: as the study says, or one per GPU, or without one as many as there are cores."""
+    """Number of cells at once: the study's, else one per GPU, else one per core."""
     return study.options.workers or len(gpus) or max(1, len(os.sched_getaffinity(0)) // study.options.threads)
 
 
 def check_cells(study: Study, read: bool) -> None:
-    """Every method on every task, and every seed's data, before the first of them starts; with `read` the rows too.
+    """Check every method on every task, and every seed's data, before the first starts; with `read` the rows too.
 
-    Raises UserError for something that a cell could not use.
+    Raises UserError for anything that a cell could not use.
     """
     checked: set[tuple[str, ...]] = set()
     for cell in study.cells:
@@ -141,7 +141,7 @@ def check_cells(study: Study, read: bool) -> None:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second `cppo compare` at the same time. Raises UserError if there is one."""
+    """Lock the folder against a second `cppo compare`. Raises UserError if there is one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -151,13 +151,13 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"another `cppo compare` is at work in {folder}") from error
+            raise UserError(f"another `cppo compare` is running in {folder}") from error
         yield
 
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, its processes with it."""
+    """SIGTERM ends the command and its processes, as Ctrl-C does."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -170,7 +170,7 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 def _run_all(study: Study, waiting: list[Job], workers: int, gpus: Sequence[str]) -> list[str]:
-    """Run what is waiting and tell of each. Returns the names of those that failed."""
+    """Run the waiting cells and print each result. Returns the names of failed cells."""
     failed: list[str] = []
     seconds: dict[str, list[float]] = {}
     unfinished = list(waiting)
@@ -208,19 +208,20 @@ def _duration(seconds: float) -> str:
 def _parser() -> Parser:
     parser = Parser(
         prog="cppo compare",
-        description="Trains methods x seeds x tasks from one start checkpoint, each in a process of its own, evaluates "
-        "them while they train, and compares them with 95 % intervals. What has finished is never run again.",
+        description="Trains methods x seeds x tasks from one start checkpoint, each in its own process, evaluates them "
+        "during training, and compares them with 95 % intervals. Finished cells are never run again.",
     )
     parser.add_argument(
         "--config",
         required=True,
         metavar="NAME|FILE",
-        help=f"a packaged study ({', '.join(study_names())}) or a YAML file; every option of the study may stand in it",
+        help=f"a packaged study ({', '.join(study_names())}) or a YAML file; the file may set every option of the "
+        "study",
     )
     parser.add_argument(
-        "--rerun", action="store_true", help="run finished cells again whose options or definitions have changed"
+        "--rerun", action="store_true", help="run finished cells again if their options or definitions have changed"
     )
-    parser.add_argument("--report_only", action="store_true", help="run nothing, write the results anew")
+    parser.add_argument("--report_only", action="store_true", help="run nothing, write the results again")
     parser.add_argument(
         "--archive",
         type=Path,

@@ -1,4 +1,4 @@
-"""What the commands show on a terminal."""
+"""Terminal output that the commands share."""
 
 import os
 import warnings
@@ -12,7 +12,7 @@ from cppo.recipes import AUTO, Recipe, RunDirectory
 
 
 def quiet_libraries() -> None:
-    """Silence the libraries' notices and loading bars, which would bury our own lines. Imports transformers."""
+    """Silence the libraries' notices and loading bars, which would hide our own lines. Imports transformers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning at every fork of a data worker
     warnings.filterwarnings("ignore")
     from transformers.utils import logging
@@ -28,21 +28,21 @@ def unless_quiet(recipe: Recipe, work: str) -> Progress:
 
 @contextmanager
 def hint_where_to_go_on(output_dir: str) -> Iterator[None]:
-    """Where a run is stopped inside, by Ctrl-C or a signal, say from which checkpoint it can go on."""
+    """If Ctrl-C or a signal stops a run inside the context, print the checkpoint from which it can resume."""
     try:
         yield
     except KeyboardInterrupt:
         checkpoints = RunDirectory(output_dir).checkpoints()
         if checkpoints:
-            hint = f"the same command with --resume_from_checkpoint {AUTO} goes on from there"
+            hint = f"the same command with --resume_from_checkpoint {AUTO} resumes from there"
             tell(f"{checkpoints[-1]} is complete; {hint}")
         else:
-            tell(f"there is no checkpoint in {output_dir} yet, so nothing to go on from; see --save_steps")
+            tell(f"there is no checkpoint in {output_dir} yet, so there is nothing to resume from; see --save_steps")
         raise
 
 
 def option_text(value: Any) -> str:
-    """The value of an option as it is written on the command line."""
+    """The value of an option in the form of the command line."""
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""`cppo data`: `check` says what data holds and names every row that a run could not use; `rate` is in `data_rate`."""
+"""`cppo data`: `check` summarizes data and names every unusable row; `rate` is in `data_rate`."""
 
 import sys
 from argparse import Namespace
@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _check(arguments: Namespace) -> None:
-    """Print the table and the bad rows; exit status 1 if there are too many of them. Raises UserError."""
+    """Print the table and the bad rows; exit status 1 if there are too many. Raises UserError."""
     check_data(arguments.specs)
     check_columns(arguments.columns)
     if arguments.against:
@@ -47,7 +47,7 @@ def _check(arguments: Namespace) -> None:
     other = None
     if arguments.against:
         other = summarize(load_records(arguments.against, split="test", **reading))
-    # What is repeated shows in the files' own pixels; what is long, in those that the model is shown.
+    # Repeated images are found in the files' own pixels; long rows are counted with the pixels that the model sees.
     source.pixels, source.prompt_suffix = pixels, arguments.prompt_suffix
     readable, tokens, marked = _read_by_model(source, arguments) if arguments.model else (source, [], [])
     _print_bad(source.skipped)
@@ -97,19 +97,19 @@ def _lines(summary: DataSummary, pixels: PixelBounds) -> list[str]:
         *lines,
         f"answers     {kinds}",
         f"repeated    {summary.repeated_rows:,} rows have the question and images of an earlier one; "
-        f"{summary.shared_images:,} images stand in several rows",
+        f"{summary.shared_images:,} images occur in several rows",
     ]
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
-    """The smallest, largest and middle one of (width, height) pairs, by their pixels."""
+    """The smallest, largest and middle of (width, height) pairs, by their pixels."""
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     small, middle, large = ("{} x {}".format(*ordered[place]) for place in (0, len(ordered) // 2, -1))
     return f"{small} to {large} pixels, median {middle}"
 
 
 def _places(source: RecordSource, indices: Sequence[int]) -> str:
-    """The first of some rows, after a colon; empty where there are none."""
+    """The first of some rows, after a colon; empty if there are none."""
     shown = ", ".join(source.place(index) for index in indices[:SHOWN_PLACES])
     return f": {shown}{', ...' if len(indices) > SHOWN_PLACES else ''}" if indices else ""
 
@@ -135,24 +135,28 @@ def _spread(values: list[int]) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="cppo data", description="Look at data before a run.")
+    parser = Parser(prog="cppo data", description="Checks or rates data before a run.")
     commands = parser.add_subparsers(metavar="check | rate", required=True, parser_class=Parser)
     rate = commands.add_parser("rate", help="rate each row by a model's sampled answers, once, for `cppo train`")
     add_rate_options(rate)
     rate.set_defaults(command=rate_data)
-    check = commands.add_parser("check", help="what is there, and every row that a run could not use")
+    check = commands.add_parser("check", help="summarize the data, and name every unusable row")
     check.set_defaults(command=_check)
     check.add_argument("specs", nargs="+", metavar="SPEC", help="tasks:NAME, a file, a folder or hub:ORG/NAME[:SPLIT]")
     check.add_argument(
         "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
     )
-    check.add_argument("--split", default="train", choices=("train", "test"), help="where a SPEC names none")
+    check.add_argument("--split", default="train", choices=("train", "test"), help="for SPECs that name none")
     check.add_argument(
-        "--max_bad_fraction", type=number_in("[0, 1]"), default=0.01, metavar="X", help="more bad rows: exit status 1"
+        "--max_bad_fraction",
+        type=number_in("[0, 1]"),
+        default=0.01,
+        metavar="X",
+        help="allowed fraction of bad rows; more: exit status 1",
     )
-    check.add_argument("--against", metavar="SPEC", help="held-out data: count the images that both have")
+    check.add_argument("--against", metavar="SPEC", help="held-out data: count the images in both")
     check.add_argument("--model", metavar="DIR|NAME", help="count prompt tokens with this model's processor")
-    check.add_argument("--system_prompt", metavar="TEXT", help="count it too, before every prompt that brings none")
+    check.add_argument("--system_prompt", metavar="TEXT", help="count it too, for every prompt without one")
     check.add_argument("--prompt_suffix", metavar="TEXT", help="count it too, at the end of every prompt")
     add_pixel_bounds(check)
     check.add_argument(

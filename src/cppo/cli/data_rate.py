@@ -1,4 +1,4 @@
-"""`cppo data rate`: a model answers each row several times; one line a row says how often right, how often alike."""
+"""`cppo data rate`: a model answers each row several times; each row's accuracy and agreement become one line."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ SHOWN: tuple[tuple[str, str, Callable[[Rating], float]], ...] = (
 
 
 def rate_data(arguments: argparse.Namespace) -> None:
-    """Rate the rows that the file does not hold yet, and print how the ratings spread. Raises UserError."""
+    """Rate the rows that the file lacks, and print how the ratings spread. Raises UserError."""
     check_output_file(OPTION, arguments.out)
     check_model(arguments.model)
     check_engine(arguments)
@@ -49,7 +49,7 @@ def rate_data(arguments: argparse.Namespace) -> None:
 def _rate(
     source: RecordSource, answering: Answering, settings: dict[str, Any], identity: dict[str, Any], path: str
 ) -> list[Rating]:
-    """The ratings of all records. The first process alone reads and writes the file, and shows the progress."""
+    """The ratings of all records. Only the first process reads and writes the file, and shows the progress."""
     from cppo.evaluation import check_marks, rate_records
 
     processes: Processes = answering.processes
@@ -81,7 +81,7 @@ def _rate(
 
 
 def _known(file: LineFile, source: RecordSource, path: str) -> list[Rating]:
-    """The ratings of the first records that the file holds. Raises UserError where one is of another record."""
+    """The ratings of the first records, from the file. Raises UserError if one belongs to another record."""
     ratings = [rating_of(line) for line in file.lines[: len(source)]]
     for index, rating in enumerate(ratings):
         if rating.row != source.content_digest(index):
@@ -93,7 +93,7 @@ def _known(file: LineFile, source: RecordSource, path: str) -> list[Rating]:
 
 
 def _lines(ratings: Sequence[Rating]) -> list[str]:
-    """How each measure spreads over the rows: smallest, quartiles, largest."""
+    """The spread of each measure over the rows: smallest, quartiles, largest."""
     lines = []
     for name, unit, measure in SHOWN:
         values = sorted(map(measure, ratings))
@@ -109,7 +109,7 @@ def add_rate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
     add_data_options(parser, note="rows of the split `train`: ")
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help="the ratings, as JSON lines; a stopped rating goes on from them"
+        "--out", required=True, metavar="FILE", help="the ratings, as JSON lines; a stopped rating resumes from them"
     )
     parser.add_argument(
         "--samples", type=number_in("[2, inf)", whole=True), default=8, metavar="N", help="answers a row (default: 8)"
@@ -125,9 +125,8 @@ def add_rate_options(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=number_in("[0, 1)"),
         metavar="X",
-        help="how far a number may lie from one that counts as the same, as a fraction of it (default: as trained, "
-        "else 0)",
+        help="allowed difference of two equal numbers, as a fraction of one (default: as trained, else 0)",
     )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the samples (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of the samples (default: 0)")
     add_answer_options(parser)
     add_engine_options(parser)

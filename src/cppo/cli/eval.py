@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _suite(arguments: Any) -> "Suite | None":
-    """The suite that is asked for, None without one; its defaults are put into `arguments`. Raises UserError."""
+    """The requested suite, None without one; its defaults are set in `arguments`. Raises UserError."""
     if arguments.suite is not None:
         from cppo.cli.eval_suite import asked_suite
 
@@ -100,7 +100,7 @@ def _suite(arguments: Any) -> "Suite | None":
 
 
 def _check_files(arguments: Any) -> None:
-    """The files and folders that are named. Raises UserError."""
+    """Check the named files and folders. Raises UserError."""
     if arguments.model is None:
         raise UserError("give --model: `micro`, a folder or a Hugging Face name")
     check_model(arguments.model)
@@ -119,7 +119,7 @@ def _report(
     settings: Mapping[str, Any],
     ks: Sequence[int],
 ) -> dict[str, Any]:
-    """The figures as JSON values, but for the perception card's."""
+    """The results as JSON values, without the perception card."""
     clean = results["clean"]
     report = {"model": arguments.model, "data": arguments.data, **clean.to_dict(ks)}
     if arguments.blank:
@@ -133,7 +133,7 @@ def _report(
 
 
 def _without_form(arguments: Any, source: RecordSource, result: "EvalResult", settings: Mapping[str, Any]) -> list[str]:
-    """Why no response has the form that the standard rewards look for; nothing where some have it."""
+    """The reason why no response has the form that the standard rewards look for; empty if some have it."""
     if result.format_rate:
         return []
     from cppo.evaluation import load_processor
@@ -145,9 +145,9 @@ def _without_form(arguments: Any, source: RecordSource, result: "EvalResult", se
 
 
 def _check_sampling(arguments: Any) -> list[int]:
-    """The k of pass@k: those asked for, else powers of two up to the number of samples.
+    """The k of pass@k: the requested ones, else powers of two up to the number of samples.
 
-    Raises UserError for options of sampling that do not go together.
+    Raises UserError for sampling options that do not go together.
     """
     samples, temperature = arguments.samples, arguments.temperature
     if samples > 1 and temperature == 0:
@@ -197,7 +197,7 @@ def _parser() -> Parser:
         "--suite",
         nargs="+",
         metavar="NAME",
-        help="public benchmarks in place of --data: `paper`, `quick`, or some of --list_benchmarks",
+        help="public benchmarks instead of --data: `paper`, `quick`, or some of --list_benchmarks",
     )
     parser.add_argument("--list_benchmarks", action="store_true", help="show the benchmarks that --suite knows")
     parser.add_argument(
@@ -215,13 +215,17 @@ def _parser() -> Parser:
         metavar="X",
         help="0 is greedy (default: 1 for several samples, else 0)",
     )
-    parser.add_argument("--top_p", type=number_in("(0, 1]"), metavar="X", help="of the sampling (default: 1)")
+    parser.add_argument(
+        "--top_p", type=number_in("(0, 1]"), metavar="X", help="for sampling: the nucleus's probability (default: 1)"
+    )
     parser.add_argument(
         "--pass_k", type=COUNT, nargs="+", metavar="K", help="k of pass@k (default: powers of two up to N)"
     )
     parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N items; of a suite N of each")
     parser.add_argument(
-        "--blank", action="store_true", help="also the accuracy with a grey image: what needs no looking"
+        "--blank",
+        action="store_true",
+        help="also the accuracy with a grey image: what the model answers without seeing",
     )
     parser.add_argument(
         "--card",
@@ -236,16 +240,18 @@ def _parser() -> Parser:
     parser.add_argument(
         "--responses",
         metavar="FILE",
-        help="store every response in a .jsonl file, of a suite in a folder of them; go on from it where it stopped",
+        help="store every response in a .jsonl file (for a suite: in a folder of them); resume from it",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures as one JSON object")
+    parser.add_argument("--json", metavar="FILE", help="write the results as one JSON object")
     parser.add_argument(
         "--tolerance",
         type=number_in("[0, 1)"),
         metavar="X",
-        help="how far a number may lie from the expected one, as a fraction of it (default: as trained, else 0)",
+        help="allowed error of a number, as a fraction of the expected number (default: as trained, else 0)",
     )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of samples and perturbations (default: 0)")
+    parser.add_argument(
+        "--seed", type=SEED, default=0, metavar="N", help="random seed of samples and perturbations (default: 0)"
+    )
     add_answer_options(parser)
     add_engine_options(parser)
     return parser

@@ -1,4 +1,4 @@
-"""The figures of `cppo eval` as JSON values, and as the lines on the terminal."""
+"""The results of `cppo eval` as JSON values, and as the lines on the terminal."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ MAX_CATEGORY_CHARS = 200
 
 
 def category_text(value: Any) -> str:
-    """A cell as the name of a category: text as it is, "(none)" for null and absent, all else as JSON, cut short."""
+    """A cell as a category's name: text unchanged, "(none)" for null and absent, other values as short JSON."""
     if value is None:
         return NO_CATEGORY
     return value if isinstance(value, str) else json.dumps(value, default=repr)[:MAX_CATEGORY_CHARS]
 
 
 def category_rows(result: "EvalResult", categories: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracy of each category, those of numbers in their order; `categories` holds one name an item."""
+    """Accuracy of each category, with numbers in numeric order; `categories` holds one name an item."""
     from cppo.evaluation import Rate
 
     scores: dict[str, list[float]] = {}
@@ -37,7 +37,7 @@ def category_rows(result: "EvalResult", categories: Sequence[str]) -> list[dict[
 
 
 def report_lines(report: Mapping[str, Any], card: "Sequence[CardRow]") -> list[str]:
-    """What the terminal shows: headline figures, then the card, then a table for each column."""
+    """The lines on the terminal: headline numbers, then the card, then a table for each column."""
     samples, temperature = report["samples"], report["temperature"]
     how = "greedy" if not temperature else f"temperature {temperature:g}, top_p {report['top_p']:g}"
     how = how if samples == 1 else f"{samples} samples each, {how}"
@@ -89,6 +89,6 @@ def _order(name: str) -> tuple[bool, float, str]:
 
 
 def _printable(text: str) -> str:
-    """Data is hostile to terminals too: no control characters, and not without end."""
+    """Text for a terminal: without control characters, and of limited length, since data may be hostile."""
     shown = "".join(character if character.isprintable() else "\ufffd" for character in text)
     return shown if len(shown) <= SHOWN_CHARS else shown[: SHOWN_CHARS - 1] + "\u2026"

@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from cppo.evaluation import EvalResult
 
 NOT_HERE: dict[str, Any] = {"data": None, "columns": None, "card": None, "blank": False, "by": []}
-"""Options of `cppo eval` that a suite decides or has no use for, with their defaults."""
+"""Options of `cppo eval` that a suite sets or does not use, with their defaults."""
 
 
 def asked_suite(arguments: Any) -> Suite:
-    """The suite of a command's options, into which its samples, temperature and length are put where none are given.
+    """The suite of a command's options; its samples, temperature and length fill options that are not given.
 
     Makes the folder of its responses. Raises UserError for an unknown name, and for options that do not go with it.
     """
     suite = choose_suite(arguments.suite)
     for name, default in NOT_HERE.items():
         if getattr(arguments, name) != default:
-            raise UserError(f"--{name} does not go with --suite, which brings its own questions")
+            raise UserError(f"--{name} does not go with --suite, which has its own questions")
     if arguments.responses is not None:
         try:
             Path(arguments.responses).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"--responses: of a suite it is a folder; cannot make {arguments.responses}: {error.strerror}"
+                f"--responses: for a suite it is a folder; cannot make {arguments.responses}: {error.strerror}"
             ) from error
     arguments.samples = arguments.samples or suite.samples
     arguments.temperature = 1.0 if arguments.temperature is None else arguments.temperature
@@ -56,14 +56,14 @@ def asked_suite(arguments: Any) -> Suite:
 def run_suite(
     suite: Suite, arguments: Any, settings: Mapping[str, Any], ks: Sequence[int], identity: Mapping[str, Any]
 ) -> None:
-    """Answer every benchmark of a suite, print the table and write the figures.
+    """Answer every benchmark of a suite, print the table and write the results.
 
     All benchmarks are read before the model is loaded.
 
     Args:
-        settings: how the model is asked, as `evaluate` takes it.
+        settings: arguments of `evaluate` for the model.
         ks: the k of pass@k.
-        identity: what must be the same, beside benchmark and data, for responses to go into one file.
+        identity: what must be equal, beside benchmark and data, for responses in one file.
     """
     from cppo.evaluation import CLEAN
 
@@ -88,7 +88,7 @@ def run_suite(
 
 
 def benchmark_lines() -> list[str]:
-    """What `--list_benchmarks` shows: a line for each benchmark, and below it where its facts were read."""
+    """The output of `--list_benchmarks`: a line for each benchmark, with the sources of its facts below."""
     lines = [f"{'name':<17}{'items':>6}  {'answers':<40}{'licence':<33}from"]
     for one in BENCHMARKS.values():
         splits = one.splits[0] if len(one.splits) == 1 else f"{one.splits[0]} .. {one.splits[-1]}"
@@ -107,7 +107,7 @@ def benchmark_lines() -> list[str]:
 
 
 def suite_lines(report: Mapping[str, Any]) -> list[str]:
-    """The table on the terminal: headline figures, their mean over the paper's benchmarks, and the others."""
+    """The table on the terminal: headline numbers, their mean over the paper's benchmarks, and the others."""
     benchmarks = report["benchmarks"].values()
     width = 2 + max(len(one["title"]) for one in benchmarks)
     how = f"temperature {report['temperature']:g}, top_p {report['top_p']:g}" if report["temperature"] else "greedy"
@@ -146,7 +146,7 @@ def _read(benchmark: Benchmark, limit: int | None, arguments: Any, settings: Map
 def _report(
     answered: "Sequence[tuple[Asked, EvalResult]]", arguments: Any, settings: Mapping[str, Any], ks: Sequence[int]
 ) -> dict[str, Any]:
-    """The figures as JSON values."""
+    """The results as JSON values."""
     benchmarks: dict[str, dict[str, Any]] = {}
     paper: dict[str, Figures] = {}
     for asked, found in answered:

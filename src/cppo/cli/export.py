@@ -1,4 +1,4 @@
-"""`cppo export`: a run or a checkpoint as a plain model folder, adapters merged into the model."""
+"""`cppo export`: write a run or a checkpoint as a plain model folder, with adapters merged into the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _check_free(folder: Path) -> None:
-    """Whether a folder is not there yet, or empty, and can be written to. Raises UserError."""
+    """Check that a folder does not exist or is empty, and can be written to. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -48,7 +48,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="a run directory, one of its checkpoint-N folders, or a model"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write, not there yet or empty")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; it must be missing or empty")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),

@@ -1,4 +1,4 @@
-"""Command line options made from a configuration's fields, `--any_config_field VALUE`, without importing torch."""
+"""Command line options from a configuration's fields, `--any_config_field VALUE`, without importing torch."""
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +13,11 @@ from cppo.recipes import Recipe, load_recipe
 from cppo.values import value_from_words
 
 MOST_CHOICES_SHOWN = 10
-"""Beyond so many choices the help shows NAME."""
+"""With more choices than this the help shows NAME."""
 
 
 def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str, description: str) -> Recipe:
-    """The recipe that the arguments of `cppo train` or `cppo sft` describe.
+    """The recipe from the arguments of `cppo train` or `cppo sft`.
 
     Args:
         default_recipe: the recipe without `--config`.
@@ -32,13 +32,13 @@ def parse_recipe(command: str, argv: Sequence[str], *, default_recipe: str, desc
 def recipe_parser(
     command: str, argv: Sequence[str], *, default_recipe: str, description: str, program: str | None = None
 ) -> Parser:
-    """The parser of a recipe's options, to which a `program` other than `cppo COMMAND` may add its own."""
+    """The parser of a recipe's options; a `program` other than `cppo COMMAND` may add its own options."""
     show_all = "--help-all" in argv
     return _parser(schema(command), default_recipe, description, show_inherited=show_all, program=program)
 
 
 def parsed_recipe(command: str, parser: Parser, argv: Sequence[str]) -> tuple[Recipe, argparse.Namespace]:
-    """The recipe that the arguments describe, and all arguments. Raises UserError as `parse_recipe` does."""
+    """The recipe from the arguments, and all arguments. Raises UserError as `parse_recipe` does."""
     if "--help-all" in argv:
         parser.print_help()
         parser.exit()
@@ -48,7 +48,7 @@ def parsed_recipe(command: str, parser: Parser, argv: Sequence[str]) -> tuple[Re
 
 
 def given_values(options: Schema, given: Mapping[str, list[str] | None]) -> dict[str, Any]:
-    """The values of the options that were given as words. Raises UserError for a value that does not fit."""
+    """The values of options that were given as words. Raises UserError for a wrong value."""
     return {
         name: value_from_words(options.fields[name], words, where=f"--{name}")
         for name, words in given.items()
@@ -71,7 +71,7 @@ def _parser(
         "--config",
         default=default_recipe,
         metavar="NAME|FILE",
-        help="a packaged recipe (see `cppo recipes list`) or a YAML file; every option below may stand in it "
+        help="a packaged recipe (see `cppo recipes list`) or a YAML file, which may set every option below "
         f"(default: {default_recipe})",
     )
     output_dir = replace(
@@ -100,7 +100,7 @@ def _parser(
 
 
 def add_group(parser: Parser, title: str, fields: Iterable[OptionField]) -> None:
-    """An option for each field, under a title in the help."""
+    """Add an option for each field, under a title in the help."""
     group = parser.add_argument_group(title)
     for field in fields:
         _add_option(group, field, _help_text(field))
@@ -124,7 +124,7 @@ def _add_option(group: Any, field: OptionField, help_text: str) -> None:
 
 
 class _Words(argparse.Action):
-    """Keeps what was written as a list of words, whatever the number of arguments."""
+    """Keeps the option's text as a list of words, for any number of arguments."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         setattr(namespace, self.dest, values if isinstance(values, list) else [values])

@@ -1,4 +1,4 @@
-"""`cppo inspect`: which tokens of a model's responses depend on the image, as a page to look at and as JSON."""
+"""`cppo inspect`: show which tokens of a model's responses depend on the image, as a page and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_all(argv)
     check_model(arguments.model)
     if Path(arguments.out).suffix.lower() != ".html":
-        raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the figures)")
+        raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the numbers)")
     check_output_file("--out", arguments.out)
     check_output_file("--json", arguments.json)
     _, options, sampler = recipe_views(arguments)
@@ -82,15 +82,15 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="cppo inspect", description="Which tokens of a model's responses depend on the image.")
+    parser = Parser(prog="cppo inspect", description="Shows which tokens of a model's responses depend on the image.")
     parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, a .html file")
-    parser.add_argument("--json", metavar="FILE", help="write the figures too: a list, one object an item")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers too: a list, one object an item")
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help="a recipe whose views, score, selection, gate and temperature are taken (default: a run directory's own)",
+        help="take views, score, selection, gate and temperature from this recipe (default: a run directory's own)",
     )
     parser.add_argument(
         "--limit", type=COUNT, default=DEFAULT_LIMIT, metavar="N", help=f"items (default: {DEFAULT_LIMIT})"
@@ -98,6 +98,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--samples", type=COUNT, default=4, metavar="N", help="responses an item; 1 is greedy (default: 4)"
     )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of sampling and views (default: 0)")
+    parser.add_argument(
+        "--seed", type=SEED, default=0, metavar="N", help="random seed of sampling and views (default: 0)"
+    )
     add_answer_options(parser)
     return parser

@@ -1,4 +1,4 @@
-"""`cppo COMMAND ...`: runs the command's module, and turns a user's mistake into one line and exit status 2."""
+"""`cppo COMMAND ...`: run the command's module, and turn a user's mistake into one line and exit status 2."""
 
 import errno
 import importlib
@@ -19,13 +19,13 @@ COMMANDS = {
     "eval": "accuracy, pass@k and format rate of a model on data or benchmarks, and its perception card",
     "export": "write a run or checkpoint as a plain model folder, adapters merged",
     "inspect": "show which response tokens depend on the image",
-    "report": "write a run's report, or put several runs side by side",
-    "plan": "count the memory that training takes on each GPU, and what fits",
+    "report": "write a run's report, or compare several runs on one page",
+    "plan": "estimate the memory of training on each GPU, and what fits",
     "views": "show the views of images: what is kept, what is removed",
-    "data": "check data: what it holds, what a run could not use; rate its rows by a model",
+    "data": "check data and name unusable rows; rate rows by a model",
     "verl-config": "write a recipe as options of verl, for more than one node",
     "verl-data": "write data as the Parquet file that verl trains from",
-    "methods": "list the methods, or show what one of them sets",
+    "methods": "list the methods, or show the options of one",
     "recipes": "list the packaged recipes, studies and launch configurations, or copy one to edit",
 }
 OF_SEVERAL_PROCESSES = {"train", "sft", "eval", "data rate"}
@@ -36,7 +36,7 @@ BESIDE_VERL = (
     "own: pip install -c constraints.txt -e . (docs/reference/versions.md)"
 )
 LEANED_ON = ("accelerate", "peft", "torch", "transformers", "trl")
-"""Packages of which another version may lack a name that is imported from it."""
+"""Packages that may lack a name that is imported from them in another version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell("stopped")
         return 130
     except BrokenPipeError:
-        # A reader such as `head` has had enough. The interpreter would complain of what is still to be written.
+        # A reader such as `head` has stopped reading. The interpreter would complain about unwritten output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except RuntimeError as error:
@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in FULL_DISK:
             raise
         where = error.filename or "a file"
-        again = "make room, then give the command again (a run with a checkpoint: with --resume_from_checkpoint true)"
+        again = (
+            "free some space, then run the command again (a run with a checkpoint: with --resume_from_checkpoint true)"
+        )
         tell_mistake(UserError(f"{where} cannot be written: {error.strerror}; {again}"))
         return 2
 
@@ -99,13 +101,13 @@ def _run(argv: list[str]) -> int:
         with Progress(desc=f"cppo {command}"):
             importlib.import_module(f"cppo.cli.{command.replace('-', '_')}").run(rest)
         _close_process_group()
-    except SystemExit as exit_:  # argparse leaves this way after --help
+    except SystemExit as exit_:  # argparse exits this way after --help
         return int(exit_.code or 0)
     return 0
 
 
 def _lost_another_process(error: RuntimeError) -> bool:
-    """Whether what processes exchange values with failed. Gloo, on CPUs, has no error class of its own."""
+    """Whether communication between processes failed. Gloo, on CPUs, has no error class of its own."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available():
         return False
@@ -113,7 +115,7 @@ def _lost_another_process(error: RuntimeError) -> bool:
 
 
 def _close_process_group() -> None:
-    """A process that ends with its group's threads still running can abort, and torchrun then calls the run failed."""
+    """A process that ends with its group's threads still running can abort; torchrun then reports a failed run."""
     distributed = sys.modules.get("torch.distributed")  # not imported for this: most commands start without torch
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

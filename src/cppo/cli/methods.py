@@ -1,4 +1,4 @@
-"""`cppo methods`: the methods of `cppo train --method` in groups, side by side, or all that one of them sets."""
+"""`cppo methods`: list the methods of `cppo train --method` in groups, compare them, or show one's options."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> None:
     parser = Parser(prog="cppo methods", description="Methods for `cppo train --method NAME`.")
     parser.add_argument("name", metavar="NAME", nargs="?", help="show what it is, and every option that it sets")
     parser.add_argument("--table", action="store_true", help="blocks, extra passes and models of each, side by side")
-    parser.add_argument("--format", choices=FORMATS, help="of the list or the table (default: text)")
+    parser.add_argument("--format", choices=FORMATS, help="format of the list or the table (default: text)")
     arguments = parser.parse_all(argv)
     if arguments.name is None:
         print(table_text(arguments.format) if arguments.table else list_text(arguments.format))
@@ -55,7 +55,7 @@ def table_text(form: str | None) -> str:
 
 
 def method_text(method: Method) -> str:
-    """What one method is, and every option and reward that it sets."""
+    """Summary of one method, with every option and reward that it sets."""
     lines = [method.text, "", *(f"{option}: {option_text(value)}" for option, value in method.options.items())]
     if method.rewards:
         lines.append(f"rewards: {', '.join(f'{name} x {weight:g}' for name, weight in method.rewards.items())}")

@@ -1,4 +1,4 @@
-"""The argument parser of all commands, the types of its arguments, and options that commands share."""
+"""The argument parser of all commands, its argument types, and shared options."""
 
 import argparse
 import math
@@ -15,10 +15,10 @@ from cppo.parsing import parse_yaml
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are `UserError`s and whose options cannot be abbreviated.
+    """An argument parser that raises `UserError` for mistakes and accepts no abbreviated options.
 
     Args:
-        named_otherwise: names that are no options, and what the message says to write in their place.
+        named_otherwise: names that are no options, with the option to write instead.
     """
 
     def __init__(self, *, named_otherwise: Mapping[str, str] | None = None, **kwargs: Any) -> None:
@@ -33,9 +33,9 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is unknown; {choose_one(value, action.choices)}")
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse `argv`; an argument that is left over is an error that names the nearest option.
+        """Parse `argv`; a leftover argument is an error that names the nearest option.
 
-        `--max-steps` is taken as `--max_steps`.
+        `--max-steps` counts as `--max_steps`.
         """
         namespace, rest = self.parse_known_args([self._with_underscores(word) for word in argv])
         if rest:
@@ -67,7 +67,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 def number_in(interval: str, *, whole: bool = False) -> Callable[[str], float]:
-    """The argparse type of the numbers in an interval such as "(0, 1]"; of the `whole` ones, in digits alone."""
+    """The argparse type of numbers in an interval such as "(0, 1]"; with `whole`, of digits only."""
 
     def convert(text: str) -> float:
         try:
@@ -82,13 +82,13 @@ def number_in(interval: str, *, whole: bool = False) -> Callable[[str], float]:
 
 
 COUNT = number_in("[1, inf)", whole=True)
-"""The argparse type of how many."""
+"""The argparse type of numbers of items."""
 SEED = number_in("[0, inf)", whole=True)
 """The argparse type of seeds."""
 
 
 def check_output_file(option: str, name: str | None) -> None:
-    """Whether the file that an option names can be written. Raises UserError."""
+    """Check that the file of an option can be written. Raises UserError."""
     if name is None:
         return
     file = Path(name)
@@ -104,7 +104,7 @@ def check_output_file(option: str, name: str | None) -> None:
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:
-    """The options --data, --columns and --max_bad_fraction, for `cppo.data.load_records`."""
+    """Add --data, --columns and --max_bad_fraction, for `cppo.data.load_records`."""
     what = "tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]"
     parser.add_argument("--data", required=required, nargs="+", metavar="SPEC", help=f"{note}{what}")
     parser.add_argument(
@@ -114,12 +114,16 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, 
         help="your column names {prompt: question, ...}, or a layout (default: a run directory's own)",
     )
     parser.add_argument(
-        "--max_bad_fraction", type=number_in("[0, 1]"), default=0.01, metavar="X", help="bad rows skipped up to it"
+        "--max_bad_fraction",
+        type=number_in("[0, 1]"),
+        default=0.01,
+        metavar="X",
+        help="allowed fraction of bad rows, which are skipped",
     )
 
 
 def add_pixel_bounds(parser: argparse.ArgumentParser) -> None:
-    """The options of `cppo.data.PixelBounds`, as small as a training run takes them."""
+    """Add the options of `cppo.data.PixelBounds`, with a training run's minima."""
     trained = option_fields(RunOptions)
     scaled = {
         "min_pixels": "images of fewer pixels up",

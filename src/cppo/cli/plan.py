@@ -1,4 +1,4 @@
-"""`cppo plan`: how much memory training takes, and what fits, from a model's configuration alone."""
+"""`cppo plan`: estimate the memory of training, and what fits, from a model's configuration alone."""
 
 import json
 from collections.abc import Sequence
@@ -34,12 +34,12 @@ ROWS = {
     "scoring": "or: scoring",
     "rollouts": "rollouts",
 }
-"""The rows of the table: parts of `Need`, each followed by the sum that it is a part of."""
+"""The rows of the table: parts of `Need`, each followed by its sum."""
 SUMS = ("update", "rollouts")
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print the table and what fits. Raises UserError for a user's mistake, and where nothing fits."""
+    """Print the table and what fits. Raises UserError for a user's mistake, and if nothing fits."""
     arguments = _parser().parse_all(argv)
     check_output_file("--json", arguments.json)
     overrides = {name: getattr(arguments, name) for name in ("method", "num_generations")}
@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> None:
     budget = arguments.memory * GIB * (1 - RESERVE)
     needs = {way.name: need(shapes, way, work) for way in WAYS}
     fits = {way.name: {"micro_batch": largest_micro_batch(shapes, way, work, budget)} for way in WAYS}
-    generated = "rollouts by vLLM, whose memory is not counted"
+    generated = "rollouts by vLLM; its memory is not counted"
     if work.generation_slice:
         generated = f"generation slice {work.generation_slice}"
         for way in WAYS:
@@ -81,8 +81,8 @@ def run(argv: Sequence[str]) -> None:
         replace_text(Path(arguments.json), json.dumps(written, indent=2) + "\n")
     if not any(all(fit.values()) for fit in fits.values()):
         raise UserError(
-            f"{model} does not fit in {arguments.memory:g} GiB on each of {arguments.gpus} GPUs, not even one rollout "
-            "at a time: take more GPUs, shorter rollouts or smaller images"
+            f"{model} does not fit in {arguments.memory:g} GiB on each of {arguments.gpus} GPUs, even with "
+            "one rollout at a time: use more GPUs, shorter rollouts or smaller images"
         )
 
 
@@ -107,8 +107,8 @@ def _table(needs: "dict[str, Need]", fits: dict[str, dict[str, int]], work: "Wor
 def _parser() -> Parser:
     parser = Parser(
         prog="cppo plan",
-        description="Counts the memory that training takes on each GPU, in four ways, and says what fits. "
-        "It needs the model's config.json, and neither its weights nor a GPU.",
+        description="Estimates the memory of training on each GPU, in four ways, and says what fits. It needs the "
+        "model's config.json, but neither its weights nor a GPU.",
     )
     parser.add_argument("--model", metavar="DIR|NAME", help="a folder, a config.json or a name (default: the recipe's)")
     parser.add_argument("--gpus", type=COUNT, default=8, metavar="N", help="GPUs that train together (default: 8)")
@@ -119,18 +119,20 @@ def _parser() -> Parser:
         "--config",
         default=DEFAULT_RECIPE,
         metavar="NAME|FILE",
-        help=f"the recipe that says what is not given here (default: {DEFAULT_RECIPE})",
+        help=f"the recipe for values that are not given here (default: {DEFAULT_RECIPE})",
     )
-    parser.add_argument("--method", metavar="NAME", help="a method, which says how many views are scored")
+    parser.add_argument("--method", metavar="NAME", help="the method, which sets the number of scored views")
     parser.add_argument(
         "--prompt_tokens",
         type=COUNT,
         metavar="N",
-        help=f"of a prompt, image included (default: the recipe's longest, or {DEFAULT_PROMPT_TOKENS})",
+        help=f"tokens of a prompt with its image (default: the recipe's longest, or {DEFAULT_PROMPT_TOKENS})",
     )
     whole = number_in("[0, inf)", whole=True)
-    parser.add_argument("--image_tokens", type=whole, metavar="N", help="of its image (default: three quarters)")
-    parser.add_argument("--response_tokens", type=COUNT, metavar="N", help="of a response (default: the longest)")
+    parser.add_argument("--image_tokens", type=whole, metavar="N", help="tokens of its image (default: three quarters)")
+    parser.add_argument(
+        "--response_tokens", type=COUNT, metavar="N", help="tokens of a response (default: the longest)"
+    )
     group = number_in("[2, inf)", whole=True)
     parser.add_argument("--num_generations", type=group, metavar="N", help="rollouts of a prompt")
     parser.add_argument("--micro_batch", type=COUNT, metavar="N", help="rollouts of a backward pass on each GPU")

@@ -10,13 +10,13 @@ from cppo.recipes import accelerate_files, recipe_file, recipe_names, recipe_sum
 
 
 def run(argv: Sequence[str]) -> None:
-    """List the packaged recipes, or copy one. Raises UserError for an unknown name or a file in the way."""
+    """List the packaged recipes, or copy one. Raises UserError for an unknown name or an existing file."""
     parser = Parser(
         prog="cppo recipes", description="Recipes, studies and accelerate configurations that come with the package."
     )
     commands = parser.add_subparsers(dest="command", metavar="list|copy", required=True, parser_class=Parser)
-    commands.add_parser("list", help="names, and what each is for")
-    copy = commands.add_parser("copy", help="copy one, to edit it and give it as `--config FILE.yaml`")
+    commands.add_parser("list", help="list names and purposes")
+    copy = commands.add_parser("copy", help="copy one, to edit it and use it as `--config FILE.yaml`")
     copy.add_argument("name", metavar="NAME", help="a name from `cppo recipes list`")
     copy.add_argument("dest", metavar="DEST", nargs="?", help="file or folder (default: ./NAME.yaml)")
     arguments = parser.parse_all(argv)
@@ -36,7 +36,7 @@ def packaged_files() -> dict[str, Path]:
 
 
 def copy_recipe(name: str, dest: str | None) -> Path:
-    """Copy the packaged `name` to the file or folder `dest`; never over an existing file. Returns the copy."""
+    """Copy the packaged `name` to the file or folder `dest`, never over an existing file. Returns the copy."""
     files = packaged_files()
     if name not in files:
         raise UserError(f"no packaged recipe {name!r}; {choose_one(name, files)}")

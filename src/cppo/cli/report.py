@@ -1,4 +1,4 @@
-"""`cppo report`: the report of a run directory, or of several side by side."""
+"""`cppo report`: write the report of a run directory, or of several side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ def run(argv: Sequence[str]) -> None:
     from cppo.reports.charts import STYLES
 
     if len(arguments.runs) > STYLES:
-        raise UserError(f"{len(arguments.runs)} runs: at most {STYLES} can be told apart on one page")
+        raise UserError(f"{len(arguments.runs)} runs: one page shows at most {STYLES}")
     for path in arguments.runs:
         if cell := next(Path(path).glob("cells/*/*/*/config.yaml"), None):
             raise UserError(
-                f"{path} is the folder of a study: `cppo compare --config STUDY --report_only` writes its report; of "
-                f"one run give the folder, such as {cell.parent}"
+                f"{path} is the folder of a study: `cppo compare --config STUDY --report_only` writes its "
+                f"report; for one run give its folder, such as {cell.parent}"
             )
     runs = [read_run(path) for path in arguments.runs]
     page = render_report(runs[0]) if len(runs) == 1 else render_runs(runs)
@@ -34,8 +34,8 @@ def run(argv: Sequence[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="cppo report",
-        description="The report of a run directory as it is now; of several runs, final figures, differing options and "
-        "curves side by side.",
+        description="Writes the report of a run directory in its present state; for several runs, final numbers, "
+        "differing options and curves side by side.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, finished or not")
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, a .html file")

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "micro"
 SMALL_BYTES = 100 * 2**20
 NO_RECIPE = (
-    "--model {model} needs a recipe: without --config a run takes the recipe micro, whose learning rate and lengths "
-    "are for a tiny model; give --config few-rows (tens of rows, one GPU or a CPU), lora-24gb (one GPU of 24 GB), "
-    "cppo-3b or cppo-7b (8 GPUs), or a file of your own"
+    "--model {model} needs a recipe: without --config a run uses the recipe micro, with a learning rate and "
+    "lengths for a tiny model; give --config few-rows (tens of rows, one GPU or a CPU), lora-24gb (one GPU "
+    "of 24 GB), cppo-3b or cppo-7b (8 GPUs), or a file of your own"
 )
 DESCRIPTION = (
     "Trains a vision-language model with CPPO: GRPO plus a contrastive loss on the response tokens that depend on the "
@@ -30,7 +30,7 @@ DESCRIPTION = (
 
 
 def run(argv: Sequence[str]) -> None:
-    """Train, write the report, print what was gained. Raises UserError for a user's mistake."""
+    """Train, write the report, print the gain. Raises UserError for a user's mistake."""
     recipe = parse_recipe("train", argv, default_recipe=DEFAULT_RECIPE, description=DESCRIPTION)
     named = any(word.partition("=")[0] == "--config" for word in argv)
     with held(recipe), unless_quiet(recipe, "cppo train"):
@@ -80,7 +80,7 @@ def _run(recipe: Recipe, named: bool) -> None:
 
 
 def is_small(model: str) -> bool:
-    """Whether a model is a folder with few weights, as those that the packaged micro model becomes."""
+    """Whether a model is a folder with few weights, such as a trained packaged micro model."""
     folder = Path(resolve_model(model))
     return folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL_BYTES
 
@@ -103,8 +103,8 @@ def closing_lines(result: "RunResult") -> list[str]:
 
 
 def best_lines(best: "BestCheckpoint | None") -> list[str]:
-    """Which checkpoint was best, as text lines; none where nothing chose one."""
+    """The best checkpoint, as text lines; none if nothing chose one."""
     if best is None:
         return []
-    used = "the model below" if best.is_the_model else "not the model below: --load_best_model_at_end takes it"
+    used = "the model below" if best.is_the_model else "not the model below: use --load_best_model_at_end to keep it"
     return [f"best       {best.path}, {best.metric} {best.value:.4g} ({used})"]

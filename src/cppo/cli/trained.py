@@ -1,4 +1,4 @@
-"""The settings that `eval`, `inspect` and `views` share: options, a named recipe's, or those a run directory has."""
+"""The settings that `eval`, `inspect` and `views` share: options, a named recipe's, or a run directory's."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from cppo.runs.checks import check_data
 from cppo.views import ViewSampler, view_sampler
 
 DEFAULT_MAX_NEW_TOKENS = 512
-"""Of a response, where no run directory says."""
+"""Limit of a response without a run directory's own."""
 AS_TRAINED: dict[str, Any] = {
     "system_prompt": str,
     "prompt_suffix": str,
@@ -24,11 +24,11 @@ AS_TRAINED: dict[str, Any] = {
     "min_side": int,
     "columns": dict | str,
 }
-"""The options of a run that decide what a model is shown, with their types."""
+"""The options of a run that decide what a model sees, with their types."""
 
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    """The options of how a model answers: length, system prompt, prompt suffix, bounds of images, device and dtype."""
+    """Add the options of how a model answers: length, system prompt, prompt suffix, image bounds, device and dtype."""
     parser.add_argument(
         "--max_new_tokens",
         type=COUNT,
@@ -36,16 +36,18 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
     for name in ("system_prompt", "prompt_suffix"):
-        parser.add_argument(f"--{name}", metavar="TEXT", help="default: the one that a run directory trained with")
+        parser.add_argument(
+            f"--{name}", metavar="TEXT", help="default: the system prompt of the run directory's training"
+        )
     add_pixel_bounds(parser)
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, else bfloat16"
     )
 
 
 def answer_settings(arguments: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of these options (but --device and --dtype) and of --columns: as given, as trained, or the default."""
+    """Values of these options (without --device and --dtype) and of --columns: as given, as trained, or default."""
     as_trained = {
         "max_new_tokens": trained.get("max_completion_length", DEFAULT_MAX_NEW_TOKENS),
         **{name: trained.get(name) for name in AS_TRAINED},
@@ -59,7 +61,7 @@ def asked_rows(
 ) -> RecordSource:
     """The rows of --data and --limit, with these `answer_settings`.
 
-    reading: further arguments of `load_records`, the split "test" by default. Raises UserError as that does.
+    reading: further arguments of `load_records`; the split is "test" by default. Raises UserError as it does.
     """
     check_data(arguments.data)
     try:
@@ -84,7 +86,7 @@ def asked_rows(
 def answering_model(
     arguments: argparse.Namespace, settings: Mapping[str, Any], source: RecordSource | None, **texts: str | None
 ) -> tuple[Any, Any]:
-    """The model of --model with its processor. Raises UserError for marks of its own in rows, settings and `texts`."""
+    """The model of --model with its processor. Raises UserError for its own marks in rows, settings and `texts`."""
     from cppo.evaluation import check_marks, load_model
 
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
@@ -94,9 +96,9 @@ def answering_model(
 
 
 def recipe_views(arguments: argparse.Namespace) -> tuple[str | None, dict[str, Any], ViewSampler]:
-    """The recipe of --config, else the own one of the run directory --model; its options, and its views by --seed.
+    """The recipe of --config, else that of the run directory --model; its options, and its views by --seed.
 
-    Without either they are the published ones. Raises UserError where the recipe's own views cannot be loaded.
+    By default the options are the published ones. Raises UserError if the recipe's own views cannot be loaded.
     """
     config = arguments.config or (own_recipe(arguments.model) if arguments.model else None)
     options = recipe_options(config)
@@ -110,20 +112,20 @@ def own_recipe(model: str) -> str | None:
         return None
     try:
         load_recipe("train", str(config))
-    except UserError:  # such as that of `cppo sft`, which has no views
+    except UserError:  # such as a recipe of `cppo sft`, which has no views
         return None
     return str(config)
 
 
 def recipe_options(config: str | None) -> dict[str, Any]:
-    """Every option of a recipe for "train", the published ones without a recipe."""
+    """Every option of a recipe for "train"; the published ones without a recipe."""
     if config is None:
         return {name: field.default for name, field in cppo_fields().items()}
     return load_recipe("train", config).resolved
 
 
 def trained_recipe(model: str) -> dict[str, Any]:
-    """What of a run directory's recipe an evaluation takes over, so that the task it trained for is measured."""
+    """Options of a run directory's recipe that an evaluation reuses, so that it measures the trained task."""
     given = RunDirectory(model).options()
     wanted = {**AS_TRAINED, "max_completion_length": int}
     taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
@@ -131,13 +133,13 @@ def trained_recipe(model: str) -> dict[str, Any]:
     if isinstance(rewards, list) and all(isinstance(reward, str) for reward in rewards):
         specs: list[RewardSpec] = []
         for reward in rewards:
-            with contextlib.suppress(UserError):  # a reward of files that are no longer there does not matter here
+            with contextlib.suppress(UserError):  # a reward of missing files does not matter here
                 specs += check_rewards([reward], None)
         taken["tolerance"] = number_tolerance(specs)
     own = own_recipe(model)
     if own is not None:
         try:
             taken["views"] = view_sampler({**recipe_options(own), "seed": 0})
-        except UserError as error:  # a view of the user's own that is not where the run found it
+        except UserError as error:  # the user's own view is no longer where the run found it
             taken["views_error"] = str(error)
     return taken

@@ -1,4 +1,4 @@
-"""`cppo verl-config`: a recipe as the command line, or the file of options, of a run inside verl."""
+"""`cppo verl-config`: write a recipe as the command line, or the file of options, of a run inside verl."""
 
 import shlex
 from argparse import Namespace
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "cppo-3b"
 MODES = ("sync", "colocate_async", "separate_async")
 DESCRIPTION = (
-    "Prints the commands that train a recipe of `cppo train` inside verl. For each option that verl has nothing for it "
+    "Prints the commands that train a recipe of `cppo train` inside verl. For each option that verl lacks it "
     "says what verl does instead. It needs neither verl nor a GPU."
 )
 
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def translation(argv: Sequence[str]) -> "Translation":
-    """What the arguments become inside verl. Raises UserError as `run` does."""
+    """The arguments as a run inside verl. Raises UserError as `run` does."""
     return _translated(argv)[1]
 
 
@@ -70,12 +70,12 @@ def _add_options(parser: Parser) -> None:
         "--mode", choices=MODES, default="sync", help="how rollouts and updates take turns (default: sync)"
     )
     group.add_argument(
-        "--rollout_nodes", type=COUNT, default=1, metavar="N", help="separate_async: further nodes that generate"
+        "--rollout_nodes", type=COUNT, default=1, metavar="N", help="separate_async: additional nodes that generate"
     )
     group.add_argument(
         "--recipe_gpus",
         type=COUNT,
         default=8,
         metavar="N",
-        help="the processes that the recipe's batch sizes count on (default: 8); verl's batches count prompts",
+        help="number of processes assumed by the recipe's batch sizes (default: 8); verl's batches count prompts",
     )

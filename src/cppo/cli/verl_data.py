@@ -1,4 +1,4 @@
-"""`cppo verl-data`: data as the Parquet file that verl trains from."""
+"""`cppo verl-data`: write data as the Parquet file that verl trains from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> None:
     check_data(arguments.specs)
     check_columns(arguments.columns)
     if Path(arguments.out).resolve() in [Path(spec).resolve() for spec in arguments.specs]:
-        raise UserError(f"--out: {arguments.out} would be replaced, and it is the data itself: give another file")
+        raise UserError(f"--out: {arguments.out} is the data itself and would be replaced: give another file")
     source = load_records(
         arguments.specs,
         split=arguments.split,
@@ -47,13 +47,17 @@ def _parser() -> Parser:
         "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
     )
     parser.add_argument(
-        "--max_bad_fraction", type=number_in("[0, 1]"), default=0.01, metavar="X", help="bad rows skipped up to it"
+        "--max_bad_fraction",
+        type=number_in("[0, 1]"),
+        default=0.01,
+        metavar="X",
+        help="allowed fraction of bad rows, which are skipped",
     )
-    parser.add_argument("--split", default="train", choices=("train", "test"), help="where a SPEC names none")
-    parser.add_argument("--limit", type=COUNT, metavar="N", help="write the first N good rows alone")
+    parser.add_argument("--split", default="train", choices=("train", "test"), help="for SPECs that name none")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="write only the first N good rows")
     parser.add_argument("--images_per_row", type=SEED, metavar="N", help="leave out rows with another number of images")
     parser.add_argument("--name", metavar="NAME", help="the data's name in verl's validation (default: the file's)")
-    parser.add_argument("--system_prompt", metavar="TEXT", help="goes before every prompt that brings none")
-    parser.add_argument("--prompt_suffix", metavar="TEXT", help="ends every prompt, after a space")
+    parser.add_argument("--system_prompt", metavar="TEXT", help="added before every prompt without one")
+    parser.add_argument("--prompt_suffix", metavar="TEXT", help="added to every prompt, after a space")
     add_pixel_bounds(parser)
     return parser

@@ -1,4 +1,4 @@
-"""`cppo views`: what I+ and I- look like, and what they do to a model's answers."""
+"""`cppo views`: show I+ and I-, and how they change a model's answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,9 +43,9 @@ def run(argv: Sequence[str]) -> None:
     needs_model = ("prompt", "answer", "max_new_tokens", "system_prompt", "prompt_suffix", "device", "dtype")
     given = [name for name in needs_model if getattr(arguments, name) is not None]
     if arguments.model is None and given:
-        raise UserError(f"--{given[0]} needs --model: without one nobody answers")
+        raise UserError(f"--{given[0]} needs --model: without a model nothing answers")
     if arguments.data is not None and (arguments.prompt is not None or arguments.answer is not None):
-        raise UserError("--prompt and --answer go with --image; the rows of --data bring their own")
+        raise UserError("--prompt and --answer go with --image; the rows of --data have their own")
     check_output_file("--out", arguments.out)
     if arguments.model is not None:
         check_model(arguments.model)
@@ -95,7 +95,7 @@ def run(argv: Sequence[str]) -> None:
 def _answers(
     arguments: Any, settings: Mapping[str, Any], trained: Mapping[str, Any]
 ) -> "Callable[[Sequence[Record]], Sequence[ItemResult]]":
-    """What answers records: the model of --model, which is loaded here."""
+    """The loaded model of --model, which answers records."""
     quiet_libraries()
 
     from cppo.evaluation import evaluate
@@ -148,18 +148,19 @@ def _parser() -> Parser:
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
-        help="a recipe whose families and strengths are taken (default: a run directory's own)",
+        help="take families and strengths from this recipe (default: a run directory's own)",
     )
     parser.add_argument(
         "--families",
         nargs="+",
         metavar="NAME",
-        help=f"these instead of the recipe's: {', '.join((*EVERY_PRESERVING, *EVERY_REMOVING))}, or file.py:function",
+        help=f"these families instead of the recipe's: {', '.join((*EVERY_PRESERVING, *EVERY_REMOVING))}, or "
+        "file.py:function",
     )
     parser.add_argument("--draws", type=COUNT, default=4, metavar="N", help="draws of each family (default: 4)")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="random seed of the draws (default: 0)")
     parser.add_argument("--model", metavar="DIR|NAME", help="let this model answer under every view, greedily")
-    parser.add_argument("--prompt", metavar="TEXT", help=f"what to ask of --image (default: {DEFAULT_PROMPT!r})")
+    parser.add_argument("--prompt", metavar="TEXT", help=f"the question to --image (default: {DEFAULT_PROMPT!r})")
     parser.add_argument("--answer", metavar="TEXT", help="the right answer to --prompt")
     parser.add_argument(
         "--limit", type=COUNT, default=DEFAULT_LIMIT, metavar="N", help=f"rows of --data (default: {DEFAULT_LIMIT})"

@@ -50,13 +50,13 @@ class TrainProgress:
         say(f"step {step}/{last}  evaluation: {progress_line(shown)}")
 
     def samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        """A short table above the bar; nothing where there is no bar."""
+        """A short table above the bar; nothing without a bar."""
         if self._work is not None and self._work.is_bar and samples:
             table = sample_table(samples[:TABLE_ROWS], shutil.get_terminal_size().columns)
             self._work.write("\n".join(table), file=sys.stderr)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._work is not None:
             self._work.close()
             self._work = None
