@@ -1,5 +1,5 @@
-"""`cppo compare`: methods x seeds x tasks from one start, as processes that are never run twice, and what they show.
+"""`cppo compare`: methods x seeds x tasks from one start, as processes that never run twice, and their results.
 
-`options`, `study` and `jobs` plan without torch, `pool` runs the processes, `cell` is what each of them does,
-`finished` reads what they leave, `results` and `comparisons` put it together, `tables` and `page` show it.
+`options`, `study` and `jobs` plan without torch, `pool` runs the processes, `cell` is one process. `finished` reads
+their results, `results` and `comparisons` combine them, `tables` and `page` show them.
 """

@@ -1,6 +1,6 @@
-"""One process of a study: `python -m cppo.comparison.cell FOLDER` does what FOLDER/request.json asks.
+"""One process of a study: `python -m cppo.comparison.cell FOLDER` does the work in FOLDER/request.json.
 
-The result is the last file that it writes, so a folder with a result is finished.
+It writes the result last, so a folder with a result is finished.
 """
 
 import hashlib
@@ -39,11 +39,11 @@ from cppo.training.trainer import CPPOTrainer
 from cppo.views import view_sampler
 
 LOGGED = ("reward", "rewards/", "perception/", "entropy", "kl", "completions/mean_length", "grad_norm", "time/")
-"""Which of the logged metrics results hold, by how their names begin."""
+"""Prefixes of the logged metrics in results."""
 
 
 class PromptRecorder(CPPOTrainer):
-    """A trainer that knows which prompts it saw, in which order."""
+    """A trainer that records which prompts it saw, in order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,13 +56,13 @@ class PromptRecorder(CPPOTrainer):
 
 
 class StepMeter(TrainerCallback):
-    """Times each step, evaluations left out, and takes the evaluations after the steps that ask for one.
+    """Times each step without evaluations, and evaluates after the requested steps.
 
     Attributes:
-        seconds, cpu_seconds: of each step; those of the processor do not count waiting for other processes.
-        evaluations: what `measure` found, by step.
-        evaluation_seconds: what that took.
-        peak_mib: of the steps before the first evaluation, model and libraries included.
+        seconds, cpu_seconds: of each step; processor seconds exclude waiting for other processes.
+        evaluations: results of `measure`, by step.
+        evaluation_seconds: time of the evaluations.
+        peak_mib: of the steps before the first evaluation, with model and libraries.
     """
 
     def __init__(self, steps: list[int], measure: Callable[[], dict[str, Any]]) -> None:
@@ -89,14 +89,14 @@ class StepMeter(TrainerCallback):
         self._since = _clocks()
 
     def evaluate(self, step: int) -> None:
-        """Take the evaluation of a step now."""
+        """Evaluate a step now."""
         began = time.monotonic()
         self.evaluations.append({"step": step, **self._measure()})
         self.evaluation_seconds += time.monotonic() - began
 
 
 def run_folder(folder: Path) -> None:
-    """Do what the folder's request asks and write the result. Raises UserError for what cannot be done."""
+    """Do the work of the folder's request and write the result. Raises UserError for an impossible request."""
     began = time.monotonic()
     request = parse_json((folder / REQUEST).read_text(encoding="utf-8"))
     values = request["recipe"]
@@ -146,7 +146,7 @@ def run_folder(folder: Path) -> None:
 
 
 def training_means(run: RunData, steps: Sequence[int]) -> dict[str, list[float | None]]:
-    """Means of the logged metrics over the steps up to each of `steps` from the one before it (the first: from 0)."""
+    """Means of the logged metrics over the steps from the previous one of `steps` (at first 0) up to each."""
     names = sorted({name for row in run.metrics for name in row if name.startswith(LOGGED)})
     means: dict[str, list[float | None]] = {}
     for name in names:
@@ -159,7 +159,7 @@ def training_means(run: RunData, steps: Sequence[int]) -> dict[str, list[float |
 
 
 def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions) -> Measurement:
-    """The evaluation that a request describes."""
+    """The evaluation of a request."""
     views = {**schema("train").defaults, **evaluation, "seed": 0}
     records = load_records(
         evaluation["eval_data"],
@@ -178,13 +178,13 @@ def measurement_of(evaluation: Mapping[str, Any], options: TrainOptions) -> Meas
         top_fraction=views["perception_top_fraction"],
         max_new_tokens=evaluation["max_completion_length"],
         system_prompt=evaluation.get("system_prompt"),
-        # The task's rewards, not the method's own: all methods are judged alike.
+        # The task's rewards, not the method's own: all methods are judged by the same ones.
         tolerance=number_tolerance(check_rewards(chosen_rewards(evaluation.get("rewards"), DEFAULT_METHOD)[0], None)),
     )
 
 
 def code_digest() -> str:
-    """Which code it was: a hash of the package's source."""
+    """Identifies the code: a hash of the package's source."""
     digest = hashlib.sha256()
     root = Path(cppo.__file__).parent
     for file in sorted(root.rglob("*.py")):
@@ -193,10 +193,10 @@ def code_digest() -> str:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it closes its standard input, or is gone."""
+    """End this process when its parent closes its standard input or ends."""
 
     def wait() -> None:
-        while os.read(0, 1):  # not through sys.stdin, whose lock would be held when the interpreter ends
+        while os.read(0, 1):  # not through sys.stdin: its lock would be held when the interpreter ends
             pass
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""What the cells of a study show: means over seeds, paired differences from the control, at equal steps and time."""
+"""Results of a study's cells: means over seeds, paired differences from the control, at equal steps and time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,10 +18,10 @@ from cppo.files import replace_text, writing
 Cells = dict[int, dict[str, Any]]
 """Cells of one method on one task by seed."""
 Answers = Mapping[tuple[str, str, int], Mapping[str, str]]
-"""The answers of the last evaluation of a cell (task, label, seed), as texts of 0 and 1 by condition."""
+"""The answers of a cell's last evaluation (task, label, seed), as texts of 0 and 1 by condition."""
 RESAMPLES = 10_000
 FILES = {"results": "results.json", "table": "summary.md", "report": "report.html"}
-"""What `write_results` writes, by what it is."""
+"""Files of `write_results`, by content."""
 
 
 def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def write_results(study: Study, jobs: Sequence[Job], timing: Sequence[Job], comm
 def compare(
     study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str], *, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """What the finished cells show, as the JSON values of `results.json`; `resamples` are those of `items_ci95`.
+    """Results of the finished cells, as the JSON values of `results.json`; `resamples` are those of `items_ci95`.
 
-    Raises UserError where the cells of a task answered different numbers of items.
+    Raises UserError if the cells of a task answered different numbers of items.
     """
     results = collect(study, jobs, timing, command)
     items = {
@@ -60,17 +60,17 @@ def compare(
 
 
 def compare_task(results: Mapping[str, Any], task: str, items: Answers, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Curves, and differences from the control, of every method of a task that has a finished cell.
+    """Curves, and differences from the control, of every method of a task with a finished cell.
 
     Args:
-        results: what `collect` returns.
+        results: from `collect`.
         items: the answers of all cells.
         resamples: of the bootstrap over items.
 
     Returns:
-        JSON values: `equal_time_seconds` is the training time at which the fastest method ends, taking each method's
-        mean step; `methods` has for each label `seeds`, `curves` and, but for the control, `difference`, whose
-        intervals also hold the difference of each seed.
+        JSON values: `equal_time_seconds` is the training time of the fastest method, by each method's mean step.
+            `methods` has for each label `seeds`, `curves` and, except for the control, `difference`; its intervals also
+            hold the difference of each seed.
     """
     by_label: dict[str, Cells] = {}
     for cell in results["cells"]:
@@ -111,11 +111,11 @@ def compare_task(results: Mapping[str, Any], task: str, items: Answers, resample
 def over_tasks(
     comparison: Mapping[str, Any], control: str, items: Answers, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Differences from the control averaged over a study's tasks, each seed's first, of the seeds that ran on all.
+    """Differences from the control averaged over a study's tasks, seed by seed, for the seeds that ran on all tasks.
 
     Args:
         comparison: `compare_task` of each task.
-        items, resamples: as there.
+        items, resamples: as in `compare_task`.
 
     Returns:
         For each label, condition and budget ("equal_steps", "equal_time") as in `compare_task`; empty for one task.
@@ -147,7 +147,7 @@ def over_tasks(
 
 
 def _curves(cells: Cells) -> dict[str, Any]:
-    """Intervals over seeds at each evaluation: accuracy by condition, each figure of the detectors by score."""
+    """Intervals over seeds at each evaluation: accuracy by condition, each number of the detectors by score."""
     rows = list(cells.values())
     curves: dict[str, Any] = {"steps": rows[0]["steps"]}
     curves["accuracy"] = {name: _over_seeds([cell["accuracy"][name] for cell in rows]) for name in rows[0]["accuracy"]}
@@ -158,22 +158,22 @@ def _curves(cells: Cells) -> dict[str, Any]:
 
 
 def _over_seeds(rows: Sequence[Sequence[float | None]]) -> list[dict[str, Any] | None]:
-    """The interval at each place of several equally long series; None where one has no value."""
+    """The interval at each place of several equally long series; None if one has no value there."""
     known = ([value for value in values if value is not None] for values in zip(*rows, strict=True))
     return [asdict(t_interval(values)) if len(values) == len(rows) else None for values in known]
 
 
 def _paired(differences: Mapping[int, float]) -> dict[str, Any]:
-    """The interval of the differences of seeds, and the differences themselves."""
+    """The interval of the seeds' differences, and the differences themselves."""
     return {**asdict(t_interval(list(differences.values()))), "by_seed": {str(s): d for s, d in differences.items()}}
 
 
 def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """95 % intervals of a difference in which items count: for these seeds and other items (`items_ci95`, a bootstrap
-    of each item's mean over seeds), and for other seeds and other items (`crossed_ci95`, with the p value that goes
-    with it, `crossed_p`; see `crossed_mean`).
+    """95 % intervals of a difference that count the uncertainty over items.
 
-    Of several tasks the items of each are drawn apart, and the tasks count alike.
+    `items_ci95` is for these seeds and other items: a bootstrap of each item's mean over seeds. `crossed_ci95`, with
+    its p value `crossed_p`, is for other seeds and other items (see `crossed_mean`). With several tasks, each task's
+    items are drawn separately, and tasks count equally.
 
     Args:
         tasks: for each task and seed the answers before and after, as texts of 0 and 1.
@@ -195,5 +195,5 @@ def answer_intervals(tasks: Sequence[Sequence[tuple[str, str]]], resamples: int 
 
 
 def _at(cell: Mapping[str, Any], condition: str, step: float) -> float:
-    """Accuracy at a step between evaluations, on the straight line between them."""
+    """Accuracy at a step between evaluations, by linear interpolation."""
     return float(np.interp(step, cell["steps"], cell["accuracy"][condition]))

@@ -1,7 +1,7 @@
-"""Which definition of a view, score, sink or method a cell ran with: what the values of its options do not say.
+"""Which definition of a view, score, sink or method a cell ran with: its options do not say this.
 
-A part of the code is written as its kind and name: `view crop`, `score k3`, `method papo`. Whoever makes a part compute
-something else from the same options adds a sentence to `CHANGES`. No torch.
+A part of the code is written as its kind and name: `view crop`, `score k3`, `method papo`. A change that makes a part
+compute something else from the same options adds a sentence to `CHANGES`. No torch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from cppo.views import condition_families
 CHANGES: Mapping[str, tuple[str, ...]] = {
     "view color_jitter": ("Brightness, contrast and saturation come in random order.",),
     "view perspective": ("Corners move by whole pixels, and the far ones start a pixel further in.",),
-    "view rotation": ("A pixel is the nearest one, no mean of four.",),
+    "view rotation": ("A pixel is the nearest one, not the mean of four.",),
     "view noise_rectangles": ("Sides are cut off to whole pixels, not rounded, and noise ends at 254.",),
     "view crop": ("One fraction serves both sides, cut off to whole pixels, and the resize is bilinear.",),
     "score entropy_shift": ("A rise of the entropy below 1e-5 nats counts as none.",),
@@ -25,33 +25,35 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "method papo-dapo": ("The masked image is scored once, without gradient; sampled entropies, dual clip.",),
     "method vppo": ("A view a rollout, tokens rounded up, weights by mini-batch, sampled entropies, dual clip.",),
     "method pgpo": ("DAPO's clip.", "The attention to the image is masked, not pixels."),
-    "method tor": ("The image is removed from the prompt, where a black one stood.",),
+    "method tor": ("The image is removed from the prompt; before, it was black.",),
     "method dvrp": ("Entropy penalties on both views, and noise that fades out from 500 steps.",),
     "method noisyrollout": ("Noise by the batch that begins, a frozen vision tower, an entropy bonus.",),
 }
-"""What changed in each later definition of a part, one sentence a definition. Parts that are not named have definition
-1; so has every part of a result that keeps no numbers."""
+"""What changed in each later definition of a part, one sentence a definition.
+
+Other parts have definition 1, as has every part of a result without numbers.
+"""
 BLOCKS = ("score", "divergence", "selector", "gate", "sink")
 """Kinds of parts that the option `perception_KIND` names."""
 
 
 def definition(part: str) -> int:
-    """The number of the definition that the code has now."""
+    """The number of the code's present definition."""
     return 1 + len(CHANGES.get(part, ()))
 
 
 def present_part(part: str) -> str:
-    """What a part of an earlier result is called now: `sink weights` is `sink scale_advantage`."""
+    """The present name of a part of an earlier result: `sink weights` is `sink scale_advantage`."""
     kind, _, name = part.partition(" ")
     option = schema("train").own.get(f"perception_{kind}")
     return f"{kind} {option.former.get(name, name)}" if option else part
 
 
 def training_definitions(options: Mapping[str, Any], method: str) -> dict[str, int]:
-    """The numbers of the parts that a run uses.
+    """Definition numbers of the parts that a run uses.
 
     Args:
-        options: every option of CPPO's own with its value.
+        options: every option of CPPO with its value.
         method: the method's name.
     """
     views = [*(options["rollout_views"] or ())]
@@ -64,7 +66,7 @@ def training_definitions(options: Mapping[str, Any], method: str) -> dict[str, i
 
 
 def evaluation_definitions(evaluation: Mapping[str, Any]) -> dict[str, int]:
-    """The numbers of the parts that a study's evaluation uses: views of its conditions, and scores that it judges.
+    """Definition numbers of the parts that a study's evaluation uses: views of its conditions, and judged scores.
 
     Args:
         evaluation: an entry of `Study.evaluations`.

@@ -1,8 +1,8 @@
-"""What a process of a study leaves when it has finished: a result, in a file of its own or in the study's archive.
+"""Results of a study's finished processes, in files of their own or in the study's archive.
 
 An archive is a study in one file. For each result it has a line `{"path": FOLDER, "result": {...}}`. The lines are
-sorted by path and compressed with xz, so equal results make equal bytes. An archive may come from anyone: to read it
-takes bounded time and memory, and writes nothing. No torch.
+sorted by path and compressed with xz, so equal results make equal bytes. An archive may come from anyone: reading takes
+bounded time and memory, and writes nothing. No torch.
 """
 
 import io
@@ -20,12 +20,12 @@ RESULT = "cell.json"
 DEFINITIONS = "definitions"
 """The entry of an identity with the numbers of `cppo.comparison.definitions`."""
 MOST_BYTES, MOST_LINE_BYTES, DECODER_BYTES = 1 << 27, 1 << 22, 1 << 27
-"""Of an archive's text, of one of its lines, and of what decompression may take."""
+"""Limits of an archive's text, of one of its lines, and of the memory for decompression."""
 TOO_LARGE = f"an archive holds at most {MOST_BYTES >> 20} MiB of text, {MOST_LINE_BYTES >> 20} MiB a line"
 
 
 def read_result(file: Path) -> Any:
-    """The JSON of a result's file; None if there is no file. Raises UserError for a file that cannot be read."""
+    """The JSON of a result's file; None if there is no file. Raises UserError if it cannot be read."""
     try:
         return parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -35,7 +35,7 @@ def read_result(file: Path) -> Any:
 
 
 def write_archive(file: Path, results: Mapping[str, Any]) -> None:
-    """Write results, given by path, as an archive. Raises UserError for a file that cannot be written."""
+    """Write results, by path, as an archive. Raises UserError if the file cannot be written."""
     lines = [_line(path, results[path]) for path in sorted(results)]
     if max(map(len, lines)) > MOST_LINE_BYTES or sum(map(len, lines)) > MOST_BYTES:
         raise UserError(f"{file} cannot be written: {TOO_LARGE}")
@@ -43,9 +43,9 @@ def write_archive(file: Path, results: Mapping[str, Any]) -> None:
 
 
 def read_archive(file: Path) -> dict[str, Any]:
-    """An archive's results by path; what is in them is not looked at.
+    """An archive's results by path, unchecked.
 
-    Raises UserError for another file, a damaged one and one that holds too much.
+    Raises UserError for a file that is no archive, a damaged one and one beyond the limits.
     """
     try:
         return dict(_records(file))
@@ -70,7 +70,7 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
             raise ValueError(TOO_LARGE)
         record = parse_json(line)
         path = record.get("path") if isinstance(record, dict) else None
-        # As `write_archive` writes it: in order, each path once, and no text that UTF-8 cannot hold.
+        # In the form of `write_archive`: in order, each path once, and only text that UTF-8 can hold.
         if not isinstance(path, str) or path <= before or _line(path, record.get("result")) != line:
             raise ValueError(f"line {number} was not written by it")
         yield path, record["result"]
@@ -116,13 +116,13 @@ FORM: Mapping[str, Any] = {
     "versions": dict,
     "code": str,
 }
-"""What a result holds, by name: a type, a test, a list of one of these, or a mapping; `str` stands for any names."""
+"""The entries of a result by name: a type, a test, a list of one of these, or a mapping; `str` allows any name."""
 
 
 def flaws(result: Any, kind: str, request: Mapping[str, Any]) -> list[str]:
-    """The entries of a result that no process of this kind writes after this request.
+    """The entries of a result that no process of this kind writes for this request.
 
-    Evaluations are held against the options that the result says it had, which may be others than the request's.
+    Evaluations are checked against the options in the result, which may differ from the request's.
     """
     if not isinstance(result, dict):
         return ["all of it"]

@@ -1,4 +1,4 @@
-"""A study's processes: where each keeps its files, what it is asked, and whether it is finished already. No torch."""
+"""A study's processes: where each keeps its files, its request, and whether it is finished. No torch."""
 
 import dataclasses
 import json
@@ -28,10 +28,15 @@ REMEDY = "give --rerun to run such cells again, or another output_dir"
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A process to run: `kind` is "start" (evaluate the start checkpoint), "cell" (train and evaluate) or "timing"
-    (train alone on the machine). Its folder is `path` below `root`. `identity` holds every option on which its result
-    depends, and the definitions of what they name (`cppo.comparison.definitions`); the rest of the request says how it
-    is called and what it keeps. `archived` is its result where `root` is an archive.
+    """A process to run.
+
+    Attributes:
+        kind: "start" (evaluate the start checkpoint), "cell" (train and evaluate) or "timing" (train alone on the
+            machine).
+        path: its folder below `root`.
+        identity: every option that its result depends on, and the definitions that they name
+            (`cppo.comparison.definitions`). The rest of the request holds its name and what it keeps.
+        archived: its result if `root` is an archive.
     """
 
     kind: str
@@ -51,14 +56,14 @@ class Job:
         return self.folder / LOG
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished process wrote; None if it has not finished.
+        """Result of the finished process; None if it has not finished.
 
         Raises UserError for a file that cannot be read, or holds something else.
         """
         return self.archived or self.checked(read_result(self.folder / RESULT))
 
     def checked(self, content: Any) -> dict[str, Any] | None:
-        """A result, or None, as it was read. Raises UserError for one that this process does not write."""
+        """A result, or None, as it was read. Raises UserError for a result that this process does not write."""
         wrong = [] if content is None else flaws(content, self.kind, self.request)
         if wrong:
             raise UserError(
@@ -68,10 +73,10 @@ class Job:
         return content
 
     def changed(self) -> list[str]:
-        """The options in which the finished result differs from what is asked now.
+        """The options in which the finished result differs from the present request.
 
-        One that either does not give counts as its default: new options do not make old results others. Where the
-        method has another definition since, only the options that the study gives are compared.
+        A missing option counts as its default, so new options do not change old results. If the method has another
+        definition since, only the options that the study gives are compared.
         """
         result = self.result()
         if result is None:
@@ -79,7 +84,7 @@ class Job:
         fields, given = schema("train").fields, self.request["recipe"]
         ignored = {*FIXED, DEFINITIONS}
         if any(part.startswith("method ") for part in self.redefined()):
-            # Options of then too, some of which may be gone.
+            # Options of that time too; some may be gone.
             ignored |= {*fields, *result["options"]} - {*given["config"], *given["options"]}
         defaults = {name: field.default for name, field in fields.items()}
         before, now = ({**defaults, **one} for one in (result["identity"], json.loads(json.dumps(self.identity))))
@@ -87,7 +92,7 @@ class Job:
         return sorted(name for name in {*before, *now} - ignored if before.get(name) != now.get(name))
 
     def redefined(self) -> dict[str, tuple[int, int]]:
-        """The parts of which the finished result has another definition than the code has now: (its, the code's)."""
+        """The parts with another definition in the finished result than in the code: (its, the code's)."""
         result = self.result()
         if result is None:
             return {}
@@ -95,7 +100,7 @@ class Job:
         return {part: (before.get(part, 1), number) for part, number in now.items() if before.get(part, 1) != number}
 
     def begin(self) -> None:
-        """Make the folder ready for a new try."""
+        """Prepare the folder for a new try."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (RESULT, LOG, "metrics.jsonl", "progress.json"):
             (self.folder / name).unlink(missing_ok=True)
@@ -103,12 +108,12 @@ class Job:
 
 
 def definitions_of(result: Mapping[str, Any]) -> dict[str, int]:
-    """The definitions that a result was run with; a part that is missing has definition 1."""
+    """The definitions that a result was run with; a missing part has definition 1."""
     return {present_part(part): number for part, number in result["identity"].get(DEFINITIONS, {}).items()}
 
 
 def study_jobs(study: Study) -> list[Job]:
-    """Starts, then cells, in the order in which they are run."""
+    """Starts, then cells, in the order in which they run."""
     fingerprint = cache(content_fingerprint)
     starts = (start_job(study, task, fingerprint) for task in study.tasks)
     return [*starts, *(cell_job(study, cell, fingerprint) for cell in study.cells)]
@@ -150,7 +155,7 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
 
 
 def timing_jobs(study: Study) -> list[Job]:
-    """Each method of each task in turn, round after round, with its first seed; none if the study asks for none."""
+    """Each method of each task in turn, in rounds, with its first seed; none if the study asks for none."""
     steps = study.options.timing_steps
     jobs = []
     for repeat in range(study.options.timing_repeats if steps else 0):
@@ -172,9 +177,9 @@ def timing_jobs(study: Study) -> list[Job]:
 
 
 def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
-    """The jobs without a result. With `rerun` also those whose options or definitions have changed since.
+    """The jobs without a result. With `rerun` also those with options or definitions that have changed since.
 
-    Raises UserError where a finished job's have changed and `rerun` is not given.
+    Raises UserError if a finished job's have changed and `rerun` is not given.
     """
     if not rerun:
         check_finished(jobs)
@@ -188,33 +193,33 @@ def pending(jobs: list[Job], *, rerun: bool) -> list[Job]:
 
 
 def check_finished(jobs: Iterable[Job]) -> None:
-    """Raise UserError where a finished job ran with other options than are asked now."""
+    """Raise UserError if a finished job ran with other options than the present request's."""
     for job in jobs:
         if changed := job.changed():
             raise UserError(f"{job.folder} was run with other options ({', '.join(changed)}); {REMEDY}")
 
 
 def tell_redefined(redefined: Mapping[str, tuple[int, int]]) -> str:
-    """What `Job.redefined` found, in words."""
+    """Words for the result of `Job.redefined`."""
     return ", ".join(f"{part}: {before}, now {now}" for part, (before, now) in redefined.items())
 
 
 @dataclass(frozen=True)
 class Source:
-    """Cells of another study, or of this one as it was: an output folder, or an archive with its `results` by path."""
+    """Cells of another study or of an earlier run: an output folder, or an archive with its `results` by path."""
 
     root: Path
     results: Mapping[str, Any] | None = None
 
     def like(self, job: Job) -> Job:
-        """The job as it lies there. Raises UserError for a result that cannot be read."""
+        """The job with its files in this source. Raises UserError for a result that cannot be read."""
         there = dataclasses.replace(job, root=self.root)
         found = self.results.get(job.path) if self.results else None
         return dataclasses.replace(there, archived=there.checked(found))
 
 
 def sources_of(study: Study) -> list[Source]:
-    """What the study's `cells_from` names. Raises UserError for what is not there or cannot be read."""
+    """The sources in the study's `cells_from`. Raises UserError for a missing or unreadable one."""
     found = []
     for name in study.options.cells_from:
         root = Path(name)
@@ -227,10 +232,10 @@ def sources_of(study: Study) -> list[Source]:
 
 
 def taken_over(jobs: Iterable[Job], sources: Sequence[Source], *, as_they_are: bool = False) -> list[Job]:
-    """The jobs, one without a result exchanged for its like in the first source that has a result with equal options.
+    """The jobs; a job without a result is replaced by the same job of the first source that has its result.
 
-    Definitions have to be equal too, unless results are taken `as_they_are`, to be reported. Raises UserError for a
-    result that cannot be read.
+    Options must be equal. Definitions must be equal too, unless results are taken `as_they_are`, for a report. Raises
+    UserError for a result that cannot be read.
     """
     found = []
     for job in jobs:
@@ -243,7 +248,7 @@ def taken_over(jobs: Iterable[Job], sources: Sequence[Source], *, as_they_are: b
 
 
 def adopt(jobs: Sequence[Job], sources: Sequence[Source]) -> list[Job]:
-    """Copy into their folders the results that `taken_over` finds; returns the jobs that got one."""
+    """Copy the results that `taken_over` finds into the jobs' folders; returns the jobs that got one."""
     pairs = [(job, there) for job, there in zip(jobs, taken_over(jobs, sources), strict=True) if there is not job]
     for job, there in pairs:
         job.begin()
@@ -253,13 +258,13 @@ def adopt(jobs: Sequence[Job], sources: Sequence[Source]) -> list[Job]:
 
 @cache
 def start_weights(model: str) -> str:
-    """What tells a model folder's weights from others; of a hub's model the name."""
+    """Identifies a model folder's weights; the name of a hub model."""
     folder = Path(resolve_model(model))
     return model_fingerprint(folder, whole=True) if folder.is_dir() else model
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a whole file or none."""
+    """Write a complete file or none."""
     replace_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -269,7 +274,7 @@ def _data_files(specs: str | list[str] | None) -> list[Path]:
 
 
 def _cell_files(recipe: Recipe) -> list[Path]:
-    """The local files that training and evaluation read, code of the user's own included."""
+    """The local files that training and evaluation read, with the user's own code."""
     options = recipe.options
     assert isinstance(options, TrainOptions)
     rewards = [spec.file for spec in check_rewards(recipe.rewards, None) if spec.file]
@@ -277,14 +282,14 @@ def _cell_files(recipe: Recipe) -> list[Path]:
 
 
 def _own_files(options: Mapping[str, Any]) -> list[Path]:
-    """The files of views, score, selector and sink of the user's own."""
+    """The files of the user's own views, score, selector and sink."""
     functions = [name for name, field in cppo_fields().items() if field.functions and name in options]
     views = [one for name in VIEW_LISTS for one in options.get(name, ())]
     return own_files([*views, *(options[name] for name in functions)])
 
 
 def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:
-    """What the files hold on which a result depends, as an entry of its identity; none where there are no files."""
+    """The contents of files that a result depends on, as an entry of its identity; none without files."""
     return {"contents_of_files": {str(file): fingerprint(file) for file in files}} if files else {}
 
 

@@ -1,4 +1,4 @@
-"""What a cell measures of its model as it is now: accuracy under every condition, and how good the detectors are."""
+"""A cell's measurements of its present model: accuracy under every condition, and the detectors' quality."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,10 +24,10 @@ class Measurement:
 
     Attributes:
         records: the held-out items, answered greedily.
-        conditions: what their images look like.
-        detector_items: so many of the first records judge the dependency scores.
-        sampler: draws their I-, and says what the training views are.
-        top_fraction: of the tokens with a positive score that the published rule selects.
+        conditions: how their images are shown.
+        detector_items: number of first records on which the dependency scores are judged.
+        sampler: draws their I-, and holds the training views.
+        top_fraction: share of the tokens with a positive score that the published rule selects.
     """
 
     records: RecordSource
@@ -42,7 +42,7 @@ class Measurement:
     def take(self, model: Any, processor: Any) -> dict[str, Any]:
         """JSON values: `correct` (a text of 0 and 1, one an item) and `format_rate` by condition; `detectors`.
 
-        Torch's random state is left as it was: training goes on as if nothing had been measured.
+        Torch's random state is restored: training continues as without the measurement.
         """
         with torch.random.fork_rng():
             found = {condition: self._answer(model, processor, condition) for condition in self.conditions}
@@ -68,7 +68,7 @@ class Measurement:
         )
 
     def _detectors(self, model: Any, processor: Any) -> dict[str, dict[str, Any]]:
-        """Quality of every dependency score on greedy responses, by score; {} where no perception token is known."""
+        """Quality of every dependency score on greedy responses, by score; {} without known perception tokens."""
         count = min(self.detector_items, len(self.records))
         records = [self.records[index] for index in range(count)]
         records = [record for record in records if record.images and record.perception_spans is not None]

@@ -1,4 +1,4 @@
-"""The page of a study: accuracy over steps and over time with intervals, differences from the control, tables."""
+"""The page of a study: accuracy over steps and time with intervals, differences from the control, tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -56,14 +56,14 @@ def _curves(results: Mapping[str, Any], task: str) -> Iterator[Markup]:
 def _series(
     label: str, steps: Sequence[int], row: Sequence[Mapping[str, Any] | None], step_length: float = 1.0
 ) -> Series:
-    """Means over seeds with their t intervals as a band, if there are several seeds."""
+    """Means over seeds, with t intervals as a band if there are several seeds."""
     known = [(step * step_length, one) for step, one in zip(steps, row, strict=True) if one is not None]
     band = [(x, one["low"], one["high"]) for x, one in known if one["low"] is not None]
     return Series(label, [(x, one["mean"]) for x, one in known], band)
 
 
 def _groups(labels: list[str], control: str) -> list[list[str]]:
-    """As many methods a chart as there are line styles, the control in each."""
+    """Methods in groups for charts: as many as there are line styles, with the control in each."""
     first = [label for label in labels if label == control]
     others = [label for label in labels if label != control]
     width = STYLES - len(first)

@@ -1,4 +1,4 @@
-"""Runs a study's jobs, each a process of its own, a few at a time. No torch."""
+"""Run a study's jobs as separate processes, a few at a time. No torch."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from cppo.recipes import RunDirectory
 COMMAND = (sys.executable, "-m", "cppo.comparison.cell")
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 10.0
-"""How long a stopped process may take to end by itself."""
+"""Time for a stopped process to end by itself."""
 
 
 def run_jobs(
@@ -28,13 +28,11 @@ def run_jobs(
     gpus: Sequence[str] = (),
     progress: Callable[[float], object] = lambda share: None,
 ) -> None:
-    """Run all jobs, `workers` at a time, and tell `finished` of each: its exit status (0: it has a result), seconds.
+    """Run all jobs, `workers` at a time, and call `finished` for each: its exit status (0: it has a result), seconds.
 
-    `progress` is called again and again with the share of their steps that the running jobs have done, summed.
-
-    With `gpus`, names as CUDA_VISIBLE_DEVICES takes them, each worker sees one of them, in turn. A job that
-    cannot be started counts as failed and stops no other. Whatever ends this call, Ctrl-C too, ends the processes with
-    it.
+    `progress` is called repeatedly with the sum of the running jobs' shares of done steps. With `gpus`, names as
+    CUDA_VISIBLE_DEVICES takes them, each worker sees one, in turn. A job that cannot be started counts as failed and
+    does not stop the others. When this call ends, by Ctrl-C too, it ends the processes.
     """
     waiting = list(reversed(jobs))
     free = list(reversed(range(workers)))
@@ -65,9 +63,9 @@ def run_jobs(
 
 
 def start(job: Job, threads: int, gpu: str | None = None) -> subprocess.Popen:
-    """Start a job's process; it ends itself when its standard input closes, so it never outlives this one.
+    """Start a job's process; it ends when its standard input closes, so it never outlives this process.
 
-    Raises OSError where the job's folder cannot be written, or no process started.
+    Raises OSError if the job's folder cannot be written, or no process started.
     """
     job.begin()
     count = str(threads)
@@ -81,12 +79,12 @@ def start(job: Job, threads: int, gpu: str | None = None) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends its own
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends its own
         )
 
 
 def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """End processes and what they started."""
+    """End processes and their children."""
     for process in processes:
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -100,7 +98,7 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def share_done(job: Job) -> float:
-    """The share of its training steps that a running job has done, as it last wrote it down; 0 before."""
+    """The share of its training steps that a running job has done, by its last note; 0 before."""
     try:
         content = parse_json(RunDirectory(job.folder).progress.read_text(encoding="utf-8"))
         return float(content["step"] / content["last_step"])
@@ -109,7 +107,7 @@ def share_done(job: Job) -> float:
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
-    """The end of a log, for a message; nothing where there is none."""
+    """The end of a log, for a message; empty without a log."""
     if not log.is_file():
         return []
     return log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]

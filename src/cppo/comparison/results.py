@@ -1,4 +1,4 @@
-"""The finished cells of a study as one table of numbers over training: the part of `results.json` that is measured."""
+"""The measured part of `results.json`: a study's finished cells as one table of numbers over training."""
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean, median
@@ -10,7 +10,7 @@ from cppo.comparison.study import Study, settings
 
 
 def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: Sequence[str]) -> dict[str, Any]:
-    """Everything measured so far, as JSON values; fractions of 1, seconds, MiB."""
+    """All measurements so far, as JSON values; fractions of 1, seconds, MiB."""
     finished = [(job, result) for job in jobs if (result := job.result()) is not None]
     starts = {result["task"]: result for job, result in finished if job.kind == "start"}
     cells = [result for job, result in finished if job.kind == "cell"]
@@ -67,11 +67,11 @@ def _cell(result: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any
 def _costs(
     study: Study, task: str, cells: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Time and memory of a step of each method: of the runs alone where every method has one, else of the cells.
+    """Time and memory of a step of each method: from the timing runs if every method has one, else from the cells.
 
-    `step_seconds`, `step_cpu_seconds` and `peak_mib` are medians; `compared_seconds`, for the comparison at equal time,
-    is the mean step, so that steps times it is the time that training takes. The first step of a short run alone, which
-    warms up, is left out.
+    `step_seconds`, `step_cpu_seconds` and `peak_mib` are medians. `compared_seconds`, for the comparison at equal time,
+    is the mean step: times the number of steps it is the training time. The first step of a short timing run is left
+    out, since it warms up.
     """
     by_label = [_runs_by_label(study, task, results) for results in (alone, cells)]
     apart = set(by_label[0]) >= set(by_label[1])
@@ -80,7 +80,7 @@ def _costs(
         first = 1 if apart and all(len(run["step_seconds"]) > 1 for run in runs) else 0
         wall = [time for run in runs for time in run["step_seconds"][first:]]
         processor = [time for run in runs for time in run["step_cpu_seconds"][first:]]
-        # Cells wait for each other, which the processor's clock does not count; on a GPU it counts too little.
+        # Cells wait for each other, which processor time excludes; on a GPU processor time counts too little.
         compared = processor if not apart and runs[0]["device"] == "cpu" else wall
         costs[label] = {
             "step_seconds": median(wall),
@@ -95,7 +95,7 @@ def _costs(
 
 
 def _runs_by_label(study: Study, task: str, results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """A task's results by label, in the study's order; labels without one left out."""
+    """A task's results by label, in the study's order, without empty labels."""
     found = {
         variant.label: [one for one in results if (one["task"], one["label"]) == (task, variant.label)]
         for variant in study.variants
@@ -104,7 +104,7 @@ def _runs_by_label(study: Study, task: str, results: Sequence[dict[str, Any]]) -
 
 
 def _configuration(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each method of each task trained with, resolved; seed and folder, which differ by cell, left out."""
+    """The resolved options of each method of each task, without seed and folder, which differ by cell."""
     found: dict[str, dict[str, Any]] = {}
     for result in results:
         options = {
@@ -125,7 +125,7 @@ def _same_prompts(results: Sequence[dict[str, Any]]) -> bool:
 
 
 def _definitions(finished: Sequence[tuple[Job, dict[str, Any]]]) -> dict[str, Any]:
-    """An entry with the numbers of every part of which the results have a later definition than the first, if any."""
+    """An entry with the numbers of every part that the results have in a later definition than the first, if any."""
     numbers: dict[str, set[int]] = {}
     for job, result in finished:
         kept = definitions_of(result)

@@ -1,4 +1,4 @@
-"""A study: the file that names methods, seeds and tasks, checked, and the grid of cells it stands for. No torch."""
+"""A study: the checked file of methods, seeds and tasks, and its grid of cells. No torch."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ FIXED: dict[str, Any] = {
     "overwrite": False,
     "dry_run": False,
 }
-"""What every cell has, because the study itself evaluates and starts over."""
+"""Options with the same value in every cell, because the study itself evaluates and starts over."""
 SET_BY_STUDY = frozenset({*FIXED, "seed", "output_dir", "method"})
 SAME_FOR_ALL = frozenset(
     {
@@ -55,7 +55,7 @@ SAME_FOR_ALL = frozenset(
         "data_seed",
     }
 )
-"""Start, data and rollout budget: a method that changed them would not be compared but favoured."""
+"""Start, data and rollout budget: a method that changed them would have an advantage."""
 EVALUATED = (
     "eval_data",
     "columns",
@@ -67,13 +67,13 @@ EVALUATED = (
     "rewards",
     "max_completion_length",
 )
-"""The options of `cppo train` that an evaluation depends on, those of the views apart."""
+"""The options of `cppo train` that an evaluation depends on, except those of the views."""
 _NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: a method and the options in which it differs from that method's defaults."""
+    """A compared method, and the options in which it differs from that method's defaults."""
 
     label: str
     method: str
@@ -82,7 +82,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid; its recipe has everything but the output folder."""
+    """One run of the grid; its recipe has everything except the output folder."""
 
     task: str
     label: str
@@ -107,7 +107,7 @@ class Study:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """The grid, seed by seed, so that an unfinished study has as many seeds of each method."""
+        """The grid, seed by seed, so that an unfinished study has equally many seeds of each method."""
         grid = [
             Cell(task, variant.label, seed, self.cell_recipe(task, variant, seed))
             for task in self.tasks
@@ -118,7 +118,7 @@ class Study:
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """All that the evaluations of each task's cells depend on: the same for every method."""
+        """Everything that the evaluations of each task's cells depend on: the same for every method."""
         found = {}
         for task in self.tasks:
             options = given_options(self._recipe(task, {}))
@@ -128,7 +128,7 @@ class Study:
         return found
 
     def cell_recipe(self, task: str, variant: Variant, seed: int) -> Recipe:
-        """What `variant` trains with on a task and a seed. Raises UserError for options that do not work."""
+        """The training options of `variant` on a task and a seed. Raises UserError for options that do not work."""
         recipe = self._recipe(task, {"method": variant.method, "seed": seed, **variant.options})
         data = recipe.options.data
         data = [_with_seed(one, seed) for one in data] if isinstance(data, list) else _with_seed(data, seed)
@@ -140,7 +140,7 @@ class Study:
         return replace(recipe, config={name: value for name, value in recipe.config.items() if name != "output_dir"})
 
     def evaluation_steps(self, recipe: Recipe) -> list[int]:
-        """The steps after which a cell evaluates; step 0 is the start's, and measured once for all."""
+        """The steps after which a cell evaluates; step 0 is the start's, measured once for all."""
         last = recipe.config["max_steps"]
         every = self.options.evaluate_every or last
         return [*range(every, last, every), last]
@@ -157,14 +157,14 @@ def study_names() -> list[str]:
 
 
 def study_file(name_or_file: str) -> Path:
-    """The file of a packaged study's name, or of a user's own. Raises UserError for neither."""
+    """The file of a packaged study, or a user's own. Raises UserError for neither."""
     return packaged_or_file(STUDIES_DIR, "study", name_or_file)
 
 
 def load_study(name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Study:
-    """Read and check a study and every cell's options; `overrides` (checked values) win over the file's.
+    """Read and check a study and every cell's options; `overrides` (checked values) replace the file's.
 
-    Raises UserError, which says where, for an unreadable file, a wrong option, value, method or label.
+    Raises UserError, which names the place, for an unreadable file, a wrong option, value, method or label.
     """
     file, where = study_file(name_or_file), f"study {name_or_file}"
     given = {**read_mapping(file, where), **(overrides or {})}
@@ -246,9 +246,9 @@ def _check_task(recipe: Recipe, where: str) -> None:
     if recipe.options.eval_data is None:
         raise UserError(f"{where}: no `eval_data` is given; write e.g. eval_data: tasks:digits?n=1000")
     if "{seed}" in str(recipe.options.eval_data):
-        raise UserError(f"{where}: eval_data: `{{seed}}` works in `data` alone: all cells answer the same items")
+        raise UserError(f"{where}: eval_data: only `data` may have `{{seed}}`: all cells answer the same items")
     if recipe.config.get("max_steps", -1) < 1:
-        raise UserError(f"{where}: max_steps: give a number of steps, which is the same for all methods")
+        raise UserError(f"{where}: max_steps: give a number of steps, the same for all methods")
 
 
 def _with_seed(spec: str, seed: int) -> str:

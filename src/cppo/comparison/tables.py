@@ -6,12 +6,12 @@ from typing import Any
 
 PUBLISHED_SCORE = "entropy_shift"
 NAMED = 10
-"""How many unfinished cells are named."""
+"""Number of unfinished cells that are named."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What it shows, the names of its columns, and rows of as many texts; the first of each is a label."""
+    """A caption, the names of columns, and rows of text; the first cell of each row is a label."""
 
     caption: str
     head: Sequence[str]
@@ -55,7 +55,7 @@ def notes(results: Mapping[str, Any]) -> str:
 
 
 def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
-    """Accuracy, differences at equal steps and at equal time, detectors, and cost; those there is data for."""
+    """Accuracy, differences at equal steps and at equal time, detectors, and cost, if there are data for them."""
     found = results["comparison"][task]
     methods = found["methods"]
     if not methods:
@@ -94,7 +94,7 @@ def task_tables(results: Mapping[str, Any], task: str) -> Iterator[Table]:
 
 
 def _difference_table(caption: str, differences: Mapping[str, Any], conditions: Sequence[str]) -> Table:
-    """The differences from the control at equal steps, with how many pairs they are of."""
+    """The differences from the control at equal steps, with the number of pairs."""
     rows = []
     for label, difference in differences.items():
         found = [difference[name]["equal_steps"] for name in conditions]
@@ -105,7 +105,7 @@ def _difference_table(caption: str, differences: Mapping[str, Any], conditions: 
 def _detector_table(
     caption: str, head: Sequence[str], figures: Sequence[tuple[str, str]], curves: Mapping[str, Any]
 ) -> Table:
-    """Figures (name, score) of each method's detectors at its last evaluation, and those of the start."""
+    """Values (name, score) of each method's detectors at its last evaluation, and of the start."""
     first = next(iter(curves.values()))
     rows = []
     if first["steps"][0] == 0:
@@ -133,7 +133,7 @@ def difference_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def percent(interval: Mapping[str, Any]) -> str:
-    """A mean with its interval in per cent: "52.1 [49.0, 55.2]"; without one where there is a single seed."""
+    """A mean with its interval in per cent: "52.1 [49.0, 55.2]"; a single seed has no interval."""
     return _with_interval(interval, ".1f", 100)
 
 
@@ -175,7 +175,7 @@ def _cost_table(results: Mapping[str, Any], task: str) -> Table:
 
 
 def _doubt(costs: Mapping[str, Any]) -> str:
-    """A remark where several versions of the code took the times: other days, perhaps another machine."""
+    """A remark if several versions of the code were timed: perhaps on other days or another machine."""
     codes = {code for cost in costs.values() for code in cost["code"]}
     return "" if len(codes) < 2 else f"; TIMED BY {len(codes)} VERSIONS OF THE CODE, which may not be comparable"
 
