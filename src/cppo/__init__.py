@@ -1,4 +1,4 @@
-"""CPPO: reinforcement learning for vision-language models with a loss meant to teach them to look, arXiv 2601.00501."""
+"""CPPO: reinforcement learning for vision-language models, with a loss for use of the image (arXiv 2601.00501)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ __all__ = ["CPPOConfig", "CPPOTrainer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch and TRL take seconds to import; the command line must find a mistyped argument before that.
+    # torch and TRL take seconds to import; the command line must report a mistyped argument before that.
     if name == "CPPOConfig":
         from cppo.training.config import CPPOConfig
 

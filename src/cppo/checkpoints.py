@@ -1,6 +1,7 @@
-"""Checkpoints on disk: which are whole, which one a resume takes, and what becomes of those it leaves behind. No torch.
+"""Checkpoints on disk: whether one is complete, which one a resume takes, and which are set aside. Imports no torch.
 
-A checkpoint is whole when its manifest fits. The manifest lists every file with size and SHA-256 and is written last.
+A checkpoint is complete when its files match its manifest. The manifest lists every file with size and SHA-256 and is
+written last.
 """
 
 import hashlib
@@ -17,27 +18,27 @@ from cppo.parsing import parse_json
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 OPTIMIZER = "optimizer*"
-"""The optimizer's file or folder, whatever wrapped the model."""
+"""The optimizer's file or folder, for any wrapper of the model."""
 NEEDED = ("scheduler.pt", "rng_state*.pth", "*config.json")
-"""What every checkpoint holds besides optimizer and weights, by pattern."""
+"""Patterns of the files that every checkpoint holds, besides optimizer and weights."""
 PLAIN = "without FSDP and DeepSpeed"
 WRITTEN = {
     "whole by FSDP": "pytorch_model_fsdp.bin",
     "sharded by FSDP": "pytorch_model_fsdp_0",
     "by DeepSpeed": "global_step*",
 }
-"""How weights may be written otherwise, and the file or folder that shows it, by pattern."""
-OLDER = f"it has no {MANIFEST}, as cppo 0.1.0 left it; --resume_from_checkpoint with its folder goes on from it"
+"""Other ways to write weights -> the pattern of the file or folder that shows it."""
+OLDER = f"it has no {MANIFEST}, as from cppo 0.1.0; give its folder to --resume_from_checkpoint to continue from it"
 SET_ASIDE = "abandoned-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def write_manifest(checkpoint: Path, processes: int) -> None:
-    """Declare the checkpoint whole.
+    """Declare the checkpoint complete.
 
     Args:
         checkpoint: its folder. All processes have written their files.
-        processes: their number. A resume needs the same.
+        processes: their number. A resume needs the same number.
     """
     entries = _hashed(checkpoint, _files(checkpoint))
     content = {"processes": processes, "files": {name: list(entry) for name, entry in sorted(entries.items())}}
@@ -51,48 +52,48 @@ def begin_manifest(checkpoint: Path) -> None:
 
 
 def check_processes(checkpoint: Path, processes: int) -> None:
-    """Refuse to go on from a checkpoint that another number of processes wrote.
+    """Refuse to continue from a checkpoint of another number of processes.
 
-    One of cppo 0.1.0 does not say how many did. Raises UserError.
+    cppo 0.1.0 did not record the number. Raises UserError.
     """
     file = checkpoint / MANIFEST
     wrote = parse_json(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else None
     if wrote not in (None, processes):
         raise UserError(
             f"resume_from_checkpoint: {wrote} process{'es' * (wrote != 1)} wrote {checkpoint}, but {processes} "
-            f"resume{'s' * (processes == 1)}: start as many, or begin from its weights with --model"
+            f"resume{'s' * (processes == 1)}: start the same number, or start a new run from its weights with --model"
         )
 
 
 def check_weights_written(checkpoint: Path, how: str) -> None:
-    """Refuse to go on from a checkpoint whose weights were written another way than a run writes them.
+    """Refuse to continue from a checkpoint with weights in another layout than the run writes.
 
     Args:
         how: one of the names in `WRITTEN`, or `PLAIN`.
 
     Raises:
-        UserError: the checkpoint's are not written so.
+        UserError: the checkpoint's weights have another layout.
     """
     found = next((name for name, pattern in WRITTEN.items() if any(checkpoint.glob(pattern))), PLAIN)
     if found != how:
         raise UserError(
-            f"resume_from_checkpoint: the weights in {checkpoint} were written {found}, this run writes them {how}: "
-            "launch as then, or begin from the weights of a whole model with --model"
+            f"resume_from_checkpoint: the weights in {checkpoint} were written {found}, but this run writes them "
+            f"{how}: launch as before, or start a new run from the weights of a complete model with --model"
         )
 
 
 def damage(checkpoint: Path, *, read: bool = True) -> str | None:
-    """What keeps the checkpoint from being whole; None for a whole one.
+    """Why the checkpoint is not complete; None for a complete one.
 
     Args:
-        read: compare hashes too, which reads every file. Without it sizes alone are compared.
+        read: also compare hashes, which reads every file. Without it only sizes are compared.
     """
     if not checkpoint.is_dir():
         return "there is no such folder"
     try:
         listed = parse_json((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         if listed is None:
-            return "its writing was broken off"
+            return "its writing was interrupted"
         files = {name: (int(size), str(digest)) for name, (size, digest) in listed.items()}
         found = _files(checkpoint)
         for name, (size, _) in files.items():
@@ -104,7 +105,7 @@ def damage(checkpoint: Path, *, read: bool = True) -> str | None:
             hashed = _hashed(checkpoint, files)
             changed = [name for name, entry in files.items() if hashed[name] != entry]
             if changed:
-                return f"{changed[0]} has other contents than were written"
+                return f"the contents of {changed[0]} have changed"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -113,32 +114,32 @@ def damage(checkpoint: Path, *, read: bool = True) -> str | None:
 
 
 def is_own_checkpoint(folder: Path) -> bool:
-    """Whether `cppo train` or `cppo sft` wrote the folder as a checkpoint, whole or not."""
+    """Whether `cppo train` or `cppo sft` wrote the folder as a checkpoint, complete or not."""
     return (folder / MANIFEST).is_file() or _is_older(folder)
 
 
 def written_by_verl(folder: Path) -> str | None:
-    """What to do with a run of verl, a checkpoint of it, or its folder `actor`; None for another folder."""
+    """What to do with a run of verl, its checkpoint, or its folder `actor`; None for another folder."""
     latest = folder / "latest_checkpointed_iteration.txt"
     if latest.is_file():
         folder = folder / f"global_step_{latest.read_text(encoding='utf-8').strip()}"
     for actor in (folder, folder / "actor"):
         if any(actor.glob("model_world_size_*_rank_0.pt")):
-            model, goes_on = actor / "huggingface", "verl wrote it: `python -m cppo.verl` goes on from it"
+            model, goes_on = actor / "huggingface", "verl wrote it: `python -m cppo.verl` continues from it"
             if any(model.glob("*.safetensors")):
                 return f"{goes_on}, and its model is {model}"
             merge = f"python -m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir DIR"
-            return f"{goes_on}, and `{merge}` makes a model of it"
+            return f"{goes_on}, and `{merge}` converts it to a model"
     return None
 
 
 def looks_whole(checkpoint: Path) -> bool:
-    """Whether all files have their sizes, or, without a manifest, the trainer state is there."""
+    """Whether all files have their sizes, or, without a manifest, the trainer state exists."""
     return damage(checkpoint, read=False) is None if (checkpoint / MANIFEST).is_file() else _is_older(checkpoint)
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """The folders `checkpoint-N` of a run, whole or not, by step."""
+    """The folders `checkpoint-N` of a run, complete or not, by step."""
     if not run.is_dir():
         return []
     steps = {entry: int(match[1]) for entry in run.iterdir() if (match := _NAME.fullmatch(entry.name))}
@@ -146,7 +147,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def newest_whole(run: Path, passed_over: Callable[[str], object]) -> Path | None:
-    """The whole checkpoint of the highest step from which a run can go on; None without one.
+    """The complete checkpoint of the highest step that a run can continue from; None without one.
 
     Args:
         passed_over: called with a sentence for each later one that is damaged or has no optimizer.
@@ -155,28 +156,28 @@ def newest_whole(run: Path, passed_over: Callable[[str], object]) -> Path | None
         fault = OLDER if _is_older(folder) else damage(folder) or _no_optimizer(folder)
         if fault is None:
             return folder
-        passed_over(f"{folder} is passed over: {fault}")
+        passed_over(f"{folder} is skipped: {fault}")
     return None
 
 
 def check_resumable(folder: Path) -> None:
-    """Refuse a folder that a run cannot go on from. Raises UserError, which says what is wrong with it.
+    """Refuse a folder that a run cannot continue from. Raises UserError with the reason.
 
-    cppo 0.1.0 wrote no manifest. A folder without one counts when its trainer state can be read; a warning says so.
+    cppo 0.1.0 wrote no manifest. A folder without one is accepted, with a warning, when its trainer state can be read.
     """
     if (hint := written_by_verl(folder)) is not None:
         raise UserError(f"resume_from_checkpoint: {folder} cannot be resumed from: {hint}")
     older = _is_older(folder)
     fault = (_missing(folder) if older else damage(folder)) or _no_optimizer(folder)
     if older:
-        tell(f"warning: {folder} has no {MANIFEST}, so nothing shows whether its files are whole")
+        tell(f"warning: {folder} has no {MANIFEST}, so its files cannot be checked")
     if fault is not None:
         raise UserError(f"resume_from_checkpoint: {folder} cannot be resumed from: {fault}")
     checkpoint_step(folder)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written. Raises UserError where its trainer state is damaged."""
+    """The optimizer step of a checkpoint. Raises UserError where its trainer state is damaged."""
     file = checkpoint / TRAINER_STATE
     try:
         return int(parse_json(file.read_text(encoding="utf-8"))["global_step"])
@@ -201,7 +202,7 @@ def _is_older(folder: Path) -> bool:
 
 
 def _missing(folder: Path) -> str | None:
-    """What a checkpoint without a manifest lacks, without which a run would go on another way."""
+    """The part that a checkpoint without a manifest lacks for an exact resume."""
     if any(folder.glob("global_step*")):  # DeepSpeed keeps its own
         return None
     return next((f"{pattern} is missing" for pattern in NEEDED if not any(folder.glob(pattern))), None)

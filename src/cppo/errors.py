@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and how its message is printed."""
+"""The exception for a user's mistake, and how its message is printed."""
 
 import difflib
 import json
@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 PATIENCE_SECONDS = 15.0
-"""How long another process of a launcher lets the first one speak of a mistake that all of them see."""
+"""Time for a launcher's first process to report a mistake that all processes see."""
 
 
 class UserError(ValueError):
-    """Something the user gave (option, file, row, image, checkpoint) cannot be used.
+    """An input of the user (option, file, row, image, checkpoint) cannot be used.
 
     The message is one clear line that names the file, row or field and says what to do. The command line prints it
     without a traceback and exits with status 2.
@@ -22,7 +22,7 @@ class UserError(ValueError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends the command. The exit status is 128 plus its number, as a shell reports it.
+    """A signal ends the command. The exit status is 128 plus the signal's number, as in a shell.
 
     Attributes:
         number: of the signal.
@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def tell(message: str) -> None:
-    """Print a line for the user on stderr; of several processes of a launcher on one machine only the first does."""
+    """Print a line for the user on stderr; of a launcher's processes on one machine only the first prints it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"cppo: {message}", file=sys.stderr, flush=True)
 
@@ -42,8 +42,8 @@ def tell(message: str) -> None:
 def tell_mistake(error: UserError, *, is_cause: bool = True) -> None:
     """Print the error that ends this process, once for all processes of a launcher that see it.
 
-    A launcher ends all processes as soon as one has failed, so the others wait until the first has spoken; what it does
-    not see they say themselves. `is_cause` is False where another process's error is the reason.
+    A launcher ends all processes when one fails. So the others wait until the first has printed, then print a mistake
+    that it did not see. `is_cause` is False where the reason is another process's error.
     """
     line = f"cppo: error: {one_line(error)}"
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -56,8 +56,7 @@ def tell_mistake(error: UserError, *, is_cause: bool = True) -> None:
 def _give_launcher(line: str) -> None:
     """Write the file in which torchrun and `accelerate launch` look for a process's error.
 
-    They end with a traceback of their own, and then with this line as its cause
-    (docs.pytorch.org/docs/stable/elastic/errors.html).
+    They print their own traceback, then this line as its cause (docs.pytorch.org/docs/stable/elastic/errors.html).
     """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
@@ -67,29 +66,29 @@ def _give_launcher(line: str) -> None:
 
 
 def did_you_mean(word: object, names: Iterable[str]) -> str:
-    """The question whether the nearest of the names was meant; empty where none is near."""
+    """The question "did you mean" with the nearest of the names; empty where none is near."""
     near = difflib.get_close_matches(str(word).lower(), names, n=1)
     return f"did you mean `{near[0]}`?" if near else ""
 
 
 def choose_one(word: object, names: Iterable[object]) -> str:
-    """What to give in the place of `word`: the nearest of the names, where one is near, and then all of them."""
+    """What to write instead of `word`: the nearest of the names, if one is near, then all of them."""
     known = list(map(str, names))
     return f"{did_you_mean(word, known)} choose one of {', '.join(known)}".lstrip()
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text on one line; the name of its kind where it has none."""
+    """An error's text on one line, or the name of its type where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text; the name of its kind where it has none."""
+    """The first line of an error's text, or the name of its type where it has no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def one_line_with_remedy(error: Exception) -> str:
-    """What a library refuses, on one line; with the options to give where it speaks of a GPU that is not there."""
+    """A library's refusal on one line, with the options to give where it names a missing GPU."""
     text = one_line(error)
     if "bf16/gpu" in text:
         return "this machine has no GPU, and bf16 is asked for: add --use_cpu true --bf16 false"

@@ -1,4 +1,4 @@
-"""Options as fields of dataclasses: how they are declared, and how a dataclass is read as options. No torch."""
+"""Options as fields of dataclasses: how to declare them, and how to read a dataclass as options. Imports no torch."""
 
 import copy
 import types
@@ -8,18 +8,18 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Annotated, Any, Literal, Union
 
 NO_DEFAULT = "(unset)"
-"""The default of an option that must be given, or whose library computes it."""
+"""The default of a required option, or of one that its library computes."""
 
 
 @dataclass(frozen=True)
 class OptionField:
-    """One option: a field of a dataclass, as it is declared.
+    """One option: a field of a dataclass.
 
-    `kinds` holds what a value may be: "none", "bool", "int", "float", "str", "list", "dict". `item_kinds` says the same
-    of a list's items. `choices` are the values of a `Literal` annotation. `interval` is what `Annotated` adds, a range
-    in the usual notation: "(0, 1]". `former` has the present name of each choice that was called otherwise once: the
-    `Literal` names both, and `Annotated` adds the mapping. `functions`: the choices are names of functions, which
-    `Annotated` adds to `str` as a tuple, and functions of the user's own may stand beside them (`cppo.imports`).
+    `kinds` lists the types of a value: "none", "bool", "int", "float", "str", "list", "dict"; `item_kinds` those of a
+    list's items. `choices` are the values of a `Literal` annotation. `interval` comes from `Annotated`, a range in the
+    usual notation: "(0, 1]". `former` maps former names of choices to present ones: the `Literal` has both, and
+    `Annotated` adds the mapping. `functions`: the choices are names of functions, which `Annotated` adds to `str` as a
+    tuple, and functions of the user's own are also allowed (`cppo.imports`).
     """
 
     name: str
@@ -35,9 +35,10 @@ class OptionField:
 
 @dataclass(frozen=True)
 class Unset:
-    """What an option holds until its method is known, if it was not given; `default` applies if the method sets none.
+    """Placeholder of an option that was not given, until its method is known; `default` applies if the method sets
+    none.
 
-    Parsers that pass every field, such as TRL's, pass it on, so that any other value counts as given.
+    Parsers that pass every field, such as TRL's, keep it, so any other value counts as given.
     """
 
     default: Any
@@ -47,28 +48,28 @@ class Unset:
 
 
 def option(default: Any, help: str) -> Any:
-    """A field of an options class: its default (a list or mapping is copied for each instance) and its help."""
+    """A field of an options class: its default (a list or mapping is copied per instance) and its help."""
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
 def method_option(default: Any, help: str) -> Any:
-    """An option that a method may set: its field is `Unset` until `resolve` has seen the method."""
+    """An option that a method may set: its field is `Unset` until `resolve` knows the method."""
     unset = Unset(default)
-    if isinstance(default, list | dict):  # transformers' parser takes the default of lists from a factory alone
+    if isinstance(default, list | dict):  # transformers' parser accepts list defaults only from a factory
         return field(default_factory=lambda: unset, metadata={"help": help})
     return field(default=unset, metadata={"help": help})
 
 
 def plain_default(declared: Field) -> Any:
-    """What a field of a dataclass holds where neither the user nor a method sets it; MISSING if it must be given."""
+    """The value of a dataclass field that neither the user nor a method sets; MISSING if it is required."""
     default = declared.default if declared.default_factory is MISSING else declared.default_factory()
     return default.default if isinstance(default, Unset) else default
 
 
 def resolve(options: Any, of_method: Mapping[str, Any]) -> None:
-    """Replace every `Unset` field of a dataclass by a copy of what the method sets, or of its default."""
+    """Replace every `Unset` field of a dataclass by a copy of the method's value, or of its default."""
     for one in fields(options):
         value = getattr(options, one.name)
         if isinstance(value, Unset):
@@ -76,7 +77,7 @@ def resolve(options: Any, of_method: Mapping[str, Any]) -> None:
 
 
 def option_fields(options_class: type[Any]) -> dict[str, OptionField]:
-    """The fields of a dataclass by name, inherited ones too, in their order."""
+    """The fields of a dataclass by name, in order, with inherited ones."""
     types_of = typing.get_type_hints(options_class, include_extras=True)
     return {
         one.name: option_field(one.name, types_of[one.name], plain_default(one), one.metadata.get("help", ""))
@@ -85,7 +86,7 @@ def option_fields(options_class: type[Any]) -> dict[str, OptionField]:
 
 
 def option_field(name: str, annotation: Any, default: Any, help: str) -> OptionField:
-    """The option that a field's annotation, default and help declare."""
+    """The option of a field's annotation, default and help."""
     added: Sequence[Any] = ()
     if typing.get_origin(annotation) is Annotated:
         annotation, *added = typing.get_args(annotation)
@@ -104,7 +105,7 @@ def option_field(name: str, annotation: Any, default: Any, help: str) -> OptionF
 
 
 def _read(annotations: Iterable[Any], kinds: set[str], items: set[str], choices: list[Any]) -> None:
-    """Adds to `kinds`, `items` and `choices` what the annotations allow."""
+    """Adds the types that the annotations allow to `kinds`, `items` and `choices`."""
     for annotation in annotations:
         kind, parts = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
         if kind is Literal:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, read or refused in words, and told apart by what is in them. No torch."""
+"""Files written completely or not at all, read errors in one line, and fingerprints of contents. Imports no torch."""
 
 import hashlib
 import json
@@ -14,19 +14,19 @@ from cppo.errors import UserError, first_line
 
 WHOLE_BYTES = 1 << 26
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
-"""What torch's errors of writing a file speak of; they are plain RuntimeErrors."""
+"""Marks of torch's write errors, which are plain RuntimeErrors."""
 TORCH_READER = os.path.join("torch", "serialization.py")
-"""Where torch reads a file: a damaged one raises there whatever its first wrong byte leads to."""
+"""Where torch reads a file; any damage there ends in an error of any type."""
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
 MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer*.json", "vocab.json", "merges.txt", "chat_template*")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Where writing below `path` fails, say so in one line that names the file.
+    """Context: an error while writing below `path` becomes one line that names the file.
 
-    Python names the file where it cannot be opened, not where the disk is full; safetensors and torch name none. Of a
-    folder the file that was written last is named.
+    Python names a file that cannot be opened, but not on a full disk; safetensors and torch name none. For a folder,
+    the file written last is named.
 
     Raises:
         UserError: no room, no permission, the folder is gone, or another error of the file system.
@@ -45,13 +45,13 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Where a file of tensors is damaged, or holds anything but tensors, say so in one line.
+    """Context: a damaged file of tensors, or one with anything else, gives one line.
 
     Args:
-        what: the file, or what its folder holds, as the subject of a sentence.
+        what: the file, or its folder's content, as the subject of a sentence.
 
     Raises:
-        UserError: the file is cut off, no file of safetensors or torch, or would need code to be read.
+        UserError: the file is cut off, is not a file of safetensors or torch, or would run code to be read.
     """
     try:
         yield
@@ -62,19 +62,19 @@ def reading(what: object) -> Iterator[None]:
         in_torch = any(frame.f_code.co_filename.endswith(TORCH_READER) for frame, _ in frames)
         if not (in_torch or isinstance(error, SafetensorError)):
             raise
-        # Of a pickle that would run code torch writes a page on how to load it all the same.
+        # For a pickle that would run code, torch writes a page on how to load it anyway.
         plain = isinstance(error, SafetensorError | RuntimeError)
         reason = first_line(error) if plain else "it is cut off, or holds other things than tensors"
         raise UserError(f"{what} cannot be read: {reason}") from error
 
 
 def replace_text(file: Path, text: str) -> None:
-    """`replace_bytes` of a text in UTF-8."""
+    """`replace_bytes` for a text in UTF-8."""
     replace_bytes(file, text.encode())
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a file anew: a reader sees the old content or the new one, also where writing fails.
+    """Replace a file: a reader sees the old or the new content, also where writing fails.
 
     Raises UserError where it fails.
     """
@@ -93,21 +93,21 @@ def _last_written(path: Path) -> Path:
 
 
 def model_fingerprint(folder: Path, *, whole: bool = False) -> str:
-    """What tells the weights and the processor in a model folder from others, wherever it lies.
+    """A fingerprint of the weights and the processor in a model folder, independent of its path.
 
-    Without `whole` large files are sampled, which is fast and overlooks small changes.
+    Without `whole`, large files are sampled: fast, but small changes may be missed.
     """
     return _fingerprint({file for pattern in MODEL_FILES for file in folder.glob(pattern)}, folder, whole=whole)
 
 
 def content_fingerprint(path: Path) -> str:
-    """What tells the content of a file or folder from others; files that it names by path are not looked at."""
+    """A fingerprint of a file or folder; files that it refers to by path do not count."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return _fingerprint(files, path.parent)
 
 
 def _fingerprint(files: Iterable[Path], root: Path, *, whole: bool = False) -> str:
-    """A hash of names, sizes and contents: all of a file up to 64 MiB, of a larger one 64 blocks or all."""
+    """A hash of names, sizes and contents: all of a file up to 64 MiB, of a larger file 64 blocks or all."""
     digest = hashlib.sha256()
     for file in sorted(files):
         size = file.stat().st_size

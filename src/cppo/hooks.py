@@ -1,8 +1,9 @@
-"""Scores, selectors and sinks of the user's own: loaded, registered beside the packaged ones, and tried before a run.
+"""The user's own scores, selectors and sinks: load them, register them beside the packaged ones, and try them before a
+run.
 
 The options `perception_score`, `perception_selector` and `perception_sink` name one as `file.py:function` or
-`module:function`. The registries of `cppo.perception` have it under that name once a configuration names it. Every
-error, in the trial or in the run, is one line that names option, file and function.
+`module:function`. A configuration that names a function registers it in `cppo.perception`. Every error, in the trial or
+in the run, is one line that names option, file and function.
 """
 
 import functools
@@ -39,7 +40,7 @@ from cppo.perception import (
 from cppo.values import check_value
 
 LENGTHS = (6, 4, 1, 0)
-"""Response tokens of the made-up rollouts; the longest has one of a tool, which the mask leaves out, in its middle."""
+"""Lengths of the trial responses; the middle of the longest has a tool's token, which the mask excludes."""
 VOCABULARY, WIDTH = 11, 5
 
 
@@ -48,7 +49,7 @@ class Hook:
     """One kind of function.
 
     Attributes:
-        kind: what it is called in messages.
+        kind: its name in messages.
         registry: where it is looked up.
         needs: what it may declare by `needs`.
         call: its arguments, for messages.
@@ -64,24 +65,26 @@ class Hook:
     dtype: str = "floating-point"
 
     def guarded(self, function: Callable[..., Any], what: str) -> Callable[..., Tensor]:
-        """The function; what it raises, and a result that is no tensor of its kind, becomes one line after `what`."""
+        """The function, guarded: an exception, or a result of another kind, becomes one line after `what`."""
 
         @functools.wraps(function)
         def call(*arguments: Any, **named: Any) -> Tensor:
             try:
                 found = function(*arguments, **named)
-            except (Exception, SystemExit) as error:  # whatever the user's code raises, `sys.exit` included
-                called = f"a {self.kind} is called as function({self.call}), with what it declares by needs(...)"
+            except (Exception, SystemExit) as error:  # user code may raise anything, also `sys.exit`
+                called = (
+                    f"a {self.kind} is called as function({self.call}), with the inputs that it declares by needs(...)"
+                )
                 raise UserError(f"{failure(error, what)}; {called}") from error
             shape = self.shape(*arguments)
-            returned = f"of type {type(found).__name__}"
+            returned = f"a {type(found).__name__}"
             if isinstance(found, Tensor):
                 is_kind = found.dtype == torch.bool if self.dtype == "bool" else found.is_floating_point()
                 if is_kind and found.shape == shape:
                     return found
-                returned = f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
-            wanted = f"a {self.dtype} tensor of shape {tuple(shape)}, one value a token"
-            raise UserError(f"{what} must return {wanted}; it returned what is {returned}")
+                returned = f"{str(found.dtype).removeprefix('torch.')} values of shape {tuple(found.shape)}"
+            wanted = f"a {self.dtype} tensor of shape {tuple(shape)}, one value per token"
+            raise UserError(f"{what} must return {wanted}; it returned {returned}")
 
         return call
 
@@ -119,7 +122,7 @@ HOOKS = {"perception_score": (SCORE,), "perception_selector": (SELECTOR,), "perc
 
 
 def check_options(options: Any) -> None:
-    """Put every option of CPPO's own that a configuration holds into its type; check all, and try the user's functions.
+    """Convert CPPO's own options of a configuration to their types, check all, and try the user's functions.
 
     Raises UserError that names the option.
     """
@@ -131,9 +134,9 @@ def check_options(options: Any) -> None:
 
 
 def register_own(options: Mapping[str, Any]) -> None:
-    """Put the user's own functions that the options name into their registries, in the place of earlier ones.
+    """Register the user's own functions that the options name; they replace earlier ones.
 
-    Raises UserError where one cannot be imported, is no function, or needs what its kind is not given.
+    Raises UserError where one cannot be imported, is not a function, or needs an input that its kind does not get.
     """
     for option, hooks in HOOKS.items():
         name = options[option]
@@ -144,7 +147,7 @@ def register_own(options: Mapping[str, Any]) -> None:
             unknown = ", ".join(sorted(map(str, needs_of(function) - hook.needs)))
             if unknown:
                 known = ", ".join(sorted(hook.needs))
-                raise UserError(f"{what} needs {unknown}, which a {hook.kind} is not given; it may need {known}")
+                raise UserError(f"{what} needs {unknown}, which a {hook.kind} does not get; it may need {known}")
             strange = [view for view in views_of(function, ()) if view not in VIEWS]
             if strange or ("logits" in needs_of(function) and views_of(function) != ("removing",)):
                 raise UserError(
@@ -157,10 +160,11 @@ def register_own(options: Mapping[str, Any]) -> None:
 
 
 def try_own(options: Any) -> None:
-    """Call the user's own functions that a configuration names with made-up tensors.
+    """Call the user's own functions of a configuration with trial tensors.
 
-    Raises UserError where one fails, or its result has another shape or dtype, is not finite, differs between two
-    calls or with what stands outside the response mask, lies outside it (a selector), or has no gradient (a loss term).
+    Raises UserError where one fails, or where its result has another shape or dtype, is not finite, differs between two
+    calls, depends on values outside the response mask, lies outside the mask (a selector), or has no gradient (a loss
+    term).
     """
     own = {option: getattr(options, option) for option in HOOKS if is_own(getattr(options, option))}
     if not own:
@@ -168,8 +172,8 @@ def try_own(options: Any) -> None:
     unknown = needed(options) & (FROM_LOGITS | {"hidden_states", "nucleus_entropies"})
     if unknown and options.perception_sink in TERMS and options.perception_view_policy == "rollout":
         raise UserError(
-            f"{' and '.join(own.values())}: perception_view_policy = 'rollout' keeps log-probabilities and entropies "
-            f"alone, but {', '.join(sorted(unknown))} is needed: set perception_view_policy = 'current'"
+            f"{' and '.join(own.values())}: perception_view_policy = 'rollout' keeps only log-probabilities and "
+            f"entropies, but {', '.join(sorted(unknown))} is needed: set perception_view_policy = 'current'"
         )
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     mask[0, 2] = 0
@@ -193,7 +197,7 @@ def try_own(options: Any) -> None:
 
 
 def _made_up(options: Any, mask: Tensor, noise: float) -> ViewScores:
-    """Scores of made-up rollouts under the image and both views, with logits; `noise` is added outside the mask."""
+    """Scores of trial rollouts under the image and both views, with logits; `noise` is added outside the mask."""
     generator = torch.Generator().manual_seed(0)
     outside = noise * (1 - mask)
 
@@ -219,7 +223,7 @@ def _made_up(options: Any, mask: Tensor, noise: float) -> ViewScores:
 
 @torch.no_grad()
 def _score(score: Callable[..., Tensor], scores: ViewScores) -> Tensor:
-    """The score of what it declares and no more, as the packed scorer supplies it."""
+    """The score from the inputs that it declares and no others, as from the packed scorer."""
     anchor, needed = scores.anchor, needs_of(score)
     views = [getattr(scores, name) for name in views_of(score)]
     if "logits" in needed:
@@ -235,7 +239,7 @@ def _score(score: Callable[..., Tensor], scores: ViewScores) -> Tensor:
 
 @torch.no_grad()
 def _select(selector: Callable[..., Tensor], options: Any, scores: ViewScores) -> Tensor:
-    """What a selector keeps, of what it declares and no more."""
+    """A selector's result from the inputs that it declares and no others."""
     given = {"entropies": scores.anchor.entropies, "nucleus_entropies": scores.anchor.entropies, "options": options}
     more = {name: value for name, value in given.items() if name in needs_of(selector)}
     draws = scores.draws if "draws" in needs_of(selector) else None
@@ -244,7 +248,7 @@ def _select(selector: Callable[..., Tensor], options: Any, scores: ViewScores) -
 
 
 def _as_scored(scores: ViewScores, options: Any) -> ViewScores:
-    """The scores under the views that the options look at, as a sink gets them; selected is at least one token."""
+    """A sink's scores under the views that the options use; at least one token is selected."""
     assert scores.token_mask is not None
     chosen = scores.token_mask if scores.token_mask.any() else scores.response_mask.bool()
     views = scored_views(options)
@@ -276,21 +280,21 @@ def _try_term(what: str, term: Callable[..., Tensor], found: Sequence[ViewScores
     reached = [gradient for gradient in gradients if gradient is not None]
     if not reached:
         raise UserError(
-            f"{what} has no gradient, so it trains nothing: make the loss of the scores' tensors, without detaching "
-            "them, and of a view through which a gradient flows"
+            f"{what} has no gradient, so it trains nothing: compute the loss from the scores' tensors without "
+            "detaching them, and from a view with gradients"
         )
     if not all(gradient.isfinite().all() for gradient in reached):
-        raise UserError(f"{what} has a gradient that is not finite for ordinary scores: keep out of 0 / 0 and log 0")
+        raise UserError(f"{what} has a gradient that is not finite for ordinary scores: avoid 0 / 0 and log 0")
 
 
 def _tried(what: str, function: Callable[..., Tensor], arguments: Sequence[tuple[Any, ...]], where: Tensor) -> Tensor:
-    """What a function returns for the first of the arguments, which differ from the others outside `where` alone.
+    """A function's result for the first of the arguments; the others differ from it only outside `where`.
 
-    Raises UserError where that is not finite, not what another call returns, or not what it returns for the others.
+    Raises UserError where the result is not finite, changes between calls, or differs for the other arguments.
     """
     first, again, other = (function(*arguments[place]) for place in (0, 0, 1))
     if not first[where].isfinite().all():
-        raise UserError(f"{what} returns values that are not finite for ordinary scores: keep out of 0 / 0 and log 0")
+        raise UserError(f"{what} returns values that are not finite for ordinary scores: avoid 0 / 0 and log 0")
     if not torch.equal(first[where], again[where]):
         raise UserError(
             f"{what} returns other values for the same tensors: draw nothing at random, and keep no state (a selector "

@@ -1,4 +1,4 @@
-"""Functions of the user's own, named `module:function` or `file.py:function`, and what goes wrong in them."""
+"""The user's own functions, named `module:function` or `file.py:function`, and their errors."""
 
 import importlib
 import importlib.util
@@ -16,23 +16,23 @@ _IMPORT_PATH = re.compile(r"(?P<module>[^:?]+):(?P<name>[A-Za-z_]\w*)")
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is meant as an import path, not as that of a packaged function."""
+    """Whether a name is an import path, not the name of a packaged function."""
     return ":" in name
 
 
 def own_files(names: Iterable[str]) -> list[Path]:
-    """The user's files in which functions of these names stand."""
+    """The user's files that hold the functions of these names."""
     return [file for name in names if is_own(name) and (file := own_file(name))]
 
 
 def own_file(path: str) -> Path | None:
-    """The user's file in which `file.py:function` stands; None for a module."""
+    """The user's file of `file.py:function`; None for a module."""
     name = path.rpartition(":")[0]
     return Path(name) if name.endswith(".py") else None
 
 
 def check_import_path(path: str, what: str) -> bool:
-    """Whether `path` names a function in the form above; nothing is imported. `what` begins the message of an error.
+    """Whether `path` names a function in this form; nothing is imported. `what` begins an error's message.
 
     Raises:
         UserError: the file or the module does not exist.
@@ -49,16 +49,16 @@ def check_import_path(path: str, what: str) -> bool:
 
 
 def check_own(path: str, what: str) -> None:
-    """Raises UserError where `path` has another form, or its file or module does not exist; nothing is imported."""
+    """Raise UserError where `path` has another form, or its file or module does not exist; nothing is imported."""
     if not check_import_path(path, what):
         raise UserError(f"{what}: write module:function or file.py:function")
 
 
 def load_function(path: str, what: str) -> Callable[..., Any]:
-    """The function that `path` names; its file or module is run once a process. `what` begins the message of an error.
+    """The function that `path` names; its file or module runs once per process. `what` begins an error's message.
 
     Raises:
-        UserError: it does not exist, cannot be imported, or is no function.
+        UserError: it does not exist, cannot be imported, or is not a function.
     """
     check_own(path, what)
     file = own_file(path)
@@ -74,10 +74,10 @@ def _imported(path: str, what: str) -> Any:
 
 
 def import_object(path: str, what: str) -> Any:
-    """What `path` names; this runs the code of the file or module.
+    """The object that `path` names; this runs the code of the file or module.
 
     Raises:
-        UserError: it cannot be imported, or has no such name.
+        UserError: it cannot be imported, or the name does not exist.
     """
     module_name, _, name = path.rpartition(":")
     file = own_file(path)
@@ -86,12 +86,12 @@ def import_object(path: str, what: str) -> Any:
         return getattr(module, name)
     except AttributeError as error:
         raise UserError(f"{what}: {module_name} has no {name}") from error
-    except (Exception, SystemExit) as error:  # whatever the user's code raises, `sys.exit` included
+    except (Exception, SystemExit) as error:  # user code may raise anything, also `sys.exit`
         raise UserError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def failure(error: BaseException, what: str) -> UserError:
-    """What the user's code raised, as one line that names the line it comes from, unless that is not the user's."""
+    """An error of the user's code in one line, with the line that raised it if it is the user's."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     own = not Path(frame.filename).is_relative_to(Path(__file__).parent)
     where = f" in {Path(frame.filename).name} line {frame.lineno}" if own else ""
@@ -99,13 +99,13 @@ def failure(error: BaseException, what: str) -> UserError:
 
 
 def _module_exists(name: str) -> bool:
-    """Whether the module can be found; only the outermost package is looked for, as finding more imports it."""
+    """Whether the module exists; only the outermost package is looked up, because finding more would import it."""
     outermost = name.partition(".")[0]
     return outermost.isidentifier() and importlib.util.find_spec(outermost) is not None
 
 
 def _load_file(path: Path) -> Any:
-    # Registered under a name of its own, so that dataclasses and pickles in it work, and no installed module is hidden.
+    # A unique module name lets its dataclasses and pickles work, and hides no installed module.
     name = f"cppo_own_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

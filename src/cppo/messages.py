@@ -9,7 +9,7 @@ Messages = list[dict[str, Any]]
 
 
 def embedded_images(prompt: Messages | str) -> list[Image.Image]:
-    """The images inside chat messages, in order; a prompt of plain text has none."""
+    """The images inside chat messages, in order; empty for a plain-text prompt."""
     if isinstance(prompt, str):
         return []
     contents = [message["content"] for message in prompt if isinstance(message.get("content"), list)]
@@ -17,7 +17,7 @@ def embedded_images(prompt: Messages | str) -> list[Image.Image]:
 
 
 def replace_images(prompt: Messages | str, images: Sequence[Image.Image]) -> Messages | str:
-    """A copy of chat messages with other images in the places of the embedded ones; plain text as it is."""
+    """A copy of chat messages with other images in place of the embedded ones; plain text unchanged."""
     if isinstance(prompt, str):
         return prompt
     following = iter(images)
@@ -34,7 +34,7 @@ def replace_images(prompt: Messages | str, images: Sequence[Image.Image]) -> Mes
 
 
 def without_images(prompt: Messages | str) -> Messages | str:
-    """A copy of chat messages without the images inside them; plain text as it is."""
+    """A copy of chat messages without the images inside them; plain text unchanged."""
     if isinstance(prompt, str):
         return prompt
     return [

@@ -1,4 +1,4 @@
-"""JSON and YAML whose nesting no one bounded: too deep a text is an error of its format, not of the interpreter."""
+"""JSON and YAML of any depth: too deep a text is an error of its format, not of the interpreter."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ TOO_DEEP = "it is nested too deeply"
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """`json.loads`. Raises ValueError for text that is no JSON or too deep."""
+    """`json.loads`. Raises ValueError for invalid or too deep JSON."""
     try:
         return json.loads(text, **options)
     except RecursionError:
@@ -17,7 +17,7 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """`yaml.safe_load`. Raises yaml.YAMLError for text that is no YAML or too deep, or a date that is none."""
+    """`yaml.safe_load`. Raises yaml.YAMLError for invalid or too deep YAML, or an invalid date."""
     try:
         return yaml.safe_load(text)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Whether a part of another library still acts as CPPO needs it, found out by running it at the smallest scale."""
+"""Probes: run a part of another library at the smallest scale to see whether it still works as CPPO needs."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,15 +9,15 @@ import torch
 from cppo.errors import one_line
 
 Probe = Callable[..., None]
-"""Runs a part of another library and raises, with the reason, unless it acts as needed."""
+"""Runs a part of another library and raises, with the reason, unless it works as needed."""
 
 
 @cache
 def failure(probe: Probe, *arguments: str) -> str | None:
-    """Why `probe(*arguments)` finds that a part does not act, in one line; None where it acts.
+    """Why `probe(*arguments)` fails, in one line; None where it passes.
 
-    It runs once a process, with gradients and at full precision, whatever holds where it is asked for. Random numbers
-    are drawn afterwards as if it had not run.
+    It runs once per process, with gradients and at full precision in any context. The state of random generators is
+    restored.
     """
     try:
         with ExitStack() as conditions:
@@ -34,6 +34,6 @@ def failure(probe: Probe, *arguments: str) -> str | None:
 
 
 def expect(acts: bool, otherwise: str) -> None:
-    """Let a probe fail with the reason `otherwise` unless it `acts`."""
+    """Make a probe fail with the reason `otherwise` unless it `acts`."""
     if not acts:
         raise RuntimeError(otherwise)

@@ -1,4 +1,4 @@
-"""Signs of life of long work: a bar on a terminal; elsewhere, and where nothing is counted, now and then a line."""
+"""Signs of life during long work: a bar on a terminal; elsewhere, or without a count, a line from time to time."""
 
 import io
 import os
@@ -12,14 +12,14 @@ from typing import Any
 from tqdm import tqdm
 
 SILENT_SECONDS = 7.0
-"""Silence after which a line is printed; work that takes less prints none."""
+"""Silence before a line is printed; shorter work prints none."""
 BEAT_SECONDS = 0.5
 
 
 class Heartbeat:
-    """Says what is at work whenever nothing was said for `SILENT_SECONDS`, in a thread that lives as long as the work.
+    """Names the current work after `SILENT_SECONDS` of silence, in a thread that lives as long as the work.
 
-    Work is nested: the latest that began speaks. Nothing is said while any of it is quiet.
+    Work is nested; the innermost is named. While any of it is quiet, nothing is printed.
 
     Args:
         now: seconds of a clock.
@@ -40,7 +40,7 @@ class Heartbeat:
             threading.Thread(target=self._run, args=(self._idle,), daemon=True).start()
 
     def end(self, work: "Progress") -> None:
-        """Work has ended; once more does nothing."""
+        """Work has ended; a second call does nothing."""
         if work in self._works:
             self._works.remove(work)
             if not self._works:
@@ -51,7 +51,7 @@ class Heartbeat:
         self._said = self._now()
 
     def beat(self) -> None:
-        """Redraw the innermost bar; where there is none, print a line if it is time."""
+        """Redraw the innermost bar; without a bar, print a line if it is time."""
         works = list(self._works)
         if not works or any(work.quiet for work in works):
             return
@@ -69,17 +69,17 @@ class Heartbeat:
 
 
 HEARTBEAT = Heartbeat()
-"""The process has one stderr, and with it one heartbeat."""
+"""The process has one stderr, so one heartbeat."""
 
 
 class Progress(tqdm):
     """Work that may take long: `tqdm` on a terminal where `total` is given by name, else lines of a heartbeat.
 
-    Of a launcher's processes the first alone shows it.
+    Only a launcher's first process shows it.
 
     Args:
-        quiet: show nothing of this work, nor of the work around it and inside it.
-        heartbeat: says what is at work.
+        quiet: show nothing of this work, nor of work around or inside it.
+        heartbeat: names the current work.
     """
 
     def __init__(self, *args: Any, quiet: bool = False, heartbeat: Heartbeat = HEARTBEAT, **options: Any) -> None:
@@ -112,7 +112,7 @@ def say(line: str) -> None:
 
 
 def progress_line(state: dict[str, Any]) -> str:
-    """What `tqdm.format_dict` says as a line: how far, and how long the rest takes at the present rate."""
+    """The line of `tqdm.format_dict`: progress, and time left at the present rate."""
     done, total = state["n"], state["total"]
     name = state["prefix"].removesuffix(": ")
     counted = [_amount(done, state)] if done else []
@@ -123,7 +123,7 @@ def progress_line(state: dict[str, Any]) -> str:
 
 
 def time_left(state: dict[str, Any]) -> str:
-    """How long the rest takes at the present rate, such as "01:20 left"; empty where nothing tells."""
+    """Time left at the present rate, such as "01:20 left"; empty where unknown."""
     gained = state["n"] - state["initial"]
     if not state["total"] or gained <= 0:
         return ""
@@ -131,7 +131,7 @@ def time_left(state: dict[str, Any]) -> str:
 
 
 def so_far(state: dict[str, Any]) -> str:
-    """How long the work has taken, such as "00:12 so far"."""
+    """Duration of the work so far, such as "00:12 so far"."""
     return f"{tqdm.format_interval(state['elapsed'])} so far"
 
 

@@ -1,6 +1,6 @@
-"""All that we use of TRL beyond its public API, and the probes that it still acts as we lean on it.
+"""All uses of TRL beyond its public API, with probes that it still works as we need.
 
-Other files take it from here alone. The methods of TRL's trainer that ours overrides stand in `cppo.upstream`.
+Other files import these parts from here. `cppo.upstream` lists the methods of TRL's trainer that ours overrides.
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ MicroBatch = dict[str, Any]
 
 
 class TRLTrainer(Protocol):
-    """What the functions below read and set of `trl.GRPOTrainer`."""
+    """The attributes of `trl.GRPOTrainer` that these functions read and set."""
 
     args: Any
     state: Any
@@ -41,13 +41,13 @@ class TRLTrainer(Protocol):
 
 
 def log_metric(trainer: TRLTrainer, name: str, value: float) -> None:
-    """Let the trainer log the mean of the values that were given since it logged last, in training."""
+    """Make the trainer log the mean of the values since its last log, in training."""
     trainer._metrics["train"][name].append(value)
 
 
 @contextmanager
 def rollouts_apart(trainer: TRLTrainer, name: str) -> Iterator[None]:
-    """Within this context, what is logged of rollouts and their rewards has names after `name/`, and is in no table."""
+    """Context: metrics of rollouts and their rewards get names after `name/`, and appear in no table."""
     metrics, table = trainer._metrics, trainer._logs
     trainer._metrics = {mode: defaultdict(list) for mode in metrics}
     trainer._logs = {column: defaultdict(list) if isinstance(values, dict) else [] for column, values in table.items()}
@@ -55,7 +55,7 @@ def rollouts_apart(trainer: TRLTrainer, name: str) -> Iterator[None]:
         yield
         for mode, own in trainer._metrics.items():
             for metric, values in own.items():
-                if not metric.startswith("rewards/"):  # of the rewards that say nothing of these rollouts
+                if not metric.startswith("rewards/"):  # rewards do not describe these rollouts
                     metrics[mode][f"{name}/{metric}"] += values
     finally:
         trainer._metrics, trainer._logs = metrics, table
@@ -63,7 +63,7 @@ def rollouts_apart(trainer: TRLTrainer, name: str) -> Iterator[None]:
 
 @contextmanager
 def unlogged(trainer: TRLTrainer) -> Iterator[None]:
-    """Within this context the trainer's rollouts and rewards leave no metric, no logged column and no count."""
+    """Context: the trainer's rollouts and rewards leave no metric, no logged column and no count."""
     own = {name: getattr(trainer, name) for name in ("_metrics", "_pending_extra_logs", "_pending_metrics")}
     tokens = trainer.state.num_input_tokens_seen
     vars(trainer).update({"_metrics": {mode: defaultdict(list) for mode in ("train", "eval")}})
@@ -76,7 +76,7 @@ def unlogged(trainer: TRLTrainer) -> Iterator[None]:
 
 
 def replace_advantages(trainer: TRLTrainer, advantages: Sequence[float]) -> None:
-    """Log these advantages of all processes' rollouts in the place of those that were noted last."""
+    """Log these advantages of all processes' rollouts instead of the last recorded ones."""
     logged = trainer._logs["advantages"]
     for place, value in enumerate(reversed(advantages), start=1):
         if place <= len(logged):
@@ -85,49 +85,49 @@ def replace_advantages(trainer: TRLTrainer, advantages: Sequence[float]) -> None
 
 
 def run_folder(trainer: "Trainer", trial: Any) -> str:
-    """Where checkpoints lie: in a search for hyperparameters each `trial` has a folder of its own."""
+    """The folder of checkpoints; in a hyperparameter search, each `trial` has its own."""
     return trainer._get_output_dir(trial=trial)
 
 
-# The buffer holds `steps_per_generation` micro-batches of rollouts, which are trained on `num_iterations` times.
+# The buffer holds `steps_per_generation` micro-batches of rollouts, which train `num_iterations` times.
 
 
 def micro_step(trainer: TRLTrainer) -> int:
-    """How many micro-batches were trained on. In a resumed run TRL counts from 0 again."""
+    """Number of micro-batches that were trained on. In a resumed run TRL counts from 0 again."""
     return trainer._step
 
 
 def generation_batches(trainer: TRLTrainer) -> int:
-    """How many generation batches were trained on to their end."""
+    """Number of generation batches that are fully trained on."""
     return trainer._step // (trainer.args.steps_per_generation * trainer.num_iterations)
 
 
 def generates_next(trainer: TRLTrainer) -> bool:
-    """Whether the next micro-batch begins with new rollouts, as the buffer is used up or empty."""
+    """Whether the next micro-batch begins with new rollouts, because the buffer is used up or empty."""
     used_up = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) == 0
     return used_up or trainer._buffered_inputs is None
 
 
 def next_micro_batches(trainer: TRLTrainer, count: int = 1) -> list[MicroBatch]:
-    """The buffer's micro-batches that are trained on next."""
+    """The buffer's next micro-batches."""
     assert trainer._buffered_inputs is not None
     steps = trainer.args.steps_per_generation
     return [trainer._buffered_inputs[(trainer._step + offset) % steps] for offset in range(count)]
 
 
 def unfinished_rollouts(trainer: TRLTrainer) -> list[MicroBatch] | None:
-    """The buffer, if any of it is still to be trained on."""
+    """The buffer, if part of it is still to be trained on."""
     return None if generates_next(trainer) else trainer._buffered_inputs
 
 
 def set_buffer(trainer: TRLTrainer, micro_batches: list[MicroBatch] | None, step: int | None = None) -> None:
-    """Train on these micro-batches next; on a resume go on after `step` micro-batches."""
+    """Train on these micro-batches next; in a resume, continue after `step` micro-batches."""
     trainer._buffered_inputs = micro_batches
     trainer._step = trainer._step if step is None else step
 
 
 def probe_trainer_state() -> None:
-    """Raise unless TRL's trainer makes, keeps and uses rollouts, and logs metrics, as said above."""
+    """Raise unless TRL's trainer makes, keeps and uses rollouts, and logs metrics, as above."""
     from trl import GRPOTrainer
 
     theirs: Any = GRPOTrainer
@@ -135,7 +135,7 @@ def probe_trainer_state() -> None:
     logged: dict[str, float | None] = {}
 
     class Above(parent):
-        """In the place of transformers' trainer."""
+        """Replaces transformers' trainer."""
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
             return self.compute_loss(model, self._prepare_inputs(inputs))
@@ -158,18 +158,20 @@ def probe_trainer_state() -> None:
             return {"prompt_ids": inputs}
 
         def _compute_loss(self, model: Any, inputs: MicroBatch) -> float:
-            expect(inputs is next_micro_batches(self)[0], "another micro-batch than the buffer's next is trained on")
+            expect(
+                inputs is next_micro_batches(self)[0], "another micro-batch than the buffer's next one is trained on"
+            )
             return inputs["prompt_ids"].sum().item()
 
     small = Small()
     for step in range(5):
         made, due = small.made, generates_next(small)
-        expect(due == (unfinished_rollouts(small) is None) == (step in (0, 4)), "the buffer is used up another time")
+        expect(due == (unfinished_rollouts(small) is None) == (step in (0, 4)), "the buffer is used up at another time")
         small.training_step(None, torch.ones(4), None)
         expect(small.made - made == due, "rollouts are made at another time")
-        expect(micro_step(small) == step + 1, "micro-batches are counted in another way")
+        expect(micro_step(small) == step + 1, "micro-batches are counted differently")
     set_buffer(small, [{"prompt_ids": torch.tensor(place)} for place in range(2)], step=3)
-    expect(small.training_step(None, torch.ones(4), None) == 1, "a buffer that is put back is not used")
+    expect(small.training_step(None, torch.ones(4), None) == 1, "a restored buffer is not used")
     log_metric(small, "own", 0.25)
     small.log({})
     expect(logged.get("own") == 0.25, "a metric is not logged")
@@ -179,7 +181,7 @@ def probe_trainer_state() -> None:
 
 
 def probe_pixel_rows() -> None:
-    """Raise unless TRL cuts the images of a batch into rows and joins them again, for images in patches (Qwen)."""
+    """Raise unless TRL splits the images of a batch into rows and joins them again, for images in patches (Qwen)."""
     batch: MicroBatch = {
         "prompt_ids": torch.arange(8).reshape(4, 2),
         "pixel_values": torch.arange(24.0).reshape(12, 2),
@@ -188,12 +190,12 @@ def probe_pixel_rows() -> None:
     }
     rows: MicroBatch = split_pixel_values_by_grid(dict(batch))
     lengths = [len(pixels) for pixels in rows["pixel_values"]]
-    expect(lengths == [2, 0, 5, 5], f"rows of 2, 0, 5 and 5 patches were cut into rows of {lengths}")
+    expect(lengths == [2, 0, 5, 5], f"rows of 2, 0, 5 and 5 patches were split into rows of {lengths}")
     parts: list[Any] = split_tensor_dict(rows, 2)
     halves: list[MicroBatch] = [unsplit_pixel_values_by_grid(part) for part in parts]
     for name in ("prompt_ids", "pixel_values", "image_grid_thw"):
         joined = torch.cat([half[name] for half in halves])
-        expect(torch.equal(joined, batch[name]), f"{name} differ after they were cut into rows and joined")
+        expect(torch.equal(joined, batch[name]), f"{name} differ after a split into rows and a join")
 
 
 # vLLM on the training GPUs
@@ -204,9 +206,9 @@ def vllm_takes(
     prompt_of: Callable[[list[int]], list[int]],
     check: Callable[[list[int], Sequence[int]], None],
 ) -> None:
-    """Let colocated vLLM be asked `prompt_of(ids)` for each prompt's `ids`.
+    """Give colocated vLLM `prompt_of(ids)` for each prompt's `ids`.
 
-    generation: the trainer's `VLLMGeneration`. check: gets the prompt's ids, and those that vLLM has made of it.
+    generation: the trainer's `VLLMGeneration`. check: gets the prompt's ids and vLLM's ids of it.
     """
     theirs = generation.generate
 
@@ -220,7 +222,7 @@ def vllm_takes(
 
 
 def probe_colocated_prompts() -> None:
-    """Raise unless TRL gives colocated vLLM prompts and images as they come, and returns the prompts that it made."""
+    """Raise unless TRL passes colocated vLLM unchanged prompts and images, and returns vLLM's prompts."""
     from trl.generation.vllm_generation import VLLMGeneration
 
     def generate(prompts: Sequence[MicroBatch], **_: Any) -> list[Any]:
@@ -245,28 +247,28 @@ def probe_colocated_prompts() -> None:
         prompts=[[1, 2], [3]], images=[["first", "second"], None], num_generations=1
     )
     image_row = [("prompt_token_ids", [1, 2]), ("multi_modal_data", {"image": ["first", "second"]})]
-    expect(made == [image_row, [("prompt_token_ids", [3])]], "vLLM is asked for other prompts")
-    expect(answers == [[7], [7]], "vLLM's answers come back otherwise")
+    expect(made == [image_row, [("prompt_token_ids", [3])]], "vLLM gets other prompts")
+    expect(answers == [[7], [7]], "vLLM's answers are returned differently")
 
 
 # The order of the data
 
 
 def pass_over(sampler: RepeatSampler, epochs: int) -> None:
-    """Let the next pass of a new sampler have the order that follows after so many passes.
+    """Give the next pass of a new sampler the order that follows `passes` passes.
 
-    TRL's draws one permutation a pass from a generator of its own, and a resumed run would begin with the first.
+    TRL's sampler draws one permutation per pass from its own generator; a resumed run would begin with the first.
     """
     for _ in range(epochs if sampler.shuffle else 0):
         torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def probe_sampler_order() -> None:
-    """Raise unless a sampler that is resumed in its second epoch gives the order of an uninterrupted one's."""
+    """Raise unless a sampler resumed in its second epoch gives the order of an uninterrupted one."""
     whole, resumed = (RepeatSampler(range(6), mini_repeat_count=2, batch_size=2, seed=5) for _ in range(2))
     epochs = [list(whole) for _ in range(2)]
     pass_over(resumed, 1)
-    expect(list(resumed) == epochs[1] != epochs[0], "the order of a second epoch is not the one expected")
+    expect(list(resumed) == epochs[1] != epochs[0], "the order of a second epoch is not the expected one")
 
 
 # The head
@@ -274,9 +276,9 @@ def probe_sampler_order() -> None:
 
 @cache
 def chunked_logprob_function() -> Any:
-    """TRL's autograd function for log-probabilities and entropies without logits of the whole vocabulary.
+    """TRL's autograd function for log-probabilities and entropies without full logits.
 
-    It takes its arguments by place. `cppo.policy.packed` calls it, and probes it.
+    It takes positional arguments. `cppo.policy.packed` calls it, and probes it.
     """
     from trl.kernels import ChunkedLogProbFunction
 

@@ -1,7 +1,7 @@
-"""Every part of transformers, TRL, accelerate and torch that CPPO leans on beyond what they promise to keep.
+"""All parts of transformers, TRL, accelerate and torch that CPPO uses beyond their public promises.
 
-Each is tried when a trainer is built, by running it at the smallest scale. Where one no longer acts, the trainer goes
-another way and says in one line what is lost (`CPPOTrainer.fallbacks`); where there is no other way, it is not built.
+Each part is probed at the smallest scale when a trainer is built. Where one fails, the trainer uses a fallback and
+reports the loss in one line (`CPPOTrainer.fallbacks`); without a fallback, the trainer is not built.
 """
 
 from collections.abc import Iterator
@@ -25,46 +25,46 @@ from cppo.trl_surface import probe_colocated_prompts, probe_pixel_rows, probe_sa
 
 OVERRIDES = {
     "create_accelerator_and_postprocess": "FSDP2 must not round log-probabilities to the precision of the weights",
-    "_tokenize_prompts": "a text-only row must carry [], not None; mixed rollouts see views; vLLM wants no expansion",
-    "_generate": "what was generated is kept, for the calls that follow about it",
-    "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM wants None",
+    "_tokenize_prompts": "a text-only row must have [], not None; mixed rollouts see views; vLLM needs no expansion",
+    "_generate": "generated tokens are kept for later calls about them",
+    "_generate_single_turn": "each prompt and image is prefilled once per group, a few rows at a time; vLLM needs None",
     "_calculate_rewards": "gate and samples need the rewards, which TRL's output leaves out; huge ones are refused",
-    "_generate_and_score_completions": "one conversion of all images; views and gate go along with the rollouts",
-    "_prepare_inputs": "rollouts are shuffled by whole groups, which can then share; TRL mixes up some rows of Idefics",
+    "_generate_and_score_completions": "all images are converted once; views and gate stay with the rollouts",
+    "_prepare_inputs": "whole groups are shuffled, so that they can share; TRL mixes up some rows of Idefics",
     "_prepare_input": "the pixels of a generation batch stay on the host",
-    "_get_per_token_logps_and_entropies": "rows are scored packed; the loss gets scores taken along with the views'",
-    "_compute_loss": "adds the perception term to whatever loss TRL computes",
-    "training_step": "begins and ends the step's counts; on request logs the perception term's share of the gradient",
+    "_get_per_token_logps_and_entropies": "rows are scored packed; the loss gets the scores of the pass with the views",
+    "_compute_loss": "adds the perception term to TRL's loss",
+    "training_step": "starts and ends the step's counts; on request logs the perception term's share of the gradient",
     "_get_train_sampler": "a resumed run must see its epoch's order",
-    "train": "resumes from a whole checkpoint alone",
+    "train": "resumes only from a complete checkpoint",
     "_save_checkpoint": "stores step counter and buffered rollouts, and last a manifest",
-    "_load_optimizer_and_scheduler": "restores them; learning rate and intervals come from the options instead",
-    "_get_grad_norm": "a step whose gradient is not finite is not taken",
-    "_run_epoch": "a resume at the last step would train one step more",
-    "_load_rng_state": "a damaged file is named in one line",
-    "_load_from_checkpoint": "transformers loads weights by their names in the file, which are not always the model's",
+    "_load_optimizer_and_scheduler": "restores them; learning rate and intervals come from the options",
+    "_get_grad_norm": "a step with a gradient that is not finite is not applied",
+    "_run_epoch": "a resume at the last step would train one more step",
+    "_load_rng_state": "one line names a damaged file",
+    "_load_from_checkpoint": "transformers loads weights by their names in the file, which can differ from the model's",
     "_load_best_model": "the same",
-    "create_model_card": "TRL's card tells of a text model, and neither of data, recipe nor metrics",
-    "save_model": "writes the card beside the weights; PEFT would write one of its own",
+    "create_model_card": "TRL's card describes a text model, without data, recipe or metrics",
+    "save_model": "writes the card beside the weights; PEFT would write its own",
 }
 """Every method of TRL's trainer that `CPPOTrainer` overrides, with the reason."""
 
 STATE = ("_get_output_dir", "generation_kwargs", "_tag_names")
-"""What `CPPOTrainer` reads or sets of TRL's trainer, and TRL's own code must therefore go by."""
+"""Attributes of TRL's trainer that `CPPOTrainer` reads or sets, so TRL's own code must use them."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something of another library that it does not promise to keep.
+    """A part of another library without a promise of stability.
 
     Attributes:
         library: the package.
-        what: is leaned on, as the subject of a sentence.
+        what: the part, as the subject of a sentence.
         used_by: files under src/cppo.
-        lost: what a run goes without where the part does not act; for a `needed` part, why there is no run.
-        probe: raises unless the part acts.
-        private: names with a leading underscore by which the files reach it.
-        needed: there is no other way.
+        lost: what a run loses where the part fails; for a `needed` part, why there is no run.
+        probe: raises unless the part works.
+        private: names with a leading underscore that the files use.
+        needed: there is no fallback.
     """
 
     library: str
@@ -76,13 +76,13 @@ class Part:
     needed: bool = False
 
     def missing(self, *arguments: str) -> str | None:
-        """What is lost and why, in one line; None where the part acts. `arguments` are the probe's."""
+        """The loss and its reason, in one line; None where the part works. `arguments` are the probe's."""
         reason = failure(self.probe, *arguments)
         return reason and f"{self.lost}: {self.what} ({self.library} {version(self.library)}) fails its check: {reason}"
 
 
 def probe_trainer_hooks() -> None:
-    """Raise unless the trainers of TRL and transformers call what `CPPOTrainer` overrides, and go by what it sets."""
+    """Raise unless the trainers of TRL and transformers use what `CPPOTrainer` overrides and sets."""
     used = set(_names_used())
     gone = [f"{name} ({reason})" for name, reason in OVERRIDES.items() if name not in used]
     gone += [name for name in STATE if name not in used]
@@ -90,18 +90,18 @@ def probe_trainer_hooks() -> None:
 
 
 def probe_learning_rate() -> None:
-    """Raise unless a schedule can be given another learning rate on its way."""
+    """Raise unless a running schedule accepts another learning rate."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
     schedule.base_lrs, schedule._last_lr = [6.0], [3.0]
-    expect(schedule.get_last_lr() == [3.0], "the rate to be logged is another")
+    expect(schedule.get_last_lr() == [3.0], "the rate to be logged differs")
     optimizer.step()
     schedule.step()
-    expect(optimizer.param_groups[0]["lr"] == 3.0, "the rate after a step is another")
+    expect(optimizer.param_groups[0]["lr"] == 3.0, "the rate after a step differs")
 
 
 def probe_fsdp_outputs() -> None:
-    """Raise unless FSDP2 takes the precision that a forward pass returns."""
+    """Raise unless FSDP2 keeps the set precision of a forward pass's outputs."""
     rounding = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy=rounding)
     policy = replace(plugin.mixed_precision_policy, output_dtype=None)
@@ -217,14 +217,14 @@ PARTS = (
 
 
 def check_needed_parts() -> None:
-    """Raise UserError where a part does not act that has no replacement."""
+    """Raise UserError where a part without a fallback fails."""
     for part in PARTS:
         if part.needed and (line := part.missing()) is not None:
             raise UserError(f"{line}; install the versions that docs/reference/versions.md names")
 
 
 def _names_used() -> Iterator[str]:
-    """Names that the methods of TRL's trainer and its parents use, but for a method's call of its namesake above it."""
+    """Names used by methods of TRL's trainer and its parents, without a method's call of its own name in `super()`."""
     for parent in GRPOTrainer.__mro__:
         for name, member in vars(parent).items():
             function = member.fget if isinstance(member, property) else member

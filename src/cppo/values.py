@@ -1,4 +1,4 @@
-"""Turns what a user wrote (command line words, YAML values) into an option's value, or says what is wrong with it."""
+"""Convert a user's input (command-line words, YAML values) to an option's value, or report what is wrong."""
 
 import math
 from functools import cache
@@ -25,10 +25,10 @@ _WORDS = {
 
 
 def value_from_words(field: OptionField, words: list[str], *, where: str) -> Any:
-    """The value of an option given as command line words, e.g. `["0.9", "0.1"]` for a list of numbers.
+    """The value of an option from command-line words, e.g. `["0.9", "0.1"]` for a list of numbers.
 
     Args:
-        where: how the message names the option, e.g. `--top_fraction`.
+        where: the option's name in messages, e.g. `--top_fraction`.
 
     Raises:
         UserError: the words do not fit the option.
@@ -41,20 +41,20 @@ def value_from_words(field: OptionField, words: list[str], *, where: str) -> Any
 
 
 def check_value(field: OptionField, value: Any, *, where: str) -> Any:
-    """`value` in the option's own type; text is read as YAML would read it where the option is not text.
+    """`value` in the option's type; text is read as YAML where the option is not text.
 
     Raises UserError for a wrong type, or a value outside the choices or the range.
     """
     value = present_value(field, value)
     if isinstance(field.default, str) and isinstance(value, str) and value == field.default:
-        return value  # such as the text `none`, which elsewhere stands for no value
+        return value  # e.g. the text `none`, which elsewhere means no value
     fitted = _fit(field.kinds, field.item_kinds, value)
     if fitted is _NO_FIT and value is False and "no" in field.choices:
         fitted = "no"  # YAML 1.1 reads the bare word `no` as a boolean
     if fitted is _NO_FIT:
         raise UserError(f"{where}: expected {_describe(field)}, got {value!r}")
     for item in fitted if isinstance(fitted, list) else [fitted]:
-        own = field.functions and ":" in item  # that it is there is checked where a run begins
+        own = field.functions and ":" in item  # whether it exists is checked at the start of a run
         if field.choices and item is not None and item not in field.choices and not own:
             or_own = ", or give file.py:function" if field.functions else ""
             raise UserError(f"{where}: {item!r} is unknown; {choose_one(item, field.choices)}{or_own}")
@@ -64,7 +64,7 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
 
 
 def present_value(field: OptionField, value: Any) -> Any:
-    """`value`, or its present name if `value` is a former one, which is reported once a process."""
+    """`value`, or its present name if `value` is a former one; reported once per process."""
     if not isinstance(value, str) or value not in field.former:
         return value
     tell_present_name(field.name, value, field.former[value])
@@ -73,7 +73,7 @@ def present_value(field: OptionField, value: Any) -> Any:
 
 @cache
 def tell_present_name(option: str, former: str, present: str) -> None:
-    """Say that a choice has another name now."""
+    """Report that a choice has a new name."""
     tell(f"warning: {option}: {former!r} is called {present!r} now")
 
 

@@ -10,7 +10,7 @@ GATE = {"cppo-correct-gate": {"perception_gate_reward": "accuracy_reward"}}
 WITHOUT_TERM = {"grpo", "dapo", "perception-r1", "vision-sr1"}
 REASONS = {
     "rollout_views": {"grpo+views", "noisyrollout", "saei"},
-    "lies inside the model": {"pgpo", "tor", "cfpo"},
+    "is inside the model": {"pgpo", "tor", "cfpo"},
     "shapes advantages": {"vppo", "mssr", "vepo", "pepo", "vgpo", "prpo"},
     "needs logits": {"dvrp", "cppo-kl", "cppo-js"},
     "needs logits, but inside": {"cppo-score-kl", "cppo-score-js", "cppo-static-js", "cppo-likelihood"},
@@ -46,13 +46,13 @@ def test_a_given_value_wins_over_the_methods():
     [
         ({"perception_wieght": 0.1}, r"custom.cppo: unknown option `perception_wieght`; did you mean `perception_w"),
         ({"learning_rate": 1e-6}, "unknown option `learning_rate`"),
-        ({"scorer": "plain"}, "`scorer` says how TRL's trainer computes, which verl does itself: leave it out"),
+        ({"scorer": "plain"}, "`scorer` sets how TRL's trainer computes, but verl computes here: leave it out"),
         ({"method": "cpo"}, "did you mean `cppo`"),
         ({"perception_weight": "much"}, "custom.cppo: perception_weight: expected a number, got 'much'"),
         ({"perception_gate": "correct"}, "needs perception_gate_reward"),
         ({"perception_normalization": "token"}, "needs the selected tokens of a step before its first update"),
-        ({"perception_normalization": "microbatch"}, "would depend on how verl cuts a mini-batch"),
-        ({"perception_selector_scope": "batch"}, "would depend on how verl cuts a mini-batch"),
+        ({"perception_normalization": "microbatch"}, "would depend on verl's mini-batches"),
+        ({"perception_selector_scope": "batch"}, "would depend on verl's mini-batches"),
         ({"perception_rollouts_per_group": 2}, "draws from whole groups"),
         ({"schedules": ["perception_weight=linear"]}, "change weights by the step"),
         ({"removing_views": ["fog"]}, "removing_views"),

@@ -39,7 +39,7 @@ def test_functions_of_the_users_own(tmp_path):
     assert compute_score("any", "four", "4", {"index": 1}, rewards, [2.0]) == {"score": 0.0, "brief": 0.0}
     with pytest.raises(UserError, match=r"own\.py line 4: ZeroDivisionError"):
         compute_score("any", "four", "4", {}, [f"{file}:broken"], None)
-    with pytest.raises(UserError, match="brief needs index, which the row's `extra_info` does not hold"):
+    with pytest.raises(UserError, match="brief needs index, but the row's `extra_info` does not have it"):
         compute_score("any", "four", "4", {}, rewards, [2.0])
 
 
@@ -52,7 +52,7 @@ def test_functions_of_the_users_own(tmp_path):
         (
             ["accuracy", "description"],
             None,
-            "description_reward takes ask_policy, which verl's reward workers do not have",
+            "description_reward needs ask_policy, which verl's reward workers do not have",
         ),
     ],
 )

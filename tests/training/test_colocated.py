@@ -142,6 +142,6 @@ def test_a_trl_that_asks_otherwise_is_refused(colocated, monkeypatch):
 
     monkeypatch.setattr(vllm_generation.VLLMGeneration, "generate", expanding)
     failure.cache_clear()
-    assert "vLLM is asked for other prompts" in COLOCATED_PROMPTS.missing()
+    assert "vLLM gets other prompts" in COLOCATED_PROMPTS.missing()
     with pytest.raises(UserError, match=r"expand the images of a prompt twice.*vllm_mode = 'server'"):
         colocated(make_rows([1]))

@@ -188,7 +188,7 @@ def test_an_older_checkpoint_that_lacks_a_part_is_refused(make_trainer, saved, t
     (folder / MANIFEST).unlink()
     told = []
     assert newest_whole(tmp_path / "out", passed_over=told.append) is None
-    assert "as cppo 0.1.0 left it; --resume_from_checkpoint with its folder goes on from it" in told[0]
+    assert "as from cppo 0.1.0; give its folder to --resume_from_checkpoint to continue from it" in told[0]
     make_trainer(make_rows([1, 1]), max_steps=3, folder="other").train(resume_from_checkpoint=str(folder))
     for file in folder.glob("*config.json") if name == "config.json" else [folder / name]:
         file.unlink()
@@ -227,7 +227,7 @@ def test_a_checkpoint_whose_weights_were_written_another_way_is_refused(make_tra
     shutil.copytree(saved / "checkpoint-3", folder)
     (folder / entry).parent.mkdir(exist_ok=True)
     (folder / entry).touch()
-    with pytest.raises(UserError, match=f"were written {words}, this run writes them without FSDP and DeepSpeed"):
+    with pytest.raises(UserError, match=f"were written {words}, but this run writes them without FSDP and DeepSpeed"):
         make_trainer(make_rows([1, 1]), max_steps=4).train(resume_from_checkpoint=str(folder))
 
 

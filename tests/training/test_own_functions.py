@@ -377,20 +377,20 @@ def config(tmp_path, **given):
         ("score", "own.py:alone", "failed: TypeError: alone() takes 1 positional argument"),
         ("score", "own.py:alone", "a score is called as function(anchor, removing)"),
         ("score", "own.py:flat", "must return a floating-point tensor of shape (4, 6), one value a token; it returned"),
-        ("score", "own.py:counted", "it returned what is int64 of shape (4, 6)"),
-        ("score", "own.py:listed", "it returned what is of type list"),
-        ("score", "own.py:undefined", "not finite for ordinary scores: keep out of 0 / 0 and log 0"),
+        ("score", "own.py:counted", "it returned int64 values of shape (4, 6)"),
+        ("score", "own.py:listed", "it returned a list"),
+        ("score", "own.py:undefined", "not finite for ordinary scores: avoid 0 / 0 and log 0"),
         ("score", "own.py:undeclared", "failed in own.py line 65: AttributeError: 'NoneType'"),
         (
             "score",
             "own.py:unknown_need",
-            "needs attention, which a score is not given; it may need all_layers, hidden",
+            "needs attention, which a score does not get; it may need all_layers, hidden",
         ),
         ("score", "own.py:drawn", "returns other values for the same tensors"),
         ("score", "own.py:leaves", "failed in own.py line 75: SystemExit: 3"),
         ("selector", "own.py:everything", "selects tokens outside response_mask: return its selection & response_mask"),
         ("selector", "own.py:padded", "depends on values outside the response, which may be anything"),
-        ("selector", "own.py:undrawn", "with what it declares by needs(...)"),
+        ("selector", "own.py:undrawn", "with the inputs that it declares by needs(...)"),
         ("selector", "own.py:weights", "must return a bool tensor of shape (4, 6)"),
         ("selector", "own.py:narrow", "unexpected keyword argument"),
         ("sink", "own.py:constant", "has no gradient, so it trains nothing"),
@@ -418,7 +418,7 @@ def test_views_scored_by_the_rollouts_policy_are_not_enough_for_all(own, tmp_pat
     given = {"method": "papo", "perception_selector": "top", "perception_removing_entropy_weight": 0.0}
     given["perception_normalization"] = "rollout"
     config(tmp_path, **given, perception_score=f"{own}:lost")
-    with pytest.raises(UserError, match="keeps log-probabilities and entropies alone, but js, kl is needed"):
+    with pytest.raises(UserError, match="keeps only log-probabilities and entropies, but js, kl is needed"):
         config(tmp_path, **given, perception_score=f"{own}:both")
 
 

@@ -82,7 +82,7 @@ def test_a_column_that_a_reward_needs():
     ) as caught:
         check_columns([row], False, ["my/reward-model", torch.nn.Linear(1, 1), graded])
     one_line(caught)
-    with pytest.raises(UserError, match="needs the columns 'level', 'unit': train_dataset has prompt"):
+    with pytest.raises(UserError, match="needs the columns 'level', 'unit', but train_dataset has prompt"):
         check_columns([row], False, lambda completions, level, unit: [])
     with pytest.raises(UserError, match="needs the column 'answer'"):
         check_columns([{"prompt": "What?"}], False, accuracy_reward)

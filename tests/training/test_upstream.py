@@ -207,7 +207,7 @@ def test_a_schedule_that_keeps_its_rate_is_named(make_trainer, monkeypatch):
 def test_a_trainer_whose_hook_is_gone_is_not_built(make_trainer, monkeypatch):
     """Were rollouts made in another method of TRL's, views and gate would be left out in silence."""
     monkeypatch.setattr(GRPOTrainer, "_prepare_inputs", lambda self, batch: batch)
-    with pytest.raises(UserError, match=r"no longer uses _generate_and_score_completions \(one conversion") as caught:
+    with pytest.raises(UserError, match=r"no longer uses _generate_and_score_completions \(all images") as caught:
         make_trainer(make_rows([1, 1]))
     assert "\n" not in str(caught.value)
 
@@ -231,7 +231,7 @@ def logged_anew(trainer, logs):
     ("method", "other", "said"),
     [
         ("_prepare_inputs", generated_each_time, "rollouts are made at another time"),
-        ("_prepare_inputs", used_backwards, "another micro-batch than the buffer's next is trained on"),
+        ("_prepare_inputs", used_backwards, "another micro-batch than the buffer's next one is trained on"),
         ("log", logged_anew, "a metric is not logged"),
     ],
 )

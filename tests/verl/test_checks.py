@@ -39,8 +39,8 @@ def test_each_mode_of_verl_has_a_trainer_of_ours():
         ("data.trian_files=a", "trian_files"),
         ("data.train_files", "data.train_files"),
         ("data.train_files=[a.parquet]", "data.train_files: there is no file 'a.parquet'"),
-        ("--nodes=2", "--nodes=2: options of verl are written NAME=VALUE"),
-        ("+actor_rollout_ref.rollout.custom.cppo.method=cppo", "an option that it lists is written NAME=VALUE"),
+        ("--nodes=2", "--nodes=2: write options of verl as NAME=VALUE"),
+        ("+actor_rollout_ref.rollout.custom.cppo.method=cppo", "write NAME=VALUE for an option that it lists"),
         ("+actor_rollout_ref.rollout.custom.cppo.trained_answers=description_reward", "asks the policy"),
         ("reward.custom_reward_function.reward_kwargs.rewards=accuracy", "rewards: expected a list of names"),
         ("reward.custom_reward_function.reward_kwargs.weights=[a,b]", "weights: expected a list of numbers"),
@@ -100,7 +100,7 @@ def test_checkpoints_of_the_trainer(refused, tmp_path):
     assert f"actor_rollout_ref.model.path={checkpoint}" in line
     assert "`cppo train`" in refused(resume, f"trainer.resume_from_path={tmp_path}")
     assert "global_step_N" in refused(resume, f"trainer.resume_from_path={tmp_path / 'nothing'}")
-    assert "a folder of its own" in refused(f"trainer.default_local_dir={tmp_path}")
+    assert "give another folder" in refused(f"trainer.default_local_dir={tmp_path}")
 
 
 def test_a_mistake_that_an_actor_finds():

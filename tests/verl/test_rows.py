@@ -99,7 +99,9 @@ def test_what_the_gate_cannot_use_is_refused_in_one_line():
     tokens = [row.clone() for row in data["advantages"].unbind()]
     tokens[0][1] += 0.5
     data["advantages"] = torch.nested.as_nested_tensor(tokens, layout=torch.jagged)
-    with pytest.raises(UserError, match=r"its tokens have different advantages: choose algorithm.adv_estimator=grpo"):
+    with pytest.raises(
+        UserError, match=r"the tokens of one have different advantages: choose algorithm.adv_estimator=grpo"
+    ):
         Candidates.of(data, [True] * 5, options)
     named = options_from({"perception_gate": "correct", "perception_gate_reward": "exact_reward"})
     with pytest.raises(UserError, match=r"reports no such value \(it reports: accuracy_reward\)"):

@@ -107,11 +107,11 @@ def test_images_of_a_tool_leave_a_rollout_without_views(processor):
 def test_what_does_not_fit_is_refused_in_one_line(processor):
     row = row_of(processor, [picture()])
     other = row_of(processor, [picture(size=(32, 64))])
-    with pytest.raises(UserError, match=r"makes the grid \[\[1, 8, 8\]\] of a perturbed view, but \[\[1, 12, 6\]\] of"):
+    with pytest.raises(UserError, match=r"returns the grid \[\[1, 8, 8\]\] for a view, but \[\[1, 12, 6\]\] for"):
         PromptViews(options_from({}), processor).of(
             Prompt.of({**row, "multi_modal_inputs": other["multi_modal_inputs"]})
         )
-    with pytest.raises(UserError, match="makes no image_grid_thw of an image"):
+    with pytest.raises(UserError, match="returns no image_grid_thw for an image"):
         check_processor(SimpleNamespace(image_processor=SimpleNamespace(model_input_names=["pixel_values"])))
     row["raw_prompt"][0]["content"][0]["image"] = "/no/such.png"
     with pytest.raises(UserError, match=r"image '/no/such.png': there is no such file"):

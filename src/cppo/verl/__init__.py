@@ -1,1 +1,1 @@
-"""CPPO inside verl, for those who outgrow one node: views as further rows of verl's own engines. Imports no TRL."""
+"""CPPO inside verl, for runs on many nodes: views are additional rows of verl's own engines. Imports no TRL."""

@@ -1,4 +1,4 @@
-"""`python -m cppo.verl [--config FILE.yaml] [any option of verl]`: verl's program with CPPO in it."""
+"""`python -m cppo.verl [--config FILE.yaml] [any option of verl]`: verl's program with CPPO."""
 
 import sys
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ actor_rollout_ref.rollout.custom.cppo.method=cppo.
 writes data in verl's layout. docs/scale/verl.md explains the rest."""
 
 HINTS = {
-    "Could not override": "an option that verl's configuration does not list is written +NAME=VALUE",
-    "Could not append": "an option that it lists is written NAME=VALUE",
+    "Could not override": "write +NAME=VALUE for an option that verl's configuration does not list",
+    "Could not append": "write NAME=VALUE for an option that it lists",
 }
-"""What to do, by how hydra's message begins."""
+"""Start of hydra's message -> what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _overrides(words: list[str]) -> list[str]:
-    """The options in the order in which they hold, those of a file first. Raises UserError."""
+    """The options in order of precedence, those of a file first. Raises UserError."""
     file: list[str] = []
     if words[0] == "--config":
         if len(words) < 2:
-            raise UserError("--config: name a file, such as `cppo verl-config --out FILE.yaml` writes")
+            raise UserError("--config: give a file, such as one from `cppo verl-config --out FILE.yaml`")
         file, words = read_options(words[1]), words[2:]
     wrong = next((word for word in words if word.startswith("-")), None)
     if wrong is not None:
-        raise UserError(f"{wrong}: options of verl are written NAME=VALUE, behind `--config FILE.yaml`")
+        raise UserError(f"{wrong}: write options of verl as NAME=VALUE, after `--config FILE.yaml`")
     return [*file, *words]
 
 
@@ -77,7 +77,7 @@ def _run(words: list[str]) -> None:
     auto_set_device(config)
     try:
         validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, ValueError, HydraException) as error:  # how verl refuses options
+    except (AssertionError, ValueError, HydraException) as error:  # verl refuses options this way
         raise UserError(one_line(error.__cause__ or error)) from error
     check_files(config)
     try:
@@ -89,7 +89,7 @@ def _run(words: list[str]) -> None:
 
 
 def user_mistake(error: BaseException) -> UserError | None:
-    """The user's mistake for which an actor of Ray failed, also one that another actor waited for; None for others."""
+    """The user's mistake that made an actor of Ray fail, directly or through another actor; None for other failures."""
     while (cause := getattr(error, "cause", None)) is not None:
         error = cause
     return UserError(str(error)) if isinstance(error, UserError) else None

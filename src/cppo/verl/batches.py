@@ -1,4 +1,4 @@
-"""The batches of a recipe as verl counts them: prompts on all GPUs, a generation batch a step."""
+"""A recipe's batches in verl's units: prompts on all GPUs, one generation batch per step."""
 
 import math
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ DEFAULT_PROMPT_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a run takes place.
+    """The machines of a run.
 
     Attributes:
-        recipe_gpus: the processes that the recipe's batch sizes count on; verl's batches count prompts on all GPUs.
-        rollout_nodes: further nodes, which generate alone, for the mode `separate_async`.
+        recipe_gpus: the processes that the recipe's batch sizes assume; verl's batches count prompts on all GPUs.
+        rollout_nodes: additional nodes that only generate, for the mode `separate_async`.
         mode: verl's `trainer.v1.trainer_mode`.
     """
 
@@ -31,7 +31,7 @@ class Cluster:
 
 
 class Values(dict[str, Any]):
-    """The options of a run. It knows which of them were asked for, and collects what verl does otherwise."""
+    """The options of a run. It records which were read, and collects differences of verl."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -44,7 +44,7 @@ class Values(dict[str, Any]):
 
 
 def batches(values: Values, cluster: Cluster) -> dict[str, Any]:
-    """verl counts prompts, of all GPUs; a generation batch is its step."""
+    """verl counts prompts on all GPUs; its step is a generation batch."""
     for name in ("num_generations", "max_completion_length"):
         if values[name] is None:
             raise UserError(f"{name}: verl needs a number")
@@ -52,14 +52,16 @@ def batches(values: Values, cluster: Cluster) -> dict[str, Any]:
     group, gpus = values["num_generations"], cluster.nodes * cluster.gpus_per_node
     for name, rollouts in (("steps_per_generation", together), ("gradient_accumulation_steps", step)):
         if rollouts % group:
-            raise UserError(f"{name} makes batches of {rollouts} rollouts, which are not whole groups of {group}")
+            raise UserError(
+                f"{name} gives batches of {rollouts} rollouts, which do not split into whole groups of {group}"
+            )
     if step % together == 0 and step > together:
         values.instead["steps_per_generation"] = f"the {step} rollouts of an optimizer step are generated together"
         together = step
     if together % step:
         raise UserError(
-            f"steps_per_generation: {together} rollouts of a generation batch are no multiple of the {step} of an "
-            "optimizer step, as verl's are: give a multiple of gradient_accumulation_steps"
+            f"steps_per_generation: {together} rollouts of a generation batch are not a multiple of the {step} of an "
+            "optimizer step, which verl requires: give a multiple of gradient_accumulation_steps"
         )
     if step % gpus:
         raise UserError(
@@ -86,7 +88,7 @@ def batches(values: Values, cluster: Cluster) -> dict[str, Any]:
 
 
 def rollouts_of_a_batch(values: Values, cluster: Cluster) -> tuple[int, int]:
-    """Rollouts that are generated together, and of an optimizer step, on all GPUs."""
+    """Rollouts on all GPUs: of a generation batch, and of an optimizer step."""
     micro, accumulation = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
     steps = values["steps_per_generation"] or accumulation
     together = values["generation_batch_size"] or cluster.recipe_gpus * micro * steps
@@ -100,10 +102,10 @@ def updates_of_a_batch(values: Values, cluster: Cluster) -> int:
 
 
 def batches_of(values: Values, cluster: Cluster, name: str) -> int:
-    """An option in optimizer steps as generation batches, in which verl counts."""
+    """Convert an option from optimizer steps to verl's unit, generation batches."""
     updates, steps = updates_of_a_batch(values, cluster), values[name]
     if 0 < steps < 1:
-        values.instead[name] = "verl takes no fraction of a run: 1 generation batch"
+        values.instead[name] = "verl accepts no fraction of a run: 1 generation batch"
         return 1
     batches = max(1, math.ceil(steps / updates))
     if batches * updates != steps:

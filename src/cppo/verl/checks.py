@@ -1,4 +1,4 @@
-"""What a run inside verl is refused for before Ray starts: mode, CPPO's options, rewards, the trainer's checkpoints."""
+"""Checks of a run inside verl before Ray starts: mode, CPPO's options, rewards, checkpoints."""
 
 import re
 from pathlib import Path
@@ -14,13 +14,13 @@ from cppo.verl.options import WHERE, options_from
 from cppo.verl.reward import load_rewards
 
 MODES = ("sync", "colocate_async", "separate_async")
-"""verl's trainers, each of which has one of ours."""
+"""verl's trainers; we have a counterpart of each."""
 REWARD_MODULE = "pkg://cppo.verl.reward"
-"""How verl's configuration names the module of our rewards."""
+"""Name of our reward module in verl's configuration."""
 
 
 def check_config(config: DictConfig) -> None:
-    """Refuse what would fail, or be ignored, once the run has started.
+    """Refuse settings that would fail, or be ignored, during the run.
 
     Raises UserError for an unknown mode, for CPPO's options and rewards, and for a checkpoint of `cppo train`.
     """
@@ -43,7 +43,7 @@ def check_config(config: DictConfig) -> None:
 
 
 def check_files(config: DictConfig) -> None:
-    """Refuse data and a model folder that are not there. What has a scheme, such as hdfs://, is left to verl.
+    """Refuse missing data and model folders. Paths with a scheme, such as hdfs://, are left to verl.
 
     Raises UserError.
     """
@@ -67,14 +67,14 @@ def _plain(config: DictConfig, name: str) -> Any:
 def _check_checkpoints(trainer: DictConfig) -> None:
     folder = Path(trainer.default_local_dir)
     if checkpoint_folders(folder):
-        raise UserError(f"trainer.default_local_dir: {folder} is a run of `cppo train`; give a folder of its own")
+        raise UserError(f"trainer.default_local_dir: {folder} is a run of `cppo train`; give another folder")
     if trainer.resume_mode != "resume_path":
         return
     named = Path(str(trainer.resume_from_path))
     if is_own_checkpoint(named) or checkpoint_folders(named):
         raise UserError(
-            f"trainer.resume_from_path: {named} was written by `cppo train`, and verl cannot resume from it; to start "
-            f"from its weights give actor_rollout_ref.model.path={named} trainer.resume_mode=disable"
+            f"trainer.resume_from_path: `cppo train` wrote {named}, and verl cannot resume from it; to start from its "
+            f"weights give actor_rollout_ref.model.path={named} trainer.resume_mode=disable"
         )
     if not re.fullmatch(r"global_step_\d+", named.name) or not named.is_dir():
-        raise UserError(f"trainer.resume_from_path: {named} is no checkpoint of verl: give its folder global_step_N")
+        raise UserError(f"trainer.resume_from_path: {named} is not a checkpoint of verl: give its folder global_step_N")

@@ -1,4 +1,4 @@
-"""The options of `cppo train` beside verl's: what they are called there, and which of them verl has nothing for."""
+"""Options of `cppo train` in verl: their names there, and those that verl does not have."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from cppo.fields import NO_DEFAULT
 
 ACTOR, MODEL, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("actor", "model", "rollout"))
 CUSTOM = f"{ROLLOUT}.custom.cppo"
-"""Where verl's configuration holds CPPO's own options."""
+"""The place of CPPO's own options in verl's configuration."""
 ADDED = (
     f"{CUSTOM}.",
     f"{MODEL}.override_config.",
@@ -14,7 +14,7 @@ ADDED = (
     f"{ACTOR}.optim.override_optimizer_config.",
     "data.apply_chat_template_kwargs.",
 )
-"""Beginnings of the options that verl takes, but does not list in its configuration."""
+"""Prefixes of options that verl accepts but does not list in its configuration."""
 
 SAME = {
     "adam_epsilon": f"{ACTOR}.optim.override_optimizer_config.eps",
@@ -42,41 +42,41 @@ SAME = {
     "vllm_tensor_parallel_size": f"{ROLLOUT}.tensor_model_parallel_size",
     "weight_decay": f"{ACTOR}.optim.weight_decay",
 }
-"""Options that mean the same there, with verl's names for them."""
+"""Options with the same meaning in verl -> verl's names."""
 
 LATER = ("activation_checkpointing", "activation_checkpointing_kwargs")
-"""Options that transformers 5.17 lacks and later versions have; without them a recipe acts as if they were null."""
+"""Options that transformers 5.17 lacks and later versions have; without them null applies."""
 
 INSTEAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "activation_checkpointing_kwargs": ((None,), "verl chooses them"),
     "advantage_baseline": (("group",), "verl compares the rollouts of a prompt"),
-    "auto_find_batch_size": ((False,), "micro-batches are cut by tokens: actor.ppo_max_token_len_per_gpu"),
+    "auto_find_batch_size": ((False,), "actor.ppo_max_token_len_per_gpu bounds the tokens of micro-batches"),
     "cast_lm_head_to_fp32": ((False,), "logits are computed in the model's precision"),
     "data_seed": ((None,), "the order of the data follows `seed`"),
-    "disable_dropout": ((False,), "dropout stays as the model has it"),
-    "dynamic_sampling_rounds": ((1,), "the trainer that CPPO runs there draws no prompt again"),
-    "eval_delay": ((0,), "verl evaluates from the first multiple of trainer.test_freq on"),
-    "fp16_full_eval": ((False,), "evaluations are the rollout engine's, in rollout.dtype"),
-    "bf16_full_eval": ((False,), "evaluations are the rollout engine's, in rollout.dtype"),
+    "disable_dropout": ((False,), "dropout is as in the model"),
+    "dynamic_sampling_rounds": ((1,), "CPPO's trainer there replaces no prompts"),
+    "eval_delay": ((0,), "verl evaluates from the first multiple of trainer.test_freq"),
+    "fp16_full_eval": ((False,), "the rollout engine evaluates, in rollout.dtype"),
+    "bf16_full_eval": ((False,), "the rollout engine evaluates, in rollout.dtype"),
     "generation_kwargs": ((None, {}), "rollout.engine_kwargs goes to the rollout engine"),
     "gradient_checkpointing_kwargs": ((None, {}, {"use_reentrant": False}), "verl checkpoints without reentrance"),
-    "label_smoothing_factor": ((0.0,), "no loss of GRPO uses it"),
-    "liger_kernel_config": ((None, {}), "verl's model.use_liger takes all kernels"),
-    "load_best_model_at_end": ((False,), "verl keeps the last checkpoints and chooses none"),
+    "label_smoothing_factor": ((0.0,), "GRPO's loss does not use it"),
+    "liger_kernel_config": ((None, {}), "verl's model.use_liger enables all kernels"),
+    "load_best_model_at_end": ((False,), "verl keeps the last checkpoints and selects none"),
     "load_in_4bit": ((False,), "verl trains no quantized weights here"),
     "load_in_8bit": ((False,), "verl trains no quantized weights here"),
     "log_completions": ((False,), "trainer.rollout_data_dir keeps the rollouts"),
-    "log_perception_grad_share": ((False,), "verl takes no second backward pass"),
-    "lora_dropout": ((0.0,), "adapters are trained without dropout"),
+    "log_perception_grad_share": ((False,), "verl runs no second backward pass"),
+    "lora_dropout": ((0.0,), "adapters train without dropout"),
     "lr_scheduler_kwargs": ((None, {}), "actor.optim.min_lr_ratio and num_cycles shape the cosine"),
     "mask_truncated_completions": ((False,), "truncated responses stay in the loss"),
     "max_tool_calling_iterations": ((None,), "rollout.multi_turn configures tools"),
     "min_p": ((None, 0.0), "rollouts are sampled without it"),
     "multi_objective_aggregation": (("sum_then_normalize",), "rewards are summed, then normalized"),
     "num_generations_eval": ((None, 1), "held-out rows are answered once, greedily"),
-    "overwrite": ((False,), "verl writes beside what lies in output_dir"),
+    "overwrite": ((False,), "verl adds to the files in output_dir"),
     "neftune_noise_alpha": ((None,), "embeddings get no noise"),
-    "off_policy_mask_threshold": ((None,), "algorithm.rollout_correction has masks of its own"),
+    "off_policy_mask_threshold": ((None,), "algorithm.rollout_correction has its own masks"),
     "optim": ((NO_DEFAULT, "adamw_torch", "adamw_torch_fused"), "torch's AdamW; actor.optim.optimizer names another"),
     "optim_args": ((None,), "actor.optim.override_optimizer_config goes to the optimizer"),
     "optim_target_modules": ((None,), "the optimizer treats all weights alike"),
@@ -84,33 +84,33 @@ INSTEAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "perception_memory": (("joint",), "lower actor.ppo_max_token_len_per_gpu for less memory"),
     "push_to_hub": ((False,), "verl uploads nothing"),
     "repetition_penalty": ((1.0,), "rollouts are sampled without it"),
-    "require_sharing": ((False,), "verl shares no prompts: each rollout and each view is a row of its own"),
+    "require_sharing": ((False,), "verl shares no prompts: each rollout and each view is a separate row"),
     "router_aux_loss_coef": ((None, 0.0), "verl adds no such loss"),
-    "scorer": (("kernel",), "verl shares no prompts: each rollout and each view is a row of its own"),
-    "sync_ref_model": ((False,), "the reference model stays as it is"),
-    "tf32": ((None,), "torch's setting stays as it is"),
+    "scorer": (("kernel",), "verl shares no prompts: each rollout and each view is a separate row"),
+    "sync_ref_model": ((False,), "the reference model never changes"),
+    "tf32": ((None,), "torch's setting is used"),
     "top_entropy_quantile": ((None, 1.0), "all response tokens are in the policy loss"),
-    "torch_compile": ((False,), "verl compiles the entropy alone"),
+    "torch_compile": ((False,), "verl compiles only the entropy"),
     "torch_compile_backend": ((None,), "verl compiles with torch's default"),
     "torch_compile_mode": ((None,), "verl compiles with torch's default"),
     "train_sampling_strategy": (("random",), "data.shuffle and data.sampler choose the order"),
-    "use_adaptive_entropy": ((False,), "actor.entropy_coeff stays as it is"),
+    "use_adaptive_entropy": ((False,), "actor.entropy_coeff stays constant"),
     "use_cpu": ((False,), "verl trains on GPUs"),
     "use_transformers_continuous_batching": ((False,), "rollouts come from vLLM"),
-    "vllm_mode": (("colocate",), "--mode says where rollouts run; verl starts their servers"),
+    "vllm_mode": (("colocate",), "--mode selects where rollouts run; verl starts their servers"),
     "vllm_model_impl": (("vllm",), "rollout.engine_kwargs.vllm goes to vLLM"),
     "vllm_structured_outputs_regex": ((None,), "responses are sampled freely"),
 }
-"""Options by name: the values by which verl acts anyway, and for all others what it does instead."""
+"""Options by name: the values that verl uses anyway, and what verl does for all other values."""
 
 NO_MEANING: dict[str, str] = {
-    "verl's training loop goes without": """
+    "verl's training loop does not use it": """
         average_tokens_across_devices dataloader_drop_last debug do_eval do_predict do_train enable_jit_checkpoint
         ignore_data_skip include_for_metrics label_names length_column_name local_rank
         pad_to_multiple_of prediction_loss_only remove_unused_columns restore_callback_states_from_checkpoint
         skip_memory_metrics torch_empty_cache_steps use_cache cache_implementation nonfinite_limit dry_run quiet
     """,
-    "verl logs every step, and each logger brings its own settings": """
+    "verl logs every step, and each logger has its own settings": """
         disable_tqdm include_num_input_tokens_seen log_completions_hub_repo log_level log_level_replica
         log_multimodal log_on_each_node log_unique_prompts logging_first_step logging_nan_inf_filter logging_steps
         logging_strategy num_completions_to_print trackio_bucket_id trackio_space_id trackio_static_space_id
@@ -127,7 +127,7 @@ NO_MEANING: dict[str, str] = {
         dataloader_in_order dataloader_multiprocessing_context dataloader_persistent_workers dataloader_pin_memory
         dataloader_prefetch_factor
     """,
-    "it belongs to an option that verl has not": """
+    "it belongs to an option that verl does not have": """
         baseline_init_samples baseline_kl_target baseline_kl_window baseline_memory
         bnb_4bit_quant_type use_bnb_nested_quant entropy_coef_delta entropy_coef_max entropy_coef_min entropy_target
         greater_is_better metric_for_best_model hub_always_push hub_model_id hub_private_repo hub_revision
@@ -138,7 +138,7 @@ NO_MEANING: dict[str, str] = {
         vllm_server_port vllm_server_timeout
     """,
 }
-"""Why options have no meaning inside verl, and their names."""
+"""Why options have no meaning inside verl -> their names."""
 
 IN_THE_DATA = (
     "columns",
@@ -149,9 +149,9 @@ IN_THE_DATA = (
     "max_pixels",
     "min_side",
 )
-"""Options of the rows, which `cppo verl-data` applies when it writes verl's files."""
+"""Options of the rows; `cppo verl-data` applies them when it writes verl's files."""
 
 
 def without_meaning() -> dict[str, str]:
-    """The options that have no meaning inside verl, each with the reason."""
+    """The options that have no meaning inside verl -> the reason."""
     return {name: reason for reason, names in NO_MEANING.items() for name in names.split()}

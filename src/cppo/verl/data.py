@@ -1,4 +1,4 @@
-"""Records as the Parquet file that verl trains from: one row a record, its images inside."""
+"""Write records as verl's Parquet file: one row per record, with its images."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ from cppo.files import writing
 
 ROWS_AT_ONCE = 256
 REWARD_COLUMNS = ("answer", "choices", "index", "sample_id")
-"""What a written row brings to rewards, beside the completion."""
+"""Columns of a written row for rewards, beside the completion."""
 OTHER_MARKS = ("<video>", "<audio>")
-"""What verl takes for the place of another medium in a row with images."""
+"""Texts that verl reads as the place of another medium in a row with images."""
 
 
 def write_parquet(
@@ -29,17 +29,17 @@ def write_parquet(
 ) -> None:
     """Write the records in verl's layout.
 
-    A row has `data_source`, `prompt` (chat messages, `<image>` where an image stands), `images` (PNG files of the
-    records' own pixels), `reward_model.ground_truth` (the answer), and `extra_info` with `index`, `sample_id` (what the
-    trainer keys a row's views by) and `choices` (what the accuracy reward takes).
+    A row has `data_source`, `prompt` (chat messages, with `<image>` for each image), `images` (PNG files of the
+    records' own pixels), `reward_model.ground_truth` (the answer), and `extra_info` with `index`, `sample_id` (the key
+    of a row's views in the trainer) and `choices` (for the accuracy reward).
 
     Args:
-        name: of the data in verl's metrics of validation.
-        system_prompt: goes before every prompt that brings no system message.
+        name: of the data in verl's validation metrics.
+        system_prompt: comes before every prompt without a system message.
         progress: called after each row.
 
     Raises:
-        UserError: the file cannot be written, or a row holds a mark that verl would take for another medium.
+        UserError: the file cannot be written, or a row holds text that verl would read as another medium.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -76,14 +76,14 @@ def _rows(
 
 
 def _messages(record: Record, system_prompt: str | None, place: str) -> list[dict[str, str]]:
-    """Chat messages of text alone; images that have no place of their own stand before the user's last text."""
+    """Chat messages of text alone; images without a place come before the user's last text."""
     messages = chat_messages(record.prompt, system_prompt)
     texts = [_text(message["content"]) for message in messages]
     if not any(IMAGE_MARK in text for text in texts):
         texts[-1] = IMAGE_MARK * len(record.images) + texts[-1]
     mark = next((mark for mark in OTHER_MARKS if record.images and any(mark in text for text in texts)), None)
     if mark is not None:
-        raise UserError(f"{place}: verl would read {mark} in its text as the place of a medium; take it out")
+        raise UserError(f"{place}: verl would read {mark} in its text as the place of a medium; remove it")
     return [{"role": message["role"], "content": text} for message, text in zip(messages, texts, strict=True)]
 
 

@@ -1,7 +1,7 @@
-"""Which rollouts of an update the perception loss learns from, by the rules of the trainer's gate.
+"""The gate inside verl, by the rules of the trainer's gate: which rollouts of an update the perception loss uses.
 
-verl spreads the rollouts of a group over ranks and mini-batches. So the gate is taken of the whole update at once, with
-the rewards of all ranks.
+verl spreads the rollouts of a group over ranks and mini-batches. So the gate is decided for the whole update at once,
+with the rewards of all ranks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from cppo.verl.options import VerlOptions
 from cppo.verl.rows import rows_of
 
 REWARDS = ("token_level_rewards", "rm_scores")
-"""Entries with the reward of a rollout, spread over its tokens; the first that a batch has is what verl compared."""
+"""Entries with a rollout's reward, spread over its tokens. verl compares the first one that a batch has."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Candidates:
     """Rollouts of one rank before their groups are known. All are [B].
 
     Attributes:
-        uids: of each one's prompt.
-        rewards: of each, as its group compares them.
-        advantages: of each; 0 where the gate does not ask for it.
-        correctness: of each, for the gate "correct".
-        eligible: whether each has images of its prompt alone, and a token that it generated itself.
+        uids: of each prompt.
+        rewards: as compared within the group.
+        advantages: 0 where the gate does not need them.
+        correctness: for the gate "correct".
+        eligible: whether the rollout has only its prompt's images, and a token that it generated.
     """
 
     uids: list[str]
@@ -41,13 +41,13 @@ class Candidates:
 
     @classmethod
     def of(cls, data: TensorDict, eligible: Sequence[bool], options: VerlOptions) -> "Candidates":
-        """Those of a batch.
+        """From a batch.
 
         Args:
-            eligible: by its images, each.
+            eligible: by its images, per rollout.
 
         Raises:
-            UserError: tokens of a rollout have different advantages, or no reward of the gate's name is known.
+            UserError: tokens of a rollout have different advantages, or the gate's reward is unknown.
         """
         masks = [row.bool() for row in data["response_mask"].unbind()]
         answers = torch.tensor([ok and bool(mask.any()) for ok, mask in zip(eligible, masks, strict=True)])
@@ -65,9 +65,9 @@ class Candidates:
 
 
 def equal_groups(rewards: Iterable[tuple[str, float]]) -> set[str]:
-    """Prompts of several rollouts, all of the same reward up to rounding; their advantages are rounding alone.
+    """Prompts with several rollouts of equal reward up to rounding; their advantages are rounding errors.
 
-    rewards: of the rollouts of all ranks, each beside the uid of its prompt.
+    rewards: of the rollouts of all ranks, with the uid of each prompt.
     """
     groups: dict[str, list[float]] = {}
     for uid, reward in rewards:
@@ -80,9 +80,9 @@ def equal_groups(rewards: Iterable[tuple[str, float]]) -> set[str]:
 
 
 def rollout_weights(own: Candidates, equal: set[str], options: VerlOptions) -> Tensor:
-    """The weight of each rollout of this rank in the perception loss, [B]; 0 of those that do not pass the gate.
+    """The weight of each rollout of this rank in the perception loss, [B]; 0 for gated-out rollouts.
 
-    equal: as `equal_groups` of all ranks finds it.
+    equal: from `equal_groups` over all ranks.
     """
     in_equal = torch.tensor([uid in equal for uid in own.uids])
     advantages = own.advantages.masked_fill(in_equal, 0.0)
@@ -91,14 +91,14 @@ def rollout_weights(own: Candidates, equal: set[str], options: VerlOptions) -> T
 
 
 def _of_rollout(advantages: Tensor, mask: Tensor) -> Tensor:
-    """The one advantage of a rollout's tokens; 0 where it has none."""
+    """The single advantage of a rollout's tokens; 0 without any."""
     own = advantages[mask]
     if not len(own):
         return torch.zeros((), device=advantages.device)
     if not torch.equal(own.amax(), own.amin()):
         raise UserError(
-            "perception_gate = 'advantage' asks whether a rollout did better than its group, but its tokens have "
-            "different advantages: choose algorithm.adv_estimator=grpo, or perception_gate = 'correct' or 'none'"
+            "perception_gate = 'advantage' needs one advantage per rollout, but the tokens of one have different "
+            "advantages: choose algorithm.adv_estimator=grpo, or perception_gate = 'correct' or 'none'"
         )
     return own[0]
 
@@ -111,7 +111,7 @@ def _correctness(data: TensorDict, name: str, answers: Sequence[bool]) -> Tensor
             known = ", ".join(sorted(extra)) or "none"
             raise UserError(
                 f"perception_gate_reward = {name!r}: the reward function reports no such value (it reports: {known}); "
-                "let it return a dict with that entry beside `score`"
+                "return a dict with that entry beside `score`"
             )
         values.append(float(extra.get(name) or 0.0))
     return torch.tensor(values)

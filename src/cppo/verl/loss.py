@@ -1,6 +1,6 @@
-"""The loss of a micro-batch inside verl: verl's own, plus the perception loss of the gated-in rollouts.
+"""The loss of a micro-batch inside verl: verl's own plus the perception loss of the gated-in rollouts.
 
-verl calls it with the log-probabilities and entropies of rows. Those of a gated-in rollout stand together (`rows`).
+verl calls it with the log-probabilities and entropies of rows. The rows of a gated-in rollout are adjacent (`rows`).
 """
 
 from collections.abc import Callable
@@ -19,24 +19,24 @@ from cppo.verl.options import VerlOptions
 from cppo.verl.rows import ANCHOR, ROLE
 
 WEIGHT = "cppo_weight"
-"""Weight of each rollout in the perception loss, an entry of the batch; 0 where it is gated out."""
+"""Batch entry: weight of each rollout in the perception loss; 0 where it is gated out."""
 DRAWS = "cppo_draws"
-"""Uniform random numbers of each response token, where tokens are selected at random."""
+"""Batch entry: uniform random numbers of each response token, for random selection."""
 NORMALIZER = "cppo_normalizer"
-"""What the perception loss of the update is divided by, as `perception_loss` takes it, over all ranks."""
+"""Batch entry: divisor of the update's perception loss over all ranks, as for `perception_loss`."""
 SUM, COUNT = "/sum", "/count"
-"""How the names of the two parts of a mean end in a micro-batch's metrics."""
+"""Suffixes of the two parts of a mean in a micro-batch's metrics."""
 
 Loss = Callable[..., tuple[Tensor, dict[str, Any]]]
 
 
 def view_logps(kind: str) -> str:
-    """The entry of log-probabilities under a view that were taken before the updates."""
+    """The batch entry of log-probabilities under a view, computed before the updates."""
     return f"cppo_{kind}_logps"
 
 
 def view_entropies(kind: str) -> str:
-    """The entry of entropies under such a view."""
+    """The batch entry of entropies under such a view."""
     return f"cppo_{kind}_entropies"
 
 
@@ -45,7 +45,7 @@ class CPPOLoss:
     """A loss function of verl's workers.
 
     Attributes:
-        verls: the loss that it adds to, called as verl calls it.
+        verls: verl's loss, to which this one adds; called as verl calls it.
         options: of the method.
         watch: called with the scores of each micro-batch's gated-in rollouts, for inspection; it changes nothing.
     """
@@ -68,7 +68,7 @@ class CPPOLoss:
             scores = detect(self._scores(model_output, data, rows), self.options)
             if self.watch is not None:
                 self.watch(data, scores)
-            # verl averages the ranks' gradients, so each rank's sum counts as often as there are ranks.
+            # verl averages the ranks' gradients, so each rank's sum is multiplied by the number of ranks.
             normalizer = tu.get(data, NORMALIZER) / data["dp_size"]
             term, found = perception_loss(scores, self.options, normalizer, data[WEIGHT][rows])
             loss = loss + term
@@ -84,7 +84,7 @@ class CPPOLoss:
         return self.verls(model_output=model_output, data=data, dp_group=dp_group)
 
     def _scores(self, model_output: dict[str, Tensor], data: TensorDict, rows: Tensor) -> ViewScores:
-        """The scores of the gated-in rollouts, whose images' rows these are."""
+        """The scores of the gated-in rollouts; `rows` are those of their images."""
         logps = no_padding_2_padding(model_output["log_probs"], data)
         entropies = no_padding_2_padding(model_output["entropy"], data)
         views = {}
@@ -94,7 +94,7 @@ class CPPOLoss:
                 views[kind] = ResponseScores(_padded(own_logps, logps)[rows], _padded(own_entropies, logps)[rows])
                 continue
             if not bool((data[ROLE][rows + place] == place).all()):
-                raise RuntimeError("a micro-batch does not hold the rows of a rollout's views beside it")
+                raise RuntimeError("a micro-batch lacks the rows of a rollout's views")
             view = ResponseScores(logps[rows + place], entropies[rows + place])
             views[kind] = view if self.options.perception_view_gradients else view.detached()
         mask = _padded(data["response_mask"], logps)[rows]
@@ -104,6 +104,6 @@ class CPPOLoss:
 
 
 def _padded(values: Tensor, like: Tensor) -> Tensor:
-    """One value a response token, as wide as `like`, [B, T]; 0 behind the end of a response."""
+    """One value per response token, as wide as `like`, [B, T]; 0 after the end of a response."""
     dense = values.to_padded_tensor(0) if values.is_nested else values
     return torch.nn.functional.pad(dense, (0, like.shape[1] - dense.shape[1]))

@@ -1,4 +1,4 @@
-"""The options of a method inside verl: ours, as `CPPOConfig` has them, without those that are TRL's or verl's."""
+"""The options of a method inside verl: those of `CPPOConfig` without TRL's and verl's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from cppo.values import check_value
 from cppo.views import view_sampler
 
 WHERE = "actor_rollout_ref.rollout.custom.cppo"
-"""Where verl's configuration holds the options."""
+"""The place of the options in verl's configuration."""
 NOT_OURS = EXECUTION_OPTIONS - {"view_threads"}
-"""Options that say how TRL's trainer computes."""
+"""Options of how TRL's trainer computes."""
 
 
-SEEN = "inside verl the loss sees log-probabilities and entropies of tokens alone"
+SEEN = "inside verl the loss sees only log-probabilities and entropies of tokens"
 
 
 @dataclass
@@ -61,32 +61,32 @@ class VerlOptions(CPPOOptions):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The views that the loss looks at, in the order of their rows; none without a perception loss."""
+        """The views that the loss uses, in the order of their rows; empty without a perception loss."""
         return scored_views(self) if self.adds_perception_loss else ()
 
     @property
     def scores_before_updates(self) -> bool:
-        """Whether views are scored once, by the policy before its updates, and so add no rows to them."""
+        """Whether the policy scores the views once before its updates, so that they add no rows to updates."""
         return self.perception_view_policy == "rollout"
 
 
 def verl_fields() -> dict[str, OptionField]:
-    """The options that a method may be given inside verl, by name."""
+    """The options that a method accepts inside verl, by name."""
     return {"seed": option_fields(VerlOptions)["seed"]} | {
         name: field for name, field in cppo_fields().items() if name not in NOT_OURS
     }
 
 
 def options_from(mapping: Mapping[str, Any] | None) -> VerlOptions:
-    """The options in a plain mapping of their names; `method` sets those that are not given.
+    """The options from a mapping of names to values; `method` sets the missing ones.
 
     Raises:
-        UserError: one is unknown, is none of a method's, or does not fit; or the method cannot run inside verl.
+        UserError: an option is unknown, not a method's, or invalid; or the method cannot run inside verl.
     """
     known, given = verl_fields(), {}
     for name, value in (mapping or {}).items():
         if name in NOT_OURS:
-            raise UserError(f"{WHERE}: `{name}` says how TRL's trainer computes, which verl does itself: leave it out")
+            raise UserError(f"{WHERE}: `{name}` sets how TRL's trainer computes, but verl computes here: leave it out")
         if name not in known:
             hint = did_you_mean(name, known) or "its options are those of a method (see `cppo methods`), and `seed`"
             raise UserError(f"{WHERE}: unknown option `{name}`; {hint}")
@@ -97,18 +97,21 @@ def options_from(mapping: Mapping[str, Any] | None) -> VerlOptions:
 def _obstacle(options: VerlOptions) -> str | None:
     """Why the options cannot run inside verl; None if they can."""
     if options.rollout_views:
-        return "rollout_views gives rollouts other images, but verl makes rollouts of the images in its data alone"
+        return "rollout_views gives rollouts other images, but verl makes rollouts only from the images in its data"
     if inside := inside_views(vars(options)):
-        return f"removing_views = {list(inside.values())} lies inside the model, which verl runs itself: give a picture"
+        return (
+            f"removing_views = {list(inside.values())} is inside the model, which verl runs itself: use a view that "
+            "is a picture"
+        )
     if options.perception_sink in SHAPINGS:
         return (
-            f"perception_sink = {options.perception_sink!r} shapes advantages, which verl computes where no view is "
-            "scored"
+            f"perception_sink = {options.perception_sink!r} shapes advantages, but verl computes them where no view "
+            "is scored"
         )
     if options.trained_answers is not None:
-        return f"trained_answers = {options.trained_answers!r} asks the policy, which verl's reward workers do not have"
+        return f"trained_answers = {options.trained_answers!r} asks the policy, but verl's reward workers have none"
     if options.schedules:
-        return f"schedules = {options.schedules} change weights by the step, which verl's loss does not know"
+        return f"schedules = {options.schedules} change weights by the step, but verl's loss does not know the step"
     if not options.adds_perception_loss:
         return None
     if options.perception_weight and options.perception_divergence in EXACT_DIVERGENCES:
@@ -122,16 +125,18 @@ def _obstacle(options: VerlOptions) -> str | None:
         if missing:
             return f"{name} = {getattr(options, name)!r} needs {', '.join(sorted(missing))}, but {SEEN}"
     if not options.kinds:
-        return f"perception_sink = {options.perception_sink!r} looks at no view, which makes rows inside verl"
+        return f"perception_sink = {options.perception_sink!r} uses no view, but CPPO inside verl works on views"
     if options.perception_selector_scope == "batch":
-        return "perception_selector_scope = 'batch' would depend on how verl cuts a mini-batch: give 'rollout'"
+        return "perception_selector_scope = 'batch' would depend on verl's mini-batches: use 'rollout'"
     if options.perception_normalization == "microbatch":
-        return "perception_normalization = 'microbatch' would depend on how verl cuts a mini-batch: give 'rollout'"
+        return "perception_normalization = 'microbatch' would depend on verl's mini-batches: use 'rollout'"
     if options.perception_normalization == "token" and options.perception_selector != "all":
         return (
-            "perception_normalization = 'token' needs the selected tokens of a step before its first update, which "
-            f"perception_selector = {options.perception_selector!r} finds in the update alone: give 'rollout'"
+            "perception_normalization = 'token' needs the selected tokens of a step before its first update, but "
+            f"perception_selector = {options.perception_selector!r} finds them only in the update: use 'rollout'"
         )
     if options.perception_rollouts_per_group is not None:
-        return "perception_rollouts_per_group draws from whole groups, which verl spreads over processes: leave it out"
+        return (
+            "perception_rollouts_per_group draws from whole groups, but verl spreads them over processes: leave it out"
+        )
     return None

@@ -27,23 +27,23 @@ def compute_score(
     weights: Sequence[float] | None = DEFAULT_WEIGHTS,
     **kwargs: Any,
 ) -> dict[str, float]:
-    """The reward of one response, in the form that verl asks for.
+    """The reward of one response, in verl's form.
 
     Args:
         data_source: of the row; not used.
         solution_str: the response, without special tokens.
-        ground_truth: the row's `reward_model.ground_truth`: what the rewards call `answer`.
-        extra_info: further columns for the rewards, such as `choices`.
+        ground_truth: the row's `reward_model.ground_truth`; the rewards' `answer`.
+        extra_info: other columns for the rewards, such as `choices`.
         rewards: names as in `cppo train --rewards`.
-        weights: one for each reward; 1 for each where None.
+        weights: one per reward; None for 1 each.
 
     Returns:
         `score`, the weighted sum, and each reward under the name of its function, as the trainer logs it. A reward that
-        does not apply to the row (None) adds nothing to the sum, and counts as 0 under its name.
+        does not apply to the row (None) adds nothing to the sum and has 0 under its name.
 
     Raises:
-        UserError: as `load_rewards` does; a row lacks a column that a reward needs; or from a reward function, naming
-            its file and line.
+        UserError: as in `load_rewards`; a row lacks a column that a reward needs; or from a reward function, with its
+            file and line.
     """
     chat = [{"role": "assistant", "content": solution_str}]
     row = {**(extra_info or {}), "answer": ground_truth, "completions": chat}
@@ -52,7 +52,7 @@ def compute_score(
     for name, function, weight in load_rewards(tuple(rewards), None if weights is None else tuple(weights)):
         missing = [column for column, needs in reward_columns(function).items() if needs and column not in row]
         if missing:
-            raise UserError(f"rewards: {name} needs {', '.join(missing)}, which the row's `extra_info` does not hold")
+            raise UserError(f"rewards: {name} needs {', '.join(missing)}, but the row's `extra_info` does not have it")
         found = function(**columns)
         (value,) = asyncio.run(found) if inspect.iscoroutine(found) else found
         parts[name] = 0.0 if value is None else float(value)
@@ -64,10 +64,10 @@ def compute_score(
 def load_rewards(
     rewards: tuple[str, ...], weights: tuple[float, ...] | None
 ) -> tuple[tuple[str, RewardFunction, float], ...]:
-    """The rewards' functions with their names and weights; loaded once a process.
+    """The rewards' functions with their names and weights; loaded once per process.
 
-    Raises UserError for an unknown reward, one that cannot be imported or that takes what TRL's trainer passes, such as
-    `ask_policy`, and for another number of weights.
+    Raises UserError for an unknown reward, one that cannot be imported, one that needs arguments of TRL's trainer, such
+    as `ask_policy`, and for a wrong number of weights.
     """
     functions = [load_reward(spec) for spec in check_rewards(rewards, weights)]
     names = [function.__name__ for function in functions]
@@ -75,7 +75,7 @@ def load_rewards(
         asked = trainer_arguments(function)
         if asked:
             raise UserError(
-                f"rewards: {name} takes {', '.join(asked)}, which verl's reward workers do not have: leave it out, or "
+                f"rewards: {name} needs {', '.join(asked)}, which verl's reward workers do not have: leave it out, or "
                 "train with `cppo train`"
             )
     if len(set(names)) < len(names):

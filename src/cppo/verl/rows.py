@@ -1,7 +1,7 @@
-"""Views as further rows: a gated-in rollout becomes adjacent rows, one under its image and one under each view.
+"""Views as additional rows: a gated-in rollout becomes adjacent rows, one under its image and one under each view.
 
-verl's engines give log-probabilities and entropies of rows, however they shard, pack or pipeline them. The loss then
-finds a rollout under all its images in one micro-batch, where `force_group_size` keeps the rows of a group.
+verl's engines compute log-probabilities and entropies of rows, for any sharding, packing or pipelining. The loss then
+finds a rollout under all its images in one micro-batch, because `force_group_size` keeps the rows of a group together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,23 +16,23 @@ from verl.utils import tensordict_utils as tu
 from cppo.verl.views import Pixels
 
 ROLE = "cppo_role"
-"""Which row stands for what, an entry of the batch: one of the numbers below, or 1 + the place of a view's kind."""
+"""Batch entry: the role of each row, one of the numbers below, or 1 + the index of a view's kind."""
 ANCHOR, LONE, FILLER = 0, -1, -2
-"""A gated-in rollout under its image; any other rollout; a copy that fills up a group and counts for nothing."""
+"""A gated-in rollout under its image; any other rollout; a copy that fills a group and counts for nothing."""
 MASKS = ("response_mask", "loss_mask")
-"""Entries that are 0 where a row is none of the RL loss's."""
+"""Batch entries that are 0 where a row is not part of the RL loss."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of a mini-batch with its views: each one's source among the rollouts, and its role."""
+    """The rows of a mini-batch with its views: the source rollout and the role of each."""
 
     sources: list[int]
     roles: list[int]
 
 
 def count_groups(gate: Sequence[bool], size: int) -> int:
-    """Groups of so many rows that these rollouts make: one for each gated-in one, the others together."""
+    """Number of groups of `size` rows: one per gated-in rollout, the others together."""
     gated = sum(gate)
     return gated - (gated - len(gate)) // size
 
@@ -42,7 +42,7 @@ def lay_out(gate: Sequence[bool], size: int, groups: int, filler: int) -> Layout
 
     Args:
         gate: which rollouts are gated in.
-        size: rows of a group, the image's and one a view.
+        size: rows of a group: the image's and one per view.
         groups: at least `count_groups`.
         filler: the rollout that is copied.
     """
@@ -56,13 +56,13 @@ def lay_out(gate: Sequence[bool], size: int, groups: int, filler: int) -> Layout
 def with_views(
     data: TensorDict, layout: Layout, kinds: Sequence[str], views: Mapping[int, Mapping[str, Pixels]]
 ) -> TensorDict:
-    """The batch laid out, its views' rows with their own pixels and outside verl's own loss.
+    """The batch in this layout; views' rows have their own pixels and are outside verl's own loss.
 
     Args:
         data: a rank's part of an optimizer step.
         layout: of its rows.
         kinds: of the views, in their order in a group.
-        views: by gated-in rollout, the pixel inputs of each kind.
+        views: gated-in rollout -> the pixel inputs of each kind.
     """
     laid = tu.index_select_tensor_dict(data, layout.sources)
     inputs = []
@@ -86,17 +86,17 @@ def _kept(mask: Tensor, role: Tensor) -> Tensor:
 
 
 def lengths(data: TensorDict) -> list[int]:
-    """Tokens of each row, prompt and response."""
+    """Number of tokens of each row, prompt and response."""
     return [len(row) for row in data["input_ids"].unbind()]
 
 
 def plain(value: Any) -> Any:
-    """What tensordict wrapped, or the value itself."""
+    """The value inside tensordict's wrapper, or the value itself."""
     return tu.unwrap_non_tensor_data(value)
 
 
 def rows_of(data: TensorDict, names: Sequence[str]) -> list[dict[str, Any]]:
-    """These entries of each row, unwrapped; an entry that the batch lacks is left out, one for all rows is in each."""
+    """These entries of each row, unwrapped. A missing entry is left out; an entry for all rows is in each."""
     columns = {name: data[name] for name in names if name in data}
     return [
         {name: plain(of[row]) if isinstance(of, list | Tensor) else of for name, of in columns.items()}

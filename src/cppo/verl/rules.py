@@ -1,4 +1,4 @@
-"""What of a recipe becomes which of verl's options, part by part."""
+"""Rules that convert a recipe to verl's options, part by part."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -26,19 +26,19 @@ LOSSES = {
     "sapo": ("sapo", "seq-mean-token-mean"),
     "cispo": ("cispo", "token-mean"),
 }
-"""TRL's loss types as verl's loss mode and its way to average."""
+"""TRL's loss types -> verl's loss mode and aggregation."""
 ENDLESS = 10**9
 """More steps and epochs than any run has."""
 UNCLIPPED = 1e9
-"""verl clips the ratio of a rollout with a negative advantage at this; its ratios end at exp(20)."""
+"""verl's clip of the ratio for negative advantages; verl's ratios end at exp(20)."""
 VISION_BASE = 10000.0
-"""The base of the rotary embedding in the vision towers of Qwen's models."""
+"""The rotary base in the vision towers of Qwen's models."""
 LOGGERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-"""verl's loggers that TRL's users know by the same name."""
+"""Loggers with the same name in verl and TRL."""
 
 
 def _perception(values: Values, cluster: Cluster) -> dict[str, Any]:
-    """CPPO's own options, but for those that the method sets."""
+    """CPPO's own options, without those that the method sets."""
     of_method = {**schema("train").defaults, **with_method({}, values["method"])}
     own = {name: values[name] for name in cppo_fields() if name not in EXECUTION_OPTIONS or name == "view_threads"}
     given = {name: value for name, value in own.items() if name == "method" or value != of_method[name]}
@@ -60,8 +60,8 @@ def _rewards(values: Values, cluster: Cluster) -> dict[str, Any]:
         needed = [column for column, needs in columns.items() if needs]
         if needed:
             raise UserError(
-                f"rewards: {name} needs {', '.join(needed)}, but of a row `cppo verl-data` writes "
-                f"{', '.join(REWARD_COLUMNS)} for rewards: leave it out, or train with `cppo train`"
+                f"rewards: {name} needs {', '.join(needed)}, but `cppo verl-data` writes only "
+                f"{', '.join(REWARD_COLUMNS)} of a row for rewards: leave it out, or train with `cppo train`"
             )
         if columns:
             values.instead["rewards"] = f"{name} is called without {', '.join(columns)}"
@@ -75,8 +75,8 @@ def _data(values: Values, cluster: Cluster) -> dict[str, Any]:
     longest = values["max_prompt_tokens"]
     if longest is None:
         values.instead["max_prompt_tokens"] = (
-            f"verl needs a bound; a prompt of more than {DEFAULT_PROMPT_TOKENS} tokens stops the run: raise "
-            "data.max_prompt_length, or leave longer rows out with data.filter_overlong_prompts=true"
+            f"verl needs a limit; a prompt of more than {DEFAULT_PROMPT_TOKENS} tokens stops the run: raise "
+            "data.max_prompt_length, or skip longer rows with data.filter_overlong_prompts=true"
         )
     return {
         "data.train_files": train,
@@ -94,12 +94,12 @@ def _loss(values: Values, cluster: Cluster) -> dict[str, Any]:
     high = low if values["epsilon_high"] is None else values["epsilon_high"]
     mode, mean = LOSSES.get(kind, LOSSES["dapo"])
     if kind not in LOSSES:
-        values.instead["loss_type"] = "verl has no such loss; dapo's is taken"
+        values.instead["loss_type"] = "verl has no such loss; dapo's is used"
     elif kind == "bnpo":
         values.instead["loss_type"] = "a mean over the tokens of a step, not of a micro-batch, as with dapo"
     if values["importance_sampling_level"] == "sequence":
         if mode != "vanilla" or values["delta"] is not None:
-            values.instead["importance_sampling_level"] = "verl's ratio of a sequence has PPO's clip alone"
+            values.instead["importance_sampling_level"] = "verl's ratio of a sequence has only PPO's clip"
         mode = "gspo"
     if kind == "cispo":  # TRL bounds the ratio by epsilon_high itself, and not from below
         low, high = 1.0, high - 1
@@ -117,7 +117,7 @@ def _loss(values: Values, cluster: Cluster) -> dict[str, Any]:
     if kind == "dr_grpo":
         found[f"{ACTOR}.loss_scale_factor"] = values["max_completion_length"]
     if values["scale_rewards"] == "batch":
-        values.instead["scale_rewards"] = "advantages are divided by the deviation in their group"
+        values.instead["scale_rewards"] = "advantages are divided by their group's standard deviation"
     if beta and values["use_bias_correction_kl"] and updates_of_a_batch(values, cluster) > 1:
         values.instead["use_bias_correction_kl"] = (
             "the gradient of KL is that of on-policy rollouts, in later updates too"
@@ -129,7 +129,7 @@ def _optimizer(values: Values, cluster: Cluster) -> dict[str, Any]:
     schedule, warmup = values["lr_scheduler_type"], values["warmup_steps"]
     optim = f"{ACTOR}.optim"
     if schedule not in ("constant", "constant_with_warmup", "cosine"):
-        values.instead["lr_scheduler_type"] = "verl has constant and cosine schedules; constant is taken"
+        values.instead["lr_scheduler_type"] = "verl has constant and cosine schedules; constant is used"
     found: dict[str, Any] = {
         f"{optim}.lr_scheduler_type": "cosine" if schedule == "cosine" else "constant",
         f"{optim}.betas": [values["adam_beta1"], values["adam_beta2"]],
@@ -139,14 +139,14 @@ def _optimizer(values: Values, cluster: Cluster) -> dict[str, Any]:
     elif schedule != "constant" and warmup:
         found[f"{optim}.lr_warmup_steps"] = batches_of(values, cluster, "warmup_steps")
     if values["nonfinite"] == "stop":
-        values.instead["nonfinite"] = "a step whose gradient is not finite is left out, and the run goes on"
+        values.instead["nonfinite"] = "a step with a gradient that is not finite is skipped, and the run continues"
     return found
 
 
 def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
     half = "float16" if values["fp16"] else "bfloat16" if values["bf16"] is not False else "float32"
     short = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-    # transformers' later name for gradient_checkpointing
+    # the later name of gradient_checkpointing in transformers
     checkpointing, later = values["gradient_checkpointing"], values["activation_checkpointing"]
     found = {
         f"{MODEL}.path": resolve_model(values["model"]),
@@ -158,8 +158,8 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
     base = _vision_base(found[f"{MODEL}.path"])
     if base not in (None, VISION_BASE):
         values.instead["model"] = (
-            f"transformers before 5.11 does not read that its vision tower turns positions by the base {base:g}, not "
-            f"{VISION_BASE:g}, and makes another model of it"
+            f"transformers before 5.11 ignores its vision tower's rotary base {base:g} and uses {VISION_BASE:g}, "
+            "which makes another model of it"
         )
     precision = f"{ACTOR}.fsdp_config.mixed_precision"
     if half != "bfloat16":
@@ -173,14 +173,14 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
         elif name == "trust_remote_code":
             found[f"{MODEL}.{name}"] = value
         else:
-            values.instead["model_init_kwargs"] = "verl takes dtype, attn_implementation and trust_remote_code of it"
+            values.instead["model_init_kwargs"] = "verl uses only its dtype, attn_implementation and trust_remote_code"
     return found | _adapter(values)
 
 
 def _vision_base(model: str) -> float | None:
-    """The base of the vision tower's rotary embedding in a folder's configuration, where it says one.
+    """The rotary base of the vision tower in a folder's configuration, if it has one.
 
-    Raises UserError where the folder is no whole model.
+    Raises UserError where the folder is not a complete model.
     """
     if not Path(model).exists():
         return None
@@ -199,7 +199,7 @@ def _adapter(values: Values) -> dict[str, Any]:
         f"{MODEL}.lora_rank": rank,
         f"{MODEL}.lora_alpha": alpha,
         f"{MODEL}.target_modules": targets or "all-linear",
-        f"{ROLLOUT}.load_format": "safetensors",  # the base's weights are never sent to the rollout engine
+        f"{ROLLOUT}.load_format": "safetensors",  # the base weights are never sent to the rollout engine
     }
     if targets is None:
         found[f"{MODEL}.exclude_modules"] = ".*(visual|vision).*"
@@ -218,7 +218,7 @@ def _rollouts(values: Values, cluster: Cluster) -> dict[str, Any]:
     }
     corrects = values["vllm_importance_sampling_correction"]
     if not values["use_vllm"]:
-        values.instead["use_vllm"] = "rollouts come from vLLM; rollout.name=sglang is the other engine"
+        values.instead["use_vllm"] = "vLLM makes the rollouts; rollout.name=sglang is the other engine"
         return found
     if corrects:
         values.instead["vllm_importance_sampling_correction"] = (
@@ -228,7 +228,7 @@ def _rollouts(values: Values, cluster: Cluster) -> dict[str, Any]:
 
 
 def _lasting(values: Values, cluster: Cluster) -> dict[str, Any]:
-    """How long, what is kept, and where."""
+    """Duration of the run, and what it saves where."""
     folder, loggers, resume = values["output_dir"], values["report_to"], values["resume_from_checkpoint"]
     epochs, steps, strategy = values["num_train_epochs"], values["max_steps"], values["save_strategy"]
     loggers = [name for name in ([loggers] if isinstance(loggers, str) else loggers or []) if name != "none"]
@@ -248,7 +248,7 @@ def _lasting(values: Values, cluster: Cluster) -> dict[str, Any]:
         values.instead["num_train_epochs"] = f"verl counts whole epochs: {math.ceil(epochs)}"
     if strategy not in ("steps", "no"):
         values.instead["save_strategy"] = "nothing is saved: give save_steps"
-    # `cppo eval` reads what verl calls hf_model, a resume all else.
+    # `cppo eval` reads verl's hf_model, a resume everything else.
     contents = ["model"] if values["save_only_model"] else ["model", "optimizer", "extra"]
     found[f"{ACTOR}.checkpoint.save_contents"] = [*contents, "hf_model"]
     if found["trainer.resume_mode"] == "resume_path":
@@ -257,7 +257,7 @@ def _lasting(values: Values, cluster: Cluster) -> dict[str, Any]:
 
 
 def _evaluation(values: Values, cluster: Cluster) -> dict[str, Any]:
-    """verl answers the held-out rows greedily, all of them each time, and never without a last time."""
+    """verl answers all held-out rows greedily each time, and always at the end."""
     final, strategy, probes = values["final_eval_samples"], values["eval_strategy"], values["probe_steps"]
     every, limit, at_start = (values[name] for name in ("eval_steps", "eval_limit", "eval_on_start"))
     if not values["eval_data"] and (final or probes or at_start or strategy != "no"):
@@ -284,4 +284,4 @@ def _mapping(values: Values, name: str) -> Iterator[tuple[str, Any]]:
 
 
 RULES = (_perception, _rewards, _data, batches, _loss, _optimizer, _model, _rollouts, _lasting, _evaluation)
-"""Every part: each takes the options and where the run takes place, and gives verl's options."""
+"""All rules: (options, cluster) -> verl's options."""

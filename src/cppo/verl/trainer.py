@@ -1,4 +1,4 @@
-"""verl's trainers with CPPO's worker, one for each of verl's three modes, and the task that runs one of them."""
+"""verl's trainers with CPPO's worker, one per mode of verl, and the task that runs one."""
 
 from typing import Any, ClassVar
 
@@ -19,24 +19,24 @@ from cppo.verl.options import WHERE
 from cppo.verl.worker import CPPOActorRolloutRefWorker
 
 PREFIX = "cppo_"
-"""Begins the names of our trainers in verl's registry, where verl's own stand too."""
+"""Prefix of our trainers in verl's registry, beside verl's own."""
 ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 OF_ACTOR = "actor/"
-"""How verl begins the names of the metrics that the actor returns."""
+"""Prefix of the metrics that verl's actor returns."""
 
 
 class CPPODetachActorWorker(CPPOActorRolloutRefWorker, DetachActorWorker):
-    """The worker where rollouts have devices of their own."""
+    """The worker for rollouts on separate devices."""
 
 
 class _CPPOTrainer(PPOTrainer):
-    """What CPPO changes of a trainer of verl: the actor's worker, and the names of the perception term's metrics."""
+    """CPPO's changes to a trainer of verl: the actor's worker, and the names of the perception metrics."""
 
     mode: ClassVar[str]
     worker: ClassVar[type] = CPPOActorRolloutRefWorker
 
     def __init__(self, config: DictConfig) -> None:
-        with open_dict(config):  # verl compares it with its own names, to choose the replay buffer and more
+        with open_dict(config):  # verl compares it with its own names, e.g. to choose the replay buffer
             config.trainer.v1.trainer_mode = self.mode
         super().__init__(config)
 
@@ -45,7 +45,7 @@ class _CPPOTrainer(PPOTrainer):
         for role in ACTOR_ROLES:
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.worker)
-        # The views of a prompt are others in each epoch.
+        # The views of a prompt change each epoch.
         OmegaConf.update(self.config, f"{WHERE}_steps_per_epoch", self.steps_per_epoch, force_add=True)
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -64,21 +64,21 @@ class CPPOSync(_CPPOTrainer, PPOTrainerSync):
 
 @register_trainer(f"{PREFIX}colocate_async")
 class CPPOColocateAsync(_CPPOTrainer, PPOTrainerColocateAsync):
-    """Rollouts and updates take turns on the same devices; an unfinished rollout goes on after the update."""
+    """Rollouts and updates take turns on the same devices; an unfinished rollout continues after the update."""
 
     mode = "colocate_async"
 
 
 @register_trainer(f"{PREFIX}separate_async")
 class CPPOSeparateAsync(_CPPOTrainer, PPOTrainerSeparateAsync):
-    """Rollouts are made on devices of their own while the policy is updated."""
+    """Rollouts are made on separate devices while the policy is updated."""
 
     mode = "separate_async"
     worker = CPPODetachActorWorker
 
 
 class CPPOTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
-    """verl's task, with our trainer of the asked-for mode. Its process imports this module, which registers them."""
+    """verl's task with our trainer of the requested mode. Its process imports this module, which registers them."""
 
     def run(self, config: DictConfig) -> None:
         """Train until the end."""

@@ -1,4 +1,4 @@
-"""A recipe of `cppo train` as verl's options, and what of it verl has nothing for. No torch, no verl."""
+"""Convert a recipe of `cppo train` to verl's options, and list the differences. Imports no torch and no verl."""
 
 import json
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from cppo.verl.rules import RULES
 
 @dataclass(frozen=True)
 class Translation:
-    """A recipe as verl takes it.
+    """A recipe in verl's terms.
 
     Attributes:
-        data: arguments of the calls of `cppo verl-data` that write the files.
+        data: arguments of the `cppo verl-data` calls that write the files.
         options: verl's, by dotted name.
-        instead: a line for each option that did not get there whole: what verl does instead.
+        instead: one line per option that verl cannot follow fully: what verl does instead.
     """
 
     data: list[list[str]]
@@ -28,11 +28,11 @@ class Translation:
 
 
 def translate(recipe: Recipe, cluster: Cluster) -> Translation:
-    """The options with which verl trains as a recipe for `cppo train` says, as far as it can.
+    """verl's options for the same training as a recipe of `cppo train`, as far as possible.
 
     Raises:
-        UserError: the recipe's options do not go together, a method or reward that verl cannot run, or batches that are
-            no whole numbers of prompts.
+        UserError: the recipe's options contradict each other, verl cannot run a method or reward, or batches are not
+            whole numbers of prompts.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -65,7 +65,7 @@ def _default(name: str) -> Any:
 
 
 def _data_commands(values: Values) -> list[list[str]]:
-    """The arguments of `cppo verl-data` that write the rows of `data`, and of `eval_data`, into output_dir."""
+    """The arguments of `cppo verl-data` that write the rows of `data` and `eval_data` into output_dir."""
     shared = [
         word for name in IN_THE_DATA if values[name] != _default(name) for word in (f"--{name}", _text(values[name]))
     ]

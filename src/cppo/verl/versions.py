@@ -1,4 +1,4 @@
-"""Which versions go together inside verl. Nothing is imported: only what is installed is looked up."""
+"""Versions that work together inside verl. Imports nothing: only looks up what is installed."""
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -9,11 +9,11 @@ from packaging.specifiers import SpecifierSet
 from cppo.errors import UserError
 
 SUPPORTED_VERL = ">=0.9,<0.10"
-"""0.9 is the first whose trainer can be registered from outside; what 0.10 does is not known."""
+"""0.9 is the first version with a trainer registry for other packages; 0.10 is untested."""
 OF_TRL = ("huggingface_hub", "tokenizers", "torch", "torchvision", "transformers", "trl")
-"""What TRL's part of cppo asks for in versions that verl does not take, as pyproject.toml spells their names."""
+"""Requirements of TRL's part of cppo with versions that verl excludes, named as in pyproject.toml."""
 OF_VERL_TRAINER = ("TransferQueue>=0.1.10", "qwen-vl-utils")
-"""What verl's trainer imports, and pip installs with an extra of verl alone."""
+"""Packages that verl's trainer imports, but pip installs only with an extra of verl."""
 REMEDY = "pip install -r constraints-verl.txt, then pip install --no-deps cppo (docs/scale/verl.md)"
 
 
@@ -21,7 +21,7 @@ def check_versions() -> None:
     """Refuse an environment in which cppo cannot run inside verl.
 
     Raises:
-        UserError: verl is missing or of another version, or a package is that verl or cppo needs, and what to install.
+        UserError: verl or a package that verl or cppo needs is missing or has a wrong version; says what to install.
     """
     verl = installed("verl")
     if verl is None:
@@ -45,7 +45,7 @@ def installed(package: str) -> str | None:
 
 
 def _requirements() -> Iterator[tuple[str, Requirement]]:
-    """What must be installed here, and what for."""
+    """The packages needed here, and what needs them."""
     verl = [*(requires("verl") or ()), *OF_VERL_TRAINER]
     own = requires("cppo") if installed("cppo") else None  # without metadata it runs from its source folder
     for owner, lines in ((f"verl {installed('verl')}", verl), ("cppo", own or ())):

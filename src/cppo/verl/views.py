@@ -1,7 +1,7 @@
-"""The views of one update's prompts, made ahead in threads: once a prompt, whose rollouts share them.
+"""The views of an update's prompts, made ahead in threads: once per prompt, shared by its rollouts.
 
-They are those of the trainer, a function of seed, sample id, epoch and place of the image, drawn of the image as verl's
-data set holds it; the view then goes the image's own way to the model.
+They equal the trainer's: a function of seed, sample id, epoch and image index, drawn from the image in verl's dataset.
+The view then takes the image's own path to the model.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ from cppo.verl.options import VerlOptions
 from cppo.views import PixelRoom, stable_sample_id, view_sampler
 
 Pixels = dict[str, Tensor]
-"""Image inputs of a row, as the processor makes them."""
+"""Image inputs of a row, as the processor returns them."""
 GRID = "image_grid_thw"
 ENTRIES = ("uid", "raw_prompt", "multi_modal_inputs", "extra_info", "sample_id", "id", "session_id", "global_steps")
-"""Entries of verl's batch that views are made of, as far as it has them."""
+"""Entries of verl's batch that views need, where present."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the views of a rollout are made of.
+    """The inputs of a rollout's views.
 
     Attributes:
         uid: verl's, of the prompt of this step.
-        messages: the chat, with its images as the data set holds them.
-        own: the inputs that the processor made of these images.
-        given_id: the row's own id, if it brings one.
+        messages: the chat, with its images as in the dataset.
+        own: the processor's inputs for these images.
+        given_id: the row's own id, if any.
         number: of the rollout in its group.
         step: in which verl drew the prompt, from 1.
     """
@@ -50,7 +50,7 @@ class Prompt:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Prompt":
-        """That of a row of verl's batch (`ENTRIES`), whose values are plain."""
+        """From a row of verl's batch (`ENTRIES`) with plain values."""
         holders = (row, row.get("extra_info") or {})
         ids = [holder[name] for holder in holders for name in ("sample_id", "id") if holder.get(name) is not None]
         number, step = int(row.get("session_id") or 0), int(row.get("global_steps") or 1)
@@ -59,20 +59,20 @@ class Prompt:
 
     @property
     def shows_its_images(self) -> bool:
-        """Whether the row has images, and no others than its prompt's: a tool may bring some."""
+        """Whether the row has images, and only its prompt's: a tool may add some."""
         return 0 < len(embedded_images(self.messages)) == len(self.own.get(GRID, ()))
 
 
 class PromptViews:
-    """Makes views of prompts in threads, and keeps them until they are forgotten.
+    """Makes views of prompts in threads, and keeps them until `forget`.
 
     Args:
         options: of the method.
         processor: the model's.
-        steps_per_epoch, total_steps: of the run, where they are known: views are drawn anew each epoch, and some fade.
+        steps_per_epoch, total_steps: of the run, where known: new views are drawn each epoch, and some fade.
 
     Raises:
-        UserError: the processor makes no grid of an image.
+        UserError: the processor returns no grid for an image.
     """
 
     def __init__(
@@ -87,22 +87,22 @@ class PromptViews:
         self._begun: dict[tuple[str, int], Future[dict[str, Pixels]]] = {}
 
     def begin(self, prompt: Prompt) -> None:
-        """Start on the views of a prompt, unless they are begun or made."""
+        """Start the views of a prompt, unless they are started or done."""
         key = self._key(prompt)
         if key not in self._begun:
             self._begun[key] = self._pool.submit(self._make, prompt)
 
     def of(self, prompt: Prompt) -> dict[str, Pixels]:
-        """The image inputs of a prompt under each view, by kind, as far as they differ from its own.
+        """The image inputs of a prompt under each view, by kind, where they differ from its own.
 
         Raises:
-            UserError: an image cannot be read, or the processor makes another grid of a view.
+            UserError: an image cannot be read, or a view has another grid.
         """
         self.begin(prompt)
         return self._begun[self._key(prompt)].result()
 
     def forget(self) -> None:
-        """Drop all views, begun and made."""
+        """Drop all views."""
         for future in self._begun.values():
             future.cancel()
         self._begun.clear()
@@ -114,7 +114,7 @@ class PromptViews:
 
         Args:
             messages: with open images.
-            sample_id, number, step: as of `Prompt`.
+            sample_id, number, step: as in `Prompt`.
         """
         epoch = 0
         if self._options.view_draws != "once" and self._steps_per_epoch:
@@ -140,15 +140,14 @@ class PromptViews:
             grid, own = view.pop(GRID), prompt.own[GRID].cpu()
             if not torch.equal(grid, own) or view["pixel_values"].shape != prompt.own["pixel_values"].shape:
                 raise UserError(
-                    f"row {sample_id}: the processor makes the grid {grid.tolist()} of a perturbed view, but "
-                    f"{own.tolist()} of the image itself: leave data.custom_cls and the processor's arguments at "
-                    "verl's defaults"
+                    f"row {sample_id}: the processor returns the grid {grid.tolist()} for a view, but {own.tolist()} "
+                    "for the image itself: leave data.custom_cls and the processor's arguments at verl's defaults"
                 )
             view["pixel_values"] = view["pixel_values"].to(prompt.own["pixel_values"])
         return made
 
     def _inputs(self, messages: Messages | str) -> Pixels:
-        """Pixels and grid of the images of a chat, by the way that verl's rollouts take."""
+        """Pixels and grid of the images of a chat, computed as for verl's rollouts."""
         image_processor = self._processor.image_processor
         images, _, _ = asyncio.run(RLHFDataset.process_multi_modal_info(messages, image_processor.patch_size, None))
         made = image_processor(images=images, return_tensors="pt")
@@ -156,12 +155,12 @@ class PromptViews:
 
 
 def check_processor(processor: Any) -> None:
-    """Raise UserError unless the processor says by a grid how many tokens an image has."""
+    """Raise UserError unless the processor returns a grid that gives each image's number of tokens."""
     image_processor = getattr(processor, "image_processor", None)
     if GRID not in getattr(image_processor, "model_input_names", ()):
         raise UserError(
-            f"{type(processor).__name__} makes no {GRID} of an image, by which views are held against it: inside verl "
-            "CPPO trains models such as Qwen2.5-VL and Qwen3-VL; train this one with `cppo train`"
+            f"{type(processor).__name__} returns no {GRID} for an image, but CPPO inside verl checks views by it: "
+            "inside verl it trains models such as Qwen2.5-VL and Qwen3-VL; train this one with `cppo train`"
         )
 
 
@@ -173,7 +172,7 @@ def _with_open_images(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_shown(part: Mapping[str, Any]) -> Image.Image:
-    """The image of a part of a message with the orientation that verl's models see: it turns none upright."""
+    """The image of a message part in the orientation that verl's models see; verl turns no image upright."""
     image = part["image"]
     if isinstance(image, str):
         path = Path(image.removeprefix("file://"))
@@ -181,20 +180,20 @@ def _as_shown(part: Mapping[str, Any]) -> Image.Image:
             raise UserError(f"image {image!r}: there is no such file; give its bytes, or a path on every node")
         image = Image.open(path)
     shown = image.copy()
-    # Where EXIF data is kept differs from format to format, and all of it lies here; transparency alone is of pixels.
+    # The place of EXIF data depends on the format, and all of it is here; only transparency belongs to the pixels.
     shown.info = {key: value for key, value in shown.info.items() if key == "transparency"}
     return shown
 
 
 def stable_id(messages: Messages) -> str:
-    """The id that the trainer would make of a row that brings none, of its prompt and images."""
+    """The id that the trainer gives a row without one, from its prompt and images."""
     text = prompt_text(messages)
     assert not isinstance(text, str)
     return stable_sample_id([_plain(message) for message in text], embedded_images(messages))
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message of images and one text after them as the text alone, which verl's data set had in its place."""
+    """A message of images and one text after them as plain text, as in verl's dataset."""
     content = message["content"]
     if isinstance(content, list):
         *before, last = [part for part in content if part.get("type") != "image"] or [{}]

@@ -1,7 +1,7 @@
 """verl's workers with CPPO: views are made ahead, rollouts are gated, and mini-batches get their views' rows.
 
-`CPPOActorRolloutRefWorker` takes the place of verl's worker class, and needs nothing else of a trainer. It reads the
-method's options from `rollout.custom.cppo`, and from `rollout.custom.cppo_steps_per_epoch` how many steps an epoch has.
+`CPPOActorRolloutRefWorker` replaces verl's worker class and needs nothing else from a trainer. It reads the method's
+options from `rollout.custom.cppo`, and the steps per epoch from `rollout.custom.cppo_steps_per_epoch`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,14 @@ from cppo.verl.rows import ANCHOR, LONE, ROLE, count_groups, lay_out, lengths, p
 from cppo.verl.views import ENTRIES, Pixels, Prompt, PromptViews
 
 SCORED = {"log_probs": view_logps, "entropy": view_entropies}
-"""What verl's engine says of a row, and the entries that keep it of a view."""
+"""Outputs of verl's engine for a row -> the entries that keep them for a view."""
 PRECISE = ("fp32", "float32")
 
 Value = TypeVar("Value")
 
 
 def check_engine(engine: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Raise UserError unless verl's engine takes entropies exactly enough to tell perception tokens.
+    """Raise UserError unless verl's engine computes entropies exactly enough to detect perception tokens.
 
     Args:
         engine: verl's configuration of the engine, such as `actor.fsdp_config`.
@@ -56,7 +56,7 @@ def check_engine(engine: Mapping[str, Any], model: Mapping[str, Any]) -> None:
 
 
 class CPPOTrainingWorker(TrainingWorker):
-    """verl's training worker, which gives its mini-batches views where its loss is a `CPPOLoss`."""
+    """verl's training worker; with a `CPPOLoss` its mini-batches get views."""
 
     loss_fn: Any
     _views: PromptViews | None = None
@@ -64,13 +64,13 @@ class CPPOTrainingWorker(TrainingWorker):
     def use_method(
         self, options: VerlOptions, steps_per_epoch: int | None = None, total_steps: int | None = None
     ) -> None:
-        """Add the perception loss of a method to the loss that is set.
+        """Add the perception loss of a method to the current loss.
 
         Args:
             steps_per_epoch, total_steps: as for `PromptViews`.
 
         Raises:
-            UserError: model or engine do not fit.
+            UserError: the model or the engine is not supported.
         """
         if not options.kinds:
             return
@@ -83,7 +83,7 @@ class CPPOTrainingWorker(TrainingWorker):
         return self.loss_fn if isinstance(self.loss_fn, CPPOLoss) else None
 
     def infer_batch(self, data: TensorDict) -> TensorDict:
-        """verl's, before which the views of its prompts begin: the next update will need some of them."""
+        """verl's method; first it starts the views of the batch's prompts, some of which the next update needs."""
         if self._views is not None:
             for prompt in _prompts(data):
                 if prompt.shows_its_images:
@@ -91,7 +91,7 @@ class CPPOTrainingWorker(TrainingWorker):
         return super().infer_batch(data)
 
     def train_mini_batch(self, data: TensorDict) -> TensorDict:
-        """verl's update, before which its rollouts are gated."""
+        """verl's update, after gating its rollouts."""
         if self._loss is None or self._views is None:
             return super().train_mini_batch(data)
         tu.maybe_fix_3d_position_ids(data)
@@ -116,7 +116,7 @@ class CPPOTrainingWorker(TrainingWorker):
         return output
 
     def _gate(self, data: TensorDict, options: VerlOptions) -> float:
-        """Weight the update's rollouts, and begin the views of those that pass. The fraction of all ranks' that do."""
+        """Weight the update's rollouts and start the views of those that pass. Returns all ranks' passing fraction."""
         assert self._views is not None
         prompts = _prompts(data)
         own = Candidates.of(data, [prompt.shows_its_images for prompt in prompts], options)
@@ -135,7 +135,7 @@ class CPPOTrainingWorker(TrainingWorker):
         return gated / len(everyones)
 
     def _share_of_update(self, data: TensorDict) -> float:
-        """What part of an update's rollouts one optimizer step trains on."""
+        """The share of an update's rollouts in one optimizer step."""
         count = tu.get(data, "num_mini_batch")
         if count is None:
             count = len(data) * self.engine.get_data_parallel_size() / tu.get(data, "mini_batch_size")
@@ -159,7 +159,7 @@ class CPPOTrainingWorker(TrainingWorker):
         return {row: self._views.of(prompt) for row, prompt in enumerate(_prompts(data)) if weights[row] > 0}
 
     def _with_views(self, data: TensorDict, options: VerlOptions) -> TensorDict:
-        """A mini-batch as the loss takes it; every rank has as many groups, and so makes as many passes."""
+        """A mini-batch in the loss's layout; every rank has as many groups, and so runs as many passes."""
         gate = (data[WEIGHT] > 0).tolist()
         if options.perception_normalization == "token":
             tokens = sum(
@@ -181,7 +181,7 @@ class CPPOTrainingWorker(TrainingWorker):
         return laid
 
     def _score_views(self, data: TensorDict, options: VerlOptions) -> None:
-        """Score the gated-in rollouts under each view by the policy as it is, and keep the scores in the batch."""
+        """Score the gated-in rollouts under each view with the current policy, and keep the scores in the batch."""
         views = self._views_of(data)
         rows = list(views)
         most = max(self._everyones(len(rows)))
@@ -230,7 +230,7 @@ class CPPOTrainingWorker(TrainingWorker):
 
 
 class CPPOActorRolloutRefWorker(ActorRolloutRefWorker):
-    """verl's worker with the perception loss of the method that its configuration names."""
+    """verl's worker with the perception loss of the configured method."""
 
     actor_worker_cls = CPPOTrainingWorker
 
@@ -268,7 +268,7 @@ def _draws(mask: Tensor, key: Sequence[int]) -> Tensor:
 
 
 def _take_means(metrics: dict[str, Any]) -> None:
-    """Put means in the place of the sums and counts of all micro-batches and ranks; none where nothing was counted."""
+    """Replace the sums and counts of all micro-batches and ranks by means; nothing where the count is 0."""
     for name in METRICS:
         total, count = (Metric.aggregate_dp(metrics.pop(f"perception/{name}{end}")) for end in (SUM, COUNT))
         if count:
