@@ -47,7 +47,7 @@ def test_each_mode_of_verl_has_a_trainer_of_ours():
         ("+actor_rollout_ref.rollout.custom.cppo.perception_wieght=1", "did you mean `perception_weight`?"),
         ("actor_rollout_ref.rollout.custom.cppo.method=cppo-kl", "cppo-kl"),
         ("reward.custom_reward_function.reward_kwargs.rewards=[acuracy,format]", "did you mean `accuracy`?"),
-        ("reward.custom_reward_function.reward_kwargs.weights=[1]", "1 weights for 2 rewards"),
+        ("reward.custom_reward_function.reward_kwargs.weights=[1]", "1 weight (1) for 2 rewards"),
         ("reward.custom_reward_function.reward_kwargs.rewards=[accuracy,length]", "length"),
     ],
 )
