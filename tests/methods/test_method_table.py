@@ -68,6 +68,7 @@ def test_the_list_has_every_method_once(capsys):
         ("prpo", ("", "I, I-, I+", "")),
         ("noisyrollout", ("", "", "")),
         ("saei", ("I of the clean rollouts, to its pixels", "", "")),
+        ("mssr", ("", "I", "1 answer to each row before the first step")),
         ("vision-sr1", ("", "", "text-only answers")),
         ("vision-sr1-two-advantages", ("text-only answers", "", "text-only answers")),
         ("visionary-r1", ("", "I, of the reference", "text-only answers")),
@@ -81,6 +82,15 @@ def test_extra_passes(method, passes):
 def test_a_token_mean_detects_first():
     method = Method("one", {**METHODS["cppo"].options, "perception_normalization": "token"}, "")
     assert extra_passes(method)["without"] == "I and I-, of gated-in rollouts"
+
+
+def test_steps_on_pixels_and_answers_before_the_first_step_are_counted():
+    method = Method("one", {**METHODS["saei"].options, "view_ascent_steps": 3}, "")
+    assert extra_passes(method)["with gradient"] == "I of the clean rollouts 3 times, to its pixels"
+    method = Method("two", {**METHODS["mssr"].options, "baseline_init_samples": 2}, "")
+    assert extra_passes(method)["generation of"] == "2 answers to each row before the first step"
+    method = Method("none", {**METHODS["mssr"].options, "baseline_init_samples": 0}, "")
+    assert extra_passes(method)["generation of"] == ""
 
 
 def test_rows():

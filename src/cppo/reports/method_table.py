@@ -53,10 +53,10 @@ def method_row(method: Method) -> dict[str, str]:
 
 
 def extra_passes(method: Method) -> dict[str, str]:
-    """What a step of the method runs beside GRPO's, by kind: "with gradient", "without", "generation of"; "" for none.
+    """What a method runs beside GRPO's passes, by kind: "with gradient", "without", "generation of"; "" for none.
 
-    A forward pass is named by what the policy sees in it, for every rollout unless said otherwise. Generation of
-    rollouts and the update's pass under the image are GRPO's own.
+    A forward pass is named by what the policy sees in it, for every rollout of a step unless said otherwise. Generation
+    of rollouts and the update's pass under the image are GRPO's own.
     """
     options = _options(method)
     with_gradient, without = [], []
@@ -73,8 +73,15 @@ def extra_passes(method: Method) -> dict[str, str]:
             compared = [SIGNS[view] for view in VIEWS if view in views_of(SCORES[options.perception_score])]
             without.append(" and ".join(["I", *compared]) + gated)
     if ascends(vars(options)):
-        with_gradient.append("I of the clean rollouts, to its pixels")
+        times = f" {options.view_ascent_steps} times" if options.view_ascent_steps > 1 else ""
+        with_gradient.append(f"I of the clean rollouts{times}, to its pixels")
+    generated = []
+    if options.advantage_baseline == "prompt" and options.baseline_init_samples:
+        answers = f"{options.baseline_init_samples} answer{'s' * (options.baseline_init_samples > 1)}"
+        generated.append(f"{answers} to each row before the first step")
     asking = [reward for reward in map(_reward, method.rewards) if isinstance(reward, PolicyReward)]
+    if asking:
+        generated.append("text-only answers")
     if options.trained_answers:
         with_gradient.append("text-only answers")
     if options.beta:
@@ -82,7 +89,7 @@ def extra_passes(method: Method) -> dict[str, str]:
     return {
         "with gradient": ", ".join(with_gradient),
         "without": ", ".join(without),
-        "generation of": "text-only answers" if asking else "",
+        "generation of": ", ".join(generated),
     }
 
 
