@@ -1,4 +1,4 @@
-"""The extra passes that `cppo methods --table` names are those that a step runs, counted in rows of the model's calls."""
+"""The extra passes that `cppo methods --table` names are those of a step, counted in rows of the model's calls."""
 
 import functools
 import re
