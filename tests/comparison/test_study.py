@@ -76,7 +76,10 @@ REFUSED = [
     ({"seeds_of": {"cppo": "many"}}, "seeds of cppo: 'many'"),
     ({"tasks": {"digits": "tasks:digits"}}, "tasks: digits: expected a mapping"),
     ({"tasks": {"digits": {"data": "tasks:digits"}}}, "no `eval_data`"),
-    ({"tasks": {"digits": {"data": "tasks:digits", "eval_data": "tasks:digits?seed={seed}"}}}, "works in `data` alone"),
+    (
+        {"tasks": {"digits": {"data": "tasks:digits", "eval_data": "tasks:digits?seed={seed}"}}},
+        "only `data` may have `{seed}`",
+    ),
     ({"tasks": {"digits": {"data": "tasks:nothing", "eval_data": "tasks:digits"}}}, "unknown task 'nothing'"),
     ({"tasks": {"a b": {"data": "tasks:digits", "eval_data": "tasks:digits"}}}, "names a folder"),
     ({"options": {"max_steps": -1}}, "max_steps: give a number of steps"),

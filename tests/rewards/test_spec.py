@@ -122,7 +122,9 @@ def test_names_in_python(own):
 
 def test_a_column_that_is_not_named_is_told(own):
     Path("named.py").write_text("def graded(completions, **columns):\n    return columns['grade']\n")
-    with pytest.raises(UserError, match="KeyError: 'grade'; a column of the data is passed where a parameter has its"):
+    with pytest.raises(
+        UserError, match="KeyError: 'grade'; the data's columns are passed to the parameters with their"
+    ):
         load("named.py:graded")(completions=["a"])
 
 

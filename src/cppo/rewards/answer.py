@@ -1,4 +1,4 @@
-"""The packaged rewards: is the boxed answer right, and has the response the asked-for form?"""
+"""The packaged rewards: the boxed answer is right, and the response has the required form."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def get_accuracy_reward(tolerance: float = 0.0, budget: float = DEFAULT_BUDGET_S
     """`accuracy_reward` with its options.
 
     Args:
-        tolerance: how far a number may lie from the expected one, as a fraction of the latter.
+        tolerance: allowed error of a number, as a fraction of the expected number.
         budget: seconds by the clock for one call. Answers that are not compared by then count as wrong.
 
     Raises UserError for a tolerance outside [0, 1), or a budget that is not positive.
@@ -43,16 +43,19 @@ def get_accuracy_reward(tolerance: float = 0.0, budget: float = DEFAULT_BUDGET_S
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float]:
-        r"""1.0 for each completion whose last `\boxed{...}` equals its answer (`answers_match`), else 0.0.
+        r"""1.0 for each completion with a last `\boxed{...}` equal to its answer (`answers_match`), else 0.0.
 
-        Distinct answers are compared in parallel, by as many checkers as there are cores. An answer that takes more
-        than 3 seconds of processor time, or is not compared within `budget`, gets 0.0; their number is the metric
+        Distinct answers are compared in parallel, by one checker per core. An answer gets 0.0 if it takes more than 3
+        seconds of processor time, or is not compared within `budget`. The number of such answers is the metric
         `rewards/accuracy_reward/unfinished`, and a warning.
 
-        completions: texts or chats, B of them. answer: the B expected answers; numbers are taken as their text, lists
-        as the answers that are accepted. choices: of multiple-choice questions the texts of the options; of others None
-        or none. log_metric: TRL's. The other columns that TRL passes are ignored. Raises UserError if the answers do
-        not fit the completions.
+        Args:
+            completions: B texts or chats.
+            answer: the B expected answers; numbers count as their text, lists as alternative accepted answers.
+            choices: texts of a multiple-choice question's options; for other questions None or none.
+            log_metric: TRL's. Other columns from TRL are ignored.
+
+        Raises UserError if the answers do not fit the completions.
         """
         if len(answer) != len(completions):
             raise UserError(
@@ -78,12 +81,12 @@ def get_accuracy_reward(tolerance: float = 0.0, budget: float = DEFAULT_BUDGET_S
 
 
 def _expected_text(expected: Any) -> str:
-    """The text of an expected answer; a list of accepted ones is written as JSON."""
+    """The text of an expected answer; a list of accepted ones as JSON."""
     return json.dumps(list(map(str, expected))) if isinstance(expected, list | tuple) else str(expected)
 
 
 def _verdicts(cases: Sequence[_Case], tolerance: float, deadline: float) -> dict[_Case, bool | None]:
-    """Whether each answer is right, in parallel; None for one that was stopped."""
+    """Whether each answer is right, in parallel; None for a stopped comparison."""
 
     def verdict(case: _Case) -> bool | None:
         given, expected, choices = case
@@ -101,21 +104,21 @@ accuracy_reward = get_accuracy_reward()
 
 
 def get_format_reward(form: str = "strict", before: str | None = None) -> Callable[..., list[float]]:
-    r"""The reward for the asked-for form: 1.0 for each completion that has it, else 0.0.
+    r"""The reward for the required form: 1.0 for each completion that has it, else 0.0.
 
     form:
         "strict": after leading white space the text begins with `<think>`. `<think>` and `</think>` each occur exactly
-        once, in this order. A `\boxed{...}` with balanced braces that is not empty follows. Other text may stand around
-        the box. A text of more than 1,000,000 characters gets 0.0.
+        once, in this order. A `\boxed{...}` follows, not empty and with balanced braces, with any text around it. A
+        text of more than 1,000,000 characters gets 0.0.
         "published": the whole text matches `<think>.*</think>.*\boxed\{.*\}.*`, where the dot matches every character
-        (the code beside arXiv 2601.00501). No white space leads. Further tags, an empty box and one whose braces do
-        not balance pass.
+        (the code of arXiv 2601.00501). No white space leads. Further tags, an empty box and unbalanced braces pass.
 
     before:
-        the name of a tag: "strict" then asks for `<NAME>...</NAME>` in front, after white space at most, once and not
-        empty, such as the description of Vision-SR1.
+        the name of a tag. "strict" then requires one `<NAME>...</NAME>` in front, not empty, after white space only,
+        such as the description of Vision-SR1.
 
-    Tags are case-sensitive. Both take time linear in the text. Raises UserError for another form, or another name.
+    Tags are case-sensitive. Both forms take time linear in the text. Raises UserError for another form, or another
+    name.
     """
     if form not in _FORMS:
         raise UserError(f"form = {form!r} is unknown; {choose_one(str(form), list(_FORMS))}")
@@ -128,9 +131,9 @@ def get_format_reward(form: str = "strict", before: str | None = None) -> Callab
     ) -> list[float]:
         """1.0 for each completion of the form, else 0.0.
 
-        completions: texts or chats, B of them. prompt_opens: what each one's prompt opens of the form (some chat
-        templates write `<think>` themselves); it counts where the completion does not open its own. The other columns
-        that TRL passes are ignored.
+        completions: B texts or chats. prompt_opens: the part of the form that each prompt opens (some chat templates
+        write `<think>` themselves); it counts if the completion does not open its own. Other columns from TRL are
+        ignored.
         """
         texts = [completion_text(completion) for completion in completions]
         begun = prompt_opens or [""] * len(texts)
@@ -160,7 +163,7 @@ def _is_strict_after(name: str, text: str) -> bool:
 
 
 def _is_published(text: str) -> bool:
-    """What a backtracking regular expression would find out in up to cubic time: each part after the one before."""
+    """As the regular expression, but in linear time: each part is searched after the one before."""
     place = 0 if text.startswith(_OPENING) else -1
     for part in (_OPENING, _CLOSING, "\\boxed{", "}"):
         if place < 0 or (place := text.find(part, place)) < 0:

@@ -1,8 +1,8 @@
-"""Rewards that ask the current policy: what they ask, how answers are sampled, and the base class of such rewards.
+"""Rewards that ask the current policy: their questions, sampling of the answers, and their base class.
 
-The trainer generates the answers (`cppo.training.asking`). A reward function with a parameter `ask_policy` is given a
+The trainer generates the answers (`cppo.training.asking`). A reward function with a parameter `ask_policy` gets a
 function: `ask_policy(questions, sampling)` returns an answer for each question. It must be called once a batch on every
-process, also where all questions are None: with sharded weights the processes generate together.
+process, also if all questions are None: with sharded weights the processes generate together.
 """
 
 import functools
@@ -30,11 +30,11 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Question:
-    """What the policy is asked.
+    """A question to the policy.
 
     Attributes:
-        prompt: text or chat messages, as in the data. Special tokens in their text, which a response may have brought,
-            are left out.
+        prompt: text or chat messages, as in the data. Special tokens in their text, perhaps from a response, are
+            removed.
         images: of the last user message, beside those inside the messages.
     """
 
@@ -76,26 +76,26 @@ AskPolicy = Callable[[Sequence[Question | None], Sampling], list[str | None]]
 
 
 class PolicyReward(ABC):
-    """A reward that asks the current policy about each completion. A subclass says what to ask and what answers earn.
+    """A reward that asks the current policy about each completion. A subclass defines the questions and the rewards.
 
-    All questions of a batch are answered together. The weights are those that made the completions, in evaluation mode
-    and without gradient. The random numbers are the reward's own, so rollouts are the same with and without it.
+    All questions of a batch are answered together, by the weights that made the completions, in evaluation mode and
+    without gradient. The random numbers are the reward's own, so it does not change the rollouts.
     """
 
     sampling = Sampling()
 
     @abstractmethod
     def questions(self, completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Question | None]:
-        """What to ask about each of B completions; None asks nothing.
+        """Questions about each of B completions; None asks nothing.
 
-        columns: what TRL passes by name, `prompts` and the columns of the data, B values each.
+        columns: passed by TRL by name, `prompts` and the columns of the data, B values each.
         """
 
     @abstractmethod
     def rewards(
         self, answers: Sequence[str | None], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
     ) -> list[float | None]:
-        """What each completion earns by its answer, which is None where nothing was asked, or nothing could be."""
+        """Reward of each completion by its answer, which is None without a question or without a possible answer."""
 
     def __call__(self, completions: Sequence[Any], ask_policy: AskPolicy, **columns: Any) -> list[float | None]:
         texts = [completion_text(completion) for completion in completions]
@@ -111,9 +111,9 @@ def asks_policy(reward: Any) -> bool:
 
 
 def with_policy(reward: Any, name: str, ask: Callable[..., list[str | None]]) -> Any:
-    """A trainer's reward; one that asks the policy gets `ask`, which takes the reward's name first.
+    """A trainer's reward; one that asks the policy gets `ask`, with the reward's name as first argument.
 
-    Raises UserError for an `async` one: its turn, which all processes must take together, is not known.
+    Raises UserError for an `async` one: all processes must call it at the same time, and its time is unknown.
     """
     if isinstance(reward, str) or hasattr(reward, "forward") or not asks_policy(reward):
         return reward
@@ -123,7 +123,7 @@ def with_policy(reward: Any, name: str, ask: Callable[..., list[str | None]]) ->
 
 
 def text_only(prompt: Prompt, say: Callable[[str], str]) -> Prompt:
-    """A prompt without its images, whose last user message says what `say` makes of its text."""
+    """A prompt without its images, with `say` applied to the text of its last user message."""
     if isinstance(prompt, str):
         return say(prompt)
     messages = [{**message, "content": _text(message.get("content"))} for message in prompt]

@@ -1,9 +1,8 @@
-"""The child side of `worker.py`: compares answers with math-verify, a JSON line in, "1" or "0" out.
+"""The child process of `worker.py`: compares answers with math-verify, a JSON line in, "1" or "0" out.
 
-Run as a script by its path, with nothing of this package imported, so it starts fast and works whatever the
-parent's `__main__` is. It limits its own memory and processor time, and trusts the parent to kill it when it sleeps.
-Answers are parsed by math-verify's LaTeX grammar alone; its other extractor hands text to a parser that evaluates
-Python.
+It runs as a script by its path and imports nothing of this package: it starts fast and works with any `__main__` of the
+parent. It limits its own memory and processor time; the parent kills it when it sleeps. Answers are parsed by
+math-verify's LaTeX grammar only; its other extractor hands text to a parser that evaluates Python.
 """
 
 import functools
@@ -21,11 +20,11 @@ MEMORY_LIMIT_BYTES = 2 * 1024**3
 
 
 PARSES_KEPT = 1000
-"""Parsed answers that are remembered: a question's expected answer is asked for with each response."""
+"""Cache size of parsed answers: a question's expected answer is parsed for each response."""
 DIGITS = 50
-"""To which two closed forms must agree to count as equal."""
+"""Digits to which two closed forms must agree to count as equal."""
 ALTERNATIVES = re.compile(r"\s*(?:,?\s*\bor\b|\\lor(?![a-zA-Z]))\s*")
-# What math-verify must find of pairs, or it is not the one that this file is written for.
+# math-verify's expected result for some pairs; another result means another version than this file is written for.
 PROBES = [
     (r"\frac{1}{2}", "0.5", 0.0, True),
     (r"\frac{1}{2^{98}}", r"\frac{1}{2^{99}}", 0.0, False),
@@ -36,7 +35,7 @@ PROBES = [
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The protocol keeps the real standard output for itself; whatever a library prints goes nowhere.
+    # The protocol uses the real standard output; what libraries print is discarded.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     limit_memory()
@@ -61,19 +60,19 @@ def load_checker() -> Callable[[str, str, float], bool]:
     from sympy import And, Expr, FiniteSet, Float, Interval, Rational, Set, UnevaluatedExpr, Union
     from sympy.core.relational import Relational
 
-    # Units are compared by the parent; math-verify would drop any letter at the end that could be one.
+    # The parent compares units; math-verify would drop any final letter that could be a unit.
     spelling = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     latex = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=spelling)]
     compare_numbers, simplified = grader.sympy_numeric_eq, grader.sympy_symbolic_eq
     allowed = 0.0
 
     def numbers_equal(expected: Any, given: Any, float_rounding: int, numeric_precision: int) -> bool:
-        """In math-verify's place, which rounds numbers to six decimals: to 50 digits, or within the tolerance."""
+        """Instead of math-verify's rounding to six decimals: compare to 50 digits, or within the tolerance."""
         sides = (expected, given)
         if not all(isinstance(side, Expr) for side in sides) or any(side.has(UnevaluatedExpr) for side in sides):
             return bool(compare_numbers(expected, given, float_rounding, numeric_precision))
         if any(side.free_symbols for side in sides):
-            return False  # math-verify goes on to compare them symbolically
+            return False  # math-verify then compares them symbolically
         exact = [side.xreplace({one: Rational(str(one)) for one in side.atoms(Float)}) for side in sides]
         wanted, found = (side.evalf(DIGITS + 10) for side in exact)
         if not (wanted.is_finite and found.is_finite):
@@ -81,7 +80,7 @@ def load_checker() -> Callable[[str, str, float], bool]:
         return bool(abs(found - wanted) <= max(Rational(allowed), Rational(10) ** -DIGITS) * abs(wanted))
 
     def symbols_equal(expected: Any, given: Any) -> bool:
-        """Before math-verify's slow simplification: numbers are decided, and one point may tell expressions apart."""
+        """Runs before math-verify's slow simplification: decides numbers; one point can tell expressions apart."""
         sides = (expected, given)
         if all(isinstance(side, Expr) and not side.has(UnevaluatedExpr) for side in sides):
             symbols = sorted(expected.free_symbols | given.free_symbols, key=str)
@@ -102,14 +101,14 @@ def load_checker() -> Callable[[str, str, float], bool]:
         return list(parse(f"${degrees}$", latex, parsing_timeout=None))
 
     def is_solved(relation: Any) -> bool:
-        """Whether an inequality is one of a variable with numbers, such as `0 < x < 3`."""
+        """Whether an inequality compares a variable with numbers, such as `0 < x < 3`."""
         parts = relation.args if isinstance(relation, And) else (relation,)
         return len(relation.free_symbols) == 1 and all(
             isinstance(part, Relational) and any(side.is_Symbol for side in part.args) for part in parts
         )
 
     def read(text: str, other: list[Any]) -> list[Any]:
-        """A parsed answer; of "x < -2 or x > 3" the union, where the other answer is a set."""
+        """A parsed answer; for "x < -2 or x > 3" the union, if the other answer is a set."""
         if not (other and isinstance(other[0], Set)):
             return parsed(text)
         relations = [parsed(part)[:1] for part in ALTERNATIVES.split(text)]
@@ -118,7 +117,7 @@ def load_checker() -> Callable[[str, str, float], bool]:
         return [Union(*(one[0].as_set() for one in relations))]
 
     def is_of_another_kind(answer: list[Any], other: list[Any], text: str) -> bool:
-        """Whether one has an interval and `text` lists a set: math-verify compares the ends with the list."""
+        """Whether one has an interval and `text` lists a set: math-verify would compare the ends with the list."""
         listed = other and isinstance(other[0], FiniteSet) and "\\{" in text
         return bool(listed and answer and isinstance(answer[0], Set) and answer[0].has(Interval))
 
@@ -146,9 +145,9 @@ def limit_memory() -> None:
 
 
 def limit_processor_time(seconds: float) -> None:
-    """End this process after `seconds` more of its own processor time; 0 lifts the limit.
+    """End this process after `seconds` more of its own processor time; 0 removes the limit.
 
-    The signal's default action ends it inside C code too, and whether or not the parent is still there.
+    The signal's default action works inside C code too, and also without the parent.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
 

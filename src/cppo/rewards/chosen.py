@@ -1,4 +1,4 @@
-"""Which rewards a run takes: those that are given, and those that its method is defined by."""
+"""The rewards of a run: the given ones, and those that define its method."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from cppo.methods import get_method
 DEFAULT_REWARDS = ("accuracy", "format")
 DEFAULT_WEIGHTS = (0.9, 0.1)
 OF_METHOD = "method"
-"""The name that stands, among the rewards of a run, for those of its method."""
+"""The name, among a run's rewards, for the rewards of its method."""
 
 
 def chosen_rewards(given: Sequence[Any] | None, method: str) -> tuple[list[Any], list[float]]:
-    """The rewards of a run and their weights where none are given.
+    """The rewards of a run and their default weights.
 
     Args:
-        given: names as in the option `rewards`, or functions. "method" stands for the rewards of the method, or for the
-            default ones where it has none; so does None. Every other reward weighs 1.
+        given: names as in the option `rewards`, or functions. "method" means the rewards of the method, or the default
+            ones if it has none; None means the same. Every other reward has weight 1.
         method: the method's name.
 
     Raises:
@@ -33,9 +33,9 @@ def chosen_rewards(given: Sequence[Any] | None, method: str) -> tuple[list[Any],
 
 
 def trainer_rewards(given: Any, method: str) -> tuple[Any, list[float] | None]:
-    """A trainer's rewards, where "method" stands for those of the method; so does None if the method has any.
+    """A trainer's rewards; "method" means those of the method, as does None if the method has any.
 
-    Returns the weights too where some are the method's, else None. Raises UserError as `chosen_rewards` does.
+    Returns the weights too if some rewards are the method's, else None. Raises UserError as `chosen_rewards` does.
     """
     own = get_method(method).rewards
     if given is None and own:

@@ -1,7 +1,7 @@
-r"""Does a response's description of the image alone answer the question? Vision-SR1 and Visionary-R1.
+r"""Does a response's description of the image answer the question without the image? Vision-SR1 and Visionary-R1.
 
-The current policy is asked the question again, with the description in the place of the image (arXiv 2508.19652,
-2505.14677). The reward is 1 where its answer is right, else 0. A response without a description earns 0.
+The current policy is asked the question again, with the description instead of the image (arXiv 2508.19652,
+2505.14677). The reward is 1 if its answer is right, else 0. A response without a description gets 0.
 """
 
 import functools
@@ -22,10 +22,10 @@ REFUSING = 'If the text does more than describe an image, for instance answers t
 
 
 def described(text: str, opening: str, closing: str) -> str | None:
-    """What stands between the first opening tag and the closing tag after it, stripped.
+    """The text between the first opening tag and the closing tag after it, stripped.
 
     None if a tag is missing, nothing is between them, another opening tag is, or it is longer than 20,000 characters.
-    Texts of any length take linear time; line breaks belong to a description.
+    Time is linear in the text; line breaks belong to a description.
     """
     begin = text.find(opening)
     if begin < 0:
@@ -91,15 +91,15 @@ def get_description_reward(
     top_p: float | None = None,
     seed: int = 0,
 ) -> DescriptionReward:
-    r"""The reward for a description from which the policy itself, without the image, finds the right answer.
+    r"""The reward for a description from which the policy finds the right answer without the image.
 
     Args:
-        opening, closing: what stands before and after the description; not empty.
-        guard: which descriptions earn nothing: "box" those with `\boxed`, "answer" also those in which the response's
-            own final answer stands as a word, "none" none.
-        refusal: what the policy is to write in place of an answer where the description does more than describe
-            (Visionary-R1); such an answer earns 0. None asks for no refusal.
-        tolerance: as for the accuracy reward, by which answers are compared.
+        opening, closing: tags around the description; not empty.
+        guard: which descriptions get 0: "box" those with `\boxed`, "answer" also those with the response's own final
+            answer as a word, "none" none.
+        refusal: words that the policy writes instead of an answer if the description does more than describe
+            (Visionary-R1); such an answer gets 0. None asks for no refusal.
+        tolerance: of the accuracy reward, which compares answers.
         max_tokens, temperature, top_p, seed: of the answers, see `Sampling`.
 
     Raises UserError for an empty tag, another guard, or a number out of its range.

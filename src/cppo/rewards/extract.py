@@ -1,4 +1,4 @@
-"""What a completion says, the answer in it, and the answers that a data set accepts: one pass over hostile text."""
+"""Texts of completions, their answers, and a data set's accepted answers: one pass over hostile text."""
 
 import ast
 import json
@@ -9,7 +9,7 @@ from typing import Any
 MAX_RESPONSE_CHARS = 1_000_000
 
 MAX_GOLD_CHARS = 100_000
-"""A wrapped answer stands at the end of an expected text; no more of it is searched."""
+"""A wrapped answer is at the end of an expected text; only this many characters are searched."""
 
 _GOLD_WRAPPERS = (
     re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>", re.IGNORECASE),
@@ -21,7 +21,7 @@ _BRACE = re.compile(r"(?P<boxed>\\boxed\s*\{)|(?P<escaped>\\[{}])|(?P<open>\{)|(
 
 
 def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
-    """The text of a completion: itself, or of a chat the content of the last message (text parts joined)."""
+    """The text of a completion: itself, or the content of a chat's last message (text parts joined)."""
     if isinstance(completion, str):
         return completion
     content = completion[-1].get("content") if completion else None
@@ -33,7 +33,7 @@ def completion_text(completion: str | Sequence[dict[str, Any]]) -> str:
 def extract_answer(text: str) -> str | None:
     r"""Content of the last `\boxed{...}`, stripped; None if there is none, or its braces do not balance.
 
-    Where text follows `</think>`, only that counts. Of nested boxes the inner one is the last. `\{` and `\}` are no
+    If text follows `</think>`, only that text counts. With nested boxes the inner one is the last. `\{` and `\}` are no
     braces. One pass, linear in the length; a text of more than 1,000,000 characters counts as having no answer.
     """
     if len(text) > MAX_RESPONSE_CHARS:
@@ -55,11 +55,11 @@ def extract_answer(text: str) -> str | None:
 
 
 def accepted_answers(expected: str) -> list[str]:
-    r"""The answers that count as right, out of what data sets wrap them in; one, unless they are a list.
+    r"""The accepted answers in a data set's expected text; one, unless the text is a list.
 
-    Opened are what follows `</think>`, `<answer>5</answer>`, `#### 5` at the end of a solution, GLM's
-    `<|begin_of_box|>`, and lists of texts as JSON or Python writes them, each of whose elements is accepted. Of a list
-    of option letters all are needed.
+    These wrappers are opened: text after `</think>`, `<answer>5</answer>`, `#### 5` at the end of a solution, GLM's
+    `<|begin_of_box|>`, and lists of texts in JSON or Python. Each element of a list is accepted; in a list of option
+    letters all are required.
     """
     text = expected.rpartition("</think>")[2].strip() or expected.strip()
     for opened in (form.findall(text[-MAX_GOLD_CHARS:]) for form in _GOLD_WRAPPERS):
@@ -73,7 +73,7 @@ def accepted_answers(expected: str) -> list[str]:
 
 
 def _texts(listed: str) -> list[str] | None:
-    """The texts of a list as JSON or Python writes it; None for a list of anything else, such as an interval."""
+    """The texts of a list in JSON or Python; None for a list of anything else, such as an interval."""
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(listed)

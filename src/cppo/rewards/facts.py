@@ -22,8 +22,8 @@ def get_facts_reward(judge: str | None = None, model: str | None = None, **optio
     """The reward for the share of a row's facts that the response states.
 
     Args:
-        judge: the endpoint of a judge, see `Judge`; without one a fact is stated where its words stand in the response,
-            side by side, in any case.
+        judge: the endpoint of a judge, see `Judge`. Without a judge, a response states a fact if it has the fact's
+            words side by side, in any case.
         model: the judge's name there.
         options: further ones of `Judge`.
 
@@ -48,10 +48,14 @@ def get_facts_reward(judge: str | None = None, model: str | None = None, **optio
     ) -> list[float | None]:
         """The share of each row's facts that its completion states, in [0, 1]; None for a row without facts.
 
-        A completion of more than 1,000,000 characters states none, and one whose judge fails states none.
+        A completion of more than 1,000,000 characters states none, as does one with a failed judge.
 
-        completions: texts or chats, B of them. facts: each row's, a list of texts, or text that is one in JSON.
-        log_metric: TRL's. Raises UserError for facts that are no texts.
+        Args:
+            completions: B texts or chats.
+            facts: each row's, a list of texts, or a JSON list as text.
+            log_metric: TRL's.
+
+        Raises UserError for facts that are not texts.
         """
         texts = [completion_text(completion) for completion in completions]
         listed = [_listed(own, row) for row, own in enumerate(facts)]
@@ -106,7 +110,7 @@ def _words(text: str) -> str:
 def _judged(
     judge: Judge, facts: list[list[str]], texts: list[str], log_metric: Callable[[str, float], None] | None
 ) -> list[int]:
-    """How many of each row's facts the judge finds; 0 where it fails, or replies anything but the list."""
+    """Number of each row's facts that the judge finds; 0 if it fails, or replies with anything except the list."""
     rows = [row for row, own in enumerate(facts) if own]
     verdicts = judge.ask([_request(facts[row], texts[row]) for row in rows])
     stated, unread = [0] * len(facts), 0
@@ -125,7 +129,7 @@ def _request(facts: list[str], text: str) -> Messages:
 
 
 def _marks(reply: str, count: int) -> list[int] | None:
-    """The list of 0 and 1 that a reply is, of this length; None for any other."""
+    """A reply as its list of 0 and 1, of this length; None for any other reply."""
     try:
         marks = json.loads(reply)
     except (ValueError, RecursionError):

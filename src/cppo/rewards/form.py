@@ -1,7 +1,7 @@
-r"""The form that the standard rewards look for, `<think>...</think> ... \boxed{...}`: why no response has it.
+r"""The form of the standard rewards, `<think>...</think> ... \boxed{...}`: reasons why no response has it.
 
-A response may lack it though the model does all it was asked: the chat template opens `<think>` in the prompt, decoding
-drops it as a special token, or no prompt asks for it.
+A model may do all it was asked and still lack the form: the chat template opens `<think>` in the prompt, decoding drops
+it as a special token, or no prompt asks for it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ _ASKED = {THINK: "<think", BOX: "boxed"}
 
 @dataclass(frozen=True)
 class ChatForm:
-    """What a model's chat template and tokenizer do to the form.
+    """How a model's chat template and tokenizer change the form.
 
     Attributes:
-        opened: what the template writes of the form itself at the end of a prompt, from its `<think>` on.
-        added: the text of a chat with the question `?`: what the template says to every prompt.
+        opened: the part of the form that the template writes at the end of a prompt, from its `<think>` on.
+        added: the text of a chat with the question `?`: what the template adds to every prompt.
         dropped: tags that decoding drops as special tokens.
     """
 
@@ -29,7 +29,7 @@ class ChatForm:
 
     @classmethod
     def of(cls, processor: Any, **template: Any) -> "ChatForm":
-        """That of a processor or tokenizer; `template`: further arguments of its chat template."""
+        """From a processor or tokenizer; `template`: further arguments of its chat template."""
         if not getattr(processor, "chat_template", None):
             return cls(dropped=_dropped(processor))
         content: Any = [{"type": "text", "text": "?"}] if hasattr(processor, "tokenizer") else "?"
@@ -45,7 +45,7 @@ class ChatForm:
     def causes(
         self, prompts: Iterable[Any], responses: Sequence[str] = (), marks: Sequence[str] = (THINK, BOX)
     ) -> list[str]:
-        """Why none of the responses has the form, each with what helps; before there are any, why none will.
+        """Reasons why none of the responses has the form, each with a remedy; without responses, why none will have it.
 
         Args:
             prompts: texts or chats; some are enough.
@@ -90,7 +90,7 @@ def _dropped(processor: Any) -> tuple[str, ...]:
 
 
 def _text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """A prompt's text, that of all its messages."""
+    """A prompt's text, or the text of all its messages."""
     if isinstance(prompt, str):
         return prompt
     contents = [message.get("content") or "" for message in prompt]

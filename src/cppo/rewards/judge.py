@@ -1,7 +1,7 @@
-"""A judge: another model behind an OpenAI-compatible endpoint, asked by rewards over HTTP.
+"""A judge: another model behind an OpenAI-compatible endpoint, which rewards ask over HTTP.
 
-What it sends back is hostile: its size is bounded, it is read strictly, and no redirect is followed. A request that
-fails counts as failed and the run goes on. Replies are kept on disk, so that a resumed run is judged alike.
+Its replies are hostile: their size is limited, they are parsed strictly, and no redirect is followed. After a failed
+request the run continues. Replies are kept on disk, so that a resumed run gets the same verdicts.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from cppo.rewards.replies import Replies
 
 MAX_REPLY_BYTES = 1_000_000
 MAX_TEXT_CHARS = 16_384
-"""A longer text of a reply is none."""
+"""A longer text of a reply counts as none."""
 MAX_REQUEST_CHARS = 200_000
-"""Of all messages of a request; a longer one is not sent."""
+"""Limit of all messages of a request; a longer request is not sent."""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Status codes after which the same request may succeed."""
 MAX_PAUSE_SECONDS = 30.0
@@ -34,13 +34,13 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one request.
+    """Result of one request.
 
     Attributes:
-        text: of the reply; None where it failed.
+        text: of the reply; None if the request failed.
         cached: whether the reply was on disk.
-        seconds: that the request took, with its retries.
-        prompt_tokens, completion_tokens: as the endpoint counts them; 0 where it does not, or nothing was sent.
+        seconds: time of the request, with its retries.
+        prompt_tokens, completion_tokens: as the endpoint counts them; 0 if it does not, or nothing was sent.
     """
 
     text: str | None
@@ -59,12 +59,12 @@ class Judge:
         model: its name there.
         key_variable: the environment variable that holds the key; the key itself is never written anywhere. None sends
             no key.
-        cache: the file that keeps replies, at most 100,000 of them; None keeps none.
+        cache: the file that keeps replies, at most 100,000; None keeps none.
         timeout: seconds until an attempt has its whole reply.
-        retries: attempts after the first, where it timed out, the connection failed or the server was busy.
-        pause: seconds before the first retry; each later one waits twice as long, at most 30 seconds.
+        retries: attempts after the first, if it timed out, the connection failed or the server was busy.
+        pause: seconds before the first retry; each later pause is twice as long, at most 30 seconds.
         concurrency: requests at once.
-        budget: seconds for all requests of a call; what is not judged by then has failed.
+        budget: seconds for all requests of a call; requests without a verdict by then have failed.
         max_tokens: of a reply.
 
     Raises:
@@ -106,7 +106,7 @@ class Judge:
     def ask(self, requests: Sequence[Messages]) -> list[Verdict]:
         """The verdicts on chats, in order; equal ones are sent once."""
         bodies = [self._body(messages) for messages in requests]
-        with ThreadPoolExecutor(1, thread_name_prefix="cppo-judge") as thread:  # a notebook's own has a loop already
+        with ThreadPoolExecutor(1, thread_name_prefix="cppo-judge") as thread:  # a notebook has a loop already
             distinct = dict(zip(map(_key, bodies), bodies, strict=True))
             found = thread.submit(lambda: asyncio.run(self._ask(distinct))).result()
         return [found[_key(body)] for body in bodies]
@@ -129,7 +129,7 @@ class Judge:
 
     async def _verdict(self, client: httpx2.AsyncClient, body: dict[str, Any], deadline: float) -> Verdict:
         started = time.monotonic()
-        # Whose reply it is matters too: another endpoint may serve another model by the same name.
+        # The endpoint matters too: another one may serve another model by the same name.
         key = _key({"url": self._url, **body})
         if sum(len(message["content"]) for message in body["messages"]) > MAX_REQUEST_CHARS:
             return Verdict(None)
@@ -157,7 +157,7 @@ class Judge:
         return Verdict(None, seconds=time.monotonic() - started)
 
     async def _post(self, client: httpx2.AsyncClient, body: dict[str, Any]) -> tuple[int, bytes, float]:
-        """The status, the bytes of the reply, none where they are too many, and how long the server asks to wait."""
+        """The status, the bytes of the reply (none if too many), and the waiting time that the server asks for."""
         content, headers = bytearray(), {"Content-Type": "application/json"}
         async with client.stream("POST", self._url, content=_json(body), headers=headers) as response:
             async for chunk in response.aiter_raw():
@@ -168,9 +168,9 @@ class Judge:
 
 
 def log_verdicts(verdicts: Sequence[Verdict], unread: int, log_metric: Callable[[str, float], None] | None) -> None:
-    """Log what judging a batch took, by TRL's `log_metric`, under `judge/`.
+    """Log the judging of a batch, by TRL's `log_metric`, under `judge/`.
 
-    unread: replies that are not what was asked for, and have failed too.
+    unread: replies in another form than requested; they count as failed too.
     """
     if log_metric is None or not verdicts:
         return
@@ -216,11 +216,11 @@ def _key(content: dict[str, Any]) -> str:
 
 
 def _read(content: bytes, seconds: float) -> Verdict:
-    """The verdict that a reply holds; a text where it has the form of a chat completion, and is not too long."""
+    """The verdict in a reply; it has a text if the reply is a chat completion of allowed length."""
     try:
         reply = json.loads(content)
         text = reply["choices"][0]["message"]["content"]
-        str.encode(text)  # no text, or half of a surrogate pair, which is no character
+        str.encode(text)  # no text, or half of a surrogate pair, which is not a character
     except (ValueError, LookupError, TypeError, RecursionError):
         return Verdict(None, seconds=seconds)
     if len(text) > MAX_TEXT_CHARS:
@@ -237,7 +237,7 @@ def _tokens(value: Any) -> int:
 
 
 def _seconds(text: str | None) -> float:
-    """Of a `Retry-After` in seconds; 0 for any other."""
+    """A `Retry-After` in seconds; 0 for any other."""
     return float(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < 6 else 0.0
 
 

@@ -1,7 +1,7 @@
 """Do two answers mean the same? Text from a model is hostile: never evaluated, and every step bounded in time.
 
-Plain words, options, numbers and units are compared here, exactly; other mathematics goes to math-verify in separate
-processes that end when it takes too long (`worker.py`).
+Plain words, options, numbers and units are compared exactly here. Other mathematics is compared by math-verify, in
+separate processes with a time limit (`worker.py`).
 """
 
 import itertools
@@ -45,30 +45,30 @@ def answers_match(
 
     In this order:
 
-    1. equal text in one spelling (`spelled`): without delimiters, `\text{}` and its kin, emphasis, "the answer is",
-       trailing punctuation; Unicode and LaTeX alike; of words the case does not matter;
+    1. equal text in one spelling (`spelled`): without delimiters, `\text{}` and similar commands, emphasis, "the answer
+       is", trailing punctuation; Unicode equals LaTeX; words match in any case;
     2. options, by letter (`B` = `(B)` = `Option B`), by letter and text (`B. blue`), several at once (`A, C` = `CA`),
-       or, where `choices` are known, by text alone. An answer that hedges (`A or B`) is none;
-    3. yes and no, which are the same as true and false;
-    4. numbers, exactly: integers, decimals, `1,000`, `1e3`, `6\times 10^{23}`, `a/b`, `1 1/2`, percent, where the sign
-       may be left out on one side (`50%` equals `0.5` and `50`), and units, which must be of one size if both sides
-       have one (`12 cm` = `12 centimeters` = `12`); numbers are not converted. Arithmetic left undone (`3+4`) equals no
+       or, with `choices`, by text alone. An answer that hedges (`A or B`) matches none;
+    3. yes and no, which equal true and false;
+    4. numbers, exactly: integers, decimals, `1,000`, `1e3`, `6\times 10^{23}`, `a/b`, `1 1/2`, percent and units. One
+       side may lack the percent sign (`50%` equals `0.5` and `50`). Units must have the same size if both sides have
+       one (`12 cm` = `12 centimeters` = `12`); numbers are not converted. Unfinished arithmetic (`3+4`) equals no
        number;
-    5. lists in any order, tuples and sizes (`2 \times 3`) in theirs, element by element;
-    6. words: equal but for articles, hyphens, quotation marks and commas;
+    5. lists in any order, tuples and sizes (`2 \times 3`) in their order, element by element;
+    6. words: equal except for articles, hyphens, quotation marks and commas;
     7. other mathematics (expressions, intervals, sets, equations, inequalities) by math-verify, within `timeout`
-       seconds of its processor time (to start its process, once, comes on top), False when it takes longer.
+       seconds of its processor time, without the one start of its process; False if it takes longer.
 
-    Answers of more than 1,000 characters are compared as text alone, words are never taken for products of variables,
-    and alternatives (`5 or 6`) never equal one of them. A `\boxed{}` around either side is opened first, and so is what
-    data sets wrap an expected answer in (`accepted_answers`).
+    Answers of more than 1,000 characters are compared only as text. Words are never products of variables. Alternatives
+    (`5 or 6`) never equal one of them. A `\boxed{}` around either side is opened first, as are the wrappers of data
+    sets around an expected answer (`accepted_answers`).
 
     Args:
         given: the model's answer.
         expected: the true one.
         timeout: seconds of processor time.
-        tolerance: how far a number may lie from the expected one, as a fraction of the latter; also in closed forms
-            (`9\pi` for 28.27), tuples and equations.
+        tolerance: allowed error of a number, as a fraction of the expected number; also in closed forms (`9\pi` for
+            28.27), tuples and equations.
         choices: texts of the options A, B, ... of a multiple-choice question.
     """
     try:
@@ -86,7 +86,7 @@ def compare_answers(
     choices: Sequence[str] = (),
     deadline: float = float("inf"),
 ) -> bool:
-    """As `answers_match`, but raises `Unfinished` for a comparison that was stopped.
+    """As `answers_match`, but raises `Unfinished` for a stopped comparison.
 
     deadline: reading of `time.monotonic()` by which math-verify must have answered.
     """
@@ -111,7 +111,7 @@ def names_choice(answer: str, choices: Sequence[str]) -> bool:
 
 
 def answer_number(answer: str) -> Fraction | None:
-    """The number that an answer is, all of it but its unit; None where it is no number."""
+    """The answer as a number, without its unit; None if it is no number."""
     quantity = read_quantity(_spelled(answer)) if len(answer) <= MAX_ANSWER_CHARS else None
     return None if quantity is None else quantity.value
 
@@ -135,7 +135,7 @@ def answer_kind(expected: str) -> str:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The limits and the tolerance of one comparison; texts are in one spelling, but for those of `right`."""
+    """The limits and the tolerance of one comparison; texts are in one spelling, except those of `right`."""
 
     timeout: float
     tolerance: float
@@ -174,7 +174,7 @@ class _Comparison:
         return _same_words(said.text, text) or self.same(said.text, text) if text else not said.hedged
 
     def _names(self, given: str, text: str, others: Sequence[str]) -> bool:
-        """Whether an answer is an option's text and not as much that of another, as "5" is of "5 cm" and "5 m"."""
+        """Whether an answer is an option's text, and not as well another's: "5" fits both "5 cm" and "5 m"."""
         if _same_words(given, text):
             return True
         quantity = read_quantity(given)
@@ -244,7 +244,7 @@ class _Comparison:
 
 
 def _without_name(given: str, expected: str) -> tuple[str, str]:
-    """The values of "x = 5" and "x = 5", or of "x = 5" and "5"; other equations stay as they are."""
+    """The values of "x = 5" and "x = 5", or of "x = 5" and "5"; other equations are unchanged."""
     names = [_NAMED.fullmatch(side) for side in (given, expected)]
     if names[0] and names[1] and names[0]["name"] != names[1]["name"]:
         return given, expected
@@ -254,7 +254,7 @@ def _without_name(given: str, expected: str) -> tuple[str, str]:
 
 
 def _as_tuple(parts: Parts, other: Parts) -> Parts:
-    """The bare list "x = 2, y = 3" as the tuple (2, 3) where the other side is one; else the list itself."""
+    """The bare list "x = 2, y = 3" as the tuple (2, 3) if the other side is one; else the list itself."""
     values = {named["name"]: named["value"] for one in parts.elements if (named := _NAMED.fullmatch(one))}
     if parts.brackets[0] or other.brackets[0] != "(" or len(values) < len(parts.elements):
         return parts

@@ -26,7 +26,7 @@ _SEPARATORS = re.compile(r"\band\b|\\[{}]|[,;&()\[\]{}\s]")
 _RUN = re.compile(r"[A-J]{2,10}|[a-j]{2,10}")
 _MARKED = re.compile(r"(?:^|[\s,;/])(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z][).:](?:\s|$))")
 _JOINED = re.compile(r"(?:^|\s|\b)(?:(?:or|and|nor)\s+(?:\(?[A-Z]\)?|[b-hj-z])|[,;/&]\s+\(?[A-Z]\)?)(?![\w'-])")
-# "Both A and B", "Plan A or (B)": an option's text that speaks of other options by their letters, after a word.
+# "Both A and B", "Plan A or (B)": an option's text that names other options by their letters, after a word.
 _MENTION = re.compile(
     r"(?<=[A-Za-z]\s)(?<!\bor\s)(?<!\band\s)(?<!\bnor\s)\(?[A-Z]\)?(?:(?:,?\s(?:and|or|nor|&)\s|,\s)\(?[A-Z]\)?)+(?![\w'])"
 )
@@ -35,9 +35,9 @@ _ALL_MENTION = re.compile(r"(?:\(?[A-Z]\)?,\s)*\(?[A-Z]\)?,?\s(?:and|&)\s\(?[A-Z
 
 @dataclass(frozen=True)
 class Choice:
-    """What an answer says.
+    """The options in an answer.
 
-    letters: one or several, upper case. text: what stands with a single one. hedged: the text names other options too,
+    letters: one or several, upper case. text: the text with a single letter. hedged: the text names other options too,
     as in "A. red or B. blue", but not as in "C. Both A and B".
     """
 
@@ -49,7 +49,7 @@ class Choice:
 def read_choice(answer: str, loosely: bool = False) -> Choice | None:
     """The options that an answer names by letter; None if it names none. "A or B" names none.
 
-    loosely: take "A - 5 cm" and "A (5 cm)" for an option and its text; elsewhere these are a difference and a product.
+    loosely: read "A - 5 cm" and "A (5 cm)" as an option and its text; otherwise they are a difference and a product.
     """
     bare = _VERDICT.sub("", answer)
     lead = _LEAD.match(bare)
@@ -83,7 +83,7 @@ def _several(bare: str) -> Letters | None:
 
 
 def without_label(text: str, place: int) -> str:
-    """An option's text without its own letter: of "B. 1/2", the second option, "1/2"."""
+    """An option's text without its own letter: the second option "B. 1/2" becomes "1/2"."""
     match = _LABELLED.fullmatch(text)
     if match is None:
         return text
@@ -101,7 +101,7 @@ def place_of(letter: str) -> int:
 
 
 def named_by_text(answer: str, texts: Sequence[str], same: Callable[[str, str], bool]) -> int | None:
-    """The one option whose text an answer gives; None for none or several."""
+    """The one option with this text; None for none or several."""
     found = [place for place, text in enumerate(texts) if same(answer, text)]
     return found[0] if len(found) == 1 else None
 

@@ -30,7 +30,7 @@ class Quantity:
 
 
 def read_quantity(plain: str) -> Quantity | None:
-    """The quantity that a short text in one spelling is, all of it; None for anything else."""
+    """A short text in one spelling as a quantity; None if any part of it is something else."""
     if len(plain) > MAX_NUMBER_CHARS:
         return None
     sign, currency, rest = split_currency(plain)
@@ -54,7 +54,7 @@ def read_quantity(plain: str) -> Quantity | None:
 
 
 def split_currency(plain: str) -> tuple[str, str, str]:
-    """Minus sign, sign of a currency and the rest of "-$5"; the first two are empty where there is no currency."""
+    """Minus sign, currency sign and the rest of "-$5"; the first two are empty without a currency."""
     sign = "-" if plain.startswith("-") else ""
     unsigned = plain.removeprefix("-").lstrip()
     currency = next((mark for mark in CURRENCIES if unsigned.startswith(mark)), "")
@@ -62,12 +62,12 @@ def split_currency(plain: str) -> tuple[str, str, str]:
 
 
 def same_quantity(given: Quantity, expected: Quantity, tolerance: float = 0.0) -> bool:
-    """Whether two quantities are equal: their values, and their units where both have one.
+    """Whether two quantities are equal: their values, and their units if both have one.
 
-    Numbers are not converted to other units. A percent sign may be left out on one side: `50%` equals `0.5` and `50`.
+    Numbers are not converted to other units. One side may lack the percent sign: `50%` equals `0.5` and `50`.
 
     Args:
-        tolerance: how far the given value may lie from the expected one, as a fraction of the latter.
+        tolerance: allowed error of the given value, as a fraction of the expected value.
     """
     if not same_unit(given.unit, expected.unit):
         return False

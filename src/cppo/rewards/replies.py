@@ -1,4 +1,4 @@
-"""Replies of a judge on disk, in one SQLite file that several processes may share and no crash damages."""
+"""Replies of a judge on disk, in one SQLite file: several processes may share it, and no crash damages it."""
 
 import sqlite3
 from contextlib import closing
@@ -8,13 +8,13 @@ from cppo.errors import UserError, one_line
 
 MAX_REPLIES = 100_000
 PATIENCE_SECONDS = 30.0
-"""How long another process may hold the file."""
+"""Time that another process may lock the file."""
 
 
 class Replies:
-    """Texts by key, at most `limit`, of which the oldest go first.
+    """Texts by key, at most `limit`; the oldest are dropped first.
 
-    Raises UserError where the file cannot be opened, or is no such file.
+    Raises UserError if the file cannot be opened, or is of another kind.
     """
 
     def __init__(self, file: str, limit: int = MAX_REPLIES) -> None:
@@ -22,12 +22,12 @@ class Replies:
         self._run("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT NOT NULL)")
 
     def get(self, key: str) -> str | None:
-        """The text that is kept under a key."""
+        """The text of a key."""
         rows = self._run("SELECT text FROM replies WHERE key = ?", key)
         return str(rows[0][0]) if rows else None
 
     def put(self, key: str, text: str) -> None:
-        """Keep a text, whole or not at all."""
+        """Keep a text, completely or not at all."""
         self._run("INSERT OR REPLACE INTO replies (key, text) VALUES (?, ?)", key, text)
         self._run(
             "DELETE FROM replies WHERE rowid <= (SELECT rowid FROM replies ORDER BY rowid DESC LIMIT 1 OFFSET ?)",

@@ -2,7 +2,7 @@
 
 `accuracy?tolerance=0.01`, `format?form=published`, `length?max_completion_len=4096&soft_punish_cache=512`,
 `my_package.rewards:brevity`, `rewards.py:brevity`, `trl.rewards:get_cosine_scaled_reward?max_len=1000`. With options,
-the function named is called with them and returns the reward function.
+the named function is called with them and returns the reward function.
 """
 
 import functools
@@ -31,7 +31,7 @@ BUILT_IN = {
     "repetition": "trl.rewards:get_repetition_penalty_reward",
     "word_repetition": "cppo.rewards.facts:get_word_repetition_reward",
 }
-"""Names of the rewards that need no import path: functions that are called with the options and make the reward."""
+"""Rewards without an import path, by name: functions that take the options and return the reward."""
 TRAINER_ARGUMENTS = (
     "prompts",
     "completions",
@@ -43,7 +43,7 @@ TRAINER_ARGUMENTS = (
     "prompt_opens",
     ASK_POLICY,
 )
-"""What TRL passes to a reward beside the columns of the data, and what our trainer adds."""
+"""Arguments of a reward beside the columns of the data, from TRL and from our trainer."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RewardSpec:
 
     @property
     def file(self) -> Path | None:
-        """The user's file that the function stands in; None for a built-in or a module."""
+        """The user's file with the function; None for a built-in or a module."""
         return own_file(self.path)
 
     @property
@@ -66,12 +66,12 @@ class RewardSpec:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is one of `BUILT_IN`, under its name there or by its path."""
+        """Whether it is one of `BUILT_IN`, by name or by path."""
         return self.path in BUILT_IN.values()
 
 
 def parse_reward(text: str) -> RewardSpec:
-    """Read one reward's name. Imports nothing of it.
+    """Read one reward's name, without importing it.
 
     Raises UserError for a name that is neither a built-in nor an import path, a file or module that does not exist, or
     an option that is not name=value.
@@ -88,9 +88,9 @@ def parse_reward(text: str) -> RewardSpec:
 
 
 def check_rewards(rewards: Sequence[str], weights: Sequence[float] | None) -> list[RewardSpec]:
-    """Read every reward's name, and hold their weights against them.
+    """Read every reward's name, and check the weights.
 
-    Raises UserError as `parse_reward` does, and for no reward, one given twice, or another number of weights.
+    Raises UserError as `parse_reward` does, and for no reward, a repeated one, or another number of weights.
     """
     if not rewards:
         raise UserError("rewards: give at least one, e.g. accuracy")
@@ -103,7 +103,7 @@ def check_rewards(rewards: Sequence[str], weights: Sequence[float] | None) -> li
 
 
 def check_weights(rewards: Sequence[str], weights: Sequence[float] | None) -> None:
-    """Whether each reward has a weight, if weights are given. Raises UserError, which says what to add or remove."""
+    """Check that each reward has a weight, if weights are given. Raises UserError with what to add or remove."""
     if weights is None or len(weights) == len(rewards):
         return
     many, kind = abs(len(weights) - len(rewards)), "weight" if len(weights) < len(rewards) else "reward"
@@ -117,7 +117,7 @@ def check_weights(rewards: Sequence[str], weights: Sequence[float] | None) -> No
 
 
 def reward_names(rewards: Any) -> list[str]:
-    """The names of what a trainer was given as rewards: of functions, models, or the names that models have."""
+    """Names of a trainer's rewards: of functions, of models, or the given names of models."""
     listed = rewards if isinstance(rewards, list | tuple) else [rewards]
     return [one if isinstance(one, str) else _name(one) for one in listed]
 
@@ -129,33 +129,33 @@ def number_tolerance(specs: Sequence[RewardSpec]) -> float:
 
 
 def load_reward(spec: RewardSpec) -> RewardFunction:
-    """The function itself; of a file or module of the user's, this runs its code.
+    """The function itself; for a user's own file or module, this runs its code.
 
-    Raises UserError where it cannot be imported, is no function, or refuses its options. The function itself raises it,
-    with file and line, where the user's code raises anything.
+    Raises UserError if it cannot be imported, is no function, or refuses its options. The returned function raises
+    UserError, with file and line, if the user's code raises anything.
     """
     function = import_object(spec.path, f"rewards: {spec.text!r}")
     if spec.options is not None:
         try:
             inspect.signature(function).bind(**spec.options)
             function = function(**spec.options)
-        except (Exception, SystemExit) as error:  # unknown or missing options, or what the user's code raises
-            called = "a function that is named with `?` is called with these options, and makes the reward function"
+        except (Exception, SystemExit) as error:  # unknown or missing options, or an error of the user's code
+            called = "a function that is named with `?` is called with these options, and returns the reward function"
             raise UserError(f"rewards: {spec.text!r}: {error} ({called})") from error
     if not callable(function) or isinstance(function, type):
         raise UserError(f"rewards: {spec.text!r} is of type {type(function).__name__}, not a function")
     if not _takes_all_columns(function):
         raise UserError(
-            f"rewards: {spec.text!r} must take **kwargs, as every column is passed by name; a function that makes a "
-            "reward function is called with the options after `?`"
+            f"rewards: {spec.text!r} must take **kwargs, as every column is passed by name; a function that "
+            "returns a reward function is called with the options after `?`"
         )
     return function if spec.is_built_in else _with_clear_errors(function, f"rewards: {spec.text!r}")
 
 
 def named_rewards(rewards: Any) -> Any:
-    """What a trainer was given as rewards, where a built-in's name, or an import path, stands for its function.
+    """A trainer's rewards, with a function for each built-in's name or import path.
 
-    Any other text is left as it is: a model's name. Raises UserError as `load_reward` does.
+    Any other text, a model's name, is unchanged. Raises UserError as `load_reward` does.
     """
     if isinstance(rewards, list | tuple):
         return [named_rewards(one) for one in rewards]
@@ -164,9 +164,9 @@ def named_rewards(rewards: Any) -> Any:
 
 
 def guarded_rewards(rewards: Any) -> Any:
-    """A trainer's rewards, where each function raises UserError for what is no reward, such as NaN, and for `sys.exit`.
+    """A trainer's rewards; each function raises UserError for invalid rewards, such as NaN, and for `sys.exit`.
 
-    Other exceptions stay what they are. Models and the names of models stay too.
+    Other exceptions are unchanged, as are models and names of models.
     """
     if isinstance(rewards, list | tuple):
         return [guarded_rewards(one) for one in rewards]
@@ -176,7 +176,7 @@ def guarded_rewards(rewards: Any) -> Any:
 
 
 def reward_columns(function: RewardFunction) -> dict[str, bool]:
-    """The columns of the data that a reward function names as parameters; whether it needs them, having no default."""
+    """The columns of the data that a reward function has as parameters, and whether each is required (no default)."""
     return {
         name: parameter.default is inspect.Parameter.empty
         for name, parameter in _parameters(function).items()
@@ -186,7 +186,7 @@ def reward_columns(function: RewardFunction) -> dict[str, bool]:
 
 
 def trainer_arguments(function: RewardFunction) -> list[str]:
-    """What a reward function asks of the trainer beside `completions`, by name: parameters without a default."""
+    """The trainer's arguments that a reward function requires beside `completions`: parameters without a default."""
     parameters = _parameters(function)
     needed = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
     asked = {ASK_POLICY} & set(parameters)
@@ -196,12 +196,12 @@ def trainer_arguments(function: RewardFunction) -> list[str]:
 def _with_clear_errors(
     function: RewardFunction, what: str, caught: tuple[type[BaseException], ...] = (Exception, SystemExit)
 ) -> RewardFunction:
-    """The function; what of `caught` it raises, and what is no reward, becomes a UserError that begins with `what`."""
+    """The function; errors in `caught` and invalid rewards become a UserError that begins with `what`."""
 
     def failed(error: BaseException) -> UserError:
         told = failure(error, what)
         if isinstance(error, KeyError):
-            told = UserError(f"{told}; a column of the data is passed where a parameter has its name")
+            told = UserError(f"{told}; the data's columns are passed to the parameters with their names")
         return told
 
     def checked(found: Any, completions: Sequence[Any]) -> list[float | None]:
@@ -267,7 +267,7 @@ def _options(text: str, query: str) -> dict[str, Any]:
 
 
 def _takes_all_columns(function: Any) -> bool:
-    """Whether a function can be called as TRL calls a reward: with completions and every other column by name."""
+    """Whether TRL can call a function as a reward: with completions and every other column by name."""
     parameters = _parameters(function)
     return not parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
 

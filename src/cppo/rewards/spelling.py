@@ -1,6 +1,6 @@
-r"""One spelling for the many ways to write an answer: Unicode as LaTeX, wrappers and stray punctuation gone, case kept.
+r"""One spelling for the many ways to write an answer: Unicode becomes LaTeX, wrappers and stray marks are removed.
 
-Everything here is a table and a regular expression over at most a thousand characters; nothing is interpreted.
+Case is kept. Everything is a table or a regular expression over at most a thousand characters; nothing is evaluated.
 """
 
 import re
@@ -15,7 +15,7 @@ _MATH = {
     # Minus and dash, asterisk, the fraction's slash, the ratio's colon, quotation marks and primes, nothing at all.
     "\u2212\u2013\u2014\ufe63": "-", "\u2217": "*", "\u2044\u2215": "/", "\u2236": ":",
     "\u2018\u2019\u201b\u2032`\u00b4": "'", "“”„″": '"', "\u200b\u200c\u200d\ufeff": "",
-    # Between the digits of a number these spaces group; a plain space does not.
+    # These spaces group the digits of a number; a plain space does not.
     "\u00a0\u2009\u202f": "~",
 }  # fmt: skip
 _CHARACTERS = str.maketrans({sign: written for signs, written in _MATH.items() for sign in signs})
@@ -26,7 +26,7 @@ _VULGAR = re.compile("([0-9]?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑
 _GREEK = re.compile("[\u03b1-\u03c9ΓΔΘΛΞΠΣΦΨΩ]")
 _GREEK_AS_UNITS = "μΩ"
 
-# What a command wraps is the answer; braces nest three deep at most. The possessive forms keep it linear.
+# A command's argument is the answer; braces nest at most three deep. The possessive forms keep it linear.
 _GROUP = r"\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}"
 _WRAPPERS = "text textbf textit textrm textsf texttt textup textnormal mathrm mathbf mathit mathsf mathtt mathnormal "
 _WRAPPERS += "boldsymbol bm pmb underline uline emph mbox hbox fbox ensuremath displaystyle"
@@ -99,7 +99,7 @@ def spelled(text: str) -> str:
         if not found:
             break
     text = _SPACING.sub(" ", _SWITCH.sub("", text))
-    # A lone dollar sign is money, as is each that a number follows; pairs delimit mathematics.
+    # A single dollar sign is money, as is each before a number; pairs delimit mathematics.
     if len(_DOLLAR.findall(text)) != 1 and not _PRICES.fullmatch(text):
         text = _DOLLAR.sub(" ", text)
     text = " ".join(text.split())
@@ -109,7 +109,7 @@ def spelled(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without emphasis, quotation marks round the whole, a leading "the answer is" or "=", and trailing punctuation."""
+    """The text without emphasis, outer quotation marks, a leading "the answer is" or "=", and trailing punctuation."""
     for _ in range(3):
         before = text
         text = _TRAILING.sub("", text).strip()

@@ -1,4 +1,4 @@
-"""The outer form of an answer: lists, tuples and sets, sizes, arithmetic left undone, and an expression's unit.
+"""The outer form of an answer: lists, tuples and sets, sizes, unfinished arithmetic, and an expression's unit.
 
 All texts are in one spelling (`spelled`).
 """
@@ -11,7 +11,7 @@ from cppo.rewards.quantity import read_quantity, split_currency
 from cppo.rewards.units import MAX_UNIT_CHARS, Unit, is_measurement, read_unit
 
 MAX_PARTS = 12
-"""Longer lists are compared in order alone."""
+"""Longer lists are compared in order only."""
 
 _PIECE = re.compile(
     r"(?P<separator>(?<![0-9]),|,(?![0-9]{3}(?![0-9]))|;|\band\b)|\\[{}]|\\[a-zA-Z]+|[()\[\]{}]|.", re.DOTALL
@@ -72,7 +72,7 @@ def read_size(text: str) -> tuple[str, ...] | None:
 
 
 def is_undone(text: str) -> bool:
-    r"""Whether a text is arithmetic left undone: `3+4`, `2(3)`, `3\times4 cm`; not `1/2`, `2^3` or `6\times 10^4`."""
+    r"""Whether a text is unfinished arithmetic: `3+4`, `2(3)`, `3\times4 cm`; not `1/2`, `2^3` or `6\times 10^4`."""
     last = split_unit(text.rpartition("=")[2].strip())[0]
     plain = _EXPONENT.sub("", _SCIENTIFIC.sub("", last))
     if _ARITHMETIC.fullmatch(plain) is None:
@@ -81,10 +81,10 @@ def is_undone(text: str) -> bool:
 
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
-    r"""An expression and its unit: `9\pi` and square centimetres of `9\pi cm^2`.
+    r"""An expression and its unit: `9\pi cm^2` gives `9\pi` and square centimetres.
 
-    A number such as `2\sqrt{3}` may have any unit. Where variables are about, only a unit of two letters and more after
-    a space is one, as in `2x+3 cm`.
+    A number such as `2\sqrt{3}` may have any unit. With variables, a unit must have at least two letters and follow a
+    space, as in `2x+3 cm`.
     """
     sign, currency, rest = split_currency(text)
     if currency:

@@ -1,6 +1,6 @@
 """Units of measurement by pint's names: `cm^2` is "square centimetres", `MHz` is not `mHz`, `kJ mol^{-1}` is `kJ/mol`.
 
-pint is asked for the names of single words, never to read an expression, so hostile text costs a look-up in a table.
+pint looks up single words and never reads an expression, so hostile text costs a table look-up.
 """
 
 import functools
@@ -24,10 +24,10 @@ _OTHER = {
     "minute", "hour", "day", "year", "inch", "foot", "yard", "mile", "pound", "ounce", "degree", "radian",
     "decibel", "bar", "metric_ton", "mile_per_hour", "kilometer_per_hour", "cubic_centimeter", "hectare",
 }  # fmt: skip
-"""What a word of up to three letters may stand for; pint knows more, such as `ab` for attobarns."""
+"""Units of up to three letters; pint knows more, such as `ab` for attobarns."""
 _PREFIXES = {"kilo": "k", "centi": "c", "milli": "m", "micro": "μu", "nano": "n", "mega": "M", "giga": "G", "deci": "d"}
 _LETTERS = set("mgshlLNJWVKACTΩ")
-"""Letters that are units by themselves; others are variables."""
+"""Letters that are units by themselves; other letters are variables."""
 _OWN = {
     "$": "dollar", "\\$": "dollar", "usd": "dollar", "us$": "dollar", "us\\$": "dollar",
     "€": "euro", "eur": "euro", "£": "pound sterling",
@@ -54,9 +54,9 @@ _POWERS = {"square": 2, "sq": 2, "sq.": 2, "squared": 2, "cubic": 3, "cu": 3, "c
 
 
 def read_unit(text: str) -> Unit | None:
-    """The unit that a text in one spelling (`spelled`) is, all of it; None if it is none.
+    """A text in one spelling (`spelled`) as a unit; None if it is none.
 
-    A word of three letters and more that is no unit of measurement is a unit of its own ("apples").
+    A word of at least three letters that is no unit of measurement is a unit of its own ("apples").
     """
     text = _UNSPACED.sub(r"\g<0> ", text.strip())
     text = _TEMPERATURE.sub(lambda match: f"°{(match[1] or match[2]).upper()}", text)
@@ -88,7 +88,7 @@ def read_unit(text: str) -> Unit | None:
 
 
 def same_unit(one: Unit | None, other: Unit | None) -> bool:
-    """Whether two units are of the same size: `mL` and `cm^3`, not `m` and `cm`. A missing unit is no contradiction."""
+    """Whether two units have the same size: `mL` and `cm^3`, not `m` and `cm`. A missing unit fits any."""
     if one is None or other is None or one == other:
         return True
     names = {name for unit in (one, other) for name, _ in unit}
@@ -103,7 +103,7 @@ def same_unit(one: Unit | None, other: Unit | None) -> bool:
 
 
 def is_measurement(unit: Unit) -> bool:
-    """Whether every factor is a unit of measurement of more than a letter, which no variables spell by chance."""
+    """Whether every factor is a unit of measurement of several letters, which variables do not spell by chance."""
     return all(_known(name) and len(name) > 1 for name, _ in unit)
 
 
@@ -133,7 +133,7 @@ def _known(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _registry() -> "pint.UnitRegistry[float]":
-    """pint's own table of units; importing it takes half a second, so it waits for the first unit."""
+    """pint's own table of units; its import takes half a second, so it waits for the first unit."""
     import pint
 
     return pint.UnitRegistry()

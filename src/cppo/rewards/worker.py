@@ -1,8 +1,8 @@
 """Symbolic comparison of two answers by math-verify, in separate processes that can be killed.
 
-math-verify's own time limit cannot be trusted: it raises ValueError in a thread, and `5^5^5^5^5` runs on in C
-code that no signal handler interrupts. So fresh interpreters run `checker_process.py`. Each gets one JSON line a
-question, limits its own processor time, and is killed when its reply is very late.
+math-verify's own time limit cannot be trusted: it raises ValueError in a thread, and `5^5^5^5^5` continues in C code
+that no signal handler interrupts. So fresh interpreters run `checker_process.py`. Each gets one JSON line a question,
+limits its own processor time, and is killed when its reply is very late.
 """
 
 import atexit
@@ -22,21 +22,21 @@ from cppo.errors import UserError
 
 START_TIMEOUT_SECONDS = 120.0
 WALL_SECONDS_PER_PROCESSOR_SECOND = 10.0
-"""A reply is awaited this many times longer than the processor time it may take: the machine may be busy."""
+"""Waiting time for a reply per second of allowed processor time: the machine may be busy."""
 PATIENCE_SECONDS = 0.1
-"""A question waits this long for a checker that runs before it starts one more."""
+"""Waiting time of a question for a running checker, before it starts another."""
 CHECKER = Path(__file__).with_name("checker_process.py")
 
 
 class Unfinished(Exception):
-    """A comparison that was stopped: it took too long or too much memory, or the time for its batch was over."""
+    """A stopped comparison: it took too long or too much memory, or the time for its batch was over."""
 
 
 class EquivalenceWorker:
-    """A lazily started, reusable child process that says whether two answers are mathematically equal.
+    """A lazily started, reusable child process that decides whether two answers are mathematically equal.
 
-    For one thread at a time. After a time-out or a crash, and after `questions_per_process` questions (so that caches
-    cannot grow into the memory limit), the child is killed and reaped, and the next call starts a new one.
+    For one thread at a time. The child is killed and reaped after a time-out, a crash, or `questions_per_process`
+    questions (so that caches stay below the memory limit); the next call starts a new one.
     """
 
     def __init__(self, questions_per_process: int = 2000) -> None:
@@ -46,7 +46,7 @@ class EquivalenceWorker:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, None while there is none."""
+        """Process id of the child, None without a child."""
         process = self._process
         return None if process is None else process.pid
 
@@ -56,10 +56,10 @@ class EquivalenceWorker:
         """Whether math-verify finds the two LaTeX answers equal.
 
         Args:
-            timeout: seconds of processor time; ten times as many by the clock. Starting the child (about a second)
-                does not count.
-            deadline: reading of `time.monotonic()` after which nothing is awaited.
-            tolerance: how far a number may lie from the expected one, as a fraction of the latter.
+            timeout: seconds of processor time; ten times as many by the clock. The child's start (about a second) does
+                not count.
+            deadline: reading of `time.monotonic()` that ends all waiting.
+            tolerance: allowed error of a number, as a fraction of the expected number.
 
         Raises:
             Unfinished: the comparison was stopped.
@@ -82,7 +82,7 @@ class EquivalenceWorker:
         if self._process is not None and self._process.poll() is not None:
             self.close()
         if self._process is None:
-            # -P keeps this folder off the child's import path; one thread is all that the child needs.
+            # -P keeps this folder off the child's import path; the child needs one thread only.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(CHECKER)],
                 stdin=subprocess.PIPE,
@@ -113,7 +113,7 @@ class EquivalenceWorker:
 
 
 class WorkerPool:
-    """Up to `size` workers for any number of threads; one more starts when a question finds all of them busy."""
+    """Up to `size` workers for any number of threads; another one starts when a question finds all of them busy."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -123,13 +123,13 @@ class WorkerPool:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the children that run."""
+        """Process ids of the running children."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
 
     def equivalent(
         self, given: str, expected: str, timeout: float, deadline: float = float("inf"), tolerance: float = 0.0
     ) -> bool:
-        """As `EquivalenceWorker.equivalent`; waiting for a worker does not count for `timeout`."""
+        """As `EquivalenceWorker.equivalent`; waiting for a worker does not count towards `timeout`."""
         worker = self._take(deadline)
         try:
             return worker.equivalent(given, expected, timeout, deadline, tolerance)
@@ -137,7 +137,7 @@ class WorkerPool:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """Kill and reap every child, while no question is open."""
+        """Kill and reap every child; no question may be open."""
         for worker in self._workers:
             worker.close()
 
@@ -185,7 +185,7 @@ def shared_pool() -> WorkerPool:
 
 
 def _leave_the_parents_pool() -> None:
-    """In a forked child: the parent's checkers are not ours to ask, to kill or to wait for."""
+    """In a forked child: the parent's checkers must not be asked, killed or waited for."""
     global _shared_pool
     _shared_pool = WorkerPool(_cores())
 
