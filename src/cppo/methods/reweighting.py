@@ -17,8 +17,8 @@ def sent() -> Options:
     least one) have 0.1 x 2.0 |log pi - log pi_old|, and as many of smallest covariance 0.1 x 0.5. The mean is over all
     tokens, and ratios are not clipped. The penalty acts where rollouts serve several steps. The paper's form:
     `perception_kl_target: reference`, `perception_selector: band_values` with `perception_band` and
-    `perception_covariance_threshold`. Published runs: beta 0.001, T = 1, prompts in two stages by semantic entropy,
-    which this method leaves out.
+    `perception_covariance_threshold`. Published runs: beta 0.001, T = 1, and a curriculum of two stages by semantic
+    entropy, which `data_ratings` and `data_stages: 2` add.
     """
     return {
         "loss_type": "dapo",

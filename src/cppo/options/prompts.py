@@ -39,6 +39,11 @@ class PromptOptions:
         "Maximum rounds of generation per step (DAPO's dynamic sampling). Prompts with equal rewards in all rollouts "
         "are replaced by random others; those left after the last round are trained on. 1 replaces none.",
     )
+    data_stages: Annotated[int, "[1, inf)"] = method_option(
+        1,
+        "Number of stages of the data: the rows, in their order, are cut into equal parts, and the run trains on one "
+        "part after the other, each shuffled. `data_ratings` sorts the rows by semantic entropy first (SENT).",
+    )
 
 
 def check_prompts(options: Mapping[str, Any]) -> None:

@@ -17,6 +17,8 @@ ADAPTER_OPTIONS = (
     "use_bnb_nested_quant",
 )
 """Options that need `use_peft`."""
+RATED_OPTIONS = ("data_order", "data_confidence_band", "data_accuracy_band")
+"""Options that need `data_ratings`."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,24 @@ class RunOptions:
 class TrainOptions(RunOptions):
     """Options of `cppo train`."""
 
+    data_ratings: str | None = option(
+        None,
+        "File of ratings of the training rows, written by `cppo data rate`. The next three options need it, and "
+        "data_stages sorts the rows by it.",
+    )
+    data_order: Literal["semantic_entropy", "discrete_semantic_entropy"] = option(
+        "semantic_entropy",
+        "Measure by which data_stages sorts rated rows, from low to high: the semantic entropy with answers weighted "
+        "by their probabilities (SENT), or by their counts.",
+    )
+    data_confidence_band: list[float] | None = option(
+        None,
+        "[low, high]: rows whose rated confidence (share of the most frequent answer) lies outside are counted and "
+        "skipped (VisPlay: 0.25 to 0.75).",
+    )
+    data_accuracy_band: list[float] | None = option(
+        None, "[low, high]: the same for the rated share of right answers (CodeV: 0 to 0.9)."
+    )
     eval_limit: Annotated[int | None, "[1, inf)"] = option(
         256, "Number of eval_data items that evaluations during training use."
     )
@@ -130,3 +150,17 @@ class TrainOptions(RunOptions):
         "Check options, data and model, train three batches in a temporary folder, print the plan (steps, tokens, "
         "memory, time), and save nothing.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("data_confidence_band", "data_accuracy_band"):
+            band = getattr(self, name)
+            if band is not None and not (len(band) == 2 and 0 <= band[0] <= band[1] <= 1):
+                raise UserError(f"{name} = {band}: give two fractions, [low, high], 0 <= low <= high <= 1")
+        if self.data_ratings is None:
+            for declared in fields(self):
+                value = getattr(self, declared.name)
+                if declared.name in RATED_OPTIONS and value != declared.default:
+                    raise UserError(
+                        f"{declared.name} = {value!r} needs data_ratings: give the file that `cppo data rate` writes"
+                    )

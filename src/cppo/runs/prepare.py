@@ -20,6 +20,7 @@ from cppo.runs.precision import cpu_options, say_cpu_precision
 from cppo.runs.row_limit import drop_long_rows, warn_of_left_out
 from cppo.runs.sources import RunSources
 from cppo.training.config import CPPOConfig, check_enough
+from cppo.training.stages import check_stages
 from cppo.training.trainer import CPPOTrainer
 
 RUN_DEFAULTS: dict[str, Any] = {
@@ -57,6 +58,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     texts = {"system_prompt": options.system_prompt, "prompt_suffix": options.prompt_suffix}
     check_marks(load_processor(options.model), [train, *held_out], **texts)
     check_enough(train.name, len(train), args, by_rollouts=bool(recipe.config.get("generation_batch_size")))
+    check_stages(train.name, len(train), args, args.data_stages)
     if args.uses_perception:
         warn_of_no_images(train)
     warn_of_shared_files(options)

@@ -220,7 +220,7 @@ def train_briefly(prepared: PreparedRun, sources: RunSources, rows: RecordSource
         trainer.memory = memory
         steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
         trainer.train_dataset = to_dataset(rows, system_prompt=prepared.options.system_prompt)
-        args.max_steps = 3 * steps_per_batch
+        args.max_steps, args.data_stages = 3 * steps_per_batch, 1
         try:
             trainer.train()
         except torch.OutOfMemoryError as error:

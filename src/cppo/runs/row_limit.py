@@ -62,10 +62,13 @@ def warn_of_left_out(source: RecordSource, long: Sequence[LongRow], options: Run
     )
 
 
-def left_out_summary(source: RecordSource, long: Sequence[LongRow]) -> dict[str, Any]:
-    """Entries of `summary.json`: numbers of bad rows and of rows with other images, and every row that was too long."""
+def left_out_summary(source: RecordSource, long: Sequence[LongRow], outside_bands: int = 0) -> dict[str, Any]:
+    """Entries of `summary.json`: numbers of bad rows, of rows with other images and of rows outside a band of their
+    ratings, and every row that was too long.
+    """
     return {
         "skipped_rows": len(source.skipped),
         "rows_with_other_images": len(source.other_images),
+        **({"rows_outside_bands": outside_bands} if outside_bands else {}),
         "long_rows": [asdict(row) for row in long],
     }

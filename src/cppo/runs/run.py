@@ -152,7 +152,7 @@ def run_training(
         best=BestCheckpoint.of(trainer),
     )
     if main:
-        summary = run_summary(result, left_out_summary(train, long), trainer.fallbacks)
+        summary = run_summary(result, left_out_summary(train, long, sources.outside_bands), trainer.fallbacks)
         replace_text(files.summary, json.dumps(summary, indent=2) + "\n")
         trainer.run_facts = replace(facts, summary=summary)
         trainer.create_model_card()

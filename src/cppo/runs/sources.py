@@ -10,12 +10,13 @@ from cppo.options import RunOptions, TrainOptions, check_gate_reward
 from cppo.recipes import Recipe
 from cppo.rewards import RewardFunction, RewardSpec, check_rewards, load_reward, reward_columns
 from cppo.rewards.asking import ASK_POLICY, asks_policy
+from cppo.runs.rated_rows import choose_rated
 
 
 @dataclass(frozen=True)
 class RunSources:
     """Rewards (names and functions), and records: for training, for the final evaluation, for evaluations during
-    training and for probes (None: none)."""
+    training and for probes (None: none). `outside_bands`: the number of rows that their ratings leave out."""
 
     reward_specs: list[RewardSpec]
     rewards: list[RewardFunction]
@@ -23,6 +24,7 @@ class RunSources:
     held_out: RecordSource | None
     evaluation: RecordSource | None
     probes: RecordSource | None
+    outside_bands: int = 0
 
 
 def load_sources(recipe: Recipe) -> RunSources:
@@ -38,7 +40,8 @@ def load_sources(recipe: Recipe) -> RunSources:
     check_gate_reward(recipe.resolved, [reward.__name__ for reward in rewards.values()])
     evaluates = recipe.config.get("eval_strategy", "no") != "no"
     probes = options.eval_data is not None if options.probe_steps is None else options.probe_steps > 0
-    train = load_rows(options, options.data, "train", rewards=rewards)
+    train = load_rows(options, options.data, "train", rewards=rewards, with_facts=options.data_ratings is not None)
+    train, outside_bands = choose_rated(train, options, recipe.resolved["data_stages"])
     own = [rewards[spec.text] for spec in specs if not spec.is_built_in]
     if own:
         _try_rewards(own, train.keep([0]), options.system_prompt)
@@ -49,6 +52,7 @@ def load_sources(recipe: Recipe) -> RunSources:
         held_out(options, options.final_eval_samples) if options.final_eval_samples else None,
         held_out(options, options.eval_limit, rewards) if evaluates else None,
         held_out(options, options.probe_items) if probes else None,
+        outside_bands,
     )
 
 
@@ -70,10 +74,12 @@ def load_rows(
     split: str,
     limit: int | None = None,
     rewards: Mapping[str, RewardFunction] | None = None,
+    *,
+    with_facts: bool = False,
 ) -> RecordSource:
     """The records of SPECs with the columns that the rewards, given by name, take as parameters.
 
-    Raises UserError as `load_sources` does.
+    with_facts: as in `load_records`. Raises UserError as `load_sources` does.
     """
     named = {text: reward_columns(function) for text, function in (rewards or {}).items()}
     needed = {column: text for text, columns in named.items() for column, needs in columns.items() if needs}
@@ -90,6 +96,7 @@ def load_rows(
             images_per_row=options.images_per_row if split == "train" else None,
             extras=[name for name in needed if name not in RECORD_COLUMNS],
             optional=[name for name in wanted if name not in {*needed, *RECORD_COLUMNS}],
+            with_facts=with_facts,
         )
     except MissingColumns as error:
         raise UserError(f"{error}; {_takers(needed, error.columns)}") from error

@@ -36,6 +36,7 @@ from cppo.reports.model_card import CITATION, RunFacts, TrainedModel, base_name,
 from cppo.training import package_versions
 from cppo.training.baseline import PromptBaseline
 from cppo.training.config import CPPOConfig, check_enough
+from cppo.training.stages import StagedSampler, check_stages, staged_sampler
 from cppo.trl_surface import (
     RepeatSampler,
     micro_step,
@@ -263,11 +264,18 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
     baseline: PromptBaseline | None = None
     _buffered_inputs: Any
     _train_sampler: RepeatSampler
+    _stages: StagedSampler | None = None
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
-        check_enough("train_dataset", len(self._train_sampler.data_source), self.args)
-        return self._train_sampler
+        rows, stages = len(self._train_sampler.data_source), self.args.data_stages
+        check_enough("train_dataset", rows, self.args)
+        self._stages = None
+        if stages == 1:
+            return self._train_sampler
+        check_stages("train_dataset", rows, self.args, stages)
+        self._stages = staged_sampler(self._train_sampler, self.args, stages)
+        return self._stages
 
     def save_progress(self, folder: Path) -> None:
         baseline = None if self.baseline is None else self.baseline.state()
@@ -288,7 +296,9 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
                     "advantage_baseline = 'group' as it was, or start a new run from its weights"
                 )
             self.baseline.restore(state.baseline)
-        if not isinstance(self.train_dataset, IterableDataset) and failure(probe_sampler_order) is None:
+        if self._stages is not None:
+            self._stages.passes = state.epoch
+        elif not isinstance(self.train_dataset, IterableDataset) and failure(probe_sampler_order) is None:
             pass_over(self._train_sampler, state.epoch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

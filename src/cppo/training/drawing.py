@@ -104,6 +104,8 @@ class DrawingTrainer(AskingTrainer):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         args = self.args
+        if args.data_stages > 1 and isinstance(self.train_dataset, IterableDataset):
+            raise UserError("data_stages cuts rows into stages, but a stream of data has no known rows: set 1")
         if args.dynamic_sampling_rounds > 1:
             self._check_answers_alone("dynamic_sampling_rounds", 1)
         if args.advantage_baseline == "prompt":
@@ -219,20 +221,21 @@ class DrawingTrainer(AskingTrainer):
     def _redrawn(self, inputs: list[Row]) -> list[Row]:
         """The rows of a generation batch; within the allowed rounds, groups with equal rewards are replaced.
 
-        The rollouts are kept until TRL asks for them. New rows are drawn at random from the data, none twice in a
-        batch. The draws depend only on the run's seed and the batch number.
+        The rollouts are kept until TRL asks for them. New rows are drawn at random from the data, or from the batch's
+        stage of it, none twice in a batch. The draws depend only on the run's seed and the batch number.
         """
         size, ranks, rank = self.num_generations, self.accelerator.num_processes, self.accelerator.process_index
         slots, step, data = len(inputs) * ranks // size, self.state.global_step, self.train_dataset
         key = np.random.SeedSequence((self.args.seed, generation_batches(self), DRAWS))
-        order = np.random.Generator(np.random.PCG64(key)).permutation(len(data)).tolist()
+        rows = range(len(data)) if self._stages is None else self._stages.rows(generation_batches(self))
+        order = (rows.start + np.random.Generator(np.random.PCG64(key)).permutation(len(rows))).tolist()
         # Groups that give each process as many rollouts, or as many whole groups.
         unit = ranks // math.gcd(size, ranks) if self.args.pixel_steps is None else ranks
         source: dict[int, tuple[int, int]] = {}
         rounds: list[Round] = []
-        drawn, rows = [-1] * slots, inputs
+        drawn, asked = [-1] * slots, inputs
         while True:
-            batch = self._rollouts(rows, step)
+            batch = self._rollouts(asked, step)
             responses, logps = self._rewarded(batch, self._shown_rows(batch, step), nullcontext())
             assert batch.rewards is not None
             rounds.append(Round(drawn, batch.first, responses, logps, batch.rewards))
@@ -248,7 +251,7 @@ class DrawingTrainer(AskingTrainer):
             drawn, order = order[:count], order[count:]
             a_process = count * size // ranks
             loaded = {group: data[drawn[group]] for group in _groups(rank * a_process, a_process, size)}
-            rows = [loaded[place // size] for place in range(rank * a_process, (rank + 1) * a_process)]
+            asked = [loaded[place // size] for place in range(rank * a_process, (rank + 1) * a_process)]
         chosen = [source.get(slot, (0, slot)) for slot in range(slots)]
         self._made = self._put_together(rounds, chosen, len(inputs))
         log_metric(self, "dynamic_sampling/rounds", len(rounds))

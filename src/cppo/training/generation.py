@@ -223,6 +223,8 @@ class RolloutTrainer(DrawingTrainer):
         self._samples.begin(batch.rows, batch.firsts)
         output["rollout_place"], output["rollout_reward"] = list(range(len(batch.rows))), summed[batch.mine]
         output["rollout_step"] = torch.tensor(step)
+        if self._stages is not None:
+            log_metric(self, "data_stage", self._stages.stage(generation_batches(self)) + 1)
         if made is not None:
             output["rollout_row"] = made.rows
         if self.baseline is not None:

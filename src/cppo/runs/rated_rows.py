@@ -1,0 +1,44 @@
+"""Rows chosen and sorted by their ratings, which `cppo data rate` wrote."""
+
+from cppo.data import Rating, RecordSource, ratings_of
+from cppo.errors import UserError, tell
+from cppo.options import TrainOptions
+
+
+def choose_rated(source: RecordSource, options: TrainOptions, stages: int) -> tuple[RecordSource, int]:
+    """The rows to train on, in their order, and how many were left out; without `data_ratings` all as they are.
+
+    Rows outside a band are left out. Rows are sorted from low to high entropy where there are several stages.
+
+    Raises UserError where a row has no rating, no row is left, or nothing asks for the ratings.
+    """
+    if options.data_ratings is None:
+        return source, 0
+    bands = {"confidence": options.data_confidence_band, "accuracy": options.data_accuracy_band}
+    given = {name: band for name, band in bands.items() if band is not None}
+    if not given and stages == 1:
+        raise UserError(
+            "data_ratings: nothing asks for the ratings: set data_stages above 1, data_confidence_band or "
+            "data_accuracy_band, or leave data_ratings out"
+        )
+    ratings = ratings_of(source, options.data_ratings)
+    kept = [
+        index
+        for index, rating in enumerate(ratings)
+        if all(low <= getattr(rating, name) <= high for name, (low, high) in given.items())
+    ]
+    bounds = " and ".join(f"{name} in {band}" for name, band in given.items())
+    if not kept:
+        raise UserError(f"{source.name}: no row has {bounds}; {_spread(ratings, list(given))}")
+    if given:
+        left_out = len(source) - len(kept)
+        tell(f"{left_out:,} of {len(source):,} rows are left out of training; {len(kept):,} have {bounds}")
+    if stages > 1:
+        kept.sort(key=lambda index: getattr(ratings[index], options.data_order))
+    return source.keep(kept), len(source) - len(kept)
+
+
+def _spread(ratings: list[Rating], names: list[str]) -> str:
+    """The smallest and largest value of some measures, in words."""
+    values = {name: [getattr(rating, name) for rating in ratings] for name in names}
+    return ", ".join(f"{name} is {min(found):.3g} to {max(found):.3g}" for name, found in values.items())
