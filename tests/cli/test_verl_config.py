@@ -13,7 +13,7 @@ import yaml
 from cppo.cli.main import main
 from cppo.cli.verl_config import translation
 from cppo.errors import UserError
-from cppo.options import schema
+from cppo.options import RATED_OPTIONS, schema
 from cppo.verl import translate, versions
 from cppo.verl.batches import Values
 from cppo.verl.counterparts import (
@@ -32,6 +32,8 @@ from cppo.verl.counterparts import (
 FIELDS = schema("train").fields
 OTHER = {
     "baseline_memory": "[0.5, 0.9]",
+    "data_accuracy_band": "[0.2, 0.8]",
+    "data_confidence_band": "[0.2, 0.8]",
     "enable_jit_checkpoint": "false",
     "remove_unused_columns": "false",
     "activation_checkpointing_kwargs": "{every: 2}",
@@ -50,6 +52,7 @@ OTHER = {
 BATCHING = {"use_transformers_continuous_batching": ["--per_device_generation_batch_size", "null"]}
 TOGETHER = BATCHING | {"load_in_4bit": ["--use_peft"], "load_in_8bit": ["--use_peft"], "lora_dropout": ["--use_peft"]}
 TOGETHER |= {name: ["--use_peft"] for name in ("bnb_4bit_quant_type", "use_bnb_nested_quant")}
+TOGETHER |= {name: ["--data_ratings", "ratings.jsonl"] for name in RATED_OPTIONS}
 
 
 def another(name):

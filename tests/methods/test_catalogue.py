@@ -36,7 +36,7 @@ def test_every_option_is_a_methods_or_one_of_execution():
     assert own > EXECUTION_OPTIONS
     methods_own = own - EXECUTION_OPTIONS - {"method"}
     # Counted so that a new option is thought about: a method's, or one of EXECUTION_OPTIONS?
-    assert len(methods_own) == 74
+    assert len(methods_own) == 75
     for method in METHODS.values():
         # What is trained is a run's to say, and NoisyRollout's code says it.
         assert set(method.options) <= methods_own | inherited | {"freeze_vision_tower"}, method.name
