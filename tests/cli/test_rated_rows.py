@@ -100,6 +100,4 @@ def test_what_is_refused(rated, tmp_path, refused):
     check("--data_ratings", data, "--data_stages", "2", words="was not written by cppo data rate")
     write(tmp_path / "rows.jsonl", [0, 1, 2])
     picture(9, (56, 56)).save(tmp_path / "1.png")
-    check(
-        "--data_ratings", ratings, "--data_stages", "2", words=f"{ratings} has no rating of {data} line 2: its prompt"
-    )
+    check("--data_ratings", ratings, "--data_stages", "2", words=f"{ratings} has no rating of {data} line 2: the row")
