@@ -7,12 +7,14 @@ import pickle
 import typing
 
 import pytest
+import torch
 from transformers import HfArgumentParser
 from trl import GRPOConfig, TrlParser
 
 from cppo import CPPOConfig
 from cppo.fields import Unset
 from cppo.methods import METHODS
+from cppo.training.config import float32_on_cpu
 
 CPU = {"use_cpu": True, "bf16": False}
 GIVEN = {"perception_weight": 0.01, "epsilon_high": None, "delta": None, "view_draws": "epoch", "loss_type": "dapo"}
@@ -125,3 +127,24 @@ def test_trls_fields_that_methods_set_stay_trls():
     our_types, their_types = typing.get_type_hints(CPPOConfig), typing.get_type_hints(GRPOConfig)
     for name in theirs:
         assert (our_types[name], ours[name].metadata) == (their_types[name], theirs[name].metadata), name
+
+
+@pytest.mark.parametrize(
+    ("given", "bf16", "lines"),
+    [
+        ({}, False, 1),
+        ({"use_cpu": True}, False, 1),
+        ({"bf16": False}, False, 0),
+        ({"use_cpu": True, "bf16": True}, True, 0),
+    ],
+)
+def test_a_cpu_computes_in_float32_unless_told_otherwise(tmp_path, monkeypatch, capsys, given, bf16, lines):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert CPPOConfig(str(tmp_path), **given).bf16 is bf16
+    assert capsys.readouterr().err.count("training runs on the CPU, in float32") == lines
+
+
+def test_bfloat16_stays_trls_default_beside_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not float32_on_cpu({"bf16": None})
+    assert float32_on_cpu({"bf16": None, "use_cpu": True})

@@ -7,6 +7,7 @@ import torch
 
 from cppo.errors import tell
 from cppo.runs.checks import launched_processes
+from cppo.training.config import FLOAT32_LINE, float32_on_cpu
 
 
 def lacks_gpu(config: Mapping[str, Any]) -> bool:
@@ -23,10 +24,10 @@ def cpu_options(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("bf16") or config.get("fp16") or not (here or config.get("use_cpu")):
         return {}
     several = {"use_cpu": True} if here and launched_processes() > 1 else {}
-    return {**several, **({"bf16": False} if config.get("bf16") is None else {})}
+    return {**several, **({"bf16": False} if float32_on_cpu(config) else {})}
 
 
 def say_cpu_precision(config: Mapping[str, Any]) -> None:
     """Print a line if `cpu_options` decides the precision."""
     if "bf16" in cpu_options(config):
-        tell("training runs on the CPU, in float32; --use_cpu true --bf16 true would use bfloat16")
+        tell(FLOAT32_LINE)

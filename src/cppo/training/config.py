@@ -1,12 +1,13 @@
 """CPPOConfig: TRL's GRPOConfig with CPPO's own options."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from trl import GRPOConfig
 
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.fields import Unset, plain_default, resolve
 from cppo.hooks import check_options
 from cppo.methods import get_method
@@ -30,6 +31,15 @@ def _of_trl(name: str) -> Any:
     """One of TRL's fields, with its default and help; a method may set it."""
     declared = GRPOConfig.__dataclass_fields__[name]
     return field(default=Unset(plain_default(declared)), metadata=declared.metadata)
+
+
+FLOAT32_LINE = "training runs on the CPU, in float32; use_cpu: true and bf16: true would use bfloat16"
+
+
+def float32_on_cpu(config: Mapping[str, Any]) -> bool:
+    """Whether training runs on the CPU and nothing chooses its precision; TRL's default of bfloat16 fails there."""
+    on_cpu = config.get("use_cpu") or not torch.accelerator.is_available()
+    return bool(on_cpu) and config.get("bf16") is None and not config.get("fp16")
 
 
 @dataclass
@@ -56,6 +66,9 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         single = self.num_generations == 1
         if single:  # TRL refuses groups of one, but reads their size only in its trainer
             self.num_generations, self.num_generations_eval = _accepted_group(self), self.num_generations_eval or 1
+        if float32_on_cpu(vars(self)):
+            self.bf16 = False
+            tell(FLOAT32_LINE)
         super().__post_init__()
         if single:
             self.num_generations = 1
