@@ -45,7 +45,8 @@ $(DOCS_STAMP): $(STAMP)
 demo: $(STAMP) ## train the embedded micro VLM with CPPO, evaluate before and after, write report.html
 	$(BIN)/cppo train --overwrite true
 
-docs: $(DOCS_STAMP) ## build the documentation site; open site/index.html
+docs: $(DOCS_STAMP) ## run the code of the pages and build their site; open site/index.html
+	$(BIN)/$(PYTEST) tests/test_documents.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test: $(STAMP) ## lint, type check and tests

@@ -126,7 +126,8 @@ def commands() -> str:
         parts = [(*words, part) for words, text in texts.items() for part in PARTS.findall(text)]
         texts |= dict(zip(parts, pool.map(lambda words: help_text(*words), parts), strict=True))
     sections = (f"## cppo {' '.join(words)}\n\n```text\n{texts[words]}```" for words in sorted(texts))
-    return "\n\n".join((f"```text\n{overview}```", *sections))
+    shown = (f"```text\n{overview}```", *sections)
+    return "\n\n".join(('<div class="help" markdown>', *shown, "</div>"))
 
 
 def help_text(*words: str) -> str:
