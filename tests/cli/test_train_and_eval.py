@@ -116,7 +116,7 @@ def test_the_model_card(workplace):
         found = summary[name]
         low, high = (f"{100 * end:.1f}" for end in found["accuracy_ci95"])
         assert f"| {label} | {100 * found['accuracy']:.1f} % | [{low}, {high}] |" in card.text
-    assert "8 rows to train on; 0 that could not be used were skipped" in card.text
+    assert "8 rows to train on; 0 unusable rows were skipped" in card.text
     assert str(workplace) not in card.text
     (recipe,) = re.findall(r"```yaml\n(.*?)```", card.text, flags=re.DOTALL)
     saved = yaml.safe_load((workplace / "run" / "config.yaml").read_text())

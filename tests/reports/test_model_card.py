@@ -36,14 +36,14 @@ def test_what_a_run_knows():
     assert parsed.data.base_model == "Org/Model-3B"
     assert parsed.data.datasets == ["org/other", "org/name"]
     assert "mine" in parsed.data.tags
-    assert "7 rows to train on; 2 that could not be used were skipped, 1 left out as too long" in parsed.text
+    assert "7 rows to train on; 2 unusable rows were skipped, 1 left out as too long" in parsed.text
     assert "/home/ann" not in parsed.content
 
 
 def test_what_a_trainer_knows():
     parsed = ModelCard(model_card(replace(MODEL, train_rows=None, changed_options={"seed": 3}), None, "m", [], []))
     assert "Training, step 1: `reward` 0.500." in parsed.text
-    assert "A stream of rows; the trainer was not told where they come from." in parsed.text
+    assert "A stream of rows; the trainer does not know their source." in parsed.text
     assert "cppo 1.2.3\n\nFallback\\: it is \\*slower\\*" in parsed.text
     ((_, recipe),) = blocks(parsed.text, "yaml")
     assert yaml.safe_load(recipe) == {"seed": 3}

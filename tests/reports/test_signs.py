@@ -91,7 +91,7 @@ def test_low_entropy():
 
 
 def test_groups_of_equal_rewards():
-    assert "80% have equal rewards" in equal_groups(run_of(equal=[0.0] * 90 + [0.8] * 10))
+    assert "80% of the groups in the latest" in equal_groups(run_of(equal=[0.0] * 90 + [0.8] * 10))
     assert equal_groups(run_of(equal=[0.9] * 90 + [0.7] * 10)) is None
 
 
@@ -104,7 +104,7 @@ def test_nothing_selected():
 
 def test_lengths_at_the_limit():
     text = lengths_at_limit(run_of(clipped=[0.0] * 90 + [0.2] * 10))
-    assert "20% reach the limit" in text
+    assert "20% of the responses in the latest 10 logged steps reach the limit" in text
     assert "raise max_completion_length (now 80)" in text
     assert lengths_at_limit(run_of(clipped=[0.5] * 90 + [0.05] * 10)) is None
 

@@ -33,7 +33,7 @@ def test_saving_writes_a_card_whose_python_runs(make_trainer, tmp_path, monkeypa
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
     assert (card.data.license, card.data.base_model, card.data.datasets) == (None, None, None)
     assert card.text.lstrip().startswith("# my model\n")
-    assert "2 rows; the trainer was not told where they come from." in card.text
+    assert "2 rows; the trainer does not know their source." in card.text
     assert "arXiv:2601.00501" in card.text
     ((_, recipe),) = blocks(card.text, "yaml")
     assert yaml.safe_load(recipe)["max_completion_length"] == trainer.args.max_completion_length

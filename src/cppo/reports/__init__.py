@@ -1,4 +1,4 @@
-"""Reports: what run directories hold, as one static HTML file."""
+"""Reports: the contents of run directories as one static HTML file."""
 
 from cppo.reports.html import render_report, write_report
 from cppo.reports.run_data import RunData, read_run

@@ -1,5 +1,8 @@
-"""Charts as inline SVG: no script, no external file. Colours, dashes and markers come from the page's style sheet and
-from here; each series differs from the others in all three, so that a chart is readable in black and white too."""
+"""Charts as inline SVG: no script, no external file.
+
+Colours are in the page's style sheet, dashes and markers also here. Each series differs from the others in all three,
+so a chart is readable in black and white too.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +17,11 @@ AXIS = 300
 """Length of the axis of intervals."""
 MAX_POINTS, MAX_HITS = 400, 100
 STYLES = 6
-"""Line styles; a seventh series would look like the first."""
+"""Number of line styles; a seventh series would look like the first."""
 MARKS = 5
 """Markers along a line."""
 RAW_SERIES = 3
-"""Up to so many series also show the logged values beneath their running mean; more would hide each other."""
+"""Up to this many series also show the logged values beneath their running mean; more would hide each other."""
 MARKERS = (
     "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0 -6.8 0Z",  # disc
     "M-3 -3H3V3H-3Z",  # square
@@ -34,8 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Series:
-    """A named line, with a band such as a 95 % interval around it if it has one; values that are not finite are left
-    out."""
+    """A named line, with an optional band such as a 95 % interval; values that are not finite are left out."""
 
     label: str
     points: Sequence[Point]
@@ -46,7 +48,7 @@ def figure(title: str, series: Sequence[Series], *, note: str = "", **axes: Any)
     """A titled card with the series' `line_chart`, which takes `axes`, and its legend.
 
     Args:
-        note: what is shown, in small print under the title.
+        note: small print under the title: what is shown.
     """
     svg = line_chart(series, title=title, **axes)
     return Markup('<figure class="card"><h3>{}</h3><div class="note">{}</div>{}{}</figure>').format(
@@ -63,14 +65,14 @@ def line_chart(
     percent: bool = False,
     smooth: bool = True,
 ) -> Markup:
-    """An SVG of the series, each with a colour, dash and marker of its own.
+    """An SVG of the series, each with its own colour, dash and marker.
 
     Args:
-        series: at least one of them with a finite point.
+        series: at least one with a finite point.
         title: for screen readers.
         x_title, y_title: the axes' titles, with units.
         percent: label the vertical axis in per cent; values are fractions of 1.
-        smooth: draw the running mean, and the values as they are pale beneath it; else the values.
+        smooth: draw the running mean, with the pale values beneath it; else the values.
     """
     shown = [Series(one.label, thin(_finite(one.points), MAX_POINTS), _finite(one.band)) for one in series]
     xs = [x for one in shown for x, _ in one.points] + [row[0] for one in shown for row in one.band]
@@ -151,9 +153,9 @@ def interval_chart(
 
 
 def legend(labels: Sequence[str | None]) -> Markup:
-    """The labels with their line styles; nothing for a single one, which the title names.
+    """The labels with their line styles; nothing for a single label, which the title names.
 
-    labels: in the order of the styles; None for a style that has no line here.
+    labels: in the order of the styles; None for a style without a line here.
     """
     if len(labels) < 2:
         return Markup()
@@ -171,8 +173,10 @@ def legend(labels: Sequence[str | None]) -> Markup:
 
 
 def nice_ticks(low: float, high: float, count: int, *, least_step: float = 0.0) -> list[float]:
-    """About `count` round numbers around [low, high]: 1, 2, 2.5 or 5 times a power of ten apart, and a multiple of
-    `least_step`, where there is one."""
+    """About `count` round numbers around [low, high]: steps of 1, 2, 2.5 or 5 times a power of ten.
+
+    With `least_step` the step is a multiple of it.
+    """
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
         low, high = (low - abs(low) / 10, high + abs(high) / 10) if low else (0.0, 1.0)
     rough = max((high - low) / count, least_step)
@@ -187,7 +191,7 @@ def nice_ticks(low: float, high: float, count: int, *, least_step: float = 0.0) 
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
-    """Each point's mean with its neighbours within a twentieth of the points to either side."""
+    """Each point's mean with its neighbours, up to a twentieth of the points on either side."""
     reach = max(1, len(points) // 20)
     return [
         (x, math.fsum(y for _, y in window) / len(window))
@@ -197,7 +201,7 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
 
 
 def thin(points: Sequence[T], most: int) -> list[T]:
-    """At most `most` (two or more) of the points, evenly spaced, the first and the last among them."""
+    """At most `most` (two or more) evenly spaced points, including the first and the last."""
     if len(points) <= most:
         return list(points)
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
@@ -231,7 +235,7 @@ def _marker(number: int, x: float, y: float) -> str:
 
 
 def _marked(line: Sequence[Point], number: int, count: int) -> list[Point]:
-    """Where a line's markers lie: every point of a short one, else a few, shifted from series to series."""
+    """Places of a line's markers: every point of a short line, else a few, shifted from series to series."""
     if len(line) <= 2 * MARKS:
         return list(line)
     gap = len(line) / MARKS

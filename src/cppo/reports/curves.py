@@ -35,9 +35,9 @@ CHARTS = (
     ),
     Chart(
         "Perception loss (CPL)",
-        "mean over the selected tokens, before its weight. CPPO's is softplus((d+ \u2212 d\u2212) / temperature), "
-        "without unit or upper bound: 0.693 where I+ and I\u2212 change the answers alike, lower where I\u2212 changes "
-        "them more",
+        "mean over the selected tokens, before its weight. CPPO's is softplus((d+ \u2212 d\u2212) / "
+        "temperature), without unit or upper bound: 0.693 if I+ and I\u2212 change the answers equally, "
+        "lower if I\u2212 changes them more",
         "CPL",
         {"perception/cpl": "CPL"},
     ),
@@ -65,9 +65,9 @@ CHARTS = (
     ),
     Chart(
         "Selection and gate",
-        "share of tokens that are perception tokens, share of rollouts let through",
+        "share of tokens that are perception tokens, share of rollouts that pass the gate",
         "share",
-        {"perception/selected_fraction": "tokens selected", "perception/gated_fraction": "rollouts let through"},
+        {"perception/selected_fraction": "tokens selected", "perception/gated_fraction": "rollouts that pass the gate"},
         percent=True,
     ),
     Chart("Policy entropy", "mean over all response tokens", "entropy (nats)", {"entropy": "entropy"}),
@@ -80,7 +80,7 @@ CHARTS = (
     ),
     Chart(
         "Groups and lengths",
-        "groups whose rewards are all equal teach nothing; responses at the limit are cut off",
+        "groups with equal rewards teach nothing; responses at the limit are cut off",
         "share",
         {"frac_reward_zero_std": "groups of equal rewards", "completions/clipped_ratio": "responses at the limit"},
         percent=True,
@@ -97,7 +97,7 @@ CHARTS = (
     ),
     Chart(
         "Time of a step",
-        "by phase; scoring is the forward passes, update all the rest",
+        "by phase; scoring is the forward passes, update is the rest",
         "time (s)",
         {f"time/{phase}": phase for phase in ("rollout", "reward", "views", "scoring", "update")},
     ),
@@ -111,13 +111,13 @@ CHARTS = (
 
 
 def reward_label(metric: str) -> str:
-    """The name of the reward whose mean a metric is, without its ending `_reward`; empty for any other metric."""
+    """The name of the reward with this mean as its metric, without `_reward`; empty for any other metric."""
     parts = metric.removeprefix("eval_").split("/")
     return parts[1].removesuffix("_reward") if parts[0] == "rewards" and parts[2:] == ["mean"] else ""
 
 
 def charts_of(runs: Sequence[RunData]) -> list[Chart]:
-    """`CHARTS`, and after the standard rewards those that the runs have beside them."""
+    """`CHARTS`, with the runs' other rewards after the standard ones."""
     shown = {metric for chart in CHARTS for metric in chart.metrics}
     logged = dict.fromkeys(metric for run in runs for row in run.metrics for metric in row if reward_label(metric))
     others = [metric for metric in logged if metric not in shown]
@@ -130,7 +130,7 @@ def charts_of(runs: Sequence[RunData]) -> list[Chart]:
 
 
 def run_figures(run: RunData) -> list[Markup]:
-    """A run's charts, of what it logged."""
+    """Charts of a run's logged metrics."""
     figures = [held_out_figure([run])] if run.probes else []
     for chart in charts_of([run]):
         series = [Series(label, points) for metric, label in chart.metrics.items() if (points := run.series(metric))]
@@ -140,7 +140,7 @@ def run_figures(run: RunData) -> list[Markup]:
 
 
 def comparison_figures(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]:
-    """One chart a metric, one line per run; at most `STYLES` runs, which is how many lines can be told apart.
+    """One chart a metric, one line per run; at most `STYLES` runs, the number of distinct line styles.
 
     Args:
         names: of the runs, all different.
@@ -150,7 +150,7 @@ def comparison_figures(runs: Sequence[RunData], names: Sequence[str]) -> list[Ma
     for chart in charts_of(runs):
         for metric, label in chart.metrics.items():
             found = [(name, run.series(metric)) for run, name in zip(runs, names, strict=True)]
-            # A run without the metric keeps its place, and with it its style.
+            # A run without the metric keeps its place, and so its style.
             if any(points for _, points in found):
                 title = chart.title if len(chart.metrics) == 1 else f"{chart.title}: {label}"
                 series = [Series(name, points) for name, points in found]

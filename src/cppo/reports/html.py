@@ -35,10 +35,10 @@ def write_report(run_dir: str | os.PathLike[str], *, refresh: int | None = None)
 
 
 def render_report(run: RunData, *, refresh: int | None = None) -> str:
-    """The report as HTML. Everything that comes from the run is escaped: model text is not to be trusted.
+    """The report as HTML. Everything from the run is escaped, since model text is not trusted.
 
     Args:
-        refresh: the run goes on, and the page is to load itself again every so many seconds.
+        refresh: seconds after which the page of a run in progress reloads.
     """
     examples = [example(sample) for sample in reversed(run.samples)]
     return render_page(

@@ -18,17 +18,16 @@ IMAGE_SIDE = 200
 """Longest side in pixels of a picture; 200 items with three pictures each must stay under 10 MB."""
 
 NO_TRUTH = (
-    "no response token is known to be read off the image; the columns `response` and `perception_spans` mark the words "
-    "that are"
+    "no response token is marked as read from the image; the columns `response` and `perception_spans` mark such words"
 )
 """Why there is no table of detectors."""
 
 
 def json_item(item: InspectedItem, score: str) -> dict[str, Any]:
-    """An item as JSON values: `tokens` of its first response, the others whole under `responses`.
+    """An item as JSON values: `tokens` of its first response, the other responses complete under `responses`.
 
     Args:
-        score: the dependency score that `score` and `selected` stand for; the others are under `scores`.
+        score: the dependency score of `score` and `selected`; the others are under `scores`.
     """
     first, *others = item.responses
     return {
@@ -71,7 +70,7 @@ def _json_token(token: InspectedToken, score: str) -> dict[str, Any]:
 
 
 def detector_table(items: Sequence[InspectedItem]) -> dict[str, DetectorQuality]:
-    """Quality of every score over all tokens whose truth is known; empty where none is."""
+    """Quality of every score over all tokens with known truth; empty if there are none."""
     tokens = [
         token
         for item in items
@@ -91,7 +90,7 @@ def detector_table(items: Sequence[InspectedItem]) -> dict[str, DetectorQuality]
 
 
 def sampling_text(asked: InspectOptions) -> str:
-    """How the responses were drawn, beside how `cppo eval` draws them."""
+    """How the responses were drawn, compared with `cppo eval`."""
     if asked.samples == 1:
         return "1 an item, greedy, as in `cppo eval`"
     drawn = f"{asked.samples} an item, sampled at temperature {asked.temperature:g}"
@@ -99,7 +98,7 @@ def sampling_text(asked: InspectOptions) -> str:
 
 
 def render_inspection(items: Sequence[InspectedItem], *, model: str, data: str, score: str) -> str:
-    """The page; it opens with `score`. Texts of model and data reach it as JSON that a script writes as text alone."""
+    """The page; it opens with `score`. A script writes the texts of model and data, from JSON, as plain text."""
     texts: dict[str, int] = {}
     content = {
         "scores": list(dict.fromkeys((*DEPENDENCY_SCORES, score))),
@@ -163,6 +162,6 @@ def _page_token(token: InspectedToken, texts: dict[str, int]) -> list[Any]:
 
 
 def _json_in_html(value: Any) -> Markup:
-    """JSON for a `<script type="application/json">`: no text of it can end the element."""
+    """JSON for a `<script type="application/json">`: no text in it can end the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,4 +1,4 @@
-"""Methods side by side: blocks, extra passes and models of each, as its options give them."""
+"""Methods side by side: blocks, extra passes and models of each, from its options."""
 
 import inspect
 import textwrap
@@ -29,11 +29,11 @@ COLUMNS = (
     "status",
 )
 FIRST = ("method", "paper", "status")
-"""Columns that a terminal shows in the first line of a method."""
+"""Columns in the first line of a method on a terminal."""
 
 
 def method_row(method: Method) -> dict[str, str]:
-    """One line of the table, by `COLUMNS`; "-" where there is nothing."""
+    """One line of the table, by `COLUMNS`; "-" for an empty cell."""
     options = _options(method)
     sink, selector = options.perception_sink, options.perception_selector
     scores = sink in SHAPINGS or (sink in TERMS and selector != "all")
@@ -94,7 +94,7 @@ def extra_passes(method: Method) -> dict[str, str]:
 
 
 def as_markdown(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
-    """A Markdown table, the first column in code type."""
+    """A Markdown table with the first column as code."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         first, *rest = (row[column] for column in columns)
@@ -113,7 +113,7 @@ def as_text(rows: Sequence[Mapping[str, str]], width: int = 100) -> str:
 
 
 def _options(method: Method) -> Any:
-    """All options that the method leaves or sets: own ones, and those of TRL's that matter here."""
+    """All options of the method, set or default: our own, and TRL's that matter here."""
     return SimpleNamespace(**{"beta": 0.0, **schema("train").defaults, **method.options})
 
 
@@ -122,7 +122,7 @@ def _reward(spec: str) -> Any:
 
 
 def _views(options: Any) -> str:
-    """Families of each view that is scored, and of the images that rollouts are made from."""
+    """Families of each scored view, and of the images for rollouts."""
     families = {"removing": options.removing_views, "preserving": options.preserving_views}
     scored = scored_views(options) if options.perception_sink != "none" else ()
     told = [f"{SIGNS[view]} {', '.join(families[view])}" for view in scored]
@@ -132,7 +132,7 @@ def _views(options: Any) -> str:
 
 
 def _models(method: Method, options: Any) -> Iterator[str]:
-    """Models beside the policy. A judge is taken where a reward has the option `judge`, which may be left out."""
+    """Models beside the policy, with a judge if a reward has the option `judge`, which may be left out."""
     if options.beta:
         yield "reference"
     for spec in map(parse_reward, method.rewards):

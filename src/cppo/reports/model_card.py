@@ -1,7 +1,7 @@
-"""The model card, README.md beside the weights: data, method, recipe, metrics, and how to load and evaluate the model.
+"""The model card, README.md beside the weights: data, method, recipe, metrics, how to load and evaluate the model.
 
-Names of models, data and options come from users and land in YAML, Markdown and Python: each is written as that
-language's own literal, and absolute paths shrink to their last part.
+Names of models, data and options come from users and appear in YAML, Markdown and Python: each is written as that
+language's own literal, and absolute paths are shortened to their last part.
 """
 
 import json
@@ -22,7 +22,7 @@ from cppo.methods import get_method
 
 TAGS = ("cppo", "trl", "grpo", "reinforcement-learning", "vision-language")
 TRAINING_METRICS = ("reward", "rewards/accuracy_reward/mean", "rewards/format_reward/mean", "perception/cpl")
-"""What the card tells of the last logged step."""
+"""Metrics of the last logged step on the card."""
 CITATION = """@article{cppo2026,
   title   = {CPPO: Contrastive Perception for Vision Language Policy Optimization},
   journal = {arXiv preprint arXiv:2601.00501},
@@ -42,18 +42,18 @@ _ABSOLUTE = re.compile(r"(/|~|[A-Za-z]:[\\/])")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model and what its trainer knows of it.
+    """A model, with its trainer's facts.
 
     Attributes:
-        base: what it was trained from: "micro", a name on the hub or the name of a folder.
+        base: the model that training started from: "micro", a name on the hub or the name of a folder.
         is_adapter: whether it is a PEFT adapter of `base`.
         steps: optimizer steps done.
         log_history: the trainer's, a mapping for each logged step.
-        train_rows: number of rows trained on; None for a stream.
+        train_rows: number of training rows; None for a stream.
         method, loss_type, max_completion_length: as in `CPPOConfig`.
         changed_options: fields of the configuration that are not the defaults.
-        citation: BibTeX of the trainer's own paper, where `method` is one of its methods.
-        versions: of each package that the figures depend on.
+        citation: BibTeX of the trainer's own paper, if `method` is one of its methods.
+        versions: of each package that the numbers depend on.
         fallbacks: what was done in a slower or coarser way, one line each.
     """
 
@@ -73,12 +73,12 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run from a recipe knows beyond its trainer; without it the card tells what the trainer knows.
+    """Facts of a run from a recipe, beyond its trainer's.
 
     Attributes:
         recipe: the resolved options (`cppo.recipes.resolved_options`).
-        rows: to train on; `skipped_rows` could not be used, `other_images_rows` had another number of images than was
-            asked for, `long_rows` too many prompt tokens.
+        rows: number of training rows. `skipped_rows` were unusable, `other_images_rows` had another number of images
+            than requested, `long_rows` too many prompt tokens.
         summary: the contents of `summary.json`, once the run has finished.
     """
 
@@ -98,16 +98,16 @@ class RunFacts:
 def model_card(
     model: TrainedModel, facts: RunFacts | None, name: str, datasets: Sequence[str], tags: Sequence[str]
 ) -> str:
-    """The card of a model, front matter included.
+    """The card of a model, with its front matter.
 
     Args:
         name: of the model, for the title.
-        datasets: their names on the hub, for the front matter, beside those among the run's SPECs.
+        datasets: names on the hub for the front matter, beside those among the run's SPECs.
     """
     specs = facts.specs("data") if facts else []
     on_hub = [*datasets, *(found for spec in specs if (found := hub_dataset(spec)))]
     front = ModelCardData(
-        # The micro VLM is part of this package; of other models the licence is not known here.
+        # The micro VLM is part of this package; the licences of other models are not known here.
         license="apache-2.0" if model.base == "micro" else None,
         library_name="peft" if model.is_adapter else "transformers",
         pipeline_tag="image-text-to-text",
@@ -131,7 +131,7 @@ def model_card(
 
 
 def portable(value: Any) -> Any:
-    """`value` with absolute paths, which say something about a machine, shortened to their last part."""
+    """`value` with absolute paths shortened to their last part, since they reveal facts about a machine."""
     if isinstance(value, str) and _ABSOLUTE.match(value):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     if isinstance(value, Mapping):
@@ -201,7 +201,7 @@ def _snippet(model: TrainedModel, facts: RunFacts | None) -> str:
         [
             *imports,
             "",
-            'folder = "."  # where this file lies, or the name on the hub',
+            'folder = "."  # the folder of this file, or the name on the hub',
             "processor = AutoProcessor.from_pretrained(folder)",
             *load,
             'image = Image.open("image.png").convert("RGB")',
@@ -225,7 +225,7 @@ def _evaluation(facts: RunFacts | None) -> str:
     if columns := facts.recipe.get("columns") if facts else None:
         # JSON is YAML too, on one line.
         command += ["--columns", columns if isinstance(columns, str) else json.dumps(columns)]
-    return "Accuracy with an interval, with and without looking (here, in the folder of this file):\n\n" + _fenced(
+    return "Accuracy with an interval, with and without the image (here, in the folder of this file):\n\n" + _fenced(
         shlex.join(command), "sh"
     )
 
@@ -233,17 +233,17 @@ def _evaluation(facts: RunFacts | None) -> str:
 def _data(model: TrainedModel, facts: RunFacts | None) -> str:
     if facts is None:
         rows = "A stream of rows" if model.train_rows is None else f"{model.train_rows:,} rows"
-        return f"{rows}; the trainer was not told where they come from."
+        return f"{rows}; the trainer does not know their source."
     lines = [f"- trained on: {_code(portable(spec))}" for spec in facts.specs("data")]
     lines += [f"- held out: {_code(portable(spec))}" for spec in facts.specs("eval_data")]
-    counts = f"{facts.rows:,} rows to train on; {facts.skipped_rows:,} that could not be used were skipped"
+    counts = f"{facts.rows:,} rows to train on; {facts.skipped_rows:,} unusable rows were skipped"
     images = f", {facts.other_images_rows:,} left out for their number of images" if facts.other_images_rows else ""
     return "\n".join([*lines, f"- {counts}{images}, {facts.long_rows:,} left out as too long"])
 
 
 def _method(model: TrainedModel) -> str:
     described = get_method(model.method).text.replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")
-    # These texts are ours: mark-up in them is meant.
+    # These texts are ours: their mark-up is meant.
     parts = [f"`{model.method}`, with TRL's loss `{model.loss_type}`. {described}"]
     papers = list(dict.fromkeys(_ARXIV.findall(described)))
     if model.citation is not None:
@@ -268,14 +268,14 @@ def _recipe(model: TrainedModel, facts: RunFacts | None) -> str:
 
 
 def base_name(source: str) -> str:
-    """What a model was trained from, in words: `micro`, a name on the hub, or the name of a folder."""
+    """The model that training started from, in words: `micro`, a name on the hub, or the name of a folder."""
     if Path(source) == MICRO_DIR:
         return "micro"
     return Path(source).name if Path(source).exists() else portable(source)
 
 
 def changed_options(config: Any) -> dict[str, Any]:
-    """The fields of a configuration that differ from their defaults, of those that YAML can hold."""
+    """The fields of a configuration that differ from their defaults, if YAML can hold them."""
     changed = {}
     for one in fields(config):
         value = getattr(config, one.name)
@@ -293,7 +293,7 @@ def _interval(ends: Sequence[float]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text as itself in Markdown: no mark-up, no HTML, one line."""
+    """Text in Markdown: no mark-up, no HTML, one line."""
     return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()), flags=re.ASCII)
 
 

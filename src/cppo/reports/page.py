@@ -1,4 +1,4 @@
-"""All pages: one style, self-contained, and nothing but our own templates is ever markup."""
+"""Shared style of all pages; they are self-contained, and only our own templates are markup."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import jinja2
 
 
 def render_page(template: str, **values: Any) -> str:
-    """A template of this folder as HTML. Every value is escaped: texts of models and data are not to be trusted."""
+    """A template of this folder as HTML. Every value is escaped: texts of models and data are not trusted."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Reads a run directory back."""
+"""Read a run directory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from cppo.recipes import RunDirectory
 
 @dataclass(frozen=True)
 class RunData:
-    """A run's resolved recipe, metrics, example responses and probes (one mapping a line), how far it is, and its
-    summary ({} while it runs)."""
+    """A run's resolved recipe, metrics, example responses and probes (one mapping a line), progress, and summary ({}
+    while it runs)."""
 
     name: str
     config: Mapping[str, Any]
@@ -27,22 +27,22 @@ class RunData:
 
     @property
     def last_step(self) -> int:
-        """The latest step that was logged; 0 if none was."""
+        """The latest logged step; 0 if there is none."""
         return int(max((row.get("step", 0) for row in self.metrics), default=0))
 
     @property
     def seconds(self) -> float | None:
-        """How long the run took, or has trained so far, since it was started or resumed."""
+        """Duration of the run, or of its training since it started or resumed."""
         return self.summary.get("seconds", self.progress.get("seconds"))
 
     @property
     def resumed_at(self) -> int:
-        """The step from which the run was last resumed; 0 if it never was."""
+        """The step from which the run last resumed; 0 if it never did."""
         return int(self.progress.get("from_step", 0))
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the steps to come will take at the mean pace so far; None where nothing tells, or all is done."""
+        """Time for the remaining steps at the mean pace so far; None if unknown, or all are done."""
         done = self.progress.get("step", 0) - self.resumed_at
         if self.summary or done <= 0:
             return None
@@ -50,7 +50,7 @@ class RunData:
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the packages that the run's figures depend on."""
+        """Versions of the packages that the run's numbers depend on."""
         return self.summary.get("versions") or self.progress.get("versions") or {}
 
     @property
@@ -59,7 +59,7 @@ class RunData:
         return self.summary.get("fallbacks") or self.progress.get("fallbacks") or ()
 
     def series(self, metric: str) -> list[tuple[float, float]]:
-        """(step, value) wherever the metric was logged as a number; the later line of a step counts."""
+        """(step, value) for each step with the metric as a number; the later line of a step counts."""
         points = {}
         for row in self.metrics:
             value = row.get(metric)
@@ -71,7 +71,7 @@ class RunData:
 def read_run(path: str | Path) -> RunData:
     """Read the run directory `path`; a line that a stop cut off is left out.
 
-    Raises UserError where it is no run directory, or one of its files cannot be read.
+    Raises UserError if it is no run directory, or one of its files cannot be read.
     """
     files = RunDirectory(path)
     if not files.config.is_file():

@@ -1,4 +1,4 @@
-"""Several runs on one page: final figures, what their recipes differ in, and their curves overlaid."""
+"""Several runs on one page: final numbers, differing options, and overlaid curves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from cppo.reports.run_data import RunData
 from cppo.reports.signs import run_warnings
 
 FINAL_SHARE = 10
-"""The last tenth of the logged steps is averaged for the figures of a run's end."""
+"""Share of the last logged steps that is averaged for a run's final numbers."""
 NOT_DIFFERENCES = ("output_dir",)
 # label, metric, unit ("%": a fraction of 1)
 ENDS = (
@@ -49,7 +49,7 @@ def distinct_names(runs: Sequence[RunData]) -> list[str]:
 
 
 def final_figures(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
-    """Label and one text a run; a figure that no run has is left out."""
+    """Label and one text a run; a row that no run has is left out."""
     rows = [
         ("state", ["finished" if run.summary else "not finished" for run in runs]),
         ("steps", [f"{run.last_step:,}" for run in runs]),
@@ -65,7 +65,7 @@ def final_figures(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
 
 
 def differing_options(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
-    """The options whose values differ between the recipes, and each run's; an option that a run lacks is empty."""
+    """The options with different values in the recipes, and each run's value; empty if a run lacks an option."""
     return _table([{**run.config, **dict.fromkeys(NOT_DIFFERENCES)} for run in runs], only_different=True)
 
 

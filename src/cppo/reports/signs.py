@@ -1,4 +1,4 @@
-"""What a run's figures warn of. Each warning is a pure function of the run, and says its numbers."""
+"""Warnings from a run's metrics. Each is a pure function of the run, and names its numbers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,21 +10,21 @@ from cppo.reports.charts import Point
 from cppo.reports.run_data import RunData
 
 LEAST_STEPS = 10
-"""Logged steps below which trends say nothing."""
+"""Number of logged steps below which trends mean nothing."""
 FALL = 0.3
-"""A reward or accuracy that fell by more of its best running mean has collapsed, if by more than chance explains."""
+"""A relative fall below the best running mean of reward or accuracy is a collapse, unless chance explains it."""
 CHANCE = 4.5
 """Standard errors of a difference of means that count as chance: the best of many windows is high by chance alone."""
 LOW_ENTROPY = 0.005
-"""Nats of policy entropy below which nearly every rollout of a prompt is the same."""
+"""Policy entropy in nats below which nearly all rollouts of a prompt are the same."""
 FAR_OUT = 10.0
-"""A mean `perception/cpl` above this says that I+ changes the answers far more than I-; without contrast it is ln 2."""
+"""Above this mean `perception/cpl`, I+ changes the answers far more than I-; it is ln 2 without contrast."""
 PUBLISHED_TEMPERATURE = 0.1
 EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
 
 
 def run_warnings(run: RunData) -> list[str]:
-    """What the run goes without, and what its figures warn of, one sentence or two each; empty where nothing does."""
+    """Fallbacks of the run, and warnings from its metrics, one or two sentences each; empty if there are none."""
     signs: tuple[Callable[[RunData], str | None], ...] = (
         not_finite,
         without_form,
@@ -40,7 +40,7 @@ def run_warnings(run: RunData) -> list[str]:
 
 
 def not_finite(run: RunData) -> str | None:
-    """Steps whose loss or gradient was NaN or infinite, which the metrics hold as null."""
+    """Steps with a NaN or infinite loss or gradient, which the metrics hold as null."""
     steps = [
         row.get("step") for row in run.metrics if any(row.get(name, 0.0) is None for name in ("loss", "grad_norm"))
     ]
@@ -62,7 +62,7 @@ def without_form(run: RunData) -> str | None:
 
 
 def collapse(run: RunData) -> str | None:
-    """Accuracy, or where there is none the reward, lies far below its own best."""
+    """Accuracy, or without it the reward, is far below its own best."""
     for metric, name in (("rewards/accuracy_reward/mean", "accuracy"), ("reward", "reward")):
         points = run.series(metric)
         if len(points) < LEAST_STEPS:
@@ -83,7 +83,7 @@ def collapse(run: RunData) -> str | None:
 
 
 def low_entropy(run: RunData) -> str | None:
-    """The policy hardly samples anything but one response."""
+    """The policy samples nearly always the same response."""
     points = run.series("entropy")
     if len(points) < LEAST_STEPS or (value := _mean(_latest(points))) >= LOW_ENTROPY:
         return None
@@ -95,18 +95,19 @@ def low_entropy(run: RunData) -> str | None:
 
 
 def equal_groups(run: RunData) -> str | None:
-    """Most groups have equal rewards, and with them no advantage."""
+    """Most groups have equal rewards, and so no advantage."""
     points = _latest(run.series("frac_reward_zero_std"))
     if not points or (share := _mean(points)) <= EQUAL_GROUPS:
         return None
     return (
-        f"Of the latest {len(points)} logged steps' groups {share:.0%} have equal rewards and teach nothing: the data "
-        "is too easy or too hard for the model. Mix other rows, or raise num_generations or temperature."
+        f"{share:.0%} of the groups in the latest {len(points)} logged steps have equal rewards and teach "
+        "nothing: the data is too easy or too hard for the model. Mix other rows, or raise num_generations "
+        "or temperature."
     )
 
 
 def nothing_selected(run: RunData) -> str | None:
-    """Steps in which the perception loss had no token to work on."""
+    """Steps in which no token was selected for the perception loss."""
     gated = run.series("perception/gated_fraction")
     if not gated:
         return None
@@ -116,31 +117,31 @@ def nothing_selected(run: RunData) -> str | None:
         return None
     closed = sum(share == 0 for _, share in gated)
     return (
-        f"In {len(idle)} of {len(gated)} logged steps no perception token was selected ({closed} of them let no "
-        "rollout through the gate): the perception loss did nothing there. Look at the views (`cppo views`), "
-        "or choose another perception_gate or perception_score."
+        f"In {len(idle)} of {len(gated)} logged steps no perception token was selected ({closed} of them let "
+        "no rollout through the gate): the perception loss did nothing there. Check the views (`cppo "
+        "views`), or choose another perception_gate or perception_score."
     )
 
 
 def lengths_at_limit(run: RunData) -> str | None:
-    """Responses are cut off by the limit of their length."""
+    """Responses reach the limit of their length and are cut off."""
     points = _latest(run.series("completions/clipped_ratio"))
     if not points or (share := _mean(points)) <= AT_LIMIT:
         return None
     limit = run.config.get("max_completion_length")
     now = "" if limit is None else f" (now {limit})"
     return (
-        f"Of the latest {len(points)} logged steps' responses {share:.0%} reach the limit of their length and are cut "
-        f"off before they end: raise max_completion_length{now}, or reward shorter responses."
+        f"{share:.0%} of the responses in the latest {len(points)} logged steps reach the limit of their "
+        f"length and are cut off: raise max_completion_length{now}, or reward shorter responses."
     )
 
 
 def equal_rewards(rows: Sequence[Mapping[str, Any]], steps: int) -> str | None:
-    """The warning of rewards that never differed within a group, or of one that no rollout earned.
+    """The warning for rewards that never differed within a group, or that no rollout earned.
 
     Args:
         rows: the metrics of the first logged steps.
-        steps: how many optimizer steps they cover.
+        steps: number of optimizer steps in them.
     """
     means = [name for name in rows[0] if name.startswith("rewards/") and name.endswith("/mean")]
     never = [
@@ -165,21 +166,21 @@ def equal_rewards(rows: Sequence[Mapping[str, Any]], steps: int) -> str | None:
 
 
 def far_out(rows: Sequence[Mapping[str, Any]], temperature: float) -> str | None:
-    """The warning of a contrast `softplus((d+ - d-) / temperature)` that is far above ln 2, which no contrast gives."""
+    """The warning for a contrast `softplus((d+ - d-) / temperature)` far above ln 2, its value without contrast."""
     logged = [row.get("perception/cpl") for row in rows]
     values = [value for value in logged if value is not None and math.isfinite(value)]
     if not values or (cpl := fmean(values)) <= FAR_OUT:
         return None
     return (
-        f"the CPL is {cpl:.1f} on average in the latest steps (0.693 where I+ and I- change the answers alike, lower "
-        f"is better): I+ changes the selected tokens by about {cpl * temperature:.1f} nats more than I-, at "
-        f"perception_temperature {temperature:g}. Look at both with `cppo views --data DATA --model MODEL`, and take "
-        "a milder I+ (preserving_views and its strengths) or a stronger I-"
+        f"the CPL is {cpl:.1f} on average in the latest steps (0.693 if I+ and I- change the answers equally, "
+        f"lower is better): I+ changes the selected tokens by about {cpl * temperature:.1f} nats more than "
+        f"I-, at perception_temperature {temperature:g}. Check both with `cppo views --data DATA --model "
+        "MODEL`, and use a milder I+ (preserving_views and its strengths) or a stronger I-"
     )
 
 
 def high_contrast(run: RunData) -> str | None:
-    """The latest CPL is far out: I+ changes the answers far more than I-."""
+    """The latest CPL is very high: I+ changes the answers far more than I-."""
     latest = run.metrics[-max(LEAST_STEPS // 2, len(run.metrics) // 10) :]
     if run.config.get("perception_sink", "contrast") != "contrast":
         return None
@@ -197,5 +198,5 @@ def _mean(points: Sequence[Point]) -> float:
 
 
 def _noise(points: Sequence[Point]) -> float:
-    """Standard deviation of a value about its trend, from the differences of neighbours."""
+    """Standard deviation of a value around its trend, from the differences of neighbours."""
     return math.sqrt(math.fsum((after - before) ** 2 for (_, before), (_, after) in pairwise(points)) / 2 / len(points))

@@ -1,4 +1,4 @@
-"""Responses as the pages show them: tokens shaded by their dependency scores, images that are images."""
+"""Responses on the pages: tokens shaded by their dependency scores, with safe images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,11 @@ IMAGE_URIS = ("data:image/png;base64,", "data:image/jpeg;base64,")
 
 @dataclass(frozen=True)
 class Token:
-    """One response token: `strength` in [0, 1] is its score relative to the best shown beside it, 0 if not selected;
-    `true` tells whether the data knows it to be read off the image. `score` is None where none was taken."""
+    """One response token.
+
+    `strength` in [0, 1] is its score relative to the best score beside it, 0 if not selected. `true` is whether the
+    data mark it as read from the image. `score` is None if there is none.
+    """
 
     text: str
     selected: bool
@@ -45,7 +48,7 @@ def shaded(
 
 
 def safe_images(uris: Sequence[Any]) -> list[str]:
-    """The data URIs of pictures among them; nothing else may become an `src`."""
+    """The data URIs of pictures among them; nothing else may become a `src`."""
     return [uri for uri in uris if isinstance(uri, str) and uri.startswith(IMAGE_URIS)]
 
 
@@ -59,7 +62,7 @@ def example(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def probed_items(run: RunData, columns: int) -> list[ProbedItem]:
-    """The items that the run's probes show, each at up to `columns` steps: the first, the last and some between."""
+    """The items of the run's probes, each at up to `columns` steps: the first, the last and some between."""
     by_id: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for probe in run.probes:
         for item in probe["items"]:

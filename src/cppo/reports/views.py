@@ -21,7 +21,7 @@ CELL = 200
 """Side in pixels of a picture in the grid; smaller ones are enlarged by whole factors."""
 MARGIN, LINE = 10, 16
 LINE_CHARS = 30
-"""That fit below a picture of the grid."""
+"""Characters that fit below a picture of the grid."""
 SHOWN_CHARS = 60
 HALF = 0.5
 """The share of unchanged answers above which I- leaves too much, and below which I+ keeps too little."""
@@ -30,8 +30,10 @@ NO_BREAK = "\u00a0"
 
 @dataclass(frozen=True)
 class ShownView:
-    """A row's images under one draw of a family (None: as they are), and what the model answered, if it was asked;
-    `same` is whether that is its answer to the images as they are."""
+    """A row's images under one draw of a family (None: unchanged), and the model's answer, if it was asked.
+
+    `same` is whether it equals the answer to the unchanged images.
+    """
 
     family: str | None
     parameters: str
@@ -42,7 +44,7 @@ class ShownView:
 
     @property
     def kind(self) -> str:
-        """What the family is for."""
+        """The family's purpose."""
         if self.family is None:
             return "image"
         if self.family in EVERY_PRESERVING:
@@ -57,7 +59,7 @@ class ShownView:
 
 @dataclass(frozen=True)
 class ShownItem:
-    """A row, as it is and under its views."""
+    """A row, unchanged and under its views."""
 
     id: str
     question: str
@@ -76,7 +78,7 @@ class ShownItem:
 
 @dataclass(frozen=True)
 class FamilySummary:
-    """A family over all items and draws: share of answers that stay the same, accuracy and its paired change."""
+    """A family over all items and draws: share of unchanged answers, accuracy and its paired change."""
 
     family: str
     kind: str
@@ -115,7 +117,7 @@ def shown_item(
 
 
 def unchanged(item: "ItemResult", before: "ItemResult") -> bool:
-    """Whether an answer stays the same: by `same_answers`, or, of a response that boxes none, word for word."""
+    """Whether an answer stays the same: by `same_answers`, or word for word without a box."""
     if extract_answer(before.responses[0]) is None:
         return item.responses[0].split() == before.responses[0].split()
     from cppo.evaluation import same_answers
@@ -124,7 +126,7 @@ def unchanged(item: "ItemResult", before: "ItemResult") -> bool:
 
 
 def given_answer(response: str) -> str:
-    r"""The boxed answer of a response, or its end where there is none; at most 60 characters."""
+    r"""The boxed answer of a response, or its end without a box; at most 60 characters."""
     answer = extract_answer(response)
     if answer is None:
         text = " ".join(response.split())
@@ -141,7 +143,7 @@ def parameter_text(view: View) -> str:
 
 
 def summarize_families(items: Sequence[ShownItem], seed: int) -> list[FamilySummary]:
-    """Each family over all items; nothing if no model answered. An item counts with the mean of its draws."""
+    """Each family over all items; empty without a model's answers. An item counts with the mean of its draws."""
     if not items or items[0].original.answer is None:
         return []
     from cppo.evaluation import paired_bootstrap
@@ -166,21 +168,22 @@ def summarize_families(items: Sequence[ShownItem], seed: int) -> list[FamilySumm
 
 
 def clean_accuracy(items: Sequence[ShownItem]) -> float | None:
-    """The accuracy on the images as they are, a fraction; None where no model answered, or no right answer is known."""
+    """The accuracy on the unchanged images, a fraction; None without a model's answers or known right answers."""
     answered = [item.original.correct for item in items if item.original.correct is not None]
     return sum(answered) / len(answered) if answered else None
 
 
 def view_remarks(summaries: Sequence[FamilySummary]) -> list[str]:
-    """Which families do not do what they are for, with what to do about it: one line each for I- and I+."""
+    """Families that miss their purpose, with a remedy: one line each for I- and I+."""
     kept = [row.family for row in summaries if row.kind == "I\u2212" and row.unchanged > HALF]
     lost = [row.family for row in summaries if row.kind == "I+" and row.unchanged < HALF]
     remarks = []
     if kept:
         remarks.append(
-            f"{', '.join(kept)} (I-): most answers stay the same, so the answer can still be seen, or is guessed "
-            "without looking (`cppo eval --blank` tells). Remove more: raise its strength (view_noise_rectangles, "
-            "view_noise_side, view_patch_probability; lower view_crop_side), or set other removing_views"
+            f"{', '.join(kept)} (I-): most answers stay the same, so the answer is still visible, or is "
+            "guessed without the image (`cppo eval --blank` tells). Remove more: raise its strength "
+            "(view_noise_rectangles, view_noise_side, view_patch_probability; lower view_crop_side), or set "
+            "other removing_views"
         )
     if lost:
         remarks.append(
@@ -192,7 +195,7 @@ def view_remarks(summaries: Sequence[FamilySummary]) -> list[str]:
 
 
 def render_views(items: Sequence[ShownItem], *, title: str, strengths: str, seed: int) -> str:
-    """One HTML page of all items and, where a model answered, what each family does to its answers."""
+    """One HTML page of all items and, if a model answered, how each family changes its answers."""
     summaries = summarize_families(items, seed)
     return render_page(
         "views.html.j2",
@@ -231,7 +234,7 @@ def draw_grid(item: ShownItem) -> Image.Image:
 
 
 def _label(view: ShownView, chars: int) -> list[str]:
-    """The lines below a picture of the grid: what was drawn, and what the model answers."""
+    """The lines below a picture of the grid: the drawn values, and the model's answer."""
     lines = [line.replace(NO_BREAK, " ") for line in wrap(view.parameters, chars)]
     if view.answer is not None:
         lines.append(f"answers {view.answer[: chars - 12]!r}")
