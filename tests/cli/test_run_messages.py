@@ -131,7 +131,7 @@ def test_a_resume_names_what_it_changes(told, tmp_path, capsys):
     assert line.count("->") == 2
     assert main([*again, "--max_steps", "9", "--method", "papo"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "of a run with method cppo; add --method cppo, or take its recipe with --config" in line
+    assert "of a run with method cppo; add --method cppo, or use its recipe with --config" in line
 
 
 @pytest.mark.parametrize(

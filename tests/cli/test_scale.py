@@ -87,7 +87,7 @@ def test_a_recipe_may_extend_another(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ({"a": "extends: b.yaml", "b": "extends: a.yaml"}, "extends itself, by way of a.yaml, b.yaml"),
+        ({"a": "extends: b.yaml", "b": "extends: a.yaml"}, "extends itself, through a.yaml, b.yaml"),
         ({"a": "extends: nothing"}, "recipe 'nothing': no such file"),
         ({"a": "extends: [micro]"}, "is neither the name of a recipe nor a file"),
     ],

@@ -1,4 +1,4 @@
-"""The model that comes with the package, the names of packaged models, and the models behind adapters."""
+"""The packaged model, the names of packaged models, and the base models of adapters."""
 
 from pathlib import Path
 
@@ -10,18 +10,18 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def resolve_model(name: str) -> str:
-    """The folder behind a packaged model's name; any other name (folder, hub id) is returned unchanged."""
+    """The folder of a packaged model; any other name (folder, hub id) is returned unchanged."""
     return str(MICRO_DIR) if name == "micro" else name
 
 
 def adapter_base(name: str) -> str | None:
-    """The name of the model that the adapter in the folder `name` belongs to; None where there is no adapter.
+    """The base model of the adapter in the folder `name`; None if it has no adapter.
 
-    A folder that holds a whole model as well is that model. A relative path counts from the working directory, else
-    from the adapter's folder or one above it, as when training started there.
+    A folder that also holds a complete model counts as that model. A relative path counts from the working directory,
+    else from the adapter's folder or one above it, as when training started there.
 
     Raises:
-        UserError: the adapter does not say, or names itself or another adapter.
+        UserError: the adapter does not name its base, or names itself or another adapter.
     """
     folder = Path(resolve_model(name))
     file = folder / ADAPTER_CONFIG
@@ -35,7 +35,7 @@ def adapter_base(name: str) -> str | None:
         raise UserError(f"model: {file} names no model: set its `base_model_name_or_path`")
     base = _found_from(folder, base)
     if (Path(base) / ADAPTER_CONFIG).is_file() and not (Path(base) / "config.json").is_file():
-        raise UserError(f"model: {file} names {base}, which is an adapter too: let it name a whole model")
+        raise UserError(f"model: {file} names {base}, which is an adapter too: name a complete model instead")
     return base
 
 

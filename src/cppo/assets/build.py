@@ -1,9 +1,9 @@
-"""Builds the untrained micro VLM: a Qwen2.5-VL of 1.4 million parameters with its own tokenizer and processor.
+"""Build the untrained micro VLM: a Qwen2.5-VL of 1.4 million parameters with its own tokenizer and processor.
 
     python -m cppo.assets.build OUTPUT_DIR [--seed 0]
 
-Everything is derived from the generated tasks' text and a seed; nothing is downloaded. Training it is `cppo sft`'s work
-(the recipes `micro-warmup` and `micro-sft`).
+Everything is derived from the generated tasks' text and a seed; nothing is downloaded. `cppo sft` trains it (recipes
+`micro-warmup` and `micro-sft`).
 """
 
 import argparse
@@ -39,8 +39,8 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# A digit is a token of its own (with the space before it, if any), so that no merge hides a number's digits; the
-# format's marks are whole tokens, which keeps responses short.
+# Each digit is one token (with the space before it, if any), so that no merge hides a number's digits. The format's
+# marks are single tokens, which keeps responses short.
 PRETOKENS = r" ?</?think>| ?\\boxed\{| ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
 
 CHAT_TEMPLATE = """\
@@ -70,8 +70,8 @@ CHAT_TEMPLATE = """\
 class MicroShape:
     """Sizes of the model: widths in units, image bounds in pixels (height times width), `vocab_size` in tokens.
 
-    The defaults are the embedded model's. At 64x64 pixels an image is 8x8 patches, hence 16 image tokens, and one
-    attention window covers it whole; every second vision layer attends across windows in larger images.
+    The defaults are the embedded model's. An image of 64x64 pixels has 8x8 patches and so 16 image tokens, all in one
+    attention window. In larger images every second vision layer attends across windows.
     """
 
     text_hidden: int = 128
@@ -92,7 +92,7 @@ class MicroShape:
 def task_words() -> list[str]:
     """The words of the generated tasks' prompts and responses, each once, with and without a space before it.
 
-    The tokenizer's merges are learned from them; how often a word occurs does not matter, so every one becomes a token.
+    The tokenizer learns its merges from them; frequency does not matter, so every word becomes a token.
     """
     words = {"user", "assistant", "system"}
     for name, ask, level in product(TASK_NAMES, ("name", "reason"), ("1", "2", "3")):
@@ -134,7 +134,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, shape: MicroShape) -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor over our tokenizer: a 64x64 image stays as it is, others are scaled into the bounds."""
+    """Qwen2.5-VL's processor with our tokenizer: a 64x64 image is unchanged, others are scaled into the bounds."""
     vision: dict[str, Any] = {
         "patch_size": shape.patch_size,
         "merge_size": 2,
@@ -202,7 +202,7 @@ def build_micro(
     """Write an untrained micro VLM (model, tokenizer, processor, chat template) to `output_dir` and return the path.
 
     `shape_overrides` are fields of `MicroShape`, for smaller models in tests; `texts` replaces the tasks' text as the
-    tokenizer's corpus. Weights depend on `seed` and the shape alone; the global random state is left as it was.
+    tokenizer's corpus. Weights depend only on `seed` and the shape; the global random state is restored.
     """
     shape = MicroShape(**shape_overrides)
     tokenizer = build_tokenizer(task_words() if texts is None else texts, shape.vocab_size)

@@ -1,8 +1,8 @@
-"""Rebuilds the embedded micro VLM from nothing: `python -m cppo.assets.rebuild` (what `make micro` runs).
+"""Rebuild the embedded micro VLM from nothing: `python -m cppo.assets.rebuild` (`make micro` runs it).
 
-Writes the untrained model, trains it with `cppo sft` stage by stage, and puts the trained weights, with the untrained
-model's other files, in place of the packaged ones. The stages are the packaged recipes named in STAGES; each starts
-from the folder that the one before it wrote, below the current directory.
+It writes the untrained model, trains it with `cppo sft` stage by stage, and replaces the packaged files with the
+trained weights and the untrained model's other files. The stages are the packaged recipes in STAGES; each starts from
+the previous stage's folder, below the current directory.
 """
 
 import shutil
@@ -21,9 +21,9 @@ WEIGHTS = "model.safetensors"
 
 
 def rebuild(destination: Path, extra_options: Sequence[str] = ()) -> None:
-    """Build, train and install into `destination`; `extra_options` are given to every stage's `cppo sft`.
+    """Build, train and install into `destination`; `extra_options` go to every stage's `cppo sft`.
 
-    Raises subprocess.CalledProcessError at the first stage that fails; `destination` is then as it was.
+    Raises subprocess.CalledProcessError at the first failed stage; `destination` is then unchanged.
     """
     recipes = [load_recipe("sft", name) for name in STAGES]
     with Progress(desc="build the untrained model"):

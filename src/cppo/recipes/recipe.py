@@ -1,4 +1,4 @@
-"""A recipe: flat YAML that says what to train, on what, and how. Packaged ones have a name, users' own are files."""
+"""A recipe: flat YAML that says what to train, on what data, and how; packaged by name, or a user's own file."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from cppo.rewards import chosen_rewards
 RECIPES_DIR = Path(__file__).parent
 ACCELERATE_DIR = RECIPES_DIR / "accelerate"
 EXTENDS = "extends"
-"""The entry of a recipe that names another, whose options it takes where it gives none of its own."""
+"""The entry that names another recipe; its options apply unless the recipe sets them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe.
 
-    `options` are the run's own (model, data ...), `config` the fields given for the trainer's configuration class
-    (`CPPOConfig` for the command "train", TRL's `SFTConfig` for "sft"), `output_dir` among them.
+    `options` are the run's own (model, data ...). `config` has the fields given for the trainer's configuration class
+    (`CPPOConfig` for the command "train", TRL's `SFTConfig` for "sft"), with `output_dir`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Recipe:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """Every option of CPPO's own, and what method and recipe set of the inherited ones; of a recipe for "train"."""
+        """Every option of CPPO, and the inherited ones that method and recipe set; of a recipe for "train"."""
         return {**schema(self.command).defaults, **with_method(self.config, self.method)}
 
     @property
@@ -50,12 +50,12 @@ class Recipe:
 
     @property
     def rewards(self) -> list[str]:
-        """The names of the rewards, those of the method included; of a recipe for "train"."""
+        """The names of the rewards, with those of the method; of a recipe for "train"."""
         return self._rewards_and_weights[0]
 
     @property
     def reward_weights(self) -> list[float]:
-        """What each reward weighs where `reward_weights` is not given."""
+        """Default weight of each reward."""
         return self._rewards_and_weights[1]
 
     @property
@@ -72,7 +72,7 @@ def packaged_names(folder: Path) -> list[str]:
 def packaged_or_file(folder: Path, what: str, name_or_file: str) -> Path:
     """The file of a packaged name in `folder`, or a user's own.
 
-    Raises UserError for neither; the message says `what` was looked for: "recipe".
+    Raises UserError for neither; the message calls it `what`: "recipe".
     """
     names = packaged_names(folder)
     if name_or_file in names:
@@ -88,7 +88,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(name_or_file: str) -> Path:
-    """The file of a packaged recipe's name, or of a user's own. Raises UserError for neither."""
+    """The file of a packaged recipe, or a user's own. Raises UserError for neither."""
     return packaged_or_file(RECIPES_DIR, "recipe", name_or_file)
 
 
@@ -98,18 +98,18 @@ def accelerate_files() -> dict[str, Path]:
 
 
 def recipe_summary(file: Path) -> str:
-    """The first comment line of a recipe: what it is for."""
+    """The first comment line of a recipe: its purpose."""
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read and check a recipe for the command "train" or "sft"; `overrides` (checked values) win over the file's.
+    """Read and check a recipe for the command "train" or "sft"; `overrides` (checked values) replace the file's.
 
-    Without an `output_dir` it is `runs/<name of the recipe>`. If `overrides` names other `data`, the recipe's `columns`
-    and held-out data are dropped with the recipe's own; if another `method`, so are the recipe's options of methods and
-    what that method sets. So it is with a recipe that `extends` another. Raises UserError, which names file and option,
-    for an unreadable file, an unknown option, a wrong value, no data, or recipes that extend one another.
+    The default `output_dir` is `runs/<name of the recipe>`. Other `data` in `overrides` drop the recipe's `columns` and
+    held-out data. Another `method` drops the recipe's options of methods, and the options that its method sets. A
+    recipe that `extends` another overrides it in the same way. Raises UserError, which names file and option, for an
+    unreadable file, an unknown option, a wrong value, no data, or recipes that extend each other.
     """
     file = recipe_file(name_or_file)
     where = f"recipe {name_or_file}"
@@ -130,7 +130,7 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
 
 
 def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's options of what the run is, with the trainer's fields from `config`."""
+    """The recipe's options that define the run, with the trainer's fields from `config`."""
     run = dataclasses.asdict(recipe.options)
     for name in ("resume_from_checkpoint", "overwrite", "quiet", "dry_run"):
         run.pop(name, None)  # they say how a run was started, not what it is
@@ -140,7 +140,7 @@ def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any
 
 
 def dump_recipe(recipe: Recipe, config: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
-    """`resolved_options` as YAML that `load_recipe` reads again; one-line remarks about the run stand as comments."""
+    """`resolved_options` as YAML for `load_recipe`; one-line remarks about the run become comments."""
     header = f"{config_header(recipe.command)}{recipe.name}).\n" + "".join(f"# {remark}\n" for remark in remarks)
     return header + yaml.safe_dump(resolved_options(recipe, config), sort_keys=False, allow_unicode=True)
 
@@ -148,7 +148,7 @@ def dump_recipe(recipe: Recipe, config: Mapping[str, Any], remarks: Sequence[str
 def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's options with those of the recipe it extends, unchecked."""
     if name_or_file in extended_by:
-        raise UserError(f"recipe {name_or_file!r} extends itself, by way of {', '.join(extended_by)}")
+        raise UserError(f"recipe {name_or_file!r} extends itself, through {', '.join(extended_by)}")
     given = read_mapping(recipe_file(name_or_file), f"recipe {name_or_file}")
     if EXTENDS not in given:
         return given
@@ -160,8 +160,10 @@ def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[s
 
 
 def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `overrides`. Column names, held-out data and its evaluation belong to the data they came with, and
-    a method's options to the method; who says how often to save wants to save.
+    """`values` with `overrides`.
+
+    Column names, held-out data and its evaluation belong to their data, and a method's options to the method. Setting
+    an interval of saving turns saving on.
     """
     kept = dict(values)
     if "method" in overrides and overrides["method"] != values.get("method", DEFAULT_METHOD):
@@ -177,17 +179,17 @@ def _override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 
 
 def _syntax_error(error: yaml.MarkedYAMLError) -> str:
-    """In which line YAML is wrong, and what is; where it began, if that is another line."""
+    """The line of wrong YAML, and the mistake; also the line where it began, if different."""
     line, begun = (None if mark is None else mark.line + 1 for mark in (error.problem_mark, error.context_mark))
     since = "" if begun in (None, line) else f" ({error.context} from line {begun})"
     return f"line {line}: {error.problem}{since}"
 
 
 def read_mapping(file: Path, where: str) -> dict[str, Any]:
-    """The options that a YAML file gives, unchecked. Raises UserError for a file that is no mapping of names."""
+    """The options in a YAML file, unchecked. Raises UserError for a file that is no mapping of names."""
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # bytes that are no text, or such a date as 2026-02-30
+    except (OSError, ValueError) as error:  # bytes that are no text, or a date such as 2026-02-30
         raise UserError(f"{where}: cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{where}: not valid YAML: {_syntax_error(error)}") from error

@@ -1,4 +1,4 @@
-"""What a resumed run changes of the run that it goes on with."""
+"""How a resumed run differs from the original run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,17 +41,16 @@ _FREE = (
     "perception_memory",
     "gradient_checkpointing",
 )
-"""Options, by the start of their names, that neither choose what is trained on, in which order, nor the loss."""
+"""Prefixes of options that change neither the data, its order, nor the loss."""
 _FIXED = ("optim", "use_peft", "lora_", "load_in_", "freeze_vision_tower", "cast_lm_head_to_fp32", "fp16")
-"""Options, by the start of their names, that choose which weights are trained and how: a checkpoint holds to them."""
+"""Prefixes of options that choose which weights are trained and how: a resume cannot change them."""
 
 
 def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> dict[str, tuple[str, str]]:
-    """The options of data, order and method that differ from those of the checkpoint's run: old and new value as text.
+    """The options of data, order and method that differ from the checkpoint's run: old and new value as text.
 
     Args:
-        recipe, config: the resumed run's, as for `dump_recipe`. What one of the two runs does not give counts as its
-            default.
+        recipe, config: the resumed run's, as for `dump_recipe`. A missing option counts as its default.
     """
     before = RunDirectory(checkpoint.parent).options()
     if not before:
@@ -69,23 +68,23 @@ def changed_options(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path)
 
 
 def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
-    """Refuse a checkpoint that the run cannot go on from.
+    """Refuse a checkpoint from which the run cannot resume.
 
-    That is one of another command's run, of another method, with other weights in training, or without steps left.
-    Raises UserError.
+    Refused are checkpoints of another command's run, of another method, with other trained weights, or without steps
+    left. Raises UserError.
     """
     run = RunDirectory(checkpoint.parent)
     header = run.config.read_text("utf-8", "replace").partition("\n")[0] if run.config.is_file() else ""
     if header.startswith(CONFIG_HEADER) and not header.startswith(config_header(recipe.command)):
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint} is of another command's run than `cppo {recipe.command}`; start "
-            f"from its weights with --model {checkpoint}"
+            f"resume_from_checkpoint: {checkpoint} is of another command's run than `cppo {recipe.command}`; "
+            f"start from its weights with --model {checkpoint}"
         )
     method = run.options().get("method", recipe.method)
     if method != recipe.method:
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint} is of a run with method {method}; add --method {method}, or "
-            f"take its recipe with --config {run.config}"
+            f"resume_from_checkpoint: {checkpoint} is of a run with method {method}; add --method {method}, "
+            f"or use its recipe with --config {run.config}"
         )
     changed = changed_options(recipe, recipe.resolved if recipe.command == "train" else recipe.config, checkpoint)
     for name, (old, new) in changed.items():
@@ -95,20 +94,20 @@ def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
                 f"it as it was, or start from the checkpoint's weights with --model {checkpoint}"
             )
     step, last = checkpoint_step(checkpoint), recipe.config.get("max_steps", -1)
-    # A run that was stopped between its last step and its summary still has its evaluation to do.
+    # A run that stopped between its last step and its summary still has to evaluate.
     done = step >= last if run.summary.is_file() else step > last
     if last > 0 and done:
         raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
 
 
 def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> None:
-    """Say on one line what `changed_options` finds."""
+    """Print the result of `changed_options` on one line."""
     changed = changed_options(recipe, config, checkpoint)
     if changed:
         listed = "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
         tell(
-            f"warning: resumed with other options than the run began with ({listed}): "
-            "it will not go on as the interrupted run would have"
+            f"warning: the resumed run has other options than the original ({listed}): it will differ from "
+            "the interrupted run"
         )
 
 

@@ -1,4 +1,4 @@
-"""A run directory: which file holds what, and whether a new run may write there."""
+"""A run directory: the contents of its files, and whether a new run may write there."""
 
 import os
 import shutil
@@ -24,21 +24,26 @@ from cppo.parsing import parse_json, parse_yaml
 
 CONFIG_HEADER = "# Resolved recipe of a cppo run"
 AUTO = "auto"
-"""The `resume_from_checkpoint` that goes on where there is a checkpoint, and else begins."""
+"""The `resume_from_checkpoint` that resumes if there is a checkpoint, and else begins a run."""
 SHOWN_FILES = 3
 
 
 def config_header(command: str) -> str:
-    """How the first line of a run's recipe begins; the name of the recipe that the run was given follows."""
+    """Beginning of the first line of a run's recipe; the name of the given recipe follows."""
     return f"{CONFIG_HEADER} (cppo {command}, from "
 
 
 class RunDirectory:
     """The files of one run.
 
-    `config.yaml` is the resolved recipe, `metrics.jsonl` has one JSON object a logged step, `samples.jsonl` one example
-    response a line, `probes.jsonl` one look at the held-out items per line, `progress.json` tells how far the run is,
-    `summary.json` is written last, when it has finished, `report.html` shows it all, `README.md` is the model card.
+    - `config.yaml`: the resolved recipe;
+    - `metrics.jsonl`: one JSON object a logged step;
+    - `samples.jsonl`: one example response a line;
+    - `probes.jsonl`: one evaluation of the held-out items a line;
+    - `progress.json`: the run's progress;
+    - `summary.json`: written last, when the run has finished;
+    - `report.html`: all of it as a page;
+    - `README.md`: the model card.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -53,7 +58,7 @@ class RunDirectory:
         self.card = self.path / "README.md"
 
     def options(self) -> dict[str, Any]:
-        """The resolved recipe, unchecked; empty where there is none, or one that cannot be read."""
+        """The resolved recipe, unchecked; empty if it is missing or unreadable."""
         try:
             options = parse_yaml(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
@@ -61,18 +66,18 @@ class RunDirectory:
         return options if isinstance(options, dict) else {}
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoints that look whole, oldest first: their files are not read for it."""
+        """Checkpoints that look complete, oldest first; their files are not read."""
         return [folder for folder in checkpoint_folders(self.path) if looks_whole(folder)]
 
     def find_checkpoint(self, resume: bool | str | None) -> Path | None:
         """The checkpoint that `resume` names.
 
         Args:
-            resume: None or False for none, True for the newest whole one here, "auto" for the same or none, else a
+            resume: None or False for none, True for the newest complete one here, "auto" for the same or none, else a
                 folder.
 
         Raises:
-            UserError: there is none here, or the folder is no whole checkpoint.
+            UserError: there is none here, or the folder is no complete checkpoint.
         """
         if resume is None or resume is False:
             return None
@@ -98,15 +103,15 @@ class RunDirectory:
     ) -> None:
         """Refuse a folder that a run must not, or cannot, write to.
 
-        That is one with files that no run wrote, one with an earlier run, one that holds the run's own model, and one
-        that cannot be made. It is made now, since permissions alone do not tell.
+        Refused are folders with files that no run wrote, with an earlier run, with the run's own model, and folders
+        that cannot be made. The folder is made now, since permissions alone do not decide.
 
         Args:
-            checkpoint: what the run goes on from.
-            auto: whether an unfinished run without a whole checkpoint may begin again.
+            checkpoint: the run resumes from it.
+            auto: whether an unfinished run without a complete checkpoint may begin again.
             overwrite: whether an earlier run may be replaced.
-            model: the name or folder of the model that is trained.
-            write: without it nothing is made, and permissions must do.
+            model: the name or folder of the trained model.
+            write: without it nothing is made, and only permissions are checked.
 
         Raises:
             UserError: the folder is refused.
@@ -161,22 +166,22 @@ class RunDirectory:
 
     @contextmanager
     def without_empty_leftovers(self) -> Iterator[None]:
-        """Folders made inside, and left empty by a start that fails, are removed again."""
+        """Remove folders that were made inside this context and left empty by a failed start."""
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             yield
         except BaseException:
             for folder in made:
-                with suppress(OSError):  # it holds something by now, or was never made
+                with suppress(OSError):  # it is no longer empty, or was never made
                     folder.rmdir()
             raise
 
     def begin(self, *, checkpoint: Path | None, overwrite: bool) -> None:
-        """Make the folder ready for a run, which writes its `config.yaml` next.
+        """Prepare the folder for a run, which writes its `config.yaml` next.
 
-        A run that is new here starts without the files of an earlier one. A run that goes on here keeps the steps up
-        to its checkpoint; later checkpoints are set aside. So are damaged ones of a run that begins again, unless it
-        may `overwrite`, which removes all.
+        A run that is new here removes the files of an earlier one. A resumed run keeps the steps up to its checkpoint;
+        later checkpoints are set aside. A run that begins again sets damaged checkpoints aside too; with `overwrite` it
+        removes everything.
 
         Raises:
             UserError: the folder cannot be made or written to.
@@ -195,7 +200,7 @@ class RunDirectory:
                 for entry in checkpoint_folders(self.path) if overwrite else ():
                     shutil.rmtree(entry)
             for old, new in set_aside(self.path, after=last):
-                tell(f"{old} is of the branch that this run leaves; it is {new} now")
+                tell(f"{old} belongs to steps that this run replaces; it is now {new}")
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
 
@@ -208,7 +213,7 @@ def _keep_steps(file: Path, *, last: int) -> None:
         try:
             step = parse_json(line)["step"]
         except ValueError:
-            continue  # the line that the stop cut off
+            continue  # a stop cut this line off
         if step <= last:
             kept.append(line)
     replace_text(file, "".join(kept))

@@ -1,8 +1,7 @@
-"""Generated visual reasoning tasks whose true perception tokens are known.
+"""Generated visual reasoning tasks with known perception tokens.
 
-Three families: `digits` (arithmetic over handwritten digits), `shapes` (count, compare and locate coloured
-shapes) and `chart` (read bars, then compute). Every item is a pure function of (family, options, seed, index,
-split).
+Three families: `digits` (arithmetic over handwritten digits), `shapes` (count, compare and locate coloured shapes) and
+`chart` (read bars, then compute). Every item is a pure function of (family, options, seed, index, split).
 """
 
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ def parse_task_options(name: str, options: Mapping[str, str]) -> TaskOptions:
 def make_item(name: str, options: TaskOptions, *, seed: int, index: int, split: str) -> TaskItem:
     """Item `index` (from 0, without end) of a split of family `name`; a pure function of its arguments.
 
-    Raises UserError where there is no such family or split.
+    Raises UserError for an unknown family or split.
     """
     _check_family(name)
     if split not in SPLITS:

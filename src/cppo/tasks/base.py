@@ -1,7 +1,7 @@
-"""What the task families share: the item, the options, the random streams, and the marked-up response.
+"""Shared by the task families: the item, the options, the random streams, and the marked-up response.
 
-A family draws a `Sketch` from a scene generator; `cppo.tasks.make_item` turns it into a `TaskItem`. Nothing
-here is global or mutable: an item is a function of (family, options, seed, index, split) alone.
+A family draws a `Sketch` from a scene generator; `cppo.tasks.make_item` turns it into a `TaskItem`. Nothing here is
+global or mutable: an item is a function of (family, options, seed, index, split) alone.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from cppo.errors import UserError, choose_one
 IMAGE_SIDE = 64
 SPLITS = ("train", "test")
 ITEM_OPTIONS = ("seed", "n", "split")
-"""What a data spec may say of every family beside `TaskOptions`: which items."""
+"""Entries of a data spec, beside `TaskOptions`, that choose the items of any family."""
 ASKS = ("reason", "name")
 TEST_SHARE = 4
 """One generated scene in `TEST_SHARE` belongs to the test split."""
@@ -32,11 +32,10 @@ class TaskItem:
         id: names (family, split, seed, index) and every option that is not at its default.
         prompt: the question as plain text, without image placeholder or format instruction.
         image: RGB, 64x64 pixels.
-        answer: what stands in the box.
+        answer: the content of the box.
         response: the reference response, "<think> ... </think> \\boxed{answer}".
-        perception_spans: [start, end) character spans of `response` that are read off the image at that
-            place. Later repetitions and computed results are not among them, although they too depend on the
-            image.
+        perception_spans: [start, end) character spans of `response` that are read from the image at that place. Later
+            repetitions and computed results are excluded, although they depend on the image too.
     """
 
     id: str
@@ -48,7 +47,7 @@ class TaskItem:
 
     @property
     def facts(self) -> list[str]:
-        """The sentences of `response` with something in them that is read off the image, without their full stops."""
+        """The sentences of `response` with a part that is read from the image, without their full stops."""
         sentences = re.finditer(r"[^.>]+(?=\.)", self.response)
         spans = self.perception_spans
         return [one[0].strip() for one in sentences if any(one.start() <= start < one.end() for start, _ in spans)]
@@ -60,10 +59,9 @@ class TaskOptions:
 
     Attributes:
         noise: standard deviation of the Gaussian pixel noise, in grey levels, 0 to 255.
-        level: difficulty 1, 2 or 3; each family's module says what they mean.
-        prior: probability, 0 to 1, that the answer of a TRAIN item is tied to the question's wording: the
-            first wording then goes with an answer of the lower half, the second with one of the upper half.
-            Test items ignore it.
+        level: difficulty 1, 2 or 3, defined in each family's module.
+        prior: probability, 0 to 1, that the wording of a TRAIN question tells its answer's half: the first wording
+            means the lower half, the second the upper half. Test items ignore it.
         ask: "reason" for the family's questions, "name" for the warm-up that only lists what is seen.
 
     Raises:
@@ -87,7 +85,7 @@ class TaskOptions:
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> "TaskOptions":
-        """Options from text, as they stand in a data spec; UserError on an unknown name or a bad value."""
+        """Options from the text of a data spec. Raises UserError for an unknown name or a bad value."""
         kinds: dict[str, type] = {field.name: type(field.default) for field in fields(cls)}
         values: dict[str, Any] = {}
         for name, text in options.items():
@@ -109,13 +107,13 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What a family draws: the question, the clean picture, and the reasoning with its readings marked.
+    """A family's drawing: the question, the clean picture, and the reasoning with marked readings.
 
     Attributes:
         prompt: the question.
         picture: RGB, 64x64 pixels, without noise.
-        reasoning: text in which every reading off the image stands in square brackets.
-        answer: what stands in the box.
+        reasoning: text with every reading from the image in square brackets.
+        answer: the content of the box.
     """
 
     prompt: str
@@ -125,9 +123,9 @@ class Sketch:
 
 
 def item_streams(family: str, seed: int, index: int, split: str) -> tuple[np.random.Generator, np.random.Generator]:
-    """The scene's and the pixel noise's generators.
+    """The random generators of the scene and of the pixel noise.
 
-    Options take no part, so the same index at another noise shows the same scene.
+    They ignore the options, so the same index shows the same scene at any noise.
     """
     digest = hashlib.sha256(f"{family}|{seed}|{index}|{split}".encode()).digest()
     scene, noise = np.random.SeedSequence(int.from_bytes(digest)).spawn(2)
@@ -135,10 +133,10 @@ def item_streams(family: str, seed: int, index: int, split: str) -> tuple[np.ran
 
 
 def draw_wording(rng: np.random.Generator, prior: float, split: str) -> tuple[int, bool]:
-    """Which wording a question takes (0 or 1) and whether its answer comes from the lower half.
+    """The wording of a question (0 or 1), and whether its answer comes from the lower half.
 
-    Each is a fair coin, so wordings and answers have the same shares in both splits and at every `prior`;
-    only their correlation differs.
+    Each is a fair coin, so wordings and answers have the same shares in both splits and at every `prior`; only their
+    correlation differs.
     """
     wording = int(rng.integers(2))
     tied, lower = rng.random() < prior, rng.random() < 0.5
@@ -152,7 +150,7 @@ def draw_from_half(rng: np.random.Generator, domain: Sequence[Any], lower: bool)
 
 
 def scene_split(facts: object) -> str:
-    """The split that a scene with these facts belongs to, by a hash of the facts: no scene is in both."""
+    """The split of a scene with these facts, by a hash of the facts: no scene is in both."""
     return "test" if hashlib.sha256(repr(facts).encode()).digest()[0] % TEST_SHARE == 0 else "train"
 
 
@@ -162,13 +160,13 @@ def pick(rng: np.random.Generator, choices: Sequence[Any] | np.ndarray) -> Any:
 
 
 def listed(words: Sequence[object]) -> str:
-    """The words as an English list, each marked as read off the image: "[3], [5] and [2]"."""
+    """The words as an English list, each marked as read from the image: "[3], [5] and [2]"."""
     texts = [f"[{word}]" for word in words]
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
 def compare_pairs(pairs: Sequence[tuple[int, int]]) -> tuple[int, str, int]:
-    """Which of two pairs has the larger sum (0 or 1), the marked reasoning, and by how much (0: a tie)."""
+    """Which of two pairs has the larger sum (0 or 1), the marked reasoning, and the difference (0: a tie)."""
     totals = [sum(pair) for pair in pairs]
     high, low = max(totals), min(totals)
     seen = ", ".join(listed(pair) for pair in pairs)
@@ -177,7 +175,7 @@ def compare_pairs(pairs: Sequence[tuple[int, int]]) -> tuple[int, str, int]:
 
 
 def write_response(reasoning: str, answer: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The response text and its perception spans, from reasoning whose readings stand in square brackets."""
+    """The response text and its perception spans, from reasoning with readings in square brackets."""
     text, spans = "<think> ", []
     for position, part in enumerate(re.split(r"[\[\]]", reasoning)):
         if position % 2:

@@ -1,9 +1,9 @@
 """`chart`: coloured bars of height 1 to 9 beside an axis with numbered ticks; read them, then compute.
 
 Level 1: three bars; the sum or the difference of two of them, or the height of the tallest.
-Level 2: four bars; the tallest and the shortest have to be found (their sum or difference), or all are added up.
+Level 2: four bars; the sum or difference of the tallest and the shortest, or the sum of all.
 Level 3: four bars; two pairs are summed and compared. The reasoning opens with the comparison, which depends on the
-image and is not read off it.
+image but is not read from it.
 
 Train and test scenes are disjoint: a hash of the scene's facts (colours and heights in order) decides the split.
 """
@@ -26,7 +26,7 @@ from cppo.tasks.drawing import COLOURS, numeral_points, tinted
 
 TALLEST = 9
 UNIT = 6
-"""Pixels a unit of height."""
+"""Pixels per unit of height."""
 BASELINE = 60
 """Row of the horizontal axis; a bar of height h fills the rows BASELINE - UNIT * h to BASELINE - 1."""
 AXIS = 7
@@ -61,7 +61,7 @@ LOWER_HALF_ENDS = {"sum": 9, "difference": 2, "tallest": 5, "range": 5, "ends": 
 
 
 def sketch(options: TaskOptions, rng: np.random.Generator, split: str) -> Sketch:
-    """One question over a fresh chart of the split; a pure function of its arguments."""
+    """One question about a new chart of the split; a pure function of its arguments."""
     wording, lower = draw_wording(rng, options.prior, split)
     kind = pick(rng, QUESTIONS[options.level])
     count = 3 if options.level == 1 else 4
@@ -85,7 +85,7 @@ def sketch(options: TaskOptions, rng: np.random.Generator, split: str) -> Sketch
 
 
 def _solve(kind: str, heights: list[int], names: list[str], asked: list[int]) -> tuple[str, int | None]:
-    """The marked reasoning and the answer; no answer if the two pairs of a contest are equal.
+    """The marked reasoning and the answer; no answer if the compared pairs are equal.
 
     `names` are the colours of the bars in the order `asked`; other questions read all bars from left to right.
     """
@@ -116,7 +116,7 @@ def _solve(kind: str, heights: list[int], names: list[str], asked: list[int]) ->
 
 
 def _draw_chart(rng: np.random.Generator, colours: list[str], heights: list[int]) -> Image.Image:
-    """RGB, 64x64, on a light ground: axes, ticks numbered 0 to 9, bars whose width and place vary a little."""
+    """RGB, 64x64, on a light ground: axes, ticks numbered 0 to 9, bars with slightly varying width and place."""
     picture = Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), tuple(rng.integers(230, 256, size=3).tolist()))
     draw = ImageDraw.Draw(picture)
     ink = (40, 40, 40)

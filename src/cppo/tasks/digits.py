@@ -1,11 +1,11 @@
 """`digits`: arithmetic over a 2x2 grid of real handwritten digits (scikit-learn's, 1,797 of 8x8 pixels).
 
 Level 1: the sum or the difference of one line (row, column or diagonal) of two digits.
-Level 2: the sum of a line, then plus, minus or times a third digit, looked up in the middle of the reasoning.
-Level 3: two parallel lines are summed and compared; the reasoning opens with the comparison, which depends on
-the image and is not read off it.
+Level 2: the sum of a line, then plus, minus or times a third digit, read in the middle of the reasoning.
+Level 3: two parallel lines are summed and compared. The reasoning opens with the comparison, which depends on the image
+but is not read from it.
 
-The test split uses other handwritten images than the train split: of each label every fifth.
+The splits use different handwritten images: every fifth of each label is a test image.
 """
 
 from functools import lru_cache
@@ -66,7 +66,7 @@ def handwritten_digits() -> dict[str, tuple[np.ndarray, ...]]:
 
 
 def sketch(options: TaskOptions, rng: np.random.Generator, split: str) -> Sketch:
-    """One question over a fresh grid; a pure function of its arguments."""
+    """One question about a new grid; a pure function of its arguments."""
     wording, lower = draw_wording(rng, options.prior, split)
     question, kind, roles = _draw_question(rng, options.level, wording)
     while True:
@@ -81,7 +81,7 @@ def sketch(options: TaskOptions, rng: np.random.Generator, split: str) -> Sketch
 
 
 def _draw_question(rng: np.random.Generator, level: int, wording: int) -> tuple[str, str, tuple]:
-    """The question, its kind, and the cells (or the two lines' names) it is about."""
+    """The question, its kind, and its cells (or the two lines' names)."""
     if level == 3:
         first, second = pick(rng, PARALLELS)
         return CONTEST[wording].format(first=first, second=second), "contest", (first, second)
@@ -96,7 +96,7 @@ def _draw_question(rng: np.random.Generator, level: int, wording: int) -> tuple[
 
 
 def _solve(kind: str, roles: tuple, digits: list[int]) -> tuple[str, int | None]:
-    """The marked reasoning and the answer; no answer if the two lines of a contest are equal."""
+    """The marked reasoning and the answer; no answer if the compared lines are equal."""
     if kind == "contest":
         winner, reasoning, gap = compare_pairs([(digits[a], digits[b]) for a, b in (LINES[line] for line in roles)])
         return f"The {roles[winner].split()[0]} one is larger. {reasoning}", gap or None

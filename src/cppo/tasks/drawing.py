@@ -29,7 +29,7 @@ _NUMERALS = (
 
 
 def tinted(colour: str, rng: np.random.Generator) -> tuple[int, int, int]:
-    """The named colour with each channel moved by up to 15 grey levels."""
+    """The named colour with each channel changed by up to 15 grey levels."""
     red, green, blue = COLOURS[colour]
     shift = rng.integers(-15, 16, size=3).tolist()
     return red + shift[0], green + shift[1], blue + shift[2]
@@ -38,7 +38,7 @@ def tinted(colour: str, rng: np.random.Generator) -> tuple[int, int, int]:
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, left: int, top: int, side: int, fill: tuple[int, int, int]
 ) -> None:
-    """One of `SHAPES`, filling the square of `side` pixels whose corner is (left, top)."""
+    """Draw one of `SHAPES` into the square of `side` pixels with its corner at (left, top)."""
     right, bottom = left + side - 1, top + side - 1
     if shape == "circle":
         draw.ellipse((left, top, right, bottom), fill=fill)

@@ -4,10 +4,9 @@ Level 1: four places (2x2), questions about colours.
 Level 2: nine places (3x3), questions about colours or about shapes.
 Level 3: nine places, questions about colour and shape together, among shapes that share one of the two.
 
-The reasoning lists what is in each place in reading order (the perception) and derives counts and places from it.
-Answers are uniform over their range: counts 0 to 4 (level 1) or 0 to 5, places and "nowhere".
-Train and test scenes are disjoint: a hash of the scene's facts (which colour and shape is in which place) decides
-the split.
+The reasoning lists the contents of each place in reading order (the perception) and derives counts and places. Answers
+are uniform over their range: counts 0 to 4 (level 1) or 0 to 5, places and "nowhere". Train and test scenes are
+disjoint: a hash of the scene's facts (the colour and shape in each place) decides the split.
 """
 
 import math
@@ -52,7 +51,7 @@ NAMINGS = {
 
 
 def sketch(options: TaskOptions, rng: np.random.Generator, split: str) -> Sketch:
-    """One question over a fresh scene of the split; a pure function of its arguments."""
+    """One question about a new scene of the split; a pure function of its arguments."""
     wording, lower = draw_wording(rng, options.prior, split)
     places = 4 if options.level == 1 else 9
     aspect = {1: "colour", 2: pick(rng, ("colour", "shape")), 3: "both"}[options.level]
@@ -81,7 +80,7 @@ def sketch(options: TaskOptions, rng: np.random.Generator, split: str) -> Sketch
 
 
 def describe(cell: Cell, aspect: str) -> str:
-    """What the reasoning says of a place: its colour, its shape, or both."""
+    """A place's text in the reasoning: its colour, its shape, or both."""
     if cell is None:
         return EMPTY
     return {"colour": cell[0], "shape": cell[1], "both": " ".join(cell)}[aspect]
@@ -94,7 +93,7 @@ def _answers(task: str, places: int) -> Sequence[int | str]:
 
 
 def _draw_targets(rng: np.random.Generator, aspect: str) -> tuple[str, str]:
-    """Two different descriptions under this aspect; the second one is what the first is compared with."""
+    """Two different descriptions under this aspect; the first is compared with the second."""
     names = list(dict.fromkeys(describe(kind, aspect) for kind in KINDS))
     first = pick(rng, names)
     return first, pick(rng, [name for name in names if name != first])
@@ -103,7 +102,7 @@ def _draw_targets(rng: np.random.Generator, aspect: str) -> tuple[str, str]:
 def _draw_cells(
     rng: np.random.Generator, task: str, answer: int | str, aspect: str, first: str, second: str, places: int
 ) -> tuple[Cell, ...]:
-    """A scene for which `answer` is right: the targets in random places among other shapes and empty places."""
+    """A scene with `answer` as the right one: the targets in random places among other shapes and empty places."""
     if isinstance(answer, str):
         spot = None if answer == NOWHERE else PLACES[places].index(answer)
         wanted = [first if place == spot else None for place in range(places)]
