@@ -370,7 +370,7 @@ def test_own_rewards_are_tried_before_a_model_is_loaded(tmp_path, monkeypatch):
     ("options", "words"),
     [
         (["--rewards", "acuracy"], "'acuracy' is unknown; did you mean `accuracy`? choose one of accuracy, format"),
-        (["--rewards", "accuracy", "--reward_weights", "1", "2"], "2 weights for 1 rewards (accuracy)"),
+        (["--rewards", "accuracy", "--reward_weights", "1", "2"], "2 weights (1, 2) for 1 reward (accuracy)"),
         (["--rewards", "gone.py:f"], "there is no file gone.py"),
         (["--rewards", "json:dumps"], "no row has the column 'obj'"),
         (["--rewards", "own.py:of_length"], "no row has the columns 'length', 'width'; the rows have 'family'"),

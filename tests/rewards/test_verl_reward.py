@@ -47,7 +47,7 @@ def test_functions_of_the_users_own(tmp_path):
     ("rewards", "weights", "message"),
     [
         (["acuracy"], None, "did you mean `accuracy`"),
-        (["accuracy"], [0.9, 0.1], "2 weights (0.9, 0.1) for 1 reward"),
+        (["accuracy"], [0.9, 0.1], "2 weights \\(0.9, 0.1\\) for 1 reward"),
         (["accuracy", "accuracy?tolerance=0.1"], None, "same name"),
         (
             ["accuracy", "description"],
