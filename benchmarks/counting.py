@@ -1,4 +1,4 @@
-"""What an update costs: counted FLOPs, bytes of live tensors, and seconds."""
+"""Cost of an update: counted FLOPs, bytes of live tensors, and seconds."""
 
 import ctypes
 import time
@@ -19,7 +19,7 @@ CLOCKS = {"time": time.process_time, "wall": time.perf_counter}
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts bytes of the storages made under it that are alive; `peak` is their highest sum."""
+    """Counts the live bytes of storages made in this context; `peak` is their highest sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PeakBytes(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # An argument never seen before was made outside: parameters and inputs are the baseline.
+        # A new argument was made outside: parameters and inputs are the baseline.
         self._add((args, kwargs), made_here=False)
         result = function(*args, **(kwargs or {}))
         self._add(result, made_here=True)
@@ -62,13 +62,13 @@ ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-"""The CPU's attention kernel, which torch's counter leaves out: every query times every key, masked or not."""
+"""The CPU's attention kernel, which torch's counter skips: every query times every key, masked or not."""
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep memory that is freed, as allocators of GPU memory do (glibc only).
+    """Let the C library keep freed memory, as allocators of GPU memory do (glibc only).
 
-    Or else each large tensor is mapped anew, and page faults take up to half of the time, most where tensors are large.
+    Otherwise each large tensor is mapped anew, and page faults take up to half of the time, most for large tensors.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
@@ -78,7 +78,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def stopwatch(found: dict[str, list[float]]) -> Iterator[None]:
-    """Append to `found` the CPU seconds of the process and the wall seconds that the block took."""
+    """Append the block's CPU seconds of the process and wall seconds to `found`."""
     wall, cpu = time.perf_counter(), time.process_time()
     yield
     found["cpu_seconds"].append(time.process_time() - cpu)
@@ -86,7 +86,7 @@ def stopwatch(found: dict[str, list[float]]) -> Iterator[None]:
 
 
 class StepClock(TrainerCallback):
-    """CPU seconds (`time`) and wall seconds of every step but the first, and the tokens of its responses."""
+    """CPU seconds (`time`) and wall seconds of every step except the first, and the tokens of its responses."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in CLOCKS}

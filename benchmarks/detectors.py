@@ -1,10 +1,10 @@
-"""How well does each dependency score find the true perception tokens, under each information-removing view?
+"""Quality of each dependency score as a detector of perception tokens, under each information-removing view.
 
-Greedy answers to generated items, whose perception tokens are known, are scored under the image and under I-; AUPRC has
-a percentile bootstrap over items (whole items are drawn again), and so have precision and recall of the published rule:
-the top half of the tokens with a positive score. `published` draws I- as CPPO does, from noise rectangles and crops;
-every other row draws from one family; the last takes the larger score of two draws, for one more pass. Writes a
-Markdown table and, on request, JSON.
+Greedy answers to generated items with known perception tokens are scored under the image and under I-. AUPRC, and
+precision and recall of the published rule (the top half of the tokens with a positive score), have a percentile
+bootstrap over whole items. `published` draws I- as CPPO does, from noise rectangles and crops; every other row draws
+from one family; the last takes the larger score of two draws, for one more pass. Writes a Markdown table and, on
+request, JSON.
 
     python benchmarks/detectors.py --model start=micro --model trained=runs/micro --json detectors.json
 """
@@ -36,7 +36,7 @@ TOP_FRACTION = 0.5
 
 
 def view_samplers(seed: int) -> dict[str, ViewSampler]:
-    """What draws I-, by name: each of `VIEWS`, and the second draw of `LARGER`."""
+    """Samplers of I- by name: each of `VIEWS`, and the second draw of `LARGER`."""
     samplers = {name: ViewSampler(seed, removing_families=families) for name, families in VIEWS.items()}
     return {**samplers, AGAIN: ViewSampler(seed + 1, removing_families=VIEWS["static"])}
 
@@ -44,7 +44,7 @@ def view_samplers(seed: int) -> dict[str, ViewSampler]:
 def scored_items(
     model: Any, processor: Any, records: Sequence[Record], samplers: dict[str, ViewSampler], max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
-    """For each record the truth of its tokens, and their scores and selection under each I-: lists over tokens."""
+    """Per record, its tokens' truth, and their scores and selection under each I-: lists over tokens."""
     for start in range(0, len(records), BATCH):
         part = [records[place] for place in range(start, min(start + BATCH, len(records)))]
         scored = score_dependency(model, processor, part, samplers, max_new_tokens=max_new_tokens)
@@ -93,7 +93,7 @@ def quality(items: Sequence[dict[str, Any]], view: str, score: str, resamples: i
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table for each task and model: one row per view, a column a score, AUPRC with its interval."""
+    """A Markdown table per task and model: one row per view, one column per score, AUPRC with its interval."""
     lines = []
     for task, label in dict.fromkeys((cell["task"], cell["model"]) for cell in cells):
         own = [cell for cell in cells if (cell["task"], cell["model"]) == (task, label)]
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", action="append", required=True, metavar="LABEL=NAME|DIR", help="may be repeated")
     parser.add_argument("--task", action="append", metavar="TASK", help=f"default: {', '.join(TASKS)}")
     parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=4001, help="of the items; views are drawn by it too")
+    parser.add_argument("--seed", type=int, default=4001, help="for the items and the views")
     parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap over items")
     parser.add_argument("--max_new_tokens", type=int, default=80)
     parser.add_argument("--json", metavar="FILE")

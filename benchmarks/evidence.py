@@ -1,17 +1,18 @@
-"""The tables and figures of docs/results/evidence.md and each study's summary, from the cells beside them.
+"""The tables and figures of docs/results/evidence.md, and each study's summary, from the cells of the studies.
 
-The cells of a finished study lie in `STUDY.jsonl.xz`, for which `STUDY.md` is written with all tables of `cppo
-compare`; those of a study in progress lie in the folder `STUDY`. Three kinds of tables stand in the page, each between
-its marker and a line `<!-- end -->`, and are written anew there:
+The cells of a finished study are in `STUDY.jsonl.xz`; `STUDY.md` is its summary with all tables of `cppo compare`. The
+cells of a study in progress are in the folder `STUDY`. The page has three kinds of tables, each written between its
+marker and a line `<!-- end -->`:
 
-- `<!-- table: STUDY -->`. Several studies, with blanks between, share one. `of METHOD,METHOD` keeps these rows alone,
-  `against METHOD` takes the differences from that method in place of the study's control, `at equal time` takes them
-  at the time at which the fastest method has ended, and `means` leaves the single tasks out; they stand in this order.
+- `<!-- table: STUDY -->`. Several studies, separated by spaces, share one. Options, in this order: `of METHOD,METHOD`
+  keeps only these rows, `against METHOD` takes the differences from that method instead of the study's control, `at
+  equal time` takes them at the time when the fastest method ends, and `means` leaves the single tasks out.
 - `<!-- holm: STUDY STUDY -->`: the differences of each study that survive Holm's correction.
-- `<!-- short:`, then lines `STUDY METHOD: TEXT`, then `-->`: a row each with the differences that count most.
+- `<!-- short:`, then lines `STUDY METHOD: TEXT`, then `-->`: one row each with the most important differences.
 
-Differences are in points after the last step, with 95 % intervals over seeds and items both, at equal time over seeds;
-one of at least five seeds whose interval excludes 0 is bold. Figures that the page shows go into the folder `figures`.
+Differences are in points after the last step, with 95 % intervals over seeds and items both, at equal time over seeds.
+A difference of at least five seeds with an interval that excludes 0 is bold. The page's figures go into the folder
+`figures`.
 
     python benchmarks/evidence.py docs/results
 """
@@ -48,7 +49,7 @@ TABLE = re.compile(
 HOLM = re.compile(r"(<!-- holm: (?P<studies>[a-z -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 SHORT = re.compile(r"(<!-- short:\n(?P<rows>.*?)-->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 HEADLINES = {"clean pictures": "clean", "unseen perturbations": "held_out_preserving"}
-"""The conditions of a short table by what its columns are called."""
+"""Conditions of a short table -> titles of its columns."""
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }
@@ -75,15 +76,15 @@ def cells_of(folder: Path, name: str) -> tuple[Study, list[Job], list[Job]]:
 
 @cache
 def results_of(folder: Path, name: str, control: str | None = None) -> dict[str, Any]:
-    """What a study's finished cells show against one of its methods; None: its control."""
+    """The results of a study's finished cells against one of its methods; None: its control."""
     study, cells, timing = cells_of(folder, name)
     command = f"cppo compare --config {name} --cells_from docs/results/{name}{ARCHIVE}"
-    # The bootstrap over items alone, which no table shows, is not worth its time.
+    # No table shows the bootstrap over items alone.
     return compare(replace(study, control=control or study.control), cells, timing, command.split(), resamples=1)
 
 
 def differences(results: Mapping[str, Any], budget: str = "equal_steps") -> Rows:
-    """Every method's difference from the control, on each task and, with several, averaged over them."""
+    """Every method's difference from the control, on each task and, with several, their mean."""
     found = {
         (task, label): method["difference"]
         for task, compared in results["comparison"].items()
@@ -95,7 +96,7 @@ def differences(results: Mapping[str, Any], budget: str = "equal_steps") -> Rows
 
 
 def _over_items_too(difference: Mapping[str, Any]) -> dict[str, Any]:
-    """The difference with the interval over seeds and items both, in the place of that over seeds, where it has one."""
+    """The difference with the interval over seeds and items both, where it has one, instead of over seeds."""
     if "crossed_ci95" not in difference:
         return dict(difference)
     low, high = difference["crossed_ci95"] or (None, None)
@@ -103,7 +104,7 @@ def _over_items_too(difference: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(folder: Path, found: Mapping[str, str | None]) -> Iterator[str]:
-    """The lines of Markdown that a marker, the groups of `TABLE`, asks for."""
+    """The Markdown lines for a marker; `asked` holds the groups of `TABLE`."""
     studies = (found["studies"] or "").split()
     methods = found["methods"] and found["methods"].split(",")
     several = len(studies) > 1
@@ -123,7 +124,7 @@ def table(folder: Path, found: Mapping[str, str | None]) -> Iterator[str]:
 
 
 def marked(difference: Mapping[str, Any]) -> str:
-    """In points with its interval, bold where it decides."""
+    """In points with its interval, bold if it decides."""
     text = points(difference)
     return f"**{text}**" if decides(difference) else text
 
@@ -134,7 +135,7 @@ def decides(difference: Mapping[str, Any]) -> bool:
 
 
 def holm(p_values: Mapping[Any, float]) -> list[Any]:
-    """The keys whose p values survive Holm's correction at 5 % over all of them, smallest first."""
+    """The keys with p values that survive Holm's correction at 5 % over all of them, smallest first."""
     survivors: list[Any] = []
     for key in sorted(p_values, key=p_values.__getitem__):
         if p_values[key] * (len(p_values) - len(survivors)) > FAMILY_ERROR:
@@ -144,7 +145,7 @@ def holm(p_values: Mapping[Any, float]) -> list[Any]:
 
 
 def survivors_of(folder: Path, study: str) -> tuple[dict[Key, dict[str, Any]], list[Key], list[Key]]:
-    """A study's mean differences from its control, and which survive, by seeds, and by seeds and items."""
+    """A study's mean differences from its control, and those that survive, by seeds, and by seeds and items."""
     rows = differences(results_of(folder, study))
     pooled = {key: row for key, row in rows.items() if key[0] == OVER_TASKS} or rows
     found = {(label, name): one for (_, label), row in pooled.items() for name, one in row.items()}
@@ -153,7 +154,7 @@ def survivors_of(folder: Path, study: str) -> tuple[dict[Key, dict[str, Any]], l
 
 
 def holm_table(folder: Path, studies: Sequence[str]) -> Iterator[str]:
-    """Lines of Markdown: of each study the differences that survive."""
+    """Markdown lines: the surviving differences of each study."""
     yield "| study | differences | survive by seeds | survive by seeds and items |"
     yield "|---|---|---|---|"
     for study in studies:
@@ -168,7 +169,7 @@ def holm_table(folder: Path, studies: Sequence[str]) -> Iterator[str]:
 
 
 def short_table(folder: Path, rows: Sequence[str]) -> Iterator[str]:
-    """Lines of Markdown: for each row its differences under `HEADLINES`, and which of them survive."""
+    """Markdown lines: per row its differences under `HEADLINES`, and which survive."""
     yield f"| what, where | seeds | {' | '.join(HEADLINES)} | survives |"
     yield "|" + "---|" * (3 + len(HEADLINES))
     for row in rows:
@@ -182,7 +183,7 @@ def short_table(folder: Path, rows: Sequence[str]) -> Iterator[str]:
 
 
 def surviving(asked: Mapping[Key, str], by_seeds: Sequence[Key], by_both: Sequence[Key]) -> str:
-    """Which of the named differences survive over seeds and items; where none does, whether all do by seeds."""
+    """Which of the named differences survive over seeds and items; if none does, whether all do by seeds."""
     kept = [name for key, name in asked.items() if key in by_both]
     if kept:
         return "both" if len(kept) == len(asked) else kept[0]
@@ -190,7 +191,7 @@ def surviving(asked: Mapping[Key, str], by_seeds: Sequence[Key], by_both: Sequen
 
 
 def figure(results: Mapping[str, Any], condition: str) -> str:
-    """The differences under one condition as an SVG file of its own."""
+    """The differences under one condition as an SVG file."""
     rows = [
         (f"{task}: {label}", 100 * one["mean"], (100 * one["low"], 100 * one["high"]))
         for (task, label), row in differences(results).items()
@@ -204,8 +205,8 @@ def figure(results: Mapping[str, Any], condition: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page, its figures and the summaries."""
-    parser = argparse.ArgumentParser(description="Writes the tables and figures of evidence.md and the summaries anew.")
-    parser.add_argument("folder", type=Path, help="where the page and the studies' archives are")
+    parser = argparse.ArgumentParser(description="Writes the tables and figures of evidence.md and the summaries.")
+    parser.add_argument("folder", type=Path, help="folder of the page and the studies' archives")
     folder = parser.parse_args(argv).folder
     tables = {
         TABLE: lambda found: table(folder, found.groupdict()),

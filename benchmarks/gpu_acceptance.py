@@ -1,14 +1,14 @@
-"""Accept a machine with a GPU: are CPPO's numbers right on it, and what do they cost? One call, at most 9 minutes.
+"""Acceptance of a machine with a GPU: correct figures and costs. One call, at most 9 minutes.
 
     python benchmarks/gpu_acceptance.py --json acceptance.json
     python benchmarks/gpu_acceptance.py --parts A C --json acceptance.json
     python benchmarks/gpu_acceptance.py --tiny --json tiny.json
 
 Nothing is downloaded: the 3B shape has random weights in bfloat16, made on the card. Part D holds them four times
-there, 28 GiB, beside up to 12 GiB of activations; gradients, 7 GiB if they were kept, are freed as they come. The host
-holds none of it: a few GiB are enough. The file is written after each part. A part that fails, or runs out of memory or
-of its share of the time, says why, and the next one goes on. `--tiny` runs every part on the CPU, in sizes that say
-nothing about speed: it checks this script.
+there, 28 GiB, plus up to 12 GiB of activations; it frees gradients, 7 GiB if kept, as they come. The host holds none of
+it: a few GiB are enough. The file is written after each part. A part that fails, or exceeds memory or its share of the
+time, reports the reason, and the next part starts. `--tiny` runs every part on the CPU, in sizes without meaning for
+speed, to check this script.
 
 Exit status 0 if parts A, B, C, E and G ended with every checked figure within its bound, 1 if not, 2 without a GPU.
 Times never decide, nor do parts D and F.
@@ -38,19 +38,19 @@ PARTS = {
     "F": (4, "published_shape", "generation", "rollouts in the 3B shape, with and without shared prefill"),
     "G": (5, "micro", "divergences", "training with k3, kl and js"),
 }
-"""By letter: share of the time, file in `gpu`, function, and what it is about."""
+"""Letter -> share of the time, module in `gpu`, function, and title."""
 
 UNCHECKED = "DF"
-"""Parts without a bound: they do not decide."""
+"""Parts without a bound, which do not decide."""
 
 
 class OutOfTime(BaseException):
-    """A part's time is over. No `Exception`: libraries must not take it for one of theirs."""
+    """A part's time is over. Not an `Exception`, so that no library catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime within the block after so many seconds, when the call into a kernel that then runs is over."""
+    """Raise OutOfTime in the block after this many seconds, once the current kernel call returns."""
 
     def stop(*_: Any) -> None:
         raise OutOfTime
@@ -65,7 +65,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def run_part(letter: str, seconds: float, device: Any, tiny: bool) -> dict[str, Any]:
-    """Figures and checks of one part, the seconds it took, and why it ended early if it did."""
+    """Figures and checks of one part, its duration in seconds, and the reason for an early end, if any."""
     import torch
     from gpu.part import Part
 
@@ -81,7 +81,7 @@ def run_part(letter: str, seconds: float, device: Any, tiny: bool) -> dict[str, 
             getattr(importlib.import_module(f"gpu.{file}"), function)(part)
     except OutOfTime:
         reason = f"its time is over: {max(seconds, 0):.0f} s"
-    except Exception as error:  # whatever a card or a library does, the other parts have something to say
+    except Exception as error:  # a card or a library may raise anything, and the other parts still run
         traceback.print_exc()
         reason = one_line(error)
     if reason is not None:
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=540, help="for all parts together (default 540)")
     parser.add_argument("--tiny", action="store_true", help="every part on the CPU, in tiny sizes")
     args = parser.parse_args(arguments)
-    # The libraries read it as they are imported.
+    # Libraries read it during import.
     os.environ["HF_HUB_OFFLINE"] = "1"
     ends = time.monotonic() + args.seconds
 
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     device = torch.device("cpu" if args.tiny else "cuda")
     if device.type == "cuda":
-        # By default cuDNN convolves float32 with ten bits of precision, as the CPU does not.
+        # By default cuDNN convolves float32 with ten bits of precision; the CPU does not.
         torch.backends.cudnn.allow_tf32 = False
     chosen = [letter for letter in PARTS if letter in args.parts]
     result: dict[str, Any] = {"command": " ".join(["python", "benchmarks/gpu_acceptance.py", *arguments]), "parts": {}}

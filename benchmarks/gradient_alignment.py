@@ -1,11 +1,10 @@
-"""Does the gradient of the perception term point where the reward's does?
+"""Direction of the perception term's gradient relative to the reward's gradient.
 
-Gradients of GRPO's loss and of perception terms, each on its own, on independent batches of prompts and rollouts;
-nothing is updated in between. Of each term: the cosine of its expected gradient with that of GRPO's loss, and its
-length relative to it at the method's own `perception_weight`. Means over a few batches are mostly noise, which would
-shrink a cosine and lengthen a gradient: squared lengths are estimated from pairs of different batches, and the cosine
-is divided by those (so it can leave [-1, 1]). 95 % intervals by a jackknife over batches. Writes a Markdown table and
-JSON.
+Gradients of GRPO's loss and of perception terms, each alone, on independent batches of prompts and rollouts, without
+updates in between. For each term: the cosine of its expected gradient with that of GRPO's loss, and its relative length
+at the method's own `perception_weight`. Means over a few batches are mostly noise, which would shrink a cosine and
+lengthen a gradient. So squared lengths are estimated from pairs of different batches, and they divide the cosine (which
+can thus leave [-1, 1]). 95 % intervals by a jackknife over batches. Writes a Markdown table and JSON.
 
     python benchmarks/gradient_alignment.py --task "digits?noise=150" --batches 160 --json digits.json
 """
@@ -42,11 +41,11 @@ TERMS: dict[str, dict[str, Any]] = {
     "CPPO with the exact KL": {"perception_divergence": "kl"},
     "cppo-likelihood-all-tokens": {"method": "cppo-likelihood-all-tokens"},
 }
-"""Options over those of `cppo`."""
+"""Options that differ from `cppo`, by term."""
 
 
 class GradientKeeper(TrainerCallback):
-    """Keeps the gradient of every step, flat."""
+    """Keeps the flattened gradient of every step."""
 
     def __init__(self) -> None:
         self.gradients: list[Tensor] = []
@@ -80,8 +79,8 @@ def alignment(reward: Tensor, term: Tensor) -> dict[str, Any]:
         reward, term: gradients of independent batches, at least three each, [batches, parameters].
 
     Returns:
-        `cosine`, `cosine_ci95`, `length`, `length_ci95`; None where a squared length comes out negative, not to be
-        told from 0.
+        `cosine`, `cosine_ci95`, `length`, `length_ci95`; None where an estimated squared length is negative, so not
+        distinguishable from 0.
     """
     products = {
         "rr": (reward @ reward.T).double(),
@@ -113,7 +112,7 @@ def alignment(reward: Tensor, term: Tensor) -> dict[str, Any]:
 
 
 def _square(gram: Tensor) -> float:
-    """The squared length of an expected vector from the inner products of different draws of it."""
+    """The squared length of an expected vector, from the inner products of its different draws."""
     n = len(gram)
     return float((gram.sum() - gram.diagonal().sum()) / (n * (n - 1)))
 

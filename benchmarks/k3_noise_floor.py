@@ -1,9 +1,9 @@
-"""How large is the k3 divergence, and what is left of its gradient, when only rounding tells two passes apart?
+"""Size of the k3 divergence and of its gradient where two passes differ only by rounding.
 
-The contrastive perception loss compares k3 divergences at tau = 0.1. With synthetic hidden states and an LM head whose
-logits look like a language model's (confident and open tokens mixed), the same view is scored in three passes that
-differ in nothing but rounding: every true divergence is 0 and the loss is ln 2. Then views that truly differ a little
-are scored, and the direction of the loss gradient is compared with float64. Writes a Markdown table to standard output.
+The contrastive perception loss compares k3 divergences at tau = 0.1. Synthetic hidden states and an LM head give logits
+like a language model's (a mix of confident and open tokens). First, three passes score the same view and differ only in
+rounding: every true divergence is 0 and the loss is ln 2. Then views that truly differ a little are scored, and the
+direction of the loss gradient is compared with float64. Writes a Markdown table to standard output.
 
     python benchmarks/k3_noise_floor.py --seeds 0 1 2 --json noise_floor.json
 """
@@ -26,7 +26,7 @@ FLOAT32_ROUNDING, BFLOAT16_ROUNDING = 2.0**-24, 2.0**-9
 
 @dataclass(frozen=True)
 class Precision:
-    """Where a scoring pass rounds: its hidden states, its logits, the output of its log-softmax."""
+    """Where a scoring pass rounds: hidden states, logits, output of the log-softmax."""
 
     name: str
     hidden_rounding: float
@@ -55,7 +55,7 @@ class Problem:
 
 
 def make_problem(args: argparse.Namespace, seed: int) -> tuple[Problem, torch.Generator]:
-    """Logits of standard deviation 1-2 and a favoured token raised by 8-30: most tokens sure, some open."""
+    """Logits with standard deviation 1-2 and one token raised by 8-30: most tokens sure, some open."""
     generator = torch.Generator().manual_seed(seed)
     head = torch.randn(args.vocabulary, args.width, generator=generator, dtype=torch.float64)
     head /= math.sqrt(args.width)
@@ -71,10 +71,10 @@ def make_problem(args: argparse.Namespace, seed: int) -> tuple[Problem, torch.Ge
 def one_pass(
     problem: Problem, hidden: Tensor, precision: Precision, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] and log-probabilities of the sampled tokens [N] in a pass with roundings of its own.
+    """Logits [N, V] and log-probabilities of the sampled tokens [N] in a pass with its own roundings.
 
     Two forward passes over one input differ by about a rounding of every activation when batch, padding or kernel
-    differ; one relative rounding of the last hidden states stands for that, and is less than a deep network adds.
+    differ. One relative rounding of the last hidden states models that; a deep network adds more.
     """
     uniform = 2.0 * torch.rand(hidden.shape, generator=generator, dtype=torch.float64) - 1.0
     rounded = (hidden * (1.0 + precision.hidden_rounding * uniform)).float()
@@ -93,7 +93,7 @@ def label(anchor: Precision, views: Precision) -> str:
 
 
 def measure_floor(problems: list[tuple[Problem, torch.Generator]], temperature: float) -> Iterator[dict]:
-    """Three passes over the identical view: |difference of log-probabilities|, |k3|, exact KL and |CPL - ln 2|."""
+    """Three passes over the same view: |difference of log-probabilities|, |k3|, exact KL and |CPL - ln 2|."""
     for anchor, views in CONDITIONS:
         difference, k3, kl, deviation = [], [], [], []
         for problem, generator in problems:
@@ -122,7 +122,7 @@ def logp_gradient(anchor: Tensor, plus: Tensor, minus: Tensor, temperature: floa
 def measure_gradient(
     problems: list[tuple[Problem, torch.Generator]], temperature: float, shifts: list[float]
 ) -> Iterator[dict]:
-    """Cosine between the loss gradient of rounded passes and that of exact ones, for views that truly differ a little.
+    """Cosine between the loss gradients of rounded and exact passes, for views that truly differ a little.
 
     A view adds noise to the hidden states: I- of the given relative size, I+ of a quarter of it.
     """

@@ -1,18 +1,17 @@
-"""What does a step of each method take against GRPO's? Pairs of short trainings of the micro VLM, in turn.
+"""Time of each method's step relative to GRPO's, from pairs of short trainings of the micro VLM, in turn.
 
-Each round trains, for each method, a fresh copy of the embedded micro VLM with GRPO and one with the method, one after
-the other on the same prompts from the same seed; which goes first changes from round to round. The options are those
-of the study `methods-micro` where it has the method, else the `micro` recipe's: 16 prompts x 8 rollouts. Measured is
-the time from the end of one optimizer step to the end of the next, without the first: data, rollouts, rewards, views,
-loss, backward and optimizer. Kept are, for each method, the ratios of the median steps: their median with the smallest
-and the largest.
+For each method, a round trains two fresh copies of the embedded micro VLM, one with GRPO and one with the method, on
+the same prompts from the same seed; the order changes from round to round. The options are those of the study
+`methods-micro` where it has the method, else the `micro` recipe's: 16 prompts x 8 rollouts. A step's time runs from the
+end of one optimizer step to the end of the next, without the first: data, rollouts, rewards, views, loss, backward and
+optimizer. Per method, the file keeps the ratios of the median steps: median, smallest and largest.
 
-The file is written after each pair. The same command goes on where it was stopped; pairs that are there are kept,
-unless `--anew` is given.
+The file is written after each pair. The same command continues a stopped measurement and keeps its pairs, unless
+`--anew` is given.
 
     python benchmarks/method_cost.py --json docs/results/method_cost.json
     python benchmarks/method_cost.py --json cost.json --methods papo vppo --rounds 1 --steps 3
-    python benchmarks/method_docs.py          # writes the tables of docs/choose/methods.md, this one among them
+    python benchmarks/method_docs.py          # writes the tables of docs/choose/methods.md, including this one
 """
 
 import argparse
@@ -43,18 +42,18 @@ CONTROL, STUDY = "grpo", "methods-micro"
 
 
 def measured_methods() -> list[str]:
-    """All but GRPO itself and the ablations of CPPO, which run CPPO's passes or fewer."""
+    """All methods except GRPO itself and CPPO's ablations, which run CPPO's passes or fewer."""
     return [name for name, method in METHODS.items() if name != CONTROL and group_of(method) != "ablations"]
 
 
 def options_of(method: str) -> dict[str, Any]:
-    """The method with what the study gives it on the micro VLM."""
+    """The method with the study's options for it on the micro VLM."""
     variants = {variant.label: variant.options for variant in load_study(STUDY).variants}
     return {"method": method, **variants.get(method, {})}
 
 
 def train(method: str, steps: int, prompts: int, seed: int) -> dict[str, float]:
-    """The median step of a few, in seconds by each of `CLOCKS`, and the tokens of a response."""
+    """The median step, in seconds by each of `CLOCKS`, and the tokens of a response."""
     with tempfile.TemporaryDirectory() as folder:
         run = {"output_dir": folder, "max_steps": steps, "save_strategy": "no", "seed": seed, "disable_tqdm": True}
         recipe = load_recipe(
@@ -81,7 +80,7 @@ def summary(pairs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, help="file for every number; one that is there goes on")
+    parser.add_argument("--json", type=Path, required=True, help="file for every number; an existing one is continued")
     parser.add_argument("--methods", nargs="+", choices=measured_methods(), default=measured_methods())
     parser.add_argument("--rounds", type=int, default=5, help="pairs of each method")
     parser.add_argument("--steps", type=int, default=6, help="steps of each training; the first is not counted")

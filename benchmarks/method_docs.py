@@ -1,9 +1,9 @@
-"""Write the tables of docs/choose/methods.md: what `cppo methods` prints, and what a step of each method costs.
+"""Write the tables of docs/choose/methods.md: the output of `cppo methods`, and the cost of each method's step.
 
     python benchmarks/method_docs.py
 
-A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`. A test says whether the document has the
-present ones.
+A table is between two comments, `<!-- table: NAME -->` and `<!-- end -->`. A test checks that the document has the
+present tables.
 """
 
 import json
@@ -20,7 +20,7 @@ DOCUMENT, COSTS = DOCS / "choose" / "methods.md", DOCS / "results" / "method_cos
 
 
 def cost_table(costs: Mapping[str, Any]) -> str:
-    """Extra passes and measured time of a step, for the methods that were measured, in the order of the groups."""
+    """Extra passes and measured time of a step, for the measured methods, in the order of the groups."""
     rows = []
     for method in (one for methods in grouped_methods().values() for one in methods if one.name in costs["methods"]):
         cost = costs["methods"][method.name]
@@ -33,7 +33,7 @@ def cost_table(costs: Mapping[str, Any]) -> str:
 
 
 def conditions(costs: Mapping[str, Any]) -> str:
-    """One line that says under which conditions the times were taken."""
+    """One line with the conditions of the measurement."""
     pairs = {cost["pairs"] for cost in costs["methods"].values()}
     loads = [pair["load"] for pairs in costs["pairs"].values() for pair in pairs]
     versions = ", ".join(f"{name} {number}" for name, number in costs["versions"].items())

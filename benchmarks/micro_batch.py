@@ -1,7 +1,7 @@
-"""What does the published cut into micro-batches cost? One step's 40 rollouts of 8 prompts, cut in several ways.
+"""Cost of the published split into micro-batches: one step's 40 rollouts of 8 prompts, split in several ways.
 
-The recipe `cppo-paper` cuts groups of 5 rollouts into micro-batches of 8, `cppo-paper-7b` into micro-batches of 2, and
-`cppo-3b` into whole groups. Model, injected rollouts and what is timed are those of `step_cost.py`; the cuts take turns
+The recipe `cppo-paper` splits groups of 5 rollouts into micro-batches of 8, `cppo-paper-7b` into micro-batches of 2,
+and `cppo-3b` into whole groups. Model, injected rollouts and timing are those of `step_cost.py`. The splits take turns
 in one process, and a ratio is the median of the rounds' ratios.
 
     python benchmarks/micro_batch.py --json micro_batch.json
@@ -26,7 +26,7 @@ PUBLISHED_LOSS = {"loss_type": "bnpo", "delta": 3.0, "perception_normalization":
 
 
 def cut_into(size: int, **options: Any) -> Variant:
-    """CPPO with the step cut into micro-batches of `size` rollouts."""
+    """CPPO with the step split into micro-batches of `size` rollouts."""
     parts = GROUPS * GENERATIONS // size
     sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
     return Variant(CPPOTrainer, {**sizes, **options})
@@ -38,11 +38,11 @@ CUTS = {
     "cppo-paper-7b": cut_into(2, **PUBLISHED_LOSS),
     "cppo-paper, nothing shared": cut_into(8, **PUBLISHED_LOSS, scorer="kernel"),
 }
-"""By recipe; the first is what the others are compared with."""
+"""By recipe; the others are compared with the first."""
 
 
 def run_case(case: Case, model: Any, processor: Any, args: Any) -> dict[str, Any]:
-    """All cuts of one step: counts once, then `args.runs` rounds of timed updates, one cut after another."""
+    """All splits of one step: counts once, then `args.runs` rounds of timed updates, in turn."""
     rows = make_rows(case, args.scale)
     trainers = {name: make_trainer(cut, case, args.scale, model, processor, args) for name, cut in CUTS.items()}
     batches = {name: buffered_batches(trainer, rows) for name, trainer in trainers.items()}
@@ -70,7 +70,7 @@ def run_case(case: Case, model: Any, processor: Any, args: Any) -> dict[str, Any
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    """A Markdown table: time with the smallest and largest ratio, FLOPs and memory as multiples of the first cut's."""
+    """A Markdown table: time with smallest and largest ratio, FLOPs and memory, as multiples of the first split's."""
     names = list(CUTS)[1:]
     lines = ["| case | " + " | ".join(f"`{name}` / `{next(iter(CUTS))}`" for name in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")

@@ -1,9 +1,9 @@
-"""`cppo eval --suite` on stand-ins: small data sets of generated items, in exactly the layout of each benchmark.
+"""`cppo eval --suite` on stand-ins: small data sets of generated items in the exact layout of each benchmark.
 
     python benchmarks/paper_suite.py DIR                     writes them below DIR, as ORG/NAME, and evaluates `micro`
     python benchmarks/paper_suite.py DIR --suite paper pope  other benchmarks; the options are those of `cppo eval`
 
-It shows that the whole path works, and says nothing about how good a model is.
+It tests the whole path, not the quality of a model.
 """
 
 import io
@@ -24,7 +24,7 @@ MATHVERSE_VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision 
 
 
 def item(index: int) -> TaskItem:
-    """A generated question whose answer is a whole number."""
+    """A generated question with a whole number as its answer."""
     return make_item("digits", parse_task_options("digits", {"noise": "100"}), seed=0, index=index, split="test")
 
 
@@ -248,7 +248,7 @@ SPECIAL: dict[str, Any] = {
     "question number": WHOLE,
     "level": WHOLE,
 }
-"""The types of columns that are no texts, but for those that data sets call alike."""
+"""Types of columns that are not text, except those with the same name in all data sets."""
 REPOSITORIES: dict[str, tuple[Any, str | None, dict[str, Any]]] = {
     "lscpku/LogicVista": (logicvista, None, {"image": Image()}),
     "AI4Math/MathVista": (mathvista, None, {"choices": List(TEXT), "metadata": MATHVISTA_META}),
@@ -262,11 +262,11 @@ REPOSITORIES: dict[str, tuple[Any, str | None, dict[str, Any]]] = {
     "lmms-lab/POPE": (pope, None, {"image": Image()}),
     "lmms-lab/HallusionBench": (hallusionbench, None, {"image": Image()}),
 }
-"""For each data set its rows by split, its configuration, and the types of its own columns."""
+"""Per data set, its rows by split, its configuration, and the types of its own columns."""
 
 
 def repository(name: str, rows: Mapping[str, Rows] | None = None) -> dict[str, bytes]:
-    """The files of a stand-in by path; `rows` by split in place of its own."""
+    """The files of a stand-in by path; `rows` by split replace its own."""
     make, config, types = REPOSITORIES[name]
     splits = make() if rows is None else rows
     files, data_files = {}, []

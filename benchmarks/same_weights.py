@@ -1,17 +1,17 @@
-"""Does a change that is not meant to change the numbers end in the same bytes?
+"""Check that a change keeps the numbers: each case must end in the same bytes.
 
-Each case trains the embedded micro VLM for a few steps on the CPU in float32. Written are hashes of the final weights
-and of every gradient, the logged metrics without times and memory, and the kept samples. Rewards depend on the tokens
-alone and differ within groups, and a case whose perception term selects no token is an error. Files can be compared
-that come from the same machine and the same versions of the libraries.
+Each case trains the embedded micro VLM for a few steps on the CPU in float32. The file holds hashes of the final
+weights and of every gradient, the logged metrics without times and memory, and the kept samples. Rewards depend only on
+the tokens and differ within groups; a case without selected perception tokens is an error. Compare only files from the
+same machine and the same library versions.
 
-Before the change, then after it; the second command names the cases that differ and then ends with status 1:
+Run it before the change, then after it. The second command names the cases that differ and then ends with status 1:
 
     python benchmarks/same_weights.py --json before.json
     python benchmarks/same_weights.py --json after.json --against before.json
     python benchmarks/same_weights.py --json after.json --against before.json --cases "cppo/*" "*/resumed"
 
-It uses the public API alone, so that it also runs on another checkout: `PYTHONPATH=OTHER/src python ...`.
+It uses only the public API, so it also runs on another checkout: `PYTHONPATH=OTHER/src python ...`.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from cppo import CPPOConfig, CPPOTrainer
 from cppo.data import load_records
 
 COSTS = ("time/", "memory/", "step_time")
-"""How the names of metrics begin that differ from run to run."""
+"""Prefixes of metrics that differ from run to run."""
 WITHOUT_TERM = ("grpo", "dapo", "grpo+views", "noisyrollout")
 ONE_IMAGE, MIXED = (1,), (1, 0, 2, 1)
-"""How many images the rows have, in turn."""
+"""Number of images of the rows, in turn."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training: options of `CPPOConfig`, the images of its rows, the step to resume at, and how many processes."""
+    """A training: options of `CPPOConfig`, images of its rows, step to resume at, number of processes."""
 
     options: dict[str, Any]
     images: tuple[int, ...] = ONE_IMAGE
@@ -60,12 +60,12 @@ SETTINGS = {
     "steps-per-generation": Case({"steps_per_generation": 4, "max_steps": 4}, MIXED),
     "iterations": Case({"num_iterations": 2, "max_steps": 4}, MIXED),
     "reference": Case({"beta": 0.04}, MIXED),
-    # Both resume in the middle of a generation batch, of which the checkpoint holds the rest.
+    # Both resume in the middle of a generation batch; the checkpoint holds the rest of it.
     "resumed": Case({"steps_per_generation": 4, "max_steps": 4}, MIXED, resumed_at=2),
     "resumed-iterations": Case({"steps_per_generation": 2, "num_iterations": 2, "max_steps": 4}, MIXED, resumed_at=2),
     "two-processes": Case({"per_device_train_batch_size": 4}, MIXED, processes=2),
 }
-"""What each of the four methods below is trained with."""
+"""The options of each of the four methods below."""
 CPPO_OPTIONS: dict[str, dict[str, Any]] = {
     "sequential": {"perception_memory": "sequential"},
     "no-view-gradients": {"perception_view_gradients": False},
@@ -126,12 +126,12 @@ CASES |= {
 
 
 def token_reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-    """A reward that differs within a group and depends on the tokens alone."""
+    """A reward that differs within a group and depends only on the tokens."""
     return [float(sum(ids) % 11) for ids in completion_ids]
 
 
 def make_rows(images: Sequence[int], count: int = 8) -> Dataset:
-    """Rows of the digits task with so many images each, in turn; a second image is a wider one of the shapes task."""
+    """Rows of the digits task with these numbers of images, in turn; a second image is a wider shapes image."""
     digits, shapes = (load_records(f"tasks:{task}?n={count}", split="train") for task in ("digits", "shapes"))
     rows = [
         {
@@ -149,7 +149,7 @@ def make_rows(images: Sequence[int], count: int = 8) -> Dataset:
 def make_trainer(
     folder: str | Path, dataset: Dataset, options: dict[str, Any], trainer_class: type[CPPOTrainer] = CPPOTrainer
 ) -> CPPOTrainer:
-    """A trainer of the micro VLM on the CPU in float32, with 2 prompts x 4 rollouts a micro-batch."""
+    """A trainer of the micro VLM on the CPU in float32, with 2 prompts x 4 rollouts per micro-batch."""
     given = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -184,7 +184,7 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 class GradientDigests(TrainerCallback):
-    """The digest of each step's gradients: they tell more than weights, which hide what rounding takes."""
+    """The digest of each step's gradients. They show more than weights, where rounding hides small changes."""
 
     def __init__(self) -> None:
         self.digests: list[str] = []
@@ -195,7 +195,7 @@ class GradientDigests(TrainerCallback):
 
 
 def train(case: Case, folder: str) -> dict[str, Any]:
-    """What the case ends in. Raises RuntimeError where its rewards or its perception term could prove nothing."""
+    """The end state of the case. Raises RuntimeError where its rewards or its perception term are trivial."""
     options, dataset = dict(case.options), make_rows(case.images)
     if case.resumed_at is not None:
         options |= {"save_strategy": "steps", "save_steps": case.resumed_at}
@@ -211,7 +211,7 @@ def train(case: Case, folder: str) -> dict[str, Any]:
     ]
     # Only steps that generate log their rewards.
     if not all(log.get("frac_reward_zero_std", 0) < 1 and log["grad_norm"] > 0 for log in metrics):
-        raise RuntimeError("the rewards of a step are all alike, or nothing was learned from them")
+        raise RuntimeError("the rewards of a step are all equal, or nothing was learned from them")
     has_term = case.options["method"] not in WITHOUT_TERM
     if has_term and not any((log["perception/selected_fraction"] or 0) > 0 for log in metrics):
         raise RuntimeError("the perception term selected no token")
@@ -225,7 +225,7 @@ def train(case: Case, folder: str) -> dict[str, Any]:
 
 
 def run_here(cases: Iterable[str]) -> dict[str, Any]:
-    """What each case ends in, trained by this process or its share of several."""
+    """The end state of each case, trained by this process or its share of several."""
     found = {}
     for name in cases:
         started = time.perf_counter()
@@ -239,7 +239,7 @@ def run_here(cases: Iterable[str]) -> dict[str, Any]:
 
 
 def run_together(cases: Sequence[str], processes: int) -> dict[str, Any]:
-    """What each case ends in, trained by processes of this script; they are started once for all cases."""
+    """The end state of each case, trained by processes of this script; they start once for all cases."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -253,13 +253,13 @@ def run_together(cases: Sequence[str], processes: int) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
-    """A line for each case that does not end as expected."""
+    """One line per case with another end state than expected."""
     for name, case in found.items():
         if name not in expected:
             yield f"{name}: unknown before"
             continue
         before = expected[name]
-        # As text, so that a NaN equals a NaN.
+        # As text, so that NaN equals NaN.
         parts = [part for part in case if json.dumps(case[part]) != json.dumps(before[part])]
         if parts:
             yield f"{name}: {', '.join(parts)} differ{_first_metric(case['metrics'], before['metrics'])}"

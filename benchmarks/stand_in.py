@@ -1,4 +1,4 @@
-"""A random Qwen2.5-VL, small but with the large one's proportions, and images for it."""
+"""A small random Qwen2.5-VL with the large one's proportions, and images for it."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
     "{% for part in messages[0]['content'] %}"
     "{{ part['text'] if part['type'] == 'text' else '<|vision_start|><|image_pad|><|vision_end|>' }}{% endfor %}"
 )
-"""Nothing but the image and the text, so that short prompts have the wanted length."""
+"""Only the image and the text, so that short prompts have the wanted length."""
 
 SHAPE = MicroShape(
     text_hidden=256,
@@ -33,7 +33,7 @@ SHAPE = MicroShape(
     max_pixels=2**22,
     max_positions=32768,
 )
-"""Widths are an eighth of Qwen2.5-VL-3B's and depths a ninth and an eighth: the vision part has its proportion."""
+"""Widths are an eighth of Qwen2.5-VL-3B's, depths a ninth and an eighth, so the vision part keeps its proportion."""
 
 SHAPE_3B = replace(
     SHAPE,
@@ -49,7 +49,7 @@ SHAPE_3B = replace(
 
 
 def build_model(vocabulary: int, seed: int) -> tuple[Qwen2_5_VLForConditionalGeneration, Any]:
-    """The random model with that many tokens in its vocabulary, and its processor, whose tokenizer knows fewer."""
+    """The random model with this vocabulary size, and its processor, with a smaller tokenizer."""
     tokenizer = build_tokenizer(["0123456789"], vocab_size=300)
     config = build_config(tokenizer, SHAPE)
     config.text_config.vocab_size = vocabulary
@@ -59,7 +59,7 @@ def build_model(vocabulary: int, seed: int) -> tuple[Qwen2_5_VLForConditionalGen
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                # At their initial widths the model's predictions hardly depend on the image.
+                # At their initial widths, the model's predictions hardly depend on the image.
                 parameter.mul_(3.0)
     processor = build_processor(tokenizer, SHAPE)
     processor.chat_template = CHAT_TEMPLATE
@@ -86,7 +86,7 @@ def build_published_shape(
 
 
 def image_of(num_tokens: int, rng: np.random.Generator) -> Image.Image:
-    """Coloured noise, nearly square, that makes about so many image tokens (49 for 50)."""
+    """Coloured noise, nearly square, with about this many image tokens (49 for 50)."""
     rows = max(1, round(math.sqrt(num_tokens)))
     height, width = (side * PATCH * MERGE for side in (rows, max(1, round(num_tokens / rows))))
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))

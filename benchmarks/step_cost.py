@@ -1,9 +1,9 @@
-"""What does one policy update cost? CPPO and shared GRPO against TRL's own GRPOTrainer, in one process.
+"""Cost of one policy update: CPPO and shared GRPO against TRL's own GRPOTrainer, in one process.
 
-Every variant is a trainer object with a copy of one random Qwen2.5-VL. Completions and rewards are injected, so that
-all trainers hold the same rollouts and a chosen share of them has a positive advantage; the trainer itself makes
-advantages, views and micro-batches. Measured is what an optimizer step does with these: loss and backward of each
-micro-batch. Time is the CPU time of the process, since others may use the machine.
+Every variant is a trainer with a copy of one random Qwen2.5-VL. Completions and rewards are injected, so that all
+trainers have the same rollouts and a chosen share of them has a positive advantage; the trainer itself computes
+advantages, views and micro-batches. The measurement covers an optimizer step on these: loss and backward of each
+micro-batch. Time is the CPU time of the process, because others may use the machine.
 
     python benchmarks/step_cost.py --json step_cost.json
     python benchmarks/step_cost.py --json headline.json --case 400/100/400-G8-half
@@ -41,14 +41,14 @@ from trl import GRPOConfig, GRPOTrainer
 from cppo import CPPOConfig, CPPOTrainer
 
 FIRST_TEXT_ID = 7
-"""The tokens below are the special ones."""
+"""Smaller ids are special tokens."""
 
 
 @dataclass(frozen=True)
 class Case:
     """Tokens of a rollout before scaling, rollouts per group, share with a positive advantage, micro-batches per step.
 
-    `perturbed` bounds the rollouts of a group that CPPO scores under the views.
+    `perturbed` limits the rollouts of a group that CPPO scores under the views.
     """
 
     image: int
@@ -89,14 +89,14 @@ CASES = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A trainer to measure: its class, its options, and whether TRL's LM head leaves out the prompt's tokens."""
+    """A trainer to measure: its class, its options, and whether TRL's LM head skips the prompt's tokens."""
 
     trainer: type[GRPOTrainer]
     options: dict[str, Any]
     response_head: bool = False
 
     def head(self) -> Any:
-        """While in this context TRL's head scores response tokens only, as it does on GPUs, if the variant says so."""
+        """Context: TRL's head scores only response tokens, as it does on GPUs, if the variant says so."""
         return patch("trl.trainer.utils._use_triton", return_value=True) if self.response_head else nullcontext()
 
 
@@ -111,11 +111,11 @@ MEASURES = {"time": "cpu_seconds", "wall": "wall_seconds", "flops": "flops", "me
 
 
 def make_rows(case: Case, scale: int) -> list[dict[str, Any]]:
-    """One row a group, a group for each micro-batch; the prompt has `text / scale` tokens beside the image's."""
+    """One row per group, one group per micro-batch; the prompt has `text / scale` tokens beside the image's."""
     rng = np.random.default_rng(0)
     rows = []
     for group in range(case.accumulation):
-        # A digit is a token, and so are the two marks around the image; the first digit tells the groups apart.
+        # A digit is one token, and so are the two marks around the image; the first digit identifies the group.
         digits = f"{group}{'7' * (case.text // scale - 3)}"
         image = image_of(case.image // scale, rng)
         message = {"role": "user", "content": digits}
@@ -126,7 +126,7 @@ def make_rows(case: Case, scale: int) -> list[dict[str, Any]]:
 def make_trainer(
     variant: Variant, case: Case, scale: int, model: Any, processor: Any, args: Any, device: str = "cpu"
 ) -> GRPOTrainer:
-    """A trainer whose completions and rewards are given: in each group the first `case.positive` are rewarded.
+    """A trainer with given completions and rewards: the first `case.positive` of each group are rewarded.
 
     On `cuda` it computes in bfloat16.
     """
@@ -158,13 +158,13 @@ def make_trainer(
     trainer.current_gradient_accumulation_steps = options.gradient_accumulation_steps
     trainer.model.train()
     if args.checkpointing:
-        # The trainer itself does so when training begins.
+        # The trainer itself does so at the start of training.
         trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
     return trainer
 
 
 def buffered_batches(trainer: GRPOTrainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The micro-batches of one step, made, shuffled and cut by the trainer."""
+    """The micro-batches of one step, made, shuffled and split by the trainer."""
     repeated = [row for row in rows for _ in range(trainer.num_generations)]
     # The trainer shuffles with the global generator.
     with torch.random.fork_rng(devices=[]):
@@ -174,13 +174,13 @@ def buffered_batches(trainer: GRPOTrainer, rows: list[dict[str, Any]]) -> list[d
 
 
 def rollouts(batches: list[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
-    """Prompt and completion of every rollout of a step; each trainer shuffles and cuts them in its own way."""
+    """Prompt and completion of every rollout of a step; each trainer shuffles and splits them in its own way."""
     pairs = [zip(part["prompt_ids"].tolist(), part["completion_ids"].tolist(), strict=True) for part in batches]
     return sorted(pair for part in pairs for pair in part)
 
 
 def update(trainer: GRPOTrainer, batches: list[dict[str, Any]]) -> float:
-    """Loss and backward of all micro-batches, gradients starting from none; the loss."""
+    """Loss and backward of all micro-batches, from zero gradients; returns the loss."""
     trainer.model.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
@@ -192,7 +192,7 @@ def update(trainer: GRPOTrainer, batches: list[dict[str, Any]]) -> float:
 
 
 def measure(variant: Variant, trainer: GRPOTrainer, batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """Loss, norm of the gradient, FLOPs and peak memory of one update, counted; it also warms up for the timing."""
+    """Counted loss, gradient norm, FLOPs and peak memory of one update; this also warms up for the timing."""
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
     with variant.head(), counter, PeakBytes() as memory:
         loss = update(trainer, batches)
@@ -209,9 +209,9 @@ def measure(variant: Variant, trainer: GRPOTrainer, batches: list[dict[str, Any]
 
 
 def run_case(case: Case, model: Any, processor: Any, args: Any) -> dict[str, Any]:
-    """All variants on one case: counts once, then `args.runs` rounds of timed updates, one variant after another."""
+    """All variants on one case: counts once, then `args.runs` rounds of timed updates, in turn."""
     rows = make_rows(case, args.scale)
-    # The unshared path would take a step of many micro-batches past five minutes.
+    # The unshared path would take more than five minutes for a step of many micro-batches.
     variants = {name: v for name, v in VARIANTS.items() if case.accumulation == 1 or name != "cppo_unshared"}
     trainers = {name: make_trainer(v, case, args.scale, model, processor, args) for name, v in variants.items()}
     batches = {name: buffered_batches(trainer, rows) for name, trainer in trainers.items()}
@@ -248,7 +248,7 @@ def ratios(found: dict[str, Any], baseline: dict[str, Any]) -> dict[str, float]:
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    """A Markdown table: time / FLOPs / memory of each case, relative to the baseline that the column names."""
+    """A Markdown table: time / FLOPs / memory of each case, relative to the column's baseline."""
     columns = {
         "CPPO / TRL GRPO": lambda case: case,
         "shared GRPO / TRL GRPO": lambda case: case["shared_grpo"],

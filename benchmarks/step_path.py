@@ -1,12 +1,12 @@
-"""Through how many files does a micro-batch of `cppo` pass on its way to the loss?
+"""Number of source files that a micro-batch of `cppo` passes on its way to the loss.
 
-Counts the source files of the package that the first step's micro-batch enters from the call of `_compute_loss` until
-the loss is returned: the micro VLM trains on the CPU, without gradient checkpointing, and the backward pass is left
-out. What begins or goes on to run enters its file: a function, a generator, a property, a decorator. Printed are the
-files in the order of their first entry, and then
+Counts the source files of the package that the first step's micro-batch enters between the call of `_compute_loss` and
+its return. The micro VLM trains on the CPU, without gradient checkpointing; the backward pass does not count. A
+function, generator, property or decorator that starts or resumes enters its file. The output is the files in the order
+of their first entry, and then
 
-- stays: the entries, those that follow each other in one file counted once;
-- returns: stays in a file that had been left;
+- stays: the entries, with consecutive ones in one file counted once;
+- returns: stays in a file that was left before;
 - climbs: calls of a file that waits further up the stack.
 
     python benchmarks/step_path.py --json step_path.json
@@ -35,7 +35,7 @@ PACKAGE = Path(cppo.__file__).parent
 
 
 class EntryRecorder:
-    """A profile function that keeps the file of each call in the package, and how many of them are climbs."""
+    """A profile function that records the file of each call in the package, and the number of climbs."""
 
     def __init__(self) -> None:
         self.entries: list[str] = []
@@ -51,13 +51,13 @@ class EntryRecorder:
 
 
 def own_file(frame: FrameType) -> str | None:
-    """The file of a frame's code within the package; None for code from elsewhere."""
+    """The package file of a frame's code; None for other code."""
     file = Path(frame.f_code.co_filename)
     return str(file.relative_to(PACKAGE)) if file.is_relative_to(PACKAGE) else None
 
 
 def callers(frame: FrameType) -> Iterator[str]:
-    """The package's files that wait for the frame, the nearest first."""
+    """The package's files that wait for the frame, nearest first."""
     above = frame.f_back
     while above is not None:
         file = own_file(above)

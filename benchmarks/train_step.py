@@ -1,8 +1,8 @@
-"""What does a whole training step of the micro recipe cost, rollouts included? CPPO and shared GRPO against TRL's GRPO.
+"""Cost of a whole training step of the micro recipe, rollouts included: CPPO and shared GRPO against TRL's GRPO.
 
 Each round trains three fresh copies of the embedded micro VLM for a few steps, one after another, on the same prompts
-from the same seed: TRL's own `GRPOTrainer`, `CPPOTrainer` with `method: grpo`, and with `method: cppo`. Measured is the
-time from the end of one optimizer step to the end of the next, without the first: data, rollouts, rewards, views, loss,
+from the same seed: TRL's own `GRPOTrainer`, `CPPOTrainer` with `method: grpo`, and with `method: cppo`. A step's time
+runs from the end of one optimizer step to the end of the next, without the first: data, rollouts, rewards, views, loss,
 backward and optimizer. Each trainer samples its own responses, as in real training.
 
     python benchmarks/train_step.py --json train_step.json
@@ -35,7 +35,7 @@ VARIANTS = ("trl_grpo", "shared_grpo", "cppo")
 
 
 def train(variant: str, steps: int, seed: int, folder: str) -> StepClock:
-    """A few steps of the micro recipe; what each of them took."""
+    """A few steps of the micro recipe, with the cost of each."""
     options = {"output_dir": folder, "max_steps": steps, "save_strategy": "no", "seed": seed, "disable_tqdm": True}
     recipe = load_recipe("train", "micro", {**options, "method": "cppo" if variant == "cppo" else "grpo"})
     trainer_class, args = CPPOTrainer, build_config(recipe)

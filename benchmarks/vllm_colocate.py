@@ -1,16 +1,16 @@
-"""Do rollouts of colocated vLLM answer the prompts that are trained on? Rows with one image, with two and with none.
+"""Check that rollouts of colocated vLLM answer the trained prompts: rows with one image, with two and with none.
 
-The trainer makes a generation batch through TRL's link to a vLLM engine in its own process, and
-1. vLLM's own replacement of image placeholders gives each prompt's tokens as the processor gives them, while TRL's
-   request without this package's gives more;
-2. the log-probability that vLLM gives a sampled token differs from transformers' by at most 1e-3 nats.
+The trainer makes a generation batch through TRL's link to a vLLM engine in its own process. Then
+1. vLLM's own replacement of image placeholders must give each prompt's tokens as the processor does, while TRL's
+   request without this package's gives more tokens;
+2. vLLM's log-probability of a sampled token must differ from transformers' by at most 1e-3 nats.
 
-Prints a Markdown table, and ends with status 1 where one of these does not hold. It takes the environment of
+Prints a Markdown table, and ends with status 1 where one of these fails. It needs the environment of
 `vllm_agreement.py`:
 
     VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/vllm_colocate.py
 
-docs/scale/scaling.md has the figures. The weights are those that vLLM has loaded: on a CPU it cannot take others.
+docs/scale/scaling.md has the figures. The weights are those that vLLM loaded: on a CPU it cannot take others.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LARGEST_DIFFERENCE = 1e-3
 
 
 class WatchingTrainer(CPPOTrainer):
-    """Keeps what vLLM is asked and what it makes of it; makes one generation batch."""
+    """Records vLLM's requests and prompts; makes one generation batch."""
 
     def watch(self) -> None:
         self.vllm_generation.sync_weights = lambda: None
@@ -61,7 +61,7 @@ class WatchingTrainer(CPPOTrainer):
 
 
 def make_trainer(model: str, folder: str) -> WatchingTrainer:
-    """A trainer whose rollouts come from vLLM in this process, in float32, which TRL leaves to vLLM."""
+    """A trainer with rollouts from vLLM in this process, in float32, which TRL leaves to vLLM."""
     vllm_generation.LLM = partial(vllm_generation.LLM, dtype="float32")
     args = CPPOConfig(
         folder,
@@ -82,15 +82,15 @@ def make_trainer(model: str, folder: str) -> WatchingTrainer:
 
 
 def kept(batch: dict[str, Any], name: str, mask: str) -> list[Any]:
-    """What a batch holds at the places that are no padding, a list a row."""
+    """A batch's values outside the padding, one list per row."""
     return [values[own.bool()].tolist() for values, own in zip(batch[name], batch[mask], strict=True)]
 
 
 @torch.no_grad()
 def apart(trainer: CPPOTrainer, row: dict[str, Any], ids: list[int], logps: list[float]) -> Tensor:
-    """How far vLLM's log-probabilities of a response are from transformers', [tokens], in nats.
+    """Difference between vLLM's and transformers' log-probabilities of a response, [tokens], in nats.
 
-    vLLM's are of a distribution without the tokens that must not be sampled.
+    vLLM's are of a distribution without the banned tokens.
     """
     inputs = prompt_inputs(trainer.processing_class, [row["prompt"]], [row["images"]])
     logits = score_responses(trainer.model, inputs, [ids], temperature=1.0).logits
@@ -101,7 +101,7 @@ def apart(trainer: CPPOTrainer, row: dict[str, Any], ids: list[int], logps: list
 
 
 def twice_expanded(trainer: WatchingTrainer, prompt: list[int], images: Sequence[Any]) -> int:
-    """Tokens that vLLM makes of a prompt whose images are expanded already."""
+    """vLLM's tokens of a prompt with images that are already expanded."""
     shown = {"multi_modal_data": {"image": list(images)}} if images else {}
     llm = trainer.vllm_generation.llm
     llm.generate([{"prompt_token_ids": prompt, **shown}], use_tqdm=False)
@@ -109,7 +109,7 @@ def twice_expanded(trainer: WatchingTrainer, prompt: list[int], images: Sequence
 
 
 def compare(name: str, items: int) -> bool:
-    """Print a row of the table for each kind of row; whether all of them hold."""
+    """Print one table row per kind of row; returns whether all agree."""
     good = True
     print("| rows | prompt tokens | asked of vLLM | made by vLLM | without CPPO | tokens | largest difference, nats |")
     print("|---|---|---|---|---|---|---|")

@@ -1,8 +1,8 @@
-"""Make quickstart.ipynb of quickstart.py and run it, so that the notebook shows its outputs.
+"""Make quickstart.ipynb from quickstart.py, with its outputs.
 
     pip install -e '.[notebook]' && python examples/build_notebook.py
 
-The script is the source. Its cells begin with `# %%`, and those of text with `# %% [markdown]`.
+The script is the source. Its cells begin with `# %%`, text cells with `# %% [markdown]`.
 """
 
 import re
@@ -26,7 +26,7 @@ def script_cells(text: str) -> list[tuple[str, str]]:
 
 
 def build(script: Path = SCRIPT, notebook: Path = NOTEBOOK) -> None:
-    """Execute the script's cells in a folder that is thrown away, and write the notebook."""
+    """Execute the script's cells in a temporary folder, and write the notebook."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -40,7 +40,7 @@ def build(script: Path = SCRIPT, notebook: Path = NOTEBOOK) -> None:
         if cell.cell_type == "code":  # libraries warn with paths of this machine
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
-                output.get("data", {}).pop("image/jpeg", None)  # a picture is there as PNG too
+                output.get("data", {}).pop("image/jpeg", None)  # a picture is also stored as PNG
     nbformat.write(book, notebook)
 
 

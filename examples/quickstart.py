@@ -1,9 +1,9 @@
 # %% [markdown]
 # # CPPO in five minutes
 #
-# From data to a trained model to a map of the tokens that depend on the image, on a CPU, with the `micro`
-# vision-language model that comes with the package (1.4 M parameters). After `make test` or `pip install -e .` it
-# runs as it stands, in a notebook or as a script.
+# This example goes from data to a trained model and a map of the tokens that depend on the image. It runs on a CPU
+# with `micro`, the vision-language model of this package (1.4 M parameters). Run `make test` or `pip install -e .`
+# first; then run it as a notebook or as a script.
 
 # %%
 import os
@@ -31,7 +31,7 @@ OUT.mkdir(parents=True, exist_ok=True)
 
 
 def show(content: Image.Image | str, name: str) -> None:
-    """Save a picture or a page in OUT; in a notebook show it too."""
+    """Save a picture or a page in OUT; a notebook also shows it."""
     if isinstance(content, Image.Image):
         content.save(OUT / name)
     else:
@@ -46,8 +46,8 @@ def show(content: Image.Image | str, name: str) -> None:
 # %% [markdown]
 # ## The data
 #
-# Handwritten digits in heavy noise, and a question about two of them. The training and the held-out items use
-# different handwriting. Your own data is a file instead: `load_records("train.jsonl")`.
+# Each image shows handwritten digits in heavy noise; each question is about two of them. The training and the
+# held-out items use different handwriting. For your own data, give a file: `load_records("train.jsonl")`.
 
 # %%
 train = load_records("tasks:digits?noise=150&n=4000")
@@ -61,8 +61,8 @@ show(strip, "data.png")
 # %% [markdown]
 # ## The views
 #
-# For every image the trainer draws a view that keeps its information (I+) and one that removes it (I-). What the
-# first image can become:
+# For every image, the trainer draws a view that keeps its information (I+) and a view that removes it (I-). These
+# are examples for the first image:
 
 # %%
 sampler = ViewSampler(seed=0)
@@ -80,8 +80,8 @@ print(f"{before.accuracy:.1%} right, 95 % interval [{low:.1%}, {high:.1%}], {len
 # %% [markdown]
 # ## Training
 #
-# `CPPOTrainer` takes what TRL's `GRPOTrainer` takes. A step answers 16 questions 8 times each; the rewards are
-# accuracy and format, the perception loss is on by default.
+# `CPPOTrainer` has the arguments of TRL's `GRPOTrainer`. A step answers 16 questions 8 times each. The rewards are
+# accuracy and format; the perception loss is on by default.
 
 # %%
 config = CPPOConfig(
@@ -123,7 +123,7 @@ print(f"{before.accuracy:.1%} -> {after.accuracy:.1%}, with a grey image {blank.
 print(f"gain {100 * gain.mean:+.1f} points, 95 % interval [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]")
 
 # %% [markdown]
-# The curves: reward, perception loss, d+ and d-, entropies.
+# The curves show the reward, the perception loss, d+ and d-, and the entropies.
 
 # %%
 summary = {"before": before.to_dict(), "after": after.to_dict()}
@@ -140,11 +140,10 @@ run = RunData(
 show(render_report(run), "curves.html")
 
 # %% [markdown]
-# ## Which words hang on the picture
+# ## Which tokens depend on the image
 #
-# Every response token, coloured by how much it depends on the image. The underlined ones are read off the image,
-# which this data knows; the outlined ones are those that the training rule selects. Point at a token for its
-# numbers.
+# The colour of a response token shows how much it depends on the image. Underlined tokens are read off the image,
+# which this data records. Outlined tokens are selected by the training rule. Point at a token for its numbers.
 
 # %%
 options = InspectOptions(samples=2, max_new_tokens=80)
@@ -152,10 +151,10 @@ items = [inspect_record(model, processor, held_out[index], sampler, options) for
 show(render_inspection(items, model="quickstart", data=held_out.name, score="entropy_shift"), "tokens.html")
 
 # %% [markdown]
-# ## Save, and load again
+# ## Save and load
 #
-# Saving also writes a model card. `cppo eval --model runs/quickstart/model --data "tasks:digits?noise=150"`
-# evaluates it from the command line.
+# `save_model` also writes a model card. This command evaluates the saved model:
+# `cppo eval --model runs/quickstart/model --data "tasks:digits?noise=150"`.
 
 # %%
 trainer.save_model()

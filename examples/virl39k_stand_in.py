@@ -1,4 +1,4 @@
-"""Writes a small data set in ViRL39K's layout: a table with image paths, and the images in an archive beside it.
+"""Write a small data set in ViRL39K's layout: a table with image paths, and the images in an archive beside it.
 
     python examples/virl39k_stand_in.py ViRL39K
     cppo train --config cppo-paper --data hub:./ViRL39K:train --columns virl39k --dry_run

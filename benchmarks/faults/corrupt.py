@@ -1,9 +1,8 @@
-"""Harmed checkpoints: `python benchmarks/faults/corrupt.py --flips 20 --seed 0`.
+"""Damaged checkpoints: `python benchmarks/faults/corrupt.py --flips 20 --seed 0`.
 
-Every file of the checkpoints of a run, of a run with LoRA and of a run in two ranks is harmed in a copy: dropped, cut
-to a random length, and `--flips` times one random bit is flipped. Prints the rows of docs/train/reliability.md: how
-many
-harms were found, how many of those named the file, and how many untouched copies were taken for harmed ones.
+Every file of the checkpoints of a run, of a run with LoRA and of a run on two ranks is damaged in a copy: deleted, cut
+to a random length, and `--flips` times with one random bit flipped. Prints the rows of docs/train/reliability.md: how
+much damage was found, how often with the file's name, and how many intact copies were reported as damaged.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about a minute on two shared cores.
 """
@@ -35,7 +34,7 @@ def flip(file: Path, draw: random.Random) -> None:
 
 
 def found(whole: Path, name: Path, harm: Callable[[Path], None]) -> tuple[bool, bool]:
-    """Whether the harm to a copy's file is found, and told by the file's name."""
+    """Whether the damage to a copy's file is found, and whether the message names the file."""
     copy = whole.parent / "copy"
     shutil.copytree(whole, copy)
     try:

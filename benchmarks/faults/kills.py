@@ -1,8 +1,8 @@
-"""Runs that are killed at random moments and resumed: `python benchmarks/faults/kills.py --runs 20 --kills 3 --seed 1`.
+"""Runs killed at random moments and resumed: `python benchmarks/faults/kills.py --runs 20 --kills 3 --seed 1`.
 
-A run of six steps saves every step. SIGKILL ends it at a moment drawn from its whole length; the same command with
-`--resume_from_checkpoint auto` goes on, and is killed as well, up to `--kills` times. Then it runs to its end. Prints
-the row of docs/train/reliability.md: how many runs left what the uninterrupted run left.
+A run of six steps saves every step. SIGKILL ends it at a random moment of its length; the same command with
+`--resume_from_checkpoint auto` continues and is also killed, up to `--kills` times. Then it runs to its end. Prints the
+row of docs/train/reliability.md: how many runs left the same files as the uninterrupted run.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about five minutes on two shared cores.
 """
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from small_run import Started, left_behind, train_command, versions, workplace
 
-# Two optimizer steps a generation batch, twice: most checkpoints lie in the middle of a buffer.
+# Two optimizer steps per generation batch, twice: most checkpoints are in the middle of a buffer.
 BUFFERED = ("--steps_per_generation", 2, "--gradient_accumulation_steps", 1, "--num_iterations", 2)
 
 
 def killed_run(folder: Path, run: Path, kills: int, length: float, draw: random.Random) -> list[str]:
-    """Kill a run so many times and let it end; what was there at each kill."""
+    """Kill a run this many times and let it end; returns the newest checkpoint at each kill."""
     moments = []
     argv = train_command(folder, run, *BUFFERED, "--resume_from_checkpoint", "auto")
     for _ in range(kills):

@@ -1,9 +1,9 @@
 """Pickles that would run code, in the files of a checkpoint: `python benchmarks/faults/payloads.py`.
 
-A payload takes the place of each file that holds, or could hold, a pickle, in checkpoints of a run and of a run with
-LoRA: as a plain pickle and as `torch.save` writes it. Each checkpoint gets a manifest that fits, as an attacker would
-write it. Then it is resumed from, evaluated and exported. Prints the row of docs/train/reliability.md:
-payloads that ran, and how the commands ended.
+A payload replaces each file that holds, or could hold, a pickle, in checkpoints of a run and of a run with LoRA: as a
+plain pickle and as `torch.save` writes it. Each checkpoint gets a matching manifest, as an attacker would write it.
+Then it is resumed from, evaluated and exported. Prints the row of docs/train/reliability.md: payloads that ran, and how
+the commands ended.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about two minutes on two shared cores.
 """
@@ -27,7 +27,7 @@ WEIGHTS = {
 
 
 class Payload:
-    """An object whose unpickling makes the file `marker`."""
+    """An object that makes the file `marker` when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -37,7 +37,7 @@ class Payload:
 
 
 def lay(checkpoint: Path, name: str, payload: Payload, zipped: bool) -> None:
-    """Put the payload into a file; one of weights takes the place of all other weights."""
+    """Put the payload into a file; a file of weights replaces all other weights."""
     if any(name in names for names in WEIGHTS.values()):
         for other in (file for names in WEIGHTS.values() for file in names):
             (checkpoint / other).unlink(missing_ok=True)

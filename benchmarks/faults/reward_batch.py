@@ -1,4 +1,4 @@
-"""How long a batch of answers takes whose comparison runs away: `python benchmarks/faults/reward_batch.py`.
+"""Time for a batch of answers with endless comparisons: `python benchmarks/faults/reward_batch.py`.
 
 Prints a row of the table in docs/train/reliability.md for each batch: answers, budget, seconds, answers not finished.
 """
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--budget", type=float, default=60.0)
     options = parser.parse_args()
-    shared_pool().equivalent("2x+1", "1+2x", 60.0)  # a run's first step pays for starting math-verify
+    shared_pool().equivalent("2x+1", "1+2x", 60.0)  # a run's first step includes the start of math-verify
     for count in options.answers:
         logged: dict[str, float] = {}
         texts = [RUNAWAY % number for number in range(5, 5 + count)]

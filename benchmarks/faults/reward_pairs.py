@@ -1,4 +1,4 @@
-"""How many pairs of tests/rewards/pairs.tsv the accuracy reward judges right.
+"""Number of pairs of tests/rewards/pairs.tsv that the accuracy reward judges right.
 
 `python benchmarks/faults/reward_pairs.py`
 

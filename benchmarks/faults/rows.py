@@ -1,7 +1,7 @@
 """Corrupt rows: `python benchmarks/faults/rows.py --each 20 --seed 0`.
 
-Lays `--each` faults of every kind among five times as many whole rows, in a .jsonl and in a Parquet file. Prints the
-rows of docs/train/reliability.md: how many laid faults `cppo data check` finds, and how many whole rows it refuses.
+Places `--each` faults of every kind among five times as many intact rows, in a .jsonl and in a Parquet file. Prints the
+rows of docs/train/reliability.md: how many of the faults `cppo data check` finds, and how many intact rows it refuses.
 
 Measured with Python 3.11 and Pillow 13.0 in about ten seconds on two shared cores.
 """
@@ -50,7 +50,7 @@ def half(content: bytes) -> bytes:
 
 
 def flipped(content: bytes, draw: random.Random) -> bytes:
-    """The file with a byte of its first chunk of pixels changed, which its checksum covers."""
+    """The file with a changed byte in its first chunk of pixels, which its checksum covers."""
     place = content.index(b"IDAT") + 4 + draw.randrange(16)
     return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
 
@@ -74,7 +74,7 @@ FAULTS: dict[str, Callable[[Row, Path, random.Random], Row]] = {
 
 
 def lay(folder: Path, kind: str, each: int, draw: random.Random) -> tuple[list[Row], set[int]]:
-    """Rows in random order, and the numbers, from 1, of those with a fault of that kind."""
+    """Rows in random order, and the numbers, from 1, of those with a fault of this kind."""
     faulty = [FAULTS[kind](row(folder, draw), folder, draw) for _ in range(each)]
     rows = [(one, True) for one in faulty] + [(row(folder, draw), False) for _ in range(WHOLE_ROWS * each)]
     draw.shuffle(rows)

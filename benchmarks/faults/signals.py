@@ -1,10 +1,9 @@
 """Signals of batch systems in one and two processes: `python benchmarks/faults/signals.py`.
 
 Sends SIGTERM, SIGHUP and SIGUSR1 to a run in its second step: to its one process, to both of two ranks, to one rank
-alone. One more run is started by torchrun, which gets SIGTERM itself. Each run then goes on with
-`--resume_from_checkpoint auto`. Prints the rows of docs/train/reliability.md: exit statuses, the newest checkpoint,
-whether
-it is whole, and whether the resumed run left what the uninterrupted run left.
+alone. In one more run, torchrun itself gets SIGTERM. Each run then continues with `--resume_from_checkpoint auto`.
+Prints the rows of docs/train/reliability.md: exit statuses, the newest checkpoint, whether it is complete, and whether
+the resumed run left the same files as the uninterrupted run.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about five minutes on two shared cores.
 """
@@ -22,7 +21,7 @@ from cppo.checkpoints import checkpoint_folders, damage
 
 
 def when_in_step(run: Path, step: int, alive: subprocess.Popen[bytes] | Started) -> None:
-    """Wait until a run has logged a step, so that it is in the next one."""
+    """Wait until a run has logged a step; it is then in the next step."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         metrics = run / "metrics.jsonl"

@@ -1,7 +1,7 @@
-"""What the scripts of this folder share: a run of an untrained model in processes of its own, and what it left.
+"""Shared by the scripts of this folder: a run of an untrained model in separate processes, and the files it left.
 
-The processes are forked from one that has imported the libraries, so that a run takes seconds. Two ranks get the
-variables that torchrun gives them.
+The processes are forked from one with the libraries imported, so that a run takes seconds. Two ranks get the variables
+that torchrun sets.
 """
 
 import hashlib
@@ -45,9 +45,9 @@ OPTIONS = {
     "quiet": True,
 }
 UNEQUAL = ("step_time", "time/", "memory/")
-"""What a row of metrics tells of the machine."""
+"""Metrics that depend on the machine."""
 SECONDS = 180.0
-"""Until a run counts as hanging and is ended."""
+"""Time after which a run counts as hanging and is ended."""
 _FORK = multiprocessing.get_context("fork")
 
 Patch = Callable[[], object]
@@ -71,7 +71,7 @@ def train_command(folder: Path, run: Path, *options: object) -> list[str]:
 
 
 class Started:
-    """A command in one or more processes of its own, with their output in `log`."""
+    """A command in one or more separate processes, with their output in `log`."""
 
     def __init__(self, argv: list[str], log: Path, ranks: int = 1, patch: Patch | None = None) -> None:
         self.log = log
@@ -99,7 +99,7 @@ class Started:
             process.join()
 
     def said(self) -> list[str]:
-        """The lines of cppo itself."""
+        """The lines that cppo itself printed."""
         return [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.startswith("cppo: ")]
 
     def traceback(self) -> bool:
@@ -107,7 +107,7 @@ class Started:
 
 
 def left_behind(run: Path) -> dict[str, Any]:
-    """What must be equal after a run that went on: weights, rows of metrics, examples, probes and evaluations."""
+    """What must be equal after a resumed run: weights, rows of metrics, examples, probes and evaluations."""
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((run / "summary.json").read_text())
     return {

@@ -1,4 +1,4 @@
-"""Part B: the kernels of attention over a packed micro-batch, against softmax in float64, and what they take."""
+"""Part B: attention kernels over a packed micro-batch, against softmax in float64, with their times."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,23 +20,23 @@ HEADS, KEY_HEADS, HEAD_SIZE = 16, 2, 128
 SCALING = HEAD_SIZE**-0.5
 VIEWS, GENERATIONS, PROMPT = 3, 5, 1158
 RESPONSES = {"12k": 600, "33k": 2000}
-"""Response tokens of a rollout; with three views of a group they make packed rows of so many tokens."""
+"""Response tokens of a rollout; with three views of a group they give packed rows of this length."""
 BOUNDS = {torch.bfloat16: 0.02, torch.float32: 1e-4}
-"""Of a difference, as a multiple of the length: some roundings of 2^-9, or of 2^-24."""
+"""Bounds of a difference, as a multiple of the length: several roundings of 2^-9, or of 2^-24."""
 RUNS = 5
 TRAINING = ("varlen where it runs", "padded, as torch picks")
-"""The kernels that training takes: they must run."""
+"""The kernels of training: they must run."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values [1, heads, N, D] of a packed row; outputs [N, heads, D]."""
 Context = Callable[[], AbstractContextManager]
-"""Makes what the kernel must run in."""
+"""Makes the context that the kernel must run in."""
 
 
 def kernels(part: Part) -> None:
     """Outputs and the queries' gradients of each kernel, and milliseconds of forward and backward together.
 
-    The first call is timed by itself: cuDNN builds a graph for each shape. A kernel that refuses says why.
+    The first call is timed separately: cuDNN builds a graph for each shape. A kernel that refuses gives the reason.
     """
     prompt, responses = (12, {"tiny": 6}) if part.tiny else (PROMPT, RESPONSES)
     for name, response in responses.items():
@@ -96,7 +96,7 @@ class Problem:
         return {"output": outputs.detach(), "query_gradient": self.query.grad[0].transpose(0, 1)}
 
     def expected(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Places of the last rollout's T tokens; outputs and gradients there, by softmax in float64, [T, heads, D]."""
+        """Indices of the last rollout's T tokens; outputs and gradients there, by softmax in float64, [T, heads, D]."""
         places, owner = self.layout.segments[-1], self.layout.prompt_of_segment[-1]
         seen = torch.cat([self.layout.prompts[owner], places])
         query = self.query.detach()[0][:, places].double().requires_grad_()
@@ -113,7 +113,7 @@ class Problem:
 
 
 def _kernels(layout: SharedPromptLayout) -> dict[str, tuple[Context, Kernel]]:
-    """By name; torch's flash attention takes no mask, so that it runs a row for each rollout, as TRL does."""
+    """By name. torch's flash attention takes no mask, so it runs one row per rollout, as TRL does."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return packed.packed_attention(query, key, value, layout, SCALING)[0]
@@ -140,7 +140,7 @@ def _kernels(layout: SharedPromptLayout) -> dict[str, tuple[Context, Kernel]]:
 
 
 def _unshared(query: Tensor, key: Tensor, value: Tensor, layout: SharedPromptLayout) -> Tensor:
-    """Attention with the prompt repeated before each response; a prompt's own outputs are those of its first row."""
+    """Attention with the prompt repeated before each response; a prompt's own outputs come from its first row."""
     places = torch.cat([layout.prompts[layout.prompt_of_segment], layout.segments], dim=1)
     groups = HEADS // KEY_HEADS
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))

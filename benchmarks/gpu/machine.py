@@ -14,7 +14,7 @@ HEAD_SIZE = 128
 
 
 def versions(part: Part) -> None:
-    """Whose figures these are. Varlen must be usable, or else every other part measures padded rows."""
+    """Versions of the measured libraries. Varlen must be usable, else every other part measures padded rows."""
     part.found("libraries", torch=torch.__version__, **{name: _installed(name) for name in LIBRARIES})
     reason = no_varlen_reason(part.device, torch.bfloat16, HEAD_SIZE)
     if part.device.type != "cuda":

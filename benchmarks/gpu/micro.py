@@ -1,4 +1,4 @@
-"""Parts C and G, with the embedded micro VLM: the same numbers as on the CPU, then training as it is done on a GPU."""
+"""Parts C and G, with the embedded micro VLM: the same numbers as on the CPU, then training as on a GPU."""
 
 import math
 import tempfile
@@ -18,13 +18,13 @@ from cppo.rewards import accuracy_reward, format_reward
 
 GENERATIONS = 8
 LOSS_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
-"""Relative, in float32: sums in another order, amplified tenfold by the temperature 0.1."""
+"""Relative, in float32: another order of sums, amplified tenfold by the temperature 0.1."""
 ROUNDING_RATIO = 3.0
-"""How many times further than the CPU's own bfloat16 the device's may be from the CPU's float32."""
+"""Bound: the device's bfloat16 distance from the CPU's float32, over that of the CPU's bfloat16."""
 
 
 def make_trainer(folder: str, *, cpu: bool, prompts: int, **options: Any) -> CPPOTrainer:
-    """A trainer of the micro VLM on the generated digits, with 8 rollouts a prompt."""
+    """A trainer of the micro VLM on the generated digits, with 8 rollouts per prompt."""
     args = CPPOConfig(
         folder,
         use_cpu=cpu,
@@ -60,7 +60,7 @@ def same_rollouts(part: Part) -> None:
         set_seed(0)
         trainer.model.train()
         inputs = trainer._generate_and_score_completions(rows)
-        # Whatever the model answers, both terms must have something to compare.
+        # For any answers of the model, both terms must have something to compare.
         inputs["advantages"] = torch.linspace(-1.0, 1.0, len(rows))
         loss, gradient = loss_and_gradient(trainer, inputs, torch.float32)
         rounded_loss, rounded_gradient = loss_and_gradient(trainer, inputs, torch.bfloat16)
@@ -70,7 +70,7 @@ def same_rollouts(part: Part) -> None:
     part.found("cpu", loss=loss, bfloat16_loss=loss_rounding, bfloat16_gradient=gradient_rounding)
     trainer.model.to(part.device)
     moved = {key: value.to(part.device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
-    # Varlen takes half precision alone.
+    # Varlen needs half precision.
     for name, dtype, pads in (
         ("float32, padded", torch.float32, True),
         ("bfloat16, padded", torch.bfloat16, True),
@@ -102,7 +102,7 @@ def loss_and_gradient(trainer: CPPOTrainer, inputs: dict[str, Any], dtype: torch
 
 
 def divergences(part: Part) -> None:
-    """Short runs in bfloat16 with gradient checkpointing: losses must be finite, and the perception term take part."""
+    """Short runs in bfloat16 with gradient checkpointing: finite losses, and an active perception term."""
     steps, prompts = (1, 1) if part.tiny else (20, 4)
     for divergence in ("k3", "kl", "js"):
         options = {"bf16": True, "gradient_checkpointing": True, "max_steps": steps, "learning_rate": 1e-4}

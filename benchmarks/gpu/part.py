@@ -1,4 +1,4 @@
-"""What a part of the acceptance is given, and what it finds."""
+"""A part of the acceptance: its inputs and its findings."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import torch
 
 @dataclass
 class Part:
-    """Figures and checks of one part; each is printed when it is found, and stays if the part ends early.
+    """Figures and checks of one part; each is printed at once, and kept if the part ends early.
 
     Attributes:
-        device: of everything that is measured.
-        tiny: whether sizes say nothing about speed, so that a CPU runs them in seconds.
+        device: of all measurements.
+        tiny: whether sizes have no meaning for speed, so that a CPU runs them in seconds.
         figures: by name, for the JSON file.
-        checks: figures that must lie within a bound. Times are never among them.
+        checks: figures that must be within a bound. Times are never among them.
     """
 
     device: torch.device
@@ -31,13 +31,13 @@ class Part:
         print(f"  {name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in figures.items()), flush=True)
 
     def check(self, name: str, value: float, bound: float) -> None:
-        """Keep and print a figure that must be at most `bound`; one that is not a number is beyond it."""
+        """Keep and print a figure that must be at most `bound`; NaN fails."""
         holds = value <= bound
         self.checks.append({"name": name, "value": value, "bound": bound, "holds": holds})
         print(f"  {'holds' if holds else 'FAILS'}: {name} {value:.3g}, at most {bound:.3g}", flush=True)
 
     def require(self, name: str, reason: str | None) -> None:
-        """Keep and print a condition that fails for a reason, and holds without one."""
+        """Keep and print a condition; it fails if there is a reason."""
         self.checks.append({"name": name, "holds": reason is None, "reason": reason})
         print(f"  holds: {name}" if reason is None else f"  FAILS: {name}: {reason}", flush=True)
 
@@ -54,7 +54,7 @@ class Part:
         return median(self.seconds(function) for _ in range(runs))
 
     def peak_bytes(self, function: Callable[[], Any]) -> int | None:
-        """The most that a call allocates on the device above what lies there before it; None on a CPU."""
+        """Peak allocation of a call on the device above the memory in use before it; None on a CPU."""
         if self.device.type != "cuda":
             function()
             return None
@@ -69,7 +69,7 @@ class Part:
 
 
 def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Length of the difference, as a multiple of the expected one's length."""
+    """Length of the difference, as a multiple of the expected vector's length."""
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
 
 

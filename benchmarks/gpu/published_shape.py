@@ -58,13 +58,13 @@ CASES = {
 UPDATES = ("trl_grpo", "shared_grpo", "cppo")
 WARM_UPS, RUNS = 2, 3
 FLOOR_BOUND = 1e-4
-"""Nats: where a true divergence is as small, k3's gradient is mostly rounding (docs/results/noise_floor.md)."""
+"""Nats: at smaller true divergences, k3's gradient is mostly rounding (docs/results/noise_floor.md)."""
 NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Model, processor and lengths: those of 3B, or on the CPU a fiftieth of them."""
+    """Model, processor and lengths: those of 3B, on the CPU a fiftieth."""
 
     model: Any
     processor: Any
@@ -81,7 +81,7 @@ class Sizes:
 def updates(part: Part) -> None:
     """Seconds of an update, as multiples of TRL's GRPO, and peaks above weights, beside the arithmetic of `cppo plan`.
 
-    Gradients are freed as they come, as they are where FSDP2 shards them.
+    Gradients are freed as they come, as with FSDP2's shards.
     """
     sizes = Sizes.of(part)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def updates(part: Part) -> None:
     for name, (case, gate) in CASES.items():
         found = _measure(part, sizes, case, gate)
         for variant, (peak, seconds, work) in found.items():
-            # The arithmetic knows no gate, and nothing of TRL's own way.
+            # The arithmetic covers no gate and not TRL's own way.
             known = variant == "shared_grpo" or (variant == "cppo" and bool(gate))
             planned = activations(shapes, BFLOAT16, work) / GIB if known else None
             ratios = [own / base for own, base in zip(seconds, found["trl_grpo"][1], strict=True)]
@@ -109,9 +109,10 @@ def updates(part: Part) -> None:
 
 
 def _vision_tower(part: Part, sizes: Sizes) -> None:
-    """Forward and backward of one image, which an update of CPPO takes for the anchor and for each view.
+    """Forward and backward of one image; an update of CPPO runs them for the anchor and for each view.
 
-    By SDPA a call a window, as in the updates above, which so differ from TRL's in CPPO alone; and a call a layer.
+    By SDPA one call per window, as in the updates above, which so differ from TRL's only in CPPO; and one call per
+    layer.
     """
     inputs, tower = _prompts(sizes, 1), sizes.model.base_model.visual
     grid = inputs["image_grid_thw"].to(part.device)
@@ -131,7 +132,7 @@ def _vision_tower(part: Part, sizes: Sizes) -> None:
 def _measure(
     part: Part, sizes: Sizes, case: Case, gate: dict[str, Any]
 ) -> dict[str, tuple[int | None, list[float], Work]]:
-    """Of each variant its peak in bytes, its seconds run by run, and its work as the arithmetic has it."""
+    """Per variant its peak in bytes, its seconds run by run, and its work by the arithmetic."""
     trainers = {name: _trainer(part, sizes, case, name, gate if name == "cppo" else {}) for name in UPDATES}
     rows = make_rows(case, sizes.scale)
     batches = {name: buffered_batches(trainer, rows) for name, trainer in trainers.items()}
@@ -249,7 +250,7 @@ def generation(part: Part) -> None:
 def _rollouts(
     model: Any, group_ids: list[int] | None, inputs: dict[str, torch.Tensor]
 ) -> Iterator[Callable[[int], None]]:
-    """A function that samples so many tokens for each row, end of sequence or not."""
+    """A function that samples this many tokens per row, ignoring the end of sequence."""
 
     def run(tokens: int) -> None:
         config = GenerationConfig(min_new_tokens=tokens, max_new_tokens=tokens, do_sample=True, top_k=0)
@@ -261,7 +262,7 @@ def _rollouts(
 
 
 def _prompts(sizes: Sizes, count: int) -> dict[str, torch.Tensor]:
-    """What the processor makes of prompts of about 1,100 tokens, 992 of them of an image."""
+    """The processor's inputs for prompts of about 1,100 tokens, 992 of them of an image."""
     rng = np.random.default_rng(0)
     prompts = [[{"role": "user", "content": f"{row:03}{'7' * (100 // sizes.scale)}"}] for row in range(count)]
     images = [[image_of(1000 // sizes.scale, rng)] for _ in prompts]

@@ -3,8 +3,7 @@
 A step differs from GRPO's in four points:
 1. The images of a row become upright RGB once; I+ and I- of each are made while the rollouts are generated.
 2. The gate selects the rollouts of the perception term. The processor then takes their prompts' views.
-3. One forward pass scores all rollouts, and the gated-in ones also under I- and I+; each prompt and image once per
-group.
+3. One forward pass scores all rollouts, and the gated-in ones also under I- and I+. Groups share prompts and images.
 4. Tokens with a high score, which depend on the image, are selected; their contrast is added to the RL loss.
 
 `method` sets the options for views, score, selection, gate and sink (`cppo.methods`).
