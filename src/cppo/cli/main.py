@@ -13,6 +13,7 @@ from cppo.progress import Progress
 from cppo.verl.versions import installed
 
 COMMANDS = {
+    "init": "write a commented recipe for your data, model and machine",
     "train": "train a vision-language model with CPPO or another method",
     "sft": "supervised fine-tuning on reference responses",
     "compare": "compare methods over seeds and tasks from one start checkpoint",

@@ -20,7 +20,7 @@ SMALL_BYTES = 100 * 2**20
 NO_RECIPE = (
     "--model {model} needs a recipe: without --config a run uses the recipe micro, with a learning rate and "
     "lengths for a tiny model; give --config few-rows (tens of rows, one GPU or a CPU), lora-24gb (one GPU "
-    "of 24 GB), cppo-3b or cppo-7b (8 GPUs), or a file of your own"
+    "of 24 GB), cppo-3b or cppo-7b (8 GPUs), or let `cppo init --model {model}` write one"
 )
 DESCRIPTION = (
     "Trains a vision-language model with CPPO: GRPO plus a contrastive loss on the response tokens that depend on the "

@@ -123,10 +123,21 @@ def load_recipe(command: str, name_or_file: str, overrides: Mapping[str, Any] | 
     values = _override(checked, overrides)
     if not values.get("data"):
         raise UserError(f"{where}: no `data` is given; write e.g. data: tasks:digits or data: my.jsonl")
+    values["output_dir"] = values.get("output_dir") or f"runs/{file.stem}"
+    return _divided(command, name_or_file, values)
+
+
+def make_recipe(command: str, name: str, values: Mapping[str, Any]) -> Recipe:
+    """A recipe of options that are given here, `output_dir` among them. Raises UserError as `load_recipe` does."""
+    return _divided(command, name, schema(command).check(values, where=name))
+
+
+def _divided(command: str, name: str, values: Mapping[str, Any]) -> Recipe:
+    """A recipe from checked options, the run's own apart from the trainer's."""
+    options = schema(command)
     config = {name: value for name, value in values.items() if name not in options.run}
-    config["output_dir"] = config.get("output_dir") or f"runs/{file.stem}"
     run = options.options_class(**{name: value for name, value in values.items() if name in options.run})
-    return Recipe(name_or_file, command, run, config)
+    return Recipe(name, command, run, config)
 
 
 def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
