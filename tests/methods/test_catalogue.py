@@ -134,7 +134,12 @@ PUBLISHED |= {
         "perception_selector_scope": "batch",
         "perception_advantage_floor": 1.0,
     },
-    "vepo": {"perception_top_fraction": 0.2, "perception_advantage_mean": "selected", "entropy_coef": 0.001},
+    "vepo": {
+        "view_pixel_noise": 6.93,
+        "perception_top_fraction": 0.2,
+        "perception_advantage_mean": "selected",
+        "entropy_coef": 0.001,
+    },
     "pepo": {
         "loss_type": "grpo",
         "perception_softmax_gate": 0.05,

@@ -11,7 +11,8 @@ WITHOUT_TERM = {"grpo", "dapo", "perception-r1", "vision-sr1"}
 REASONS = {
     "rollout_views": {"grpo+views", "noisyrollout", "saei"},
     "is inside the model": {"pgpo", "tor", "cfpo"},
-    "shapes advantages": {"vppo", "mssr", "vepo", "pepo", "vgpo", "prpo"},
+    "changes the model's inputs": {"vepo"},
+    "shapes advantages": {"vppo", "mssr", "pepo", "vgpo", "prpo"},
     "needs logits": {"dvrp", "cppo-kl", "cppo-js"},
     "needs logits, but inside": {"cppo-score-kl", "cppo-score-js", "cppo-static-js", "cppo-likelihood"},
     "needs advantages": {"sent"},

@@ -96,9 +96,9 @@ def test_steps_on_pixels_and_answers_before_the_first_step_are_counted():
 def test_rows():
     row = method_row(get_method("vepo"))
     assert list(row) == list(COLUMNS)
-    assert (row["paper"], row["status"]) == ("2606.03937", "stand-in view")
+    assert (row["paper"], row["status"]) == ("2606.03937", "as published")
     assert (row["views"], row["score"], row["selector"], row["sink"], row["reward"], row["extra models"]) == (
-        "I- static",
+        "I- pixel_noise",
         "anchored_entropy",
         "top",
         "mask_advantage",

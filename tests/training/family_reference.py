@@ -8,7 +8,7 @@ from float64_reference import JITTER, best, drawn_rollouts, log_softmax, prompt_
 from cppo.views import ViewStrengths
 
 STATIC = (JITTER[0], ("static",), ViewStrengths())
-VIEWS_OF = {"tor": (JITTER[0], "image_removed"), "vepo": STATIC, "prpo": STATIC}
+VIEWS_OF = {"tor": (JITTER[0], "image_removed"), "vepo": (JITTER[0], "pixel_noise"), "prpo": STATIC}
 
 
 def scaled(values):

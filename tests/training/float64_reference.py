@@ -10,12 +10,13 @@ import torch
 from inside_reference import hidden_images, replaced_values
 from rollout_stubs import drawn_completions, parity_reward, token_reward
 
-from cppo.views import ViewSampler, ViewStrengths, load_rgb
+from cppo.views import ViewSampler, ViewStrengths, load_rgb, view_generators
 
 TEMPERATURE = 0.9
 TAU = 0.3
 TOP_FRACTION = 0.6
 GROUP = 4
+VEPO_NOISE = 6.93
 SCORES = ("entropy_shift", "entropy_shift_absolute", "kl", "js", "logp_shift")
 DIVERGENCES = ("k1", "k3", "kl", "js", "nll")
 JITTER = (("color_jitter", "perspective", "rotation"), ("noise_rectangles", "crop"), ViewStrengths())
@@ -45,11 +46,11 @@ class Rollout:
 
 
 class Inside(list):
-    """The images of a row that are seen through a view inside the model."""
+    """The images of a row that are seen through a view of the model's inputs, with a seed for its noise."""
 
-    def __init__(self, view, images):
+    def __init__(self, view, images, seed):
         super().__init__(images)
-        self.view = view
+        self.view, self.seed = view, seed
 
 
 def prompt_text(row):
@@ -59,11 +60,17 @@ def prompt_text(row):
 
 
 def reference_logits(model, processor, row, images, completion):
-    """[T, V]: one row, one forward; `images` may be a view inside the model."""
+    """[T, V]: one row, one forward; `images` may be a view of the model's inputs."""
     inside, text = getattr(images, "view", None), prompt_text(row)
     if inside == "image_removed":
         images, text = [], prompt_text({**row, "images": []})
     inputs = dict(processor(text=[text], images=[list(images)] if images else None, return_tensors="pt"))
+    if images and inside == "pixel_noise":
+        _, stream = view_generators(images.seed, row["sample_id"], 0, 0)
+        drawn = stream.standard_normal(inputs["pixel_values"].numel(), dtype=np.float32)
+        inputs["pixel_values"] = inputs["pixel_values"] + VEPO_NOISE * torch.from_numpy(
+            drawn.reshape(inputs["pixel_values"].shape)
+        )
     prompt = inputs["input_ids"][0] == model.config.image_token_id
     tail = torch.tensor([completion])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
@@ -90,8 +97,8 @@ def drawn_rollouts(processor, row):
 def view_images(row, seed, views=JITTER, name=None):
     """The row's images, their I+ and their I-, drawn for the row's id or another `name`."""
     images = [load_rgb(image) for image in row["images"]]
-    if isinstance(views[1], str):  # a view inside the model
-        return images, images, Inside(views[1], images)
+    if isinstance(views[1], str):  # a view of the model's inputs
+        return images, images, Inside(views[1], images, seed)
     sampler = ViewSampler(seed, *views)
     pairs = [sampler.views(image, name or row["sample_id"], 0, i) for i, image in enumerate(images)]
     return images, [pair[0] for pair in pairs], [pair[1] for pair in pairs]

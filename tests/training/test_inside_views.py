@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from cppo import CPPOConfig
 from cppo.errors import UserError
-from cppo.options.views import INSIDE_VIEWS
+from cppo.options.views import INPUT_VIEWS, PIXEL_NOISE
 from cppo.training.inside import admit_inside_views
 
 
-@pytest.mark.parametrize("name", INSIDE_VIEWS)
+@pytest.mark.parametrize("name", INPUT_VIEWS)
 def test_every_scorer_has_the_same_loss_and_no_picture_is_drawn(tiny, tmp_path, monkeypatch, name):
     """The kernel, which cannot take these views, leaves them to the plain scorer."""
     rows, losses, gradients = make_rows([1, 0, 2]), [], []
@@ -21,7 +21,8 @@ def test_every_scorer_has_the_same_loss_and_no_picture_is_drawn(tiny, tmp_path, 
         given = {"scorer": scorer, "perception_preserving_weight": 0.0, "perception_weight": 20.0}
         trainer = build_trainer(tiny, tmp_path / scorer, rows, removing_views=[name], **given)
         monkeypatch.setattr(trainer._views, "_views", None)
-        monkeypatch.setattr(trainer, "_process_view", None)
+        if name != PIXEL_NOISE:
+            monkeypatch.setattr(trainer, "_process_view", None)
         inject(trainer)
         (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
         assert any(views is not None for views in inputs["perception_views"])
@@ -45,12 +46,33 @@ def test_every_scorer_has_the_same_loss_and_no_picture_is_drawn(tiny, tmp_path, 
             "preserving_views: image_removed is a removing view inside the model",
         ),
         ({"rollout_views": ["values_replaced"]}, "rollout_views: values_replaced is a removing view inside the model"),
+        ({"removing_views": ["pixel_noise", "crop"]}, "pixel_noise is a view of the processor's output and must be"),
+        ({"rollout_views": ["pixel_noise"]}, "pixel_noise is a removing view of the processor's output"),
+        ({"view_pixel_noise": -1.0}, "view_pixel_noise"),
     ],
 )
 def test_where_such_a_view_does_not_belong(tmp_path, given, words):
     with pytest.raises(UserError) as caught:
         CPPOConfig(str(tmp_path), use_cpu=True, bf16=False, **given)
     assert words in str(caught.value)
+
+
+def test_pixel_noise_has_mean_0_and_its_deviation(tiny, tmp_path):
+    """Drawn for each prompt and epoch, shared by its rollouts; nothing is clipped, and text alone has no view."""
+    rows, given = make_rows([2, 0, 2, 1]), {"removing_views": [PIXEL_NOISE], "perception_gate": "none"}
+    seen = {}
+    for deviation in (0.0, 2.0, 6.93):
+        trainer = build_trainer(tiny, tmp_path / str(deviation), rows, view_pixel_noise=deviation, **given)
+        views = generation_batch(inject(trainer), rows)["perception_views"]
+        assert [view is None for view in views] == [place // 4 == 1 for place in range(16)]
+        assert all(view is views[4 * (place // 4)] for place, view in enumerate(views))
+        seen[deviation] = [view["removing"]["pixel_values"].flatten() for view in views[::4] if view is not None]
+    for deviation in (2.0, 6.93):
+        noise = [noised - clean for noised, clean in zip(seen[deviation], seen[0.0], strict=True)]
+        drawn = torch.cat(noise)
+        assert drawn.mean().abs() < 5 * deviation / len(drawn) ** 0.5
+        assert drawn.std() == pytest.approx(deviation, rel=5 / (2 * len(drawn)) ** 0.5)
+        assert not torch.equal(noise[0], noise[1])
 
 
 def stand_in(tmp_path, model_type, **given):

@@ -33,7 +33,6 @@ WHOLE_DISTRIBUTIONS = ("kl", "js", "anchored_entropy", "robust_dependency")
 
 STATUSES: Mapping[str, str] = {
     "as published": "the first sentence names the paper; the text says where code and paper differ",
-    "stand-in view": "as published, but another view replaces the paper's; the text says which after `Stand-in:`",
     "constants ours": "formulas or figures of the paper were not found; the first sentence says `constants ours`",
     "ours": "the first sentence names no paper: a control, an ablation, or a method of ours",
 }
@@ -75,7 +74,7 @@ class Method:
             return "constants ours"
         if not _ARXIV.search(self.summary):
             return "ours"
-        return "stand-in view" if "Stand-in:" in self.text else "as published"
+        return "as published"
 
 
 def declared(name: str, declaration: Callable[[], Options]) -> Method:

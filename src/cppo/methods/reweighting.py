@@ -97,9 +97,10 @@ def vepo() -> Options:
 
     Score E (1 - (1 - J)^0.7 (1 - D)^0.3), each scaled to [0, 1] over the rollout: J is the Jensen-Shannon divergence
     from I-, D the change of the entropy, E the entropy. The loss is a mean over the selected tokens. As in its code,
-    the vision tower is frozen, and entropy has a bonus of 0.001. Stand-in: I- is a picture of noise. The paper takes
-    500 diffusion steps; its code adds noise to normalized pixels, described as of deviation 2, and of 6.9 by a loop
-    that adds it for each rollout. Published: G = 12, no KL, clip 0.2.
+    the vision tower is frozen, and entropy has a bonus of 0.001. The paper takes 500 diffusion steps. Its code adds
+    Gaussian noise to the normalized pixels, described as of deviation 2; a loop adds it once for each of a prompt's 12
+    rollouts, so the deviation is 2 sqrt(12) = 6.93, and so is ours (`view_pixel_noise`). Published: G = 12, no KL, clip
+    0.2.
     """
     return {
         "loss_type": "dapo",
@@ -112,7 +113,8 @@ def vepo() -> Options:
         "perception_gate": "none",
         "perception_advantage_floor": 1.0,
         "perception_advantage_mean": "selected",
-        "removing_views": ["static"],
+        "removing_views": ["pixel_noise"],
+        "view_pixel_noise": 6.93,
     }
 
 

@@ -20,6 +20,10 @@ KNOWN_REMOVING = (*REMOVING_FAMILIES, "black_patches", "static")
 """The families of all methods; `static` removes the whole image."""
 INSIDE_VIEWS = ("image_removed", "attention_masked", "values_replaced")
 """Removing views (I-) inside the model; the image itself stays unchanged."""
+PIXEL_NOISE = "pixel_noise"
+"""The removing view that adds noise to the processor's output."""
+INPUT_VIEWS = (*INSIDE_VIEWS, PIXEL_NOISE)
+"""Removing views that change the model's inputs instead of the picture."""
 DIFFUSION_STEPS = 1000
 """Steps of the full diffusion, after which only noise is left."""
 
@@ -64,6 +68,9 @@ class ViewStrengths:
     )
     crop_side: Annotated[tuple[float, float], "(0, 1]"] = option(
         (0.6, 0.7), "I- crop: range of the fraction that the crop keeps of both sides."
+    )
+    pixel_noise: Annotated[float, "[0, inf)"] = option(
+        2.0, "I- pixel noise: standard deviation of the Gaussian noise, in the processor's normalized pixels."
     )
     patch_side: Annotated[int, "[1, inf)"] = option(14, "I- black patches: side of a patch, in pixels.")
     patch_probability: Annotated[float, "[0, 1]"] = option(
@@ -115,7 +122,7 @@ class ViewOptions:
     removing_views: list[str] = method_option(
         list(REMOVING_FAMILIES),
         f"Families of information-removing views (I-): {', '.join(KNOWN_REMOVING)}, or file.py:function; one is drawn "
-        f"per image. Or one view inside the model: {', '.join(INSIDE_VIEWS)}.",
+        f"per image. Or alone one view inside the model: {', '.join(INSIDE_VIEWS)}; or alone {PIXEL_NOISE}.",
     )
     view_draws: Literal["epoch", "rollout", "once"] = method_option(
         "epoch",
@@ -133,6 +140,7 @@ class ViewOptions:
     view_noise_rectangles: int = method_option(*_strength("noise_rectangles"))
     view_noise_side: list[float] = method_option(*_strength("noise_side"))
     view_crop_side: list[float] = method_option(*_strength("crop_side"))
+    view_pixel_noise: float = method_option(*_strength("pixel_noise"))
     view_patch_side: int = method_option(*_strength("patch_side"))
     view_patch_probability: float = method_option(*_strength("patch_probability"))
     rollout_views: list[str] = method_option([], "Families of views that replace the image when rollouts are made.")
@@ -146,26 +154,30 @@ class ViewOptions:
     )
 
 
-def inside_views(options: Mapping[str, Any]) -> dict[str, str]:
-    """The views inside the model that the options name: kind -> family.
+def input_views(options: Mapping[str, Any]) -> dict[str, str]:
+    """The views of the model's inputs that the options name: kind -> family.
 
     Raises UserError where such a family is in another list than `removing_views`, or is not alone in it.
     """
     for name in ("preserving_views", "rollout_views"):
-        if misplaced := [family for family in options[name] or () if family in INSIDE_VIEWS]:
-            raise UserError(f"{name}: {misplaced[0]} is a removing view inside the model: put it in removing_views")
+        if misplaced := [family for family in options[name] or () if family in INPUT_VIEWS]:
+            raise UserError(
+                f"{name}: {misplaced[0]} is a removing view {_where(misplaced[0])}: put it in removing_views"
+            )
     families = list(options["removing_views"] or ())
-    inside = [family for family in families if family in INSIDE_VIEWS]
-    if inside and len(families) > 1:
-        raise UserError(
-            f"removing_views: {inside[0]} is a view inside the model and must be the only family in the list"
-        )
-    return {"removing": inside[0]} if inside else {}
+    own = [family for family in families if family in INPUT_VIEWS]
+    if own and len(families) > 1:
+        raise UserError(f"removing_views: {own[0]} is a view {_where(own[0])} and must be the only family in the list")
+    return {"removing": own[0]} if own else {}
+
+
+def _where(family: str) -> str:
+    return "inside the model" if family in INSIDE_VIEWS else "of the processor's output"
 
 
 def pictured(families: Sequence[str]) -> Sequence[str]:
-    """Families of I- that can be shown as pictures: `static` replaces a view inside the model, which has no picture."""
-    return ["static"] if len(families) == 1 and families[0] in INSIDE_VIEWS else families
+    """Families of I- that can be shown as pictures: `static` replaces a view of `INPUT_VIEWS`."""
+    return ["static"] if len(families) == 1 and families[0] in INPUT_VIEWS else families
 
 
 def view_strengths(options: Mapping[str, Any]) -> ViewStrengths:
@@ -175,7 +187,7 @@ def view_strengths(options: Mapping[str, Any]) -> ViewStrengths:
 
 def check_views(options: Mapping[str, Any]) -> None:
     """Raise UserError where the views' options contradict each other or TRL's."""
-    inside_views(options)
+    input_views(options)
     if options["rollout_views"]:
         _check_rollout_views(options)
     noised = {*options["rollout_views"], *options["preserving_views"]}

@@ -6,6 +6,7 @@ Tensors hold the images of B rows in order; lists have one number per row (`num_
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,6 +145,16 @@ def prompt_vision(config: Any, vision: Mapping[str, Any], row: int, length: int)
     config: the model's configuration. length: of the row.
     """
     return packable(config, trimmed(slice_rows(vision, row, row + 1), length))
+
+
+def with_pixel_noise(vision: Mapping[str, Any], deviation: float, rng: np.random.Generator) -> VisionInputs:
+    """A processor's image inputs with Gaussian noise of this standard deviation on its normalized pixels.
+
+    Source: the code of VEPO (arXiv 2606.03937), which adds noise after the processor and clips nothing.
+    """
+    pixels = vision["pixel_values"]
+    noise = torch.from_numpy(rng.standard_normal(tuple(pixels.shape), dtype=np.float32))
+    return {**vision, "pixel_values": pixels + deviation * noise.to(pixels.dtype)}
 
 
 def packable(config: Any, vision: Mapping[str, Any]) -> VisionInputs:

@@ -13,7 +13,7 @@ from cppo.hooks import check_options
 from cppo.methods import get_method
 from cppo.options import Batch, CPPOOptions, check_rows
 from cppo.options.ascent import ascends
-from cppo.options.views import inside_views
+from cppo.options.views import input_views
 from cppo.perception import (
     EXACT_DIVERGENCES,
     SHAPINGS,
@@ -113,9 +113,9 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         return self.scorer == "plain" or bool(taken & {self.perception_divergence, *needed(self)})
 
     @property
-    def inside_views(self) -> dict[str, str]:
+    def input_views(self) -> dict[str, str]:
         """The scored views inside the model: kind -> name."""
-        return {kind: name for kind, name in inside_views(vars(self)).items() if kind in self.scored_views}
+        return {kind: name for kind, name in input_views(vars(self)).items() if kind in self.scored_views}
 
     def view_sampler(self) -> ViewSampler:
         """The sampler of views that these options describe."""

@@ -11,11 +11,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cppo.messages import embedded_images, replace_images, without_images
+from cppo.options.views import PIXEL_NOISE
 from cppo.perception import SELECTORS, gate_rollouts, needs_of
 from cppo.policy import only_special_tokens, shared_generation
 from cppo.policy.ascent import PixelSteps, ascended
@@ -24,7 +26,7 @@ from cppo.policy.in_turn import generation_in_turn
 from cppo.policy.inside import inside_view
 from cppo.policy.prompts import Row, process_prompt, prompt_images, unexpanded_ids
 from cppo.policy.similarity import is_image
-from cppo.policy.vision_inputs import VISION_KEYS, VisionInputs, packable, prompt_vision
+from cppo.policy.vision_inputs import VISION_KEYS, VisionInputs, packable, prompt_vision, with_pixel_noise
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.drawing import DrawingTrainer
 from cppo.training.rollouts import GenerationBatch, gated_rollouts, rollout_weights, token_draws
@@ -85,9 +87,11 @@ class RolloutTrainer(DrawingTrainer):
         steps = batches / self.args.gradient_accumulation_steps
         return min((step + steps) / max(self.state.max_steps, 1), 1.0)
 
-    def _process_view(self, prompt: Any) -> Any:
-        """The processor's inputs for a prompt, as the scorers need them."""
+    def _process_view(self, prompt: Any, change: Callable[[VisionInputs], VisionInputs] | None = None) -> Any:
+        """The processor's inputs for a prompt, as the scorers need them; `change` acts on the image inputs."""
         made = process_prompt(self.processing_class, prompt, self.tools or None, self.chat_template_kwargs)
+        if change is not None:
+            made = replace(made, vision=change(made.vision))
         if not self._shares_prompts:
             return made
         return replace(made, vision=packable(self._policy.config, made.vision))
@@ -97,8 +101,11 @@ class RolloutTrainer(DrawingTrainer):
         options = {**self.chat_template_kwargs, "chat_template": self.chat_template}
         return unexpanded_ids(self.processing_class, prompt, self.tools or None, options)
 
-    def _inside_view(self, name: str, prompt: Any, tokens: list[int]) -> VisionInputs:
-        """The view inside the model of that name, for a prompt with images and these tokens."""
+    def _input_view(self, name: str, prompt: Any, tokens: list[int], rng: np.random.Generator) -> VisionInputs:
+        """The view of that name, made of the model's inputs for a prompt with images and these tokens."""
+        if name == PIXEL_NOISE:
+            noise = partial(with_pixel_noise, deviation=self.args.view_pixel_noise, rng=rng)
+            return self._process_view(prompt, noise).vision
         text = self._unexpanded(without_images(prompt)) if name == "image_removed" else ()
         return inside_view(name, tokens, is_image(self._policy, torch.tensor(tokens)), text)
 

@@ -6,6 +6,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from cppo.errors import UserError
 from cppo.options.ascent import ENTROPY_ASCENT
+from cppo.options.views import INSIDE_VIEWS
 from cppo.policy import unshared_reason, unwrapped, vision_tower_parameters
 from cppo.policy.packed import share_prompts
 
@@ -27,7 +28,7 @@ def admit_inside_views(trainer: Any) -> None:
     Raises UserError where its attention is of another kind, or where processes would wait for each other.
     """
     args, policy = trainer.args, unwrapped(trainer.model)
-    names = args.inside_views.values()
+    names = [name for name in args.input_views.values() if name in INSIDE_VIEWS]
     reason = unshared_reason(policy.config)
     for name in names:
         if name != "image_removed" and reason is not None:

@@ -179,7 +179,7 @@ class CPPOTrainer(AnswerTrainer):
         admit_ascent(self)
         # TRL's kernel cannot pass the number of images per row, which LLaVA-OneVision needs.
         self._counts_images = takes_images_a_row(self._policy.config)
-        inside = {kind: partial(self._inside_view, name) for kind, name in args.inside_views.items()}
+        inside = {kind: partial(self._input_view, name) for kind, name in args.input_views.items()}
         self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws, inside)
         self._rollout_views = args.rollout_view_sampler()
         self._generating: GenerationBatch | None = None

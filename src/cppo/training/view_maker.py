@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import cast
 
+import numpy as np
 from PIL import Image
 
 from cppo.errors import UserError
@@ -18,8 +19,8 @@ ViewPair = Future[tuple[Image.Image, Image.Image]]
 """The views I+ and I- of one image, as futures."""
 SHOWN = "cppo_shown"
 """The attribute of an image that holds the view for its rollout."""
-InsideView = Callable[[Messages | str, list[int]], VisionInputs]
-"""(prompt with images, its tokens) -> inputs of its view inside the model."""
+InputView = Callable[[Messages | str, list[int], np.random.Generator], VisionInputs]
+"""(prompt with images, its tokens, random stream) -> inputs of its view."""
 
 
 class ViewMaker:
@@ -30,7 +31,7 @@ class ViewMaker:
         threads: number of drawing threads, at least 1.
         process: prompt -> the model's inputs.
         draws: when new views are drawn, the option `view_draws`.
-        inside: views inside the model, by kind: (prompt, its tokens) -> their inputs.
+        of_inputs: views of the model's inputs, by kind.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class ViewMaker:
         threads: int,
         process: Callable[[Messages | str], PromptInputs],
         draws: str = "epoch",
-        inside: Mapping[str, InsideView] | None = None,
+        of_inputs: Mapping[str, InputView] | None = None,
     ) -> None:
         self._sampler, self._draws, self._process = sampler, draws, process
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cppo-views")
-        self._room, self._inside = PixelRoom(), inside or {}
+        self._room, self._of_inputs = PixelRoom(), of_inputs or {}
 
     def begin(
         self, batch: GenerationBatch, epoch: int, progress: float = 0.0, kinds: Sequence[str] = ("removing",)
@@ -58,16 +59,17 @@ class ViewMaker:
         alone = self._draws == "rollout"
         firsts = list(range(len(batch.rows))) if alone else batch.firsts
         sampler, key = self._sampler.at(progress), 0 if self._draws == "once" else epoch
-        begun = {}
+        begun, seeds = {}, {}
         for first in dict.fromkeys(firsts):
             row = batch.rows[first]
             name = f"{sample_id(row)}/rollout-{batch.numbers[first]}" if alone else sample_id(row)
+            seeds[first] = (sampler.seed, name, key)
             # From copies: reward functions get the row's own images and may change them meanwhile.
             begun[first] = [
                 self._pool.submit(self._views, sampler, image.copy(), name, key, index)
-                for index, image in enumerate(prompt_images(row) if set(kinds) - self._inside.keys() else ())
+                for index, image in enumerate(prompt_images(row) if set(kinds) - self._of_inputs.keys() else ())
             ]
-        return BatchViews(self._process, batch.rows, firsts, begun, self._inside)
+        return BatchViews(self._process, batch.rows, firsts, begun, seeds, self._of_inputs)
 
     def _views(
         self, sampler: ViewSampler, image: Image.Image, name: str, key: int, index: int
@@ -84,15 +86,17 @@ class BatchViews:
         process: prompt -> the model's inputs.
         rows: of the batch.
         keys: for each rollout, its view key: the first rollout that shares its views.
-        begun: for each key the pairs (I+, I-) of its images; empty where all views are inside the model.
-        inside: as for `ViewMaker`.
+        begun: for each key the pairs (I+, I-) of its images; empty where no view is a picture.
+        seeds: for each key the seed, the name and the epoch that its random streams depend on.
+        of_inputs: as for `ViewMaker`.
     """
 
     process: Callable[[Messages | str], PromptInputs]
     rows: Sequence[Row]
     keys: Sequence[int]
     begun: Mapping[int, list[ViewPair]]
-    inside: Mapping[str, InsideView] = field(default_factory=dict)
+    seeds: Mapping[int, tuple[int, str, int]]
+    of_inputs: Mapping[str, InputView] = field(default_factory=dict)
 
     def inputs(
         self, gate: Sequence[bool], prompt_tokens: Sequence[list[int]], kinds: Sequence[str]
@@ -122,8 +126,9 @@ class BatchViews:
         views = {"preserving": [pair[0] for pair in pairs], "removing": [pair[1] for pair in pairs]}
         inputs = {}
         for kind in kinds:
-            if kind in self.inside:
-                inputs[kind] = self.inside[kind](prompt_messages(row), tokens)
+            if kind in self.of_inputs:
+                _, removing = view_generators(*self.seeds[first], 0)
+                inputs[kind] = self.of_inputs[kind](prompt_messages(row), tokens, removing)
                 continue
             view = self.process(replace_images(prompt_messages(row), views[kind]))
             if view.token_ids != tokens:

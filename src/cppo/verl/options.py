@@ -9,7 +9,7 @@ from cppo.fields import OptionField, option, option_fields, resolve
 from cppo.hooks import check_options
 from cppo.methods import get_method
 from cppo.options import EXECUTION_OPTIONS, CPPOOptions, cppo_fields
-from cppo.options.views import inside_views
+from cppo.options.views import INSIDE_VIEWS, input_views
 from cppo.perception import (
     EXACT_DIVERGENCES,
     SCORES,
@@ -98,11 +98,9 @@ def _obstacle(options: VerlOptions) -> str | None:
     """Why the options cannot run inside verl; None if they can."""
     if options.rollout_views:
         return "rollout_views gives rollouts other images, but verl makes rollouts only from the images in its data"
-    if inside := inside_views(vars(options)):
-        return (
-            f"removing_views = {list(inside.values())} is inside the model, which verl runs itself: use a view that "
-            "is a picture"
-        )
+    for family in input_views(vars(options)).values():
+        where = "is inside the model, which" if family in INSIDE_VIEWS else "changes the model's inputs, but"
+        return f"removing_views = ['{family}'] {where} verl runs it itself: use a view that is a picture"
     if options.perception_sink in SHAPINGS:
         return (
             f"perception_sink = {options.perception_sink!r} shapes advantages, but verl computes them where no view "

@@ -81,7 +81,7 @@ class ViewSampler:
 
 
 def view_sampler(options: Mapping[str, Any]) -> ViewSampler:
-    """The view sampler that a run's options describe; for a view inside the model, the sampler of its stand-in
+    """The view sampler that a run's options describe; for a view of the model's inputs, the sampler of its stand-in
     (`pictured`).
 
     Raises:
