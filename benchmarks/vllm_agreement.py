@@ -2,7 +2,7 @@
 
 1. Log-probabilities: both score transformers' greedy responses. No token may differ by more than 1e-3 nats.
 2. Greedy responses: where the two first differ, transformers' two most probable tokens must be less than 2e-3 nats
-apart.
+   apart.
 
 Prints a Markdown table, and ends with status 1 where one of these fails. Without --model it takes the embedded micro
 model with the rotary base 10,000 in the vision tower: vLLM supports no other, and micro has 100.
