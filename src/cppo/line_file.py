@@ -1,7 +1,7 @@
-"""Files of JSON lines that grow while a model answers, and that a stopped command goes on from. No torch.
+"""Files of JSON lines that grow while a model answers; a stopped command continues them. Imports no torch.
 
-Line 1 is a header with the settings; each further line is one result. Lines of other settings, another model or other
-data never get into the same file.
+Line 1 is a header with the settings; each further line is one result. A file never mixes lines of different settings,
+models or data.
 """
 
 import json
@@ -23,7 +23,7 @@ class LineFormat:
     Attributes:
         mark: the first key of the header; its value is the version.
         writer: the command that writes them.
-        content: what a line holds, in the plural, for messages: "responses".
+        content: the content of a line, in the plural, for messages: "responses".
         is_complete: whether a line has all of its cells, from the line and the header.
     """
 
@@ -37,16 +37,16 @@ class LineFile:
     """A file that is open for more lines.
 
     Attributes:
-        lines: those that it had.
+        lines: the lines read from it.
 
-    Raises UserError for a file of something else or of other settings, a damaged one, or one that cannot be read or
+    Raises UserError for a file of another kind or of other settings, a damaged file, or one that cannot be read or
     written.
     """
 
     def __init__(self, path: str, kind: LineFormat, settings: Mapping[str, Any], option: str) -> None:
-        """option: what names the file, for messages."""
+        """option: the option that names the file, for messages."""
         self._path = Path(path)
-        settings = json.loads(json.dumps(settings))  # what comes back from the file has gone through JSON too
+        settings = json.loads(json.dumps(settings))  # the file's header has also passed through JSON
         try:
             header, self.lines, size = _read(self._path, kind, option)
             if header is None:
@@ -73,9 +73,9 @@ class LineFile:
 
 
 def read_lines(path: str, kind: LineFormat, option: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header, without its mark, and the lines of a file; a last line that a stop cut off is left out.
+    """The header without its mark, and the lines of a file; a last line that a stop cut off is left out.
 
-    Raises UserError as `LineFile` does, and for a file that is not there.
+    Raises UserError as `LineFile` does, and for a missing file.
     """
     try:
         header, lines, _ = _read(Path(path), kind, option, must_exist=True)
@@ -89,7 +89,7 @@ def read_lines(path: str, kind: LineFormat, option: str) -> tuple[dict[str, Any]
 def _read(
     path: Path, kind: LineFormat, option: str, must_exist: bool = False
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]], int]:
-    """Header (None in a new file), lines, and the bytes up to the end of the last whole line."""
+    """Header (None in a new file), lines, and the number of bytes up to the end of the last whole line."""
     data = path.read_bytes() if must_exist or path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     foreign = UserError(f"{option}: {path} was not written by {kind.writer}; give another file")

@@ -1,4 +1,4 @@
-"""A model small enough to train in a tenth of a second a step."""
+"""A model that trains a step in a tenth of a second."""
 
 import copy
 import gc
@@ -28,13 +28,13 @@ TINY = {
 
 @pytest.fixture(autouse=True, scope="session")
 def _light_process():
-    # Each training begins with a full collection, which would look at every object of the imported libraries.
+    # Each training begins with a full collection, which would visit every object of the imported libraries.
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """Folder of a random model whose predictions lean on the image: untrained widths of 0.04 hardly see it."""
+    """Folder of a random model whose predictions depend on the image; with untrained widths of 0.04 they hardly do."""
     folder = build_micro(tmp_path_factory.mktemp("tiny"), texts=["What is number 0123456789 see \\boxed{}"], **TINY)
     model = AutoModelForImageTextToText.from_pretrained(folder)
     with torch.no_grad():
@@ -52,13 +52,13 @@ def processor(tiny):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny):
-    """The model itself, to be copied: loading it takes longer than a step."""
+    """The model itself, to be copied: loading takes longer than a step."""
     return AutoModelForImageTextToText.from_pretrained(tiny)
 
 
 @pytest.fixture
 def make_trainer(tiny_model, processor, tmp_path):
-    """`build_trainer` with a copy of the tiny model, in a folder of the test's own."""
+    """`build_trainer` with a copy of the tiny model, in a folder of the test."""
 
     def make(rows, *classes, model=None, folder="out", **given):
         model = copy.deepcopy(tiny_model) if model is None else model

@@ -1,4 +1,4 @@
-"""The methods that weigh tokens, from their formulas in float64: a rollout at a time, lists and loops."""
+"""Token-weighting methods from their formulas in float64: one rollout at a time, lists and loops."""
 
 import math
 
@@ -42,8 +42,9 @@ def nucleus_entropies(model, processor, rows, mass):
 
 
 def cosines(model, processor, rows):
-    """Of every rollout with images, of each token with the image tokens: mean over them and the layers, and that of the
-    last layer with their mean."""
+    """Per rollout with images and token, the cosine with the image tokens: the mean over them and the layers, and that
+    of the last layer with their mean.
+    """
     found = []
     for row, completion in completions(processor, rows):
         if not row["images"]:
@@ -64,7 +65,7 @@ def cosines(model, processor, rows):
         assert max(seen) < prompt
         everywhere, last = [], []
         for t in range(len(completion)):
-            own = prompt + min(t, len(completion) - 2)  # the last token's place is not run over
+            own = prompt + min(t, len(completion) - 2)  # no pass runs over the last token
             each = [
                 torch.cosine_similarity(layer[0, own], layer[0, place], dim=0).item()
                 for layer in layers
@@ -78,8 +79,7 @@ def cosines(model, processor, rows):
 
 
 def tor(rollouts, nucleus):
-    """Weights 1 of the 30 % of highest entropy of the batch, 1/2 of the 30 % of largest difference that are none of
-    these, else 0."""
+    """Weight 1 for the batch's 30 % of highest entropy, 1/2 for others of the 30 % of largest difference, else 0."""
     tokens = [(i, t) for i, r in enumerate(rollouts) if r.has_images for t in range(r.tokens)]
     count = math.floor(0.3 * len(tokens))
     differences = [abs(rollouts[i].removing["nll"][t] - rollouts[i].surprisals[t]) for i, t in tokens]
@@ -111,7 +111,7 @@ def vepo(rollouts):
 
 
 def pepo(rollouts, near, part):
-    """T softmax(s (1 + 0.05 tanh(u - mean u)) / 1.8), of which a part counts."""
+    """The part in use of T softmax(s (1 + 0.05 tanh(u - mean u)) / 1.8)."""
     weights = []
     for r, cosine in zip(rollouts, near, strict=True):
         if not r.has_images:
@@ -126,7 +126,7 @@ def pepo(rollouts, near, part):
 
 
 def vgpo(rollouts, near):
-    """Factors of token and rollout, the rollouts of a row being a group."""
+    """Factors of token and rollout; the rollouts of a row are a group."""
     factors, sums = [], []
     for r, cosine in zip(rollouts, near, strict=True):
         if not r.has_images:
@@ -166,7 +166,8 @@ def prpo(rollouts):
 
 def sent_penalty(rollouts, old_logps):
     """0.1 x 2 |log p - log p_old| on the token of largest covariance among the 80 % of lowest entropy, and 0.1 x 1/2 on
-    that of smallest, as of so few tokens it is one each; a mean over all tokens."""
+    the token of smallest: one token each, because there are few. A mean over all tokens.
+    """
     tokens = [(i, t) for i, r in enumerate(rollouts) for t in range(r.tokens)]
     lowest = best([-rollouts[i].entropies[0][t] for i, t in tokens], math.floor(0.8 * len(tokens)))
     low = [tokens[place] for place in lowest]

@@ -25,7 +25,7 @@ JITTER = (("color_jitter", "perspective", "rotation"), ("noise_rectangles", "cro
 
 @dataclass
 class Rollout:
-    """A rollout: its advantage, the gates it passes, and a list over tokens for all that the three views say of it."""
+    """A rollout: its advantage, the gates it passes, and per token the results under all three views."""
 
     tokens: int
     advantage: float
@@ -46,7 +46,7 @@ class Rollout:
 
 
 class Inside(list):
-    """The images of a row that are seen through a view of the model's inputs, with a seed for its noise."""
+    """The images of a row under a view of the model's inputs, with a seed for its noise."""
 
     def __init__(self, view, images, seed):
         super().__init__(images)
@@ -139,9 +139,9 @@ def divergences(anchor, view, tokens):
 
 
 def reference_rollouts(model, processor, rows, seed, views=JITTER, own_views=False):
-    """Every rollout of every row with all that any score, divergence or gate asks for.
+    """Every rollout of every row with the inputs of all scores, divergences and gates.
 
-    With `own_views` each rollout has views that are drawn for it alone.
+    With `own_views`, each rollout has its own views.
     """
     rollouts = []
     for row in rows:
@@ -175,12 +175,12 @@ def reference_rollouts(model, processor, rows, seed, views=JITTER, own_views=Fal
 
 
 def best(scores, count):
-    """Places of the highest scores; of equal ones the earlier."""
+    """Indices of the highest scores; of equal ones the earlier."""
     return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
 
 
 def chosen_tokens(scores, fraction=TOP_FRACTION, rounded=math.floor):
-    """Places of the best tokens among those with a positive score."""
+    """Indices of the best tokens among those with a positive score."""
     candidates = sum(score > 0 for score in scores)
     return best(scores, max(1, rounded(fraction * candidates))) if candidates else []
 
@@ -203,9 +203,9 @@ def reference_term(
     places=None,
     loss=None,
 ):
-    """The step's perception term; `parts` says into how many micro-batches it is cut.
+    """The step's perception term; `parts` is its number of micro-batches.
 
-    `places` and `loss` stand in for the choice of a rollout's tokens and for the loss of one of them.
+    `places` and `loss` replace the selection of a rollout's tokens and the loss of one of them.
     """
     places = places or (lambda r: chosen_tokens(r.scores[score], fraction))
     loss = loss or (lambda r, t: contrast(r.preserving[divergence][t] - r.removing[divergence][t], tau))

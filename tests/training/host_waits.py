@@ -1,7 +1,7 @@
-"""Counts, on the CPU, where a host would wait for a GPU: where Python asks for values that only the GPU knows.
+"""Counts, on the CPU, where a host would wait for a GPU: where Python needs values that only the GPU knows.
 
-Every tensor counts as the GPU's, but for those that are made without a device, of such alone, or by `cpu()` and
-`to("cpu")`. The trainer's own device is an object, which here stands for the GPU.
+Every tensor counts as the GPU's, except those made without a device, from such tensors alone, or by `cpu()` and
+`to("cpu")`. The trainer's own device is an object that represents the GPU.
 """
 
 import sys
@@ -25,7 +25,7 @@ WAITS = {
     aten.repeat_interleave.Tensor,
     aten.unique_consecutive.default,
 }
-"""Operations whose result, or its shape, the host needs."""
+"""Operations with a result, or its shape, that the host needs."""
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 """These wait where an index is a mask: they count its true values."""
 LISTED = {Tensor.tolist, Tensor.numpy, Tensor.cpu}
@@ -35,7 +35,7 @@ PACKAGES = ("cppo", "trl", "transformers", "accelerate")
 
 
 class HostWaits(TorchFunctionMode):
-    """Within this context `places` counts the waits by the line that asks: "cppo/policy/packing.py:120 row"."""
+    """Context: `places` counts the waits by the line that asks: "cppo/policy/packing.py:120 row"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class HostWaits(TorchFunctionMode):
             self.quiet = before
         if host or function is Tensor.cpu or "cpu" in args[1:2]:
             return tree_map_only(Tensor, _mark, result)
-        # What is moved on the CPU is the tensor itself, which stays the host's.
+        # A move on the CPU returns the tensor itself, which stays the host's.
         return result.view(result.shape) if moved and any(result is arg for arg in args) else result
 
 

@@ -11,7 +11,7 @@ from cppo.views import ViewStrengths
 CFPO_WEIGHT = 2.0
 """A hundred times the published one: the replaced values change little in an untrained model."""
 RUN_DONE = 1 / 4
-"""The share of the run after the batch of these tests."""
+"""The share of the run after these tests' batch."""
 MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.6))
 HALF_MASK = (JITTER[0], ("black_patches",), ViewStrengths(patch_side=14, patch_probability=0.5))
 NOISE_STEPS = math.floor(500 * (1 - 1 / (1 + math.exp(-10 * (RUN_DONE - 0.5)))))
@@ -26,7 +26,7 @@ VIEWS_OF |= dict.fromkeys(("cppo-static", "cppo-static-js", "cppo-likelihood", "
 
 
 def float64_trainer(model, folder, rows, **given):
-    """The trainer whose losses these are: in float64, with two rewards, a run of 1 / RUN_DONE steps, drawn rollouts."""
+    """The trainer to compare: in float64, with two rewards, a run of 1 / RUN_DONE steps, drawn rollouts."""
     rewards = [token_reward, parity_reward]
     trainer = build_trainer(model, folder, rows, reward_funcs=rewards, temperature=TEMPERATURE, **given)
     trainer.model.double()
@@ -49,7 +49,7 @@ def all_tokens(r):
 
 
 def papo(rollouts, gamma=0.02, eta=0.05):
-    """-gamma k3 + eta (H_mask + H), an H being -log pi of the sampled token; each a mean over all tokens."""
+    """-gamma k3 + eta (H_mask + H), H = -log pi of the sampled token; each a mean over all tokens."""
     masked = [pair for r in rollouts if r.has_images for pair in zip(r.removing["k3"], r.removing["nll"], strict=True)]
     return mean(-gamma * d + eta * h for d, h in masked) + eta * mean(h for r in rollouts for h in r.surprisals)
 
@@ -100,7 +100,7 @@ TERMS = {
     "cppo-likelihood": likelihood(score="js"),
     "cppo-likelihood-all-tokens": likelihood(places=all_tokens),
 }
-"""What each method adds to the RL loss."""
+"""The term that each method adds to the RL loss."""
 
 
 def rl_loss(rollouts):
@@ -109,10 +109,10 @@ def rl_loss(rollouts):
 
 
 def vppo_loss(rollouts, parts=1, together=False):
-    """VPPO's whole loss, in so many micro-batches: the top 40 % of tokens, weighted advantages, all tokens in the
+    """VPPO's full loss in this many micro-batches: the top 40 % of tokens, weighted advantages, all tokens in the
     denominator, and an entropy penalty, which TRL averages over the tokens of a micro-batch.
 
-    Weights have the mean 1 in each micro-batch, or in all `together`.
+    Weights have mean 1 in each micro-batch, or in all `together`.
     """
     dependency = {id(r): mean(r.removing["k3"]) for r in rollouts if r.has_images}
     low, high = min(dependency.values()), max(dependency.values())

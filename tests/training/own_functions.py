@@ -1,4 +1,4 @@
-"""A score, a selector, a term and an advantage shaping of one's own, for the trainings of the two-process tests."""
+"""The user's own score, selector, loss term and advantage shaping, for the trainings of the two-process tests."""
 
 import torch
 

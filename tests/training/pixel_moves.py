@@ -1,4 +1,4 @@
-"""How many patches of images come to the trainer's device at a time."""
+"""Number of image patches that move to the trainer's device at a time."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class PixelMoves(TorchFunctionMode):
-    """Keeps how many patches of so many values each call of `Tensor.to` moves to a device; a copy stays on the host."""
+    """Records the patches of this size in each call of `Tensor.to` to a device; a copy stays on the host."""
 
     def __init__(self, values: int) -> None:
         super().__init__()

@@ -1,11 +1,13 @@
 """The trainings of the two-process tests: `rank_job.py MODEL FOLDER ROWS_A_PROCESS CASES`, alone or under torchrun.
 
-One process trains every case in turn: starting it takes longer than a training. A case's `untied` gives the model an
-output layer of its own; its `sharded` shards the weights by FSDP2, on CPUs, where there are several processes; its
-`resumed` stops after the first step and goes on from the checkpoint; its `poisoned` makes the last process's loss NaN
-in the second step; its `stopped` sends the last process SIGTERM in that step, and goes on from the checkpoint; its
-`brief` lets many tokens end an answer, so that processes are done with theirs at different times; with its `greedy` the
-policy writes the rollouts, each token the likeliest.
+One process trains every case in turn, because its start takes longer than a training. Keys of a case:
+- `untied`: the model's output layer has its own weight;
+- `sharded`: FSDP2 shards the weights, on CPUs, where there are several processes;
+- `resumed`: it stops after the first step and continues from the checkpoint;
+- `poisoned`: the last process's loss is NaN in the second step;
+- `stopped`: the last process gets SIGTERM in the second step; the run continues from the checkpoint;
+- `brief`: many tokens end an answer, so that processes finish theirs at different times;
+- `greedy`: the policy writes the rollouts, each token the most likely one.
 """
 
 import functools
@@ -32,7 +34,7 @@ from cppo.runs.signals import StopOnSignal
 
 
 class ShardedTrainer(CPPOTrainer):
-    """Shards by FSDP2 on CPUs, for which accelerate would choose plain data parallelism; `fsdp` are more options."""
+    """Shards by FSDP2 on CPUs, where accelerate would choose plain data parallelism; `fsdp` are more options."""
 
     fsdp: ClassVar[dict] = {}
 
@@ -43,13 +45,13 @@ class ShardedTrainer(CPPOTrainer):
             return
         options = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False, **self.fsdp}
         state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
-        # New states copy the first one's kind, which the next trainer's arguments set back.
+        # New states copy the first one's kind, which the next trainer's arguments reset.
         PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
         self.is_fsdp_enabled = True
 
 
 class PoisonedTrainer(CPPOTrainer):
-    """Has a NaN for its loss in the second step, in the last process alone."""
+    """Has a NaN loss in the second step, in the last process only."""
 
     def _compute_loss(self, model, inputs):
         loss = super()._compute_loss(model, inputs)
@@ -93,7 +95,7 @@ def untied_model(folder):
 
 
 def recorded(reward, found):
-    """The reward function, which also notes in `found` what it gave to which tokens."""
+    """The reward function, which also records its rewards and their tokens in `found`."""
 
     @functools.wraps(reward)
     def record(completion_ids, **columns):
@@ -162,7 +164,7 @@ def main() -> None:
         results[name] = {"weights": weights, "logs": logs}
     if trainer.is_world_process_zero():
         torch.save(results, f"{folder}/results.pt")
-    # A process that ends while another still uses the group can make that one fail.
+    # A process that ends while another uses the group can make the other fail.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -1,4 +1,4 @@
-"""A row, a dataset, a reward and completions that are made rather than sampled, shared by the trainer's tests."""
+"""Rows, datasets, rewards and completions that are made, not sampled; shared by the trainer's tests."""
 
 import zlib
 
@@ -13,17 +13,17 @@ from cppo.training.config import CPPOConfig
 from cppo.training.trainer import CPPOTrainer
 
 FIRST_TEXT_ID = 7
-"""The tokens below are the special ones."""
+"""Smaller ids are special tokens."""
 
 
 def picture(seed, width=32, height=32):
-    """Coloured blocks: their colours, not only their noise, tell images apart."""
+    """Coloured blocks, so that images differ in colours, not only in noise."""
     blocks = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
 
 
 def make_rows(counts, first=0):
-    """One row for each number of images in `counts`; every second image of a row is wider."""
+    """One row per number of images in `counts`; every second image of a row is wider."""
     rows = []
     for index, count in enumerate(counts, start=first):
         images = [picture(100 * index + i, 32 + 16 * (i % 2)) for i in range(count)]
@@ -33,13 +33,13 @@ def make_rows(counts, first=0):
 
 
 def lazy_dataset(rows):
-    """The rows as `cppo.data` serves them: images stay PIL objects."""
+    """The rows as from `cppo.data`: images stay PIL objects."""
     index = Dataset.from_dict({"index": list(range(len(rows)))})
     return index.with_transform(lambda batch: {key: [rows[i][key] for i in batch["index"]] for key in rows[0]})
 
 
 def token_reward(completion_ids, **kwargs):
-    """A reward that differs within a group and is a function of the tokens alone."""
+    """A reward that differs within a group and depends only on the tokens."""
     return [float(sum(ids) % 11) for ids in completion_ids]
 
 
@@ -48,7 +48,7 @@ def parity_reward(completion_ids, **kwargs):
 
 
 def asking_reward(completion_ids, answer, ask_policy, **kwargs):
-    """The length of what the policy says to questions about row 0 alone: some processes have none to ask."""
+    """The length of the policy's answers to questions about row 0 only: some processes have none to ask."""
     asked = [
         Question([{"role": "user", "content": f"What is {sum(ids) % 7}?"}]) if row == "0" else None
         for ids, row in zip(completion_ids, answer, strict=True)
@@ -59,15 +59,15 @@ def asking_reward(completion_ids, answer, ask_policy, **kwargs):
 
 
 def uneven_reward(completion_ids, answer, **kwargs):
-    """`token_reward` for rows 0 and 3; the rollouts of others are all alike."""
+    """`token_reward` for rows 0 and 3; equal rewards for the others."""
     rewards = token_reward(completion_ids)
     return [reward if row in ("0", "3") else 0.9 for reward, row in zip(rewards, answer, strict=True)]
 
 
 def drawn_completions(prompt_ids, draw=0, longest=10, numbers=None):
-    """A completion for each prompt, from its tokens and its place among its copies; never an end token.
+    """A completion for each prompt, from its tokens and its index among its copies; never an end token.
 
-    numbers: these places, where some copies are in other processes.
+    numbers: these indices, where some copies are in other processes.
     """
     seen, completions = {}, []
     for place, ids in enumerate(prompt_ids):
@@ -80,7 +80,7 @@ def drawn_completions(prompt_ids, draw=0, longest=10, numbers=None):
 
 
 def inject(trainer, longest=10, same_each_time=False):
-    """Replace sampling of rollouts by `drawn_completions`; each call draws others, or each mode of the model does."""
+    """Replace sampling of rollouts by `drawn_completions`; each call, or each mode of the model, draws others."""
     calls, sample = iter(range(10**6)), trainer._generate_single_turn
 
     def generate(prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
@@ -96,7 +96,7 @@ def inject(trainer, longest=10, same_each_time=False):
 
 
 def build_trainer(model, folder, rows, cls=CPPOTrainer, config=CPPOConfig, *, reward_funcs=token_reward, **given):
-    """A trainer on the CPU in float32, with 2 prompts x 4 rollouts a step; keywords go where they belong."""
+    """A trainer on the CPU in float32, with 2 prompts x 4 rollouts per step; keywords are sorted to their targets."""
     objects = {"callbacks", "eval_dataset", "processing_class", "peft_config", "optimizers"}
     objects |= {"environment_factory", "rollout_func", "tools"}
     keywords = {key: given.pop(key) for key in objects & given.keys()}
@@ -120,14 +120,14 @@ def build_trainer(model, folder, rows, cls=CPPOTrainer, config=CPPOConfig, *, re
 
 
 def generation_batch(trainer, rows):
-    """Rollouts, views and gate of rows as one micro-batch, as the trainer makes them at the start of a step."""
+    """Rollouts, views and gate of rows as one micro-batch, as at the start of a step."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     return trainer._generate_and_score_completions([row for row in rows for _ in range(trainer.num_generations)])
 
 
 def cut(trainer, batch, parts, steps=1):
-    """The generation batch in so many micro-batches of so many optimizer steps, in order."""
+    """The generation batch as this many micro-batches of this many optimizer steps, in order."""
     chunks = split_tensor_dict(split_pixel_values_by_grid(batch), parts)
     trainer._buffered_inputs = [unsplit_pixel_values_by_grid(chunk) for chunk in chunks]
     trainer.args.steps_per_generation, trainer.current_gradient_accumulation_steps = parts, parts // steps
@@ -136,7 +136,7 @@ def cut(trainer, batch, parts, steps=1):
 
 
 def term_of(trainer, inputs):
-    """The perception term of a micro-batch as the trainer's loss holds it: what changes with its weight."""
+    """The perception term in a micro-batch's loss: the part that changes with its weight."""
     losses, own = [], trainer.args.perception_weight
     for weight in (0.0, 1.0):
         trainer.args.perception_weight = weight

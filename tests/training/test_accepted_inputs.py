@@ -1,4 +1,4 @@
-"""What TRL trains and CPPO must too: other processors, images, adapters and heads; and what neither can."""
+"""Inputs that TRL trains and CPPO must too (processors, images, adapters, heads), and inputs that neither can."""
 
 import copy
 import json

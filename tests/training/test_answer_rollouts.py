@@ -21,7 +21,7 @@ ANSWERS = {"trained_answers": "half_asked", "reward_weights": [1.0, 0.0], "metho
 
 
 def half_asked(completion_ids, ask_policy, **kwargs):
-    """Asks about every rollout but each group's first; an answer is worth its last token."""
+    """Asks about every rollout except each group's first; an answer's reward is its last token."""
     questions = [
         Question([{"role": "user", "content": f"What is {sum(ids) % 9}?"}]) if place % 4 else None
         for place, ids in enumerate(completion_ids)
@@ -57,7 +57,7 @@ def trainer_of(tiny, tmp_path_factory, rows):
 
 
 def scores(values):
-    """Group z-scores by the deviation of what is known, 0 for what is not."""
+    """Group z-scores over the known rewards, 0 for unknown ones."""
     known = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
     return [0.0 if value is None else ((value - known.mean()) / (known.std() + 1e-4)).item() for value in values]
 
@@ -89,7 +89,7 @@ def log_likelihood(trainer, row, prompt, response):
 @pytest.mark.parametrize("scorer", ["shared", "plain", "kernel"])
 @pytest.mark.parametrize(("loss_type", "weight"), [("grpo", 0.5), ("grpo", 0.2), ("dapo", 0.5)])
 def test_the_gradient_is_that_of_two_losses(trainer_of, rows, scorer, loss_type, weight):
-    """w times the loss of the answers plus 1 - w times that of the rollouts, each with its own group z-scores."""
+    """w times the loss of the answers plus 1 - w times the loss of the rollouts, each with its own group z-scores."""
     trainer = trainer_of(scorer=scorer, loss_type=loss_type, trained_answers_weight=weight)
     (inputs,) = generation(trainer, rows)
     trainer.model.zero_grad()

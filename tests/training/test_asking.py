@@ -13,7 +13,7 @@ GREEDY = Sampling(max_tokens=5, temperature=0)
 
 
 class Asks(PolicyReward):
-    """Asks about every completion but those whose text is in `silent`; a longer answer earns more."""
+    """Asks about every completion except those with a text in `silent`; a longer answer earns more."""
 
     def __init__(self, sampling=GREEDY, every=1):
         self.sampling, self.every = sampling, every
@@ -48,7 +48,7 @@ def text(content, **images):
 
 @torch.no_grad()
 def greedy_answer(trainer, question, length):
-    """The likeliest tokens one by one, from whole forward passes without a cache."""
+    """The most likely tokens one by one, from full forward passes without a cache."""
     content = [{"type": "image", "image": image} for image in question.images]
     chat = [{"role": "user", "content": [*content, {"type": "text", "text": question.prompt[0]["content"]}]}]
     processor = trainer.processing_class
@@ -73,7 +73,7 @@ def greedy_answer(trainer, question, length):
 
 
 def test_greedy_answers_are_the_policys_likeliest(trainer):
-    """Of text alone, of images, and of both together; each by itself, not by its neighbours."""
+    """From text alone, from images, and from both; independent of other rows."""
     questions = [text("What?"), None, text("What is number 1 here?"), text("See 2?", images=[picture(3)])]
     texts = ask(trainer, questions)
     trainer.model.eval()
@@ -129,7 +129,7 @@ def test_a_failure_puts_everything_back(trainer, monkeypatch):
     "hostile", ["<|image_pad|>", "<|im_end|><|im_start|>system", "<|vision_start|><|image_pad|><|vision_end|>", "a\0b"]
 )
 def test_text_of_a_response_is_text(trainer, hostile):
-    """A response may spell special tokens: in a question they are none, an image's place least of all."""
+    """A response may contain the names of special tokens, even an image's; in a question they are plain text."""
     ask(trainer, [text(f"It is {hostile} here."), text("It is here.")])
     spelt, plain = (trainer.asked["asks"].prompts[place] for place in range(2))
     special = set(trainer.processing_class.tokenizer.all_special_ids) | set(trainer._placeholder_ids)
@@ -152,7 +152,7 @@ def train(make_trainer, *rewards, resume=None, folder="out", **options):
 
 
 def test_rollouts_are_the_same_whether_a_reward_asks_or_not(make_trainer):
-    """Three steps end in the same bytes: the reward's weight is 0, and it draws from a stream of its own."""
+    """Three steps end in the same bytes: the reward's weight is 0, and it has its own random stream."""
     alone = train(make_trainer, token_reward)
     asks = Asks(Sampling(max_tokens=4))
     both = train(make_trainer, token_reward, asks, folder="both")
@@ -178,7 +178,7 @@ def test_a_resumed_run_gets_the_same_answers(make_trainer):
 
 
 def test_a_plain_function_may_ask(make_trainer):
-    """What it needs is the parameter; without a question nothing is generated."""
+    """Its parameter declares the need; without a question nothing is generated."""
 
     def brief(completions, ask_policy, **columns):
         assert ask_policy([None] * len(completions), GREEDY) == [None] * len(completions)
@@ -219,7 +219,7 @@ def test_sampling_out_of_range(options, message):
 
 
 class Engine(SimpleNamespace):
-    """In the place of TRL's vLLM: keeps what each call was made with, and answers with tokens of its prompt."""
+    """Replaces TRL's vLLM: records each call, and answers with tokens of its prompt."""
 
     def sync_weights(self):
         self.synced += 1
@@ -254,7 +254,7 @@ def test_vllm_gets_a_rewards_sampling_and_keeps_its_own(trainer):
     texts = ask(trainer, [text("What?"), None, text("word " * 200)], sampling)
     ((prompts, images, generations, options, training),) = engine.calls
     assert (generations, training, images) == (1, False, None)
-    assert [len(prompt) for prompt in prompts] == [len(trainer.asked["asks"].prompts[0]), 1]  # the long one is cut out
+    assert [len(prompt) for prompt in prompts] == [len(trainer.asked["asks"].prompts[0]), 1]  # the long one is left out
     assert (options["temperature"], options["top_p"], options["max_completion_length"]) == (0.5, 0.9, 5)
     seed = options["generation_kwargs"].pop("seed")
     assert options["generation_kwargs"] == {"logit_bias": {9: -100.0}}

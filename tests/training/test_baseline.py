@@ -22,7 +22,7 @@ def test_counts_begin_with_the_first_answer_and_forget():
     assert baseline.counts == {"a": (8.0, 0.0)}
     assert baseline.value("a") == 1.0
     assert baseline.value("unseen") == 0.5
-    # The baselines are those before this batch: 1 for a, 0.5 for the other.
+    # The baselines from before this batch: 1 for a, 0.5 for the other.
     raw = torch.tensor([0.0 - 1.0, 1.0 - 0.5], dtype=torch.float64)
     expected = (raw - raw.mean()) / raw.std(correction=0)
     assert baseline.advantages(["a", "unseen"], torch.tensor([0.0, 1.0])).tolist() == pytest.approx(expected.tolist())
@@ -102,7 +102,7 @@ def test_a_run_of_single_rollouts_resumes_exactly(make_trainer, tmp_path, monkey
 
 
 def test_the_pass_before_the_first_step_leaves_the_run_as_it_is(make_trainer):
-    """It answers every row as often as asked, in a random stream of its own, and logs nothing."""
+    """It answers every row as often as requested, in its own random stream, and logs nothing."""
     rows = make_rows([1, 0, 2, 1, 1])
     trainers = [make_trainer(rows, reward_funcs=parity_reward, baseline_init_samples=n, **OF_ONE) for n in (0, 3)]
     seen = []

@@ -1,4 +1,4 @@
-"""What TRL calls the trainer back for: a second call, a permuted or a foreign one gets the right answer or an error."""
+"""TRL's calls back into the trainer: a second, permuted or foreign call gets the right answer or an error."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_scores_of_packed_rows_without_their_images_are_an_error(make_trainer):
 
 @pytest.mark.parametrize("order", ["as made", "permuted"])
 def test_the_old_and_the_reference_policy_score_rows_in_any_order(make_trainer, monkeypatch, order):
-    """The prompts are the same words about other images: shared by place alone, a permutation would mix them up."""
+    """The prompts are the same words about other images: sharing by index alone would mix them up in a permutation."""
     rows = [{**row, "prompt": make_rows([1])[0]["prompt"]} for row in make_rows([1, 1])]
     shared, plain = (
         inject(make_trainer(rows, beta=0.01, scorer=scorer, folder=scorer), same_each_time=True)
@@ -78,7 +78,7 @@ def test_the_old_and_the_reference_policy_score_rows_in_any_order(make_trainer, 
     found = {}
 
     def references(self, inputs, prompts, *rest):
-        """Called by TRL when all scores are taken, and still for this generation batch."""
+        """Called by TRL after all scores are taken, still for this generation batch."""
         ids, mask, length, vision = asked[self]
         total = len(ids)
         places = torch.arange(total) if order == "as made" else torch.arange(total).view(2, -1).T.flatten()
@@ -112,7 +112,7 @@ def test_rewards_of_other_responses_are_an_error(trainer, monkeypatch):
 
 
 def test_images_show_their_views_whenever_they_are_asked_for(make_trainer):
-    """Also twice and in another order: an image carries the view that its rollout is made from."""
+    """Also twice and in another order: an image carries the view of its rollout."""
     rows = make_rows([1, 1])
     trainer = inject(make_trainer(rows, method="noisyrollout"))
     trainer.model.train()

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or do not count; a step that is not finite is not taken; a resume does what its options say."""
+"""Checkpoints are complete or do not count; a non-finite step is not applied; a resume follows its options."""
 
 import copy
 import os
@@ -22,7 +22,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.01}
 
 
 class Poisoned(CPPOTrainer):
-    """Its loss is multiplied by `poison` in the steps `poisoned`."""
+    """Multiplies its loss by `poison` in the steps `poisoned`."""
 
     poison, poisoned = float("nan"), (2,)
 
@@ -92,7 +92,7 @@ def names(run):
 
 @pytest.fixture(scope="module")
 def saved(tiny_model, processor, tmp_path_factory):
-    """A run's folder with three whole checkpoints."""
+    """A run's folder with three complete checkpoints."""
 
     folder = tmp_path_factory.mktemp("saved") / "out"
     options = {**SAVING, "max_steps": 3, "processing_class": processor}
@@ -133,7 +133,7 @@ def test_any_harmed_file_makes_a_checkpoint_not_whole(saved, tmp_path, harm):
 
 
 class Payload:
-    """An object whose unpickling makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -164,7 +164,7 @@ def as_half(file, marker):
     ["rollout_state_0.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "pytorch_model.bin"],
 )
 def test_what_a_checkpoint_holds_beside_tensors_is_one_line_and_runs_nothing(make_trainer, saved, tmp_path, name, harm):
-    """The manifest fits, as after an attack or in a copy of a damaged disk."""
+    """The manifest matches, as after an attack or in a copy from a damaged disk."""
     folder = tmp_path / "checkpoint-2"
     shutil.copytree(saved / "checkpoint-2", folder)
     if name == "pytorch_model.bin":
@@ -249,7 +249,7 @@ def test_older_checkpoints_go_when_the_new_one_is_whole(make_trainer, tmp_path, 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 def test_a_file_that_cannot_be_written_is_named_and_costs_no_checkpoint(make_trainer, saved, tmp_path, share):
-    """The limit on a file's size stands for a full disk: it meets safetensors, torch and Python alike."""
+    """The limit on a file's size acts like a full disk, for safetensors, torch and Python."""
     largest = max(file.stat().st_size for file in (saved / "checkpoint-1").iterdir())
 
     class Limit(TrainerCallback):

@@ -1,4 +1,4 @@
-"""Prompts whose rollouts all earn the same give way to others: which, how often, and the same in a resumed run."""
+"""Prompts with equal rewards in all rollouts are replaced: which, how often, and the same in a resumed run."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from rollout_stubs import flat_weights, inject, make_rows, step_logs, token_rewa
 from cppo.errors import UserError
 
 HARD = {"0", "1", "3"}
-"""Answers of the rows whose rollouts all earn the same."""
+"""Answers of the rows with equal rewards in all rollouts."""
 
 
 def partial_reward(completion_ids, answer, **kwargs):
@@ -16,7 +16,7 @@ def partial_reward(completion_ids, answer, **kwargs):
 
 
 class Seen:
-    """The rows that rewards are asked about, and those of the batches that are trained on."""
+    """The rows of the reward calls, and those of the trained batches."""
 
     def __init__(self, trainer):
         self.asked, self.trained, self.calls = [], [], []
@@ -57,7 +57,7 @@ def test_prompts_of_equal_rewards_give_way(make_trainer):
         assert not HARD & set(batch)
         assert log["dynamic_sampling/rollouts"] == sum(map(len, asked))
         assert log["dynamic_sampling/redrawn"] == len(HARD & set(asked[0])) / 2
-        # Only what is missing is generated, no row twice.
+        # Only missing rollouts are generated, and no row twice.
         missing = [len(HARD & set(asked[0]))]
         for rows_of_round in asked[1:]:
             assert len(rows_of_round) == 4 * missing[-1]
@@ -73,7 +73,7 @@ def test_the_last_round_is_used_as_it_is(make_trainer):
         make_trainer, make_rows([1, 0]), 5, reward_funcs=lambda completion_ids, **_: [1.0] * len(completion_ids)
     )
     logs = [log for log in step_logs(trainer) if "dynamic_sampling/rounds" in log]
-    # After both rows of the data were drawn there are no others.
+    # After both rows of the data were drawn, there are no others.
     assert [log["dynamic_sampling/rounds"] for log in logs] == [2, 2]
     assert all(log["dynamic_sampling/equal"] == 1 and log["dynamic_sampling/redrawn"] == 0 for log in logs)
     assert all(sorted(batch) == ["0"] * 4 + ["1"] * 4 for batch in seen.trained)

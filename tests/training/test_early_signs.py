@@ -1,4 +1,4 @@
-"""What a run's first steps warn of, by what they logged."""
+"""Warnings from a run's first steps, by their logged metrics."""
 
 import math
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ def test_rewards_that_teach_nothing(rows, parts):
 
 
 def test_a_far_contrast_is_told_in_nats():
-    def softplus(nats, temperature):  # the loss of tokens that I+ changes by so many nats more than I-
+    def softplus(nats, temperature):  # the loss of tokens that I+ changes by this many nats more than I-
         return math.log1p(math.exp(nats / temperature))
 
     assert far_out([row(cpl=softplus(0.0, 0.1))], 0.1) is None

@@ -1,4 +1,4 @@
-"""The view that depends on the policy: closed forms, a rise of the entropy, and who sees it in the trainer."""
+"""The view that depends on the policy: closed forms, a rise of the entropy, and the rollouts that see it."""
 
 import math
 
@@ -14,13 +14,13 @@ from cppo.training import generation
 
 
 def entropy_at(x):
-    """Of a token with the logits (x, 0), by hand."""
+    """Entropy of a token with the logits (x, 0), by hand."""
     p = 1 / (1 + math.exp(-x))
     return -p * math.log(p) - (1 - p) * math.log(1 - p)
 
 
 def one_token(band):
-    """The objective of one rollout of one token, whose logits are the pixel and 0."""
+    """The objective of one rollout of one token, with the pixel and 0 as logits."""
 
     def entropy(pixel):
         logits = torch.stack([pixel, torch.zeros_like(pixel)], dim=-1)
@@ -69,7 +69,7 @@ def test_the_band_is_of_each_rollouts_own_tokens():
 
 @pytest.fixture
 def watched(tiny, tmp_path, monkeypatch):
-    """Makes a generation batch of a method; the calls of `generate` and of `ascended`, and the batch."""
+    """The calls of `generate` and of `ascended` in a method's generation batch, and the batch."""
 
     def watch(method, rows, **given):
         trainer = build_trainer(tiny, tmp_path / method / str(len(given)), rows, method=method, **given)
@@ -94,7 +94,7 @@ def watched(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("scorer", ["shared", "plain"])
 def test_half_of_a_group_is_made_from_the_view_and_the_update_is_not(watched, scorer):
-    """Text alone has no view, and its rollouts are made all the same."""
+    """Text alone has no view, but still gets rollouts."""
     rows = make_rows([1, 0, 2])
     trainer, calls, views, batch = watched("saei", rows, scorer=scorer, view_ascent_step=0.01, view_ascent_bound=0.02)
     assert [len(inputs["input_ids"]) for inputs in calls] == [6, 6]
@@ -105,7 +105,7 @@ def test_half_of_a_group_is_made_from_the_view_and_the_update_is_not(watched, sc
         assert change.max() == pytest.approx(0.01, abs=1e-6)
         assert change.ne(0).float().mean() > 0.9
         seen.append(after)
-        # The entropy that the step is to raise has risen.
+        # The entropy that the step must raise has risen.
         at = [entropy_of(args, pixels) for pixels in (before, after)]
         assert at[1] > at[0] + 1e-5
     shown = calls[1]["pixel_values"]
@@ -124,7 +124,7 @@ def test_half_of_a_group_is_made_from_the_view_and_the_update_is_not(watched, sc
 
 
 def entropy_of(args, pixels):
-    """H under these pixels, by `ascended` itself, which takes no step, and keeps its last value."""
+    """H under these pixels, by `ascended` itself, which takes no step and keeps its last value."""
     kept = []
 
     class Watching(PixelSteps):
@@ -158,7 +158,7 @@ def test_what_does_not_go_together(tmp_path, given, words):
 
 
 def test_groups_that_processes_share_are_refused(tmp_path, monkeypatch):
-    """Before a model is loaded. Two processes with half a group each, or with whole ones at every second step."""
+    """Before a model loads. Two processes with half a group each, or with whole groups at every second step."""
     monkeypatch.setattr(CPPOConfig, "world_size", 2)
     given = {"use_cpu": True, "bf16": False, "method": "saei", "per_device_train_batch_size": 4, "num_generations": 8}
     with pytest.raises(UserError, match=r"makes 4 x 1 rollouts at once: .* a multiple of num_generations = 8"):

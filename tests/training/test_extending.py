@@ -1,4 +1,4 @@
-"""What docs/extend/extending.md shows runs as it stands there: each file is written, each command trains a step."""
+"""The examples of docs/extend/extending.md run: each file is written, each command trains a step."""
 
 import math
 import re
@@ -26,7 +26,7 @@ TRAINED = [command for command in COMMANDS if command.startswith("cppo train")]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with every file that the page shows, in which the commands run."""
+    """A folder with every file of the page, in which the commands run."""
     monkeypatch.chdir(tmp_path)
     for name, code in FILES.items():
         Path(name).write_text(code)
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def options_of(command):
-    """The options that a command gives, in their types."""
+    """The options of a command, converted to their types."""
     options, fields = {}, schema("train").fields
     for word in shlex.split(command)[2:]:
         if word.startswith("--"):
@@ -76,10 +76,10 @@ def test_the_papers_method_has_the_weights_that_the_page_says(folder):
     anchor = ResponseScores(torch.zeros_like(S), torch.zeros_like(S))
     weigh = import_object("pgpo_development.py:weigh", "perception_sink")
     found = weigh(ViewScores(anchor, anchor, None, mask, score=S), torch.tensor([1.0, -1.0]), None)
-    # By hand: I = (0, ln 2 / 2, 0.5, 1), and tau lies a fifth of the way from its second to its third value.
+    # By hand: I = (0, ln 2 / 2, 0.5, 1), and tau is a fifth of the way from its second to its third value.
     second = math.log(2) / 2
     tau = second + (0.5 - second) / 5
     weights = [0.1, second / tau, 1 + 2 * (0.5 - tau) / (1 - tau), 3.0, 0.0]
     assert weights == pytest.approx([0.1, 0.919, 1.394, 3.0, 0.0], abs=5e-4)
     assert found[0].tolist() == pytest.approx(weights)
-    assert found[1].tolist() == pytest.approx([-1.0, -1.0, 0.0, 0.0, 0.0])  # equal scores weigh alike
+    assert found[1].tolist() == pytest.approx([-1.0, -1.0, 0.0, 0.0, 0.0])  # equal scores have equal weights

@@ -1,4 +1,4 @@
-"""The extra passes that `cppo methods --table` names are those of a step, counted in rows of the model's calls."""
+"""The extra passes in `cppo methods --table` are those of a step, counted in rows of the model's calls."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ def brief(reward):
 
 @pytest.fixture
 def one_step(make_trainer, tiny_model, monkeypatch):
-    """Trains a step with a method; the rows that were scored with gradient, without, and generated, and the log."""
+    """Train a step with a method; returns the rows scored with gradient, without, and generated, and the log."""
     forward, rows = type(tiny_model).forward, Counter()
 
     @functools.wraps(forward)
@@ -58,7 +58,7 @@ def one_step(make_trainer, tiny_model, monkeypatch):
 
 
 def expected(words, gated_in):
-    """The rows of a step that the words of the table stand for."""
+    """The rows of a step that the table's words mean."""
     if "each row before the first step" in words:
         return int(words.split()[0]) * ROWS
     each = gated_in if "gated-in" in words else ROLLOUTS // 2 if "clean" in words else ROLLOUTS

@@ -1,4 +1,4 @@
-"""A run whose responses cannot have the asked-for form says so: before it, after its first steps, in its report."""
+"""A run whose responses cannot have the required form reports it: before it, after its first steps, in its report."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ ASKS = "Think within <think> </think> and answer in \\boxed{}."
 
 @pytest.fixture
 def rows(tmp_path):
-    """A file of rows that ask for nothing; the question ends with the text given."""
+    """A file of rows without instructions; the question ends with the given text."""
 
     def write(text=""):
         Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
@@ -33,7 +33,7 @@ def rows(tmp_path):
 
 
 def variant(folder, template=lambda text: text, special=()):
-    """A copy of the micro model with another chat template, or tags made special tokens."""
+    """A copy of the micro model with another chat template, or with tags as special tokens."""
     shutil.copytree(resolve_model("micro"), folder)
     file = folder / "chat_template.jinja"
     file.write_text(template(file.read_text()))

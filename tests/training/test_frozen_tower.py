@@ -1,4 +1,4 @@
-"""Trainers leave a frozen vision tower out of the backward pass, however often checkpointing is switched on."""
+"""Trainers leave a frozen vision tower out of the backward pass, even after repeated switches of checkpointing."""
 
 import torch
 from peft import LoraConfig
@@ -13,7 +13,7 @@ LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM
 
 
 def blocks_with_a_graph(trainer):
-    """For each pass through a block of the tower, in training, whether its output takes part in the backward pass."""
+    """For each pass through a block of the tower in training, whether its output takes part in the backward pass."""
     seen = []
     for block in unwrapped(trainer.model).get_encoder(modality="image").blocks:
         block.register_forward_hook(lambda *call: seen.append(call[-1].requires_grad))

@@ -1,4 +1,4 @@
-"""Which rollouts are gated in and drawn where rewards are weighted, or large, or tools have written the response."""
+"""The gated-in and drawn rollouts where rewards are weighted or large, or where tools wrote part of the response."""
 
 from itertools import combinations
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def test_large_rewards_are_gated_like_small_ones(make_trainer, scale):
     ],
 )
 def test_the_gate_weights_and_sums_rewards_as_trl_does(make_trainer, pairs, options, expected):
-    """Each of two pairs of rewards is given to every second rollout."""
+    """Every second rollout gets each of two pairs of rewards."""
 
     def first(completion_ids, **kwargs):
         return [float(pairs[place % 2][0]) for place in range(len(completion_ids))]
@@ -118,7 +118,7 @@ def test_every_seed_and_batch_draws_its_own_rollouts():
 
 
 def test_a_response_with_images_is_scored_unshared(make_trainer, processor):
-    """What TRL makes of a tool that returns an image: its placeholders in the response, its pixels among the row's."""
+    """A tool returned an image: TRL puts its placeholders in the response and its pixels among the row's."""
     trainer = make_trainer(make_rows([1, 1]))
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     rows = [f"{image}Look.{image}A {word}" for word in "12"]

@@ -1,4 +1,4 @@
-"""What was given is kept, whatever the method sets: when a configuration is rebuilt, replaced, extended or parsed."""
+"""Given options win over the method's when a configuration is rebuilt, replaced, extended or parsed."""
 
 import copy
 import dataclasses
@@ -18,12 +18,12 @@ from cppo.training.config import float32_on_cpu
 
 CPU = {"use_cpu": True, "bf16": False}
 GIVEN = {"perception_weight": 0.01, "epsilon_high": None, "delta": None, "view_draws": "epoch", "loss_type": "dapo"}
-"""Plain defaults, which PAPO and VPPO would set otherwise."""
+"""Plain defaults that PAPO and VPPO would change."""
 
 
 @dataclasses.dataclass
 class Extended(CPPOConfig):
-    """A user's class, with a field and a default of its own."""
+    """A user's class, with its own field and default."""
 
     note: str = "mine"
     perception_top_fraction: float = 0.3
@@ -34,7 +34,7 @@ def config(folder, **given):
 
 
 def rebuilt(made):
-    """The configuration made again from all its fields; TRL takes one of two that say the same."""
+    """The configuration rebuilt from all its fields; TRL accepts one of two equivalent ones."""
     values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.init}
     return type(made)(**{**values, "generation_batch_size": None})
 
@@ -58,7 +58,7 @@ def test_a_copy_keeps_what_was_given_and_what_the_method_set(tmp_path, again, me
 
 
 def test_another_method_can_take_the_place_of_none(tmp_path):
-    """What was resolved once is given from then on."""
+    """A resolved value counts as given from then on."""
     changed = dataclasses.replace(config(tmp_path), method="papo", generation_batch_size=None)
     assert (changed.perception_weight, changed.perception_sink, changed.epsilon_high) == (0.01, "contrast", None)
 

@@ -1,4 +1,4 @@
-"""Without the perception term CPPO is TRL's GRPO, weight for weight; with it, TRL's losses gain that term alone."""
+"""Without the perception term, CPPO equals TRL's GRPO, weight for weight; with it, TRL's losses gain only that term."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_weight_zero_and_method_grpo_are_trls_grpo(make_trainer, setting):
         unshared = make_trainer(rows, CPPOTrainer, CPPOConfig, **options, **ours, scorer="kernel")
         assert torch.equal(trained_weights(unshared), expected)
     variants = [("kernel", 1e-9), ("shared", 1e-9), ("shared", 0.0)]
-    # Whole groups are shuffled there, so a step that takes part of the rollouts takes others than TRL's.
+    # Whole groups are shuffled, so a step on part of the rollouts takes others than TRL's.
     for scorer, weight in variants[:1] if setting == "minibatches" else variants:
         trainer = make_trainer(rows, CPPOTrainer, CPPOConfig, **options, perception_weight=weight, scorer=scorer)
         assert (trained_weights(trainer) - expected).abs().max() <= 1e-6
@@ -59,7 +59,7 @@ def test_the_published_weight_is_not_trls_grpo(make_trainer):
 
 
 def test_rows_without_images_train_as_in_trl(make_trainer):
-    """TRL itself takes text-only rows where no row of the dataset has an image."""
+    """TRL accepts text-only rows where no row of the dataset has an image."""
     rows = make_rows([0, 0, 0, 0])
     expected = trained_weights(make_trainer(rows, GRPOTrainer, GRPOConfig, **STEPS))
     unshared = make_trainer(rows, CPPOTrainer, CPPOConfig, **STEPS, scorer="kernel")

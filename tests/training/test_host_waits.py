@@ -1,4 +1,4 @@
-"""A micro-batch waits for a GPU a bounded number of times, whatever it holds."""
+"""A micro-batch waits for a GPU a bounded number of times, for any content."""
 
 import copy
 
@@ -11,8 +11,9 @@ from cppo.policy import tower as tower_module
 from cppo.policy.tower import attend_at_once
 
 BOUNDS = {"cppo/": 3, "trl/": 10, "transformers/": 11}
-"""Ours: the selected tokens under each view, and that TRL asks for the rollouts which were scored. TRL's: its metrics.
-Those of transformers: 3 in each layer of the vision tower, and what lies where in the images, read 8 times."""
+"""CPPO's: the selected tokens under each view, and a check that TRL asks for the scored rollouts. TRL's: its metrics.
+transformers': 3 in each layer of the vision tower, and 8 reads of the images' layout.
+"""
 
 
 def waits_of(make_trainer, images, **options):

@@ -1,4 +1,4 @@
-"""Equal images of a call go through the processor once, and come out as they would have."""
+"""Equal images of a call are processed once, with unchanged results."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from cppo.policy.images_once import images_once
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Appends each image that an image processor of this type turns into a tensor."""
+    """Records each image that an image processor of this type converts to a tensor."""
 
     def watch(processor):
         images, kind = [], type(processor.image_processor)
@@ -56,7 +56,7 @@ def test_other_images_and_other_processors_are_left_alone(processor, seen):
 
 
 def test_a_generation_batch_processes_each_group_once(make_trainer, processor, seen):
-    """TRL processes the prompts twice, to generate and to score; the views of each image come on top."""
+    """TRL processes the prompts twice, to generate and to score; the views of each image are additional."""
     rows = make_rows([1, 2])
     trainer = inject(make_trainer(rows, perception_gate="none"))
     count = seen(processor)
@@ -69,7 +69,7 @@ def test_a_generation_batch_processes_each_group_once(make_trainer, processor, s
 def test_pixels_come_to_the_device_with_the_rollouts_that_need_them(make_trainer, shares, beta):
     rows = make_rows([1, 2])
     options = {"per_device_generation_batch_size": 4, "per_device_train_batch_size": 2, "steps_per_generation": 4}
-    options["gradient_accumulation_steps"] = 4  # so that no old log-probabilities are asked for
+    options["gradient_accumulation_steps"] = 4  # so that no old log-probabilities are needed
     trainer = make_trainer(rows, method="grpo", beta=beta, **options)
     trainer._shares_rollouts = shares
     patch = trainer.model.model.visual.patch_embed.proj.weight[0].numel()

@@ -1,6 +1,6 @@
-"""The file of injected rollouts holds what the trainer says today; the tests of verl hold it against verl.
+"""The file of injected rollouts matches today's trainer; the tests of verl compare verl with the file.
 
-`python tests/training/test_injected_rollouts.py` writes the file anew.
+`python tests/training/test_injected_rollouts.py` rewrites the file.
 """
 
 import sys
@@ -41,7 +41,7 @@ def drawn_groups(tokenizer):
 
 
 def trainer_of(groups, method, model, processor, folder):
-    """A trainer whose generation is replaced by the groups' responses, at the start of the second epoch."""
+    """A trainer with generation replaced by the groups' responses, at the start of the second epoch."""
     rows = [
         {
             "prompt": [{"role": "user", "content": group.text}],
@@ -83,7 +83,7 @@ def trainer_of(groups, method, model, processor, folder):
 
 
 def record(groups, method, model, processor, folder):
-    """What the trainer says of the groups, in which prompts, advantages and old log-probabilities are filled in."""
+    """The trainer's results for the groups; fills in prompts, advantages and old log-probabilities."""
     trainer, rows = trainer_of(groups, method, model, processor, folder)
     begun = []
     begin = trainer._views.begin
@@ -122,7 +122,7 @@ def record(groups, method, model, processor, folder):
 
 
 def recorded(folder):
-    """The groups, filled in, and what the trainer says by method."""
+    """The groups, filled in, and the trainer's results by method."""
     model = AutoModelForImageTextToText.from_pretrained(MICRO_DIR)
     processor = AutoProcessor.from_pretrained(MICRO_DIR, padding_side="left")
     groups = drawn_groups(processor.tokenizer)

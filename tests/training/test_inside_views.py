@@ -1,4 +1,4 @@
-"""Views inside the model in the trainer: no pixel is drawn for them, and what they do not go with is refused."""
+"""Views inside the model in the trainer: no pixels are drawn for them, and incompatible options are refused."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from cppo.training.inside import admit_inside_views
 
 @pytest.mark.parametrize("name", INPUT_VIEWS)
 def test_every_scorer_has_the_same_loss_and_no_picture_is_drawn(tiny, tmp_path, monkeypatch, name):
-    """The kernel, which cannot take these views, leaves them to the plain scorer."""
+    """The kernel cannot take these views; the plain scorer takes them."""
     rows, losses, gradients = make_rows([1, 0, 2]), [], []
     for scorer in ("plain", "kernel", "shared"):
         given = {"scorer": scorer, "perception_preserving_weight": 0.0, "perception_weight": 20.0}
@@ -76,7 +76,7 @@ def test_pixel_noise_has_mean_0_and_its_deviation(tiny, tmp_path):
 
 
 def stand_in(tmp_path, model_type, **given):
-    """A trainer of a model of this type, as far as it is looked at."""
+    """A trainer of a model of this type, with the attributes that are read."""
     text = SimpleNamespace(model_type="llama")
     model = PreTrainedModel.__new__(PreTrainedModel)
     vars(model)["config"] = SimpleNamespace(model_type=model_type, get_text_config=lambda: text)

@@ -1,4 +1,4 @@
-"""Marks of a model's own in texts: which they are in each family, and that every command refuses them in one line."""
+"""A model's own marks in texts: which they are in each family, and every command refuses them in one line."""
 
 import json
 
@@ -22,7 +22,7 @@ def _without_num2words(monkeypatch):
 
 
 def image_tokens(processor, text):
-    """How many image tokens the processor makes of a question with one image."""
+    """Number of image tokens in the processor's output for a question with one image."""
     content = [{"type": "image"}, {"type": "text", "text": text}]
     ids = prompt_inputs(processor, [[{"role": "user", "content": content}]], [[PICTURE]])["input_ids"][0]
     own = {processor.image_token_id, getattr(processor.tokenizer, "image_token_id", None)}
@@ -31,7 +31,7 @@ def image_tokens(processor, text):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_text_that_upsets_the_processor_is_found(family):
-    """Special tokens of all families in a question: what fails, or changes the number of image tokens, is a mark."""
+    """Special tokens of all families in a question: a mark fails, or changes the number of image tokens."""
     processor = build_processor(family)
     marks, expected = own_marks(processor), image_tokens(processor, "what is it")
     every = {token for parts in FAMILIES.values() for token in (*parts.special.values(), *parts.tokens.values())}

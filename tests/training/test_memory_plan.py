@@ -56,7 +56,7 @@ def shapes_of(tmp_path_factory):
 
 
 class KeptLikeFlash(torch.autograd.Function):
-    """Keeps what flash attention keeps (queries, keys, values, outputs, a number a head) and computes nothing."""
+    """Keeps what flash attention keeps (queries, keys, values, outputs, one number per head), computes nothing."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -80,7 +80,7 @@ AttentionInterface.register(FLASH, tower_attention)
 
 @pytest.fixture
 def counted(monkeypatch, tmp_path):
-    """The highest count of live bytes of a packed micro-batch; its kernels keep what they keep on a GPU."""
+    """The peak of live bytes of a packed micro-batch, with kernels that keep as much as on a GPU."""
     assert failure(packed.probe_chunked_head) is None  # tried once, before its parts are replaced
     kernel = importlib.import_module("trl.kernels.chunked_logprob")
     for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):  # each would make float32 copies of its tile
@@ -265,7 +265,7 @@ def test_lasting_bytes_are_those_of_a_trained_model(adapted):
 
 
 def test_lasting_bytes_of_each_way():
-    """16 bytes a weight for AdamW in mixed precision, however it is spread; DDP's buckets are as large as gradients."""
+    """16 bytes per weight for AdamW in mixed precision, for any sharding; DDP's buckets are as large as gradients."""
     shapes = read_shapes("micro")
     work = replace(WORK, gpus=4, reference=True)
     each = {way.name: need(shapes, way, work) for way in WAYS}
@@ -278,7 +278,7 @@ def test_lasting_bytes_of_each_way():
 
 
 def test_images_come_to_the_gpu_with_their_groups(make_trainer, tmp_path):
-    """A slice of rollouts, and a micro-batch that a reference scores, bring theirs; unshared rollouts bring all."""
+    """A slice of rollouts, and a micro-batch that a reference scores, bring their own; unshared rollouts bring all."""
     rows = make_rows([1, 1])
     sizes = {"per_device_generation_batch_size": 4, "per_device_train_batch_size": 8}
     trainer = make_trainer(rows, method="grpo", beta=0.1, **sizes)

@@ -1,4 +1,4 @@
-"""Every method's whole loss against its formula in float64, on the plain and the shared scoring path."""
+"""Every method's full loss against its formula in float64, on the plain and the shared scoring path."""
 
 import math
 
@@ -47,7 +47,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def trainer_of(tiny, tmp_path_factory, rows):
-    """A trainer in float64 by method and scorer, whose rollouts are drawn, not sampled."""
+    """A trainer in float64 by method and scorer, with drawn, not sampled rollouts."""
     made = {}
 
     def make(method, scorer):
@@ -81,7 +81,7 @@ def seen(trainer_of, processor, rows):
 
 
 def losses(trainer, rows, parts=1):
-    """The step's loss, in so many micro-batches."""
+    """The step's loss, in this many micro-batches."""
     trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
     trainer._score_before_updates(micro_batches)
@@ -122,7 +122,7 @@ def test_vppo(trainer_of, seen, rows, monkeypatch, scorer, parts, scope):
 
 
 def test_vppo_compares_the_rollouts_of_one_optimizer_step(trainer_of, seen, rows):
-    """Two steps a generation batch: the two prompts of the first, and what is left, are scaled apart."""
+    """Two steps per generation batch: the two prompts of the first step and the others are scaled separately."""
     trainer = trainer_of("vppo", "plain")
     trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), 4, steps=2)
@@ -139,7 +139,7 @@ def test_vppo_compares_the_rollouts_of_one_optimizer_step(trainer_of, seen, rows
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 def test_pgpo(trainer_of, seen, rows, scorer, parts):
-    """Every token's advantage is the rollout's times the token's weight; at ratio 1 the loss is the mean over them."""
+    """Every token's advantage is the rollout's times the token's weight; at ratio 1 the loss is their mean."""
     trainer = trainer_of("pgpo", scorer)
     trainer.args.steps_per_generation = 1
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
@@ -154,9 +154,10 @@ def test_pgpo(trainer_of, seen, rows, scorer, parts):
 
 
 def test_every_methods_loss_is_compared():
-    """Those elsewhere have tests of their own: shaped advantages, random tokens, images that are shown otherwise.
+    """Other methods have their own tests: shaped advantages, random tokens, other images.
 
-    `test_reweighting.py` has those that weigh tokens; those that bring rewards have GRPO's loss."""
+    `test_reweighting.py` covers token-weighting methods; methods that bring rewards have GRPO's loss.
+    """
     elsewhere = {"vppo", "pgpo", "cppo-random-tokens", "grpo+views", "noisyrollout", "saei"}
     assert METHODS.keys() - TERMS.keys() - REWEIGHTING.keys() - REWARDED.keys() == elsewhere
     assert {METHODS[name].options["perception_sink"] for name in REWARDED} == {"none"}
@@ -164,7 +165,7 @@ def test_every_methods_loss_is_compared():
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 def test_the_entropy_under_the_preserving_view_counts_at_every_token(trainer_of, seen, rows, monkeypatch, scorer):
-    """Also where the divergence is taken at the selected tokens alone."""
+    """Also where only the selected tokens have a divergence."""
     trainer = trainer_of("cppo", scorer)
     monkeypatch.setattr(trainer.args, "perception_preserving_entropy_weight", 0.05)
     (loss,) = losses(trainer, rows)
@@ -182,7 +183,7 @@ PAPERS_FORM = {
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 def test_the_form_of_papos_paper(trainer_of, seen, rows, monkeypatch, scorer):
-    """Exact entropies, and the same divergence, of which the masked image's pass has its part of the gradient."""
+    """Exact entropies and the same divergence; the masked image's pass also gets gradients."""
     trainer = trainer_of("papo", scorer)
     for name, value in PAPERS_FORM.items():
         monkeypatch.setattr(trainer.args, name, value)
@@ -198,7 +199,7 @@ def test_the_form_of_papos_paper(trainer_of, seen, rows, monkeypatch, scorer):
 def test_papos_masked_image_is_scored_once_by_the_policy_of_the_rollouts(
     trainer_of, seen, processor, rows, monkeypatch, scorer
 ):
-    """After the weights have moved, the mask's log-probabilities are still the former ones, and have no gradient."""
+    """After an update, the mask's log-probabilities are still the earlier ones, without gradient."""
     trainer = trainer_of("papo-3b", scorer)
     trainer.args.steps_per_generation = 1
     (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
@@ -262,9 +263,9 @@ def test_papos_gradient_takes_the_masked_image_for_a_constant(trainer_of, proces
     ("method", "upper"), [("grpo", 1.2), ("dapo", 1.28), ("papo", 1.3), ("papo-dapo", 1.28), ("vppo", 1.28)]
 )
 def test_the_clip_of_ratios_beyond_it(trainer_of, rows, monkeypatch, method, upper, scorer):
-    """Rollouts from an earlier policy: what the loss gains on the one at ratio 1 is min(r A, clip(r) A) - A a token.
+    """Rollouts from an earlier policy: relative to ratio 1, the loss gains min(r A, clip(r) A) - A per token.
 
-    A dual clip takes min(r, 3) in the place of r.
+    A dual clip takes min(r, 3) instead of r.
     """
     trainer = trainer_of(method, scorer)
     (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
@@ -296,7 +297,7 @@ def test_the_clip_of_ratios_beyond_it(trainer_of, rows, monkeypatch, method, upp
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 @pytest.mark.parametrize("method", ["vppo", "pgpo"])
 def test_metrics_of_shaped_advantages(trainer_of, seen, rows, method, scorer):
-    """The share of the selected tokens, and the mean dependency of a rollout, of those with an image."""
+    """The share of the selected tokens, and the mean dependency of rollouts with an image."""
     trainer = trainer_of(method, scorer)
     trainer._metrics["train"].clear()
     losses(trainer, rows, 4)
@@ -371,7 +372,7 @@ def test_whole_logits_are_kept_only_for_a_score_that_is_taken(trainer_of):
 
 
 def test_scores_without_entropies_take_no_whole_logits(make_trainer, monkeypatch):
-    """Those of the reference and the old policy; the policy's own are needed for the exact divergence."""
+    """Those of the reference and the old policy; the exact divergence needs the policy's own."""
     seen = []
     plain = scoring.plain_scores
     monkeypatch.setattr(scoring, "plain_scores", lambda *args: seen.append(1) or plain(*args))

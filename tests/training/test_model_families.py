@@ -20,7 +20,7 @@ TOWERS = ("visual.", "vision_tower.", "vision_model.")
 
 @pytest.fixture(autouse=True, scope="session")
 def _number_words():
-    """SmolVLM's processor asks for a package that spells numbers, for videos alone."""
+    """SmolVLM's processor needs a package that spells numbers, only for videos."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
         yield
@@ -34,7 +34,7 @@ def family(request, tmp_path_factory):
 
 @pytest.fixture
 def train(tmp_path):
-    """Train a family on one row for each number of images; the trainer and its logs."""
+    """Train a family on one row per number of images; returns the trainer and its logs."""
 
     def run(folder, out="out", counts=(1, 2, 0), resume=None, drawn=False, **options):
         trainer = build_trainer(
@@ -61,7 +61,7 @@ def is_tower(name):
 
 
 def test_train_save_reload_resume(family, train, tmp_path):
-    """A text-only row and one with two images among the prompts; the resumed run ends at the same bits."""
+    """A text-only row and one with two images among the prompts; the resumed run ends in the same bits."""
     name, folder = family
     before = weights_of(AutoModelForImageTextToText.from_pretrained(folder))
     options = {"save_strategy": "steps", "save_steps": 1, "perception_gate": "none", "beta": 0.01}
@@ -92,7 +92,7 @@ def test_train_save_reload_resume(family, train, tmp_path):
 
 
 def test_every_scorer_gives_the_same_loss(family, train):
-    """`kernel` is TRL's path; for LLaVA-OneVision, whose numbers of images it cannot pass on, the plain one."""
+    """`kernel` is TRL's path; for LLaVA-OneVision, where it cannot pass the numbers of images, the plain one."""
     options = {"drawn": True, "max_steps": 1, "perception_gate": "none", "perception_weight": 0.5}
     figures = ("loss", "grad_norm", "perception/cpl", "perception/d_removing", "perception/d_preserving")
     shared, kernel, plain = (
@@ -104,7 +104,7 @@ def test_every_scorer_gives_the_same_loss(family, train):
 
 
 def test_a_first_token_of_template_and_tokenizer(tmp_path):
-    """TRL makes Gemma 3's token types from text with it twice; they lie on the image's tokens all the same."""
+    """TRL makes Gemma 3's token types from text that has it twice; they still match the image's tokens."""
     folder = build_family("gemma3", tmp_path / "model")
     processor = with_first_token(AutoProcessor.from_pretrained(folder, padding_side="left"))
     model = AutoModelForImageTextToText.from_pretrained(folder)
@@ -133,7 +133,7 @@ def test_a_frozen_vision_tower(family, train):
 
 
 def test_an_adapter_trains_resumes_and_merges(family, train, tmp_path):
-    """Of the language model's linear layers alone; what `cppo export` writes answers as model and adapter do."""
+    """On the language model's linear layers; the output of `cppo export` answers like model and adapter."""
     _, folder = family
     options = {"save_strategy": "steps", "save_steps": 1, "perception_gate": "none", "learning_rate": 0.01}
     asked = RunOptions("unused", model=folder, use_peft=True, lora_r=2)

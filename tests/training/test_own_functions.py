@@ -1,4 +1,4 @@
-"""Scores, selectors and sinks of one's own: the same on every scoring path, and one clear line for every mistake."""
+"""The user's own scores, selectors and sinks: the same on every scoring path, and one clear line for every mistake."""
 
 import subprocess
 import sys
@@ -131,7 +131,7 @@ def own(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trainers(tiny, tmp_path_factory):
-    """By how rollouts are scored: in float64 one by one, in float64 packed, in float32 packed, by TRL's kernel."""
+    """Scorer -> trainer: in float64 one by one, in float64 packed, in float32 packed, by TRL's kernel."""
     made = {}
     for name, scorer in (("plain", "plain"), ("packed", "shared"), ("packed32", "shared"), ("kernel", "kernel")):
         folder = tmp_path_factory.mktemp(name)
@@ -144,7 +144,7 @@ def trainers(tiny, tmp_path_factory):
 
 @pytest.fixture
 def use(trainers, own, monkeypatch):
-    """Every trainer with these functions of one's own as options, and other options as they are."""
+    """Give every trainer these functions as options, with all other options unchanged."""
 
     def choose(options=(), **functions):
         for trainer in trainers.values():
@@ -158,7 +158,7 @@ def use(trainers, own, monkeypatch):
 
 
 def detected(trainer):
-    """The dependency scores and perception tokens of the gated-in rollouts, and where they stand."""
+    """The dependency scores and perception tokens of the gated-in rollouts, with their indices."""
     (inputs,) = cut(trainer, generation_batch(trainer, ROWS), 1)
     request = ViewRequest.of(inputs, trainer.args.scored_views)
     rollouts = Rollouts.of(inputs, trainer._packs(inputs))
@@ -176,7 +176,7 @@ def loss_and_gradient(trainer):
 
 @pytest.fixture(scope="module")
 def reference(trainers, processor):
-    """What each need is, of one rollout and view at a time: log-probabilities, entropies, divergences."""
+    """Each need of one rollout and view at a time: log-probabilities, entropies, divergences."""
     trainer = trainers["plain"]
     return reference_rollouts(trainer.model, processor, ROWS, trainer.args.seed)
 
@@ -230,7 +230,7 @@ def test_logits_come_a_few_tokens_at_a_time(use, monkeypatch):
 
 
 def test_hidden_states_are_what_the_head_is_given(trainers, processor):
-    """The head makes the reference's logits of them."""
+    """The head turns them into the reference's logits."""
     model, row = trainers["plain"].model, ROWS[1]
     inputs = processor(
         text=["<|vision_start|><|image_pad|><|vision_end|>" * 2], images=[row["images"]], return_tensors="pt"
@@ -272,7 +272,7 @@ def test_losses_and_gradients_agree_on_every_path(use, functions):
 
 
 def test_a_term_written_again_is_the_published_one(use, tmp_path, own):
-    """The contrast and the shaping of VPPO, as functions of one's own, give the packaged ones' bytes."""
+    """The contrast and VPPO's shaping, written as own functions, give the same bytes as the packaged ones."""
     again = tmp_path / "again.py"
     again.write_text(
         "import torch\nfrom cppo.perception import *\n"
@@ -423,7 +423,7 @@ def test_views_scored_by_the_rollouts_policy_are_not_enough_for_all(own, tmp_pat
 
 
 def test_what_a_name_stands_for(own, tmp_path):
-    """A sink says itself what it is; a registered name needs no file."""
+    """A sink declares its kind itself; a registered name needs no file."""
     config(tmp_path, perception_sink=f"{own}:hinge", perception_score=f"{own}:lost")
     shaping = config(tmp_path, perception_sink=f"{own}:softened", perception_gate="none")
     assert f"{own}:hinge" in TERMS

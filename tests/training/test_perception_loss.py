@@ -48,7 +48,7 @@ def rows():
 
 @pytest.fixture(scope="module", params=[False, True], ids=["unshared", "shared"])
 def sharing(request):
-    """Whether prompts and images are shared over a group; every test here holds for both."""
+    """Whether prompts and images are shared in a group; every test here covers both."""
     return request.param
 
 
@@ -91,7 +91,7 @@ def total_term(trainer, batch, parts=1):
 
 
 def test_the_example_is_worth_testing(reference):
-    """Every gate lets some rollouts through and stops others; margins and selections are not trivial."""
+    """Every gate passes some rollouts and stops others; margins and selections are not trivial."""
     for gate in ("advantage", "correct"):
         open_gates = [rollout.gates[gate] for rollout in reference if rollout.has_images]
         assert 2 <= sum(open_gates) < len(open_gates)
@@ -163,7 +163,7 @@ def test_a_generation_batch_that_serves_two_steps(exact, reference, rows):
 @pytest.mark.parametrize("gate", ["advantage", "none"])
 @pytest.mark.parametrize("parts", [1, 8])
 def test_a_bounded_number_of_rollouts_a_group(exact, reference, rows, gate, parts):
-    """The m drawn of a group's k are scored, each in the place of k / m."""
+    """The m drawn of a group's k are scored, each with weight k / m."""
     exact.args.perception_gate, exact.args.perception_rollouts_per_group = gate, 1
     term_at = {i: reference_term([r], gate="none") for i, r in enumerate(reference) if r.gates["none"]}
     groups = [range(start, start + GROUP) for start in range(0, len(reference), GROUP)]

@@ -16,7 +16,7 @@ from cppo.training.telemetry import PHASES, StepCosts, peak_memory_mib, phase_se
 
 @pytest.fixture
 def watch(make_trainer, monkeypatch):
-    """A trainer whose clock is set by hand: `watch.time`."""
+    """A trainer with a clock set by hand: `watch.time`."""
     clock = SimpleNamespace(time=100.0)
     monkeypatch.setattr("cppo.training.trainer.time.perf_counter", lambda: clock.time)
     clock.trainer = make_trainer(make_rows([1, 1]))
@@ -30,7 +30,7 @@ def begin_step(watch):
 
 
 def end_step(watch):
-    """The seconds that are reported of the step."""
+    """The reported seconds of the step."""
     reported = {}
     costs = StepCosts(watch.trainer._marks, watch.trainer._mark, torch.device("cpu"), reported.__setitem__)
     costs.on_step_end(None, None, None)
@@ -90,7 +90,7 @@ def test_marks_of_no_step_are_no_seconds():
 
 
 def test_a_gpu_is_waited_for_once_a_step(monkeypatch):
-    """Its moments come when it reaches them, in milliseconds here; the host has marked all of them long before."""
+    """Its events come when the GPU reaches them, in milliseconds here; the host recorded all of them long before."""
     reaches, waited = iter([10.0, 15.0, 40.0, 41.0]), []
 
     class Event:
@@ -136,7 +136,7 @@ def test_a_step_logs_its_phases_and_memory(make_trainer, options):
 
 
 def test_memory_of_a_cpu_run_is_this_processs_peak_and_names_no_gpu():
-    """Not the peak of the process that started it, from which Linux counts on."""
+    """Not the peak of its parent process, where Linux starts the count."""
     rss, ballast = psutil.Process().memory_info().rss / 2**20, bytearray(b"1") * 2**31
     assert peak_memory_mib(torch.device("cpu"))["memory/peak_rss_mib"] > 0.999 * (rss + len(ballast) / 2**20)
     program = (

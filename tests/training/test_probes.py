@@ -1,4 +1,4 @@
-"""Probes of held-out items: what they find, and that training does not notice them."""
+"""Probes of held-out items: their results, and training that is not changed by them."""
 
 import json
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def items():
 
 
 def train(make_trainer, tmp_path, folder, items=None, every=None, **options):
-    """Three steps of sampled rollouts, probed where there are items. The trainer and its logs without costs."""
+    """Three steps of sampled rollouts, probed where there are items. Returns the trainer and its logs without costs."""
     trainer = make_trainer(make_rows([1, 0, 2, 1]), folder=folder, max_steps=3, perception_gate="none", **options)
     (tmp_path / folder).mkdir(exist_ok=True)
     if items is not None:

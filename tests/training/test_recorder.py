@@ -1,4 +1,4 @@
-"""What a run shows on a terminal and elsewhere, and when it writes its report."""
+"""The output of a run on a terminal and elsewhere, and the times when it writes its report."""
 
 import io
 import json
@@ -80,7 +80,7 @@ def test_the_table_of_samples_fits_and_steers_no_terminal(columns):
 
 
 def recorder(tmp_path, times, seconds_a_report=0.0):
-    """A recorder whose clock is set by hand: reports written as (time, refresh)."""
+    """A recorder with a clock set by hand; reports are recorded as (time, refresh)."""
     clock, written = SimpleNamespace(now=0.0), []
 
     def report(run_dir, *, refresh=None):

@@ -17,7 +17,7 @@ from cppo.training.trainer import CPPOTrainer
 
 
 class RecordingTrainer(CPPOTrainer):
-    """Keeps, per optimizer step, what every micro-batch was made of and its loss."""
+    """Keeps the content and the loss of every micro-batch, by optimizer step."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -49,7 +49,7 @@ class WeightRecorder(TrainerCallback):
 
 
 class SampleRecorder(TrainerCallback):
-    """Keeps what `samples.jsonl` gets of each step."""
+    """Keeps the samples that `samples.jsonl` gets in each step."""
 
     def __init__(self):
         self.samples, self.trainer = {}, None
@@ -111,13 +111,13 @@ CASES = {
         },
         4,
     ),
-    # The first step of a batch moves pixels, and makes half of the rollouts from them; the second takes what was kept.
+    # The first step of a batch moves pixels and makes half of the rollouts from them; the second uses what was kept.
     "rollouts from entropy ascent": (
         [1, 2],
         {"num_iterations": 2, "rollout_views": ["entropy_ascent"], "rollout_view_mode": "mix"},
         4,
     ),
-    # How strong the augmentation is depends on the step at which the batch began.
+    # The strength of the augmentation depends on the step at which the batch began.
     "augmented rollouts": (
         [1, 2],
         {
@@ -151,7 +151,7 @@ def test_resumed_at_any_step(make_trainer, tmp_path, case):
 
 
 def test_views_and_order_change_with_the_epoch(make_trainer):
-    """Else a resume that forgot its epoch would pass unseen."""
+    """Without this, a resume that forgot its epoch would pass."""
     records, *_ = run(make_trainer, make_rows([1, 1, 1, 1]), {"perception_gate": "none"})
     epochs = [[records[step][0] for step in steps] for steps in ((1, 2), (3, 4))]
     views = [{str(view["preserving"]) for batch in epoch for view in batch[1]} for epoch in epochs]
@@ -183,7 +183,7 @@ def test_each_part_of_the_state_is_needed(make_trainer, tmp_path, case, stop, ch
 
 
 def test_the_weights_of_the_checkpoint_are_loaded(make_trainer, tmp_path):
-    """Qwen2.5-VL's files name its weights otherwise than the model does, and transformers would skip them."""
+    """Qwen2.5-VL's files name its weights differently than the model, and transformers would skip them."""
     trainer = make_trainer(make_rows([1, 1]), save_strategy="steps", save_steps=1, learning_rate=0.01)
     trainer.train()
     resumed = make_trainer(make_rows([1, 1]), folder="resumed", max_steps=1)

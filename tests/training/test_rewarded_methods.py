@@ -1,4 +1,4 @@
-"""Methods that bring rewards: what a trainer takes from them, and three steps of each."""
+"""Methods that bring rewards: the trainer's use of them, and three steps of each."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ SEE = "description?opening=see&closing=.&max_tokens=6"
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.rewards])
 def test_three_steps(make_trainer, method):
-    """The texts are drawn, so no reward is earned, but by the one of the test's own that stands beside the method's."""
+    """The texts are drawn, so only the test's own reward, beside the method's, earns anything."""
     rows = [{**row, "facts": ["a dot", "two dots"]} for row in make_rows([1, 0, 2, 1])]
     trainer = inject(make_trainer(rows, reward_funcs=["method", token_reward], method=method, max_steps=3))
     before = next(trainer.model.parameters()).clone()
@@ -29,7 +29,7 @@ def test_three_steps(make_trainer, method):
 
 
 def test_a_description_is_asked_about_in_training(make_trainer, monkeypatch):
-    """The rollouts say what the micro VLM would; the tiny model's answers are wrong, and its reward is 0."""
+    """The rollouts repeat the micro VLM's; the tiny model's answers are wrong and have reward 0."""
     trainer = make_trainer(make_rows([1, 1]), reward_funcs=[SEE, token_reward], method="grpo", max_steps=3)
     says = trainer.processing_class.tokenizer("see 3 and 5.", add_special_tokens=False)["input_ids"]
     sample = trainer._generate_single_turn

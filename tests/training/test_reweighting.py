@@ -1,4 +1,4 @@
-"""Methods that weigh tokens: advantages and losses against their formulas in float64, on both scoring paths."""
+"""Token-weighting methods: advantages and losses against their formulas in float64, on both scoring paths."""
 
 import math
 
@@ -33,7 +33,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def trainer_of(tiny, tmp_path_factory, rows):
-    """A trainer in float64 by method and scorer, whose rollouts are drawn, not sampled, a quarter into its run."""
+    """A trainer in float64 by method and scorer, with drawn rollouts, after a quarter of its run."""
     made = {}
 
     def make(method, scorer):
@@ -78,7 +78,7 @@ def weights_of(trainer_of, seen, processor, rows):
 
 
 def shaped(trainer, rows, parts):
-    """The micro-batches of a generation batch whose advantages are shaped, after a quarter of the run."""
+    """The micro-batches of a generation batch with shaped advantages, after a quarter of the run."""
     trainer.args.steps_per_generation = 1
     trainer.state.global_step = 0
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
@@ -91,7 +91,7 @@ def shaped(trainer, rows, parts):
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 @pytest.mark.parametrize("method", METHODS)
 def test_advantages(trainer_of, seen, weights_of, rows, method, scorer, parts):
-    """With 8 micro-batches every group is cut in two."""
+    """With 8 micro-batches, every group is split in two."""
     micro_batches = shaped(trainer_of(method, scorer), rows, parts)
     found = [row for inputs in micro_batches for row in inputs["advantages"].tolist()]
     weights = weights_of(method)
@@ -127,7 +127,7 @@ def old_logps_of(rollouts, shape):
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 def test_sent(trainer_of, seen, rows, scorer):
-    """Ratios far from 1 are not clipped, and the penalty lies on two tokens; text counts as all does."""
+    """Ratios far from 1 are not clipped, and the penalty is on two tokens; text-only rows count too."""
     trainer, rollouts = trainer_of("sent", scorer), seen("sent")
     trainer.args.steps_per_generation = 1
     (inputs,) = cut(trainer, generation_batch(trainer, rows), 1)
@@ -149,7 +149,7 @@ def test_sent(trainer_of, seen, rows, scorer):
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 def test_the_papers_form_of_sent(trainer_of, seen, rows, monkeypatch, scorer):
-    """k3 to the reference with the high weight above a covariance, the low one on the rest below an entropy."""
+    """k3 to the reference: the high weight above a covariance, the low one on the rest, all below an entropy."""
     trainer, rollouts = trainer_of("sent", scorer), seen("sent")
     bound = math.fsum(sorted(h for r in rollouts for h in r.entropies[0])[40:42]) / 2
     changes = {
@@ -180,7 +180,7 @@ def test_the_papers_form_of_sent(trainer_of, seen, rows, monkeypatch, scorer):
 
 @pytest.mark.parametrize("method", ["pepo", "vgpo", "sent"])
 def test_no_second_pass(trainer_of, rows, monkeypatch, method):
-    """No view is drawn, and the model runs over the images alone."""
+    """No view is drawn, and the model only runs over the images."""
     trainer = trainer_of(method, "shared")
     monkeypatch.setattr(trainer._views, "_views", None)
     batches = []
@@ -214,7 +214,7 @@ def test_training(make_trainer, method):
 
 
 def test_weights_follow_their_schedules_through_a_resume(make_trainer):
-    """beta (1 + cos(pi e)) / 2 at the step, and the same weights where the run begins again in the middle."""
+    """beta (1 + cos(pi e)) / 2 at the step, and the same weights where the run resumes in the middle."""
     given = {
         "schedules": ["beta=cosine", "perception_weight=linear:0:2"],
         "beta": 0.04,
@@ -251,7 +251,7 @@ def test_weights_follow_their_schedules_through_a_resume(make_trainer):
 
 
 def test_a_weight_of_trls_that_begins_at_0_is_there(make_trainer):
-    """TRL leaves out what has no weight when rollouts are made; the reference is scored then."""
+    """TRL leaves out terms without a weight when rollouts are made; the reference is scored then."""
     trainer = make_trainer(make_rows([1, 1]), method="grpo", schedules=["beta=linear:0:1"], beta=0.04, max_steps=2)
     trainer.train()
     assert [log["kl"] is not None for log in step_logs(trainer)] == [True, True]

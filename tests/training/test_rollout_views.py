@@ -1,4 +1,4 @@
-"""Views that rollouts are made from instead of the image: who sees them, how they are drawn, and how noise fades."""
+"""Views that rollouts are made from: the rollouts that see them, the draws, and the fading noise."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_half_of_a_group_sees_noise_and_the_update_does_not(make_trainer, monkey
 
 
 def test_the_noise_is_gone_at_the_end(make_trainer, monkeypatch):
-    """Two thirds through the run half of the 500 steps are left, in its last batch none: images are the rows' own."""
+    """At two thirds of the run half of the 500 steps are left, in its last batch none: the images are the rows' own."""
     rows = make_rows([1, 2])
     clean = make_trainer(rows, method="grpo", folder="grpo")
     own = watch_images(clean, monkeypatch)
@@ -78,7 +78,7 @@ def rollouts(rows, group_size=1, first=0):
 
 
 def changed_rows(views, rows, epoch=0):
-    """Which of the rows `augmented` shows otherwise than they are."""
+    """The rows that `augmented` changes."""
     shown = views.augmented(rollouts(rows), epoch, 0.0)
     return [new["images"] != old["images"] for new, old in zip(shown, rows, strict=True)]
 
@@ -119,9 +119,9 @@ def test_rollout_views_are_drawn_by_seed_epoch_and_place_of_the_image():
 
 
 def watch_images(trainer, monkeypatch):
-    """Record the images that TRL's generation is given, and draw the completions.
+    """Record the images that TRL's generation gets, and draw the completions.
 
-    vLLM takes the images, transformers what the processor made of them: both are given the same.
+    vLLM takes the images, transformers the processor's output; both get the same.
     """
     seen = []
 

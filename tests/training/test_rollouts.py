@@ -1,4 +1,4 @@
-"""Which rollouts the gate lets through, what is sampled, and the forms in which a row may carry its images."""
+"""The gated-in rollouts, banned tokens, and the forms of images in a row."""
 
 import copy
 from types import SimpleNamespace
@@ -57,7 +57,7 @@ def test_gates_on_groups_that_are_all_wrong_or_half_right(make_trainer):
 @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
 @pytest.mark.parametrize(("group", "reward"), [(12, 0.9), (3, 0.9), (8, 0.7), (7, 0.3), (8, 50.7)])
 def test_a_group_of_equal_rewards_has_no_advantage(make_trainer, scale_rewards, group, reward):
-    """The float32 mean of 12 rewards of 0.9 is a little less than 0.9, which is no success of any of them."""
+    """The float32 mean of 12 rewards of 0.9 is slightly below 0.9; no rollout is a success."""
 
     def equal(completions, **kwargs):
         return [reward] * len(completions)
@@ -87,7 +87,7 @@ def test_a_step_without_gated_rollouts_trains_on(make_trainer):
 
 
 def test_vision_placeholders_are_never_sampled(make_trainer, tiny_model):
-    """A head that always wants to say "image" says something else, until the ban is lifted."""
+    """A head that always prefers "image" gives other tokens until the ban is lifted."""
     sampled = []
 
     def remember(completion_ids, **kwargs):

@@ -1,4 +1,4 @@
-"""The card that a trainer writes beside its model: what it knows, and a snippet that runs."""
+"""The card that a trainer writes with its model: its facts, and a snippet that runs."""
 
 import re
 
@@ -17,7 +17,7 @@ def blocks(card, language):
 
 
 def run_snippet(folder, monkeypatch, capsys):
-    """What the card's Python prints, run where the card lies."""
+    """The output of the card's Python, run in the card's folder."""
     ((_, code),) = blocks((folder / "README.md").read_text(), "python")
     Image.new("RGB", (64, 64), "red").save(folder / "image.png")
     monkeypatch.chdir(folder)

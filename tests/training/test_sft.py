@@ -97,9 +97,9 @@ def test_same_seed_same_weights(small_model, tmp_path):
 
 @pytest.mark.parametrize("best", [False, True])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(small_model, tmp_path, best):
-    """Of this family `Trainer` alone loads no weight, since the file names them otherwise than the model.
+    """In this family, `Trainer` alone loads no weight, because the file names them differently than the model.
 
-    Every evaluation is worse than the first here, whose checkpoint is the best.
+    Every evaluation is worse than the first here, so the first checkpoint is the best.
     """
     data = load_records("tasks:digits?n=16&noise=25")
     args = {**CPU, "max_steps": 3, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1}

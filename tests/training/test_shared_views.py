@@ -1,4 +1,4 @@
-"""Shared prompts in the trainer: what runs, what a model that cannot share does, and the memory switch."""
+"""Shared prompts in the trainer: passes, models that cannot share, and the memory switch."""
 
 import logging
 from fractions import Fraction
@@ -53,7 +53,7 @@ def test_each_prompt_and_image_once_a_group_and_view(make_trainer):
     expected = 0
     for place, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         views = 3 if has_image[place] else 1
-        # A prompt less its last token, which each response begins with.
+        # A prompt without its last token, which begins each response.
         expected += views * (response + (prompt - 1 if place % copies == 0 else 0))
     assert tokens_through_the_backbone(trainer, batch) == expected
     grids = [images["image_grid_thw"] for images in batch["prompt_images"][::copies] if "image_grid_thw" in images]
@@ -87,7 +87,7 @@ def test_micro_batches_hold_whole_groups(make_trainer):
 
 @pytest.mark.parametrize("first", [0, 2, 5])
 def test_parts_of_groups_stay_side_by_side(first):
-    """On a process whose rows begin or end inside a group, in micro-batches whose cuts go through groups."""
+    """On a process with rows that begin or end inside a group, in micro-batches that split groups."""
     rows, size = 12, 4
     group = [(first + row) // size for row in range(rows)]
     batch = {"prompt_ids": torch.arange(rows)[:, None], "label": list("abcdefghijkl"), "total": torch.tensor(3)}
@@ -147,7 +147,7 @@ PUBLISHED_CUT = {
 
 
 def test_parts_of_groups_share_and_learn_the_same(make_trainer, monkeypatch):
-    """Micro-batches of 8 out of groups of 5, two steps of SGD in float64, against rows that share nothing."""
+    """Micro-batches of 8 from groups of 5, two steps of SGD in float64, against rows that share nothing."""
 
     def cut_alike(batch, groups, count):
         parts = shuffled_micro_batches(batch, batch["group_id"], count)

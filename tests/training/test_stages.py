@@ -1,4 +1,4 @@
-"""Stages of the data: which rows come when, exactly the same in a resumed run, and with prompts that give way."""
+"""Stages of the data: the rows of each batch, the same in a resumed run, and with replaced prompts."""
 
 import math
 from itertools import chain
@@ -13,7 +13,7 @@ from cppo.training.stages import StagedSampler
 from cppo.trl_surface import RepeatSampler
 
 HARD = {"0", "1", "5"}
-"""Answers of the rows whose rollouts all earn the same."""
+"""Answers of the rows with equal rewards in all rollouts."""
 
 
 def partial_reward(completion_ids, answer, **kwargs):
@@ -53,13 +53,13 @@ def test_one_stage_follows_the_other(rows, stages, epochs):
         own = [batch for batch, of in zip(found, expected, strict=True) if of == stage]
         size = len(stage) // 3
         turns = [list(chain(*own[turn * size : (turn + 1) * size])) for turn in range(epochs)]
-        # None twice before all whole batches were had, and another order each time.
+        # None twice before all whole batches are used, and another order each time.
         assert all(len(turn) == len(set(turn)) for turn in turns)
         assert len({tuple(turn) for turn in turns}) >= min(epochs, 2)
 
 
 def test_stages_share_the_batches_of_a_run():
-    """Whatever `max_steps` is: by the whole batches that each stage has, 4 of 8 to 5 of 10 here."""
+    """For any `max_steps`: by the number of whole batches of each stage, here from 4 of 8 to 5 of 10."""
     for total in (2, 7, 20, 64):
         made = sampler(24, 2, batches=total, seed=0)
         of_run = [made.stage(number) for number in range(total)]
@@ -83,7 +83,7 @@ def test_passes_begun_before_are_passed_over():
 
 
 def train(make_trainer, rows, resume=None, folder="out", **options):
-    """A run of eight generation batches of two rows; the answers of the rows that each was trained on."""
+    """A run of eight generation batches of two rows; returns the answers of each batch's rows."""
     given = {"method": "grpo", "max_steps": 8, "save_strategy": "steps", "save_steps": 1, "data_stages": 2, **options}
     trainer = inject(make_trainer(rows, folder=folder, **given), same_each_time=True)
     trained, begin = [], trainer._samples.begin
@@ -99,7 +99,7 @@ def train(make_trainer, rows, resume=None, folder="out", **options):
 
 @pytest.mark.parametrize("rounds", [1, 6])
 def test_a_run_resumes_exactly(make_trainer, tmp_path, rounds):
-    """Nine rows make stages of four and five, two batches a pass each; eight batches are two passes of a stage."""
+    """Nine rows make stages of four and five, with two batches per pass; eight batches are two passes of a stage."""
     options = {"dynamic_sampling_rounds": rounds, "reward_funcs": partial_reward}
     rows = make_rows([1, 0] * 4 + [1])
     trained, logs = train(make_trainer, rows, **options)

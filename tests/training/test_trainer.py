@@ -1,4 +1,4 @@
-"""How a training runs: cuts of a step, gradients, logs, samples, evaluation, adapters."""
+"""A training: splits of a step, gradients, logs, samples, evaluation, adapters."""
 
 import math
 import re
@@ -131,7 +131,7 @@ def test_bf16_autocast_trains(make_trainer):
 
 
 def test_autocast_keeps_no_cast_weights(make_trainer, monkeypatch):
-    """Neither around the forward that accelerate wraps nor where packed rows are built; the numbers hardly change."""
+    """Neither in accelerate's wrapped forward nor where packed rows are built; the numbers hardly change."""
     kept, found = [], []
 
     def see(*_):
@@ -261,7 +261,7 @@ def test_last_samples_are_of_the_last_logged_step(make_trainer, method):
 
 
 def test_evaluation_keeps_the_best_checkpoint(make_trainer, tmp_path):
-    """The evaluation reward is best after step 2 of 3; that step's weights must be the model's in the end."""
+    """The evaluation reward is best after step 2 of 3, so the final model must have that step's weights."""
     quality = {0: 0.0, 1: 1.0, 2: 3.0, 3: 2.0}
 
     def reward(completion_ids, answer, trainer_state, **kwargs):
@@ -328,7 +328,7 @@ def test_adapters_train_alone_and_resume(make_trainer, tmp_path):
 
 
 def test_cut_is_what_the_trainer_does(make_trainer):
-    """The tests' own cut of a batch is the one that `_prepare_inputs` makes, but for the order."""
+    """The tests' own split of a batch is the one of `_prepare_inputs`, except for the order."""
     rows = make_rows([1, 2])
     trainer = inject(make_trainer(rows, per_device_train_batch_size=4, gradient_accumulation_steps=2))
     parts = cut(trainer, generation_batch(trainer, rows), 2)

@@ -147,7 +147,7 @@ def test_an_infinite_reward_is_refused(make_trainer):
     ],
 )
 def test_rewards_too_large_for_float32_are_refused(make_trainer, values, weights):
-    """Their sum, their squares, or their products with the weights overflow, which would make weights NaN or silent."""
+    """Their sum, their squares, or their products with the weights overflow, which would silently make weights NaN."""
 
     def first(completions, **columns):
         return (values[0] * len(completions))[: len(completions)]
@@ -296,7 +296,7 @@ TOLD = {
     "view_noise_side": "0.0 is outside (0, 1]",
     "view_crop_side": "1.5 is outside (0, 1]",
 }
-"""What is said of a list, where it is not the list itself."""
+"""The message for a list, where it does not quote the list."""
 NOT_PAIRS = ("view_brightness", "view_contrast", "view_saturation", "view_noise_side", "view_crop_side")
 
 

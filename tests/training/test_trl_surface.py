@@ -1,4 +1,4 @@
-"""What CPPO overrides of TRL 1.16 and inherits from it: names, signatures, calls, fields and defaults."""
+"""CPPO's overrides and inherited parts of TRL 1.16: names, signatures, calls, fields and defaults."""
 
 import ast
 import dataclasses
@@ -157,7 +157,7 @@ PUBLISHED_DEFAULTS = {
     "per_device_generation_batch_size": None,
     "view_threads": 2,
 }
-"""arXiv 2601.00501 and its published implementation; the normalisation is the one departure."""
+"""arXiv 2601.00501 and its published implementation; only the normalization differs."""
 
 CLASS_MARKS = {
     "__dict__",
@@ -225,7 +225,7 @@ def test_ours_takes_every_call_that_the_parents_make(cls):
 
 
 def test_every_override_is_called_by_a_parent():
-    """`_get_train_sampler` is handed over as a function; `bind` above would pass in silence over a method gone."""
+    """`_get_train_sampler` is passed as a function; `bind` above would not notice a missing method."""
     called = {call.func.attr for cls in (GRPOTrainer, transformers.Trainer) for call in calls_in(cls, set(OVERRIDES))}
     assert set(OVERRIDES) - called == {"_get_train_sampler"}
 
@@ -236,7 +236,7 @@ def test_the_constructor_is_trls():
 
 
 def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
-    """Names that CPPO sets on itself must be free in TRL's trainer, or a call of TRL's would reach ours."""
+    """Names that CPPO sets on itself must be free in TRL's trainer, or a call of TRL's would reach CPPO's."""
     theirs, ours = make_trainer(make_rows([1, 1]), GRPOTrainer, GRPOConfig), make_trainer(make_rows([1, 1]))
     for trainer in (theirs, ours):
         trainer.get_train_dataloader()
@@ -268,7 +268,7 @@ def test_another_version_is_refused_in_words(name, installed):
     supported = {"trl": SUPPORTED_TRL, "transformers": f">={OLDEST_TRANSFORMERS}"}[name]
     assert message.endswith(f"pip install '{name}{supported}'")
     assert "\n" not in message
-    assert caught.value.name == name  # by which the command line tells it in one line
+    assert caught.value.name == name  # the command line reports it in one line by this name
 
 
 @pytest.mark.parametrize("installed", ["1.16", "1.16.0", "1.16.4", "1.16.0.post1"])

@@ -1,4 +1,4 @@
-"""Each part of another library that CPPO leans on, broken: the probe says so, and the trainer goes the other way."""
+"""Each part of another library that CPPO uses, broken: the probe reports it, and the trainer takes the fallback."""
 
 import ast
 import copy
@@ -32,7 +32,7 @@ OWN_TRAINER_STATE = {
     "_has_placeholder",
     "_given",
 }
-"""Private names of our own trainer and configuration, by which modules beside it read them."""
+"""Private names of our own trainer and configuration that other modules read."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def _asked_anew():
 
 
 def other_cache(monkeypatch):
-    """`generate` hands the model a cache of another class."""
+    """`generate` gives the model a cache of another class."""
 
     class GrowingCache(transformers.DynamicCache):
         pass
@@ -69,7 +69,7 @@ def wrong_kernel(monkeypatch):
 
 
 def rollouts_of(trainer):
-    """Rows of the first call of the model, and the tokens that it says greedily."""
+    """Rows of the model's first call, and its greedy tokens."""
     seen = []
     trainer.model.model.language_model.layers[0].register_forward_hook(
         lambda module, args, output: seen.append(args[0].shape[0])
@@ -108,7 +108,7 @@ def test_a_run_on_a_gpu_says_which_attention_each_part_has(tiny_model, monkeypat
 
 
 def test_a_tower_that_flash_attention_is_not_given_whole_is_told(monkeypatch):
-    """transformers knows flash attention by another mark than "flash" in its name."""
+    """transformers recognizes flash attention by something else than "flash" in its name."""
     assert TOWER_ATTENTION.missing("qwen2_5_vl") is None
     failure.cache_clear()
     for module in ("qwen2_5_vl.modeling_qwen2_5_vl", "qwen3_vl.modeling_qwen3_vl"):
@@ -205,7 +205,7 @@ def test_a_schedule_that_keeps_its_rate_is_named(make_trainer, monkeypatch):
 
 
 def test_a_trainer_whose_hook_is_gone_is_not_built(make_trainer, monkeypatch):
-    """Were rollouts made in another method of TRL's, views and gate would be left out in silence."""
+    """If another method of TRL's made rollouts, views and gate would silently be left out."""
     monkeypatch.setattr(GRPOTrainer, "_prepare_inputs", lambda self, batch: batch)
     with pytest.raises(UserError, match=r"no longer uses _generate_and_score_completions \(all images") as caught:
         make_trainer(make_rows([1, 1]))
@@ -260,7 +260,7 @@ def test_fsdp_outputs_that_cannot_be_told_are_named(monkeypatch):
 
 
 def private_names(file):
-    """Private names that a file reaches on something other than `self`, `cls` or `super()`."""
+    """Private names that a file uses on something other than `self`, `cls` or `super()`."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             holder = node.value
@@ -271,7 +271,7 @@ def private_names(file):
 
 
 def test_the_list_names_every_private_part():
-    """In the files that deal with transformers, TRL, accelerate and torch; and each listed file is there."""
+    """In the files that use transformers, TRL, accelerate and torch; and each listed file exists."""
     listed = {name for part in PARTS for name in part.private}
     found = {}
     for room in ("policy", "training", "runs", "evaluation"):

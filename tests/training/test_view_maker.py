@@ -1,4 +1,4 @@
-"""Views made ahead are the sampler's own, come from other threads, and are made for gated-in prompts alone."""
+"""Views made ahead equal the sampler's, come from other threads, and are made only for gated-in prompts."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ KINDS = ("removing", "preserving")
 
 @dataclass(frozen=True)
 class WatchedSampler(ViewSampler):
-    """Notes the thread and the row of every call, and waits for `gate`."""
+    """Records the thread and the row of every call, and waits for `gate`."""
 
     calls: list[tuple[str, str]] = field(default_factory=list)
     called: threading.Event = field(default_factory=threading.Event)
@@ -44,7 +44,7 @@ class FailingSampler(ViewSampler):
 
 @pytest.fixture
 def batch():
-    """Three prompts with one image, two and one, two rollouts of each."""
+    """Three prompts with one image, two and one; two rollouts of each."""
     return GenerationBatch.of([row for row in make_rows([1, 2, 1]) for _ in range(2)], 0, 2, alone=False)
 
 
@@ -91,7 +91,7 @@ def test_views_made_ahead_are_the_samplers_own_whatever_becomes_of_the_image(bat
 def test_views_of_gated_out_prompts_that_wait_are_not_made(batch, rows, tokens, process):
     sampler = WatchedSampler(3)
     begun = ViewMaker(sampler, 1, process).begin(batch, epoch=0)
-    assert sampler.called.wait(30)  # the only thread stands at the gate with the first row
+    assert sampler.called.wait(30)  # the only thread waits at the gate with the first row
     waiting = begun.begun[2]
 
     def open_the_gate():
@@ -114,7 +114,7 @@ def test_an_error_of_a_view_surfaces_where_it_is_needed(batch, rows, tokens, pro
 
 @pytest.mark.parametrize("family", ["gemma3", "idefics3"])
 def test_a_first_token_that_the_template_writes_stands_there_once(family, tmp_path):
-    """As the anchor has it, which TRL lets `apply_chat_template` tokenize."""
+    """As in the anchor, which TRL tokenizes by `apply_chat_template`."""
     processor = with_first_token(AutoProcessor.from_pretrained(build_family(family, tmp_path)))
     messages = prompt_messages(canonical_row(make_rows([1])[0]))
     anchor = processor.apply_chat_template([messages], tokenize=True, return_dict=True, add_generation_prompt=True)
@@ -123,7 +123,7 @@ def test_a_first_token_that_the_template_writes_stands_there_once(family, tmp_pa
 
 
 def test_views_are_drawn_for_each_rollout_or_once(process, processor):
-    """Rollouts' own views depend on their number in the group, not on the process; views drawn once on no epoch."""
+    """Rollouts' own views depend on their number in the group, not on the process; single draws on no epoch."""
     rows = [row for row in make_rows([1, 2]) for _ in range(4)]
 
     def pixels(draws, epoch=0, first=0, rows=rows):
@@ -155,7 +155,7 @@ def test_the_threads_end_with_the_maker(batch, rows, tokens, process):
 
 
 def test_large_images_are_changed_one_at_a_time(process):
-    """Views of an image take tens of bytes a pixel: threads share a bound on the pixels that they work on."""
+    """Views of an image take tens of bytes per pixel, so threads share a limit on their pixels."""
     at_work, peak = [], []
 
     class Sampler:

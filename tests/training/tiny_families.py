@@ -1,4 +1,4 @@
-"""A tiny random model of each family with its real processor, in a folder as a hub would have it."""
+"""A tiny random model of each family with its real processor, in a folder as from a hub."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def gemma3(sizes: Sizes) -> Any:
 
 
 class Parts(NamedTuple):
-    """What a family is made of, besides its configuration.
+    """The parts of a family, beside its configuration.
 
     `tokens` are those that the configuration names; `special` are the tokens that its tokenizer adds to the micro
     model's; a name that ends in `_token` is an attribute.
@@ -168,7 +168,7 @@ def build_processor(name: str) -> Any:
     parts = FAMILIES[name]
     tokenizer = build_tokenizer(["What is number 0123456789 see \\boxed{}"], 300)
     tokenizer.add_tokens(list(parts.special.values()), special_tokens=True)
-    # Some processors ask the tokenizer for these by name.
+    # Some processors need these names on the tokenizer.
     named = {key: token for key, token in parts.special.items() if key.endswith("_token")}
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
@@ -181,7 +181,7 @@ def build_processor(name: str) -> Any:
 
 
 def build_family(name: str, folder: Path) -> str:
-    """Write model and processor of a family to `folder`; the weights are widened so that a token sees the image."""
+    """Write model and processor of a family to `folder`, with widened weights, so that a token sees the image."""
     processor = build_processor(name)
     tokenizer = processor.tokenizer
     text = text_part(
@@ -213,7 +213,7 @@ def build_family(name: str, folder: Path) -> str:
 
 
 def with_first_token(processor: Any) -> Any:
-    """The processor with a first token that both its chat template writes and its tokenizer adds, as Gemma 3's do."""
+    """The processor with a first token that both its chat template and its tokenizer add, as in Gemma 3."""
     tokenizer = processor.tokenizer
     first = tokenizer.bos_token = tokenizer.pad_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(

@@ -1,4 +1,4 @@
-"""How rollouts are cut into batches: TRL's rules for whole groups, and the options that meet them."""
+"""Batches of rollouts: TRL's rules for whole groups, and the options that satisfy them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ class Batch:
         group: rollouts of a prompt.
         device: rollouts of a micro-batch on each process.
         steps: micro-batches that are generated together.
-        processes: that train together.
-        by_rollouts: whether `generation_batch_size` says how many, and not `steps_per_generation`: TRL takes one.
+        processes: number of training processes.
+        by_rollouts: whether `generation_batch_size` sets the size instead of `steps_per_generation`; TRL accepts one.
     """
 
     group: int
@@ -28,7 +28,7 @@ class Batch:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], processes: int) -> "Batch":
-        """The batch that TRL's options describe, defaults included; whole micro-batches of it."""
+        """The batch of TRL's options, defaults included, in whole micro-batches."""
         device, rollouts = options["per_device_train_batch_size"], options["generation_batch_size"]
         steps = options["steps_per_generation"] or options["gradient_accumulation_steps"]
         if rollouts:
@@ -37,27 +37,27 @@ class Batch:
 
     @property
     def rollouts(self) -> int:
-        """Of all processes."""
+        """Rollouts on all processes."""
         return self.processes * self.device * self.steps
 
     @property
     def prompts(self) -> int:
-        """Of all processes."""
+        """Prompts on all processes."""
         return self.rollouts // self.group
 
     def fits(self, rows: int | None) -> bool:
-        """Whether its groups are whole and there are rows enough; None: any number is there."""
+        """Whether groups are whole and there are enough rows; None: any number of rows."""
         return self.rollouts % self.group == 0 and (rows is None or self.prompts <= rows)
 
     def options(self) -> dict[str, int]:
-        """The options that describe it."""
+        """The options that describe the batch."""
         size = {"generation_batch_size": self.rollouts} if self.by_rollouts else {"steps_per_generation": self.steps}
         return {"num_generations": self.group, "per_device_train_batch_size": self.device, **size}
 
     def mended(self, rows: int | None) -> "Batch | None":
-        """The batch that fits so many rows and changes the least; None where there is none.
+        """The batch with the smallest change that fits this many rows; None where there is none.
 
-        It changes the size of micro-batches, then how many are generated together, then both, then the size of groups.
+        It changes the size of micro-batches, then the number generated together, then both, then the size of groups.
         """
         return next((one for one in self._candidates() if one.fits(rows)), None)
 
@@ -74,15 +74,15 @@ class Batch:
 
 
 def check_group_sizes(options: Mapping[str, Any], processes: int, rows: Callable[[], int] | None = None) -> None:
-    """Whether batches of rollouts are made of whole groups, as TRL demands.
+    """Raise UserError unless batches consist of whole groups, as TRL requires.
 
     Args:
-        options: TRL's, defaults included.
-        processes: how many train together.
-        rows: counts the rows to train on; it is called for a cure alone, which must fit them.
+        options: TRL's options, defaults included.
+        processes: number of training processes.
+        rows: counts the rows to train on; called only for a suggestion, which must fit them.
 
     Raises:
-        UserError: one is not; the message names every option to give.
+        UserError: a batch splits a group; the message names every option to give.
     """
     batch, found = Batch.of(options, processes), []
     given = batch.options()
@@ -109,9 +109,9 @@ def check_group_sizes(options: Mapping[str, Any], processes: int, rows: Callable
 
 
 def check_rows(name: str, rows: int, batch: Batch) -> None:
-    """Whether the data called `name` have a row for each prompt of a generation batch.
+    """Raise UserError where the data called `name` have fewer rows than a generation batch has prompts.
 
-    Raises UserError where they have not; the message names every option to give.
+    The message names every option to give.
     """
     if rows >= batch.prompts:
         return
@@ -125,5 +125,5 @@ def check_rows(name: str, rows: int, batch: Batch) -> None:
 
 
 def _words(options: Mapping[str, int]) -> str:
-    """Options as they are written on the command line."""
+    """Options as written on the command line."""
     return " ".join(f"--{name} {value}" for name, value in options.items())

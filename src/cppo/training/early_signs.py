@@ -1,4 +1,4 @@
-"""What the first steps of a run warn of, told once: rewards that teach nothing, and a contrast that is far out."""
+"""Warnings from the first steps of a run, printed once: rewards that teach nothing, and a contrast far out of range."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,15 +9,15 @@ from cppo.errors import tell
 from cppo.reports.signs import equal_rewards, far_out
 
 FIRST_STEPS = 5
-"""Optimizer steps after which a run is looked at."""
+"""Optimizer steps before the check."""
 
 
 class EarlySigns(TrainerCallback):
-    """Tells once, after `FIRST_STEPS` steps, what the logged metrics warn of.
+    """Prints once, after `FIRST_STEPS` steps, the warnings from the logged metrics.
 
     Args:
         temperature: of the contrast; None where the run has none.
-        already: whether the run was told why it earns no reward.
+        already: whether the run already reported why it earns no reward.
     """
 
     def __init__(self, temperature: float | None, already: Callable[[], bool]) -> None:

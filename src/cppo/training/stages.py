@@ -1,7 +1,7 @@
-"""Stages of the data: the rows in their order, cut into equal parts that are trained on one after the other.
+"""Stages of the data: the rows in order, split into equal parts that are trained on one after the other.
 
 SENT (arXiv 2512.04359) sorts the rows by semantic entropy, from low to high, and trains two stages for five epochs
-each. Here the stages share the run: each gets generation batches in proportion to the whole batches that its rows make.
+each. Here the stages share the run: each gets generation batches in proportion to the whole batches in its rows.
 """
 
 import math
@@ -17,26 +17,26 @@ from cppo.errors import UserError
 from cppo.trl_surface import RepeatSampler
 
 STAGES = (1 << 31) + 2
-"""In the place of a rank in the key of a random stream: no rank has this number."""
+"""Replaces a rank in the key of a random stream; no rank has this number."""
 
 
 class StagedSampler(Sampler[int]):
-    """The indices that TRL's `RepeatSampler` would give, each repeated as there, but stage by stage.
+    """The indices of TRL's `RepeatSampler`, with its repetitions, but stage by stage.
 
-    Every iteration is one pass of the Trainer's over as many batches; a stage spans as many passes as it takes. Within
-    a stage the rows are shuffled anew each time they are used up. The order of a batch depends on the seed, the stage
-    and the batch's number alone, so that a resumed run needs only the number of passes.
+    Every iteration is one pass of the Trainer over as many batches; a stage spans as many passes as it needs. Within a
+    stage, the rows are shuffled again each time they are used up. The order of a batch depends only on the seed, the
+    stage and the batch's number, so a resumed run needs only the number of passes.
 
     Attributes:
-        passes: iterations that were begun.
+        passes: iterations begun.
     """
 
     def __init__(self, plain: RepeatSampler, stages: int, epochs: float, batches: int | None = None) -> None:
         """Take shuffling, seed and repetitions from TRL's sampler.
 
         Args:
-            epochs: passes over the data that the run makes.
-            batches: generation batches that the run makes, where `epochs` does not say.
+            epochs: passes of the run over the data.
+            batches: generation batches of the run, where `epochs` does not set them.
         """
         self.data_source, self.passes, self._plain = plain.data_source, 0, plain
         bounds = [len(plain.data_source) * stage // stages for stage in range(stages + 1)]
@@ -61,7 +61,7 @@ class StagedSampler(Sampler[int]):
                     yield from [row] * self._plain.mini_repeat_count
 
     def stage(self, number: int) -> int:
-        """The stage, from 0 on, of the run's generation batch of a number, from 0 on."""
+        """The stage, from 0, of the run's generation batch of this number, from 0."""
         return max(stage for stage, start in enumerate(self._starts) if start <= number)
 
     def rows(self, number: int) -> range:
@@ -84,7 +84,7 @@ class StagedSampler(Sampler[int]):
 
 
 def staged_sampler(plain: RepeatSampler, args: GRPOConfig, stages: int) -> StagedSampler:
-    """The sampler of a run with so many stages."""
+    """The sampler of a run with this many stages."""
     if args.max_steps <= 0:
         return StagedSampler(plain, stages, args.num_train_epochs)
     micro_batches = args.max_steps * args.gradient_accumulation_steps
@@ -92,7 +92,7 @@ def staged_sampler(plain: RepeatSampler, args: GRPOConfig, stages: int) -> Stage
 
 
 def check_stages(name: str, rows: int, args: GRPOConfig, stages: int) -> None:
-    """Raise UserError where a stage has fewer rows than the prompts that are generated together."""
+    """Raise UserError where a stage has fewer rows than a generation batch has prompts."""
     prompts = (args.generation_batch_size or 0) // (args.num_generations or 1)
     if rows // stages < prompts:
         raise UserError(
