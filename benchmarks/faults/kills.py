@@ -2,7 +2,7 @@
 
 A run of six steps saves every step. SIGKILL ends it at a random moment of its length; the same command with
 `--resume_from_checkpoint auto` continues and is also killed, up to `--kills` times. Then it runs to its end. Prints the
-row of docs/train/reliability.md: how many runs left the same files as the uninterrupted run.
+figures of docs/results/reliability.md: how many runs left the same files as the uninterrupted run.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about five minutes on two shared cores.
 """

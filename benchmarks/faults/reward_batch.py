@@ -1,6 +1,6 @@
 """Time for a batch of answers with endless comparisons: `python benchmarks/faults/reward_batch.py`.
 
-Prints a row of the table in docs/train/reliability.md for each batch: answers, budget, seconds, answers not finished.
+Prints the figures of docs/results/reliability.md, a row for each batch: answers, budget, seconds, answers not finished.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 `python benchmarks/faults/reward_pairs.py`
 
-Prints a row of the table in docs/train/reliability.md for each kind: pairs, judged right, false positives, false
+Prints the figures of docs/results/reliability.md, a row for each kind: pairs, judged right, false positives, false
 negatives.
 """
 
