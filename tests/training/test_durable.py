@@ -204,7 +204,7 @@ def test_a_trainer_takes_the_newest_whole_checkpoint_and_refuses_a_harmed_one(ma
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
     trainer.train(resume_from_checkpoint=True)
     assert [log["step"] for log in step_logs(trainer)] == [1, 2, 3, 4]
-    assert "checkpoint-3 is passed over: optimizer.pt" in capsys.readouterr().err
+    assert "checkpoint-3 is skipped: optimizer.pt" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused(make_trainer, saved, tmp_path):
