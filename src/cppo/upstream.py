@@ -119,7 +119,7 @@ PACKED_ATTENTION = Part(
     library="transformers",
     what="the call of a registered attention function with the model's own keyword arguments",
     used_by=("policy/packed.py",),
-    lost="updates do not share prompts and images over a group's rollouts, and cost about num_generations times theirs",
+    lost="updates do not share prompts and images in a group, and cost about num_generations times as much",
     probe=probe_packed_attention,
     private=("_attn_implementation",),
 )
@@ -127,21 +127,21 @@ CHUNKED_HEAD = Part(
     library="trl",
     what="`ChunkedLogProbFunction`",
     used_by=("trl_surface.py", "policy/packed.py"),
-    lost="scores hold whole logits of a chunk of tokens, which takes more memory",
+    lost="scores hold full logits of a chunk of tokens, which takes more memory",
     probe=probe_chunked_head,
 )
 VARLEN_ATTENTION = Part(
     library="torch",
     what="`varlen_attn`",
     used_by=("policy/varlen.py",),
-    lost="attention over packed rows pads them, and computes several times the scores",
+    lost="attention over packed rows pads them, and computes several times as many scores",
     probe=probe_varlen_attention,
 )
 TOWER_ATTENTION = Part(
     library="transformers",
-    what="the one call a layer of an attention that is called flash, with the ends of windows,",
+    what="the single call per layer of an attention named flash, with the ends of windows,",
     used_by=("policy/tower.py",),
-    lost="the vision tower makes an attention call a window",
+    lost="the vision tower makes one attention call per window",
     probe=probe_tower_attention,
     private=("_attn_implementation",),
 )
@@ -149,14 +149,14 @@ SAMPLER_ORDER = Part(
     library="trl",
     what="`RepeatSampler`, which draws an epoch's order from its own generator",
     used_by=("trl_surface.py", "training/checkpoint.py"),
-    lost="a run that is resumed after its first epoch sees the first epoch's order again",
+    lost="a run resumed after its first epoch repeats the first epoch's order",
     probe=probe_sampler_order,
 )
 LEARNING_RATE = Part(
     library="torch",
-    what="`LambdaLR`, whose rates are set on its way",
+    what="`LambdaLR`, with rates set during the run",
     used_by=("training/checkpoint.py",),
-    lost="a learning rate that is given at a resume does not hold, or is logged wrongly",
+    lost="a learning rate given at a resume does not last, or is logged wrongly",
     probe=probe_learning_rate,
     private=("_last_lr",),
 )
@@ -180,7 +180,7 @@ TRAINER_STATE = Part(
     library="trl",
     what="the buffer of GRPOTrainer, or its metrics",
     used_by=("trl_surface.py",),
-    lost="rollouts would be trained on otherwise than is planned for",
+    lost="rollouts would be trained on in another order than planned",
     probe=probe_trainer_state,
     private=("_step", "_buffered_inputs", "_metrics", "_get_output_dir"),
     needed=True,
@@ -189,7 +189,7 @@ PIXEL_ROWS = Part(
     library="trl",
     what="`split_pixel_values_by_grid`, `unsplit_pixel_values_by_grid` or `split_tensor_dict`",
     used_by=("trl_surface.py", "policy/vision_inputs.py", "training/rollouts.py"),
-    lost="rollouts would be trained with images of others",
+    lost="rollouts would be trained with other rollouts' images",
     probe=probe_pixel_rows,
     needed=True,
 )

@@ -1,4 +1,4 @@
-"""`--method NAME` beside every packaged recipe: what the method sets goes before what the recipe sets."""
+"""`--method NAME` with every packaged recipe: the method's options win over the recipe's."""
 
 import pytest
 import yaml
@@ -15,15 +15,15 @@ REFUSED = {
     "vllm-colocate": (MIXED, "with vLLM set vllm_importance_sampling_correction = false"),
     "vllm-server": (MIXED, "with vllm_mode = 'server' TRL sends one image for all: choose 'colocate'"),
 }
-"""The methods that a recipe cannot train, with the reason that the user reads."""
+"""The methods that a recipe cannot train, with the reason in the message."""
 
 
 RECIPES = [
     name for name in recipe_names() if {"method", "extends"} & yaml.safe_load(recipe_file(name).read_text()).keys()
 ]
-"""Those of `cppo train`."""
+"""The recipes of `cppo train`."""
 DATA = {"data": "tasks:digits"}
-"""For those that bring none."""
+"""For recipes without data."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,4 +1,4 @@
-"""The catalogue: what methods set exists, applies where nothing is given, and is documented."""
+"""The catalogue: a method's options exist, apply where not given, and are documented."""
 
 import ast
 import inspect
@@ -35,10 +35,10 @@ def test_every_option_is_a_methods_or_one_of_execution():
     own = {field.name for field in fields(CPPOConfig)} - inherited
     assert own > EXECUTION_OPTIONS
     methods_own = own - EXECUTION_OPTIONS - {"method"}
-    # Counted so that a new option is thought about: a method's, or one of EXECUTION_OPTIONS?
+    # A new option changes this count: decide whether it is a method's or one of EXECUTION_OPTIONS.
     assert len(methods_own) == 75
     for method in METHODS.values():
-        # What is trained is a run's to say, and NoisyRollout's code says it.
+        # A run decides what is trained, except in NoisyRollout, where its code does.
         assert set(method.options) <= methods_own | inherited | {"freeze_vision_tower"}, method.name
         assert "perception_sink" in method.options
 
@@ -54,7 +54,7 @@ def test_the_default_method_sets_what_the_fields_have(tmp_path):
 def test_a_method_sets_its_options(tmp_path, name):
     made = config(tmp_path, method=name)
     assert {option: getattr(made, option) for option in METHODS[name].options} == METHODS[name].options
-    # Lists are copies: what one run changes, another does not see.
+    # Lists are copies: a change in one run is invisible to another.
     made.removing_views.append("crop")
     assert vars(config(tmp_path, method=name))["removing_views"] != made.removing_views
 
@@ -148,7 +148,7 @@ PUBLISHED |= {
     },
     "vgpo": {"perception_advantage_floor": 0.9, "epsilon_high": 0.28},
 }
-"""The papers' figures and their code's, written once more by hand."""
+"""The figures of the papers and their code, written once more by hand."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -315,7 +315,7 @@ def test_declarations_are_short():
 
 
 def test_training_knows_no_method():
-    """No name of a method stands in the code or the messages of training/; TRL's own method is named there."""
+    """No method's name is in the code or the messages of training/, except TRL's own method."""
     names = METHODS.keys() - {"cppo", "grpo"}
     files = sorted((ROOT / "src" / "cppo" / "training").glob("*.py"))
     assert len(files) > 5

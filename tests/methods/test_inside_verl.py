@@ -1,4 +1,4 @@
-"""Which methods run inside verl, and why the others do not. Neither torch's engines nor verl are needed to tell."""
+"""The methods that run inside verl, and why the others do not; decided without torch's engines and verl."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`cppo methods`, its table, and the document that shows both."""
+"""`cppo methods`, its table, and the document with both."""
 
 import importlib
 import json
@@ -112,7 +112,7 @@ def test_rows():
 
 
 def test_every_method_has_a_source_and_a_status():
-    """The first sentence of a published method names its paper, once; what else is said of a source has one form."""
+    """The first sentence of a published method names its paper, once; other facts about a source have one form."""
     for method in METHODS.values():
         assert method.status in STATUSES
         own = method.name in OURS or group_of(method) == "ablations" or method.name == "grpo+views"

@@ -10,7 +10,7 @@ from cppo.perception import contrastive_perception_loss, contrastive_perception_
 
 
 def token_by_loop(d_plus: float, d_minus: float, tau: float) -> float:
-    """InfoNCE written out, scaled by its larger term so that nothing overflows."""
+    """InfoNCE by its definition, scaled by its larger term so that nothing overflows."""
     low, high = -d_plus / tau, -d_minus / tau
     top = max(low, high)
     return -(low - top - math.log(math.exp(low - top) + math.exp(high - top)))

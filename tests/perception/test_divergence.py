@@ -113,7 +113,7 @@ def test_gradcheck(exact):
 
 @pytest.mark.parametrize("exact", [kl_divergence, js_divergence, lambda a, b: entropy_from_logits(a + b)])
 def test_banned_tokens_change_neither_value_nor_gradient(exact):
-    """The same distributions with a banned token in both, and without that token at all."""
+    """The same distributions with a banned token in both, and without that token."""
     short = [random_logits(seed, (1, 2, 6), spread=1.0).requires_grad_() for seed in (9, 10)]
     column = torch.full((1, 2, 1), -INF, dtype=torch.float64)
     long = [torch.cat([tensor.detach(), column], dim=-1).requires_grad_() for tensor in short]
@@ -128,7 +128,7 @@ def test_banned_tokens_change_neither_value_nor_gradient(exact):
 
 @pytest.mark.parametrize("banned_side", [0, 1])
 def test_js_gradient_is_finite_and_right_where_one_side_bans_a_token(banned_side):
-    """A ban is the limit of a very low logit, which the gradient must agree with."""
+    """A ban is the limit of a very low logit; the gradient must agree with the limit."""
     banned = [random_logits(seed, (3, 6), spread=1.0) for seed in (11, 12)]
     low = [tensor.clone() for tensor in banned]
     banned[banned_side][:, 2] = -INF
@@ -155,7 +155,7 @@ def test_k3_equals_the_loop_with_its_clamps():
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
         value = k3_divergence(torch.tensor(logps, dtype=dtype), torch.tensor(view_logps, dtype=dtype))
         torch.testing.assert_close(value.float(), expected, rtol=tolerance, atol=1e-6)
-    assert expected.max() == 10.0  # the values' clamp was met; that of the ratios, below
+    assert expected.max() == 10.0  # the values' clamp acts; that of the ratios, below
 
 
 def test_k3_gradient_is_the_closed_form_and_zero_at_the_clamp():
@@ -251,14 +251,14 @@ def test_scores_equal_the_loop_and_carry_no_gradient(dtype):
 
 
 def test_rounding_of_entropies_near_zero_is_no_rise():
-    """Two float32 formulas of the entropy and float64 agree on which tokens rise, where the policy is sure of most."""
+    """Two float32 formulas of the entropy and float64 agree on which tokens rise, where the policy is mostly sure."""
     sure = random_logits(0, (40, 500), 1.0)
     gap = torch.where(torch.arange(40) % 2 == 0, torch.linspace(2.0, 6.0, 40), torch.linspace(20.0, 22.0, 40))
     sure[:, 0] = sure[:, 1:].amax(dim=1) + gap
     view = sure.clone()
     view[:, 0] -= 0.05
 
-    def by_log_partition(logits):  # as TRL's head and verl's engines take it
+    def by_log_partition(logits):  # as in TRL's head and verl's engines
         return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
     exact = [entropy_from_logits(logits) for logits in (sure, view)]

@@ -39,7 +39,7 @@ def given(logps):
 
 
 def test_scores_of_the_sampled_token_alone():
-    """At p = 1/2 the surprisal is ln 2, and its part of the entropy half of that; a token of p = 0 has no part."""
+    """At p = 1/2 the surprisal is ln 2, and its term in the entropy half of that; a token of p = 0 adds nothing."""
     anchor = given([math.log(0.5), -math.inf, 0.0])
     assert dependency_score("sampled_surprisal", anchor).tolist() == [[pytest.approx(math.log(2)), math.inf, 0.0]]
     assert dependency_score("sampled_entropy", anchor).tolist() == [[pytest.approx(0.3466, abs=5e-5), 0.0, 0.0]]
@@ -77,7 +77,7 @@ def test_anchored_entropy_against_a_loop():
 
 
 def test_robust_dependency():
-    """The divergence from I-, where I+ changes nothing; in between in proportion; 0 where I+ changes all."""
+    """The divergence from I- where I+ changes nothing; 0 where I+ changes everything; in proportion between."""
     unchanged = dependency_score("robust_dependency", ANCHOR, REMOVING, ANCHOR)
     assert torch.allclose(unchanged, js_divergence(ANCHOR.logits, REMOVING.logits), atol=1e-12)
     found = dependency_score("robust_dependency", ANCHOR, REMOVING, PRESERVING)
@@ -139,7 +139,7 @@ def test_entropy_of_the_nucleus(mass):
 
 
 def test_cosines_by_loop(monkeypatch):
-    """Two prompts, of which the second has no image, in chunks of two tokens."""
+    """Two prompts, the second without an image, in chunks of two tokens."""
     monkeypatch.setattr("cppo.perception.similarity.CHUNK", 2)
     prompts = torch.randn(5, 4, generator=GENERATOR, dtype=torch.float64)
     responses = torch.randn(5, 4, generator=GENERATOR, dtype=torch.float64)

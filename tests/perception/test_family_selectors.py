@@ -40,7 +40,7 @@ def scored(rows=6, length=9, ties=False):
     mask[0] = False
     score = score.mul(4).round() if ties else score
     entropies = logits.exp().sum(-1)
-    # Known, so that it is not taken of the logits.
+    # Given, so that it is not computed from the logits.
     anchor = ResponseScores(logits[..., 0], entropies, exact={"nucleus_entropy": entropies})
     return ViewScores(anchor, None, None, mask, score.clone(), score)
 
@@ -78,7 +78,7 @@ def test_a_band_of_values_holds_its_ends():
 
 
 def flat(scores, options):
-    """The selection among all tokens by loops: pairs of row and place with their weights."""
+    """The selection among all tokens by loops: (row, index) -> weight."""
     places = [(row, t) for row, t in scores.response_mask.nonzero().tolist()]
 
     def best(values, fraction):
@@ -107,7 +107,7 @@ def test_a_whole_batch_is_one_set(selector):
 
 @pytest.mark.parametrize("selector", ["top", "two_sets", "random", "bottom"])
 def test_micro_batches_of_processes_are_one_set(selector):
-    """Two processes, of which the second has one micro-batch more, of longer responses; a third has none."""
+    """Two processes, the second with one more micro-batch of longer responses; a third has none."""
     parts = [[scored()], [scored(4, 12), scored(3, 12, ties=True)], []]
     options = with_(perception_selector=selector, perception_selector_scope="batch")
 

@@ -125,7 +125,7 @@ def test_equal_rewards_at_any_scale(scale):
 
 @pytest.mark.parametrize("reward", [0.9, -1.0, 1e6])
 def test_rewards_are_equal_up_to_rounding_and_no_further(reward):
-    """One unit in the last place is what a sum in another order makes; some hundreds of them are a difference."""
+    """Another order of a sum changes one unit in the last place; several hundred units are a difference."""
     one = torch.tensor(reward)
     next_one = torch.nextafter(one, torch.tensor(math.inf))
     rewards = torch.stack([one, next_one, one, one + 300 * (next_one - one)])
@@ -140,13 +140,13 @@ def test_rewards_compared_one_by_one():
 
 
 def test_a_response_without_a_reward_does_not_make_a_group_differ():
-    """TRL leaves it out of the mean; the others' equal rewards are no signal because of it."""
+    """TRL leaves it out of the mean; equal rewards of the others stay without a signal."""
     rewards = torch.tensor([0.9] * 12 + [NAN] + [0.9] * 12 + [0.1] + [NAN] * 13)
     assert equal_rewards(rewards[:, None], 13).tolist() == [True] * 13 + [False] * 13 + [True] * 13
 
 
 def test_draws_estimate_the_sum_over_the_gated_in_without_bias():
-    """Over all equally likely draws, counted in 4,000 seeds, every gated-in rollout weighs 1 on average."""
+    """Over all equally likely draws, counted in 4,000 seeds, every gated-in rollout has mean weight 1."""
     gate = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 1, 0]).bool()
     total = torch.zeros(16)
     for seed in range(4000):

@@ -1,4 +1,4 @@
-"""Selections and weights of other methods than CPPO, against loops and closed forms."""
+"""Selections and weights of other methods against loops and closed forms."""
 
 import math
 import random
@@ -134,7 +134,7 @@ def test_token_weights_against_a_loop(threshold, slope):
         by_place = dict(zip(places, weights, strict=True))
         expected.append([by_place.get(t, 0.0) for t in range(9)])
     kept = torch.tensor(mask)
-    hidden = torch.tensor(score, dtype=torch.float64).masked_fill(kept == 0, math.nan)  # what is outside does not count
+    hidden = torch.tensor(score, dtype=torch.float64).masked_fill(kept == 0, math.nan)  # values outside do not count
     found = token_advantage_weights(hidden, kept, threshold, slope)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
 

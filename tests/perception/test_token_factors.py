@@ -56,14 +56,14 @@ def test_factors_by_hand():
 
 
 def test_factors_within_groups_by_hand():
-    """Of a group's sums (1, 2, 3) u is (0, 1/2, 1): 1/2 is clamped to 0.9, then 1 and 3/2; others stay 1."""
+    """A group's sums (1, 2, 3) give u = (0, 1/2, 1): 1/2 is clamped to 0.9, then 1 and 3/2; others stay 1."""
     signal = torch.tensor([1.0, 5.0, 2.0, 5.0, 3.0, math.nan])
     found = group_factors(signal, torch.tensor([7, -1, 7, -1, 7, 7]))
     assert found.tolist() == pytest.approx([0.9, 1.0, 1.0, 1.0, 1.5, 1.0])
 
 
 def test_softmax_weights():
-    """Equal scores and entropies weigh 1; the mean weight is 1; and a loop gives the rest."""
+    """Equal scores and entropies have weight 1; the mean weight is 1; a loop gives the rest."""
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]])
     assert softmax_weights(torch.full((3, 5), 0.3), torch.ones(3, 5), mask).tolist() == mask.float().tolist()
     score, entropies = torch.rand(2, 3, 5, generator=GENERATOR, dtype=torch.float64)
@@ -108,7 +108,7 @@ def test_rollouts_and_tokens_have_factors_of_their_own():
 
 @pytest.mark.parametrize("sink", sorted(name for name in SHAPINGS if ":" not in name))
 def test_a_part_of_the_shaping(sink):
-    """Nothing of it is the rollout's advantage; a quarter lies a quarter of the way."""
+    """With a share of 0 the advantage is the rollout's; a quarter is a quarter of the way."""
     found = [([0, 1], scored([[0.1, 0.7, 0.4], [0.9, 0.2, 0.3]], [[1, 1, 1]] * 2, [[1, 0, 0], [0, 1, 0]]))]
     advantages, groups = [torch.tensor([1.0, -2.0], dtype=torch.float64)], [torch.tensor([0, 0])]
     none, quarter, whole = (
@@ -121,7 +121,7 @@ def test_a_part_of_the_shaping(sink):
 
 
 def test_the_mean_over_selected_tokens():
-    """Of 6 tokens of scored rollouts 2 are selected, and 3 of one that is not scored: 9 / 5 times."""
+    """Of 6 tokens of scored rollouts 2 are selected, and all 3 of an unscored one: factor 9 / 5."""
     found = [([0, 2], scored([[0.1, 0.7, 0.4]] * 2, [[1, 1, 1]] * 2, [[1, 0, 0], [0, 1, 0]]))]
     advantages = [torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64)]
     shaped = shape(
@@ -146,6 +146,6 @@ def test_covariance_and_its_split_by_hand():
     assert (0.1 * weights * 0.2).flatten().tolist() == pytest.approx([0.0, 0.0, 0.01, 0.04])
     bounded = split_weights(found, torch.tensor([[True, True], [True, False]]), threshold=0.35)
     assert bounded.tolist() == [[2.0, 0.5], [0.5, 0.0]]
-    # The low weight wins where the same token is both; nothing selected has no weights.
+    # The low weight wins where a token has both; an empty selection has no weights.
     assert split_weights(found, torch.tensor([[True, False], [False, False]])).tolist() == [[0.5, 0.0], [0.0, 0.0]]
     assert not split_weights(found, torch.zeros(2, 2, dtype=torch.bool)).any()

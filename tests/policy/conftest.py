@@ -1,4 +1,4 @@
-"""Fixtures over the tiny models."""
+"""Fixtures for the tiny models."""
 
 import pytest
 from tiny_models import SHARING

@@ -1,4 +1,4 @@
-"""What is known of families, and a family that gets known by one record, that of docs/train/models.md."""
+"""The records of families, and a family added by one record, that of docs/train/models.md."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ MODELS_PAGE = Path(__file__).parents[2] / "docs" / "train" / "models.md"
 
 @pytest.fixture
 def glm4v(monkeypatch):
-    """The name of a family that has a record within this test."""
+    """The name of a family that has a record during this test."""
     (code,) = re.findall(r"```python\n(.*?)```", MODELS_PAGE.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setitem(FAMILIES, "glm4v", FAMILIES["llava"])
     exec(code, {})

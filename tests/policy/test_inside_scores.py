@@ -1,7 +1,7 @@
-"""Views inside the model: packed and plain scores and gradients are those of a reference that is told in other ways.
+"""Views inside the model: packed and plain scores and gradients equal those of a reference with other means.
 
 The reference runs each row alone: with its images under a 4-D mask that hides their tokens, as the text-only prompt, or
-with its images under an attention of its own, which keeps all weights and replaces values.
+with its images under an attention that keeps all weights and replaces values.
 """
 
 from contextlib import nullcontext
@@ -24,9 +24,9 @@ from cppo.policy.vision_inputs import model_images
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava", "llava_onevision", "idefics3", "internvl")
 BOUND = 1.0
-"""Deviations: none of an image's four tokens can lie two above their mean."""
+"""Deviations: none of an image's four tokens can be two above their mean."""
 REPLACED_COUNTS: list[int] = []
-"""How many values the reference replaced, in each layer of each row."""
+"""Number of values that the reference replaced, in each layer of each row."""
 VIEWS = ("image_removed", "attention_masked", "values_replaced")
 
 
@@ -36,7 +36,7 @@ def prompt_of(batch: Any, row: int) -> list[int]:
 
 
 def view_of(model: Any, batch: Any, row: int, name: str) -> dict[str, Any]:
-    """The view of a row, as the trainer makes it; none of a row without images."""
+    """The view of a row, as the trainer makes it; None for a row without images."""
     prompt = prompt_of(batch, row)
     if IMAGE not in prompt:
         return {}
@@ -94,7 +94,7 @@ def scores_and_gradients(model: Any, logps: Tensor, mask: Tensor) -> tuple[Tenso
 
 
 def reached(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients that are not zero: where no image is run, a vision tower has zeros or none."""
+    """The gradients that are not zero: where no image runs, a vision tower has zeros or none."""
     return {name: gradient for name, gradient in found.items() if gradient.any()}
 
 
@@ -113,7 +113,7 @@ def test_packed_plain_and_reference_agree(family, name, monkeypatch):
     mask = batch.response_mask
     expected, expected_gradients = scores_and_gradients(model, reference(model, batch, name), mask)
     assert sum(REPLACED_COUNTS) > 10 or name != "values_replaced"
-    # Padding in front, which plain rows have, shifts RoPE's float32 tables.
+    # Padding in front, as in plain rows, shifts RoPE's float32 tables.
     for scorer, value, gradient in ((packed, 1e-9, 1e-6), (plain, 1e-5, 1e-4)):
         found, found_gradients = scores_and_gradients(model, scorer(model, batch, name).logps, mask)
         torch.testing.assert_close(found, expected, rtol=value, atol=value)
@@ -121,7 +121,7 @@ def test_packed_plain_and_reference_agree(family, name, monkeypatch):
 
 
 def test_values_that_stand_out_become_the_mean():
-    """Of six image tokens all text looks at one alone: sqrt(5) deviations above the mean of six."""
+    """Of six image tokens all text attends to one: it is sqrt(5) deviations above the mean of six."""
     images = torch.tensor([True] * 6 + [False])
     key, value = torch.zeros(1, 1, 9, 2), torch.arange(18.0).view(1, 1, 9, 2)
     query = torch.ones(1, 2, 9, 2)
@@ -130,7 +130,7 @@ def test_values_that_stand_out_become_the_mean():
     expected = value.clone()
     expected[0, 0, 4] = value[0, 0, 1:7].mean(dim=0)
     assert torch.equal(replaced, expected)
-    assert torch.equal(ReplacedValues(((0, 1, images[:6]),)).of(query, key, value, None), value)  # no text looks
+    assert torch.equal(ReplacedValues(((0, 1, images[:6]),)).of(query, key, value, None), value)  # no text attends
 
 
 def test_a_prompt_that_ends_with_an_image_is_refused():

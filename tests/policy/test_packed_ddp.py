@@ -1,4 +1,4 @@
-"""Two processes, of which one has no rollout to score under a view: no hang, and the gradients are the average."""
+"""Two processes, one without a rollout to score under a view: no hang, and the gradients are the average."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Which models share prompts, and what the log says of the others."""
+"""The models that share prompts, and the log line for the others."""
 
 import pytest
 import transformers

@@ -1,4 +1,4 @@
-"""The head's chunked results against whole float64 logits."""
+"""The head's chunked results against full float64 logits."""
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_no_tokens_have_no_scores(monkeypatch):
 
 
 def test_no_tensor_of_all_logits_is_kept(monkeypatch):
-    """Between forward and backward nothing as large as the logits of all tokens is alive."""
+    """Between forward and backward, no tensor as large as the logits of all tokens is alive."""
     linear, head = make_head(monkeypatch, torch.float32)
     kept = []
     hidden = torch.randn(200, 32, requires_grad=True)

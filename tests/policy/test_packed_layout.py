@@ -1,4 +1,4 @@
-"""The layout's index tensors against loops over tokens, and both kernels against attention spelled out."""
+"""The layout's index tensors against loops over tokens, and both kernels against attention by its formula."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ def case(request):
 
 
 def sees(prompts: list[int], segments: list[int], owners: list[int]) -> Tensor:
-    """Who sees whom, token by token: bool [N, N]."""
+    """Which token sees which: bool [N, N]."""
     owner_of = [("p", q) for q, n in enumerate(prompts) for _ in range(n)]
     owner_of += [("s", s) for s, n in enumerate(segments) for _ in range(n)]
     visible = torch.zeros(len(owner_of), len(owner_of), dtype=torch.bool)
@@ -71,7 +71,7 @@ def varlen_reference(
     window_size=(-1, -1),
     enable_gqa=False,
 ):
-    """Variable-length flash attention's contract: if causal, aligned to the last key of each sequence."""
+    """The contract of variable-length flash attention: if causal, aligned to the last key of each sequence."""
     assert window_size in ((-1, 0), (-1, -1))
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
@@ -93,7 +93,7 @@ def varlen_reference(
 
 
 def varlen_of_equal_heads(*tensors, scale, window_size=(-1, -1)):
-    """The function of torch 2.11, which knows no grouped heads."""
+    """The function of torch 2.11, without grouped heads."""
     assert tensors[0].shape[1] == tensors[1].shape[1] == tensors[2].shape[1]
     return varlen_reference(*tensors, scale=scale, window_size=window_size)
 

@@ -1,4 +1,4 @@
-"""Packed scores and their gradients are the plain ones, for every family, and wrong layouts are noticed."""
+"""Packed scores and their gradients equal the plain ones for every family, and wrong layouts are noticed."""
 
 import dataclasses
 import itertools
@@ -52,7 +52,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     assert found.keys() == expected.keys()
-    # Some gradients are zero but for rounding (a key's bias adds one number to all scores of a softmax).
+    # Some gradients are zero up to rounding (a key's bias adds one number to all scores of a softmax).
     floor = 1e-3 * max(gradient.norm() for gradient in expected.values())
     for name in expected:
         assert (found[name] - expected[name]).norm() <= tolerance * expected[name].norm().clamp(min=floor), name
@@ -107,7 +107,7 @@ def to_float32(value: Any) -> Any:
 
 
 def test_eager_attention(family):
-    # Its softmax is computed in float32 whatever the model's dtype.
+    # Its softmax runs in float32 for any dtype of the model.
     check_parity(packed_model(family, attention="eager"), make_batch(family), value=5e-6, gradient=1e-5)
 
 
@@ -132,7 +132,7 @@ def test_lora(family, target):
 
 
 def test_over_trl_fused_head():
-    """TRL's head is patched in first and goes on working beside the packed forward."""
+    """TRL's head is patched in first and still works beside the packed forward."""
     model = make_model("qwen2_5_vl")
     add_fused_lm_head(model, 0.7, outputs=("log_probs", "entropy"))
     batch = make_batch("qwen2_5_vl")

@@ -12,7 +12,7 @@ from cppo.errors import UserError
 from cppo.policy import PromptGroup, add_shared_prompt_forward, pack, prompt_groups
 
 GATED = [0, 3, 4, 8]
-"""Rows of several prompts, none of them whole."""
+"""Rows of several prompts, no prompt complete."""
 
 
 def view_groups(config: Any, batch: Any, rows: list[int]) -> list[PromptGroup]:

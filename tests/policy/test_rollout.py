@@ -1,4 +1,4 @@
-"""Generation that prefills each prompt and image once per group says what plain generation says, and really shares."""
+"""Generation that prefills each prompt and image once per group equals plain generation, and really shares."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from cppo.policy import rollout as rollout_module
 from cppo.policy.vision_inputs import model_images
 
 GROUPS, ROWS = 5, 10
-"""Of the batch that `make_batch` makes: groups of 1, 2 and 3 rows, in mixed order; prompts with 0, 1 and 2 images."""
+"""Of the batch from `make_batch`: groups of 1, 2 and 3 rows, in mixed order; prompts with 0, 1 and 2 images."""
 
 
 def generate_inputs(family: str, **options: Any) -> dict[str, Tensor]:
-    """The left-padded prompts of a batch as the trainer hands them to `generate`."""
+    """The left-padded prompts of a batch as the trainer passes them to `generate`."""
     batch = make_batch(family, **options)
     end = batch.input_ids.shape[1] - batch.num_response_tokens
     vision = model_images(make_config(family), batch.vision)
@@ -30,13 +30,13 @@ def generate_inputs(family: str, **options: Any) -> dict[str, Tensor]:
 
 
 def group_ids(inputs: dict[str, Tensor]) -> list[int]:
-    """For each row the first one with the same tokens, whose images are the same too."""
+    """For each row the first one with the same tokens, which has the same images."""
     rows = inputs["input_ids"].tolist()
     return [rows.index(row) for row in rows]
 
 
 def generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
-    """Six tokens a row with their logits, drawn from one seed."""
+    """Six tokens per row with their logits, from one seed."""
     given = {"do_sample": True, "temperature": 0.9, "max_new_tokens": 6, "pad_token_id": PAD, **options}
     config = GenerationConfig(output_logits=True, return_dict_in_generate=True, **given)
     torch.manual_seed(7)
@@ -59,19 +59,19 @@ def check_equal(
 
 
 def sizes_seen(module: torch.nn.Module) -> list[int]:
-    """First dimension of what each call of a module takes, as the calls come."""
+    """First dimension of the input of each call of a module, in order."""
     seen: list[int] = []
     module.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[0]))
     return seen
 
 
 def text_rows_seen(model: Any) -> list[int]:
-    """Rows that each call of the text model takes."""
+    """Number of rows in each call of the text model."""
     return sizes_seen(unwrapped(model).get_decoder().layers[0])
 
 
 def images_seen(model: Any) -> list[int]:
-    """Patches (Qwen) or images that the first convolution of the vision tower takes at each call."""
+    """Patches (Qwen) or images in each call of the vision tower's first convolution."""
     return sizes_seen(next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)))
 
 
@@ -105,8 +105,8 @@ def test_each_prompt_and_image_once_a_group(family):
     with shared_generation(model, group_ids(inputs)):
         generate(model, inputs)
     assert rows == [GROUPS] + [ROWS] * 5
-    # Of the prompts with 1, 2 and 1 images there are 3, 2 and 2 rows; an image has 16 patches, a second one 32.
-    # LLaVA-OneVision's image alone in its prompt has a tile too.
+    # The prompts with 1, 2 and 1 images have 3, 2 and 2 rows; an image has 16 patches, a second one 32. A single image
+    # of LLaVA-OneVision has a tile too.
     expected = (80, 176) if family.startswith("qwen") else (6, 14) if family == "llava_onevision" else (4, 9)
     assert (sum(images), plain_images) == expected
 
@@ -155,7 +155,7 @@ def test_suppressed_tokens_are_never_said(family):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_model_in_training(family, checkpointing):
-    """Checkpointing keeps transformers from caching; then rollouts are slow, and equal too."""
+    """Checkpointing stops transformers from caching; then rollouts are slow, but equal."""
     model = make_model(family).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -235,7 +235,7 @@ def a_filled_cache() -> DynamicCache:
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_which_calls_are_a_prefill_of_tokens_and_images_alone(changes, expected):
-    """Whatever else a call brings might differ from row to row, or say of each row what must come back."""
+    """Other inputs of a call may differ from row to row, or request outputs for each row."""
     call = {"past_key_values": DynamicCache(), "input_ids": torch.ones(2, 3), "position_ids": torch.ones(3, 2, 3)}
     assert rollout_module._is_prefill(make_config("qwen2_vl"), {**call, **changes}) is expected
 

@@ -1,4 +1,4 @@
-"""The plain scorer against log-softmax written out token by token."""
+"""The plain scorer against log-softmax computed token by token."""
 
 import math
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class TableModel(PreTrainedModel):
-    """Logits of the next token looked up by the last one; remembers what it was asked."""
+    """Looks up the next token's logits by the last token; records its inputs."""
 
     def __init__(self, dtype, size=9):
         super().__init__(PreTrainedConfig())

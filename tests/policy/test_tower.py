@@ -1,4 +1,4 @@
-"""A vision tower whose attention is called once a layer against transformers' own calls, one a window."""
+"""A vision tower with one attention call per layer against transformers' own calls, one per window."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ GRID = torch.tensor([[1, 8, 12], [1, 4, 4], [1, 6, 4]])
 
 
 def said_by(tower, pixels):
-    """What the tower makes of three images, and the gradients of a random sum of it."""
+    """The tower's output for three images, and the gradients of a random sum of it."""
     outputs = tower(pixels, grid_thw=GRID)
     found = [outputs.last_hidden_state, outputs.pooler_output]
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""Slicing and joining vision inputs, layout by layout, against rows that were made one at a time."""
+"""Slicing and joining vision inputs, layout by layout, against rows made one at a time."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ IMAGES = [1, 0, 2, 2]
 
 
 def numbered(start, *shape):
-    """A tensor whose numbers occur nowhere else in the batch."""
+    """A tensor with numbers that occur nowhere else in the batch."""
     tensor = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
     return tensor + 1000 * start
 
@@ -32,12 +32,12 @@ def llava_row(row, images):
 
 
 def tiled_row(row, images):
-    """As PerceptionLM's: each image in two tiles, with five dimensions and nothing beside."""
+    """As in PerceptionLM: each image in two tiles, with five dimensions and no other input."""
     return {"pixel_values": numbered(row, images, 2, 3, 2, 2), "num_images": [images]}
 
 
 def idefics_row(row, images):
-    """One row of the tensor a row of the batch, padded to the two images that the fullest row has."""
+    """One row of the tensor per row of the batch, padded to the two images of the fullest row."""
     pixels = torch.zeros(1, 2, 3, 2, 2)
     mask = torch.zeros(1, 2, 2, 2, dtype=torch.long)
     pixels[:, :images] = numbered(row, 1, images, 3, 2, 2)

@@ -1,4 +1,4 @@
-"""A frozen vision tower stays out of the backward pass; what is trained gets the same gradients."""
+"""A frozen vision tower stays out of the backward pass; trained parts get the same gradients."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def gradients(wrapped, family):
 
 
 def parts_in_the_graph(wrapped, model, family):
-    """Modules around the tower's own parameters whose outputs a backward pass would come through."""
+    """Modules around the tower's own parameters with outputs that a backward pass would reach."""
     own, found = {id(weight) for weight in vision_tower_parameters(model)}, []
     for name, module in model.get_encoder(modality="image").named_modules():
         if any(id(weight) in own for weight in module.parameters(recurse=False)):

@@ -18,7 +18,7 @@ TEXT = text_part(
 TOKENS = {"image": IMAGE, "video": 93, "start": VISION_START, "end": VISION_END}
 SHARING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_onevision", "idefics3", "smolvlm", "internvl")
 SIDES = {"llava": 8, "llava_onevision": 8}
-"""Of the square images of those whose images have no grid, where it is not 16."""
+"""Sides of square images in families without a grid, where it is not 16."""
 
 IMAGE_TOKENS = 4
 IMAGES = (0, 1, 2, 0, 1)
@@ -33,7 +33,7 @@ RESPONSE_LENGTHS = ((3, 6), (6, 1, 4), (2, 5), (4,), (0, 3))
 
 @dataclass
 class Batch:
-    """What the trainer hands to a scorer."""
+    """The trainer's inputs to a scorer."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -72,7 +72,7 @@ def make_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.
     model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation=attention).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # At the usual initial widths of 0.02 hardly a token would see another.
+            # At the usual initial widths of 0.02 a token would hardly see another.
             parameter.normal_(std=0.3 if parameter.ndim >= 2 and "norm" not in name else 0.1)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1.0)
@@ -80,7 +80,7 @@ def make_model(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.
 
 
 def make_batch(family: str, seed: int = 0, prompts: tuple[int, ...] = (1, 0, 2, 3, 4), view: int = 0) -> Batch:
-    """Rows in an order that mixes the prompts; `view` changes the images and nothing else."""
+    """Rows in an order that mixes the prompts; `view` changes only the images."""
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.randint(3, 90, (length,), generator=generator) for length in PROMPT_LENGTHS]
     places = [(p, r) for p in prompts for r in range(len(RESPONSE_LENGTHS[p]))]

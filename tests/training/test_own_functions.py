@@ -376,7 +376,11 @@ def config(tmp_path, **given):
         ("score", "own.py:LIMIT", "is of type int, not a function"),
         ("score", "own.py:alone", "failed: TypeError: alone() takes 1 positional argument"),
         ("score", "own.py:alone", "a score is called as function(anchor, removing)"),
-        ("score", "own.py:flat", "must return a floating-point tensor of shape (4, 6), one value per token; it returned"),
+        (
+            "score",
+            "own.py:flat",
+            "must return a floating-point tensor of shape (4, 6), one value per token; it returned",
+        ),
         ("score", "own.py:counted", "it returned int64 values of shape (4, 6)"),
         ("score", "own.py:listed", "it returned a list"),
         ("score", "own.py:undefined", "not finite for ordinary scores: avoid 0 / 0 and log 0"),

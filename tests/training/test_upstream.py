@@ -114,7 +114,9 @@ def test_a_tower_that_flash_attention_is_not_given_whole_is_told(monkeypatch):
     for module in ("qwen2_5_vl.modeling_qwen2_5_vl", "qwen3_vl.modeling_qwen3_vl"):
         monkeypatch.setattr(f"transformers.models.{module}.is_flash_attention_requested", lambda config: False)
     for family in ("qwen2_5_vl", "qwen3_vl"):
-        assert "the vision tower makes an attention call a window: the one call" in TOWER_ATTENTION.missing(family)
+        assert "the vision tower makes one attention call per window: the single call" in TOWER_ATTENTION.missing(
+            family
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -190,7 +192,7 @@ def test_without_the_samplers_order_a_run_takes_trls(make_trainer, monkeypatch, 
     monkeypatch.setattr(RepeatSampler, "__iter__", lambda self: iter(torch.randperm(2).repeat_interleave(4).tolist()))
     trainer = make_trainer(make_rows([1, 1]), save_strategy="steps", save_steps=1)
     (line,) = trainer.fallbacks
-    assert line.startswith("a run that is resumed after its first epoch sees the first epoch's order again: ")
+    assert line.startswith("a run resumed after its first epoch repeats the first epoch's order: ")
     trainer.train()
     monkeypatch.setattr(checkpoint, "pass_over", lambda sampler, epochs: pytest.fail("the order is changed"))
     resumed = make_trainer(make_rows([1, 1]), max_steps=2, folder="resumed")
@@ -201,7 +203,7 @@ def test_without_the_samplers_order_a_run_takes_trls(make_trainer, monkeypatch, 
 def test_a_schedule_that_keeps_its_rate_is_named(make_trainer, monkeypatch):
     monkeypatch.setattr(upstream.LambdaLR, "get_last_lr", lambda self: [1.0])
     (line,) = make_trainer(make_rows([1, 1])).fallbacks
-    assert line.startswith("a learning rate that is given at a resume does not hold")
+    assert line.startswith("a learning rate given at a resume does not last")
 
 
 def test_a_trainer_whose_hook_is_gone_is_not_built(make_trainer, monkeypatch):
@@ -238,7 +240,7 @@ def logged_anew(trainer, logs):
 def test_a_trainer_whose_buffer_acts_otherwise_is_not_built(make_trainer, monkeypatch, method, other, said):
     monkeypatch.setattr(GRPOTrainer, method, other)
     found = TRAINER_STATE.missing()
-    assert found.startswith("rollouts would be trained on otherwise than is planned for: the buffer of GRPOTrainer")
+    assert found.startswith("rollouts would be trained on in another order than planned: the buffer of GRPOTrainer")
     assert found.endswith(said)
     if method == "_prepare_inputs":
         with pytest.raises(UserError, match=said):
@@ -247,7 +249,7 @@ def test_a_trainer_whose_buffer_acts_otherwise_is_not_built(make_trainer, monkey
 
 def test_a_cut_that_mixes_up_rows_is_noticed(make_trainer, monkeypatch):
     monkeypatch.setattr(trl_surface, "split_tensor_dict", lambda rows, parts: [rows] * parts)
-    with pytest.raises(UserError, match="rollouts would be trained with images of others"):
+    with pytest.raises(UserError, match="rollouts would be trained with other rollouts' images"):
         make_trainer(make_rows([1, 1]))
 
 

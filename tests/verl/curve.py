@@ -1,11 +1,12 @@
-"""python tests/verl/curve.py FOLDER [MODE ...]: trains the micro VLM inside verl on the CPU and keeps how it learned.
+"""python tests/verl/curve.py FOLDER [MODE ...]: trains the micro VLM inside verl on the CPU and keeps its learning
+curve.
 
-Writes MODE.json and MODE.svg for sync, colocate_async and separate_async, or those that are named: the mean reward of
-each of 20 steps, and by how much steps 16 to 20 lie above steps 1 to 5. A quarter of an hour a mode on two cores.
+Writes MODE.json and MODE.svg for sync, colocate_async and separate_async, or the named ones: the mean reward of each of
+20 steps, and the rise from steps 1 to 5 to steps 16 to 20. A mode takes a quarter of an hour on two cores.
 
-A prompt's mean over its rollouts is one observation, since the rollouts of a prompt share its difficulty. The standard
-error of a mean is the standard deviation of these observations over the root of their number; that of a difference adds
-the two in squares. It covers what prompts and rollouts were drawn, not another seed of the training.
+A prompt's mean over its rollouts is one observation, because they share its difficulty. The standard error of a mean is
+the standard deviation of these observations over the square root of their number; variances of a difference add up. It
+covers the draw of prompts and rollouts, not other seeds of the training.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def gain(steps: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
-    """By how much the mean reward of the last `WINDOW` steps lies above that of the first, with its standard error."""
+    """The rise of the mean reward from the first `WINDOW` steps to the last, with its standard error."""
     first, last = (
         mean_and_error([mean for step in part for mean in prompt_means(step)])
         for part in (steps[:WINDOW], steps[-WINDOW:])
@@ -75,7 +76,7 @@ def gain(steps: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float]:
 
 
 def summary(run: Run, mode: str, seconds: float) -> dict[str, Any]:
-    """What is kept of a run."""
+    """The results of a run to keep."""
     steps = []
     for metrics, rollouts in zip(run.metrics, run.rollouts, strict=True):
         mean, error = mean_and_error(prompt_means(rollouts))
@@ -103,7 +104,7 @@ def summary(run: Run, mode: str, seconds: float) -> dict[str, Any]:
 
 
 def figure(kept: dict[str, Any], mode: str) -> str:
-    """The curve as an SVG file of its own, with two standard errors on either side."""
+    """The curve as an SVG file, with two standard errors on either side."""
     points = [(step["step"], step["reward"]) for step in kept["steps"]]
     band = [
         (step["step"], step["reward"] - 2 * step["standard_error"], step["reward"] + 2 * step["standard_error"])
@@ -116,7 +117,7 @@ def figure(kept: dict[str, Any], mode: str) -> str:
 
 
 def write_data(folder: Path, rows: int) -> dict[str, Any]:
-    """Write `rows` prompts in verl's layout; verl's options that name them."""
+    """Write `rows` prompts in verl's layout; returns verl's options that name them."""
     options = {}
     for name, split, count in (("train_files", "train", rows), ("val_files", "test", 8)):
         file = folder / f"{split}.parquet"

@@ -1,4 +1,4 @@
-"""Starts `engine_job.py` under torchrun, as many processes as asked for."""
+"""Starts `engine_job.py` under torchrun, in the requested number of processes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 
 def run(folder: Path, cases: dict[str, dict[str, Any]], processes: int) -> dict[str, Any]:
-    """What each case came to, by name; see `engine_job`."""
+    """The result of each case, by name; see `engine_job`."""
     given, out = folder / "cases.json", folder / "out.json"
     given.write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

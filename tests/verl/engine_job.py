@@ -1,7 +1,7 @@
 """`torchrun engine_job.py CASES OUT`: verl's training worker on the CPU takes a step on the injected rollouts, by case.
 
-CASES holds the fields of a `Case` by name; OUT gets what each came to. One start serves all cases: loading verl takes
-longer than a step. `engine.run` starts it, in the environment that it needs.
+CASES holds the fields of a `Case` by name; OUT gets the result of each. One start serves all cases, because loading
+verl takes longer than a step. `engine.run` starts it, in the environment that it needs.
 """
 
 import json
@@ -42,12 +42,12 @@ class Case:
 
     Attributes:
         options: of the method; None for verl's own loss alone.
-        dynamic: whether micro-batches are cut by tokens, at most `tokens` each; else they have `micro` groups.
+        dynamic: whether a token limit, `tokens`, sizes micro-batches; else they have `micro` groups.
         packed: rows without padding.
         parallel: processes that share a row (Ulysses).
         mini_batches: optimizer steps of the update.
         precision: of the engine's computation.
-        engine, actor, model: further fields of verl's configurations.
+        engine, actor, model: other fields of verl's configurations.
     """
 
     options: dict[str, Any] | None = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Case:
 
 
 def rows_of(groups: list[Group], processor: Any) -> list[dict[str, Any]]:
-    """The rollouts as verl's agent loop hands them to the workers, one a row."""
+    """The rollouts as from verl's agent loop to the workers, one per row."""
     rows = []
     for place, group in enumerate(groups):
         parts = [{"type": "image", "image": image} for image in group.images]
@@ -156,7 +156,7 @@ def worker_of(case: Case) -> CPPOTrainingWorker:
 
 
 def step(case: Case, groups: list[Group]) -> dict[str, Any]:
-    """What one update comes to."""
+    """The result of one update."""
     rank, world = dist.get_rank() // case.parallel, dist.get_world_size() // case.parallel
     worker = worker_of(case)
     selected: dict[str, list[int]] = {}
@@ -194,7 +194,7 @@ def _number(value: Any) -> Any:
 
 
 def main(cases: str, out: str) -> None:
-    """Run all cases; a mistake's message stands in the place of a case's numbers."""
+    """Run all cases; a mistake's message replaces a case's numbers."""
     dist.init_process_group("gloo")
     groups, _ = read()
     results: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""Rollouts made once and injected into both products: the file, how it is read, and what the trainer said of them.
+"""Rollouts made once and injected into both products: the file, its reader, and the trainer's results.
 
 `injected/rollouts.safetensors` holds pixels and tokens, `injected/rollouts.json` the rest. `tests/training/
-test_injected_rollouts.py` holds them against the trainer, and writes them anew when it is run as a program.
+test_injected_rollouts.py` compares them with the trainer, and rewrites them when it runs as a program.
 """
 
 import hashlib
@@ -18,11 +18,12 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "injected"
 EPOCH = 1
-"""The pass over the data that the rollouts belong to, counted from 0."""
+"""The pass over the data of these rollouts, counted from 0."""
 SEED = 42
 TEMPERATURE = 4.0
-"""Of sampling. It keeps entropies well above their rounding, of 1e-5 nats in both products, at which tokens are told
-apart by chance: at 1 the embedded model is sure of most tokens to 1e-4 nats."""
+"""Sampling temperature. It keeps entropies well above their rounding of 1e-5 nats in both products, where chance would
+decide between tokens. At 1 the embedded model is sure of most tokens to 1e-4 nats.
+"""
 METHODS: dict[str, dict[str, Any]] = {
     "cppo": {},
     "cppo-async": {},
@@ -36,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "papo": {},
     "papo-3b": {},
 }
-"""Methods that both products run, and options beside."""
+"""Methods that both products run, with additional options."""
 
 
 @dataclass
@@ -45,9 +46,9 @@ class Group:
 
     Attributes:
         text: of the prompt.
-        images: before it.
-        sample_id: if the row brings one.
-        prompt: token ids, placeholders of images included.
+        images: before the text.
+        sample_id: the row's, if any.
+        prompt: token ids, with placeholders of images.
         responses, old_logps: of each rollout, [T].
         rewards, advantages: of each rollout.
     """
@@ -64,14 +65,14 @@ class Group:
 
 @dataclass
 class Found:
-    """What the trainer says of the rollouts under one method.
+    """The trainer's results for the rollouts under one method.
 
     Attributes:
-        term: the perception loss of all rollouts, its weight applied.
+        term: the weighted perception loss of all rollouts.
         loss: with GRPO's, over the tokens of all rollouts.
         weights: of each rollout in the perception loss.
-        selected: the perception tokens of each rollout, bool [T]; none of those that are gated out.
-        views: SHA-256 of the pixels of I+ and I- of each image of each prompt that a gated-in rollout has.
+        selected: the perception tokens of each rollout, bool [T]; none for gated-out rollouts.
+        views: SHA-256 of the pixels of I+ and I- of each image of each prompt with a gated-in rollout.
     """
 
     term: float
@@ -87,7 +88,7 @@ def digest(image: Image.Image) -> str:
 
 
 def read() -> tuple[list[Group], dict[str, Found]]:
-    """The rollouts, and what the trainer said of them by method."""
+    """The rollouts, and the trainer's results by method."""
     tensors, text = load_file(FOLDER / "rollouts.safetensors"), json.loads((FOLDER / "rollouts.json").read_text())
     groups = [
         Group(

@@ -1,4 +1,4 @@
-"""The perception loss of `cppo` in float64, a row and a view at a time, by plain transformers and formulas alone."""
+"""The perception loss of `cppo` in float64, one row and view at a time, with only plain transformers and formulas."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Policy:
 
 
 def perception(groups: Sequence[Group]) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Of each rollout that is gated in: the mean loss of its perception tokens, its weight applied, and the tokens."""
+    """Per gated-in rollout: the weighted mean loss of its perception tokens, and these tokens."""
     policy, sampler, losses, selected = Policy(), ViewSampler(SEED), {}, {}
     for place, group in enumerate(groups):
         name = group.sample_id or stable_sample_id([{"role": "user", "content": group.text}], group.images)

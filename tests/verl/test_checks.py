@@ -1,4 +1,4 @@
-"""What `python -m cppo.verl` refuses before Ray starts, in one line."""
+"""Mistakes that `python -m cppo.verl` refuses before Ray starts, in one line."""
 
 import pytest
 from cpu_bed.launch import MODES
@@ -16,7 +16,7 @@ OPTIONS = (f"actor_rollout_ref.model.path={MICRO_DIR}", "actor_rollout_ref.rollo
 
 @pytest.fixture
 def refused(capsys):
-    """Runs `python -m cppo.verl OPTIONS ARGV`, which must end with status 2; the line that it says."""
+    """Run `python -m cppo.verl OPTIONS ARGV`, which must end with status 2; returns its line."""
 
     def run(*argv):
         assert main([*OPTIONS, *map(str, argv)]) == 2
@@ -56,7 +56,7 @@ def test_options(refused, option, named):
 
 
 def test_a_file_of_options(tmp_path, capsys):
-    """Its options hold like those of the command line, which win."""
+    """Its options count like those of the command line, which win."""
     file = tmp_path / "options.yaml"
     file.write_text(f"trainer.v1.trainer_mode: async\nactor_rollout_ref.model.path: {MICRO_DIR}\n")
     assert main(["--config", str(file), *OPTIONS]) == 2

@@ -1,4 +1,4 @@
-"""What `cppo verl-config` prints, held against verl: hydra composes it, verl accepts it, and its losses are TRL's."""
+"""The output of `cppo verl-config` in verl: hydra composes it, verl accepts it, and its losses are TRL's."""
 
 from functools import cache
 from importlib.resources import files
@@ -44,7 +44,7 @@ def test_verl_takes_the_options(name):
 
 
 def test_words_survive_hydra(tmp_path):
-    """Text, lists and mappings of every kind arrive as they were given."""
+    """Text, lists and mappings of every kind arrive unchanged."""
     values = [
         "plain",
         "a b",
@@ -101,7 +101,7 @@ def trl_loss(kind, logps, old, advantages, mask, ref, beta, corrects, epsilon, h
 
 
 def verl_loss(actor, logps, old, advantages, lengths, ref):
-    """verl's whole policy loss of rows with a prompt of one token, as its engines call it."""
+    """verl's full policy loss of rows with a prompt of one token, as its engines call it."""
 
     def rows(values):
         return nested_tensor_from_tensor_list(
@@ -114,7 +114,7 @@ def verl_loss(actor, logps, old, advantages, lengths, ref):
     data["prompts"] = nested_tensor_from_tensor_list([torch.ones(1, dtype=torch.long)] * len(old))
     data = TensorDict(data, [len(old)])
     tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(lengths.sum()), global_batch_size=len(old))
-    # The model's output at a token is about the next one.
+    # The model's output at a token predicts the next one.
     outputs = [
         torch.nn.functional.pad(row[:length], (0, 1)) for row, length in zip(logps, lengths.tolist(), strict=True)
     ]
@@ -133,7 +133,7 @@ SETTINGS = {
 }
 
 
-# The gradient of a corrected KL is the same in the first update alone, as `cppo verl-config` says.
+# The gradient of a corrected KL is the same only in the first update, as `cppo verl-config` reports.
 AFTERWARDS = [name for name in LOSSES if not SETTINGS[name].get("beta") or name == "k3"]
 
 

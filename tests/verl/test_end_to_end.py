@@ -46,7 +46,7 @@ def test_rollouts_earn_our_rewards(run):
 
 
 def test_rollouts_follow_the_updated_weights(run):
-    """The rollouts' probabilities of their tokens are those of the policy, before its first update and after one."""
+    """The rollouts' probabilities of their tokens equal the policy's, before its first update and after one."""
     for metrics in run.metrics:
         assert metrics["training/rollout_probs_diff_max"] < 2e-5
     assert any(metrics["actor/grad_norm"] > 0 for metrics in run.metrics[:-1])  # none where all rewards are equal

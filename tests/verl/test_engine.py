@@ -1,4 +1,4 @@
-"""One step of verl's engine on the injected rollouts: one loss however it is cut, and the trainer's."""
+"""One step of verl's engine on the injected rollouts: one loss for every split, equal to the trainer's."""
 
 import math
 
@@ -13,9 +13,9 @@ CUTS = {
     "one micro-batch": {"tokens": 100_000},
     "packed": {"packed": True},
 }
-"""Ways to cut a mini-batch of one process, or of two."""
+"""Ways to split a mini-batch of one process, or of two."""
 PAPO = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.3, "clip_ratio_c": 3.0, "entropy_coeff": -0.05}
-"""What `papo` sets of TRL's options, as verl has them."""
+"""The options of TRL's that `papo` sets, in verl's terms."""
 ACTOR = {"papo": PAPO, "papo-3b": {**PAPO, "entropy_coeff": 0.0}}
 CASES = {
     **CUTS,

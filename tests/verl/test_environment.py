@@ -1,4 +1,4 @@
-"""The environment of the documents' two lines: what the promise covers imports in it, and what needs TRL says where."""
+"""The environment of the documents' two lines: the promised modules import; others report that they need TRL."""
 
 import importlib
 import pkgutil

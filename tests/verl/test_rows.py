@@ -33,7 +33,7 @@ def test_every_rollout_has_its_rows_side_by_side_and_nothing_else_is_added(size)
 
 
 def batch(rows):
-    """Rows of (uid, reward, advantage, tokens), of which the last token is none of the model's own where it is -1."""
+    """Rows of (uid, reward, advantage, tokens); where it is -1, the last token is not the model's own."""
     return list_of_dict_to_tensordict(
         [
             {

@@ -1,4 +1,4 @@
-"""The views of prompts inside verl: the trainer's, made once a prompt, by the way that the image takes."""
+"""The views of prompts inside verl: equal to the trainer's, made once per prompt, on the image's own path."""
 
 from types import SimpleNamespace
 

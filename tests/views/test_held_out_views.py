@@ -1,4 +1,4 @@
-"""The held-out perturbations against references that are computed another way."""
+"""The held-out perturbations against references computed another way."""
 
 import hashlib
 
@@ -21,7 +21,7 @@ SEEDS = range(6)
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Slow waves of colour and a rectangle with sharp edges: what photos and charts have, and noise has not."""
+    """Slow waves of colour and a rectangle with sharp edges, as in photos and charts but not in noise."""
     y, x = np.mgrid[0:height, 0:width] / min(width, height) * 6
     waves = 110 + 45 * np.stack([np.sin(x + y), np.cos(x - 0.5 * y), np.sin(0.7 * y)], axis=2)
     waves[height // 3 : height // 2, width // 4 : width // 2] = (200, 30, 40)

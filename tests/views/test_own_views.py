@@ -1,4 +1,4 @@
-"""Views of one's own: bit-equal to a packaged family of the same code, and one clear line for every mistake."""
+"""The user's own views: bit-equal to a packaged family of the same code, and one clear line for every mistake."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_the_same_code_draws_the_same_view(own):
     samplers = [ViewSampler(5, ["rotation"], [family]) for family in ("static", "own.py:noise")]
     packaged, ours = (sampler.views(picture(), "id", 2, 1) for sampler in samplers)
     assert [view.tobytes() for view in ours] == [view.tobytes() for view in packaged]
-    # Among several families, one of one's own is drawn as often as any other.
+    # Among several families, the user's own is drawn as often as any other.
     mixed = [ViewSampler(5, ["rotation"], ["crop", family]) for family in ("static", "own.py:noise")]
     drawn = [[sampler.views(picture(), str(n), 0, 0)[1].tobytes() for n in range(12)] for sampler in mixed]
     assert drawn[0] == drawn[1]

@@ -1,4 +1,4 @@
-"""The views of CPPO's kin: black patches on a grid, and diffusion noise with the published schedule."""
+"""Views of methods other than CPPO: black patches on a grid, and diffusion noise with the published schedule."""
 
 import math
 
@@ -86,7 +86,7 @@ def test_strengths_out_of_range(strength, message):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (40, 25)])
 def test_gaussian_blur_is_the_published_convolution(size):
-    """3 x 3, standard deviation 1, zeros outside, in torch; a level that torch rounds across may differ by one."""
+    """3 x 3, standard deviation 1, zeros outside, in torch; torch may round a level the other way by one."""
     pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     view = preserving_view(Image.fromarray(pixels), np.random.default_rng(0), families=["gaussian_blur"])
     line = torch.exp(-torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64) / 2)

@@ -1,7 +1,7 @@
 """The view families against references that do not use Pillow, torchvision or the implementation's own draws.
 
-Geometry is read back from the result: pixel (x, y) of the chart has colour (x, y, 255), so each pixel of a view
-says where it came from, and a fit over all of them gives the map itself.
+Geometry is read from the result: pixel (x, y) of the chart has colour (x, y, 255), so each pixel of a view shows where
+it came from, and a fit over all pixels gives the map.
 """
 
 import math
@@ -38,9 +38,9 @@ def removing(image: Image.Image, family: str, seed: int, **strengths) -> np.ndar
 
 
 def traced(view: np.ndarray, blended: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the view and where they came from, in pixels; border pixels are left out.
+    """Positions in the view and their sources, in pixels, without border pixels.
 
-    `blended`: a pixel is a mean of several, whose level is cut off, not rounded; else it is the one that it names.
+    `blended`: a pixel is a mean of several, with its level truncated, not rounded; else it is the pixel that it names.
     """
     inside = ndimage.binary_erosion(view[:, :, 2] == 255, iterations=2)
     y, x = np.nonzero(inside)
@@ -52,7 +52,7 @@ def traced(view: np.ndarray, blended: bool = True) -> tuple[np.ndarray, np.ndarr
 
 
 def blend(base: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
-    """base + factor (image - base) as 8-bit imaging libraries have it: cut off, not rounded."""
+    """base + factor (image - base) as in 8-bit imaging libraries: truncated, not rounded."""
     return np.clip(np.trunc(base + factor * (image - base)), 0, 255).astype(np.int64)
 
 
@@ -77,7 +77,7 @@ def jittered(image: np.ndarray, factors: dict[str, float], order: tuple[str, ...
 ORDERS = [*permutations(("brightness", "contrast", "saturation"))]
 
 
-# Factors whose products with whole numbers stay clear of whole numbers, where float32 and float64 part.
+# Factors whose products with whole numbers are not near whole numbers, where float32 and float64 differ.
 @pytest.mark.parametrize("factors", [(0.4137, 1.6181, 0.5347), (1.2113, 0.3179, 1.7321), (1.2983, 1.7937, 0.2069)])
 def test_color_jitter_takes_each_order_equally_often(factors):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -100,7 +100,7 @@ def test_color_jitter_by_factors_of_one_changes_nothing():
 
 
 def test_brightness_of_a_constant_grey_image_is_the_factor():
-    """Contrast and saturation leave a constant grey image alone, so grey / 150 is the brightness factor."""
+    """Contrast and saturation do not change a constant grey image, so grey / 150 is the brightness factor."""
     image = Image.new("RGB", (3, 2), (150, 150, 150))
     factors = []
     for seed in range(400):
@@ -119,7 +119,7 @@ def test_brightness_of_a_constant_grey_image_is_the_factor():
 
 
 def homography(places: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """The 3x3 map from sources to places with the least algebraic error (direct linear transform, SVD)."""
+    """The 3x3 map from sources to positions with the least algebraic error (direct linear transform, SVD)."""
     scale = np.diag([2 / SIDE, 2 / SIDE, 1.0])
     scale[:2, 2] = -1
     ones = np.ones((len(places), 1))
@@ -142,7 +142,7 @@ def project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def corner_moves(seeds: range, distortion: float) -> Iterator[np.ndarray]:
-    """How far each corner moved inwards, as a fraction of half the side."""
+    """Move of each corner inwards, as a fraction of half the side."""
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (SIDE - 1)
     for seed in seeds:
         view = preserving(CHART, "perspective", seed, perspective_probability=1, perspective_distortion=distortion)
@@ -251,7 +251,7 @@ def test_fifty_noise_rectangles_inside_the_image():
         assert areas.sum() <= 50 * 15 * 10
         assert (areas >= 15 * 10).all()  # nothing is cut off by the border
         found.append((count, areas.sum()))
-    # At least one of the five draws has no overlap, and there all fifty stand apart.
+    # At least one of the five draws has no overlap; in it all fifty are separate.
     assert max(found) == (50, 50 * 15 * 10)
 
 
