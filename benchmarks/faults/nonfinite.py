@@ -2,8 +2,8 @@
 
 In the third step of a run one rank's loss becomes NaN, on the first rank and then on the second. Both ranks must end
 before the optimizer step, each with status 2 and one line. The run then continues with `--resume_from_checkpoint auto`
-and a finite loss. Prints the figures of docs/results/reliability.md: statuses, the line, the newest complete checkpoint, and
-whether the resumed run left the same files as the uninterrupted run.
+and a finite loss. Prints the figures of docs/results/reliability.md: statuses, the line, the newest complete
+checkpoint, and whether the resumed run left the same files as the uninterrupted run.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about two minutes on two shared cores.
 """

@@ -2,8 +2,8 @@
 
 A payload replaces each file that holds, or could hold, a pickle, in checkpoints of a run and of a run with LoRA: as a
 plain pickle and as `torch.save` writes it. Each checkpoint gets a matching manifest, as an attacker would write it.
-Then it is resumed from, evaluated and exported. Prints the figures of docs/results/reliability.md: payloads that ran, and how
-the commands ended.
+Then it is resumed from, evaluated and exported. Prints the figures of docs/results/reliability.md: payloads that ran,
+and how the commands ended.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about two minutes on two shared cores.
 """

@@ -1,7 +1,8 @@
 """Corrupt rows: `python benchmarks/faults/rows.py --each 20 --seed 0`.
 
 Places `--each` faults of every kind among five times as many intact rows, in a .jsonl and in a Parquet file. Prints the
-figures of docs/results/reliability.md: how many of the faults `cppo data check` finds, and how many intact rows it refuses.
+figures of docs/results/reliability.md: how many of the faults `cppo data check` finds, and how many intact rows it
+refuses.
 
 Measured with Python 3.11 and Pillow 13.0 in about ten seconds on two shared cores.
 """

@@ -2,8 +2,8 @@
 
 Sends SIGTERM, SIGHUP and SIGUSR1 to a run in its second step: to its one process, to both of two ranks, to one rank
 alone. In one more run, torchrun itself gets SIGTERM. Each run then continues with `--resume_from_checkpoint auto`.
-Prints the figures of docs/results/reliability.md: exit statuses, the newest checkpoint, whether it is complete, and whether
-the resumed run left the same files as the uninterrupted run.
+Prints the figures of docs/results/reliability.md: exit statuses, the newest checkpoint, whether it is complete, and
+whether the resumed run left the same files as the uninterrupted run.
 
 Measured with Python 3.11, torch 2.14.1, transformers 5.24 and trl 1.16, in about five minutes on two shared cores.
 """
