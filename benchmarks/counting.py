@@ -68,7 +68,7 @@ ATTENTION_FLOPS = {
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory, as allocators of GPU memory do (glibc only).
 
-    Otherwise each large tensor is mapped anew, and page faults take up to half of the time, most for large tensors.
+    Otherwise each large tensor is mapped again, and page faults take up to half of the time, most for large tensors.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -35,7 +35,7 @@ from cppo.reports.charts import interval_chart
 
 PAGE = "evidence.md"
 AUDIENCE = """For people who check one study.
-After this page you can read off each difference, at equal steps and at equal time."""
+After this page you can read each difference, at equal steps and at equal time."""
 """The first lines of each study's page."""
 ARCHIVE = ".jsonl.xz"
 OVER_TASKS = "mean of tasks"

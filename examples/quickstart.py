@@ -142,7 +142,7 @@ show(render_report(run), "curves.html")
 # %% [markdown]
 # ## Which tokens depend on the image
 #
-# The colour of a response token shows how much it depends on the image. Underlined tokens are read off the image,
+# The colour of a response token shows how much it depends on the image. Underlined tokens are read from the image,
 # which this data records. Outlined tokens are selected by the training rule. Point at a token for its numbers.
 
 # %%

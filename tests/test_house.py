@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -218,3 +219,46 @@ def test_the_set_inside_verl_holds_what_both_ask_for() -> None:
     for needed in map(Requirement, PROJECT["dependencies"]):
         if needed.name not in OF_TRL:
             assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), needed
+
+
+PLAIN_WORDS = {
+    "is told|are told": "is reported, gets",
+    "is said of|are said": "says, names",
+    "of which": "begin a new sentence",
+    "but for": "except",
+    "in (?:the|its|their) place of": "instead of",
+    "makes of": "returns",
+    "stands? for": "means",
+    "comes to": "is",
+    "held against|holds against": "compared with",
+    "(?<![-.])anew": "again",
+    "goes on from|go on from": "resumes from",
+    "read off": "read from",
+    "in order to": "to",
+    "by means of": "by, with",
+    "upon": "on",
+    "thereof|therein|wherein|thereby|whereby|lest|hitherto|nought": "(leave out)",
+    "utilize|utilise|leverage": "use",
+    "it should be noted|note that": "(leave out)",
+}
+"""What prose must not say, as patterns: what to write instead."""
+
+
+def test_the_prose_is_plain() -> None:
+    """Code, documents, recipes and the coming release's notes have no phrase of `PLAIN_WORDS`."""
+    texts = {
+        path: path.read_text(encoding="utf-8")
+        for folder in ("src", "docs", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".yaml", ".j2") and RESULTS not in path.parents
+    }
+    texts[ROOT / "README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts[ROOT / "CHANGELOG.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    found = []
+    for path, text in texts.items():
+        prose = re.sub(r'"\s+r?f?"|[\s#]+', " ", text)  # phrases continue across lines of strings and comments
+        for phrase, better in PLAIN_WORDS.items():
+            for match in re.finditer(rf"\b(?:{phrase})\b", prose, flags=re.IGNORECASE):
+                around = prose[max(match.start() - 40, 0) : match.end() + 20]
+                found.append(f"{path.relative_to(ROOT)}: ...{around}...: instead of '{match[0]}' write: {better}")
+    assert not found, "\n".join(found)

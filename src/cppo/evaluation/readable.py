@@ -1,6 +1,6 @@
 """Which rows a model can read: texts without the model's own marks, and short enough prompts.
 
-A model's own mark stands for an image: the processor would look for an image that is not there.
+A model's own mark means an image: the processor would look for an image that is not there.
 """
 
 from collections.abc import Callable, Sequence

@@ -54,7 +54,7 @@ def without_empty_images(vision: Mapping[str, Any]) -> VisionInputs:
     present = {key: value for key, value in vision.items() if value is not None}
     if "num_images" in present:
         for family in FAMILIES.values():
-            present.pop(family.images_a_row, None)  # the same, but for rows of text alone
+            present.pop(family.images_a_row, None)  # the same for rows of text alone
     pixel_values = present.get("pixel_values")
     if pixel_values is not None and pixel_values.shape[0] == 0:
         return {key: value for key, value in present.items() if key in PER_TOKEN_KEYS}

@@ -125,7 +125,7 @@ function row(cells, head) {
 function explain(span) {
   const [text, truth, , scores, logps, entropies, kept, removed, alternatives] = span.token;
   tip.replaceChildren(element("b", "", JSON.stringify(page.texts[text])));
-  if (truth !== null) tip.append(element("div", "soft", truth ? "read off the image (truth)" : "not read off the image (truth)"));
+  if (truth !== null) tip.append(element("div", "soft", truth ? "read from the image (truth)" : "not read from the image (truth)"));
   const figures = element("table");
   figures.append(row(["nats", "image", "I+", "I\u2212"], true));
   figures.append(row(["log-prob", ...logps.map((value) => value.toPrecision(3))]));

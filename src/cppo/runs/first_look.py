@@ -94,7 +94,7 @@ def look_at_model(name: str) -> ModelFacts:
 
 
 def longest_prompt(model: str, data: DataFacts, pixels: PixelBounds, prompt_suffix: str | None) -> int | None:
-    """Tokens of the longest prompt that was looked at, images included; None if the model brings no processor."""
+    """Tokens of the longest prompt that was looked at, images included; None if the model has no processor."""
     from cppo.evaluation import load_processor, prompt_lengths
 
     source = data.source

@@ -137,7 +137,7 @@ def _method(data: DataFacts, method: str | None) -> Choice:
         why = "No row has an image, so there is nothing for a perception loss to do."
     method = method or ("grpo" if without_images else "cppo")
     if get_method(method).rewards:
-        return Choice(f"{why} The method brings its rewards.", {"method": method, "rewards": ["method"]})
+        return Choice(f"{why} The method has its own rewards.", {"method": method, "rewards": ["method"]})
     why += " A response earns 0.9 for the answer of its row and 0.1 for the form."
     return Choice(why, {"method": method, "rewards": ["accuracy", "format"], "reward_weights": [0.9, 0.1]})
 

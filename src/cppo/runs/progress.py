@@ -27,7 +27,7 @@ class TrainProgress:
         self._work: Progress | None = None
 
     def begin(self, step: int, last: int) -> None:
-        """Training begins, or goes on after `step`."""
+        """Training begins, or resumes after `step`."""
         self._work = Progress(total=last, initial=step, desc="train", unit="steps", quiet=self._quiet)
 
     def advance(self, step: int) -> None:

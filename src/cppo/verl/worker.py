@@ -83,7 +83,7 @@ class CPPOTrainingWorker(TrainingWorker):
         return self.loss_fn if isinstance(self.loss_fn, CPPOLoss) else None
 
     def infer_batch(self, data: TensorDict) -> TensorDict:
-        """verl's method; first it starts the views of the batch's prompts, some of which the next update needs."""
+        """verl's method; first it starts views of the batch's prompts for the next update."""
         if self._views is not None:
             for prompt in _prompts(data):
                 if prompt.shows_its_images:
