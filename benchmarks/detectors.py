@@ -1,10 +1,10 @@
 """Quality of each dependency score as a detector of perception tokens, under each information-removing view.
 
-Greedy answers to generated items with known perception tokens are scored under the image and under I-. AUPRC, and
-precision and recall of the published rule (the top half of the tokens with a positive score), have a percentile
-bootstrap over whole items. `published` draws I- as CPPO does, from noise rectangles and crops; every other row draws
-from one family; the last takes the larger score of two draws, for one more pass. Writes a Markdown table and, on
-request, JSON.
+Greedy answers to generated items with known perception tokens are scored under the image and under I-. The figures are
+AUPRC, and precision and recall of the published rule: the top half of the tokens with a positive score. Their intervals
+are a percentile bootstrap over whole items. `published` draws I- as CPPO does, from noise rectangles and crops; every
+other row draws from one family; the last takes the larger score of two draws, for one more pass. Writes a Markdown
+table and, on request, JSON.
 
     python benchmarks/detectors.py --model start=micro --model trained=runs/micro --json detectors.json
 """

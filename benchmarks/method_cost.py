@@ -1,7 +1,7 @@
 """Time of each method's step relative to GRPO's, from pairs of short trainings of the micro VLM, in turn.
 
-For each method, a round trains two fresh copies of the embedded micro VLM, one with GRPO and one with the method, on
-the same prompts from the same seed; the order changes from round to round. The options are those of the study
+For each method, a round trains two fresh copies of the embedded micro VLM, one with GRPO and one with the method. Both
+have the same prompts and seed; the order changes from round to round. The options are those of the study
 `methods-micro` where it has the method, else the `micro` recipe's: 16 prompts x 8 rollouts. A step's time runs from the
 end of one optimizer step to the end of the next, without the first: data, rollouts, rewards, views, loss, backward and
 optimizer. Per method, the file keeps the ratios of the median steps: median, smallest and largest.

@@ -2,9 +2,9 @@
 
 Each round trains the embedded micro VLM in two fresh processes, one per checkout; the order changes from round to
 round. The sizes of a step are those of the `micro` recipe, 16 prompts x 8 rollouts. A step's time runs from the end of
-one step to the end of the next: data, rollouts, rewards, views, loss, backward and optimizer. For each process, the
-median of its steps after the first ones counts, in seconds of wall and CPU time, and its peak of resident memory. The
-output is the median over the rounds of after / before, with the smallest and the largest.
+one step to the end of the next: data, rollouts, rewards, views, loss, backward and optimizer. Each process gives the
+median of its steps after the first ones, in wall and CPU seconds, and its peak of resident memory. The output is the
+median over the rounds of after / before, with the smallest and the largest.
 
     git worktree add ../before COMMIT
     python benchmarks/step_pairs.py --before ../before/src --after src --json step_pairs.json

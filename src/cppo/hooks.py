@@ -162,9 +162,9 @@ def register_own(options: Mapping[str, Any]) -> None:
 def try_own(options: Any) -> None:
     """Call the user's own functions of a configuration with trial tensors.
 
-    Raises UserError where one fails, or where its result has another shape or dtype, is not finite, differs between two
-    calls, depends on values outside the response mask, lies outside the mask (a selector), or has no gradient (a loss
-    term).
+    Raises UserError where one fails or its result has another shape or dtype, is not finite, or differs between two
+    calls. A result must not depend on values outside the response mask. A selector must stay inside the mask; a loss
+    term must have a gradient.
     """
     own = {option: getattr(options, option) for option in HOOKS if is_own(getattr(options, option))}
     if not own:

@@ -86,7 +86,7 @@ def papo() -> Options:
 
     Loss - 0.02 k3(pi, pi_mask) + 0.05 (H + H_mask), means over all tokens of the step. Patches of 14 pixels turn black
     with probability 0.6. As in its code (and unlike its formula), the policy that made the rollouts scores the masked
-    image once, without gradient, so H_mask is a constant. An entropy is -log pi of the sampled token; the clip is 0.2 /
+    image once, without gradient. So H_mask is a constant. An entropy is -log pi of the sampled token; the clip is 0.2 /
     0.3, and 3 for negative advantages. TRL averages H over a micro-batch, and `rl_weight` scales it. The paper's form
     is `perception_view_policy: current` with `perception_view_gradients: true` and `entropy_estimator: exact`.
     Published runs: KL 0.01 to the reference, G = 5.
@@ -144,7 +144,7 @@ def vppo() -> Options:
     rollout. The top 40 % of each rollout's tokens, rounded up, keep their advantage; all others get 0, and the loss
     still divides by all tokens. A rollout's mean score scales its advantage by alpha, from 0.9 to a ceiling that makes
     the mean 1. The clip is DAPO's, and 3 for negative advantages. As in its code, a process compares the scores of the
-    rollouts of one optimizer step, alpha has mean 1 in a micro-batch, and the entropy with penalty 0.06 is -log pi of
+    rollouts of one optimizer step, and alpha has mean 1 in a micro-batch. The entropy with penalty 0.06 is -log pi of
     the sampled token. The paper's form is `perception_advantage_scope: batch` with `entropy_estimator: exact`. Ours:
     rows without images keep their advantages. Published runs: G = 8, prompts drawn again until rewards differ
     (`dynamic_sampling_rounds`, which a method does not set).

@@ -49,11 +49,12 @@ def visionary_r1() -> Options:
 
     Reward accuracy + format + 0.1 for the answer that the current policy finds from caption and question, without the
     image. The policy must write a fixed refusal, which earns 0, where the text does more than describe. The form is
-    `<info>`, `<think>`, and the answer: here in `\boxed{}` as for all methods, in the paper in `<answer>`. In its code,
-    the caption reward is added again at every loss call, captions with line breaks are not found, and missing captions
-    shift the rewards of later rollouts; here each counts once, for its rollout. Its grader depends on the kind of
-    question (ANLS, ROUGE); ours compares as `accuracy` does. The words of the refusal are ours. Published runs: G = 8,
-    768 tokens, at most 1e6 pixels, and a KL to the reference of 0.04 with a cosine to 0 (`schedules: [beta=cosine]`).
+    `<info>`, `<think>`, and the answer: here in `\boxed{}` as for all methods, in the paper in `<answer>`. Its code
+    adds the caption reward again at every loss call and does not find captions with line breaks. There, missing
+    captions shift the rewards of later rollouts; here each counts once, for its rollout. Its grader depends on the kind
+    of question (ANLS, ROUGE); ours compares as `accuracy` does. The words of the refusal are ours. Published runs: G =
+    8, 768 tokens, at most 1e6 pixels, and a KL to the reference of 0.04 with a cosine to 0
+    (`schedules: [beta=cosine]`).
     """
     caption = "description?opening=<info>&closing=</info>&refusal=not a description"
     return {

@@ -80,8 +80,8 @@ def check_combinations(options: Mapping[str, Any], shapes_advantages: bool | Non
 def without_method(options: Mapping[str, Any], chosen: Any) -> Options:
     """`options` without those that the method `chosen` replaces.
 
-    These are the options that belong to a method, the inherited options that the old or the new method sets, and the
-    rewards where one of the two methods is defined by rewards. An unknown method sets nothing.
+    These are the options that belong to a method and the inherited options that the old or the new method sets. If
+    rewards define one of the two methods, the rewards are also replaced. An unknown method sets nothing.
     """
     names = (str(options.get("method", DEFAULT_METHOD)), str(chosen))
     methods = [METHODS[name] for name in names if name in METHODS]

@@ -45,8 +45,8 @@ def split_weights(
 ) -> Tensor:
     """Weights of the selected tokens by their covariance, [n, T]; 0 elsewhere.
 
-    Without a threshold (SENT's code), the `max(1, floor(fraction N))` of N tokens with the largest covariance have the
-    first weight, and as many with the smallest the second; the second wins where both apply; all others have 0. With a
+    Without a threshold (SENT's code), `max(1, floor(fraction N))` of N tokens, those of largest covariance, have the
+    first weight. As many of smallest covariance have the second, which wins where both apply; all others have 0. With a
     threshold (SENT's paper), tokens above it have the first weight and all others the second.
     """
     high, low = weights

@@ -169,8 +169,8 @@ def rollout_mean_loss(
 ) -> Tensor:
     """Mean over each rollout's selected tokens, summed over the rollouts and divided by `num_rollouts`.
 
-    With the gated-in rollouts of the whole step as `num_rollouts`, the parts of a step add up to the same number for
-    every split into micro-batches and ranks.
+    `num_rollouts` is usually the gated-in rollouts of the whole step. Then the parts of a step add up to the same
+    number for every split into micro-batches and ranks.
 
     token_loss, token_mask: [B, T]. weights: per rollout, [B], default 1; the weights of `draw_rollouts` estimate the
     sum over all rollouts without bias. A rollout without a selected token adds 0. Returns a scalar, float32 (float64

@@ -65,8 +65,8 @@ def token_advantage_weights(score: Tensor, response_mask: Tensor, threshold: flo
     """PGPO's weight of each token's advantage, [B, T]: less than 1 below the threshold, more above.
 
     u is log(1 + score), scaled to [0, 1] over a rollout's response tokens. The weight is `u / threshold` up to the
-    threshold and `1 + slope (u - threshold) / (1 - threshold)` above it, divided by the rollout's mean, so that the
-    mean is 1. All are 1 where the scores are equal; 0 outside the mask.
+    threshold and `1 + slope (u - threshold) / (1 - threshold)` above it. It is divided by the rollout's mean, so that
+    the mean is 1. All are 1 where the scores are equal; 0 outside the mask.
 
     score: at least 0, [B, T]. response_mask: [B, T]. Raises ValueError on a threshold outside (0, 1) or a negative
     slope.

@@ -42,8 +42,8 @@ class Family:
         image_inputs: the model's inputs that describe images.
         images_a_row: the input with the number of images of each row that has any; empty where the model needs none.
             LLaVA-OneVision cuts a single image into tiles, but not several.
-        text_types: model types of its text parts. Their attention is causal and plain (no sinks, no soft caps, no
-            attention between image tokens), and the head's output is the logits, without soft cap or scale.
+        text_types: model types of its text parts. Their attention is causal and plain: no sinks, no soft caps, no
+            attention between image tokens. The head's output is the logits, without soft cap or scale.
         placeholder_tokens: texts of the tokens that represent or frame an image or a video.
         placeholder_fields: fields of configuration and processor with the ids of such tokens.
         projector_parts: modules inside the vision tower that project into the language model; in most families the

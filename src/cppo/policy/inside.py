@@ -70,9 +70,9 @@ class ReplacedValues:
     """The values that attention replaces in a pass: those of the image tokens that the prompt attends to most.
 
     In each layer, an image token's attention is the mean that it gets from the prompt's text, over heads and text
-    tokens. A token more than two (population) standard deviations above the mean of the prompt's image tokens gets the
-    mean of their values in each head (CFPO, arXiv 2606.23206). Ours, because no code was found: the text is the
-    prompt's without its last token, so that no token depends on a later one and a group's rollouts share the replaced
+    tokens. An outlier is more than two (population) standard deviations above the mean of the prompt's image tokens. In
+    each head it gets the mean of their values (CFPO, arXiv 2606.23206). Ours, because no code was found: the text is
+    the prompt's without its last token. So no token depends on a later one, and a group's rollouts share the replaced
     values. No gradient flows through the choice.
 
     Attributes:

@@ -1,8 +1,8 @@
 """Score rollouts under the image and their views: `score_under_views`, for the loss and before an update.
 
 One forward per backward keeps DDP and FSDP safe (several forwards would mark a parameter ready twice). Ranks with and
-without gated-in rollouts run the same number of passes. A packed forward runs the head on the anchor and the views that
-the score compares, then the selection, then the head on I+ at the selected tokens.
+without gated-in rollouts run the same number of passes. In a packed forward, the head runs on the anchor and the views
+that the score compares. Then tokens are selected, and the head runs on I+ at these tokens.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

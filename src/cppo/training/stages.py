@@ -25,7 +25,7 @@ class StagedSampler(Sampler[int]):
 
     Every iteration is one pass of the Trainer over as many batches; a stage spans as many passes as it needs. Within a
     stage, the rows are shuffled again each time they are used up. The order of a batch depends only on the seed, the
-    stage and the batch's number, so a resumed run needs only the number of passes.
+    stage and the batch's number. So a resumed run needs only the number of passes.
 
     Attributes:
         passes: iterations begun.

@@ -66,8 +66,8 @@ def load_rewards(
 ) -> tuple[tuple[str, RewardFunction, float], ...]:
     """The rewards' functions with their names and weights; loaded once per process.
 
-    Raises UserError for an unknown reward, one that cannot be imported, one that needs arguments of TRL's trainer, such
-    as `ask_policy`, and for a wrong number of weights.
+    Raises UserError for a reward that is unknown, cannot be imported or needs arguments of TRL's trainer, such as
+    `ask_policy`; and for a wrong number of weights.
     """
     functions = [load_reward(spec) for spec in check_rewards(rewards, weights)]
     names = [function.__name__ for function in functions]

@@ -17,8 +17,8 @@ ViewFunction = Callable[[Image.Image, np.random.Generator], Image.Image]
 def check_families(field: str, families: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """The families as a tuple, in the given order; the user's own are imported.
 
-    Raises UserError, which names `field`, where `families` is empty or not a list, a name is unknown or repeated, or
-    one of the user's own cannot be imported.
+    Raises UserError, which names `field`, where `families` is empty or not a list. It also refuses unknown and repeated
+    names, and functions that cannot be imported.
     """
     choices = ", ".join(known)
     if isinstance(families, str) or not isinstance(families, Sequence):
