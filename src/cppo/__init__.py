@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cppo.runs.report_callback import ReportCallback
     from cppo.training.config import CPPOConfig
     from cppo.training.trainer import CPPOTrainer
 
 __version__ = "0.1.0"
-__all__ = ["CPPOConfig", "CPPOTrainer", "__version__"]
+__all__ = ["CPPOConfig", "CPPOTrainer", "ReportCallback", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from cppo.training.trainer import CPPOTrainer
 
         return CPPOTrainer
+    if name == "ReportCallback":
+        from cppo.runs.report_callback import ReportCallback
+
+        return ReportCallback
     raise AttributeError(f"module 'cppo' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 Other files import these parts from here. `cppo.upstream` lists the methods of TRL's trainer that ours overrides.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ __all__ = [
 ]
 
 MicroBatch = dict[str, Any]
+LATER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Names of TRL 1.16's configuration, and those that transformers 5.24 has for them."""
 
 
 class TRLTrainer(Protocol):
@@ -38,6 +44,24 @@ class TRLTrainer(Protocol):
     _buffered_inputs: list[MicroBatch] | None
     _metrics: dict[str, defaultdict[str, list[float]]]
     _logs: dict[str, Any]
+
+
+def take_later_names(args: Any) -> None:
+    """Pass on what a configuration says of gradient checkpointing by the names that transformers has for it since 5.24.
+
+    TRL's defaults stand under the names of before, for which transformers warns.
+    """
+    for before, now in LATER_NAMES.items():
+        if getattr(args, now, args) is None:  # an earlier transformers has no such name
+            setattr(args, now, getattr(args, before))
+
+
+@contextmanager
+def without_trls_warnings() -> Iterator[None]:
+    """Within this context transformers does not warn that TRL calls its models by the names of before."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
+        yield
 
 
 def log_metric(trainer: TRLTrainer, name: str, value: float) -> None:

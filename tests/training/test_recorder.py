@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cppo.recipes import RunDirectory
-from cppo.runs.progress import TrainProgress, progress_text, sample_table
+from cppo.runs.progress import Milestones, TrainProgress, progress_text, sample_table
 from cppo.runs.recorder import RunRecorder
 
 LOGS = {
@@ -63,6 +63,20 @@ def test_elsewhere_or_if_quiet_there_are_plain_lines(monkeypatch, stream, quiet)
     figures = "reward 0.500  accuracy 0.250  brevity 1.500  cpl 0.750"
     shown = [f"step {step}/40  {figures}" for step in (1, *range(2, 41, 2))]
     assert lines == [step + rest for step, rest in zip(shown, left, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("logged", "last", "shown"),
+    [
+        (range(1, 11), 100, [1, 5, 10]),
+        (range(10, 131, 10), 130, list(range(10, 131, 10))),  # none of them a multiple of 130 // 20
+        (range(51, 61), 100, [51, 55, 60]),  # a run that goes on
+        (range(1, 4), 3, [1, 2, 3]),
+    ],
+)
+def test_milestones_are_among_the_steps_that_are_logged(logged, last, shown):
+    milestones = Milestones(20)
+    assert [step for step in logged if milestones.reached(step, last)] == shown
 
 
 def test_a_single_reward_is_shown_once():

@@ -188,21 +188,29 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.summary.unlink(missing_ok=True)
             last = 0
             if checkpoint is not None and self._holds(checkpoint):
                 last = checkpoint_step(checkpoint)
-                for file in (self.metrics, self.samples, self.probes):
-                    _keep_steps(file, last=last)
-            else:
-                for file in (self.metrics, self.samples, self.probes, self.progress, self.report):
-                    file.unlink(missing_ok=True)
+            self.forget(after=last)
+            if not last:
                 for entry in checkpoint_folders(self.path) if overwrite else ():
                     shutil.rmtree(entry)
             for old, new in set_aside(self.path, after=last):
                 tell(f"{old} belongs to steps that this run replaces; it is now {new}")
         except OSError as error:
             raise UserError(f"output_dir: cannot write to {self.path}: {error.strerror}") from error
+
+    def forget(self, *, after: int) -> None:
+        """Keep what was recorded up to a step; after step 0, of a run that begins, nothing."""
+        self.summary.unlink(missing_ok=True)
+        for file in (self.metrics, self.samples, self.probes):
+            if after:
+                _keep_steps(file, last=after)
+            else:
+                file.unlink(missing_ok=True)
+        if not after:
+            self.progress.unlink(missing_ok=True)
+            self.report.unlink(missing_ok=True)
 
 
 def _keep_steps(file: Path, *, last: int) -> None:

@@ -25,6 +25,7 @@ class TrainProgress:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._work: Progress | None = None
+        self._lines = Milestones(PROGRESS_LINES)
 
     def begin(self, step: int, last: int) -> None:
         """Training begins, or resumes after `step`."""
@@ -40,7 +41,7 @@ class TrainProgress:
         shown = progress_text(logs)
         if self._work is not None and self._work.is_bar:
             self._work.set_postfix(shown)
-        elif is_milestone(step, last, PROGRESS_LINES):
+        elif self._lines.reached(step, last):
             left = time_left(self._work.format_dict) if self._work is not None and step < last else ""
             say("  ".join(filter(None, [f"step {step}/{last}", progress_line(shown), left])))
 
@@ -78,9 +79,19 @@ def progress_line(shown: Mapping[str, str]) -> str:
     return "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
-def is_milestone(step: int, last: int, times: int) -> bool:
-    """Whether `step` is the first, the last, or one of about `times` evenly spaced steps up to `last`."""
-    return step in (1, last) or step % max(1, last // times) == 0
+class Milestones:
+    """About `times` evenly spaced steps of a run, the first and the last that it logs among them."""
+
+    def __init__(self, times: int) -> None:
+        self._times, self._next = times, 0
+
+    def reached(self, step: int, last: int) -> bool:
+        """Whether a logged step is one, or the first after one that was not logged."""
+        if step < min(self._next, last):
+            return False
+        every = max(1, last // self._times)
+        self._next = (step // every + 1) * every
+        return True
 
 
 def sample_table(samples: Sequence[Mapping[str, Any]], columns: int) -> list[str]:

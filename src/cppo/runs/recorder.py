@@ -14,7 +14,7 @@ from cppo.data import question_text
 from cppo.errors import UserError
 from cppo.files import replace_text, writing
 from cppo.recipes import RunDirectory
-from cppo.runs.progress import TrainProgress, is_milestone
+from cppo.runs.progress import Milestones, TrainProgress
 from cppo.views import image_data_uri
 
 SAMPLE_TIMES = 10
@@ -60,6 +60,7 @@ class RunRecorder(TrainerCallback):
         self._now = now
         self._began, self._from_step, self._report_due = 0.0, 0, 0.0
         self._writes = False
+        self._sample_steps = Milestones(SAMPLE_TIMES)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writes = state.is_world_process_zero
@@ -83,7 +84,7 @@ class RunRecorder(TrainerCallback):
             return
         if not args.disable_tqdm:
             self._progress.show(step, last, logs)
-        if is_milestone(step, last, SAMPLE_TIMES):
+        if self._sample_steps.reached(step, last):
             samples = [sample_record(sample) for sample in self._samples() if sample["step"] == step]
             append_json_lines(self._files.samples, samples)
             self._progress.samples(samples)

@@ -45,6 +45,7 @@ from cppo.trl_surface import (
     run_folder,
     set_buffer,
     unfinished_rollouts,
+    without_trls_warnings,
 )
 
 OPTIMIZER_OPTIONS = ("weight_decay", "betas", "eps")
@@ -72,7 +73,8 @@ class DurableTrainer(Trainer):
         """`Trainer.train`, from a complete checkpoint. Raises UserError where there is none to resume from."""
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self._whole_checkpoint(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **options)
+        with without_trls_warnings():
+            return super().train(resume_from_checkpoint, *args, **options)
 
     def _whole_checkpoint(self, resume: str | bool) -> Path:
         if resume is True:

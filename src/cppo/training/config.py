@@ -24,6 +24,7 @@ from cppo.perception import (
 )
 from cppo.policy.ascent import PixelSteps
 from cppo.training.view_maker import RolloutViews
+from cppo.trl_surface import take_later_names
 from cppo.views import ViewSampler, view_sampler
 
 
@@ -69,6 +70,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         if float32_on_cpu(vars(self)):
             self.bf16 = False
             tell(FLOAT32_LINE)
+        take_later_names(self)
         super().__post_init__()
         if single:
             self.num_generations = 1
