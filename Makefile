@@ -12,6 +12,9 @@ PYTEST := pytest --numprocesses auto --maxprocesses 4
 LIBRARY_TESTS := tests/policy tests/training/test_upstream.py tests/training/test_trl_surface.py \
 	tests/training/test_rollouts.py tests/training/test_shared_views.py tests/training/test_resume.py
 
+# A command that is silent for minutes, with a line every nine seconds. It has no comma.
+alive = @( while sleep 9; do echo "installing, $$SECONDS s so far"; done ) & beat=$$!; trap "kill $$beat" EXIT; $(1)
+
 .PHONY: check-python demo docs test test-oldest test-plain verl-test micro gpu-acceptance clean help
 .DEFAULT_GOAL := help
 
@@ -23,7 +26,7 @@ check-python:
 
 $(STAMP): pyproject.toml constraints.txt | check-python
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[dev]'
+	$(call alive,$(BIN)/python -m $(INSTALL) -c constraints.txt -e '.[dev]')
 	@touch $(STAMP)
 
 $(DOCS_STAMP): $(STAMP)
@@ -32,13 +35,13 @@ $(DOCS_STAMP): $(STAMP)
 
 .venv-oldest/.installed: pyproject.toml constraints.txt constraints-oldest.txt | check-python
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt $(TORCH) -e '.[dev]'
+	$(call alive,.venv-oldest/bin/python -m $(INSTALL) -c constraints-oldest.txt $(TORCH) -e '.[dev]')
 	@touch $@
 
 .venv-verl/.installed: pyproject.toml constraints-verl.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "verl runs on Python 3.11 and 3.12: make PYTHON=python3.11 verl-test")'
 	$(PYTHON) -m venv .venv-verl
-	.venv-verl/bin/python -m $(INSTALL) -r constraints-verl.txt
+	$(call alive,.venv-verl/bin/python -m $(INSTALL) -r constraints-verl.txt)
 	.venv-verl/bin/python -m $(INSTALL) --no-deps -e .
 	@touch $@
 
