@@ -307,7 +307,18 @@ def test_interval_chart_is_well_formed():
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.0), (0.43, 0.67), (-3.0, 1234.0), (1e-7, 2e-7), (5.0, 5.0), (0.0, 0.0)]
+    ("low", "high"),
+    [
+        (0.0, 1.0),
+        (0.43, 0.67),
+        (-3.0, 1234.0),
+        (1e-7, 2e-7),
+        (5.0, 5.0),
+        (0.0, 0.0),
+        (3.6e-14, 3.6e-14),
+        (0.0, 3.6e-14),
+        (0.0, 1e-320),
+    ],
 )
 def test_ticks_enclose_the_values_and_are_even(low, high):
     ticks = nice_ticks(low, high, 5)

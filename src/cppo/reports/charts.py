@@ -18,6 +18,8 @@ AXIS = 300
 MAX_POINTS, MAX_HITS = 400, 100
 STYLES = 6
 """Number of line styles; a seventh series would look like the first."""
+LEAST = 1e-300
+"""Values nearer to 0 count as 0."""
 MARKS = 5
 """Markers along a line."""
 RAW_SERIES = 3
@@ -177,8 +179,8 @@ def nice_ticks(low: float, high: float, count: int, *, least_step: float = 0.0) 
 
     With `least_step` the step is a multiple of it.
     """
-    if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
-        low, high = (low - abs(low) / 10, high + abs(high) / 10) if low else (0.0, 1.0)
+    if high - low < 1e-12 * max(abs(low), abs(high)) or max(abs(low), abs(high)) < LEAST:
+        low, high = (low - abs(low) / 10, high + abs(high) / 10) if abs(low) >= LEAST else (0.0, 1.0)
     rough = max((high - low) / count, least_step)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(
@@ -187,7 +189,8 @@ def nice_ticks(low: float, high: float, count: int, *, least_step: float = 0.0) 
         if factor * power >= rough * (1 - 1e-9) and not (least_step and factor * power % least_step)
     )
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    digits = 12 - min(0, math.floor(math.log10(step)))
+    return [round(index * step, digits) for index in range(first, last + 1)]
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
