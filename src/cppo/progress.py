@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-SILENT_SECONDS = 7.0
+SILENT_SECONDS = 6.0
 """Silence before a line is printed; shorter work prints none."""
 BEAT_SECONDS = 0.5
 
