@@ -12,6 +12,7 @@ from cppo.verl.versions import installed
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TQDM_DISABLE"] = "1"  # how long work takes decides no test
 
 
 INSIDE_VERL = Path(__file__).parent / "verl"
@@ -34,7 +35,13 @@ def small_model(tmp_path_factory):
 
 
 @pytest.fixture
-def noted_progress(monkeypatch):
+def shows_progress(monkeypatch):
+    """Lets this process show its progress."""
+    monkeypatch.delenv("TQDM_DISABLE")
+
+
+@pytest.fixture
+def noted_progress(monkeypatch, shows_progress):
     """What every update of counted work would say, as lines."""
     from cppo.progress import Progress, progress_line
 

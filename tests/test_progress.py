@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cppo.progress import SILENT_SECONDS, Heartbeat, Progress, progress_line, say
+from cppo.progress import SILENT_SECONDS, Heartbeat, Progress, progress_line, say, time_left
+
+pytestmark = pytest.mark.usefixtures("shows_progress")
 
 
 class Terminal(io.StringIO):
@@ -98,6 +100,16 @@ def test_the_first_process_of_a_launcher_alone_speaks(heartbeat, clock, monkeypa
         work.update(2)
         clock.now += SILENT_SECONDS
         heartbeat.beat()
+    assert lines(capsys) == []
+
+
+def test_tqdms_own_variable_hides_it(heartbeat, clock, monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with Progress(total=4, desc="check", heartbeat=heartbeat) as work:
+        work.update(2)
+        clock.now += SILENT_SECONDS
+        heartbeat.beat()
+        assert time_left(work.format_dict) == ""
     assert lines(capsys) == []
 
 

@@ -75,7 +75,7 @@ HEARTBEAT = Heartbeat()
 class Progress(tqdm):
     """Work that may take long: `tqdm` on a terminal where `total` is given by name, else lines of a heartbeat.
 
-    Only a launcher's first process shows it.
+    Only a launcher's first process shows it. The environment variable `TQDM_DISABLE` hides all of it.
 
     Args:
         quiet: show nothing of this work, nor of work around or inside it.
@@ -86,7 +86,7 @@ class Progress(tqdm):
         self._heartbeat = heartbeat
         self.quiet = quiet
         options.pop("name", None)  # huggingface_hub names its bars
-        shown = os.environ.get("LOCAL_RANK", "0") == "0"
+        shown = os.environ.get("LOCAL_RANK", "0") == "0" and not os.environ.get("TQDM_DISABLE")
         self.is_bar = shown and not quiet and options.get("total") is not None and sys.stderr.isatty()
         options |= {"leave": False, "disable": not shown, "dynamic_ncols": True}
         options |= {} if self.is_bar else {"file": io.StringIO()}  # or tqdm would clear lines that it did not write
@@ -124,8 +124,8 @@ def progress_line(state: dict[str, Any]) -> str:
 
 def time_left(state: dict[str, Any]) -> str:
     """Time left at the present rate, such as "01:20 left"; empty where unknown."""
-    gained = state["n"] - state["initial"]
-    if not state["total"] or gained <= 0:
+    gained = state["n"] - (state["initial"] or 0)
+    if not state["total"] or gained <= 0 or not state["elapsed"]:  # a bar that is disabled knows no time
         return ""
     return f"{tqdm.format_interval(state['elapsed'] * (state['total'] - state['n']) / gained)} left"
 

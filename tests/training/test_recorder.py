@@ -12,6 +12,8 @@ from cppo.recipes import RunDirectory
 from cppo.runs.progress import Milestones, TrainProgress, progress_text, sample_table
 from cppo.runs.recorder import RunRecorder
 
+pytestmark = pytest.mark.usefixtures("shows_progress")
+
 LOGS = {
     "reward": 0.5,
     "rewards/accuracy_reward/mean": 0.25,

@@ -89,6 +89,12 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
         return self.perception_sink in SHAPINGS or self.adds_perception_loss
 
     @property
+    def contrast_temperature(self) -> float | None:
+        """The temperature of the contrast; None where the perception term is another, or none."""
+        contrasts = self.adds_perception_loss and self.perception_sink == "contrast"
+        return self.perception_temperature if contrasts else None
+
+    @property
     def adds_perception_loss(self) -> bool:
         """Whether a perception loss is added to the RL loss."""
         return adds_perception_loss(self)

@@ -195,9 +195,7 @@ class CPPOTrainer(AnswerTrainer):
         form = ChatForm.of(self.processing_class, **self.chat_template_kwargs)
         self.form_watch = FormWatch(form, self.reward_func_names)
         self.add_callback(self.form_watch)
-        contrast = args.adds_perception_loss and args.perception_sink == "contrast"
-        temperature = args.perception_temperature if contrast else None
-        self.add_callback(EarlySigns(temperature, lambda: self.form_watch.warning is not None))
+        self.add_callback(EarlySigns(args.contrast_temperature, lambda: self.form_watch.warning is not None))
         self._marks: list[Mark] = []
         self.add_callback(StepCosts(self._marks, self._mark, self.accelerator.device, partial(log_metric, self)))
 
