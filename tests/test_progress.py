@@ -85,6 +85,16 @@ def test_a_terminal_has_a_bar_that_is_drawn_anew_without_an_update(heartbeat, cl
     assert "\n" not in stream.getvalue()
 
 
+def test_work_around_a_bar_takes_no_line_of_the_terminal(heartbeat, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(desc="cppo eval", heartbeat=heartbeat), Progress(total=4, desc="clean", heartbeat=heartbeat) as bar:
+        bar.update(2)
+        heartbeat.beat()
+    assert "50%|" in stream.getvalue()
+    assert "\n" not in stream.getvalue()
+
+
 def test_work_that_cannot_be_counted_is_a_line_on_a_terminal_too(heartbeat, clock, monkeypatch):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)

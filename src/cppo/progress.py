@@ -14,6 +14,8 @@ from tqdm import tqdm
 SILENT_SECONDS = 6.0
 """Silence before a line is printed; shorter work prints none."""
 BEAT_SECONDS = 0.5
+NOWHERE = 1000
+"""The position among tqdm's bars of work that is none."""
 
 
 class Heartbeat:
@@ -89,7 +91,8 @@ class Progress(tqdm):
         shown = os.environ.get("LOCAL_RANK", "0") == "0" and not os.environ.get("TQDM_DISABLE")
         self.is_bar = shown and not quiet and options.get("total") is not None and sys.stderr.isatty()
         options |= {"leave": False, "disable": not shown, "dynamic_ncols": True}
-        options |= {} if self.is_bar else {"file": io.StringIO()}  # or tqdm would clear lines that it did not write
+        if not self.is_bar:  # it takes no line of the terminal, and tqdm clears none for it
+            options |= {"file": io.StringIO(), "position": NOWHERE}
         super().__init__(*args, **options)
         if shown:
             heartbeat.begin(self)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cppo.assets import MICRO_DIR
-from cppo.assets.build import build_micro
 from cppo.progress import Progress
 from cppo.recipes import load_recipe
 
@@ -27,6 +26,8 @@ def rebuild(destination: Path, extra_options: Sequence[str] = ()) -> None:
     """
     recipes = [load_recipe("sft", name) for name in STAGES]
     with Progress(desc="build the untrained model"):
+        from cppo.assets.build import build_micro  # imports torch, which can take long
+
         untrained = build_micro(recipes[0].options.model, seed=0)
     for number, name in enumerate(STAGES, 1):
         print(f"stage {name} ({number} of {len(STAGES)})", flush=True)
