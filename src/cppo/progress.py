@@ -43,10 +43,9 @@ class Heartbeat:
 
     def end(self, work: "Progress") -> None:
         """Work has ended; a second call does nothing."""
-        if work in self._works:
-            self._works.remove(work)
-            if not self._works:
-                self._idle.set()
+        self._works = [one for one in self._works if one is not work]  # tqdm calls bars of one position equal
+        if not self._works:
+            self._idle.set()
 
     def said(self) -> None:
         """Something was printed just now."""
