@@ -335,7 +335,7 @@ def test_a_table_against_another_method(benchmark_module, evidence_folder: Path)
         ("", "", "neither"),
     ],
 )
-def test_what_the_short_table_says_of_a_correction(benchmark_module, by_seeds, by_both, said) -> None:
+def test_the_short_table_names_the_correction(benchmark_module, by_seeds, by_both, said) -> None:
     """Of two differences, those that survive over seeds and items; if none does, whether both do over seeds."""
     asked = {"c": "clean", "u": "unseen"}
     assert benchmark_module("evidence").surviving(asked, by_seeds, by_both) == said

@@ -177,7 +177,7 @@ def test_the_published_rewards_and_their_weights():
         assert names[:2] == ["accuracy_reward", "format_reward"][: len(rewards)]
 
 
-def test_a_method_brings_its_rewards_and_other_ones_stand_beside_them():
+def test_a_method_brings_its_rewards_beside_other_rewards():
     own = REWARDED["vision-sr1"]
     assert chosen_rewards(None, "vision-sr1") == (list(own), [0.9, 0.1, 1.0])
     assert chosen_rewards(["method", "my.py:f"], "vision-sr1") == ([*own, "my.py:f"], [0.9, 0.1, 1.0, 1.0])

@@ -75,7 +75,7 @@ def test_empty_selection_is_a_zero_with_a_graph(num_tokens):
 
 
 @pytest.mark.parametrize("reduce", ["tokens", "rollouts"])
-def test_what_stands_outside_the_selection_cannot_poison_it(reduce):
+def test_values_outside_the_selection_have_no_effect(reduce):
     d_plus, d_minus, mask = example(2)
     mask = torch.tensor(mask)
     values, gradients = [], []

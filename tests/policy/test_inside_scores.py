@@ -120,7 +120,7 @@ def test_packed_plain_and_reference_agree(family, name, monkeypatch):
         assert_same_gradients(reached(found_gradients), reached(expected_gradients), gradient)
 
 
-def test_values_that_stand_out_become_the_mean():
+def test_outlier_values_become_the_mean():
     """Of six image tokens all text attends to one: it is sqrt(5) deviations above the mean of six."""
     images = torch.tensor([True] * 6 + [False])
     key, value = torch.zeros(1, 1, 9, 2), torch.arange(18.0).view(1, 1, 9, 2)

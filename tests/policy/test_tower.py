@@ -25,7 +25,7 @@ def said_by(tower, pixels):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("kernel", ["varlen", "sdpa"])
 @pytest.mark.parametrize("family", [family for family in SHARING if in_patches(family)])
-def test_one_call_a_layer_says_the_same(family, kernel, checkpointing, monkeypatch):
+def test_one_call_per_layer_gives_the_same_output(family, kernel, checkpointing, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(int(GRID.prod(dim=1).sum()), 3 * 2 * 4 * 4, generator=generator, dtype=torch.float64)
     pixels.requires_grad_()

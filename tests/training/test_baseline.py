@@ -160,7 +160,7 @@ def test_a_stream_has_no_initial_pass(make_trainer):
         trainer._check_answers_alone("baseline_init_samples", 0)
 
 
-def test_single_rollouts_are_taken_whatever_the_batch_is_made_of(tmp_path):
+def test_single_rollouts_are_accepted_with_any_batch_options(tmp_path):
     for sizes in (
         {"per_device_train_batch_size": 6},
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3},

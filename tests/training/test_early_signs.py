@@ -40,7 +40,7 @@ def test_rewards_that_teach_nothing(rows, parts):
     assert found is None or (found.startswith("in the first 7 steps: ") and "\n" not in found and "format" not in found)
 
 
-def test_a_far_contrast_is_told_in_nats():
+def test_a_far_contrast_is_reported_in_nats():
     def softplus(nats, temperature):  # the loss of tokens that I+ changes by this many nats more than I-
         return math.log1p(math.exp(nats / temperature))
 
@@ -63,7 +63,7 @@ def told(capsys, rows, *, temperature=0.1, already=False, last=100, first=True):
     return steps
 
 
-def test_a_run_is_told_once_after_its_first_steps(capsys):
+def test_warnings_appear_once_after_the_first_steps(capsys):
     assert told(capsys, [row(cpl=30.0)] * 20) == [FIRST_STEPS, FIRST_STEPS]
     assert told(capsys, [row(cpl=30.0)] * 20, temperature=None) == [FIRST_STEPS]
     assert told(capsys, [row(cpl=30.0)] * 20, already=True) == [FIRST_STEPS]  # of its rewards it knows

@@ -70,13 +70,13 @@ def test_nobody_asks(small_model, rows, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how", ["question", "system_prompt", "prompt_suffix"])
-def test_who_asks_is_told_what_the_model_does(small_model, rows, tmp_path, capsys, how):
+def test_every_command_reports_what_the_model_does(small_model, rows, tmp_path, capsys, how):
     options = [] if how == "question" else [f"--{how}", ASKS]
     (after,) = train(small_model, rows(ASKS if how == "question" else ""), tmp_path / "run", capsys, *options)
     assert "format 0 % in the first 3 steps: prompts ask for `<think>` and `\\boxed{}`, but no response has it" in after
 
 
-def test_a_plan_says_it_too(small_model, rows, tmp_path, capsys):
+def test_a_plan_reports_it_too(small_model, rows, tmp_path, capsys):
     before, after = train(small_model, rows(), tmp_path / "run", capsys, "--dry_run")
     assert "no prompt asks for" in before
     assert "format 0 % in the first 3 steps" in after
@@ -109,7 +109,7 @@ def test_an_opened_tag_counts_in_training_and_evaluation(tmp_path, capsys):
     assert "warning" not in captured.err
 
 
-def test_special_tokens_are_told_in_run_and_evaluation(tmp_path, capsys):
+def test_special_tokens_are_reported_in_run_and_evaluation(tmp_path, capsys):
     model = variant(tmp_path / "special", special=("<think>", "</think>"))
     before, after = train(model, "tasks:digits?n=8", tmp_path / "run", capsys, "--max_completion_length", "60")
     assert 'decoding drops `<think>` and `</think>` as special tokens: set "special": false' in before

@@ -42,7 +42,7 @@ def test_a_micro_batch_waits_as_often_however_many_groups_it_holds(make_trainer,
     assert sum(waits.places.values()) == sum(waits.of(part) for part in BOUNDS)
 
 
-def test_a_tower_that_attends_at_once_waits_twice_whatever_its_depth(tiny_model):
+def test_a_tower_with_one_call_per_layer_waits_twice_at_any_depth(tiny_model):
     model = copy.deepcopy(tiny_model)
     attend_at_once(model)
     tower, grid = model.model.visual, torch.tensor([[1, 4, 4], [1, 4, 6]])

@@ -426,7 +426,7 @@ def test_views_scored_by_the_rollouts_policy_are_not_enough_for_all(own, tmp_pat
         config(tmp_path, **given, perception_score=f"{own}:both")
 
 
-def test_what_a_name_stands_for(own, tmp_path):
+def test_names_resolve_to_functions(own, tmp_path):
     """A sink declares its kind itself; a registered name needs no file."""
     config(tmp_path, perception_sink=f"{own}:hinge", perception_score=f"{own}:lost")
     shaping = config(tmp_path, perception_sink=f"{own}:softened", perception_gate="none")

@@ -58,7 +58,7 @@ def test_nested_phases_count_once(watch):
     assert sum(found.values()) == watch.time - 100
 
 
-def test_what_lies_between_steps_is_not_counted(watch):
+def test_time_between_steps_is_not_counted(watch):
     with watch.phase("rollout"):
         watch.time += 1
     begin_step(watch)

@@ -38,7 +38,7 @@ def train(make_trainer, tmp_path, folder, items=None, every=None, **options):
     return trainer, logs
 
 
-def test_training_goes_on_as_without_them(make_trainer, tmp_path, items):
+def test_training_is_the_same_as_without_probes(make_trainer, tmp_path, items):
     plain, plain_logs = train(make_trainer, tmp_path, "plain")
     probed, probed_logs = train(make_trainer, tmp_path, "probed", items, every=1)
     assert json.dumps(plain_logs) == json.dumps(probed_logs)  # NaN equals itself in text

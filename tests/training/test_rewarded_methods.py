@@ -50,7 +50,7 @@ def test_a_description_is_asked_about_in_training(make_trainer, monkeypatch):
     assert "<|image_pad|>" not in asked
 
 
-def test_rewards_that_are_left_out_are_told(make_trainer, caplog):
+def test_missing_rewards_of_the_method_are_reported(make_trainer, caplog):
     trainer = make_trainer(make_rows([1, 1]), method="vision-sr1")
     assert trainer.reward_func_names == ["token_reward"]
     assert (

@@ -117,7 +117,7 @@ def test_vision_placeholders_are_never_sampled(make_trainer, tiny_model):
     assert {token for ids in completions for token in ids} <= banned
 
 
-def test_vllm_is_told_never_to_sample_vision_placeholders(make_trainer):
+def test_vllm_never_samples_vision_placeholders(make_trainer):
     trainer = make_trainer(make_rows([1, 1]))
     placeholders = trainer._placeholder_ids
     trainer.use_vllm = True

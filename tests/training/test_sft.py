@@ -127,7 +127,7 @@ def test_rows_are_prompt_completion_with_images():
     assert [image.tobytes() for image in row["images"]] == [record.images[0].tobytes()]
 
 
-def test_a_system_prompt_goes_before_rows_that_have_none(small_model, tmp_path):
+def test_a_system_prompt_is_added_to_rows_without_one(small_model, tmp_path):
     options = RunOptions("tasks:shapes?n=3", system_prompt="Look closely.")
     trainer = sft_trainer(small_model, load_records(options.data), str(tmp_path), sft_args=CPU, options=options)
     assert [message["role"] for message in trainer.train_dataset[1]["prompt"]] == ["system", "user"]

@@ -120,7 +120,7 @@ def test_fewer_rows_than_prompts_generated_together_are_refused(make_trainer):
     inject(make_trainer(make_rows([1, 1]))).train()
 
 
-def test_an_image_that_stands_for_a_list_is_refused(make_trainer):
+def test_an_image_in_place_of_a_list_is_refused(make_trainer):
     rows = make_rows([1, 1])
     rows[0]["images"] = rows[0]["images"][0]
     with pytest.raises(UserError, match="images: expected a list of images, got Image; a single image") as caught:

@@ -107,7 +107,7 @@ def test_a_run_on_a_gpu_says_which_attention_each_part_has(tiny_model, monkeypat
     assert model.model.visual.config._attn_implementation == ("sdpa" if reason else AT_ONCE)
 
 
-def test_a_tower_that_flash_attention_is_not_given_whole_is_told(monkeypatch):
+def test_a_tower_without_one_flash_call_per_layer_is_reported(monkeypatch):
     """transformers recognizes flash attention by something else than "flash" in its name."""
     assert TOWER_ATTENTION.missing("qwen2_5_vl") is None
     failure.cache_clear()
@@ -156,7 +156,7 @@ def test_without_the_prefill_rollouts_are_the_same_and_one_line_tells(make_train
         make_trainer(make_rows([1, 2]), require_sharing=True, **options)
 
 
-def test_a_generation_that_cannot_be_shared_is_told_once(make_trainer):
+def test_a_generation_that_cannot_share_is_reported_once(make_trainer):
     trainer = make_trainer(make_rows([1, 2]), generation_kwargs={"use_cache": False})
     assert trainer.fallbacks == []
     for _ in range(2):
@@ -253,7 +253,7 @@ def test_a_cut_that_mixes_up_rows_is_noticed(make_trainer, monkeypatch):
         make_trainer(make_rows([1, 1]))
 
 
-def test_fsdp_outputs_that_cannot_be_told_are_named(monkeypatch):
+def test_unsettable_fsdp_output_precision_is_reported(monkeypatch):
     monkeypatch.setattr(upstream, "FullyShardedDataParallelPlugin", lambda **given: type("Plugin", (), given)())
     assert upstream.FSDP_OUTPUTS.missing() is None
     failure.cache_clear()

@@ -63,7 +63,7 @@ def tokens(rows, processor):
     return [process_prompt(processor, prompt_messages(row), None, {}).token_ids for row in rows]
 
 
-def test_views_made_ahead_are_the_samplers_own_whatever_becomes_of_the_image(batch, rows, tokens, process):
+def test_views_made_ahead_equal_the_samplers_even_if_the_image_changes(batch, rows, tokens, process):
     expected = []
     for row in rows:
         pairs = [ViewSampler(3).views(image, row["sample_id"], 1, place) for place, image in enumerate(row["images"])]
@@ -113,7 +113,7 @@ def test_an_error_of_a_view_surfaces_where_it_is_needed(batch, rows, tokens, pro
 
 
 @pytest.mark.parametrize("family", ["gemma3", "idefics3"])
-def test_a_first_token_that_the_template_writes_stands_there_once(family, tmp_path):
+def test_a_first_token_of_the_template_appears_once(family, tmp_path):
     """As in the anchor, which TRL tokenizes by `apply_chat_template`."""
     processor = with_first_token(AutoProcessor.from_pretrained(build_family(family, tmp_path)))
     messages = prompt_messages(canonical_row(make_rows([1])[0]))

@@ -29,7 +29,7 @@ def test_the_versions_go_together():
         version("trl")
 
 
-def test_a_command_that_needs_trl_says_where_it_runs(tmp_path):
+def test_a_command_that_needs_trl_reports_where_it_runs(tmp_path):
     command = [sys.executable, "-m", "cppo", "train", "--max_steps", "1", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
