@@ -89,7 +89,7 @@ def test_what_is_refused(rated, tmp_path, refused):
         error = refused("train", "--config", "micro", "--data", data, "--output_dir", tmp_path / "run", *options)
         assert words in error
 
-    check("--data_ratings", ratings, words="data_ratings: nothing asks for the ratings: set data_stages above 1")
+    check("--data_ratings", ratings, words="data_ratings: nothing uses the ratings: set data_stages above 1")
     check("--data_confidence_band", "[0, 1]", words="data_confidence_band = [0, 1] needs data_ratings")
     check("--data_order", "discrete_semantic_entropy", words="needs data_ratings: give the file that `cppo data rate`")
     for band in ("[0.5]", "[0.9, 0.1]", "[0, 2]"):

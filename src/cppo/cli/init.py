@@ -1,4 +1,4 @@
-"""`cppo init`: a commented recipe for one's own data, model and machine."""
+"""`cppo init`: write a commented recipe for your data, model and machine."""
 
 import re
 import sys
@@ -47,8 +47,9 @@ def run(argv: Sequence[str]) -> None:
     choices, recipe = first_recipe(data, model, machine, arguments.method, f"runs/{file.stem}")
     launch = _launch(recipe, machine)
     heading = (
-        f"CPPO on {', '.join(data.specs)} with {model.name} on {machine}, as `cppo init` chose. Every value may be "
-        f"changed.\nTry it: cppo train --config {file} --dry_run\nTrain:  {launch} --config {file}"
+        f"CPPO on {', '.join(data.specs)} with {model.name} on {machine}, as chosen by `cppo init`. Every "
+        f"value may be changed.\nTry it: cppo train --config {file} --dry_run\nTrain:  {launch} --config "
+        f"{file}"
     )
     try:
         with file.open("x", encoding="utf-8") as out:
@@ -104,13 +105,13 @@ def _launch(recipe: Recipe, machine: "Machine") -> str:
 def _parser() -> Parser:
     parser = Parser(
         prog="cppo init",
-        description="Looks at data, a model's configuration and a machine. Writes a recipe that trains and gives the "
-        "reason of each choice. On a terminal it asks for what is not given.",
+        description="Checks data, a model's configuration and a machine. Writes a recipe that trains, with the reason "
+        "of each choice. On a terminal it asks for missing values.",
     )
     add_data_options(parser, required=False)
     parser.add_argument("--model", metavar="NAME", help="micro, a folder or a Hugging Face name")
     parser.add_argument(
-        "--machine", metavar="here|cpu|NxGiB", help="where it trains: this machine, a CPU, or such as 1x24 or 8x80"
+        "--machine", metavar="here|cpu|NxGiB", help="the machine: here, cpu, or GPUS x GiB such as 1x24 or 8x80"
     )
     parser.add_argument("--method", metavar="NAME", help="a method (default: cppo, or grpo for data without images)")
     parser.add_argument("--out", default=DEFAULT_FILE, metavar="FILE", help=f"the recipe (default: {DEFAULT_FILE})")

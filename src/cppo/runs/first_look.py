@@ -1,4 +1,4 @@
-"""What data and a model are, as far as a first recipe depends on it. No weights are loaded."""
+"""Facts of data and a model for a first recipe. No weights are loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from cppo.errors import UserError
 from cppo.runs.model_shapes import ModelShapes
 
 LOOKED_AT = 256
-"""Rows whose images and prompts are looked at, evenly spread over the data."""
+"""Number of rows with checked images and prompts, evenly spread over the data."""
 METADATA = "metadata.jsonl"
 """The file that describes a folder of pictures; its rows name their picture in `file_name`."""
 
@@ -19,16 +19,16 @@ Columns = Mapping[str, str | None] | str | None
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the data hold.
+    """Facts of the data.
 
     Attributes:
-        specs: where they are.
-        columns: names of their columns, where these are not ours.
+        specs: names of the sources.
+        columns: names of their columns, if they differ from ours.
         rows: usable ones; `bad` ones are skipped.
-        images: of a row, at least and at most, in the rows that were looked at.
+        images: smallest and largest number of images of the checked rows.
         largest: width and height of their largest image, in pixels; None without images.
         generated: whether tasks of this package generate them.
-        source: the rows that were looked at.
+        source: the checked rows.
     """
 
     specs: list[str]
@@ -42,7 +42,7 @@ class DataFacts:
 
 
 def look_at_data(specs: Sequence[str], columns: Columns = None, max_bad_fraction: float = 0.01) -> DataFacts:
-    """Read the data and look at some of their rows.
+    """Read the data and check some of their rows.
 
     A folder of pictures with a `metadata.jsonl` is read by that file.
 
@@ -69,7 +69,7 @@ def look_at_data(specs: Sequence[str], columns: Columns = None, max_bad_fraction
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model is.
+    """Facts of a model.
 
     Attributes:
         name: as it was given.
@@ -82,7 +82,7 @@ class ModelFacts:
 
 
 def look_at_model(name: str) -> ModelFacts:
-    """Read a model's configuration. Raises UserError for what is no vision-language model."""
+    """Read a model's configuration. Raises UserError if it is no vision-language model."""
     from cppo.runs.checks import check_model
     from cppo.runs.model_shapes import read_shapes
 
@@ -94,7 +94,7 @@ def look_at_model(name: str) -> ModelFacts:
 
 
 def longest_prompt(model: str, data: DataFacts, pixels: PixelBounds, prompt_suffix: str | None) -> int | None:
-    """Tokens of the longest prompt that was looked at, images included; None if the model has no processor."""
+    """Tokens of the longest checked prompt, images included; None if the model has no processor."""
     from cppo.evaluation import load_processor, prompt_lengths
 
     source = data.source

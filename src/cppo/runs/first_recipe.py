@@ -18,25 +18,25 @@ from cppo.runs.memory_work import DDP, FSDP2, LORA, Way
 from cppo.runs.recipe_plan import GIB, recipe_work
 
 TINY, LARGE = 10**7, 10**8
-"""Weights: below the first a model is like `micro`, from the second an adapter trains on a CPU."""
+"""Numbers of weights: below the first a model is like `micro`, from the second an adapter trains on a CPU."""
 FEW_ROWS, SOME_ROWS = 100, 1000
 ADAPTER_ROWS = 500
 """With fewer rows a large model trains an adapter, on a GPU too."""
 SMALL_GPU = 40
-"""GiB: below it images are scaled down further."""
+"""GiB below which images are scaled down further."""
 PIXELS = {True: 401_408, False: 1_003_520}
 """Pixels of an image, on a small machine and on another: 512 and 1,280 tokens of Qwen's families."""
 LENGTHS = (1024, 512, 256)
-"""Longest responses that are tried on GPUs."""
+"""Lengths of responses to try on GPUs, longest first."""
 GROUP = 5
 """Rollouts of a prompt on GPUs: the published number."""
 MICRO_GROUPS = 4
-"""A micro-batch has at most so many groups."""
+"""Limit of groups in a micro-batch."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains: GPUs of so many GiB each, or with none a CPU."""
+    """The machine: GPUs with `memory` GiB each, or a CPU without any."""
 
     gpus: int
     memory: float = 0.0
@@ -47,7 +47,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """Options that belong together, and why they have these values."""
+    """Options that belong together, and the reason for their values."""
 
     why: str
     options: Mapping[str, Any]
@@ -55,7 +55,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a run: what fits the machine. `length` is of the longest response, in tokens."""
+    """Sizes of a run that fit the machine. `length` is the longest response's, in tokens."""
 
     adapter: bool
     length: int
@@ -67,16 +67,16 @@ class Sizes:
 def first_recipe(
     data: DataFacts, model: ModelFacts, machine: Machine, method: str | None, output_dir: str
 ) -> tuple[list[Choice], Recipe]:
-    """The choices in the order of the file, and the recipe that they make.
+    """The choices in the order of the file, and the resulting recipe.
 
-    method: None for `cppo`, or `grpo` where no row has an image.
+    method: None for `cppo`, or for `grpo` if no row has an image.
 
     Raises:
         UserError: the model does not fit the machine, there are fewer rows than GPUs, or the method does not go with
             the other options.
     """
     if data.rows < max(machine.gpus, 1):
-        raise UserError(f"{data.rows} rows are fewer than {machine.gpus} GPUs: take fewer GPUs, such as 1")
+        raise UserError(f"{data.rows} rows are fewer than {machine.gpus} GPUs: use fewer GPUs, such as 1")
     choices = [*_inputs(data, model, machine), _method(data, method)]
     given = {name: value for choice in choices for name, value in choice.options.items()}
     given["output_dir"] = output_dir
@@ -92,7 +92,7 @@ def first_recipe(
 
 
 def as_yaml(heading: str, choices: list[Choice]) -> str:
-    """The recipe as a file with comments; `heading`: lines that go first, as comments."""
+    """The recipe as a file with comments; `heading`: first lines, as comments."""
     parts = [heading]
     for choice in choices:
         values = yaml.safe_dump(dict(choice.options), sort_keys=False, allow_unicode=True, width=1000)
@@ -195,7 +195,7 @@ def _training(
 
 
 def _prompts(data: DataFacts, machine: Machine) -> int:
-    """Of a step on each process."""
+    """Prompts of a step on each process."""
     target = 8 if data.rows < FEW_ROWS else 16 if data.rows < SOME_ROWS or not machine.gpus else 64
     return max(1, min(target, data.rows) // max(machine.gpus, 1))
 
@@ -203,7 +203,7 @@ def _prompts(data: DataFacts, machine: Machine) -> int:
 def _fitting(
     model: ModelFacts, machine: Machine, data: DataFacts, given: Mapping[str, Any], prompt: int | None
 ) -> Sizes:
-    """What fits the machine: on GPUs by the arithmetic of `cppo plan`. Raises UserError where nothing does."""
+    """Sizes that fit the machine: on GPUs by the arithmetic of `cppo plan`. Raises UserError if nothing fits."""
     prompts = _prompts(data, machine)
     weights = model.shapes.weights if model.shapes else LARGE
     if not machine.gpus:
@@ -226,19 +226,19 @@ def _fitting(
             why = f"By `cppo plan` up to {limit} rollouts fit ({how})."
             return Sizes(adapter, length, GROUP, micro, why)
     raise UserError(
-        f"{model.name} does not fit {machine} by `cppo plan`, not even an adapter with responses of {LENGTHS[-1]} "
-        "tokens: take more memory or a smaller model"
+        f"{model.name} does not fit {machine} by `cppo plan`, even as an adapter with responses of "
+        f"{LENGTHS[-1]} tokens: use more memory or a smaller model"
     )
 
 
 def _draft(given: Mapping[str, Any], prompts: int, length: int) -> Recipe:
-    """The recipe as far as memory depends on it, with micro-batches of a whole step."""
+    """The recipe's options that change memory, with micro-batches of a whole step."""
     size = {"num_generations": GROUP, "per_device_train_batch_size": GROUP * prompts, "steps_per_generation": 1}
     return make_recipe("train", "draft", {**given, **size, "max_completion_length": length, "bf16": True})
 
 
 def _most(model: ModelFacts, machine: Machine, way: Way, draft: Recipe, prompt: int | None) -> int:
-    """The most rollouts of a micro-batch that fit, 0 where none does or none can be generated."""
+    """The most rollouts of a micro-batch that fit; 0 if none fits or none can be generated."""
     assert model.shapes is not None
     budget = machine.memory * GIB * (1 - RESERVE)
     work = recipe_work(draft, machine.gpus, prompt_tokens=prompt)

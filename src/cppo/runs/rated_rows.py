@@ -1,4 +1,4 @@
-"""Rows chosen and sorted by their ratings, which `cppo data rate` wrote."""
+"""Choose and sort rows by their ratings from `cppo data rate`."""
 
 from cppo.data import Rating, RecordSource, ratings_of
 from cppo.errors import UserError, tell
@@ -6,11 +6,11 @@ from cppo.options import TrainOptions
 
 
 def choose_rated(source: RecordSource, options: TrainOptions, stages: int) -> tuple[RecordSource, int]:
-    """The rows to train on, in their order, and how many were left out; without `data_ratings` all as they are.
+    """The rows to train on, in order, and the number of rows left out; without `data_ratings` all rows.
 
-    Rows outside a band are left out. Rows are sorted from low to high entropy where there are several stages.
+    Rows outside a band are left out. With several stages, rows are sorted from low to high entropy.
 
-    Raises UserError where a row has no rating, no row is left, or nothing asks for the ratings.
+    Raises UserError if a row has no rating, no row is left, or nothing uses the ratings.
     """
     if options.data_ratings is None:
         return source, 0
@@ -18,7 +18,7 @@ def choose_rated(source: RecordSource, options: TrainOptions, stages: int) -> tu
     given = {name: band for name, band in bands.items() if band is not None}
     if not given and stages == 1:
         raise UserError(
-            "data_ratings: nothing asks for the ratings: set data_stages above 1, data_confidence_band or "
+            "data_ratings: nothing uses the ratings: set data_stages above 1, data_confidence_band or "
             "data_accuracy_band, or leave data_ratings out"
         )
     ratings = ratings_of(source, options.data_ratings)
