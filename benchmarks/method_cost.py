@@ -56,6 +56,7 @@ def train(method: str, steps: int, prompts: int, seed: int) -> dict[str, float]:
     """The median step, in seconds by each of `CLOCKS`, and the tokens of a response."""
     with tempfile.TemporaryDirectory() as folder:
         run = {"output_dir": folder, "max_steps": steps, "save_strategy": "no", "seed": seed, "disable_tqdm": True}
+        run["baseline_init_samples"] = 0  # a pass over the data before the first step, and no part of one
         recipe = load_recipe(
             "train", "micro", {**run, "per_device_train_batch_size": 8 * prompts, **options_of(method)}
         )
