@@ -49,7 +49,7 @@ TABLE = re.compile(
 HOLM = re.compile(r"(<!-- holm: (?P<studies>[a-z -]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 SHORT = re.compile(r"(<!-- short:\n(?P<rows>.*?)-->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 HEADLINES = {"clean pictures": "clean", "unseen perturbations": "held_out_preserving"}
-"""Conditions of a short table -> titles of its columns."""
+"""Titles of a short table's columns -> their conditions."""
 FIGURE = re.compile(r"figures/(?P<study>[a-z-]+)-(?P<condition>[a-z_]+)\.svg")
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #5d6b7c; } text.row { fill: #1b2430; } .grid { stroke: #e1e5ea; }

@@ -19,7 +19,7 @@ class RLOptions:
         "exact",
         "Entropy in `entropy_coef` and the two perception entropy weights. 'exact': over the vocabulary. 'sampled': "
         "-log pi of the sampled token (PAPO, VPPO); its on-policy gradient is zero on average. The logged `entropy` "
-        "stays exact.",
+        "is the same estimate.",
     )
     trained_answers: str | None = method_option(
         None,

@@ -28,10 +28,10 @@ class SelectionOptions:
         "entropy relative to its entropy under I- (published), 'entropy_shift_absolute', the same in nats; 'k3' on "
         "the sampled token; exact 'kl' or 'js'; 'logp_shift', the fall of the sampled token's log-probability; "
         "'logp_difference' (ToR), its change in nats; 'logp_difference_relative', as a fraction. From the image "
-        "alone: 'entropy'; 'sampled_surprisal', -log p, and 'sampled_entropy', -p log p, of the sampled token "
-        "(MSSR); the cosine of its hidden states and the image's: 'image_cosine' in the last layer, 'image_focus' "
-        "weighted to late layers (VGPO), 'image_cosine_layers' over all layers (PEPO). Fused: 'anchored_entropy' "
-        "(VEPO); 'robust_dependency', with I+ (ours, after PRPO). Or file.py:function.",
+        "alone: 'entropy'; 'sampled_surprisal', -log p, and 'sampled_entropy', -p log p, of the sampled token (MSSR); "
+        "the cosine of its hidden states and the image's: 'image_cosine' in the last layer, 'image_focus' in the last "
+        "layer, with more weight late in the response (VGPO), 'image_cosine_layers' over all layers (PEPO). Fused: "
+        "'anchored_entropy' (VEPO); 'robust_dependency', with I+ (ours, after PRPO). Or file.py:function.",
     )
     perception_selector: Annotated[
         str, ("top_positive", "top", "bottom", "band", "band_values", "two_sets", "random", "all")
