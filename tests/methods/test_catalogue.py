@@ -36,7 +36,7 @@ def test_every_option_is_a_methods_or_one_of_execution():
     assert own > EXECUTION_OPTIONS
     methods_own = own - EXECUTION_OPTIONS - {"method"}
     # A new option changes this count: decide whether it is a method's or one of EXECUTION_OPTIONS.
-    assert len(methods_own) == 75
+    assert len(methods_own) == 76
     for method in METHODS.values():
         # A run decides what is trained, except in NoisyRollout, where its code does.
         assert set(method.options) <= methods_own | inherited | {"freeze_vision_tower"}, method.name
