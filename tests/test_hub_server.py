@@ -1,4 +1,4 @@
-"""The hub of the tests, through the real client: files come whole, and an interrupted download goes on."""
+"""The hub of the tests, through the real client: files come whole, and an interrupted download resumes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`cppo data rate`, from end to end: a file that a stopped rating goes on from, and into which nothing else gets."""
+"""`cppo data rate`, from end to end: a stopped rating resumes from its file, which takes no other ratings."""
 
 import json
 

@@ -28,7 +28,7 @@ class ReportCallback(RunRecorder):
         trainer.add_callback(ReportCallback(trainer))
         trainer.train()
 
-    It takes the place of the Trainer's own printing. `cppo report` reads the folder too.
+    It replaces the Trainer's own printing. `cppo report` reads the folder too.
 
     Args:
         trainer: whose steps are recorded.

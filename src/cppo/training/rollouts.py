@@ -57,7 +57,7 @@ class GenerationBatch:
         first_of: dict[int, int] = {}
         group_ids = []
         for index, (row, (group, _)) in enumerate(zip(rows, places, strict=True)):
-            brings_prompt = "prompt" in row  # else an environment will bring it
+            brings_prompt = "prompt" in row  # else an environment adds it
             same = first_of.setdefault(group, index)
             shares = not alone and brings_prompt and prompt_text(row["prompt"]) == prompt_text(rows[same]["prompt"])
             group_ids.append(group if shares else _own_group(first + index))

@@ -120,7 +120,7 @@ class CPPOTrainer(AnswerTrainer):
         if environment_factory is not None and (args.uses_perception or args.rollout_views):
             raise UserError(
                 "environment_factory: views are made from the images in the dataset's rows, but an environment "
-                "brings its own; set method = 'grpo'"
+                "has its own; set method = 'grpo'"
             )
         if args.rollout_views and args.rollout_view_mode == "mix" and (rollout_func is not None or tools):
             raise UserError(
