@@ -96,6 +96,7 @@ PUBLISHED_DEFAULTS = {
     "baseline_kl_target": 0.01,
     "baseline_kl_window": 10,
     "dynamic_sampling_rounds": 1,
+    "data_stages": 1,
     "method": "cppo",
     "perception_sink": "contrast",
     "perception_weight": 0.01,
@@ -142,6 +143,7 @@ PUBLISHED_DEFAULTS = {
     "view_noise_rectangles": 50,
     "view_noise_side": [0.05, 0.15],
     "view_crop_side": [0.6, 0.7],
+    "view_pixel_noise": 2.0,
     "view_patch_side": 14,
     "view_ascent_steps": 1,
     "view_ascent_step": 0.1,
@@ -251,7 +253,7 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
         "_colocated",
     }
     own |= {"_shares_rollouts", "_train_sampler", "fallbacks", "kernels", "form_watch", "asked", "_asks"}
-    own |= {"_rewards", "_answering"}
+    own |= {"_rewards", "_answering", "_stages"}
     assert set(vars(ours)) - set(vars(theirs)) - set(dir(GRPOTrainer)) == own
 
 
