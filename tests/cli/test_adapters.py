@@ -163,12 +163,20 @@ def test_a_rehearsal_counts_the_adapters_weights(capsys, tmp_path):
         (["--use_peft", "--load_in_4bit", "--load_in_8bit"], "load_in_4bit and load_in_8bit are both true"),
         (["--use_peft", "--load_in_4bit"], "load_in_4bit needs the package bitsandbytes"),
         (["--use_peft", "--lora_r", "0"], "--lora_r: 0 is outside [1, inf)"),
-        (["--use_peft", "--lora_target_modules", "nowhere"], "Target modules {'nowhere'} not found"),
     ],
 )
 def test_options_that_do_not_go_together(options, words, tmp_path, refused):
     argv = ["train", "--output_dir", str(tmp_path / "run"), *DATA, *SIZES, *options, "--eval_data", "tasks:digits?n=4"]
     assert words in refused(*argv, "--final_eval_samples", "0")
+
+
+def test_target_modules_that_the_model_lacks(tmp_path, capsys):
+    """Only the loaded model shows it, after the start's lines."""
+    argv = ["train", "--output_dir", str(tmp_path / "run"), *DATA, *SIZES, "--final_eval_samples", "0"]
+    assert main([*argv, "--use_peft", "--lora_target_modules", "nowhere"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("cppo: error: ")
+    assert "Target modules {'nowhere'} not found" in line
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_resume_sets_the_abandoned_branch_aside(workplace, tmp_path, capsys):
     options = ("--resume_from_checkpoint", run / "checkpoint-1", "--max_steps", 2, "--learning_rate", 0.25)
     assert train(workplace, run, *options) == 0
     assert checkpoints(run) == ["abandoned-checkpoint-2", "abandoned-checkpoint-3", "checkpoint-1", "checkpoint-2"]
-    assert f"it is {run / 'abandoned-checkpoint-3'} now" in capsys.readouterr().err
+    assert f"it is now {run / 'abandoned-checkpoint-3'}" in capsys.readouterr().err
     assert yaml.safe_load((run / "config.yaml").read_text())["learning_rate"] == 0.25
     rates = [json.loads(line)["learning_rate"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rates[1] == pytest.approx(0.25 / 2, rel=1e-12)
