@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not _lost_another_process(error):
             raise
-        lost = UserError("another process of this run has ended, and with it this one; its own words say why")
+        lost = UserError("another process of this run has ended, so this one ends too; its own message says why")
         tell_mistake(lost, is_cause=False)
         return 2
     except ImportError as error:

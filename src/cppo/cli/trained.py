@@ -96,7 +96,7 @@ def answering_model(
 
 
 def recipe_views(arguments: argparse.Namespace) -> tuple[str | None, dict[str, Any], ViewSampler]:
-    """The recipe of --config, else that of the run directory --model; its options, and its views by --seed.
+    """The recipe of --config, else the one in the run directory --model; its options, and its views by --seed.
 
     By default the options are the published ones. Raises UserError if the recipe's own views cannot be loaded.
     """

@@ -131,7 +131,7 @@ def _records(arguments: Any, settings: Mapping[str, Any]) -> list[Record]:
 
 
 def _families(options: Mapping[str, Any]) -> list[str]:
-    """A recipe's families: those of rollouts, then I+ and I-, unless its method scores no views at all."""
+    """A recipe's families: for rollouts, then I+ and I-, unless its method scores no views at all."""
     of_rollouts = options["rollout_views"]
     if of_rollouts and options["perception_sink"] == "none":
         return of_rollouts

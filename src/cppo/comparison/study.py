@@ -67,7 +67,7 @@ EVALUATED = (
     "rewards",
     "max_completion_length",
 )
-"""The options of `cppo train` that an evaluation depends on, except those of the views."""
+"""The options of `cppo train` that an evaluation depends on, without the views' options."""
 _NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
 
 

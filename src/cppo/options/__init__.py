@@ -1,4 +1,4 @@
-"""Training options and their rules: CPPO's own, those of a run, those inherited from TRL. Imports no torch."""
+"""Training options and their rules: CPPO's own, a run's, and inherited ones from TRL. Imports no torch."""
 
 from cppo.options.batches import Batch, check_group_sizes, check_rows
 from cppo.options.method import EXECUTION_OPTIONS, CPPOOptions, check_combinations, cppo_fields, without_method

@@ -50,7 +50,7 @@ class Recipe:
 
     @property
     def rewards(self) -> list[str]:
-        """The names of the rewards, with those of the method; of a recipe for "train"."""
+        """The names of the rewards, with the method's; of a recipe for "train"."""
         return self._rewards_and_weights[0]
 
     @property
@@ -157,7 +157,7 @@ def dump_recipe(recipe: Recipe, config: Mapping[str, Any], remarks: Sequence[str
 
 
 def _read_recipe(name_or_file: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe's options with those of the recipe it extends, unchecked."""
+    """A recipe's options with the options of the recipe it extends, unchecked."""
     if name_or_file in extended_by:
         raise UserError(f"recipe {name_or_file!r} extends itself, through {', '.join(extended_by)}")
     given = read_mapping(recipe_file(name_or_file), f"recipe {name_or_file}")

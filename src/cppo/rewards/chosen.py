@@ -33,7 +33,7 @@ def chosen_rewards(given: Sequence[Any] | None, method: str) -> tuple[list[Any],
 
 
 def trainer_rewards(given: Any, method: str) -> tuple[Any, list[float] | None]:
-    """A trainer's rewards; "method" means those of the method, as does None if the method has any.
+    """A trainer's rewards; "method" means the method's rewards, as does None if the method has any.
 
     Returns the weights too if some rewards are the method's, else None. Raises UserError as `chosen_rewards` does.
     """

@@ -88,7 +88,7 @@ def need(shapes: ModelShapes, way: Way, work: Work) -> Need:
     packed = work.shared and way.packs
     image = FULL * work.image_tokens * shapes.patches_per_token * shapes.patch_values
     all_images = image * work.batch_rollouts
-    # With shared prompts, a slice and a micro-batch have those of their groups.
+    # With shared prompts, a slice and a micro-batch have their groups' prompts.
     shown, scored = (image * ceil(size / work.num_generations) for size in (work.generation_slice, work.micro_batch))
     scoring = _pass(shapes, way, work) + (scored if packed else all_images) if work.reference else 0
     return Need(

@@ -73,7 +73,7 @@ def run_training(
     """Train a recipe on its data and fill its run directory (see `RunDirectory`).
 
     Args:
-        report: writes the report during training; the caller writes that of the finished run.
+        report: writes the report during training; the caller writes the finished run's.
         checkpoint: the run resumes from it.
 
     Raises:

@@ -75,7 +75,7 @@ class GenerationBatch:
 
     @property
     def mine(self) -> slice:
-        """The slice of these rollouts among those of all processes."""
+        """The slice of these rollouts among all processes' rollouts."""
         return slice(self.first, self.first + len(self.rows))
 
     def leave(self, index: int) -> None:
