@@ -11,7 +11,7 @@ The file is written after each pair. The same command continues a stopped measur
 
     python benchmarks/method_cost.py --json docs/results/method_cost.json
     python benchmarks/method_cost.py --json cost.json --methods papo vppo --rounds 1 --steps 3
-    python benchmarks/method_docs.py          # writes the tables of docs/choose/methods.md, including this one
+    python benchmarks/method_docs.py          # writes the tables of the pages about methods, including this one
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Write the tables of docs/choose/methods.md: the output of `cppo methods`, and the cost of each method's step.
+"""Write the tables of the pages about methods: the output of `cppo methods`, and the cost of each method's step.
 
     python benchmarks/method_docs.py
 
-A table is between two comments, `<!-- table: NAME -->` and `<!-- end -->`. A test checks that the document has the
-present tables.
+A table is between two comments, `<!-- table: NAME -->` and `<!-- end -->`. A test checks that the pages have
+the present tables.
 """
 
 import json
@@ -16,7 +16,9 @@ from cppo.methods import grouped_methods
 from cppo.reports.method_table import NONE, as_markdown, extra_passes
 
 DOCS = Path(__file__).parents[1] / "docs"
-DOCUMENT, COSTS = DOCS / "choose" / "methods.md", DOCS / "results" / "method_cost.json"
+COSTS = DOCS / "results" / "method_cost.json"
+PAGES = {DOCS / "choose" / "methods.md": ("methods", "costs"), DOCS / "reference" / "blocks.md": ("blocks",)}
+"""The names of each page's tables."""
 
 
 def cost_table(costs: Mapping[str, Any]) -> str:
@@ -44,22 +46,24 @@ def conditions(costs: Mapping[str, Any]) -> str:
     ).strip()
 
 
-def rewritten(text: str) -> str:
-    """The document with the present tables."""
+def rewritten(page: Path) -> str:
+    """The text of one of `PAGES` with the present tables. Raises SystemExit if the page has no place for one."""
+    text = page.read_text(encoding="utf-8")
     costs = json.loads(COSTS.read_text(encoding="utf-8"))
     tables: dict[str, Callable[[], str]] = {
         "methods": lambda: list_text("markdown"),
         "blocks": lambda: table_text("markdown"),
         "costs": lambda: f"{conditions(costs)}\n\n{cost_table(costs)}",
     }
-    for name, table in tables.items():
+    for name in PAGES[page]:
         opening, closing = f"<!-- table: {name} -->\n", "<!-- end -->"
         before, found, rest = text.partition(opening)
         if not found or closing not in rest:
-            raise SystemExit(f"{DOCUMENT} has no place for the table {name!r}")
-        text = f"{before}{opening}\n{table()}\n\n{closing}{rest.partition(closing)[2]}"
+            raise SystemExit(f"{page} has no place for the table {name!r}")
+        text = f"{before}{opening}\n{tables[name]()}\n\n{closing}{rest.partition(closing)[2]}"
     return text
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(rewritten(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(rewritten(path), encoding="utf-8")
