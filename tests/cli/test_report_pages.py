@@ -116,7 +116,7 @@ def test_the_pages_in_a_browser(width, tmp_path):
         assert dashes[0] == "none"
         assert dashes[1] != "none"
         assert "<script>document.title" in text or name == "side by side"
-        assert "50% reach the limit" in text
+        assert "50% of the responses in the latest" in text
 
 
 def test_one_run_is_its_report_and_several_are_side_by_side(tmp_path, capsys):

@@ -73,5 +73,5 @@ def test_bad_arguments(refused, tmp_path):
 def test_the_data_is_not_replaced(tmp_path, refused):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "2 + 2", "answer": "4"}\n')
-    assert "it is the data itself" in refused("verl-data", str(file), "--out", str(tmp_path / "." / "rows.jsonl"))
+    assert "is the data itself" in refused("verl-data", str(file), "--out", str(tmp_path / "." / "rows.jsonl"))
     assert file.read_text().startswith("{")

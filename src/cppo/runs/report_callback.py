@@ -31,8 +31,8 @@ class ReportCallback(RunRecorder):
     It replaces the Trainer's own printing. `cppo report` reads the folder too.
 
     Args:
-        trainer: whose steps are recorded.
-        quiet: no bar and no samples on a terminal, plain lines alone.
+        trainer: its steps are recorded.
+        quiet: no bar and no samples on a terminal, only plain lines.
     """
 
     def __init__(self, trainer: CPPOTrainer, *, quiet: bool = False) -> None:
@@ -63,7 +63,7 @@ class ReportCallback(RunRecorder):
             say(f"report     {self._files.report}")
 
     def _options(self) -> dict[str, Any]:
-        """What the report shows: CPPO's own options, and those of TRL that are not the defaults."""
+        """Options in the report: CPPO's own, and TRL's that are not the defaults."""
         args = self._of.args
         inherited = {field.name for field in fields(GRPOConfig)}
         own = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
