@@ -400,6 +400,17 @@ def test_a_prompt_that_ends_with_the_assistant_is_refused(make_trainer, prompt):
         canonical_row(wrong)
 
 
+def test_a_plain_text_prompt_beside_images_is_refused(make_trainer):
+    """In the first row before the model loads, in others when they are drawn; with text alone it trains as in TRL."""
+    right, wrong, plain = make_rows([1, 1, 0])
+    wrong = {**wrong, "prompt": "What is it?"}
+    for check in (lambda: make_trainer([wrong, right]), lambda: canonical_row(wrong)):
+        with pytest.raises(UserError, match=r"'What is it\?' is plain text, and its row has images") as caught:
+            check()
+        one_line(caught)
+    assert canonical_row({**plain, "prompt": "What is it?"})["prompt"] == "What is it?"
+
+
 def test_an_answered_question_before_the_last_is_no_mistake(make_trainer):
     (row,) = make_rows([1])
     prompt = [{"role": "user", "content": "Ready?"}, {"role": "assistant", "content": "Yes."}, *row["prompt"]]

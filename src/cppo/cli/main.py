@@ -27,6 +27,7 @@ COMMANDS = {
     "verl-config": "write a recipe as options of verl, for more than one node",
     "verl-data": "write data as the Parquet file that verl trains from",
     "methods": "list the methods, or show the options of one",
+    "doctor": "print versions, devices, kernels and what is missing, to paste into an issue",
     "recipes": "list the packaged recipes, studies and launch configurations, or copy one to edit",
 }
 OF_SEVERAL_PROCESSES = {"train", "sft", "eval", "data rate"}

@@ -32,9 +32,9 @@ def canonical_row(row: Mapping[str, Any]) -> Row:
     Rollouts, anchor and views all start from these images, so they share one conversion.
 
     Raises:
-        UserError: an image cannot be read, `images` is not a list, or the prompt ends with an assistant's message.
+        UserError: an image cannot be read, `images` is not a list, or `check_prompt` refuses the prompt.
     """
-    check_ends_with_question(row["prompt"])
+    check_prompt(row)
     if row.get("images") is not None:
         if not isinstance(row["images"], Sequence) or isinstance(row["images"], str):
             kind = type(row["images"]).__name__
@@ -76,9 +76,20 @@ def opened(image: Any) -> Any:
     return image
 
 
-def check_ends_with_question(prompt: Messages | str) -> None:
-    """Raise UserError for a prompt that ends with an assistant's message: the response would begin after it."""
-    if not isinstance(prompt, str) and prompt and prompt[-1].get("role") == "assistant":
+def check_prompt(row: Mapping[str, Any]) -> None:
+    """Raise UserError for a prompt that is plain text beside images, or ends with an assistant's message.
+
+    TRL puts images into chat messages alone. After an assistant's message the response would begin another turn.
+    """
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        images = row.get("images")
+        if row.get("image") is not None or (images is not None and len(images)):
+            raise UserError(
+                f"the prompt {prompt[:40]!r} is plain text, and its row has images: give it as chat messages, "
+                "[{'role': 'user', 'content': prompt}]; `cppo.data.to_dataset` makes such rows of records"
+            )
+    elif prompt and prompt[-1].get("role") == "assistant":
         begun = str(prompt[-1].get("content"))[:40]
         raise UserError(
             f"a prompt ends with an assistant message ({begun!r}): end it with a user message, which may ask for that "

@@ -26,7 +26,7 @@ from cppo.policy import (
     vision_placeholder_ids,
 )
 from cppo.policy.families import check_vision_rope
-from cppo.policy.prompts import Row, check_ends_with_question, prompt_images
+from cppo.policy.prompts import Row, check_prompt, prompt_images
 from cppo.rewards import load_reward, reward_columns
 from cppo.rewards.spec import parse_reward
 from cppo.training.config import CPPOConfig
@@ -87,7 +87,7 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
     named = ", ".join(row)
     if "prompt" not in row:
         raise UserError(f"train_dataset has no column `prompt`: rename one; its columns are {named}")
-    check_ends_with_question(row["prompt"])
+    check_prompt(row)
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
         columns = {} if isinstance(reward, str | torch.nn.Module) else reward_columns(reward)
         missing = [repr(name) for name, needed in columns.items() if needed and name not in {*row, "images"}]
