@@ -25,7 +25,7 @@ WORDS = 40
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print the lines. Raises UserError for arguments, of which there are none."""
+    """Print the lines. Raises UserError for any argument."""
     if {"-h", "--help"} & set(argv):
         print(HELP)
     elif argv:
