@@ -8,15 +8,12 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from cppo import __version__
-from cppo.errors import UserError, one_line
+from cppo.errors import one_line
 
-HELP = """usage: cppo doctor
-
-Prints versions, devices, kernels and what is missing for what, in at most ten lines to paste into an issue."""
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
 FAMILY = "qwen2_5_vl"
 """The family on which shared prompts are tried: that of the published runs."""
@@ -26,13 +23,17 @@ WORDS = 40
 
 def run(argv: Sequence[str]) -> None:
     """Print the lines. Raises UserError for any argument."""
-    if {"-h", "--help"} & set(argv):
-        print(HELP)
-    elif argv:
-        raise UserError(f"unexpected argument `{argv[0]}`: `cppo doctor` takes none")
-    else:
-        for line in report():
-            print(line)
+    with suppress(OSError, ImportError, RuntimeError):  # a library that the parser needs is broken: the lines say so
+        from cppo.cli.parser import Parser
+
+        parser = Parser(
+            prog="cppo doctor",
+            description="Prints versions, devices, kernels and what is missing for what, in at most ten lines to paste "
+            "into an issue.",
+        )
+        parser.parse_all(argv)
+    for line in report():
+        print(line)
 
 
 def report() -> Iterator[str]:
