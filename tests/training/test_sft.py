@@ -146,7 +146,7 @@ def test_columns_are_mapped(small_model, tmp_path):
 def test_data_without_responses_is_refused(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
-    with pytest.raises(UserError, match=r"rows\.jsonl.*'response'"):
+    with pytest.raises(UserError, match=r"rows\.jsonl.*`response`"):
         run_sft("micro", load_records(str(file)), tmp_path / "out", sft_args=CPU)
 
 
