@@ -295,7 +295,7 @@ def test_the_evidence_page_holds_what_the_studies_found(benchmark_module, eviden
     page = (RESULTS / "evidence.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"figures/\S+\.svg", page))
     studies = [archive.name.removesuffix(".jsonl.xz") for archive in RESULTS.glob("*.jsonl.xz")]
-    assert len(studies) == 10
+    assert len(studies) == 11
     expected = {"evidence.md", *(f"{study}.md" for study in studies), *shown}
     written = {file for file in evidence_folder.rglob("*") if file.suffix in (".md", ".svg")}
     assert {str(file.relative_to(evidence_folder)) for file in written} == expected
