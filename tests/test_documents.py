@@ -94,6 +94,16 @@ def test_the_documents_name_every_option_with_its_default() -> None:
             assert shown == (value or "none"), name
 
 
+def test_the_readme_is_short() -> None:
+    """A screen and a half: 900 words, and no sentence of more than 25, code and tables apart."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 900
+    prose = re.sub(r"```.*?```|^[|#!].*?$|\]\([^)]*\)|\*\*", "", text, flags=re.DOTALL | re.MULTILINE)
+    sentences = re.split(r"(?<=[.:?!])\s+|\n\n|\n- ", prose)
+    assert len(sentences) > 30
+    assert [sentence for sentence in sentences if len(sentence.split()) > 25] == []
+
+
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert code.count("max_steps=100") == 1
