@@ -1,5 +1,8 @@
 # %% [markdown]
-# # CPPO in five minutes
+# # From data to a map of the tokens
+#
+# For people who use CPPO from Python.
+# After this page you can train a model, measure it and see which tokens depend on the image.
 #
 # This example goes from data to a trained model and a map of the tokens that depend on the image. It runs on a CPU
 # with `micro`, the vision-language model of this package (1.4 M parameters). Run `make test` or `pip install -e .`

@@ -167,8 +167,13 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_each_page_begins_with_its_reader() -> None:
     """Under the title: whom the page is for, and what the reader can do after it, each in one line."""
-    for page in DOCS.rglob("*.md"):
-        title, *lines = page.read_text(encoding="utf-8").splitlines()[:5]
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    outside = {
+        page.name: page.read_text(encoding="utf-8") for page in (ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
+    }
+    pages = {str(page): page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")}
+    for page, text in {"notebook": "".join(notebook["cells"][0]["source"]), **outside, **pages}.items():
+        title, *lines = text.splitlines()[:5]
         assert title.startswith("# "), page
         assert len(lines) == 4, page
         blank, reader, ability, after = lines
