@@ -50,6 +50,7 @@ result = {
     "prompts": str(request.get("seed")) + ("x" if options["learning_rate"] == 3.0 else ""), "device": "cpu",
     "step_seconds": [2.0, 2.0] if better else [1.0, 1.0], "step_cpu_seconds": [2.0, 2.0] if better else [1.0, 1.0],
     "peak_mib": 1.0, "seconds": 1.0, "evaluation_seconds": 0.5, "threads": 1, "versions": {}, "code": "c",
+    "warnings": ["nothing is learned"] if request.get("label") == "cppo" else [],
     "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
 }
 with open(folder.parents[1 if request["kind"] == "start" else 3] / "runs.txt", "a") as runs:

@@ -63,6 +63,9 @@ def test_results_table_and_page(write_study, stub_cells, capsys):
     assert "5/5  digits, cppo, seed 1  under 1 min left" in output.err
     assert "| cppo | 2 | +50.0 [+50.0, +50.0] {-41.9, +141.9} |" in (stub_cells.parent / "summary.md").read_text()
     assert "<svg" in (stub_cells.parent / "report.html").read_text()
+    for text in (output.err, *((stub_cells.parent / file).read_text() for file in ("summary.md", "report.html"))):
+        assert [text.count(f"digits/cppo/seed-{seed}: nothing is learned") for seed in (0, 1)] == [1, 1]
+        assert "digits/grpo/seed-0:" not in text
 
 
 def test_what_has_finished_is_never_run_again(write_study, stub_cells):

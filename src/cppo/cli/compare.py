@@ -60,13 +60,15 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"no cell in {study.output_dir} has finished: there is nothing to report")
 
     from cppo.comparison.comparisons import FILES, write_results  # imports torch
-    from cppo.comparison.tables import difference_lines
+    from cppo.comparison.tables import cell_warnings, difference_lines
 
     results = write_results(study, jobs, timing, command)
     files = [f"{name:<10} {study.output_dir / file}" for name, file in FILES.items()]
     if arguments.archive and not results["unfinished"]:
         write_archive(arguments.archive, {job.path: found for job in [*jobs, *timing] if (found := job.result())})
         files.append(f"{'archive':<10} {arguments.archive}")
+    for line in cell_warnings(results):
+        tell(line)
     print("\n".join([*difference_lines(results), *files]))
     if failed:
         tell(f"{len(failed)} failed; the same command tries them again: {', '.join(failed)}")
@@ -189,7 +191,9 @@ def _run_all(study: Study, waiting: list[Job], workers: int, gpus: Sequence[str]
         tell(f"{len(waiting) - len(unfinished)}/{len(waiting)}  {job.name}{'  failed' if status else ''}{left}")
 
     if waiting:
-        tell(f"{len(waiting)} to run, {workers} at a time, in {study.output_dir}")
+        starts = sum(job.kind == "start" for job in waiting)
+        measured = f" and {starts} start model{'' if starts == 1 else 's'}" if starts else ""
+        tell(f"{len(waiting) - starts} cells{measured} to run, {workers} at a time, in {study.output_dir}")
         with Progress(total=len(waiting), desc="compare", unit="cells") as bar:
 
             def progress(share: float) -> None:

@@ -29,6 +29,7 @@ from cppo.options import TrainOptions, schema
 from cppo.parsing import parse_json
 from cppo.recipes import Recipe, RunDirectory, dump_recipe
 from cppo.reports.run_data import RunData, read_run
+from cppo.reports.signs import run_warnings
 from cppo.rewards import check_rewards, chosen_rewards, number_tolerance
 from cppo.runs.prepare import build_trainer, prepare_run, resolved_config
 from cppo.runs.recorder import RunRecorder
@@ -123,13 +124,15 @@ def run_folder(folder: Path) -> None:
         trainer.train()
     if request.get("keep_model"):
         trainer.save_model(str(folder / MODEL))
+    run = read_run(folder) if request["kind"] == "cell" else None
     result = {
         **{name: request[name] for name in ("kind", "task", "label", "seed") if name in request},
         "method": recipe.config["method"],
         "identity": request["identity"],
         "options": {name: value for name, value in {**values["options"], **options}.items() if name != "output_dir"},
         "evaluations": meter.evaluations,
-        "training": training_means(read_run(folder), request["steps"]) if request["kind"] == "cell" else {},
+        "training": training_means(run, request["steps"]) if run else {},
+        "warnings": run_warnings(run) if run else [],
         "prompts": trainer.prompts_seen.hexdigest()[:16],
         "step_seconds": meter.seconds,
         "step_cpu_seconds": meter.cpu_seconds,

@@ -93,6 +93,10 @@ def _marks(value: Any) -> bool:
     return isinstance(value, str) and value != "" and not value.strip("01")
 
 
+def _texts_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
 EVALUATION = {
     "step": int,
     "correct": {str: _marks},
@@ -106,6 +110,7 @@ FORM: Mapping[str, Any] = {
     "evaluations": [EVALUATION],
     "training": {str: list},
     "prompts": str,
+    "warnings": _texts_or_none,
     "step_seconds": [_duration],
     "step_cpu_seconds": [_duration],
     "peak_mib": _amount,

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cppo.comparison.tables import notes, pooled_table, task_tables
+from cppo.comparison.tables import cell_warnings, notes, pooled_table, task_tables
 from cppo.reports.charts import STYLES, Series, figure, interval_chart
 from cppo.reports.page import render_page
 
@@ -23,7 +23,12 @@ def render(results: Mapping[str, Any]) -> str:
         if found["methods"]
     ]
     return render_page(
-        "comparison.html.j2", results=results, notes=notes(results), tasks=tasks, pooled=pooled_table(results)
+        "comparison.html.j2",
+        results=results,
+        notes=notes(results),
+        warnings=cell_warnings(results),
+        tasks=tasks,
+        pooled=pooled_table(results),
     )
 
 

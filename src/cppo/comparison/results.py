@@ -53,6 +53,7 @@ def _cell(result: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any
             for score in scores
         },
         "training": result["training"],
+        "warnings": result.get("warnings") or [],
         "step_seconds": median(result["step_seconds"]),
         "step_cpu_seconds": median(result["step_cpu_seconds"]),
         "peak_mib": result["peak_mib"],

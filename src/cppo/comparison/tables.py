@@ -21,6 +21,8 @@ class Table:
 def markdown(results: Mapping[str, Any]) -> str:
     """`summary.md`: what was run, and every task's tables."""
     lines = [f"# {results['study']['name']}", "", f"`{results['command']}`. {notes(results)}"]
+    if warnings := cell_warnings(results):
+        lines += ["", *(f"- {line}" for line in warnings)]
     for task in results["comparison"]:
         lines += ["", f"## {task}"]
         for table in task_tables(results, task):
@@ -35,6 +37,16 @@ def pooled_table(results: Mapping[str, Any]) -> Table | None:
     pooled = results["over_tasks"]
     caption = "Difference in points at equal steps, averaged over the tasks seed by seed"
     return _difference_table(caption, pooled, results["study"]["conditions"]) if pooled else None
+
+
+def cell_warnings(results: Mapping[str, Any]) -> list[str]:
+    """The warnings of the cells' runs, `NAMED` at most, each with the name of its cell."""
+    found = [
+        f"{cell['task']}/{cell['method']}/seed-{cell['seed']}: {text}"
+        for cell in results["cells"]
+        for text in cell.get("warnings", ())
+    ]
+    return found[:NAMED] + ([f"... and {len(found) - NAMED} more"] if len(found) > NAMED else [])
 
 
 def notes(results: Mapping[str, Any]) -> str:
