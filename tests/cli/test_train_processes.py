@@ -210,6 +210,6 @@ def test_another_number_of_processes_cannot_resume(folder, refused):
     argv = ["train", "--config", str(run / "config.yaml"), "--resume_from_checkpoint", str(run / "checkpoint-2")]
     line = refused(*argv)
     assert line.startswith(
-        f"resume_from_checkpoint: 2 processes wrote {run}/checkpoint-2, but 1 resumes: start as many"
+        f"resume_from_checkpoint: 2 processes wrote {run}/checkpoint-2, but 1 resumes: start the same number"
     )
     assert {file: file.stat().st_mtime_ns for file in sorted(run.rglob("*"))} == before
