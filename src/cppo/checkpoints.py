@@ -133,6 +133,11 @@ def written_by_verl(folder: Path) -> str | None:
     return None
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name is a run's checkpoint: `checkpoint-N`."""
+    return _NAME.fullmatch(name) is not None
+
+
 def looks_whole(checkpoint: Path) -> bool:
     """Whether all files have their sizes, or, without a manifest, the trainer state exists."""
     return damage(checkpoint, read=False) is None if (checkpoint / MANIFEST).is_file() else _is_older(checkpoint)

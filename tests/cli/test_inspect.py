@@ -1,5 +1,6 @@
 """`cppo inspect` through the command line, and its page in a real browser."""
 
+import argparse
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cppo.assets import resolve_model
 from cppo.cli.main import main
+from cppo.cli.trained import recipe_views, trained_recipe
 from cppo.data import Record
 from cppo.evaluation.inspection import (
     VIEWS,
@@ -191,6 +193,32 @@ def test_a_run_directory_is_looked_at_with_its_own_recipe(tmp_path, capsys, monk
     out = capsys.readouterr().out
     assert "crop" in out
     assert "noise_rectangles" not in out
+
+
+def shown_views(model):
+    return recipe_views(argparse.Namespace(model=str(model), config=None, seed=0))
+
+
+def test_a_checkpoint_has_the_options_of_its_run(tmp_path, capsys):
+    """A trainer in a script writes no `data` into its config.yaml."""
+    model = tmp_path / "run/checkpoint-20"
+    model.mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(
+        "model: micro\nperception_score: kl\nremoving_views: [crop]\nmax_completion_length: 5\n"
+    )
+    for folder in (model, model.parent):
+        _, options, sampler = shown_views(folder)
+        assert (options["perception_score"], sampler.removing_families) == ("kl", ("crop",))
+        assert trained_recipe(str(folder))["max_completion_length"] == 5
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_without_a_recipe_gets_the_published_options_and_a_line(tmp_path, capsys):
+    _, options, _ = shown_views(tmp_path)
+    assert options["perception_score"] == "entropy_shift"
+    assert "score and views: published; the model's own are not known" in capsys.readouterr().err
+    shown_views("micro")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from cppo import ReportCallback
 from cppo.cli.main import main
+from cppo.cli.trained import own_options
 from cppo.reports import read_run
 
 
@@ -51,6 +52,7 @@ def test_a_trainer_shows_short_lines_and_writes_a_report(train, tmp_path, capsys
     assert 'http-equiv="refresh"' not in page  # it has ended
     assert f"report     {tmp_path / 'run/report.html'}" in captured.err
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "again.html")]) == 0
+    assert own_options(str(tmp_path / "run"))["view_crop_side"] == trainer.args.view_crop_side
 
 
 def test_a_resume_keeps_the_steps_before_it_and_a_new_run_none(train, tmp_path):

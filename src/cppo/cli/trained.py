@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cppo.cli.parser import COUNT, add_pixel_bounds
 from cppo.data import PixelBounds, RecordSource, load_records
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.options import cppo_fields
-from cppo.recipes import RunDirectory, load_recipe
+from cppo.recipes import RunDirectory, load_recipe, make_recipe
 from cppo.rewards import RewardSpec, check_rewards, number_tolerance
 from cppo.runs.checks import check_data
 from cppo.views import ViewSampler, view_sampler
@@ -96,37 +97,40 @@ def answering_model(
 
 
 def recipe_views(arguments: argparse.Namespace) -> tuple[str | None, dict[str, Any], ViewSampler]:
-    """The recipe of --config, else the one in the run directory --model; its options, and its views by --seed.
+    """The recipe of --config, else that of the run whose folder or checkpoint is --model; its options, and its views by
+    --seed.
 
-    By default the options are the published ones. Raises UserError if the recipe's own views cannot be loaded.
+    Otherwise the options are the published ones, which a line reports where --model is a folder. Raises UserError if
+    the recipe's own views cannot be loaded.
     """
-    config = arguments.config or (own_recipe(arguments.model) if arguments.model else None)
-    options = recipe_options(config)
+    config, model, options = arguments.config, arguments.model, None
+    if config is not None:
+        options = load_recipe("train", config).resolved
+    elif model and (options := own_options(model)) is not None:
+        config = str(RunDirectory.of_model(model).config)
+    if options is None:
+        options = {name: field.default for name, field in cppo_fields().items()}
+        if model and Path(model).is_dir():
+            tell("score and views: published; the model's own are not known (--config FILE gives them)")
     return config, options, view_sampler({**options, "seed": arguments.seed})
 
 
-def own_recipe(model: str) -> str | None:
-    """The recipe file of a run directory of `cppo train`; None for any other model."""
-    config = RunDirectory(model).config
-    if not config.is_file():
+def own_options(model: str) -> dict[str, Any] | None:
+    """Every option of the run whose folder or checkpoint this is; None for any other model."""
+    run = RunDirectory.of_model(model)
+    given = run.options()
+    if not given:
         return None
     try:
-        load_recipe("train", str(config))
+        # A trainer in a script has its data in memory.
+        return make_recipe("train", str(run.config), {"data": [], **given}).resolved
     except UserError:  # such as a recipe of `cppo sft`, which has no views
         return None
-    return str(config)
-
-
-def recipe_options(config: str | None) -> dict[str, Any]:
-    """Every option of a recipe for "train"; the published ones without a recipe."""
-    if config is None:
-        return {name: field.default for name, field in cppo_fields().items()}
-    return load_recipe("train", config).resolved
 
 
 def trained_recipe(model: str) -> dict[str, Any]:
-    """Options of a run directory's recipe that an evaluation reuses, so that it measures the trained task."""
-    given = RunDirectory(model).options()
+    """Options of a run that an evaluation of its folder or checkpoint reuses, so that it measures the trained task."""
+    given = RunDirectory.of_model(model).options()
     wanted = {**AS_TRAINED, "max_completion_length": int}
     taken = {name: given[name] for name, kind in wanted.items() if isinstance(given.get(name), kind)}
     rewards = given.get("rewards")
@@ -136,10 +140,10 @@ def trained_recipe(model: str) -> dict[str, Any]:
             with contextlib.suppress(UserError):  # a reward of missing files does not matter here
                 specs += check_rewards([reward], None)
         taken["tolerance"] = number_tolerance(specs)
-    own = own_recipe(model)
+    own = own_options(model)
     if own is not None:
         try:
-            taken["views"] = view_sampler({**recipe_options(own), "seed": 0})
+            taken["views"] = view_sampler({**own, "seed": 0})
         except UserError as error:  # the user's own view is no longer where the run found it
             taken["views_error"] = str(error)
     return taken

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -14,6 +14,7 @@ from cppo.checkpoints import (
     check_resumable,
     checkpoint_folders,
     checkpoint_step,
+    is_checkpoint_name,
     looks_whole,
     newest_whole,
     set_aside,
@@ -56,6 +57,12 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.card = self.path / "README.md"
+
+    @classmethod
+    def of_model(cls, model: str) -> Self:
+        """The run of a model: its folder, or the parent of a folder `checkpoint-N`; another model has no files."""
+        folder = Path(model)
+        return cls(folder.absolute().parent if is_checkpoint_name(folder.absolute().name) else folder)
 
     def options(self) -> dict[str, Any]:
         """The resolved recipe, unchecked; empty if it is missing or unreadable."""
