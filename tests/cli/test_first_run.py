@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -116,6 +117,29 @@ def test_every_choice_of_init_has_its_reason(pictures, tmp_path):
     blocks = text.strip().split("\n\n")
     assert all(block.startswith("# ") for block in blocks)
     assert yaml.safe_load(text)["num_generations"] == 8
+
+
+def test_init_asks_for_the_form_only_where_instructions_help(pictures, small_model, tmp_path):
+    """`micro` and its descendants have the form as tokens; a tokenizer that spells it in pieces reads instructions."""
+    argv = ["--data", pictures, "--machine", "cpu"]
+    for name, model in (("micro", "micro"), ("descendant", small_model)):
+        text = init(tmp_path / f"{name}.yaml", *argv, "--model", model)
+        assert "prompt_suffix" not in yaml.safe_load(text)
+        assert "teach it your pictures first: docs/start/micro.md" in text
+    other = shutil.copytree(small_model, tmp_path / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace(json.dumps("| ?\\\\boxed\\{")[1:-1], ""))
+    text = init(tmp_path / "other.yaml", *argv, "--model", other)
+    assert "\\boxed{}" in yaml.safe_load(text)["prompt_suffix"]
+    assert "docs/start/micro.md" not in text
+
+
+def test_init_chooses_a_folder_that_is_free(pictures, small_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_model, "runs/sft")
+    argv = ["--data", pictures, "--model", "runs/sft", "--machine", "cpu"]
+    assert yaml.safe_load(init(Path("sft.yaml"), *argv))["output_dir"] == "runs/sft-2"
+    train("--config", "sft.yaml", "--dry_run", *SHORT)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,13 @@ NOBODY = "no prompt asks for `<think>` and `\\boxed{}`: ask for it with system_p
         (ChatForm(), ["How many?"], ["<think>so</think> 3"], ["no prompt asks for `\\boxed{}`: "]),
         (ChatForm(), [ASKS], ["three", "four"], ["prompts ask for `<think>` and `\\boxed{}`, but no response has"]),
         (ChatForm(), [ASKS], ["\\boxed{3} <think>so</think>"], ["responses have parts of the form, but none has"]),
+        (ChatForm(built_in=True), ["How many?"], [], []),
+        (
+            ChatForm(built_in=True),
+            ["How many?"],
+            ["three"],
+            ["no response has `<think>` and `\\boxed{}`: teach the form"],
+        ),
     ],
 )
 def test_the_causes(form, prompts, responses, causes):

@@ -47,6 +47,17 @@ def variant(folder, template=lambda text: text, special=()):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def reader(small_model, tmp_path_factory):
+    """The untrained model with a tokenizer that spells `\\boxed{` in pieces, as those of large models do."""
+    folder = shutil.copytree(small_model, tmp_path_factory.mktemp("reader") / "model")
+    file = folder / "tokenizer.json"
+    text, mark = file.read_text(), json.dumps("| ?\\\\boxed\\{")[1:-1]
+    assert text.count(mark) == 1
+    file.write_text(text.replace(mark, ""))
+    return str(folder)
+
+
 def opening(text):
     return text.replace("<|im_start|>assistant\\n", "<|im_start|>assistant\\n<think>")
 
@@ -59,8 +70,8 @@ def train(model, data, folder, capsys, *options):
     return [line for line in lines if "warning: the rewards look for" in line or " 0 % in the first" in line]
 
 
-def test_nobody_asks(small_model, rows, tmp_path, capsys):
-    before, after = train(small_model, rows(), tmp_path / "run", capsys)
+def test_nobody_asks(reader, rows, tmp_path, capsys):
+    before, after = train(reader, rows(), tmp_path / "run", capsys)
     assert before.startswith("cppo: warning: the rewards look for <think> and \\boxed{}, but no prompt asks for")
     assert after.startswith("cppo: warning: format 0 % in the first 3 steps: no prompt asks for `<think>`")
     assert "ask for it with system_prompt or prompt_suffix" in after
@@ -70,23 +81,21 @@ def test_nobody_asks(small_model, rows, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("how", ["question", "system_prompt", "prompt_suffix"])
-def test_every_command_reports_what_the_model_does(small_model, rows, tmp_path, capsys, how):
+def test_every_command_reports_what_the_model_does(reader, rows, tmp_path, capsys, how):
     options = [] if how == "question" else [f"--{how}", ASKS]
-    (after,) = train(small_model, rows(ASKS if how == "question" else ""), tmp_path / "run", capsys, *options)
+    (after,) = train(reader, rows(ASKS if how == "question" else ""), tmp_path / "run", capsys, *options)
     assert "format 0 % in the first 3 steps: prompts ask for `<think>` and `\\boxed{}`, but no response has it" in after
 
 
-def test_a_plan_reports_it_too(small_model, rows, tmp_path, capsys):
-    before, after = train(small_model, rows(), tmp_path / "run", capsys, "--dry_run")
+def test_a_plan_reports_it_too(reader, rows, tmp_path, capsys):
+    before, after = train(reader, rows(), tmp_path / "run", capsys, "--dry_run")
     assert "no prompt asks for" in before
     assert "format 0 % in the first 3 steps" in after
     assert not (tmp_path / "run").exists()
 
 
-def test_only_answers_are_rewarded(small_model, rows, tmp_path, capsys):
-    before, after = train(
-        small_model, rows(), tmp_path / "run", capsys, "--rewards", "accuracy", "--reward_weights", "1"
-    )
+def test_only_answers_are_rewarded(reader, rows, tmp_path, capsys):
+    before, after = train(reader, rows(), tmp_path / "run", capsys, "--rewards", "accuracy", "--reward_weights", "1")
     assert before.endswith(
         "look for \\boxed{}, but no prompt asks for `\\boxed{}`: ask for it with system_prompt or prompt_suffix"
     )
@@ -95,6 +104,11 @@ def test_only_answers_are_rewarded(small_model, rows, tmp_path, capsys):
 
 def test_a_model_that_was_taught_the_form_is_left_alone(tmp_path, capsys):
     assert train("micro", "tasks:digits?n=8", tmp_path / "run", capsys, "--max_completion_length", "60") == []
+
+
+def test_a_tokenizer_made_for_the_form_needs_no_prompt_that_asks(small_model, rows, tmp_path, capsys):
+    (after,) = train(small_model, rows(), tmp_path / "run", capsys)
+    assert "format 0 % in the first 3 steps: no response has `<think>` and `\\boxed{}`: teach the form" in after
 
 
 def test_an_opened_tag_counts_in_training_and_evaluation(tmp_path, capsys):
@@ -122,8 +136,8 @@ def test_special_tokens_are_reported_in_run_and_evaluation(tmp_path, capsys):
     assert "decoding drops" in json.loads(file.read_text())["format_warning"]
 
 
-def test_what_later_steps_earn_takes_the_warning_off_the_report(small_model, rows, tmp_path, capsys):
-    train(small_model, rows(), tmp_path / "run", capsys)
+def test_what_later_steps_earn_takes_the_warning_off_the_report(reader, rows, tmp_path, capsys):
+    train(reader, rows(), tmp_path / "run", capsys)
     file = Path(tmp_path / "run" / "metrics.jsonl")
     with file.open("a") as stream:
         stream.write(json.dumps({"step": 4, "rewards/format_reward/mean": 0.5}) + "\n")

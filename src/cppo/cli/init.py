@@ -4,6 +4,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     machine = _machine(arguments.machine)
     data = look_at_data(arguments.data, arguments.columns, arguments.max_bad_fraction)
     model = look_at_model(arguments.model)
-    choices, recipe = first_recipe(data, model, machine, arguments.method, f"runs/{file.stem}")
+    choices, recipe = first_recipe(data, model, machine, arguments.method, _free_folder(f"runs/{file.stem}"))
     launch = _launch(recipe, machine)
     heading = (
         f"CPPO on {', '.join(data.specs)} with {model.name} on {machine}, as chosen by `cppo init`. Every "
@@ -57,6 +58,12 @@ def run(argv: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"--out: cannot write {file}: {error.strerror}") from error
     print(f"recipe     {file}\ntry it     cppo train --config {file} --dry_run\ntrain      {launch} --config {file}")
+
+
+def _free_folder(name: str) -> str:
+    """The name, with the first number from 2 on that makes it new if it exists."""
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(folder for folder in chain([name], numbered) if not Path(folder).exists())
 
 
 def _ask(arguments: Namespace) -> None:

@@ -21,17 +21,20 @@ class ChatForm:
         opened: the part of the form that the template writes at the end of a prompt, from its `<think>` on.
         added: the text of a chat with the question `?`: what the template adds to every prompt.
         dropped: tags that decoding drops as special tokens.
+        built_in: whether the tokenizer has each mark of the form as one token. Such a model learns the form by training,
+            and instructions do not help.
     """
 
     opened: str = ""
     added: str = ""
     dropped: tuple[str, ...] = ()
+    built_in: bool = False
 
     @classmethod
     def of(cls, processor: Any, **template: Any) -> "ChatForm":
         """From a processor or tokenizer; `template`: further arguments of its chat template."""
         if not getattr(processor, "chat_template", None):
-            return cls(dropped=_dropped(processor))
+            return cls(dropped=_dropped(processor), built_in=_built_in(processor))
         content: Any = [{"type": "text", "text": "?"}] if hasattr(processor, "tokenizer") else "?"
         chat = [{"role": "user", "content": content}]
         asked, begun = (
@@ -40,7 +43,8 @@ class ChatForm:
         )
         answer = begun.removeprefix(asked)
         place = answer.find(THINK)
-        return cls(answer[place:] if place >= 0 else "", begun, _dropped(processor))
+        opened = answer[place:] if place >= 0 else ""
+        return cls(opened, begun, _dropped(processor), _built_in(processor))
 
     def causes(
         self, prompts: Iterable[Any], responses: Sequence[str] = (), marks: Sequence[str] = (THINK, BOX)
@@ -55,7 +59,7 @@ class ChatForm:
         dropped = [tag for tag in self.dropped if THINK in marks and not (tag == THINK and self.opened)]
         settled = {THINK} if self.opened or dropped else set()
         lacking = [m for m in marks if m not in settled and not any(_WRITTEN[m] in one for one in responses)]
-        unasked = [mark for mark in lacking if _ASKED[mark] not in asked_for]
+        unasked = [mark for mark in lacking if not self.built_in and _ASKED[mark] not in asked_for]
         unwritten = [mark for mark in lacking if mark not in unasked] if responses else []
         found = []
         if dropped:
@@ -65,15 +69,21 @@ class ChatForm:
             )
         if unasked:
             found.append(f"no prompt asks for {_named(unasked)}: ask for it with system_prompt or prompt_suffix")
-        if unwritten:
+        if unwritten and self.built_in:
+            found.append(
+                f"no response has {_named(unwritten)}: teach the form with `cppo sft` (instructions do not help a model "
+                "whose tokenizer was made for it), or raise the longest response if responses are cut off"
+            )
+        elif unwritten:
             found.append(
                 f"prompts ask for {_named(unwritten)}, but no response has it: show it in the prompt, teach it with "
                 "`cppo sft`, or raise the longest response if responses are cut off"
             )
         if responses and not found:
+            remedy = "teach it with `cppo sft`" if self.built_in else "say so in system_prompt or prompt_suffix"
             found.append(
                 f"responses have parts of the form, but none has `{THINK}...{CLOSE} ... \\boxed{{...}}` in this order: "
-                "say so in system_prompt or prompt_suffix, or raise the longest response if responses are cut off"
+                f"{remedy}, or raise the longest response if responses are cut off"
             )
         return found
 
@@ -87,6 +97,11 @@ def _dropped(processor: Any) -> tuple[str, ...]:
         if tag in all_of_it and tag not in kept:
             found.append(tag)
     return tuple(found)
+
+
+def _built_in(processor: Any) -> bool:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return all(len(tokenizer(mark, add_special_tokens=False)["input_ids"]) == 1 for mark in _WRITTEN.values())
 
 
 def _text(prompt: str | Sequence[Mapping[str, Any]]) -> str:

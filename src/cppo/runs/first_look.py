@@ -74,23 +74,37 @@ class ModelFacts:
     Attributes:
         name: as it was given.
         shapes: its sizes; None for a family that `cppo plan` does not count, with the reason in `uncounted`.
+        form_built_in: whether its tokenizer has the form of the responses as tokens (`ChatForm`).
     """
 
     name: str
     shapes: ModelShapes | None
     uncounted: str = ""
+    form_built_in: bool = False
 
 
 def look_at_model(name: str) -> ModelFacts:
-    """Read a model's configuration. Raises UserError if it is no vision-language model."""
+    """Read a model's configuration and tokenizer. Raises UserError if it is no vision-language model."""
     from cppo.runs.checks import check_model
     from cppo.runs.model_shapes import read_shapes
 
     check_model(name)
+    form = _form_built_in(name)
     try:
-        return ModelFacts(name, read_shapes(name))
+        return ModelFacts(name, read_shapes(name), form_built_in=form)
     except UserError as error:
-        return ModelFacts(name, None, str(error).removeprefix("model: "))
+        return ModelFacts(name, None, str(error).removeprefix("model: "), form)
+
+
+def _form_built_in(name: str) -> bool:
+    """Whether the tokenizer has the form as tokens; False without a processor."""
+    from cppo.evaluation import load_processor
+    from cppo.rewards import ChatForm
+
+    try:
+        return ChatForm.of(load_processor(name)).built_in
+    except UserError:
+        return False
 
 
 def longest_prompt(model: str, data: DataFacts, pixels: PixelBounds, prompt_suffix: str | None) -> int | None:

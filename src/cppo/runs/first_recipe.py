@@ -30,6 +30,10 @@ LENGTHS = (1024, 512, 256)
 """Lengths of responses to try on GPUs, longest first."""
 GROUP = 5
 """Rollouts of a prompt on GPUs: the published number."""
+FORM_BUILT_IN = (
+    "\nIts tokenizer was made for the form of the responses, so no prompt asks for it. `micro` knows only the generated"
+    "\ntasks; teach it your pictures first: docs/start/micro.md."
+)
 MICRO_GROUPS = 4
 """Limit of groups in a micro-batch."""
 
@@ -105,7 +109,10 @@ def as_yaml(heading: str, choices: list[Choice]) -> str:
 
 
 def _inputs(data: DataFacts, model: ModelFacts, machine: Machine) -> Iterator[Choice]:
-    yield Choice(f"The model: {_weights(model)}.", {"model": model.name})
+    asks = not (data.generated or model.form_built_in)
+    yield Choice(
+        f"The model: {_weights(model)}.{'' if asks or data.generated else FORM_BUILT_IN}", {"model": model.name}
+    )
     specs = data.specs[0] if len(data.specs) == 1 else data.specs
     low, high = data.images
     images = f"{low} to {high} images" if low < high else f"{low} image{'s' * (low != 1)}"
@@ -125,7 +132,7 @@ def _inputs(data: DataFacts, model: ModelFacts, machine: Machine) -> Iterator[Ch
             f"{PIXELS[small] // 784:,} tokens in Qwen's families.",
             {"max_pixels": PIXELS[small]},
         )
-    if not data.generated:
+    if asks:
         suffix = read_mapping(recipe_file("few-rows"), "few-rows")["prompt_suffix"]
         yield Choice("The rewards look for this form, so every prompt asks for it.", {"prompt_suffix": suffix})
 
