@@ -21,8 +21,8 @@ class ChatForm:
         opened: the part of the form that the template writes at the end of a prompt, from its `<think>` on.
         added: the text of a chat with the question `?`: what the template adds to every prompt.
         dropped: tags that decoding drops as special tokens.
-        built_in: whether the tokenizer has each mark of the form as one token. Such a model learns the form by training,
-            and instructions do not help.
+        built_in: whether the tokenizer has each mark of the form as one token. Such a model learns the form by
+            training; instructions do not help.
     """
 
     opened: str = ""
@@ -71,8 +71,8 @@ class ChatForm:
             found.append(f"no prompt asks for {_named(unasked)}: ask for it with system_prompt or prompt_suffix")
         if unwritten and self.built_in:
             found.append(
-                f"no response has {_named(unwritten)}: teach the form with `cppo sft` (instructions do not help a model "
-                "whose tokenizer was made for it), or raise the longest response if responses are cut off"
+                f"no response has {_named(unwritten)}: teach the form with `cppo sft` (instructions do not help "
+                "a model whose tokenizer was made for it), or raise the longest response if responses are cut off"
             )
         elif unwritten:
             found.append(
