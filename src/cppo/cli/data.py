@@ -40,6 +40,8 @@ def _check(arguments: Namespace) -> None:
     except BadRows as error:
         _print_bad(error.rows)
         print(f"rows        {error.total:,}, none of them usable")
+        if not error.rows:
+            raise
         raise SystemExit(1) from error
 
     with Progress(total=len(source), desc="summarize", unit="rows") as bar:
@@ -61,7 +63,7 @@ def _check(arguments: Namespace) -> None:
             print(f"long row  {row.place}: {row.tokens} prompt tokens")
     bad, total = len(source.skipped) + len(marked), len(source) + len(source.skipped)
     print(f"rows        {total:,}, {len(readable):,} usable, {bad:,} bad ({100 * bad / total:.1f} %)")
-    print("\n".join(_lines(summary, pixels)))
+    print("\n".join([*(f"unread      {line}" for line in source.unread), *_lines(summary, pixels)]))
     if summary.choice_rows:
         wrong = f"{len(summary.no_choice):,}{_places(source, summary.no_choice)}"
         print(f"choices     {summary.choice_rows:,} rows have them; the answer is none of them in {wrong}")

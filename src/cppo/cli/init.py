@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> None:
 
     machine = _machine(arguments.machine)
     data = look_at_data(arguments.data, arguments.columns, arguments.max_bad_fraction)
+    print("".join(f"unread     {line}\n" for line in data.source.unread), end="")
     model = look_at_model(arguments.model)
     choices, recipe = first_recipe(data, model, machine, arguments.method, _free_folder(f"runs/{file.stem}"))
     launch = _launch(recipe, machine)

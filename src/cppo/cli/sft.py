@@ -36,6 +36,7 @@ def _run(recipe: Recipe) -> None:
     quiet_libraries()
 
     from cppo.reports import write_report
+    from cppo.runs.notices import warn_of_unread
     from cppo.runs.precision import cpu_options
     from cppo.runs.recorder import RunRecorder
     from cppo.runs.row_limit import drop_long_rows, left_out_summary, warn_of_left_out
@@ -46,6 +47,7 @@ def _run(recipe: Recipe) -> None:
     files = RunDirectory(recipe.output_dir)
     data, long = drop_long_rows(data, options)
     warn_of_left_out(data, long, options)
+    warn_of_unread(data)
     config = {**cpu_options(recipe.config), **recipe.config}
     if checkpoint is not None:
         warn_of_changes(recipe, config, checkpoint)

@@ -15,6 +15,7 @@ from PIL import Image
 from cppo.data.images import EncodedImage, ImageFacts, OtherImages, RowError, check_image, encoded_bytes
 from cppo.data.mapping import REQUIRED_COLUMNS, parse_row
 from cppo.data.record import StoredRow
+from cppo.data.unread import UnreadColumns
 from cppo.errors import UserError
 from cppo.progress import Progress
 from cppo.views import PixelRoom
@@ -27,7 +28,7 @@ class BadRows(UserError):
     """A file has too many bad rows.
 
     Attributes:
-        rows: the bad rows, as in `RowChecks.skipped`.
+        rows: the bad rows, as in `RowChecks.skipped`; empty where whole columns are missing.
         total: number of rows checked.
     """
 
@@ -60,7 +61,7 @@ class RowChecks:
 
     Images of the same file or the same data are decoded once. `skipped` collects bad rows as (number, "FILE: reason").
     `other_images` collects the places of rows without exactly `images_per_row` images. `found` collects all column
-    names. Raises UserError unless `max_bad_fraction` is a fraction of 1.
+    names, `unread` the misspelt ones. Raises UserError unless `max_bad_fraction` is a fraction of 1.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class RowChecks:
         self._columns = columns
         self.found: set[str] = set()
         self._extras, self._optional = tuple(extras), tuple(optional)
+        self.unread = UnreadColumns(columns, (*extras, *optional))
         self._max_bad_fraction = max_bad_fraction
         self._place_of_id: dict[str, str] = {}
         self._with_facts = with_facts
@@ -104,9 +106,11 @@ class RowChecks:
             total: number of rows, if known.
 
         Raises:
-            UserError: a column is in no row, including the rows beyond `limit`; no row is good; or too large a fraction
-                of the checked rows is bad (BadRows). One of the first few rows may be bad, since the file's fraction is
+            BadRows: no row, even beyond `limit`, has a column of the record; no row is good; or too large a fraction of
+                the checked rows is bad. One of the first few rows may be bad, since the file's fraction is
                 not known yet.
+            MissingColumns: no row has one of `extras`.
+            UserError: there are no rows.
         """
         good: list[StoredRow] = []
         bad: list[tuple[int, str]] = []
@@ -121,7 +125,9 @@ class RowChecks:
             while chunk := list(islice(rows, min(ROWS_A_CHUNK, wanted - len(good)))):
                 parsed = []
                 for number, value in chunk:
-                    present.update(dict.fromkeys(value) if isinstance(value, Mapping) else {})
+                    if isinstance(value, Mapping):
+                        present.update(dict.fromkeys(value))
+                        self.unread.see(value)
                     parsed.append((number, self._parse(value, folder, f"{name} {unit} {number}")))
                 self._look(pool, {ref for _, row in parsed for ref in _encoded(row)}, folder)
                 for number, row in parsed:
@@ -136,7 +142,7 @@ class RowChecks:
         if unit == "line":  # each row of a table has every column
             while self._absent(present) and (left := next(rows, None)) is not None:
                 present.update(dict.fromkeys(left[1]) if isinstance(left[1], Mapping) else {})
-        self._check_columns_present(name, present)
+        self._check_columns_present(name, present, len(good) + len(bad))
         self.found.update(present)
         if not good and not bad:
             found = "there are no rows"
@@ -212,15 +218,17 @@ class RowChecks:
             if present and theirs is not None and theirs not in present and theirs.partition(".")[0] not in present
         }
 
-    def _check_columns_present(self, name: str, present: Mapping[str, None]) -> None:
+    def _check_columns_present(self, name: str, present: Mapping[str, None], checked: int) -> None:
         absent = self._absent(present)
         records = {ours: theirs for theirs, ours in absent.items() if ours is not None}
         if records:
             mapping = {**self._columns, **dict.fromkeys(records, "THEIR_NAME")}
             columns = ", ".join(f"{ours}: {theirs or 'null'}" for ours, theirs in mapping.items())
-            raise UserError(
+            raise BadRows(
                 f"{no_row_has(name, list(records.values()), present)}: choose the column to read with --columns "
-                f'"{{{columns}}}", or with `columns` beside `data` in a recipe'
+                f'"{{{columns}}}", or with `columns` beside `data` in a recipe',
+                [],
+                checked,
             )
         if absent:
             raise MissingColumns(name, list(absent), present)

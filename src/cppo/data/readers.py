@@ -97,6 +97,7 @@ def load_records(
         name=name,
         skipped=checks.skipped,
         other_images=checks.other_images,
+        unread=checks.unread.lines(),
         pixels=pixels,
         prompt_suffix=prompt_suffix,
         extras=kept,
@@ -119,7 +120,8 @@ def load_rows(
     checks = RowChecks(check_columns(columns), max_bad_fraction, extras)
     root = None if folder is None else Path(folder).resolve()
     stored = checks.run(enumerate(rows, start=1), name=name, unit="row", folder=root)
-    return RecordSource([StoredRows(stored)], name=name, skipped=checks.skipped, extras=extras)
+    unread = checks.unread.lines()
+    return RecordSource([StoredRows(stored)], name=name, skipped=checks.skipped, unread=unread, extras=extras)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ class RecordSource(Sequence[Record]):
         name: the SPECs it was read from.
         skipped: the bad rows as (line or row number, "FILE: reason").
         other_images: places of rows that were left out for their number of images.
+        unread: a line for each column that nothing reads and that looks like a misspelt name.
         pixels: bounds to which each image is scaled when its record is made. They change no `id`.
         prompt_suffix: added to each record's prompt, after a space (`with_suffix`). It changes no `id`.
         columns: the columns that every record fills, as `to_dataset` names them, and the extras.
@@ -157,6 +158,7 @@ class RecordSource(Sequence[Record]):
         name: str,
         skipped: Sequence[tuple[int, str]],
         other_images: Sequence[str] = (),
+        unread: Sequence[str] = (),
         pixels: PixelBounds = ANY_SIZE,
         prompt_suffix: str | None = None,
         extras: Sequence[str] = (),
@@ -164,6 +166,7 @@ class RecordSource(Sequence[Record]):
         self.name = name
         self.skipped = list(skipped)
         self.other_images = list(other_images)
+        self.unread = list(unread)
         self.pixels = pixels
         self.prompt_suffix = prompt_suffix
         self.columns = BASE_COLUMNS + tuple(

@@ -24,6 +24,12 @@ def warn_of_no_images(source: RecordSource) -> None:
         )
 
 
+def warn_of_unread(source: RecordSource) -> None:
+    """Warn of columns that look like misspelt names."""
+    for line in source.unread:
+        tell(f"warning: {source.name}: nothing reads {line}")
+
+
 def warn_of_shared_files(options: TrainOptions) -> None:
     """Warn if held-out data are training data; a task or a data set with splits has others under the same name."""
     given = ([one] if isinstance(one, str) else one or [] for one in (options.data, options.eval_data))

@@ -15,7 +15,7 @@ from cppo.progress import Progress
 from cppo.recipes import Recipe
 from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
-from cppo.runs.notices import warn_of_no_images, warn_of_prompts, warn_of_shared_files
+from cppo.runs.notices import warn_of_no_images, warn_of_prompts, warn_of_shared_files, warn_of_unread
 from cppo.runs.precision import cpu_options, say_cpu_precision
 from cppo.runs.row_limit import drop_long_rows, warn_of_left_out
 from cppo.runs.sources import RunSources
@@ -62,6 +62,7 @@ def prepare_run(recipe: Recipe, sources: RunSources) -> PreparedRun:
     if args.uses_perception:
         warn_of_no_images(train)
     warn_of_shared_files(options)
+    warn_of_unread(train)
     return PreparedRun(options, args, train, long)
 
 
