@@ -1,6 +1,7 @@
 """`cppo views`: every family is shown as it was drawn, with what the model then answers."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -220,6 +221,13 @@ def test_the_page_in_a_browser(width, tmp_path):
     items = [shown(["5", "4", "5"], [True, False, True])] * 3
     file.write_text(render_views(items, title="x" * 60, strengths="y", seed=0), encoding="utf-8")
     assert evaluate_in_page(file, LOOK, width=width, profile=tmp_path / "profile") == GOOD
+
+
+def test_white_pictures_of_the_grid_have_an_edge():
+    white = ShownView(None, "", (Image.new("RGB", (50, 20), "white"),))
+    grid = draw_grid(ShownItem("1", "?", "5", white, (replace(white, family="crop"),) * 2))
+    grey = sum(count for count, colour in grid.getcolors(2**16) if colour == (211, 211, 211))
+    assert grey == 3 * (2 * 202 + 2 * 80)  # three pictures of 200 x 80, each in a line of one pixel
 
 
 def test_texts_are_escaped_and_long_answers_cut():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cppo.data import Record, question_text
 from cppo.reports.page import render_page
@@ -19,6 +19,8 @@ THUMBNAIL = 320
 """Longest side in pixels of a picture on the page."""
 CELL = 200
 """Side in pixels of a picture in the grid; smaller ones are enlarged by whole factors."""
+EDGE = "lightgrey"
+"""Colour of the line around each picture of the grid, one pixel wide."""
 MARGIN, LINE = 10, 16
 LINE_CHARS = 30
 """Characters that fit below a picture of the grid."""
@@ -227,7 +229,8 @@ def draw_grid(item: ShownItem) -> Image.Image:
         for column, view in enumerate(views):
             x = left + column * width
             for place, image in enumerate(view.images):
-                grid.paste(_enlarged(image), (x + place * (CELL + 4), y))
+                framed = ImageOps.expand(_enlarged(image), 1, EDGE)
+                grid.paste(framed, (x + place * (CELL + 4) - 1, y - 1))
             for number, text in enumerate(labels[id(view)]):
                 pen.text((x, y + CELL + 2 + number * LINE), text, fill="black", font=font)
     return grid
