@@ -7,6 +7,7 @@ in the run, is one line that names option, file and function.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +43,8 @@ from cppo.values import check_value
 LENGTHS = (6, 4, 1, 0)
 """Lengths of the trial responses; the middle of the longest has a tool's token, which the mask excludes."""
 VOCABULARY, WIDTH = 11, 5
+LOGITS = "logits"
+"""The need that comes alone: a score of both policies' logits takes nothing else."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,7 @@ class Hook:
             try:
                 found = function(*arguments, **named)
             except (Exception, SystemExit) as error:  # user code may raise anything, also `sys.exit`
-                called = (
-                    f"a {self.kind} is called as function({self.call}), with the inputs that it declares by needs(...)"
-                )
-                raise UserError(f"{failure(error, what)}; {called}") from error
+                raise UserError(f"{failure(error, what)}; {self._called(function, error)}") from error
             shape = self.shape(*arguments)
             returned = f"a {type(found).__name__}"
             if isinstance(found, Tensor):
@@ -88,12 +88,25 @@ class Hook:
 
         return call
 
+    def _called(self, function: Callable[..., Any], error: BaseException) -> str:
+        """How the function is called, and the inputs that it took without a declaration, as far as its error shows."""
+        if LOGITS in needs_of(function):
+            return f"with needs('{LOGITS}') a score is called as function(logits, removing_logits)"
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        taken = (
+            {*code.co_names, *code.co_varnames, *code.co_consts} & (self.needs - needs_of(function)) if code else set()
+        )
+        lacking = sorted(name for name in taken if "NoneType" in str(error) or f"'{name}'" in str(error))
+        if lacking:
+            return f"declare needs({', '.join(map(repr, lacking))})"
+        return f"a {self.kind} is called as function({self.call}), with the inputs that it declares by needs(...)"
+
 
 def _score_shape(anchor: ResponseScores | Tensor, *_: ResponseScores | Tensor) -> torch.Size:
     return anchor.shape[:-1] if isinstance(anchor, Tensor) else anchor.logps.shape
 
 
-FROM_LOGITS = frozenset({"logits", *EXACT_DIVERGENCES})
+FROM_LOGITS = frozenset({LOGITS, *EXACT_DIVERGENCES})
 OF_TOKENS = SIMILARITIES | {"hidden_states"}
 SCORE = Hook("score", SCORES, FROM_LOGITS | OF_TOKENS | {"response_mask"}, "anchor, removing", _score_shape)
 SELECTOR = Hook(
@@ -148,8 +161,13 @@ def register_own(options: Mapping[str, Any]) -> None:
             if unknown:
                 known = ", ".join(sorted(hook.needs))
                 raise UserError(f"{what} needs {unknown}, which a {hook.kind} does not get; it may need {known}")
+            if LOGITS in needs_of(function) and len(needs_of(function)) > 1:
+                others = ", ".join(sorted(needs_of(function) - {LOGITS}))
+                raise UserError(
+                    f"{what}: needs('{LOGITS}') comes alone: compute {others} from the logits, or drop {LOGITS}"
+                )
             strange = [view for view in views_of(function, ()) if view not in VIEWS]
-            if strange or ("logits" in needs_of(function) and views_of(function) != ("removing",)):
+            if strange or (LOGITS in needs_of(function) and views_of(function) != ("removing",)):
                 raise UserError(
                     f"{what} is declared under{views_of(function)}: give 'removing' or 'preserving', or none; with "
                     "needs('logits') it compares 'removing'"
@@ -226,7 +244,7 @@ def _score(score: Callable[..., Tensor], scores: ViewScores) -> Tensor:
     """The score from the inputs that it declares and no others, as from the packed scorer."""
     anchor, needed = scores.anchor, needs_of(score)
     views = [getattr(scores, name) for name in views_of(score)]
-    if "logits" in needed:
+    if LOGITS in needed:
         return score(*(one.logits.flatten(0, 1) for one in (anchor, *views))).view_as(anchor.logps)
     near = {name: values for name, values in anchor.similarities.items() if name in needed}
     given = []
@@ -248,13 +266,16 @@ def _select(selector: Callable[..., Tensor], options: Any, scores: ViewScores) -
 
 
 def _as_scored(scores: ViewScores, options: Any) -> ViewScores:
-    """A sink's scores under the views that the options use; at least one token is selected."""
+    """A sink's scores under the views that the options use, with what it declares; at least one token is selected."""
     assert scores.token_mask is not None
     chosen = scores.token_mask if scores.token_mask.any() else scores.response_mask.bool()
     views = scored_views(options)
     removing = scores.removing if "removing" in views else None
     preserving = scores.preserving if "preserving" in views else None
-    return replace(scores, removing=removing, preserving=preserving, token_mask=chosen)
+    undeclared: dict[str, Any] = {
+        name: None for name in ("advantages", "old_logps", "reference_logps") if name not in needed(options)
+    }
+    return replace(scores, removing=removing, preserving=preserving, token_mask=chosen, **undeclared)
 
 
 def _try_term(what: str, term: Callable[..., Tensor], found: Sequence[ViewScores], options: Any) -> None:

@@ -42,7 +42,12 @@ def check_import_path(path: str, what: str) -> bool:
         return False
     if match["module"].endswith(".py"):
         if not Path(match["module"]).is_file():
-            raise UserError(f"{what}: there is no file {match['module']}")
+            here = (
+                ""
+                if Path(match["module"]).is_absolute()
+                else "; run from the folder where it lies, such as the training folder"
+            )
+            raise UserError(f"{what}: there is no file {match['module']}{here}")
     elif not _module_exists(match["module"]):
         raise UserError(f"{what}: there is no module {match['module']}; install it, or give file.py:function")
     return True

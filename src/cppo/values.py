@@ -52,7 +52,10 @@ def check_value(field: OptionField, value: Any, *, where: str) -> Any:
     if fitted is _NO_FIT and value is False and "no" in field.choices:
         fitted = "no"  # YAML 1.1 reads the bare word `no` as a boolean
     if fitted is _NO_FIT:
-        raise UserError(f"{where}: expected {_describe(field)}, got {value!r}")
+        items = value if isinstance(value, (list, tuple)) else [value]
+        names_functions = (field.functions or "str" in field.item_kinds) and any(map(callable, items))
+        hint = "; name a function as text: file.py:function" if names_functions else ""
+        raise UserError(f"{where}: expected {_describe(field)}, got {value!r}{hint}")
     for item in fitted if isinstance(fitted, list) else [fitted]:
         own = field.functions and ":" in item  # whether it exists is checked at the start of a run
         if field.choices and item is not None and item not in field.choices and not own:

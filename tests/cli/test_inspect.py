@@ -253,7 +253,8 @@ def test_a_score_of_ones_own_stands_beside_the_others(tmp_path, capsys, monkeypa
     assert "own.py:moved" in capsys.readouterr().out
     Path("own.py").unlink()
     assert main(["inspect", *asked, "--config", "mine.yaml", "--out", "x.html"]) == 2
-    assert capsys.readouterr().err == "cppo: error: perception_score 'own.py:moved': there is no file own.py\n"
+    told = "there is no file own.py; run from the folder where it lies, such as the training folder"
+    assert capsys.readouterr().err == f"cppo: error: perception_score 'own.py:moved': {told}\n"
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,32 @@ def steep(scores, options):
 @advantage_shaping
 def a_rollout(scores, advantages, options):
     return advantages
+
+@needs("logits")
+def three(anchor, removing, logits, removing_logits):
+    return logits[:, 0]
+
+@needs("logits", "js")
+def logits_and_js(logits, removing_logits):
+    return logits[:, 0]
+
+def undeclared_logits(anchor, removing):
+    return anchor.logits.amax(dim=-1)
+
+def undeclared_kl(anchor, removing):
+    return removing.exact["kl"]
+
+def undeclared_mask(anchor, removing, response_mask):
+    return anchor.logps * response_mask
+
+def undeclared_layer(anchor, removing):
+    return anchor.similarities["last_layer"]
+
+def undeclared_advantages(scores, options):
+    return scores.advantages[:, None] * scores.anchor.logps
+
+def mistaken(anchor, removing):
+    return anchor.logps * removing.logits_of_js["kl"]
 """
 ROWS = make_rows([1, 2, 0, 1])
 
@@ -394,7 +420,15 @@ def config(tmp_path, **given):
         ("score", "own.py:leaves", "failed in own.py line 75: SystemExit: 3"),
         ("selector", "own.py:everything", "selects tokens outside response_mask: return its selection & response_mask"),
         ("selector", "own.py:padded", "depends on values outside the response, which may be anything"),
-        ("selector", "own.py:undrawn", "with the inputs that it declares by needs(...)"),
+        ("selector", "own.py:undrawn", "declare needs('draws')"),
+        ("score", "own.py:three", "with needs('logits') a score is called as function(logits, removing_logits)"),
+        ("score", "own.py:logits_and_js", "needs('logits') comes alone: compute js from the logits, or drop logits"),
+        ("score", "own.py:undeclared_logits", "declare needs('logits')"),
+        ("score", "own.py:undeclared_kl", "KeyError: 'kl'; declare needs('kl')"),
+        ("score", "own.py:undeclared_mask", "declare needs('response_mask')"),
+        ("score", "own.py:undeclared_layer", "declare needs('last_layer')"),
+        ("score", "own.py:mistaken", "with the inputs that it declares by needs(...)"),
+        ("sink", "own.py:undeclared_advantages", "declare needs('advantages')"),
         ("selector", "own.py:weights", "must return a bool tensor of shape (4, 6)"),
         ("selector", "own.py:narrow", "unexpected keyword argument"),
         ("sink", "own.py:constant", "has no gradient, so it trains nothing"),
@@ -411,6 +445,12 @@ def test_mistakes_are_found_before_a_run(own, tmp_path, monkeypatch, option, nam
     assert words in str(caught.value)
     assert f"perception_{option}" in str(caught.value) or option == "sink"
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_in_place_of_its_name(tmp_path):
+    for option, value in (("perception_score", cut), ("removing_views", [cut])):
+        with pytest.raises(UserError, match=f"{option}: expected .*; name a function as text: file.py:function$"):
+            config(tmp_path, **{option: value})
 
 
 def test_a_shaping_of_another_shape(own, tmp_path):
@@ -442,7 +482,8 @@ def test_a_missing_file_is_found_before_torch_is_imported(tmp_path):
     argv = [sys.executable, "-c", program, "train", "--perception_selector", "gone.py:mine"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "2 False\n"
-    assert done.stderr == "cppo: error: perception_selector 'gone.py:mine': there is no file gone.py\n"
+    elsewhere = "; run from the folder where it lies, such as the training folder\n"
+    assert done.stderr == "cppo: error: perception_selector 'gone.py:mine': there is no file gone.py" + elsewhere
 
 
 def test_a_view_that_is_none(family, tmp_path):

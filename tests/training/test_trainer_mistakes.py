@@ -86,6 +86,8 @@ def test_a_column_that_a_reward_needs():
         check_columns([row], False, lambda completions, level, unit: [])
     with pytest.raises(UserError, match="needs the column 'answer'"):
         check_columns([{"prompt": "What?"}], False, accuracy_reward)
+    with pytest.raises(UserError, match=r"keeps more, or `dataset.rename_column\('solution', 'answer'\)`$"):
+        check_columns([{"prompt": "What?", "solution": "7"}], False, accuracy_reward)
     check_columns([{**row, "level": 1}], False, graded)
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
+from cppo.data.mapping import LAYOUTS
 from cppo.errors import UserError, tell
 from cppo.messages import embedded_images
 from cppo.methods import get_method
@@ -90,11 +91,12 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
     check_prompt(row)
     for reward in rewards if isinstance(rewards, list | tuple) else [rewards]:
         columns = {} if isinstance(reward, str | torch.nn.Module) else reward_columns(reward)
-        missing = [repr(name) for name, needed in columns.items() if needed and name not in {*row, "images"}]
+        missing = [name for name, needed in columns.items() if needed and name not in {*row, "images"}]
         if missing:
             raise UserError(
                 f"reward {getattr(reward, '__name__', repr(reward))} needs the column{'s' * (len(missing) > 1)} "
-                f"{', '.join(missing)}, but train_dataset has {named}; `load_records(..., extras=[...])` keeps more"
+                f"{', '.join(map(repr, missing))}, but train_dataset has {named}; `load_records(..., extras=[...])` "
+                f"keeps more{_renamed(missing, row)}"
             )
     if not uses_perception or {"images", "image"} & set(row):
         return
@@ -103,6 +105,13 @@ def check_columns(dataset: Any, uses_perception: bool, rewards: Any = ()) -> Non
             "train_dataset has no column `images` or `image`, but the perception loss needs images: is it among %s?",
             named,
         )
+
+
+def _renamed(missing: Sequence[str], row: Row) -> str:
+    """How to rename a column that well-known data sets have in place of a missing one, e.g. TRL's `solution`."""
+    known = {theirs: ours for layout in LAYOUTS.values() for ours, theirs in layout.items()}
+    renames = [(theirs, ours) for theirs, ours in known.items() if ours in missing and theirs in row]
+    return "".join(f", or `dataset.rename_column({theirs!r}, {ours!r})`" for theirs, ours in renames)
 
 
 # Options, model and sharing
