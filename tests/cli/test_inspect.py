@@ -12,7 +12,7 @@ from PIL import Image
 
 from cppo.assets import resolve_model
 from cppo.cli.main import main
-from cppo.cli.trained import recipe_views, trained_recipe
+from cppo.cli.trained import answering_model, recipe_views, trained_recipe
 from cppo.data import Record
 from cppo.evaluation.inspection import (
     VIEWS,
@@ -213,12 +213,17 @@ def test_a_checkpoint_has_the_options_of_its_run(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_folder_without_a_recipe_gets_the_published_options_and_a_line(tmp_path, capsys):
+def test_a_folder_without_a_recipe_gets_the_published_options_and_a_line(tmp_path, capsys, monkeypatch):
+    """The line comes after the checks, so that a mistake stays one line."""
+    monkeypatch.setattr("cppo.evaluation.load_model", lambda *_, **__: (None, None))
+    monkeypatch.setattr("cppo.evaluation.check_marks", lambda *_, **__: None)
     _, options, _ = shown_views(tmp_path)
     assert options["perception_score"] == "entropy_shift"
-    assert "score and views: published; the model's own are not known" in capsys.readouterr().err
-    shown_views("micro")
-    assert capsys.readouterr().err == ""
+    settings = {"system_prompt": None, "prompt_suffix": None}
+    for model, config, lines in ((str(tmp_path), None, 1), (str(tmp_path), "micro", 0), ("micro", None, 0)):
+        answering_model(argparse.Namespace(model=model, config=config, device=None, dtype=None), settings, None)
+        shown = capsys.readouterr().err
+        assert shown.count("score and views: published; the model's own are not known") == lines
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,17 @@ def asked_rows(
 def answering_model(
     arguments: argparse.Namespace, settings: Mapping[str, Any], source: RecordSource | None, **texts: str | None
 ) -> tuple[Any, Any]:
-    """The model of --model with its processor. Raises UserError for its own marks in rows, settings and `texts`."""
+    """The model of --model with its processor; a line reports a folder without a recipe of its own.
+
+    Raises UserError for the model's own marks in rows, settings and `texts`.
+    """
     from cppo.evaluation import check_marks, load_model
 
     model, processor = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     texts |= {name: settings[name] for name in ("system_prompt", "prompt_suffix")}
     check_marks(processor, [source], **texts)
+    if arguments.config is None and Path(arguments.model).is_dir() and own_options(arguments.model) is None:
+        tell("score and views: published; the model's own are not known (--config FILE gives them)")
     return model, processor
 
 
@@ -100,8 +105,7 @@ def recipe_views(arguments: argparse.Namespace) -> tuple[str | None, dict[str, A
     """The recipe of --config, else that of the run whose folder or checkpoint is --model; its options, and its views by
     --seed.
 
-    Otherwise the options are the published ones, which a line reports where --model is a folder. Raises UserError if
-    the recipe's own views cannot be loaded.
+    Otherwise the options are the published ones. Raises UserError if the recipe's own views cannot be loaded.
     """
     config, model, options = arguments.config, arguments.model, None
     if config is not None:
@@ -110,8 +114,6 @@ def recipe_views(arguments: argparse.Namespace) -> tuple[str | None, dict[str, A
         config = str(RunDirectory.of_model(model).config)
     if options is None:
         options = {name: field.default for name, field in cppo_fields().items()}
-        if model and Path(model).is_dir():
-            tell("score and views: published; the model's own are not known (--config FILE gives them)")
     return config, options, view_sampler({**options, "seed": arguments.seed})
 
 
