@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from pictures import picture
+from pictures import picture, write_rows
 
 from cppo.cli.main import main
 from cppo.data import load_records, ratings_of
@@ -12,15 +12,7 @@ from cppo.evaluation import Response
 
 @pytest.fixture
 def data(tmp_path):
-    for number in range(6):
-        picture(number, (56, 56)).save(tmp_path / f"{number}.png")
-    rows = [
-        {"prompt": f"What is in picture {number}?", "images": [f"{number}.png"], "answer": str(number % 2)}
-        for number in range(6)
-    ]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file)
+    return write_rows(tmp_path / "rows.jsonl", [{"answer": str(number % 2)} for number in range(6)])
 
 
 @pytest.fixture

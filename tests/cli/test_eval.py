@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pictures import picture
+from pictures import write_rows
 
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.main import main
@@ -17,21 +17,15 @@ from cppo.files import content_fingerprint, model_fingerprint
 @pytest.fixture
 def data(tmp_path):
     """Seven rows with a picture each, in categories; one is unlike any text that should reach a terminal."""
-    for number in range(7):
-        picture(number, (56, 56)).save(tmp_path / f"{number}.png")
-    rows = [
+    columns = [
         {
-            "prompt": f"What is in picture {number}?",
-            "images": [f"{number}.png"],
             "answer": str(number),
             "level": [1, 2, 10][number % 3],
             "meta": {"source": "\u001b[31mred\u001b[0m" if number == 6 else "plain"},
         }
         for number in range(7)
     ]
-    file = tmp_path / "data.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file)
+    return write_rows(tmp_path / "data.jsonl", columns)
 
 
 @pytest.fixture

@@ -37,9 +37,8 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
     for name in ("system_prompt", "prompt_suffix"):
-        parser.add_argument(
-            f"--{name}", metavar="TEXT", help="default: the system prompt of the run directory's training"
-        )
+        words = name.replace("_", " ")
+        parser.add_argument(f"--{name}", metavar="TEXT", help=f"default: the {words} of the run directory's training")
     add_pixel_bounds(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     parser.add_argument(
