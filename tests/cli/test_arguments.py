@@ -5,12 +5,13 @@ import re
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
 
 from cppo.cli import main as cli
-from cppo.cli.parser import COUNT, Parser, add_data_options, number_in
+from cppo.cli.parser import COUNT, Parser, add_data_options, check_output_file, number_in
 from cppo.cli.trained import add_answer_options, answer_settings
 from cppo.errors import UserError
 from cppo.recipes import load_recipe
@@ -363,3 +364,14 @@ def test_a_name_that_a_library_lacks_is_one_line(module, told, monkeypatch, caps
         f"cppo: error: cannot import name 'gone' from '{module}'; "
         "install the versions that docs/reference/versions.md names\n"
     )
+
+
+def test_several_processes_check_one_output_file_at_once(tmp_path):
+    """None makes the file or removes it, so none stumbles over another, and what another writes stays."""
+    file = tmp_path / "out.json"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: check_output_file("--json", str(file)), range(500)))
+    assert list(tmp_path.iterdir()) == []
+    file.write_text("kept")
+    check_output_file("--json", str(file))
+    assert file.read_text() == "kept"

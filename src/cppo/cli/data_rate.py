@@ -106,7 +106,12 @@ def _lines(ratings: Sequence[Rating]) -> list[str]:
 
 def add_rate_options(parser: argparse.ArgumentParser) -> None:
     """The options of `cppo data rate`."""
-    parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR|NAME",
+        help="`micro`, a run, its checkpoint, a folder or a Hugging Face name",
+    )
     add_data_options(parser, note="rows of the split `train`: ")
     parser.add_argument(
         "--out", required=True, metavar="FILE", help="the ratings, as JSON lines; a stopped rating resumes from them"

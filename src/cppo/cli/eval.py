@@ -191,7 +191,9 @@ def _parser() -> Parser:
         prog="cppo eval",
         description="Accuracy, pass@k and format rate of a model on data or benchmarks, and its perception card.",
     )
-    parser.add_argument("--model", metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
+    parser.add_argument(
+        "--model", metavar="DIR|NAME", help="`micro`, a run, its checkpoint, a folder or a Hugging Face name"
+    )
     add_data_options(parser, required=False)
     parser.add_argument(
         "--suite",

@@ -83,7 +83,12 @@ def run(argv: Sequence[str]) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog="cppo inspect", description="Shows which tokens of a model's responses depend on the image.")
-    parser.add_argument("--model", required=True, metavar="DIR|NAME", help="`micro`, a folder or a Hugging Face name")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR|NAME",
+        help="`micro`, a run, its checkpoint, a folder or a Hugging Face name",
+    )
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, a .html file")
     parser.add_argument("--json", metavar="FILE", help="write the numbers too: a list, one object an item")

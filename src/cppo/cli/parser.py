@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import yaml
@@ -88,19 +89,19 @@ SEED = number_in("[0, inf)", whole=True)
 
 
 def check_output_file(option: str, name: str | None) -> None:
-    """Check that the file of an option can be written. Raises UserError."""
+    """Check that the file of an option can be written, without making it: other processes may check and write it too.
+
+    Raises UserError.
+    """
     if name is None:
         return
     file = Path(name)
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise UserError(f"{option}: cannot write {name}: {'it is a' if file.is_dir() else 'there is no such'} folder")
-    existed = file.exists()
     try:
-        file.open("a", encoding="utf-8").close()
+        (file.open("ab") if file.exists() else TemporaryFile(dir=file.absolute().parent)).close()
     except OSError as error:
         raise UserError(f"{option}: cannot write {name}: {error.strerror}") from error
-    if not existed:
-        file.unlink()
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:

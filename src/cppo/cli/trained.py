@@ -28,6 +28,10 @@ AS_TRAINED: dict[str, Any] = {
 """The options of a run that decide what a model sees, with their types."""
 
 
+ANY_MODEL = "`micro`, a run, its checkpoint, a folder or a Hugging Face name"
+"""Help of a `--model` that answers."""
+
+
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of how a model answers: length, system prompt, prompt suffix, image bounds, device and dtype."""
     parser.add_argument(

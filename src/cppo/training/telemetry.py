@@ -289,5 +289,7 @@ class FormWatch(TrainerCallback):
             return
         causes = self.form.causes(self._prompts, self._responses, self.marks)
         what = str(self._reward).removesuffix("_reward")
-        self.warning = f"{what} 0 % in the first {state.global_step} steps: {'; '.join(causes)}"
+        self.warning = (
+            f"{what} 0 % in the first {state.global_step} step{'s' * (state.global_step > 1)}: {'; '.join(causes)}"
+        )
         tell(f"warning: {self.warning}")
