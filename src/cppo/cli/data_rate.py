@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cppo.cli.answering import Answering, add_engine_options, check_engine, source_identity
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, SEED, add_data_options, check_output_file, number_in
-from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
+from cppo.cli.trained import ANY_MODEL, add_answer_options, answer_settings, asked_rows, trained_recipe
 from cppo.data import Rating, RecordSource
 from cppo.data.ratings import RATINGS, rating_of
 from cppo.errors import UserError
@@ -110,7 +110,7 @@ def add_rate_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR|NAME",
-        help="`micro`, a run, its checkpoint, a folder or a Hugging Face name",
+        help=ANY_MODEL,
     )
     add_data_options(parser, note="rows of the split `train`: ")
     parser.add_argument(

@@ -17,7 +17,7 @@ from cppo.cli.answering import (
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file, number_in
-from cppo.cli.trained import add_answer_options, answer_settings, asked_rows, trained_recipe
+from cppo.cli.trained import ANY_MODEL, add_answer_options, answer_settings, asked_rows, trained_recipe
 from cppo.data import MissingColumns, RecordSource, first_prompts
 from cppo.errors import UserError, tell
 from cppo.runs.checks import check_model
@@ -191,9 +191,7 @@ def _parser() -> Parser:
         prog="cppo eval",
         description="Accuracy, pass@k and format rate of a model on data or benchmarks, and its perception card.",
     )
-    parser.add_argument(
-        "--model", metavar="DIR|NAME", help="`micro`, a run, its checkpoint, a folder or a Hugging Face name"
-    )
+    parser.add_argument("--model", metavar="DIR|NAME", help=ANY_MODEL)
     add_data_options(parser, required=False)
     parser.add_argument(
         "--suite",

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from cppo.cli.console import quiet_libraries
 from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file
 from cppo.cli.trained import (
+    ANY_MODEL,
     add_answer_options,
     answer_settings,
     answering_model,
@@ -87,7 +88,7 @@ def _parser() -> Parser:
         "--model",
         required=True,
         metavar="DIR|NAME",
-        help="`micro`, a run, its checkpoint, a folder or a Hugging Face name",
+        help=ANY_MODEL,
     )
     add_data_options(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the page, a .html file")

@@ -99,7 +99,8 @@ def check_output_file(option: str, name: str | None) -> None:
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise UserError(f"{option}: cannot write {name}: {'it is a' if file.is_dir() else 'there is no such'} folder")
     try:
-        (file.open("ab") if file.exists() else TemporaryFile(dir=file.absolute().parent)).close()
+        with file.open("ab") if file.exists() else TemporaryFile(dir=file.absolute().parent):
+            pass
     except OSError as error:
         raise UserError(f"{option}: cannot write {name}: {error.strerror}") from error
 

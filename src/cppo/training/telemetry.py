@@ -289,7 +289,6 @@ class FormWatch(TrainerCallback):
             return
         causes = self.form.causes(self._prompts, self._responses, self.marks)
         what = str(self._reward).removesuffix("_reward")
-        self.warning = (
-            f"{what} 0 % in the first {state.global_step} step{'s' * (state.global_step > 1)}: {'; '.join(causes)}"
-        )
+        steps = f"{state.global_step} step{'s' * (state.global_step > 1)}"
+        self.warning = f"{what} 0 % in the first {steps}: {'; '.join(causes)}"
         tell(f"warning: {self.warning}")
