@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "
 FAMILY = "qwen2_5_vl"
 """The family on which shared prompts are tried: that of the published runs."""
 WORDS = 40
-"""Of an error that a line shows."""
+"""Number of words of an error that a line shows."""
 
 
 def run(argv: Sequence[str]) -> None:

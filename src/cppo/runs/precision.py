@@ -18,7 +18,7 @@ def lacks_gpu(config: Mapping[str, Any]) -> bool:
 def cpu_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Options for the CPU that the configuration does not set: float32, and `use_cpu` for several processes.
 
-    None if it asks for bfloat16 or float16, or trains on a GPU.
+    Empty if it asks for bfloat16 or float16, or trains on a GPU.
     """
     here = not torch.accelerator.is_available()
     if config.get("bf16") or config.get("fp16") or not (here or config.get("use_cpu")):
