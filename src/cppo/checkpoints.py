@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from cppo.errors import UserError, tell
 from cppo.files import replace_text
@@ -33,16 +34,19 @@ SET_ASIDE = "abandoned-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def write_manifest(checkpoint: Path, processes: int) -> None:
+def write_manifest(checkpoint: Path, processes: int, rows: str | None = None) -> None:
     """Declare the checkpoint complete.
 
     Args:
         checkpoint: its folder. All processes have written their files.
         processes: their number. A resume needs the same number.
+        rows: the digest of the training rows (`RecordSource.digest`), if the run knows it.
     """
     entries = _hashed(checkpoint, _files(checkpoint))
-    content = {"processes": processes, "files": {name: list(entry) for name, entry in sorted(entries.items())}}
-    replace_text(checkpoint / MANIFEST, json.dumps(content, indent=1) + "\n")
+    files = {name: list(entry) for name, entry in sorted(entries.items())}
+    replace_text(
+        checkpoint / MANIFEST, json.dumps({"processes": processes, "rows": rows, "files": files}, indent=1) + "\n"
+    )
 
 
 def begin_manifest(checkpoint: Path) -> None:
@@ -56,13 +60,20 @@ def check_processes(checkpoint: Path, processes: int) -> None:
 
     cppo 0.1.0 did not record the number. Raises UserError.
     """
-    file = checkpoint / MANIFEST
-    wrote = parse_json(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else None
+    wrote = _recorded(checkpoint, "processes")
     if wrote not in (None, processes):
         raise UserError(
             f"resume_from_checkpoint: {wrote} process{'es' * (wrote != 1)} wrote {checkpoint}, but {processes} "
             f"resume{'s' * (processes == 1)}: start the same number, or start a new run from its weights with --model"
         )
+
+
+def has_other_rows(checkpoint: Path, rows: str) -> bool:
+    """Whether the checkpoint's run trained on other rows than those of this digest, or in another order.
+
+    False where the checkpoint does not say.
+    """
+    return _recorded(checkpoint, "rows") not in (None, rows)
 
 
 def check_weights_written(checkpoint: Path, how: str) -> None:
@@ -200,6 +211,12 @@ def set_aside(run: Path, after: int) -> list[tuple[Path, Path]]:
         free = next(run / name for name in names if not (run / name).exists())
         moved.append((folder, folder.rename(free)))
     return moved
+
+
+def _recorded(checkpoint: Path, name: str) -> Any:
+    """An entry of the manifest; None without one."""
+    file = checkpoint / MANIFEST
+    return parse_json(file.read_text(encoding="utf-8")).get(name) if file.is_file() else None
 
 
 def _is_older(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Rows that a run sorts and leaves out by their ratings, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pictures import picture
@@ -70,9 +71,12 @@ def test_a_run_trains_on_what_is_left(rated, small_model, tmp_path, capsys):
     options = {**SHORT_RUN, "max_steps": 2, "data_stages": 2, "data_ratings": rated[1], "output_dir": tmp_path / "run"}
     options |= {"data": rated[0], "model": small_model, "data_confidence_band": "[0.3, 1]", "final_eval_samples": 0}
     options |= {"per_device_train_batch_size": 2, "probe_steps": 0, "data_order": "discrete_semantic_entropy"}
-    argv = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    assert main(["train", "--config", "micro", *argv]) == 0
-    assert "1 of 6 rows are left out of training" in capsys.readouterr().err
+    argv = ["train", "--config", "micro", *(word for name, value in options.items() for word in (f"--{name}", value))]
+    assert main(list(map(str, argv))) == 0
+    shown = capsys.readouterr().err
+    assert "1 of 6 rows are left out of training" in shown
+    order = "confidence in [0.3, 1], 2 stages from low to high discrete_semantic_entropy"
+    assert f"order      {order}, as rated in {rated[1]}\n" in shown
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rows_outside_bands"] == 1
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -80,6 +84,30 @@ def test_a_run_trains_on_what_is_left(rated, small_model, tmp_path, capsys):
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "data_stages: 2" in config
     assert "data_order: discrete_semantic_entropy" in config
+
+
+def test_a_resume_takes_the_same_rows_in_the_same_order(rated, small_model, tmp_path, capsys, refused):
+    data, ratings = rated
+    options = {**SHORT_RUN, "max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2, "model": small_model}
+    options |= {"data": data, "data_stages": 2, "data_ratings": ratings, "output_dir": tmp_path / "run"}
+    options |= {"final_eval_samples": 0, "probe_steps": 0}
+
+    def train(**changed):
+        given = {**options, **changed}.items()
+        return ["train", "--config", "micro", *(str(word) for name, value in given for word in (f"--{name}", value))]
+
+    assert main(train()) == 0
+    resume = {"max_steps": 2, "resume_from_checkpoint": tmp_path / "run" / "checkpoint-1"}
+    text = Path(ratings).read_text(encoding="utf-8")
+    # The order of the rows is what counts, not the figures that it came from.
+    Path(ratings).write_text(text.replace('"semantic_entropy": 0.9', '"semantic_entropy": 0.95'), encoding="utf-8")
+    assert main(train(**resume, output_dir=tmp_path / "same")) == 0
+    Path(ratings).write_text(text.replace('"semantic_entropy": 0.9', '"semantic_entropy": 0.2'), encoding="utf-8")
+    other = train(**resume, output_dir=tmp_path / "other")
+    assert "had other training rows, or these in another order: a file of `data` or" in refused(*other)
+    # Another option announces the difference, in one line with the rows.
+    assert main([*other, "--learning_rate", "1e-5"]) == 0
+    assert "learning_rate: 0.0001 -> 1.0e-05; other training rows): it will differ" in capsys.readouterr().err
 
 
 def test_what_is_refused(rated, tmp_path, refused):

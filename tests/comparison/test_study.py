@@ -53,6 +53,17 @@ def test_methods_of_a_task_share_the_start_and_its_evaluation(study):
     assert len({str(sorted(job.identity.items(), key=str)) for job in jobs}) == len(jobs)
 
 
+def test_other_ratings_make_another_cell(write_study, tmp_path):
+    ratings = tmp_path / "ratings.jsonl"
+    file = write_study(methods=["grpo"], seeds=1, options={"data_ratings": str(ratings), "data_stages": 2})
+    identities = []
+    for content in ("1", "2"):
+        ratings.write_text(content)
+        study = load_study(file)
+        identities.append(cell_job(study, study.cells[0]).identity)
+    assert identities[0] != identities[1]
+
+
 REFUSED = [
     ({"method": ["grpo"]}, "unknown option `method`; did you mean `methods`?"),
     ({"methods": []}, "no `methods`"),

@@ -234,9 +234,9 @@ def test_a_checkpoint_whose_weights_were_written_another_way_is_refused(make_tra
 def test_older_checkpoints_go_when_the_new_one_is_whole(make_trainer, tmp_path, monkeypatch):
     seen = []
 
-    def stop(folder, processes):
+    def stop(folder, *facts):
         seen.append(names(tmp_path / "out"))
-        write(folder, processes)
+        write(folder, *facts)
         if len(seen) == 3:
             raise KeyboardInterrupt
 

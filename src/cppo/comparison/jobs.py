@@ -278,7 +278,9 @@ def _cell_files(recipe: Recipe) -> list[Path]:
     options = recipe.options
     assert isinstance(options, TrainOptions)
     rewards = [spec.file for spec in check_rewards(recipe.rewards, None) if spec.file]
-    return [*_data_files(options.data), *_data_files(options.eval_data), *rewards, *_own_files(given_options(recipe))]
+    ratings = [Path(options.data_ratings)] if options.data_ratings else []
+    data = [*_data_files(options.data), *_data_files(options.eval_data), *ratings]
+    return [*data, *rewards, *_own_files(given_options(recipe))]
 
 
 def _own_files(options: Mapping[str, Any]) -> list[Path]:

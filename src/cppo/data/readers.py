@@ -171,6 +171,9 @@ class TaskRows:
     def texts(self, index: int) -> list[str]:
         return []
 
+    def identity(self, index: int) -> list[Any]:
+        return [self.family, repr(self.options), self.seed, self.split, index]
+
     @property
     def _shared_columns(self) -> dict[str, Any]:
         return {"family": self.family, "seed": self.seed, "split": self.split, **asdict(self.options)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from PIL import Image
@@ -83,6 +84,11 @@ class StoredRow:
         parts = [part.get("text", "") for content in messages if isinstance(content, list) for part in content]
         return [*(content for content in messages if isinstance(content, str)), *parts, self.response or ""]
 
+    def identity(self) -> list[Any]:
+        """What tells the row from others without reading its images; its place does not count."""
+        files = [str(ref) for ref in self.images if isinstance(ref, Path)]
+        return [self.id, self.prompt, self.answer, self.response, self.choices, files]
+
     def outline(self) -> Outline:
         """The row without decoded images, if the check noted their facts."""
         facts = tuple(map(ImageFacts.of, self.record().images)) if self.facts is None else self.facts
@@ -121,6 +127,9 @@ class StoredRows:
     def texts(self, index: int) -> list[str]:
         return self.rows[index].texts()
 
+    def identity(self, index: int) -> list[Any]:
+        return self.rows[index].identity()
+
 
 class Rows(Protocol):
     """A reader's result: rows, the columns that all rows fill, and the texts of each row from outside."""
@@ -136,6 +145,8 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> StoredRow: ...
 
     def texts(self, index: int) -> list[str]: ...
+
+    def identity(self, index: int) -> list[Any]: ...
 
 
 class RecordSource(Sequence[Record]):
@@ -207,6 +218,14 @@ class RecordSource(Sequence[Record]):
         """The texts of a record from outside: prompt and response, without `prompt_suffix`."""
         part, position = self._find(index)
         return part.texts(position)
+
+    def digest(self) -> str:
+        """32 hexadecimal digits of all records in their order, by their texts and the paths of their images."""
+        found = hashlib.sha256()
+        for index in range(len(self)):
+            part, position = self._find(index)
+            found.update(json.dumps(part.identity(position), sort_keys=True).encode() + b"\n")
+        return found.hexdigest()[:32]
 
     def response(self, index: int) -> str | None:
         """A record's reference response; no image is decoded."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cppo.checkpoints import checkpoint_step
+from cppo.checkpoints import checkpoint_step, has_other_rows
 from cppo.errors import UserError, tell
 from cppo.options import schema
 from cppo.recipes.recipe import Recipe, resolved_options
@@ -100,11 +100,22 @@ def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
         raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
 
 
-def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path) -> None:
-    """Print the result of `changed_options` on one line."""
+def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path, rows: str) -> None:
+    """Print on one line what differs from the checkpoint's run: the result of `changed_options`, and the rows.
+
+    rows: the digest of the training rows. Raises UserError for other rows under the same options.
+    """
     changed = changed_options(recipe, config, checkpoint)
+    other_rows = has_other_rows(checkpoint, rows)
+    if other_rows and not changed:
+        raise UserError(
+            f"resume_from_checkpoint: the run of {checkpoint} had other training rows, or these in another order: a "
+            "file of `data` or `data_ratings` has changed since; restore it, or start from the checkpoint's weights "
+            f"with --model {checkpoint}"
+        )
     if changed:
-        listed = "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
+        differences = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+        listed = "; ".join([*differences, *["other training rows"] * other_rows])
         tell(
             f"warning: the resumed run has other options than the original ({listed}): it will differ from "
             "the interrupted run"

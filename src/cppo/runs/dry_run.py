@@ -21,6 +21,7 @@ from cppo.runs.memory_work import Way, Work
 from cppo.runs.model_shapes import read_shapes
 from cppo.runs.precision import lacks_gpu
 from cppo.runs.prepare import PreparedRun, build_config, may_probe, prepare_run
+from cppo.runs.rated_rows import order_lines
 from cppo.runs.recipe_plan import arithmetic_text, launched_way, recipe_work
 from cppo.runs.rehearsal import BatchNeeds, MemoryParts, train_briefly
 from cppo.runs.row_limit import probe_rows
@@ -61,6 +62,7 @@ def _untried_lines(recipe: Recipe, prepared: PreparedRun) -> list[str] | None:
     return [
         f"recipe     {recipe.name}",
         _rows_line(prepared),
+        *order_lines(recipe),
         _tokens_line(lengths, prepared.args),
         f"method     {recipe.resolved['method']}: {method_text(recipe.resolved)}",
         f"arithmetic {_arithmetic(recipe, way, work)}",
@@ -129,6 +131,7 @@ def _plan_lines(recipe: Recipe, prepared: PreparedRun, sources: RunSources) -> l
         f"{str(weights[0].dtype).removeprefix('torch.')} on {args.device}, "
         f"{trainer.accelerator.num_processes} process(es)",
         _rows_line(prepared),
+        *order_lines(recipe),
         f"held-out   {', '.join(answered) or 'nothing is answered'}",
         f"steps      {steps:,}, {steps / steps_per_batch * prompts / len(train):.2f} epochs; every {steps_per_batch} "
         f"share {prompts} prompts x {generations} responses",

@@ -84,16 +84,17 @@ def run_training(
     files = RunDirectory(recipe.output_dir)
     prepared = prepare_run(recipe, sources)
     options, args, train, long = prepared.options, prepared.args, prepared.train, prepared.long
-    resolved = resolved_config(recipe, args)
+    resolved, rows = resolved_config(recipe, args), train.digest()
     if checkpoint is not None:
         check_processes(checkpoint, args.world_size)
+        warn_of_changes(recipe, resolved, checkpoint, rows)
         tell(f"the run resumes from {checkpoint}")
-        warn_of_changes(recipe, resolved, checkpoint)
     show_start(recipe, args, len(train))
     choose_slice(recipe, prepared)
     trainer = build_trainer(prepared, sources)
     if checkpoint is not None:
         trainer.check_launched_alike(checkpoint)
+    trainer.rows = rows
     main = trainer.is_world_process_zero()
     probes = sources.probes if may_probe(trainer, options) else None
     if main:

@@ -6,6 +6,7 @@ from transformers import SchedulerType, TrainingArguments
 from trl import GRPOConfig
 
 from cppo.recipes import Recipe
+from cppo.runs.rated_rows import order_lines
 
 
 def show_start(recipe: Recipe, args: TrainingArguments, rows: int) -> None:
@@ -21,11 +22,12 @@ def start_lines(recipe: Recipe, args: TrainingArguments, rows: int) -> list[str]
         prompts = f"prompts up to {options.max_prompt_tokens:,} tokens"
     micro = args.per_device_train_batch_size
     step = micro * args.world_size * args.gradient_accumulation_steps
-    method = ""
+    method, order = "", list[str]()
     if isinstance(args, GRPOConfig):
         group = args.num_generations or 1
         together = (args.generation_batch_size or step) // group
         method = f", method {recipe.method}"
+        order = order_lines(recipe)
         batch = (
             f"{step / group:g} prompts x {group} rollouts a step, {together:,} prompts generated together, "
             f"micro-batches of {micro} rollouts"
@@ -40,6 +42,7 @@ def start_lines(recipe: Recipe, args: TrainingArguments, rows: int) -> list[str]
         f"recipe     {recipe.name}{method}",
         f"model      {options.model}{adapter}",
         f"rows       {rows:,}",
+        *order,
         f"batch      {batch}",
         f"lengths    {lengths}",
         f"learning   rate {args.learning_rate:g}, schedule {SchedulerType(args.lr_scheduler_type).value}, {length}",

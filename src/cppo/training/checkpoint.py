@@ -57,10 +57,14 @@ class DurableTrainer(Trainer):
 
     A checkpoint gets its manifest last; older checkpoints are removed after that. A step with a gradient that is not
     finite is not applied. A resume at the last step trains no further.
+
+    Attributes:
+        rows: the digest of the training rows, for checkpoints, where a run sets it.
     """
 
     model: Any  # never None: TRL builds it, of transformers or of PEFT
     optimizer: torch.optim.Optimizer  # asked for only in training
+    rows: str | None = None
     _nonfinite_in_row = 0
     _losses: tuple[torch.Tensor, ...] = ()
 
@@ -125,7 +129,7 @@ class DurableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    write_manifest(folder, self.accelerator.num_processes)
+                    write_manifest(folder, self.accelerator.num_processes, self.rows)
         except UserError as error:
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
