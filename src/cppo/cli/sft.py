@@ -49,9 +49,8 @@ def _run(recipe: Recipe) -> None:
     warn_of_left_out(data, long, options)
     warn_of_unread(data)
     config = {**cpu_options(recipe.config), **recipe.config}
-    rows = data.digest()
     if checkpoint is not None:
-        warn_of_changes(recipe, config, checkpoint, rows)
+        warn_of_changes(recipe, config, checkpoint, data.digest())
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
     recorder = RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)
     trainer = sft_trainer(
@@ -63,7 +62,6 @@ def _run(recipe: Recipe) -> None:
         callbacks=[recorder],
         options=options,
     )
-    trainer.rows = rows
     show_start(recipe, trainer.args, len(data))
     main = trainer.is_world_process_zero()
     if main:

@@ -116,6 +116,7 @@ def sft_trainer(
     check_marks(
         trainer.processing_class, [data, eval_data], system_prompt=system_prompt, prompt_suffix=data.prompt_suffix
     )
+    trainer.rows = data.digest()
     if adapter:
         name_base(trainer.model, model)
         leave_out_frozen_tower(unwrapped(trainer.model))
