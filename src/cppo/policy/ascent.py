@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cppo.perception.selectors import select_band
-from cppo.policy.packing import PER_TOKEN_KEYS, PromptGroup, VisionInputs
+from cppo.policy.packing import PromptGroup
 from cppo.policy.scorer import plain_scores, shared_prompt_scores
-from cppo.policy.vision_inputs import concatenate_rows, packable
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, concatenate_rows, packable
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,16 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from cppo.errors import UserError
 from cppo.policy.families import family_of
-from cppo.policy.packing import PER_TOKEN_KEYS, VisionInputs
 from cppo.policy.rollout import method_replaced, shared_generation
-from cppo.policy.vision_inputs import concatenate_rows, counted_images, has_images, model_images, slice_rows
+from cppo.policy.vision_inputs import (
+    PER_TOKEN_KEYS,
+    VisionInputs,
+    concatenate_rows,
+    counted_images,
+    has_images,
+    model_images,
+    slice_rows,
+)
 
 Moved = Callable[[Tensor, Tensor, int, VisionInputs], VisionInputs]
 """(clean rollouts of a group [n, P + T], their mask, T, image inputs of the prompt) -> image inputs of the view."""

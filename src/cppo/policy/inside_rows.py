@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cppo.policy.inside import INSIDE_KEYS, MASKED, REPLACED, TEXT, ReplacedValues
-from cppo.policy.packing import PER_TOKEN_KEYS, VisionInputs, prompt_positions
+from cppo.policy.packing import prompt_positions
 from cppo.policy.row_tokens import rows_on_host
-from cppo.policy.vision_inputs import concatenate_rows, pads_rows
+from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VisionInputs, concatenate_rows, pads_rows
 
 
 class InsideRows(NamedTuple):

@@ -16,14 +16,7 @@ from torch import Tensor
 from cppo.errors import UserError
 from cppo.policy.inside import INSIDE_KEYS, REPLACED, ReplacedValues, seen_prompt
 from cppo.policy.row_tokens import rows_on_host
-
-VisionInputs = dict[str, Any]
-"""Keyword inputs of the model that describe images: tensors, or lists with one number per row. Under a view inside the
-model, one of `INSIDE_KEYS` is among them.
-"""
-
-PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
-"""Inputs of shape [B, prompt + response], one entry per token."""
+from cppo.policy.vision_inputs import VisionInputs, join_images
 
 
 @dataclass(frozen=True)
@@ -362,32 +355,6 @@ def prompt_positions(model: Any, prompt: Sequence[int], types: Tensor | None, gr
         return plain.expand(3, -1)
     ids = torch.tensor([list(prompt)])
     return rope_index(input_ids=ids, mm_token_type_ids=types.cpu(), image_grid_thw=grid.cpu())[0][:, 0]
-
-
-def join_images(parts: Sequence[VisionInputs]) -> VisionInputs:
-    """The model's inputs for the images of several prompts in order; no per-token inputs.
-
-    parts: the images of each prompt, as in `PromptGroup`.
-    """
-    images = [{key: value for key, value in part.items() if key not in PER_TOKEN_KEYS} for part in parts]
-    images = [part for part in images if part]
-    if not images:
-        return {}
-    return {key: padded_cat([part[key] for part in images]) for key in images[0]}
-
-
-def padded_cat(tensors: Sequence[Tensor]) -> Tensor:
-    """`torch.cat` that pads tensors with zeros at the end of their smaller dimensions.
-
-    So do the processors: images are padded to the largest of their batch.
-    """
-    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    padded = []
-    for tensor in tensors:
-        missing = [target - size for target, size in zip(shape, tensor.shape[1:], strict=True)]
-        pads = [amount for size in reversed(missing) for amount in (0, size)]
-        padded.append(torch.nn.functional.pad(tensor, pads) if any(pads) else tensor)
-    return torch.cat(padded)
 
 
 def _padded_places(lengths: Sequence[int], start: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,15 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from cppo.errors import UserError
 from cppo.policy.families import family_of
-from cppo.policy.packing import PER_TOKEN_KEYS, join_images
-from cppo.policy.vision_inputs import counted_images, has_images, model_images, packable, slice_rows
+from cppo.policy.vision_inputs import (
+    PER_TOKEN_KEYS,
+    counted_images,
+    has_images,
+    join_images,
+    model_images,
+    packable,
+    slice_rows,
+)
 
 ROW_KEYS = ("input_ids", "attention_mask", "position_ids", *PER_TOKEN_KEYS)
 """Inputs with a row count in their second-last dimension."""

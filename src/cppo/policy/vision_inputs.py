@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 from cppo.policy.families import FAMILIES, family_of
-from cppo.policy.packing import PER_TOKEN_KEYS, VisionInputs, padded_cat
 from cppo.trl_surface import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
+VisionInputs = dict[str, Any]
+"""Keyword inputs of the model that describe images: tensors, or lists with one number per row. Under a view inside the
+model, one of `INSIDE_KEYS` is among them.
+"""
+
+PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
+"""Inputs of shape [B, prompt + response], one entry per token."""
 VISION_KEYS = (
     "pixel_values",
     "image_grid_thw",
@@ -108,6 +114,32 @@ def concatenate_rows(parts: Sequence[Mapping[str, Any]]) -> VisionInputs:
         values = [part[key] for part in parts]
         joined[key] = padded_cat(values) if isinstance(values[0], Tensor) else [n for value in values for n in value]
     return joined
+
+
+def join_images(parts: Sequence[VisionInputs]) -> VisionInputs:
+    """The model's inputs for the images of several prompts in order; no per-token inputs.
+
+    parts: the images of each prompt, as in `PromptGroup`.
+    """
+    images = [{key: value for key, value in part.items() if key not in PER_TOKEN_KEYS} for part in parts]
+    images = [part for part in images if part]
+    if not images:
+        return {}
+    return {key: padded_cat([part[key] for part in images]) for key in images[0]}
+
+
+def padded_cat(tensors: Sequence[Tensor]) -> Tensor:
+    """`torch.cat` that pads tensors with zeros at the end of their smaller dimensions.
+
+    So do the processors: images are padded to the largest of their batch.
+    """
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [target - size for target, size in zip(shape, tensor.shape[1:], strict=True)]
+        pads = [amount for size in reversed(missing) for amount in (0, size)]
+        padded.append(torch.nn.functional.pad(tensor, pads) if any(pads) else tensor)
+    return torch.cat(padded)
 
 
 def counted_images(config: Any, inputs: Mapping[str, Any]) -> VisionInputs | None:
