@@ -103,9 +103,9 @@ def test_the_path_of_a_step(benchmark_module, tmp_path: Path, monkeypatch, capsy
     module, file = benchmark_module("step_path"), tmp_path / "path.json"
     module.main(["--json", str(file)])
     found = json.loads(file.read_text())
-    assert found["files"][:2] == ["training/trainer.py", "training/scoring.py"]
-    assert {"perception/detection.py", "perception/loss.py"} < set(found["files"])
-    assert len(found["files"]) <= 6
+    assert found["files"][:2] == ["training/trainer.py", "training/micro_batch.py"]
+    assert {"training/scoring.py", "perception/detection.py", "perception/loss.py"} < set(found["files"])
+    assert len(found["files"]) <= 9
     assert f"cppo: {len(found['files'])} files, {len(found['stays'])} stays" in capsys.readouterr().out
 
     # By hand: top -> low -> low -> top (a climb), back in low, then mid from top.

@@ -78,8 +78,7 @@ def test_every_loss_of_trl_gains_the_weighted_term(make_trainer, loss_type):
     batch = generation_batch(trainer, rows)
     for inputs in cut(trainer, batch, 2):
         loss = trainer._compute_loss(trainer.model, inputs).item()
-        trainer._log_perception()
-        term = trainer._metrics["train"]["perception/cpl"][-1]
+        term = trainer._perception_means.take(trainer.accelerator)["cpl"]
         plain = {key: value for key, value in inputs.items() if not key.startswith("perception_")}
         without = trainer._compute_loss(trainer.model, plain).item()
         if "pixel_values" in inputs["prompt_images"][0]:

@@ -17,7 +17,7 @@ import cppo.perception
 import cppo.training.trainer
 from cppo.assets import MICRO_DIR
 from cppo.tasks import TaskOptions, make_item
-from cppo.training.scoring import Rollouts
+from cppo.training.micro_batch import Rollouts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "verl"))
 from injected import EPOCH, METHODS, SEED, TEMPERATURE, Found, Group, digest, read, write

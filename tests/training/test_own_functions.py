@@ -15,7 +15,7 @@ from cppo.perception import SCORES, SHAPINGS, TERMS, needs
 from cppo.policy import packed, plain_scores
 from cppo.training.before_updates import detect_tokens
 from cppo.training.config import CPPOConfig
-from cppo.training.scoring import Rollouts, ViewRequest
+from cppo.training.micro_batch import Rollouts, ViewRequest
 
 OWN = """
 import sys

@@ -10,35 +10,28 @@ import pytest
 import torch
 from rollout_stubs import inject, make_rows
 
-from cppo import CPPOTrainer
 from cppo.training.telemetry import PHASES, StepCosts, peak_memory_mib, phase_seconds
 
 
 @pytest.fixture
-def watch(make_trainer, monkeypatch):
-    """A trainer with a clock set by hand: `watch.time`."""
+def watch(monkeypatch):
+    """A step's costs under a clock set by hand: `watch.time`."""
     clock = SimpleNamespace(time=100.0)
-    monkeypatch.setattr("cppo.training.trainer.time.perf_counter", lambda: clock.time)
-    clock.trainer = make_trainer(make_rows([1, 1]))
-    clock.phase = clock.trainer._phase
+    monkeypatch.setattr("cppo.training.telemetry.time.perf_counter", lambda: clock.time)
+    clock.reported = {}
+    clock.costs = StepCosts(torch.device("cpu"), clock.reported.__setitem__)
+    clock.begin, clock.phase = clock.costs.begin, clock.costs.phase
     return clock
-
-
-def begin_step(watch):
-    if not watch.trainer._marks:
-        watch.trainer._mark("update")
 
 
 def end_step(watch):
     """The reported seconds of the step."""
-    reported = {}
-    costs = StepCosts(watch.trainer._marks, watch.trainer._mark, torch.device("cpu"), reported.__setitem__)
-    costs.on_step_end(None, None, None)
-    return {phase: reported[f"time/{phase}"] for phase in PHASES}
+    watch.costs.on_step_end(None, None, None)
+    return {phase: watch.reported[f"time/{phase}"] for phase in PHASES}
 
 
 def test_nested_phases_count_once(watch):
-    begin_step(watch)
+    watch.begin()
     watch.time += 1  # update
     with watch.phase("rollout"):
         watch.time += 2
@@ -51,7 +44,7 @@ def test_nested_phases_count_once(watch):
             watch.time += 32
     with watch.phase("scoring"):
         watch.time += 64
-    begin_step(watch)  # the second micro-batch of the same step
+    watch.begin()  # the second micro-batch of the same step
     watch.time += 128
     found = end_step(watch)
     assert found == {"rollout": 18, "reward": 12, "views": 32, "scoring": 64, "update": 129}
@@ -61,18 +54,18 @@ def test_nested_phases_count_once(watch):
 def test_time_between_steps_is_not_counted(watch):
     with watch.phase("rollout"):
         watch.time += 1
-    begin_step(watch)
+    watch.begin()
     watch.time += 2
     assert end_step(watch)["update"] == 2
     with watch.phase("scoring"):
         watch.time += 4
-    begin_step(watch)
+    watch.begin()
     watch.time += 8
     assert end_step(watch) == {**dict.fromkeys(PHASES, 0.0), "update": 8.0}
 
 
 def test_a_phase_that_fails_ends(watch):
-    begin_step(watch)
+    watch.begin()
 
     def fail():
         watch.time += 1
@@ -111,10 +104,14 @@ def test_a_gpu_is_waited_for_once_a_step(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "its stream")
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cuda")), _marks=[])
-    for phase in ("update", "scoring", None, None):
-        CPPOTrainer._mark(trainer, phase)
-    found = phase_seconds(trainer._marks)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
+    reported = {}
+    costs = StepCosts(torch.device("cuda"), reported.__setitem__)
+    costs.begin()
+    with costs.phase("scoring"):
+        pass
+    costs.on_step_end(None, None, None)
+    found = {phase: reported[f"time/{phase}"] for phase in PHASES}
     assert {phase: seconds for phase, seconds in found.items() if seconds} == pytest.approx(
         {"update": 0.006, "scoring": 0.025}
     )

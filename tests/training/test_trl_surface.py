@@ -246,10 +246,10 @@ def test_helpers_shadow_nothing_of_a_trainer(make_trainer):
     own |= {
         "_shares_prompts",
         "_placeholder_ids",
-        "_marks",
+        "_costs",
         "_trained",
         "_rollout_views",
-        "_perception_sums",
+        "_perception_means",
         "_colocated",
     }
     own |= {"_shares_rollouts", "_train_sampler", "fallbacks", "kernels", "form_watch", "asked", "_asks"}

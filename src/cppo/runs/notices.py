@@ -9,7 +9,7 @@ from cppo.options import TrainOptions
 
 if TYPE_CHECKING:
     from cppo.evaluation import EvalResult
-    from cppo.training.telemetry import FormWatch
+    from cppo.training.early_signs import FormWatch
 
 IMAGE_PROBE = 100
 """Number of first rows that are checked for images."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cppo.training.scoring import response_mask
+from cppo.training.micro_batch import response_mask
 
 UNSEEN = 0.5
 """Baseline of a prompt without any earlier reward."""

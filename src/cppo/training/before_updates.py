@@ -11,15 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cppo.perception import SCORES, Everyone, ResponseScores, ViewScores, select_together, shape_advantages, views_of
-from cppo.training.plain_rows import plain_rows
-from cppo.training.scoring import (
-    Rollouts,
-    Scorer,
-    ViewRequest,
-    idle_pass,
-    response_mask,
-    score_under_views,
-)
+from cppo.training.micro_batch import Rollouts, ViewRequest, response_mask
+from cppo.training.scoring import Scorer, idle_pass, plain_rows, score_under_views
 
 
 def join_scores(parts: Sequence[ResponseScores]) -> ResponseScores:

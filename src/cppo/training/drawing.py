@@ -29,6 +29,7 @@ from cppo.training.asking import AskingTrainer, changed
 from cppo.training.baseline import PromptBaseline
 from cppo.training.rollouts import GenerationBatch
 from cppo.training.setup import agree_on_images
+from cppo.training.telemetry import StepCosts
 from cppo.trl_surface import generation_batches, log_metric, replace_advantages, unfinished_rollouts, unlogged
 
 DRAWS = (1 << 31) + 1
@@ -97,7 +98,7 @@ class DrawingTrainer(AskingTrainer):
     train_dataset: Any
     max_completion_length: Any
     _made: MadeRollouts | None = None
-    _phase: Callable[[str], AbstractContextManager[None]]
+    _costs: StepCosts
     _rollouts: Callable[[Sequence[Row], int], GenerationBatch]
     _shown_rows: Callable[[GenerationBatch, int], list[Row]]
 

@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,10 +29,11 @@ from cppo.policy.similarity import is_image
 from cppo.policy.vision_inputs import VISION_KEYS, VisionInputs, packable, prompt_vision, with_pixel_noise
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.drawing import DrawingTrainer
+from cppo.training.early_signs import FormWatch
+from cppo.training.micro_batch import response_mask
 from cppo.training.rollouts import GenerationBatch, gated_rollouts, rollout_weights, token_draws
-from cppo.training.scoring import response_mask
 from cppo.training.setup import agree_on_images, check_reward_size, go_without
-from cppo.training.telemetry import FormWatch, RolloutSamples
+from cppo.training.telemetry import RolloutSamples
 from cppo.training.view_maker import RolloutViews, ViewMaker, shown_image
 from cppo.trl_surface import generation_batches, log_metric
 from cppo.upstream import SHARED_PREFILL
@@ -53,7 +54,6 @@ class RolloutTrainer(DrawingTrainer):
     _rollout_views: RolloutViews | None
     _colocated: ColocatedPrompts | None
     _samples: RolloutSamples
-    _phase: Callable[[str], AbstractContextManager[None]]
 
     def _has_placeholder(self, completion_ids: Tensor) -> Tensor:
         """The responses with an image placeholder, which only a tool can insert; bool [B]."""
@@ -177,7 +177,7 @@ class RolloutTrainer(DrawingTrainer):
     ) -> VisionInputs:
         """The images of a group's other rollouts, changed by its clean rollouts [n, P + T]."""
         args, shares = self.args, self._shares_prompts
-        with self._phase("views"), self.accelerator.autocast():
+        with self._costs.phase("views"), self.accelerator.autocast():
             return ascended(
                 self._policy, ids, mask, length, vision, steps, args.view_ascent_band, args.temperature, shares
             )
@@ -197,7 +197,7 @@ class RolloutTrainer(DrawingTrainer):
         if self._made is not None:
             rewards = self._made.rewards
         else:
-            with self._phase("reward"):
+            with self._costs.phase("reward"):
                 rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         check_reward_size(rewards, self.reward_weights.tolist(), self.reward_func_names)
         self.form_watch.see(prompts, completions, rewards, self.reward_func_names)
@@ -213,7 +213,7 @@ class RolloutTrainer(DrawingTrainer):
         agree_on_images(self, batch.rows)
         rows = self._shown_rows(batch, step)
         if training and self.args.uses_perception:
-            with self._phase("views"):
+            with self._costs.phase("views"):
                 views = self._views.begin(batch, self._epoch, self._progress(step), self.args.scored_views)
         self._generating = batch
         try:
@@ -246,7 +246,7 @@ class RolloutTrainer(DrawingTrainer):
         weights = rollout_weights(all_gates, self.num_generations, limit, self.args.seed, batch_number)[batch.mine]
         if self.args.perception_weighting == "advantage":
             weights = weights * output["advantages"]
-        with self._phase("views"):
+        with self._costs.phase("views"):
             output["perception_views"] = views.inputs((weights > 0).tolist(), batch.prompts, self.args.scored_views)
         output["view_key"] = list(views.keys)
         output["perception_weights"] = weights

@@ -117,6 +117,20 @@ def _renamed(missing: Sequence[str], row: Row) -> str:
 # Options, model and sharing
 
 
+def check_views_have_images(args: CPPOConfig, tools: Any, rollout_func: Any, environment_factory: Any) -> None:
+    """Raise UserError where rollouts do not come from the images in the rows, which the views are made from."""
+    if environment_factory is not None and (args.uses_perception or args.rollout_views):
+        raise UserError(
+            "environment_factory: views are made from the images in the dataset's rows, but an environment "
+            "has its own; set method = 'grpo'"
+        )
+    if args.rollout_views and args.rollout_view_mode == "mix" and (rollout_func is not None or tools):
+        raise UserError(
+            f"rollout_view_mode = 'mix' makes all rollouts itself, but {'tools' if tools else 'rollout_func'} "
+            "makes some from the images in the rows: choose 'augment', or another method"
+        )
+
+
 def check_setup(trainer: Trainer) -> None:
     """Raise UserError for options that contradict the processor, the rewards or the sharding."""
     processor = trainer.processing_class

@@ -1,11 +1,13 @@
-"""Reports of a step: time per phase, the perception term's gradient share, sampled rollouts, unearned rewards."""
+"""Reports of a step: time per phase, the perception term's means and gradient share, sampled rollouts."""
 
 import math
 import re
 import resource
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +19,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cppo.errors import tell
-from cppo.rewards.extract import completion_text
-from cppo.rewards.form import BOX, THINK, ChatForm
+from cppo.perception import METRICS, Metrics
 
 PHASES = ("rollout", "reward", "views", "scoring", "update")
 """Generation and its preparation; rewards; waiting for views and processing them; forward passes over responses; the
@@ -31,12 +31,6 @@ Mark = tuple[Moment, str | None]
 """A moment and the phase that begins there; None where the latest phase ends."""
 MIB = 2**20
 MAX_SAMPLES = 4
-FIRST_STEPS = 3
-"""Optimizer steps before a report of a reward that nothing earned."""
-KEPT = 64
-"""Number of responses that are searched."""
-LOOKS_FOR = {"format_reward": (THINK, BOX), "accuracy_reward": (BOX,)}
-"""The standard rewards by their functions' names, and the form that each needs in a response."""
 
 
 def seconds_between(since: Any, until: Any) -> float:
@@ -64,28 +58,49 @@ def phase_seconds(marks: Sequence[Mark]) -> dict[str, float]:
 
 
 class StepCosts(TrainerCallback):
-    """Logs the seconds and the memory of each optimizer step, and starts new marks.
+    """Measures the phases of each optimizer step, and logs their seconds and the memory at its end.
 
     Args:
-        marks: of the current step, empty outside a step; the first begins "update".
-        mark: appends one to them.
-        device: whose memory is reported.
+        device: on which phases are timed, and whose memory is reported.
         log: takes a metric's name and value.
+
+    Attributes:
+        marks: of the current step; empty outside a step.
     """
 
-    def __init__(
-        self,
-        marks: list[Mark],
-        mark: Callable[[str | None], None],
-        device: torch.device,
-        log: Callable[[str, float], None],
-    ) -> None:
-        self._marks, self._mark, self._device, self._log = marks, mark, device, log
+    def __init__(self, device: torch.device, log: Callable[[str, float], None]) -> None:
+        self.marks: list[Mark] = []
+        self._device, self._log = device, log
+
+    def begin(self) -> None:
+        """A micro-batch begins, and with the first one the step."""
+        if not self.marks:
+            self._mark("update")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Context: its time counts as this phase of the current step, if there is one."""
+        if not self.marks:
+            yield
+            return
+        self._mark(name)
+        try:
+            yield
+        finally:
+            self._mark(None)
+
+    def _mark(self, phase: str | None) -> None:
+        """The phase begins now; on a GPU when the queued work is done, without waiting for it."""
+        moment: Moment = time.perf_counter()
+        if self._device.type == "cuda":
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record(torch.cuda.current_stream(self._device))
+        self.marks.append((moment, phase))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._mark(None)
-        costs = {f"time/{phase}": seconds for phase, seconds in phase_seconds(self._marks).items()}
-        self._marks.clear()
+        costs = {f"time/{phase}": seconds for phase, seconds in phase_seconds(self.marks).items()}
+        self.marks.clear()
         for name, value in (costs | peak_memory_mib(self._device)).items():
             self._log(name, value)
 
@@ -106,6 +121,26 @@ def _peak_rss_bytes() -> int:
         return int(own[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PerceptionMeans:
+    """Means of the perception loss's `METRICS` over the micro-batches of one optimizer step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(METRICS), 2, device=device)
+
+    def add(self, metrics: Metrics) -> None:
+        """Add the sums and counts of a micro-batch."""
+        for own, name in zip(self._sums, METRICS, strict=True):
+            if name in metrics:
+                total, count = metrics[name]
+                own += torch.stack([total.float(), count.float()])
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes, NaN without a count; the next step starts at 0."""
+        sums = accelerator.reduce(self._sums, "sum").tolist()
+        self._sums = torch.zeros_like(self._sums)
+        return {name: total / count if count else math.nan for name, (total, count) in zip(METRICS, sums, strict=True)}
 
 
 class GradientShare:
@@ -241,54 +276,3 @@ class RolloutSamples:
             turns.append(seen[prompt])
             seen[prompt] += 1
         return sorted(range(len(rollouts)), key=turns.__getitem__)
-
-
-class FormWatch(TrainerCallback):
-    """Reports once, after `FIRST_STEPS` steps, why no response had the form that the standard rewards need.
-
-    Args:
-        rewards: the names of the run's rewards.
-
-    Attributes:
-        form: of the model's chat template and tokenizer.
-        warning: the report; None before, and without anything to report.
-    """
-
-    def __init__(self, form: ChatForm, rewards: Sequence[str]) -> None:
-        self.form = form
-        self.warning: str | None = None
-        self._reward = next((name for name in LOOKS_FOR if name in rewards), None)
-        self._earned = self._reward is None
-        self._prompts: list[Any] = []
-        self._responses: list[str] = []
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """The forms that the run's standard rewards need; empty without standard rewards."""
-        return LOOKS_FOR[self._reward] if self._reward else ()
-
-    def with_opening(self, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        """The rows with the column `prompt_opens` where the chat template opens the response; rewards may use it."""
-        return [{**row, "prompt_opens": self.form.opened} for row in rows] if self.form.opened else rows
-
-    def see(self, prompts: Sequence[Any], completions: Sequence[Any], rewards: Tensor, names: Sequence[str]) -> None:
-        """Take a batch. rewards: [B, R] of all processes, by the R names; prompts and completions: of this process."""
-        if self._earned or self.warning is not None:
-            return
-        self._earned = bool((rewards[:, list(names).index(str(self._reward))] > 0).any())
-        room = KEPT - len(self._responses)
-        self._prompts += prompts[:room]
-        self._responses += map(completion_text, completions[:room])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._earned or self.warning is not None or state.global_step < min(FIRST_STEPS, state.max_steps):
-            return
-        boxed = any("\\boxed{" in response for response in self._responses)
-        if self._reward == "accuracy_reward" and boxed:
-            self._earned = True  # wrong answers have another cause than form
-            return
-        causes = self.form.causes(self._prompts, self._responses, self.marks)
-        what = str(self._reward).removesuffix("_reward")
-        steps = f"{state.global_step} step{'s' * (state.global_step > 1)}"
-        self.warning = f"{what} 0 % in the first {steps}: {'; '.join(causes)}"
-        tell(f"warning: {self.warning}")

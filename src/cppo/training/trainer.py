@@ -12,9 +12,7 @@ Everything else is TRL's. `cppo.upstream` lists the methods overridden here, wit
 """
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +23,6 @@ from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.options import follow_schedules, with_schedules
 from cppo.perception import (
-    METRICS,
     SHAPINGS,
     ResponseScores,
     ViewScores,
@@ -45,23 +42,19 @@ from cppo.training.answer_rollouts import AnswerTrainer, check_trained_answers
 from cppo.training.before_updates import detect_tokens, join_scores, scores_of_views, shaped_advantages
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
-from cppo.training.early_signs import EarlySigns
+from cppo.training.early_signs import EarlySigns, FormWatch
 from cppo.training.inside import admit_ascent, admit_inside_views
 from cppo.training.kernels import choose_kernels
+from cppo.training.micro_batch import Rollouts, ScoredMicroBatch, ViewRequest
 from cppo.training.rollouts import GenerationBatch, shuffled_micro_batches
-from cppo.training.scoring import (
-    Rollouts,
-    ScoredMicroBatch,
-    Scorer,
-    ViewRequest,
-    score_under_views,
-)
+from cppo.training.scoring import Scorer, score_under_views
 from cppo.training.setup import (
     ban_vision_placeholders,
     check_castable_head,
     check_columns,
     check_head,
     check_setup,
+    check_views_have_images,
     keep_float32_outputs,
     keep_no_cast_weights,
     share_prompts,
@@ -69,7 +62,7 @@ from cppo.training.setup import (
     try_parts,
     warn_of_other_rewards,
 )
-from cppo.training.telemetry import FormWatch, GradientShare, Mark, Moment, RolloutSamples, StepCosts
+from cppo.training.telemetry import GradientShare, PerceptionMeans, RolloutSamples, StepCosts
 from cppo.training.view_maker import ViewMaker
 from cppo.trl_surface import generates_next, log_metric, next_micro_batches, set_buffer
 
@@ -117,16 +110,7 @@ class CPPOTrainer(AnswerTrainer):
             args = CPPOConfig(f"{name.split('/')[-1]}-CPPO")
         if not isinstance(args, CPPOConfig):
             raise UserError(f"args is a {type(args).__name__}: give a CPPOConfig (it takes the same fields)")
-        if environment_factory is not None and (args.uses_perception or args.rollout_views):
-            raise UserError(
-                "environment_factory: views are made from the images in the dataset's rows, but an environment "
-                "has its own; set method = 'grpo'"
-            )
-        if args.rollout_views and args.rollout_view_mode == "mix" and (rollout_func is not None or tools):
-            raise UserError(
-                f"rollout_view_mode = 'mix' makes all rollouts itself, but {'tools' if tools else 'rollout_func'} "
-                "makes some from the images in the rows: choose 'augment', or another method"
-            )
+        check_views_have_images(args, tools, rollout_func, environment_factory)
         reward_funcs, weights = trainer_rewards(reward_funcs, args.method)
         rewards = guarded_rewards(named_rewards(reward_funcs))
         check_weights(reward_names(rewards), args.reward_weights)
@@ -188,7 +172,7 @@ class CPPOTrainer(AnswerTrainer):
             self._colocated = ColocatedPrompts(self.vllm_generation, self._unexpanded)
         self._scored: ScoredMicroBatch | None = None
         self._step_tokens: Tensor | None = None
-        self._perception_sums = {name: torch.zeros(2, device=self.accelerator.device) for name in METRICS}
+        self._perception_means = PerceptionMeans(self.accelerator.device)
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples(self.processing_class.decode)
         self._trained: tuple[dict[str, Any], Sequence[int], Sequence[Tensor]] | None = None
@@ -196,8 +180,8 @@ class CPPOTrainer(AnswerTrainer):
         self.form_watch = FormWatch(form, self.reward_func_names)
         self.add_callback(self.form_watch)
         self.add_callback(EarlySigns(args.contrast_temperature, lambda: self.form_watch.warning is not None))
-        self._marks: list[Mark] = []
-        self.add_callback(StepCosts(self._marks, self._mark, self.accelerator.device, partial(log_metric, self)))
+        self._costs = StepCosts(self.accelerator.device, partial(log_metric, self))
+        self.add_callback(self._costs)
 
     @property
     def nonfinite_limit(self) -> int:
@@ -226,14 +210,14 @@ class CPPOTrainer(AnswerTrainer):
                 batch = self._rollouts(self._as_drawn(generation_batch), int(inputs["rollout_step"]))
                 self._samples.begin(batch.rows, batch.firsts)
             return inputs
-        with self._phase("rollout"):
+        with self._costs.phase("rollout"):
             rollouts = self._generate_and_score_completions(generation_batch)
             groups = rollouts["group_id"] if self._shares_prompts else range(len(rollouts["group_id"]))
             if self.args.trained_answers is not None:
                 rollouts, groups = self._with_answers(rollouts, groups, self._options_now().trained_answers_weight)
         micro_batches = shuffled_micro_batches(rollouts, groups, self.args.steps_per_generation or 1)
         set_buffer(self, micro_batches)
-        with self._phase("scoring"):
+        with self._costs.phase("scoring"):
             self._score_before_updates(micro_batches)
         return next_micro_batches(self)[0]
 
@@ -286,7 +270,7 @@ class CPPOTrainer(AnswerTrainer):
             rollouts = self._rollouts_asked(input_ids, attention_mask, logits_to_keep, vision)
             parts = rollouts.chunks(batch_size or len(input_ids))
             score = self._scorer().score
-            with self._phase("scoring"):
+            with self._costs.phase("scoring"):
                 scores = join_scores([score(model, part, compute_entropy, compute_aux_loss) for part in parts])
         return scores.logps, loss_entropies(self.args, scores) if compute_entropy else None, scores.aux_loss
 
@@ -348,7 +332,7 @@ class CPPOTrainer(AnswerTrainer):
         if "perception_views" in inputs and adds_perception_loss(self.args):
             request = ViewRequest.of(inputs, scored_views(self.args), needed(self.args))
             normalizer = self._normalizer(model, inputs)
-        with self._phase("scoring"):
+        with self._costs.phase("scoring"):
             anchor, scores = score_under_views(self._scorer(), model, rollouts, request)
         self._scored = ScoredMicroBatch(rollouts, anchor)
         if self.baseline is not None and self.model.training:
@@ -365,8 +349,7 @@ class CPPOTrainer(AnswerTrainer):
             term, metrics = perception_loss(scores, options, normalizer, request.weights)
             if self._grad_share is not None:
                 self._grad_share.add(term)
-            for name, (total, count) in metrics.items():
-                self._perception_sums[name] += torch.stack([total.float(), count.float()])
+            self._perception_means.add(metrics)
             loss = loss + term
         rows, *detected = inputs.get("perception_detected", (() if request is None else request.rollouts,))
         if scores is not None:
@@ -403,13 +386,6 @@ class CPPOTrainer(AnswerTrainer):
 
     # Metrics
 
-    def _log_perception(self) -> None:
-        """Log means over the tokens of the optimizer step's micro-batches, of all ranks."""
-        sums = self.accelerator.reduce(torch.stack(list(self._perception_sums.values())), "sum").tolist()
-        for (name, own), (total, count) in zip(self._perception_sums.items(), sums, strict=True):
-            log_metric(self, f"perception/{name}", total / count if count else math.nan)
-            own.zero_()
-
     def _keep_samples(self) -> None:
         """Keep rollouts of the trained micro-batch, if its step is the first or will be logged."""
         trained, self._trained = self._trained, None
@@ -417,29 +393,8 @@ class CPPOTrainer(AnswerTrainer):
         if trained is not None and (step == 1 or step % max(self.state.logging_steps, 1) == 0):
             self._samples.keep(*trained, step)
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Context: its time counts as this phase of the current step, if there is one."""
-        if not self._marks:
-            yield
-            return
-        self._mark(name)
-        try:
-            yield
-        finally:
-            self._mark(None)
-
-    def _mark(self, phase: str | None) -> None:
-        """The phase begins now; on a GPU when the queued work is done, without waiting for it."""
-        moment: Moment = time.perf_counter()
-        if self.accelerator.device.type == "cuda":
-            moment = torch.cuda.Event(enable_timing=True)
-            moment.record(torch.cuda.current_stream(self.accelerator.device))
-        self._marks.append((moment, phase))
-
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if not self._marks:
-            self._mark("update")
+        self._costs.begin()
         follow_schedules(self, self._share_of_run)
         if self.args.log_perception_grad_share and self._grad_share is None:
             self._grad_share = GradientShare(self.model)
@@ -448,7 +403,8 @@ class CPPOTrainer(AnswerTrainer):
         if self.accelerator.sync_gradients:
             self._step_tokens = None
             if self.args.adds_perception_loss:
-                self._log_perception()
+                for name, value in self._perception_means.take(self.accelerator).items():
+                    log_metric(self, f"perception/{name}", value)
             if self._grad_share is not None:
                 log_metric(self, "perception/grad_norm_share", self._grad_share.value(self.accelerator))
                 self._grad_share = None
