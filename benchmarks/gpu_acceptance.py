@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = {
-    "A": (1, "machine", "versions", "card and versions; packed rows run on varlen_attn"),
+    "A": (2, "machine", "versions", "card and versions; varlen_attn and TRL's Triton kernel run"),
     "B": (3, "attention", "kernels", "attention kernels over packed rows of 12k and 33k tokens"),
     "C": (3, "micro", "same_rollouts", "the same rollouts on CPU and card, float32 and bfloat16"),
     "D": (10, "published_shape", "updates", "updates in the 3B shape: TRL's GRPO, shared GRPO, CPPO; the vision tower"),
@@ -72,13 +72,14 @@ def run_part(letter: str, seconds: float, device: Any, tiny: bool) -> dict[str, 
     from cppo.errors import one_line
 
     _, file, function, about = PARTS[letter]
-    print(f"{letter}: {about}", flush=True)
+    print(f"{letter}: {about} (at most {max(seconds, 0):.0f} s)", flush=True)
     part, reason, started = Part(device, tiny), None, time.monotonic()
     try:
         if seconds <= 0:
             raise OutOfTime
+        measure = getattr(importlib.import_module(f"gpu.{file}"), function)  # from a cold disk this takes long, once
         with time_limit(seconds):
-            getattr(importlib.import_module(f"gpu.{file}"), function)(part)
+            measure(part)
     except OutOfTime:
         reason = f"its time is over: {max(seconds, 0):.0f} s"
     except Exception as error:  # a card or a library may raise anything, and the other parts still run
@@ -93,6 +94,19 @@ def run_part(letter: str, seconds: float, device: Any, tiny: bool) -> dict[str, 
     return {"about": about, "reason": reason, "seconds": taken, "figures": part.figures, "checks": part.checks}
 
 
+def no_cuda_reason() -> str | None:
+    """Why torch cannot use a GPU, such as a driver that is too old for it; None if it can."""
+    import torch
+
+    from cppo.errors import one_line
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA fails an assertion
+        return one_line(error)
+    return None
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file for every figure, written after each part")
@@ -100,16 +114,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=540, help="for all parts together (default 540)")
     parser.add_argument("--tiny", action="store_true", help="every part on the CPU, in tiny sizes")
     args = parser.parse_args(arguments)
-    # Libraries read it during import.
+    # Libraries read both during import. With several GPUs transformers would spread each batch over them.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     ends = time.monotonic() + args.seconds
 
     import torch
 
+    from cppo.cli.parser import check_output_file
+    from cppo.errors import UserError
     from cppo.files import replace_text
 
-    if not args.tiny and not torch.cuda.is_available():
-        print("gpu_acceptance: torch sees no CUDA device; run this on a machine with a GPU, or --tiny", file=sys.stderr)
+    try:
+        check_output_file("--json", str(args.json))
+    except UserError as error:
+        parser.error(str(error))
+    if not args.tiny and (reason := no_cuda_reason()) is not None:
+        print(f"gpu_acceptance: torch sees no CUDA device: {reason}; --tiny runs on a CPU", file=sys.stderr)
         return 2
     device = torch.device("cpu" if args.tiny else "cuda")
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Part A: card, driver and versions, and whether packed rows run on attention of variable length."""
+"""Part A: card, driver and versions, and whether the two kernels of a GPU run: packed attention and output layer."""
 
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -6,7 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from gpu.part import Part
 
+from cppo.policy.packed import probe_chunked_head
 from cppo.policy.varlen import no_varlen_reason
+from cppo.probing import failure
 
 LIBRARIES = ("transformers", "trl", "accelerate", "flash-attn")
 HEAD_SIZE = 128
@@ -14,7 +16,7 @@ HEAD_SIZE = 128
 
 
 def versions(part: Part) -> None:
-    """Versions of the measured libraries. Varlen must be usable, else every other part measures padded rows."""
+    """Versions of the measured libraries. Both kernels must run, else all other parts measure what replaces them."""
     part.found("libraries", torch=torch.__version__, **{name: _installed(name) for name in LIBRARIES})
     reason = no_varlen_reason(part.device, torch.bfloat16, HEAD_SIZE)
     if part.device.type != "cuda":
@@ -31,6 +33,7 @@ def versions(part: Part) -> None:
         cudnn=torch.backends.cudnn.version(),
     )
     part.require("packed rows run on varlen_attn", reason)
+    part.require("the output layer runs on TRL's Triton kernel", failure(probe_chunked_head, "cuda"))
 
 
 def _installed(name: str) -> str | None:

@@ -110,8 +110,7 @@ def updates(part: Part) -> None:
 def _vision_tower(part: Part, sizes: Sizes) -> None:
     """Forward and backward of one image; an update of CPPO runs them for the anchor and for each view.
 
-    By SDPA one call per window, as in the updates above, which so differ from TRL's only in CPPO; and one call per
-    layer.
+    By SDPA one call per window, as in TRL's updates above; and one call per layer, as in ours.
     """
     inputs, tower = _prompts(sizes, 1), sizes.model.base_model.visual
     grid = inputs["image_grid_thw"].to(part.device)

@@ -41,6 +41,17 @@ def test_a_gpu_holds_more_logits_at_once():
     assert [head_module.chunk_logits(torch.device(name)) // 151_936 for name in ("cpu", "cuda")] == [110, 883]
 
 
+def test_a_device_on_which_trls_kernel_fails_holds_chunks_of_logits(monkeypatch):
+    """On a GPU without a C compiler Triton compiles nothing. Here the device `meta` stands for it."""
+    asked = []
+    monkeypatch.setattr(head_module, "failure", lambda probe, device: asked.append(device) or "no C compiler")
+    monkeypatch.setattr(head_module, "chunked_head", lambda *_: pytest.fail("the kernel runs"))
+    head = LanguageHead(make_model("llava").to("meta"))
+    logps, entropies = head.scores(torch.empty(13, 32, device="meta"), torch.empty(13, dtype=torch.long, device="meta"))
+    assert asked == ["meta"]
+    assert logps.shape == entropies.shape == (13,)
+
+
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 

@@ -81,7 +81,7 @@ AttentionInterface.register(FLASH, tower_attention)
 @pytest.fixture
 def counted(monkeypatch, tmp_path):
     """The peak of live bytes of a packed micro-batch, with kernels that keep as much as on a GPU."""
-    assert failure(packed.probe_chunked_head) is None  # tried once, before its parts are replaced
+    assert failure(packed.probe_chunked_head, "cpu") is None  # tried once, before its parts are replaced
     kernel = importlib.import_module("trl.kernels.chunked_logprob")
     for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):  # each would make float32 copies of its tile
         monkeypatch.setattr(kernel, name, lambda *_, **__: None)

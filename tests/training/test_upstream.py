@@ -3,6 +3,7 @@
 import ast
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,8 +86,9 @@ def test_the_present_versions_have_every_part(make_trainer):
 
 @pytest.mark.parametrize("reason", [None, "the GPU is older than Ampere"])
 def test_a_run_on_a_gpu_says_which_attention_each_part_has(tiny_model, monkeypatch, capsys, reason):
-    asked, model = [], copy.deepcopy(tiny_model)
+    asked, heads, model = [], [], copy.deepcopy(tiny_model)
     monkeypatch.setattr(kernels, "no_varlen_reason", lambda *query: asked.append(query) or reason)
+    monkeypatch.setattr(kernels, "CHUNKED_HEAD", replace(CHUNKED_HEAD, probe=heads.append))
     args = SimpleNamespace(bf16=True, fp16=False, require_sharing=False)
     trainer = SimpleNamespace(
         model=model,
@@ -99,6 +101,7 @@ def test_a_run_on_a_gpu_says_which_attention_each_part_has(tiny_model, monkeypat
     )
     line = kernels.choose_kernels(trainer, shares_prompts=True)
     assert asked == [(torch.device("cuda"), torch.bfloat16, size) for size in (16, 8)]
+    assert heads == ["cuda"]
     rows = "torch's varlen_attn" if reason is None else f"padded SDPA ({reason})"
     tower = "torch's varlen_attn, one call per layer" if reason is None else f"sdpa, one call per window ({reason})"
     assert line == f"packed rows: {rows}, rollouts: sdpa, vision tower: {tower}"

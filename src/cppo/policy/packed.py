@@ -249,7 +249,8 @@ class LanguageHead:
         float32, or float64 for a float64 model.
         """
         hidden = self._prepared(hidden)
-        if self._plain and hidden.dtype != torch.float64 and failure(probe_chunked_head) is None:
+        device = hidden.device.type
+        if self._plain and hidden.dtype != torch.float64 and failure(probe_chunked_head, device) is None:
             with self._precision(hidden):
                 weight, bias = self._parameters
                 return chunked_head(hidden, weight, bias, targets, temperature)
@@ -324,11 +325,14 @@ def chunked_head(
     return logps, entropies
 
 
-def probe_chunked_head() -> None:
-    """Raise unless TRL's kernel gives the log-probabilities, entropies and gradients of full logits."""
+def probe_chunked_head(device: str = "cpu") -> None:
+    """Raise unless TRL's kernel gives the log-probabilities, entropies and gradients of full logits.
+
+    On a GPU it is another kernel, which Triton compiles there with the machine's C compiler.
+    """
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(size, generator=generator).requires_grad_() for size in ((3, 4), (7, 4)))
-    targets = torch.tensor([0, 3, 6])
+    hidden, weight = (torch.randn(size, generator=generator).to(device).requires_grad_() for size in ((3, 4), (7, 4)))
+    targets = torch.tensor([0, 3, 6], device=device)
     logits = hidden @ weight.T / 0.7
     logps = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
     expected, found = (logps, entropy_from_logits(logits)), chunked_head(hidden, weight, None, targets, 0.7)

@@ -21,7 +21,7 @@ def choose_kernels(trainer: Trainer, shares_prompts: bool) -> str:
     The line is logged on a GPU. A slower kernel than CPPO's best on a GPU is recorded as a fallback.
     """
     policy, device = unwrapped(trainer.model), trainer.accelerator.device
-    if shares_prompts and (line := CHUNKED_HEAD.missing()) is not None:
+    if shares_prompts and (line := CHUNKED_HEAD.missing(device.type)) is not None:
         go_without(trainer, line)
     text = policy.config.get_text_config()
     plain = text._attn_implementation.removesuffix(SUFFIX)
