@@ -1,14 +1,18 @@
 """Mistakes that `python -m cppo.verl` refuses before Ray starts, in one line."""
 
+import sys
+
 import pytest
 from cpu_bed.launch import MODES
+from omegaconf import OmegaConf
 from ray.exceptions import RayTaskError
+from verl.trainer import main_ppo
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 from cppo.assets import MICRO_DIR
 from cppo.errors import UserError
 from cppo.verl import checks, versions
-from cppo.verl.__main__ import main, user_mistake
+from cppo.verl.__main__ import PYTHON, main, user_mistake
 from cppo.verl.trainer import PREFIX
 
 OPTIONS = (f"actor_rollout_ref.model.path={MICRO_DIR}", "actor_rollout_ref.rollout.name=vllm")
@@ -110,3 +114,22 @@ def test_a_mistake_that_an_actor_finds():
 
     assert str(user_mistake(raised_by_two_actors(UserError("too few tokens")))) == "too few tokens"
     assert user_mistake(raised_by_two_actors(ValueError("a fault"))) is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "given", "expected"),
+    [
+        ("/own env/bin", (), "'/own env/bin/python'"),
+        ("/env/bin", (), None),
+        ("/own env/bin", (f"{PYTHON}=/other/python",), "/other/python"),
+    ],
+)
+def test_rays_workers_start_from_a_folder_with_a_space(tmp_path, monkeypatch, folder, given, expected):
+    """Ray hands the interpreter's name to a shell as it is."""
+    file = tmp_path / "rows.parquet"
+    file.touch()
+    seen = []
+    monkeypatch.setattr(sys, "executable", f"{folder}/python")
+    monkeypatch.setattr(main_ppo, "run_ppo", lambda config, runner: seen.append(OmegaConf.select(config, PYTHON)))
+    assert main([*OPTIONS, f"data.train_files={file}", f"data.val_files={file}", *given]) == 0
+    assert seen == [expected]

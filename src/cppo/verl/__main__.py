@@ -1,5 +1,6 @@
 """`python -m cppo.verl [--config FILE.yaml] [any option of verl]`: verl's program with CPPO."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ HINTS = {
     "Could not append": "write NAME=VALUE for an option that it lists",
 }
 """Start of hydra's message -> what to do."""
+PYTHON = "ray_kwargs.ray_init.runtime_env.py_executable"
+"""verl's option for the interpreter of Ray's workers. Ray passes it to a shell, and quotes none of its own choice."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +59,7 @@ def _run(words: list[str]) -> None:
     import ray
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from ray.exceptions import RayTaskError
     from verl.trainer.main_ppo import run_ppo
@@ -80,6 +84,8 @@ def _run(words: list[str]) -> None:
     except (AssertionError, ValueError, HydraException) as error:  # verl refuses options this way
         raise UserError(one_line(error.__cause__ or error)) from error
     check_files(config)
+    if shlex.quote(sys.executable) != sys.executable and OmegaConf.select(config, PYTHON) is None:
+        OmegaConf.update(config, PYTHON, shlex.quote(sys.executable), force_add=True)
     try:
         run_ppo(config, ray.remote(CPPOTaskRunner))
     except RayTaskError as error:
