@@ -66,20 +66,14 @@ def load_function(path: str, what: str) -> Callable[..., Any]:
         UserError: it does not exist, cannot be imported, or is not a function.
     """
     check_own(path, what)
-    file = own_file(path)
-    function = _imported(f"{file.resolve()}:{path.rpartition(':')[2]}" if file else path, what)
+    function = import_object(path, what)
     if not callable(function) or isinstance(function, type):
         raise UserError(f"{what} is of type {type(function).__name__}, not a function")
     return function
 
 
-@cache
-def _imported(path: str, what: str) -> Any:
-    return import_object(path, what)
-
-
 def import_object(path: str, what: str) -> Any:
-    """The object that `path` names; this runs the code of the file or module.
+    """The object that `path` names; the first call in a process runs the code of the file or module.
 
     Raises:
         UserError: it cannot be imported, or the name does not exist.
@@ -87,12 +81,12 @@ def import_object(path: str, what: str) -> Any:
     module_name, _, name = path.rpartition(":")
     file = own_file(path)
     try:
-        module = _load_file(file) if file else importlib.import_module(module_name)
-        return getattr(module, name)
-    except AttributeError as error:
-        raise UserError(f"{what}: {module_name} has no {name}") from error
+        module = _load_file(file.resolve()) if file else importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # user code may raise anything, also `sys.exit`
         raise UserError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        raise UserError(f"{what}: {module_name} has no {name}")
+    return getattr(module, name)
 
 
 def failure(error: BaseException, what: str) -> UserError:
@@ -109,7 +103,9 @@ def _module_exists(name: str) -> bool:
     return outermost.isidentifier() and importlib.util.find_spec(outermost) is not None
 
 
+@cache
 def _load_file(path: Path) -> Any:
+    """The file as a module, one for all functions that options name in it."""
     # A unique module name lets its dataclasses and pickles work, and hides no installed module.
     name = f"cppo_own_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

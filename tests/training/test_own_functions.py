@@ -13,6 +13,7 @@ from cppo.errors import UserError
 from cppo.hooks import register_own
 from cppo.perception import SCORES, SHAPINGS, TERMS, needs
 from cppo.policy import packed, plain_scores
+from cppo.rewards.spec import named_rewards
 from cppo.training.before_updates import detect_tokens
 from cppo.training.config import CPPOConfig
 from cppo.training.micro_batch import Rollouts, ViewRequest
@@ -475,6 +476,23 @@ def test_names_resolve_to_functions(own, tmp_path):
     assert f"{own}:lost" in SCORES
     assert (shaping.uses_perception, shaping.adds_perception_loss, shaping.scored_views) == (True, False, ("removing",))
     assert config(tmp_path, perception_sink=f"{own}:hinge").adds_perception_loss
+
+
+def test_a_file_runs_once_for_all_its_functions(tmp_path, monkeypatch):
+    """Score, selector, view and reward share its state, also where one is named by another path."""
+    file = tmp_path / "shared.py"
+    file.write_text(
+        "with open('runs', 'a') as runs:\n    runs.write('.')\n"
+        "def score(anchor, removing):\n    return anchor.logps - removing.logps\n"
+        "def selector(score, response_mask, top_fraction, **_):\n    return response_mask & (score > 0)\n"
+        "def view(image, rng):\n    return image\n"
+        "def reward(completions, **columns):\n    return [0.0] * len(completions)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = {f"perception_{name}": f"{file}:{name}" for name in ("score", "selector")}
+    config(tmp_path, **own, removing_views=["shared.py:view"])
+    named_rewards(["shared.py:reward"])
+    assert (tmp_path / "runs").read_text() == "."
 
 
 def test_a_missing_file_is_found_before_torch_is_imported(tmp_path):
