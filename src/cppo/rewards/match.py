@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from cppo.rewards.extract import accepted_answers, extract_answer
-from cppo.rewards.options import letter_of, named_by_text, place_of, read_choice, without_label
+from cppo.rewards.options import labelled_last, letter_of, named_by_text, place_of, read_choice, without_label
 from cppo.rewards.quantity import read_quantity, same_quantity
 from cppo.rewards.spelling import spelled
 from cppo.rewards.structure import MAX_PARTS, Parts, is_undone, read_parts, read_size, split_unit
@@ -48,7 +48,8 @@ def answers_match(
     1. equal text in one spelling (`spelled`): without delimiters, `\text{}` and similar commands, emphasis, "the answer
        is", trailing punctuation; Unicode equals LaTeX; words match in any case;
     2. options, by letter (`B` = `(B)` = `Option B`), by letter and text (`B. blue`), several at once (`A, C` = `CA`),
-       or, with `choices`, by text alone. An answer that hedges (`A or B`) matches none;
+       or, with `choices`, by text alone or before its letter (`blue (B)`). An answer that hedges (`A or B`) matches
+       none;
     3. yes and no, which equal true and false;
     4. numbers, exactly: integers, decimals, `1,000`, `1e3`, `6\times 10^{23}`, `a/b`, `1 1/2`, percent and units. One
        side may lack the percent sign (`50%` equals `0.5` and `50`). Units must have the same size if both sides have
@@ -168,7 +169,11 @@ class _Comparison:
             return False
         if said is None:
             others = [other for number, other in enumerate(texts) if number != place]
-            return text is not None and self._names(given, text, others)
+            if text is None:
+                return False
+            last = labelled_last(given)
+            in_both = last is not None and last.letters == wanted.letters and _same_words(last.text or "", text)
+            return in_both or self._names(given, text, others)
         if said.letters != wanted.letters or said.text is None:
             return False
         return _same_words(said.text, text) or self.same(said.text, text) if text else not said.hedged

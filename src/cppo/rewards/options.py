@@ -22,6 +22,7 @@ _VERDICT = re.compile(
 )
 _LABELLED = re.compile(r"(?:\(\s?(?P<a>[A-Za-z])\s?\)|\[\s?(?P<b>[A-Za-z])\s?\]|(?P<c>[A-Za-z])[).:])\s*(?P<text>\S.*)")
 _LOOSELY_LABELLED = re.compile(r"(?P<a>[A-Z])\s(?:-\s(?P<text>\S.*)|\((?P<in_brackets>.*)\))")
+_LABELLED_LAST = re.compile(r"(.*\S)\s?(?:\(\s?(?:option\s)?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\])", re.IGNORECASE)
 _SEPARATORS = re.compile(r"\band\b|\\[{}]|[,;&()\[\]{}\s]")
 _RUN = re.compile(r"[A-J]{2,10}|[a-j]{2,10}")
 _MARKED = re.compile(r"(?:^|[\s,;/])(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z][).:](?:\s|$))")
@@ -80,6 +81,12 @@ def _several(bare: str) -> Letters | None:
     if len(letters) < 2 or not alike or len({letter.isupper() for letter in letters}) != 1:
         return None
     return frozenset("".join(letters).upper()) if len(set(letters)) == len(letters) else None
+
+
+def labelled_last(answer: str) -> Choice | None:
+    """The option that an answer names by its text, then its letter, as in "blue (B)"; else None."""
+    match = _LABELLED_LAST.fullmatch(answer)
+    return match and Choice(frozenset((match[2] or match[3]).upper()), match[1])
 
 
 def without_label(text: str, place: int) -> str:

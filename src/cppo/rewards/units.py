@@ -28,10 +28,11 @@ _OTHER = {
 _PREFIXES = {"kilo": "k", "centi": "c", "milli": "m", "micro": "μu", "nano": "n", "mega": "M", "giga": "G", "deci": "d"}
 _LETTERS = set("mgshlLNJWVKACTΩ")
 """Letters that are units by themselves; other letters are variables."""
+_STERLING = "pound sterling"
 _OWN = {
     "$": "dollar", "\\$": "dollar", "usd": "dollar", "us$": "dollar", "us\\$": "dollar",
-    "€": "euro", "eur": "euro", "£": "pound sterling",
-    "gbp": "pound sterling", "¥": "yen", "jpy": "yen", "₹": "rupee", "¢": "cent", "°": "degree", "°C": "degree_Celsius",
+    "€": "euro", "eur": "euro", "£": _STERLING, "gbp": _STERLING, "lb": "lb", "lbs": "lb",
+    "¥": "yen", "jpy": "yen", "₹": "rupee", "¢": "cent", "°": "degree", "°C": "degree_Celsius",
     "°F": "degree_Fahrenheit", "hz": "hertz", "people": "person", "deg": "degree", "sec": "second", "secs": "second",
     "hrs": "hour", "mins": "minute", "in": "inch", "kmh": "kilometer_per_hour",
 }  # fmt: skip
@@ -88,10 +89,18 @@ def read_unit(text: str) -> Unit | None:
 
 
 def same_unit(one: Unit | None, other: Unit | None) -> bool:
-    """Whether two units have the same size: `mL` and `cm^3`, not `m` and `cm`. A missing unit fits any."""
+    """Whether two units have the same size: `mL` and `cm^3`, not `m` and `cm`. A missing unit fits any.
+
+    Pounds are money beside `£`, else a mass; `lb` is a mass.
+    """
     if one is None or other is None or one == other:
         return True
     names = {name for unit in (one, other) for name, _ in unit}
+    if _STERLING in names:
+        money, other_money = (
+            sorted((_STERLING if name == "pound" else name, power) for name, power in unit) for unit in (one, other)
+        )
+        return money == other_money
     if names & {"degree_Celsius", "degree_Fahrenheit"} or not all(_known(name) for name in names):
         return False
     from pint.util import UnitsContainer
