@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cppo.policy import concatenate_rows, slice_rows
-from cppo.policy.vision_inputs import without_empty_images
+from cppo.policy.vision_inputs import pick_rows, without_empty_images
 
 IMAGES = [1, 0, 2, 2]
 """Images of each row; the second is text only."""
@@ -131,6 +131,13 @@ def test_slices_join_in_any_order(layout):
     order = [3, 0, 2]
     found = concatenate_rows([slice_rows(batch, row, row + 1) for row in order])
     assert_same(found, stacked([parts[row] for row in order]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("order", [[3, 0, 2], [1, 3, 2], [0, 1]])
+def test_rows_are_picked_with_those_of_text_alone(layout, order):
+    parts = rows_of(layout)
+    assert_same(pick_rows(stacked(parts), order), stacked([parts[row] for row in order]))
 
 
 def test_a_batch_is_left_as_it_is():

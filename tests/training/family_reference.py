@@ -78,6 +78,21 @@ def cosines(model, processor, rows):
     return found
 
 
+def mssr(rollouts, rewards, values):
+    """A + min(0.4 H, |A| / 2), with H = -p log p of the sampled token.
+
+    A is a rollout's reward minus its prompt's value, with mean 0 and variance 1 over the batch; text alone counts.
+    """
+    raw = [reward - value for reward, value in zip(rewards, values, strict=True)]
+    mean = math.fsum(raw) / len(raw)
+    deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in raw) / len(raw))
+    advantages = [(one - mean) / deviation for one in raw]
+    return [
+        [A + min(0.4 * math.exp(-s) * s, abs(A) / 2) for s in r.surprisals]
+        for r, A in zip(rollouts, advantages, strict=True)
+    ]
+
+
 def tor(rollouts, nucleus):
     """Weight 1 for the batch's 30 % of highest entropy, 1/2 for others of the 30 % of largest difference, else 0."""
     tokens = [(i, t) for i, r in enumerate(rollouts) if r.has_images for t in range(r.tokens)]

@@ -13,14 +13,18 @@ from rollout_stubs import (
     flat_weights,
     generation_batch,
     make_rows,
+    parity_reward,
     step_logs,
+    token_reward,
 )
 
 from cppo.errors import UserError
 from cppo.methods.reweighting import REWEIGHTING
 from cppo.training.config import CPPOConfig
 
-METHODS = ("tor", "vepo", "pepo", "vgpo", "prpo")
+METHODS = ("mssr", "tor", "vepo", "pepo", "vgpo", "prpo")
+VALUES = (0.25, 0.5, 0.75, 1.0)
+"""MSSR's expected share of right answers to each prompt."""
 PART = 0.25
 """Of PEPO's weights after a quarter of the run."""
 
@@ -61,26 +65,35 @@ def seen(trainer_of, processor, rows):
 
 
 @pytest.fixture(scope="module")
-def weights_of(trainer_of, seen, processor, rows):
-    """The weight of every token of every rollout by a method's formula, as lists."""
+def advantages_of(trainer_of, seen, processor, rows):
+    """The advantage of every token of every rollout by a method's formula, as lists."""
     model = trainer_of("pepo", "plain").model
     near = reference.cosines(model, processor, rows)
 
-    def weigh(method):
+    def shape(method):
         rollouts = seen(method)
-        if method == "tor":
-            return reference.tor(rollouts, reference.nucleus_entropies(model, processor, rows, 0.95))
-        if method in ("pepo", "vgpo"):
-            return reference.pepo(rollouts, near, PART) if method == "pepo" else reference.vgpo(rollouts, near)
-        return reference.vepo(rollouts) if method == "vepo" else reference.prpo(rollouts)
+        if method == "mssr":
+            drawn = [[completion] for _, completion in reference.completions(processor, rows)]
+            rewards = [token_reward(one)[0] + parity_reward(one)[0] for one in drawn]
+            return reference.mssr(rollouts, rewards, np.repeat(VALUES, len(rollouts) // len(rows)).tolist())
+        weights = {
+            "tor": lambda: reference.tor(rollouts, reference.nucleus_entropies(model, processor, rows, 0.95)),
+            "pepo": lambda: reference.pepo(rollouts, near, PART),
+            "vgpo": lambda: reference.vgpo(rollouts, near),
+            "vepo": lambda: reference.vepo(rollouts),
+            "prpo": lambda: reference.prpo(rollouts),
+        }[method]()
+        return [[r.advantage * weight for weight in own] for r, own in zip(rollouts, weights, strict=True)]
 
-    return weigh
+    return shape
 
 
 def shaped(trainer, rows, parts):
     """The micro-batches of a generation batch with shaped advantages, after a quarter of the run."""
     trainer.args.steps_per_generation = 1
     trainer.state.global_step = 0
+    if trainer.baseline is not None:
+        trainer.baseline.begin(dict(zip([row["sample_id"] for row in rows], VALUES, strict=True)))
     micro_batches = cut(trainer, generation_batch(trainer, rows), parts)
     trainer.state.global_step = 1
     trainer._score_before_updates(micro_batches)
@@ -90,15 +103,15 @@ def shaped(trainer, rows, parts):
 @pytest.mark.parametrize("parts", [1, 8])
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
 @pytest.mark.parametrize("method", METHODS)
-def test_advantages(trainer_of, seen, weights_of, rows, method, scorer, parts):
+def test_advantages(trainer_of, advantages_of, rows, method, scorer, parts):
     """With 8 micro-batches, every group is split in two."""
     micro_batches = shaped(trainer_of(method, scorer), rows, parts)
     found = [row for inputs in micro_batches for row in inputs["advantages"].tolist()]
-    weights = weights_of(method)
-    for row, rollout, own in zip(found, seen(method), weights, strict=True):
-        assert row[: rollout.tokens] == pytest.approx([rollout.advantage * weight for weight in own], abs=3e-6)
-    spread = max(max(own) - min(own) for own in weights)
-    assert spread > (0.002 if method == "pepo" else 0.4)
+    expected = advantages_of(method)
+    for row, own in zip(found, expected, strict=True):
+        assert row[: len(own)] == pytest.approx(own, abs=3e-6)
+    spread = max(max(own) - min(own) for own in expected)
+    assert spread > (0.002 if method in ("mssr", "pepo") else 0.4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -178,7 +191,7 @@ def test_the_papers_form_of_sent(trainer_of, seen, rows, monkeypatch, scorer):
     assert loss == pytest.approx(rl_loss(rollouts) + penalty, abs=2e-7)
 
 
-@pytest.mark.parametrize("method", ["pepo", "vgpo", "sent"])
+@pytest.mark.parametrize("method", ["mssr", "pepo", "vgpo", "sent"])
 def test_no_second_pass(trainer_of, rows, monkeypatch, method):
     """No view is drawn, and the model only runs over the images."""
     trainer = trainer_of(method, "shared")

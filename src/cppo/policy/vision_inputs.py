@@ -95,8 +95,18 @@ def pads_rows(vision: Mapping[str, Any]) -> bool:
 
 def slice_rows(vision: Mapping[str, Any], start: int, end: int) -> VisionInputs:
     """The vision inputs of rows `start` to `end` (exclusive) of a batch."""
-    by_row = split_rows(without_empty_images(vision))
-    rows = {key: value[start:end] for key, value in by_row.items()}
+    return pick_rows(vision, range(start, end))
+
+
+def pick_rows(vision: Mapping[str, Any], places: Sequence[int]) -> VisionInputs:
+    """The vision inputs of these rows of a batch, in this order; rows of text alone may be among them."""
+
+    def picked(values: Any) -> Any:
+        if isinstance(places, range):
+            return values[places.start : places.stop]  # a tensor's rows are not copied
+        return values[list(places)] if isinstance(values, Tensor) else [values[place] for place in places]
+
+    rows = {key: picked(values) for key, values in split_rows(without_empty_images(vision)).items()}
     if isinstance(rows.get("pixel_values"), list) and not rows["pixel_values"]:
         return {key: value for key, value in rows.items() if key in PER_TOKEN_KEYS}
     return without_empty_images(unsplit_pixel_values_by_grid(rows))

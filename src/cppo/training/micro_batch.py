@@ -9,9 +9,15 @@ from torch import Tensor
 
 from cppo.errors import UserError
 from cppo.perception import ResponseScores, ViewScores
-from cppo.policy import concatenate_rows, slice_rows
 from cppo.policy.inside import INSIDE_KEYS
-from cppo.policy.vision_inputs import PER_TOKEN_KEYS, VISION_KEYS, VisionInputs, trimmed, without_empty_images
+from cppo.policy.vision_inputs import (
+    PER_TOKEN_KEYS,
+    VISION_KEYS,
+    VisionInputs,
+    pick_rows,
+    trimmed,
+    without_empty_images,
+)
 
 KNOWN = {
     "advantages": "advantages",
@@ -69,16 +75,11 @@ class Rollouts:
         def chosen(values: Sequence[Any] | None) -> list[Any] | None:
             return None if values is None else [values[place] for place in places]
 
-        vision = {}
-        if self.vision and isinstance(places, range):
-            vision = slice_rows(self.vision, places.start, places.stop)
-        elif self.vision:
-            vision = concatenate_rows([slice_rows(self.vision, place, place + 1) for place in places])
         return Rollouts(
             self.input_ids[list(places)],
             self.attention_mask[list(places)],
             self.num_response_tokens,
-            vision,
+            pick_rows(self.vision, places) if self.vision else {},
             chosen(self.group_ids),
             chosen(self.images or None) or (),
             chosen(self.prompts),
