@@ -1,6 +1,7 @@
 """Every method's full loss against its formula in float64, on the plain and the shared scoring path."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -45,22 +46,17 @@ def rows():
     return make_rows([1, 2, 0, 1])
 
 
+GIVEN = {"cppo-correct-gate": {"perception_gate_reward": "parity_reward"}, "cfpo": {"perception_weight": CFPO_WEIGHT}}
+
+
 @pytest.fixture(scope="module")
 def trainer_of(tiny, tmp_path_factory, rows):
     """A trainer in float64 by method and scorer, with drawn, not sampled rollouts."""
-    made = {}
 
+    @cache
     def make(method, scorer):
-        if (method, scorer) not in made:
-            given = {}
-            if method == "cppo-correct-gate":
-                given["perception_gate_reward"] = "parity_reward"
-            if method == "cfpo":
-                given["perception_weight"] = CFPO_WEIGHT
-            made[method, scorer] = float64_trainer(
-                tiny, tmp_path_factory.mktemp("run"), rows, method=method, scorer=scorer, **given
-            )
-        return made[method, scorer]
+        folder = tmp_path_factory.mktemp("run")
+        return float64_trainer(tiny, folder, rows, method=method, scorer=scorer, **GIVEN.get(method, {}))
 
     return make
 
@@ -68,16 +64,13 @@ def trainer_of(tiny, tmp_path_factory, rows):
 @pytest.fixture(scope="module")
 def seen(trainer_of, processor, rows):
     """The rollouts under a method's views, each set of views once."""
-    made = {}
+    trainer = trainer_of("grpo", "plain")
 
-    def look(method):
-        key = views, own_views = VIEWS_OF.get(method, JITTER), method == "vppo"
-        if key not in made:
-            trainer = trainer_of("grpo", "plain")
-            made[key] = reference_rollouts(trainer.model, processor, rows, trainer.args.seed, views, own_views)
-        return made[key]
+    @cache
+    def under(views, own_views):
+        return reference_rollouts(trainer.model, processor, rows, trainer.args.seed, views, own_views)
 
-    return look
+    return lambda method: under(VIEWS_OF.get(method, JITTER), method == "vppo")
 
 
 def losses(trainer, rows, parts=1):

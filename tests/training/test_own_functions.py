@@ -18,142 +18,8 @@ from cppo.training.before_updates import detect_tokens
 from cppo.training.config import CPPOConfig
 from cppo.training.micro_batch import Rollouts, ViewRequest
 
-OWN = """
-import sys
-
-import torch
-
-from cppo.perception import advantage_shaping, needs
-
-LIMIT = 3
-
-def lost(anchor, removing):
-    return anchor.logps - removing.logps + 0.1 * (removing.entropies - anchor.entropies)
-
-@needs("kl", "js")
-def both(anchor, removing):
-    return removing.exact["kl"] + 2 * removing.exact["js"]
-
-@needs("logits")
-def variation(logits, removing):
-    return (logits.softmax(-1) - removing.softmax(-1)).abs().sum(-1)
-
-@needs("hidden_states")
-def moved(anchor, removing):
-    return (anchor.hidden_states - removing.hidden_states).norm(dim=-1)
-
-def above_half(score, response_mask, top_fraction, **_):
-    best = score.masked_fill(~response_mask, 0).amax(dim=1, keepdim=True)
-    return response_mask & (score > 0.5 * best)
-
-@needs("draws")
-def lottery(score, response_mask, top_fraction, *, draws, **_):
-    return response_mask & (draws < top_fraction)
-
-def hinge(scores, options):
-    return (1 + scores.d_preserving - scores.d_removing).relu() + scores.removing.entropies
-
-@needs("hidden_states")
-def near(scores, options):
-    return 1 - torch.cosine_similarity(scores.anchor.hidden_states, scores.preserving.hidden_states, dim=-1)
-
-@advantage_shaping
-def softened(scores, advantages, options):
-    return advantages[:, None] * torch.sigmoid(scores.score)
-
-@advantage_shaping
-@needs("hidden_states", "rollout_weights")
-def moved_most(scores, advantages, options):
-    return advantages[:, None] + 0.1 * scores.anchor.hidden_states.norm(dim=-1) * scores.token_mask
-
-def alone(anchor):
-    return anchor.logps
-
-def flat(anchor, removing):
-    return anchor.logps.mean(dim=1)
-
-def counted(anchor, removing):
-    return anchor.logps.long()
-
-def listed(anchor, removing):
-    return anchor.logps.tolist()
-
-def undefined(anchor, removing):
-    return (anchor.logps * 0).log()
-
-def undeclared(anchor, removing):
-    return anchor.hidden_states.norm(dim=-1)
-
-@needs("attention")
-def unknown_need(anchor, removing):
-    return anchor.logps
-
-def drawn(anchor, removing):
-    return torch.rand_like(anchor.logps)
-
-def leaves(anchor, removing):
-    sys.exit(3)
-
-def everything(score, response_mask, top_fraction, **_):
-    return torch.ones_like(response_mask)
-
-def padded(score, response_mask, top_fraction, **_):
-    return response_mask & (score > score.mean(dim=1, keepdim=True))
-
-def undrawn(score, response_mask, top_fraction, *, draws, **_):
-    return response_mask & (draws < top_fraction)
-
-def weights(score, response_mask, top_fraction, **_):
-    return score
-
-def narrow(score, response_mask, top_fraction):
-    return response_mask
-
-def constant(scores, options):
-    return scores.d_removing.detach()
-
-def steep(scores, options):
-    return (scores.d_removing - scores.d_removing.detach()).sqrt()
-
-@advantage_shaping
-def a_rollout(scores, advantages, options):
-    return advantages
-
-@needs("logits")
-def three(anchor, removing, logits, removing_logits):
-    return logits[:, 0]
-
-@needs("logits", "js")
-def logits_and_js(logits, removing_logits):
-    return logits[:, 0]
-
-def undeclared_logits(anchor, removing):
-    return anchor.logits.amax(dim=-1)
-
-def undeclared_kl(anchor, removing):
-    return removing.exact["kl"]
-
-def undeclared_mask(anchor, removing, response_mask):
-    return anchor.logps * response_mask
-
-def undeclared_layer(anchor, removing):
-    return anchor.similarities["last_layer"]
-
-def undeclared_advantages(scores, options):
-    return scores.advantages[:, None] * scores.anchor.logps
-
-def mistaken(anchor, removing):
-    return anchor.logps * removing.logits_of_js["kl"]
-"""
+OWN, FAMILY = (Path(__file__).parent / "own" / file for file in ("own.py", "family.py"))
 ROWS = make_rows([1, 2, 0, 1])
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    """The path of the file, before a colon."""
-    file = tmp_path_factory.mktemp("own") / "own.py"
-    file.write_text(OWN)
-    return str(file)
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +36,12 @@ def trainers(tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def use(trainers, own, monkeypatch):
+def use(trainers, monkeypatch):
     """Give every trainer these functions as options, with all other options unchanged."""
 
     def choose(options=(), **functions):
         for trainer in trainers.values():
-            values = {f"perception_{kind}": f"{own}:{name}" for kind, name in functions.items()} | dict(options)
+            values = {f"perception_{kind}": f"{OWN}:{name}" for kind, name in functions.items()} | dict(options)
             for name, value in values.items():
                 monkeypatch.setattr(trainer.args, name, value)
             register_own(vars(trainer.args))
@@ -298,7 +164,7 @@ def test_losses_and_gradients_agree_on_every_path(use, functions):
     assert abs(loss_and_gradient(without)[0] - loss) > 1e-3
 
 
-def test_a_term_written_again_is_the_published_one(use, tmp_path, own):
+def test_a_term_written_again_is_the_published_one(use, tmp_path):
     """The contrast and VPPO's shaping, written as own functions, give the same bytes as the packaged ones."""
     again = tmp_path / "again.py"
     again.write_text(
@@ -326,43 +192,6 @@ def test_what_fails_in_the_run_is_one_line_too(trainers, use, tmp_path):
         detected(trainers["packed"])
 
 
-FAMILY = """
-from cppo.perception import needs, under
-
-@under("removing", "preserving")
-@needs("kl", "response_mask")
-def sandwiched(anchor, removing, preserving, *, response_mask):
-    apart = (removing.exact["kl"] - preserving.exact["kl"]).abs()
-    most = apart.masked_fill(~response_mask, 0.0).amax(dim=1, keepdim=True)
-    return apart / most.clamp(min=1e-6)
-
-@under()
-@needs("all_layers", "last_layer")
-def near(anchor):
-    return anchor.similarities["all_layers"] + 2 * anchor.similarities["last_layer"]
-
-@needs("entropies", "options")
-def uncertain(score, response_mask, top_fraction, *, entropies, options, **_):
-    return response_mask & (entropies > options.perception_band[0]) & (score > -1)
-
-@under()
-@needs("advantages", "response_mean")
-def kept(scores, options):
-    return -scores.advantages[:, None] * scores.anchor.logps
-
-@under("left")
-def strange(anchor, left):
-    return anchor.logps
-"""
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    file = tmp_path_factory.mktemp("family") / "family.py"
-    file.write_text(FAMILY)
-    return str(file)
-
-
 @pytest.mark.parametrize(
     ("score", "selector", "sink"),
     [
@@ -372,11 +201,11 @@ def family(tmp_path_factory):
         ("near", "top", "mask_advantage"),
     ],
 )
-def test_what_functions_declare_comes_on_every_path(use, family, score, selector, sink):
+def test_what_functions_declare_comes_on_every_path(use, score, selector, sink):
     """Views, similarities, the response mask, entropies, options, advantages, and a mean over all tokens."""
     names = {"perception_score": score, "perception_selector": selector, "perception_sink": sink}
     own = ("sandwiched", "near", "uncertain", "kept")
-    options = {option: f"{family}:{name}" if name in own else name for option, name in names.items()}
+    options = {option: f"{FAMILY}:{name}" if name in own else name for option, name in names.items()}
     options |= {"perception_weight": 1.0, "perception_gate": "none", "perception_selector_scope": "batch"}
     trainers = use({**options, "perception_band": [1.0, 2.0]})
     loss, gradient = loss_and_gradient(trainers["plain"])
@@ -411,14 +240,14 @@ def config(tmp_path, **given):
         ("score", "own.py:counted", "it returned int64 values of shape (4, 6)"),
         ("score", "own.py:listed", "it returned a list"),
         ("score", "own.py:undefined", "not finite for ordinary scores: avoid 0 / 0 and log 0"),
-        ("score", "own.py:undeclared", "failed in own.py line 65: AttributeError: 'NoneType'"),
+        ("score", "own.py:undeclared", "failed in own.py line 82: AttributeError: 'NoneType'"),
         (
             "score",
             "own.py:unknown_need",
             "needs attention, which a score does not get; it may need all_layers, hidden",
         ),
         ("score", "own.py:drawn", "returns other values for the same tensors"),
-        ("score", "own.py:leaves", "failed in own.py line 75: SystemExit: 3"),
+        ("score", "own.py:leaves", "failed in own.py line 95: SystemExit: 3"),
         ("selector", "own.py:everything", "selects tokens outside response_mask: return its selection & response_mask"),
         ("selector", "own.py:padded", "depends on values outside the response, which may be anything"),
         ("selector", "own.py:undrawn", "declare needs('draws')"),
@@ -439,8 +268,8 @@ def config(tmp_path, **given):
         ("selector", "best", "or give file.py:function"),
     ],
 )
-def test_mistakes_are_found_before_a_run(own, tmp_path, monkeypatch, option, name, words):
-    monkeypatch.chdir(Path(own).parent)
+def test_mistakes_are_found_before_a_run(tmp_path, monkeypatch, option, name, words):
+    monkeypatch.chdir(OWN.parent)
     with pytest.raises(UserError) as caught:
         config(tmp_path, **{f"perception_{option}": name})
     assert words in str(caught.value)
@@ -454,28 +283,28 @@ def test_a_function_in_place_of_its_name(tmp_path):
             config(tmp_path, **{option: value})
 
 
-def test_a_shaping_of_another_shape(own, tmp_path):
+def test_a_shaping_of_another_shape(tmp_path):
     with pytest.raises(UserError, match=r"must return a floating-point tensor of shape \(4, 6\)"):
-        config(tmp_path, perception_sink=f"{own}:a_rollout", perception_gate="none")
+        config(tmp_path, perception_sink=f"{OWN}:a_rollout", perception_gate="none")
 
 
-def test_views_scored_by_the_rollouts_policy_are_not_enough_for_all(own, tmp_path):
+def test_views_scored_by_the_rollouts_policy_are_not_enough_for_all(tmp_path):
     given = {"method": "papo", "perception_selector": "top", "perception_removing_entropy_weight": 0.0}
     given["perception_normalization"] = "rollout"
-    config(tmp_path, **given, perception_score=f"{own}:lost")
+    config(tmp_path, **given, perception_score=f"{OWN}:lost")
     with pytest.raises(UserError, match="keeps only log-probabilities and entropies, but js, kl is needed"):
-        config(tmp_path, **given, perception_score=f"{own}:both")
+        config(tmp_path, **given, perception_score=f"{OWN}:both")
 
 
-def test_names_resolve_to_functions(own, tmp_path):
+def test_names_resolve_to_functions(tmp_path):
     """A sink declares its kind itself; a registered name needs no file."""
-    config(tmp_path, perception_sink=f"{own}:hinge", perception_score=f"{own}:lost")
-    shaping = config(tmp_path, perception_sink=f"{own}:softened", perception_gate="none")
-    assert f"{own}:hinge" in TERMS
-    assert f"{own}:softened" in SHAPINGS
-    assert f"{own}:lost" in SCORES
+    config(tmp_path, perception_sink=f"{OWN}:hinge", perception_score=f"{OWN}:lost")
+    shaping = config(tmp_path, perception_sink=f"{OWN}:softened", perception_gate="none")
+    assert f"{OWN}:hinge" in TERMS
+    assert f"{OWN}:softened" in SHAPINGS
+    assert f"{OWN}:lost" in SCORES
     assert (shaping.uses_perception, shaping.adds_perception_loss, shaping.scored_views) == (True, False, ("removing",))
-    assert config(tmp_path, perception_sink=f"{own}:hinge").adds_perception_loss
+    assert config(tmp_path, perception_sink=f"{OWN}:hinge").adds_perception_loss
 
 
 def test_a_file_runs_once_for_all_its_functions(tmp_path, monkeypatch):
@@ -504,6 +333,6 @@ def test_a_missing_file_is_found_before_torch_is_imported(tmp_path):
     assert done.stderr == "cppo: error: perception_selector 'gone.py:mine': there is no file gone.py" + elsewhere
 
 
-def test_a_view_that_is_none(family, tmp_path):
+def test_a_view_that_is_none(tmp_path):
     with pytest.raises(UserError, match=r"is declared under\('left',\): give 'removing' or 'preserving'"):
-        config(tmp_path, perception_score=f"{family}:strange")
+        config(tmp_path, perception_score=f"{FAMILY}:strange")

@@ -1,6 +1,7 @@
 """Token-weighting methods: advantages and losses against their formulas in float64, on both scoring paths."""
 
 import math
+from functools import cache
 
 import family_reference as reference
 import numpy as np
@@ -38,13 +39,10 @@ def rows():
 @pytest.fixture(scope="module")
 def trainer_of(tiny, tmp_path_factory, rows):
     """A trainer in float64 by method and scorer, with drawn rollouts, after a quarter of its run."""
-    made = {}
 
+    @cache
     def make(method, scorer):
-        if (method, scorer) not in made:
-            folder = tmp_path_factory.mktemp("run")
-            made[method, scorer] = float64_trainer(tiny, folder, rows, method=method, scorer=scorer)
-        return made[method, scorer]
+        return float64_trainer(tiny, tmp_path_factory.mktemp("run"), rows, method=method, scorer=scorer)
 
     return make
 
@@ -52,16 +50,13 @@ def trainer_of(tiny, tmp_path_factory, rows):
 @pytest.fixture(scope="module")
 def seen(trainer_of, processor, rows):
     """The rollouts under a method's views, each set of views once."""
-    made = {}
+    trainer = trainer_of("pepo", "plain")
 
-    def look(method):
-        views = reference.VIEWS_OF.get(method, JITTER)
-        if views not in made:
-            trainer = trainer_of("pepo", "plain")
-            made[views] = reference_rollouts(trainer.model, processor, rows, trainer.args.seed, views)
-        return made[views]
+    @cache
+    def under(views):
+        return reference_rollouts(trainer.model, processor, rows, trainer.args.seed, views)
 
-    return look
+    return lambda method: under(reference.VIEWS_OF.get(method, JITTER))
 
 
 @pytest.fixture(scope="module")
