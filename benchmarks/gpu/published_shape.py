@@ -39,8 +39,8 @@ from cppo.policy import (
     pack,
     shared_generation,
 )
-from cppo.policy.tower import attend_at_once
 from cppo.policy.vision_inputs import PER_TOKEN_KEYS, packable
+from cppo.policy.vision_tower import attend_at_once
 from cppo.runs.activation_plan import activations
 from cppo.runs.memory_work import Way, Work
 from cppo.runs.model_shapes import read_shapes

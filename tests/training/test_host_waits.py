@@ -7,8 +7,8 @@ import torch
 from host_waits import HostWaits
 from rollout_stubs import generation_batch, inject, make_rows
 
-from cppo.policy import tower as tower_module
-from cppo.policy.tower import attend_at_once
+from cppo.policy import vision_tower as tower_module
+from cppo.policy.vision_tower import attend_at_once
 
 BOUNDS = {"cppo/": 3, "trl/": 10, "transformers/": 11}
 """CPPO's: the selected tokens under each view, and a check that TRL asks for the scored rollouts. TRL's: its metrics.

@@ -19,7 +19,7 @@ from cppo import trl_surface, upstream
 from cppo.errors import UserError
 from cppo.policy import packed
 from cppo.policy.families import FAMILIES
-from cppo.policy.tower import AT_ONCE
+from cppo.policy.vision_tower import AT_ONCE
 from cppo.probing import failure
 from cppo.training import checkpoint, kernels
 from cppo.upstream import CHUNKED_HEAD, PACKED_ATTENTION, PARTS, SHARED_PREFILL, TOWER_ATTENTION, TRAINER_STATE

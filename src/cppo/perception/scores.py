@@ -102,8 +102,7 @@ def anchored_entropy(anchor: ResponseScores, removing: ResponseScores, *, respon
     """VEPO's score: entropy of tokens whose distribution depends on the image (arXiv 2606.03937), [B, T], in [0, 1].
 
     `E (1 - (1 - J)^0.7 (1 - D)^0.3)`, each scaled to [0, 1] over the rollout: J is the Jensen-Shannon divergence from
-    I-, D =
-    |H - H(I-)|, E = H.
+    I-, D = |H - H(I-)|, E = H.
     """
     shift = (anchor.entropies - removing.entropies).abs()
     signals = (removing.exact["js"], shift, anchor.entropies)

@@ -12,7 +12,7 @@ from cppo.policy.packed import add_shared_prompt_forward
 from cppo.policy.packing import prompt_groups
 from cppo.policy.rollout import shared_generation
 from cppo.policy.scorer import plain_scores, shared_prompt_scores
-from cppo.policy.tower import AT_ONCE, attend_at_once
+from cppo.policy.vision_tower import AT_ONCE, attend_at_once
 from cppo.probing import expect
 
 TOLERANCE = 1e-4

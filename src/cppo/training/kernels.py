@@ -7,8 +7,8 @@ import torch
 from cppo.errors import tell
 from cppo.policy import unwrapped
 from cppo.policy.packed import SUFFIX
-from cppo.policy.tower import attend_at_once, tower_of
 from cppo.policy.varlen import no_varlen_reason
+from cppo.policy.vision_tower import attend_at_once, tower_of
 from cppo.training.setup import Trainer, go_without
 from cppo.upstream import CHUNKED_HEAD, TOWER_ATTENTION, VARLEN_ATTENTION
 

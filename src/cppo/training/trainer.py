@@ -135,11 +135,12 @@ class CPPOTrainer(AnswerTrainer):
                 rollout_func,
                 environment_factory,
             )
-        if weights is not None and args.reward_weights is None:
+
+        # Rewards
+        if args.reward_weights is None and weights is not None:
             self.reward_weights = torch.tensor(weights, dtype=torch.float32)
         elif args.reward_weights is None:
             tell_equal_weights(self.reward_func_names)
-        self.asked, self._asks, self._answering, self._rewards = {}, 0, None, None
         makes_own = bool(tools) or rollout_func is not None or environment_factory is not None
         check_trained_answers(args.trained_answers, self.reward_func_names, self.reward_funcs, makes_own)
         self.reward_funcs = [
@@ -147,22 +148,27 @@ class CPPOTrainer(AnswerTrainer):
             for reward, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
         warn_of_other_rewards(args.method, self.reward_func_names)
+        self.asked, self._asks, self._answering, self._rewards = {}, 0, None, None
+
+        # The model, and what it can share
         self.fallbacks: list[str] = []
+        self._policy = unwrapped(self.model)
         try_parts(self)
         check_setup(self)
         if args.freeze_vision_tower:
-            for parameter in vision_tower_parameters(unwrapped(self.model)):
+            for parameter in vision_tower_parameters(self._policy):
                 parameter.requires_grad_(False)
-        leave_out_frozen_tower(unwrapped(self.model))
+        leave_out_frozen_tower(self._policy)
         self._placeholder_ids = ban_vision_placeholders(self)
         self._shares_prompts, self._shares_rollouts = share_prompts(self)
         self.kernels = choose_kernels(self, self._shares_prompts)
         check_head(self, self._shares_prompts)
-        self._policy = unwrapped(self.model)
         admit_inside_views(self)
         admit_ascent(self)
         # TRL's kernel cannot pass the number of images per row, which LLaVA-OneVision needs.
         self._counts_images = takes_images_a_row(self._policy.config)
+
+        # Views and rollouts
         inside = {kind: partial(self._input_view, name) for kind, name in args.input_views.items()}
         self._views = ViewMaker(args.view_sampler(), args.view_threads, self._process_view, args.view_draws, inside)
         self._rollout_views = args.rollout_view_sampler()
@@ -170,18 +176,23 @@ class CPPOTrainer(AnswerTrainer):
         self._colocated = None
         if self.use_vllm and self.vllm_mode == "colocate":
             self._colocated = ColocatedPrompts(self.vllm_generation, self._unexpanded)
+
+        # The current step
         self._scored: ScoredMicroBatch | None = None
         self._step_tokens: Tensor | None = None
+        self._trained: tuple[dict[str, Any], Sequence[int], Sequence[Tensor]] | None = None
+
+        # Reports
         self._perception_means = PerceptionMeans(self.accelerator.device)
         self._grad_share: GradientShare | None = None
         self._samples = RolloutSamples(self.processing_class.decode)
-        self._trained: tuple[dict[str, Any], Sequence[int], Sequence[Tensor]] | None = None
-        form = ChatForm.of(self.processing_class, **self.chat_template_kwargs)
-        self.form_watch = FormWatch(form, self.reward_func_names)
-        self.add_callback(self.form_watch)
-        self.add_callback(EarlySigns(args.contrast_temperature, lambda: self.form_watch.warning is not None))
         self._costs = StepCosts(self.accelerator.device, partial(log_metric, self))
-        self.add_callback(self._costs)
+        self.form_watch = FormWatch(
+            ChatForm.of(self.processing_class, **self.chat_template_kwargs), self.reward_func_names
+        )
+        early_signs = EarlySigns(args.contrast_temperature, lambda: self.form_watch.warning is not None)
+        for callback in (self.form_watch, early_signs, self._costs):
+            self.add_callback(callback)
 
     @property
     def nonfinite_limit(self) -> int:

@@ -5,8 +5,8 @@ import torch
 from test_packed_layout import VARLEN, varlen_reference
 from tiny_models import SHARING, in_patches, make_model
 
-from cppo.policy import tower as tower_module
-from cppo.policy.tower import AT_ONCE, attend_at_once
+from cppo.policy import vision_tower as tower_module
+from cppo.policy.vision_tower import AT_ONCE, attend_at_once
 
 GRID = torch.tensor([[1, 8, 12], [1, 4, 4], [1, 6, 4]])
 """With a window of 8 x 8 pixels, 2 x 2 patches of 4: 24 + 4 + 6 windows."""
