@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from cppo import checkpoints
 from cppo.checkpoints import MANIFEST, damage, newest_whole
 from cppo.errors import UserError
-from cppo.training import checkpoint
+from cppo.training import durable
 from cppo.training.trainer import CPPOTrainer
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.01}
@@ -240,8 +240,8 @@ def test_older_checkpoints_go_when_the_new_one_is_whole(make_trainer, tmp_path, 
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    write = checkpoint.write_manifest
-    monkeypatch.setattr(checkpoint, "write_manifest", stop)
+    write = durable.write_manifest
+    monkeypatch.setattr(durable, "write_manifest", stop)
     with pytest.raises(KeyboardInterrupt):
         make_trainer(make_rows([1, 1]), **{**SAVING, "max_steps": 4, "save_total_limit": 1}).train()
     assert seen == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-2", "checkpoint-3"]]

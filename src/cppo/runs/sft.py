@@ -28,7 +28,7 @@ from cppo.runs.adapters import adapter_arguments, name_base
 from cppo.runs.loggers import check_loggers
 from cppo.runs.precision import cpu_options, say_cpu_precision
 from cppo.runs.sources import check_responses
-from cppo.training.checkpoint import DurableTrainer
+from cppo.training.durable import DurableTrainer
 
 # TRL's defaults would cut rows at 1,024 tokens (with image tokens), report to every installed logger, save a
 # configuration that generates without a cache, and print nothing in a run below `logging_steps`.
