@@ -123,6 +123,31 @@ def test_half_of_a_group_is_made_from_the_view_and_the_update_is_not(watched, sc
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("scorer", ["shared", "plain"])
+def test_a_step_follows_the_gradient_of_each_rollouts_own_pass(watched, scorer):
+    """In float64: one rollout at a time without padding, its entropies, and their band by sorting."""
+    _, _, views, _ = watched("saei", make_rows([2]), scorer=scorer)
+    ((model, ids, mask, length, vision, _, band, temperature, shares), _, _) = views[0]
+    model.double()
+    vision = {**vision, "pixel_values": vision["pixel_values"].double()}
+    step = PixelSteps(1, 0.5, 1e6, "normalized")
+    after = ascended(model, ids, mask, length, vision, step, band, temperature, shares)
+    pixels, means = vision["pixel_values"].clone().requires_grad_(), []
+    for row, kept in zip(ids, mask.bool(), strict=True):
+        own, tokens = row[kept][None], int(kept[-length:].sum())
+        kinds = (own == model.config.image_token_id).long()
+        shown = {"pixel_values": pixels, "image_grid_thw": vision["image_grid_thw"], "mm_token_type_ids": kinds}
+        logps = (model(input_ids=own, **shown).logits[0, -tokens - 1 : -1] / temperature).log_softmax(dim=-1)
+        entropies = -(logps.exp() * logps).sum(dim=-1)
+        order = sorted(range(tokens), key=entropies.tolist().__getitem__)
+        chosen = [t for rank, t in enumerate(order) if band[0] * tokens <= rank < band[1] * tokens]
+        assert 0 < len(chosen) < tokens
+        means.append(sum(entropies[t] for t in chosen) / len(chosen))
+    (gradient,) = torch.autograd.grad(sum(means) / len(means), pixels)
+    expected = 0.5 * gradient / gradient.square().mean().sqrt()
+    assert (after["pixel_values"] - vision["pixel_values"] - expected).norm() <= 1e-5 * expected.norm()
+
+
 def entropy_of(args, pixels):
     """H under these pixels, by `ascended` itself, which takes no step and keeps its last value."""
     kept = []
