@@ -129,6 +129,7 @@ def test_a_step_follows_the_gradient_of_each_rollouts_own_pass(watched, scorer):
     _, _, views, _ = watched("saei", make_rows([2]), scorer=scorer)
     ((model, ids, mask, length, vision, _, band, temperature, shares), _, _) = views[0]
     model.double()
+    mask[0, -(length // 2) :] = 0  # a shorter response
     vision = {**vision, "pixel_values": vision["pixel_values"].double()}
     step = PixelSteps(1, 0.5, 1e6, "normalized")
     after = ascended(model, ids, mask, length, vision, step, band, temperature, shares)
