@@ -1,5 +1,6 @@
 """The dataset that trainers read: lazy rows, and what TRL and the data loader make of them."""
 
+import json
 import pickle
 
 import pytest
@@ -136,6 +137,27 @@ def test_records_are_read_with_a_suffix():
     assert [record.prompt for record in suffixed] == [f"{record.prompt} Think." for record in plain]
     assert [record.id for record in suffixed] == [record.id for record in plain]
     assert to_dataset(suffixed)[1]["prompt"][0]["content"] == suffixed[1].prompt
+
+
+def test_the_digest_is_of_the_rows_in_their_order_wherever_they_lie(tmp_path):
+    def written(folder, *rows):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        picture("red").save(tmp_path / folder / "red.png")
+        picture("red").save(tmp_path / folder / "blue.png")
+        lines = [{"prompt": "How many?", "images": [f"{name}.png"], "answer": answer} for name, answer in rows]
+        file = tmp_path / folder / "rows.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return load_records(str(file))
+
+    first, second = ("red", "1"), ("blue", "2")
+    source = written("here", first, second)
+    same = source.digest()
+    assert same == written("there", first, second).digest() == source.keep([1, 0]).keep([1, 0]).digest()
+    others = [(second, first), (first,), (first, ("blue", "3")), (first, ("red", "2"))]
+    assert len({same, *(written("there", *rows).digest() for rows in others)}) == 5
+    tasks = [load_records(f"tasks:digits?{options}").digest() for options in ("n=3", "n=3", "n=4", "n=3&seed=1")]
+    assert tasks[0] == tasks[1] != tasks[2]
+    assert len(set(tasks)) == 3
 
 
 def test_trl_puts_every_image_in_its_place(source):

@@ -85,8 +85,8 @@ class StoredRow:
         return [*(content for content in messages if isinstance(content, str)), *parts, self.response or ""]
 
     def identity(self) -> list[Any]:
-        """What tells the row from others without reading its images; its place does not count."""
-        files = [str(ref) for ref in self.images if isinstance(ref, Path)]
+        """What tells the row from others without reading its images; its place and folder do not count."""
+        files = [ref.name for ref in self.images if isinstance(ref, Path)]
         return [self.id, self.prompt, self.answer, self.response, self.choices, files]
 
     def outline(self) -> Outline:
@@ -220,7 +220,7 @@ class RecordSource(Sequence[Record]):
         return part.texts(position)
 
     def digest(self) -> str:
-        """32 hexadecimal digits of all records in their order, by their texts and the paths of their images."""
+        """32 hexadecimal digits of all records in their order, by their texts and the names of their images' files."""
         found = hashlib.sha256()
         for index in range(len(self)):
             part, position = self._find(index)

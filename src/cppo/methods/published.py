@@ -174,8 +174,9 @@ def pgpo() -> Options:
 
     Score S = k3(pi_old, pi_view), under a view in which no token attends to an image token. I is log(1 + S) scaled to
     [0, 1] over a rollout's tokens. The weight is I / 0.4 below 0.4, else 1 + 2 (I - 0.4) / 0.6, divided by its mean
-    over the rollout. The loss is DAPO's. Its code is not public. Ours: every token keeps its position, the tokens
-    around an image stay visible, and rows without images keep their advantages.
+    over the rollout. The loss is DAPO's. Its code is not public; a third party reports a development version with the
+    0.4 quantile of I instead of 0.4, weights of at least 0.1, and no division. Ours: every token keeps its position,
+    the tokens around an image stay visible, and rows without images keep their advantages.
     """
     return {
         **dapo(),
