@@ -154,7 +154,7 @@ def test_a_line_says_how_far_and_how_long(state, line):
     assert progress_line({"prefix": "x: ", "initial": 0, "unit": "rows", "unit_scale": False, **state}) == line
 
 
-def test_the_thread_beats_by_itself(monkeypatch, capsys):
+def test_the_thread_beats_by_itself(monkeypatch):
     import threading
 
     monkeypatch.setattr("cppo.progress.BEAT_SECONDS", 0.0)

@@ -65,7 +65,7 @@ def test_resumed_from_a_checkpoint_it_ends_the_same(run, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_the_other_commands_take_the_adapter(run, tmp_path, capsys):
+def test_the_other_commands_take_the_adapter(run, tmp_path):
     figures = []
     assert main(["export", "--model", str(run), "--out", str(tmp_path / "plain")]) == 0
     for model in (run, tmp_path / "plain"):

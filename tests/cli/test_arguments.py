@@ -291,7 +291,7 @@ def test_overview_and_version(capsys):
     assert capsys.readouterr().out.startswith("cppo ")
 
 
-def test_a_closed_pipe_is_no_traceback(tmp_path):
+def test_a_closed_pipe_is_no_traceback():
     """As `cppo methods | head -1`: the reader closes before all is written."""
     command = [sys.executable, "-m", "cppo", "methods"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

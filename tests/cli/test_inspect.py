@@ -96,7 +96,7 @@ def test_the_page_in_a_browser(width, tmp_path):
     assert not found["wide"]
 
 
-def test_texts_cannot_end_the_data(tmp_path):
+def test_texts_cannot_end_the_data():
     page = render_inspection(ITEMS, model=ATTACK, data="mine", score="kl")
     assert page.count("</script>") == 2
     assert "<img src=x" not in page

@@ -122,7 +122,7 @@ def test_broken_archives(tmp_path):
     assert left(tmp_path / "cache") == []
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line(tmp_path):
     """Here: a limit on the size of files, which fails a write as a full disk does."""
     path = archive(tmp_path, member("a.png", bytes(2_000_000)))
     code = (

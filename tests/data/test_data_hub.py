@@ -207,7 +207,7 @@ def test_a_folder_in_the_names_place(hub, tmp_path, monkeypatch):
         load_records(f"hub:{tmp_path / 'other'}")
 
 
-def test_without_a_network(hub, monkeypatch, tmp_path, refused):
+def test_without_a_network(hub, monkeypatch, refused):
     """One line says what to fetch and where to put it; what the cache holds is read."""
     hub.add("TIGER-Lab/ViRL39K", virl39k())
     load_records("hub:TIGER-Lab/ViRL39K", columns="virl39k")
@@ -221,7 +221,7 @@ def test_without_a_network(hub, monkeypatch, tmp_path, refused):
     same(load_records("hub:TIGER-Lab/ViRL39K", columns="virl39k")[1].images, 2, 3)
 
 
-def test_some_shards_are_not_all(hub, monkeypatch):
+def test_some_shards_are_not_all(hub):
     rows = parquet({"prompt": ["q"], "answer": ["a"]})
     hub.add("org/name", {"data/train-00000-of-00002.parquet": rows})
     with pytest.raises(UserError, match="found 1 of 2 files of data/train"):
@@ -309,7 +309,7 @@ def test_file_names_of_a_repository_do_not_leave_it(hub):
     assert not any("up.zip" in request.path for request in hub.requests)
 
 
-def test_processes_unpack_once(hub, tmp_path):
+def test_processes_unpack_once(hub):
     """Two processes at once, as ranks are: both read, one unpacked."""
     hub.add("TIGER-Lab/ViRL39K", virl39k())
     code = (

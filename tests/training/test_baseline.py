@@ -80,7 +80,7 @@ def train(make_trainer, rows, resume=None, folder="out", **options):
     return trainer
 
 
-def test_a_run_of_single_rollouts_resumes_exactly(make_trainer, tmp_path, monkeypatch, capfd):
+def test_a_run_of_single_rollouts_resumes_exactly(make_trainer, tmp_path, capfd):
     rows = make_rows([1, 0, 2, 1, 1, 0])
     whole = train(make_trainer, rows)
     assert "initial pass: 6 responses to 6 prompts in" in capfd.readouterr().err

@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_ends_the_run_before_it(make_trainer, tmp_path
     assert newest_whole(tmp_path / "out", passed_over=pytest.fail) == tmp_path / "out" / "checkpoint-1"
 
 
-def test_such_steps_are_skipped_on_request(make_trainer, monkeypatch, capsys):
+def test_such_steps_are_skipped_on_request(make_trainer, capsys):
     weights = Weights()
     trainer = make_trainer(make_rows([1, 1]), Poisoned, callbacks=[weights], max_steps=3, nonfinite="skip", **SAVING)
     trainer.train()

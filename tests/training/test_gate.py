@@ -140,7 +140,7 @@ def test_a_response_with_images_is_scored_unshared(make_trainer, processor):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_vllm_takes_rollouts_without_the_shared_prefill(make_trainer, monkeypatch):
+def test_vllm_takes_rollouts_without_the_shared_prefill(make_trainer):
     trainer = make_trainer(make_rows([1, 1]))
     assert trainer._shares_prompts
     trainer.use_vllm = True

@@ -189,9 +189,7 @@ def test_the_form_of_papos_paper(trainer_of, seen, rows, monkeypatch, scorer):
 
 
 @pytest.mark.parametrize("scorer", ["plain", "shared"])
-def test_papos_masked_image_is_scored_once_by_the_policy_of_the_rollouts(
-    trainer_of, seen, processor, rows, monkeypatch, scorer
-):
+def test_papos_masked_image_is_scored_once_by_the_policy_of_the_rollouts(trainer_of, seen, processor, rows, scorer):
     """After an update, the mask's log-probabilities are still the earlier ones, without gradient."""
     trainer = trainer_of("papo-3b", scorer)
     trainer.args.steps_per_generation = 1

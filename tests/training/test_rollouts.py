@@ -237,7 +237,7 @@ def test_rows_without_an_id_have_stable_views(make_trainer):
     assert not torch.equal(*views_of(same_text))
 
 
-def test_a_streamed_dataset_trains(make_trainer, tiny_model, processor, tmp_path):
+def test_a_streamed_dataset_trains(make_trainer, tiny_model, processor):
     rows = make_rows([1, 0, 2, 1])
     streamed = IterableDataset.from_generator(lambda: iter(rows))
     args = make_trainer(rows, max_steps=2).args

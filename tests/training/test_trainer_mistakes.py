@@ -89,7 +89,7 @@ def test_a_column_that_a_reward_needs():
     check_columns([{**row, "level": 1}], False, graded)
 
 
-def test_columns_with_other_names(make_trainer, caplog):
+def test_columns_with_other_names(caplog):
     image, chat = Image.new("RGB", (64, 64)), [{"role": "user", "content": "What?"}]
     with_image = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
 
@@ -330,7 +330,7 @@ def test_a_plain_text_prompt_beside_images_is_refused(make_trainer):
     assert canonical_row({**plain, "prompt": "What is it?"})["prompt"] == "What is it?"
 
 
-def test_an_answered_question_before_the_last_is_no_mistake(make_trainer):
+def test_an_answered_question_before_the_last_is_no_mistake():
     (row,) = make_rows([1])
     prompt = [{"role": "user", "content": "Ready?"}, {"role": "assistant", "content": "Yes."}, *row["prompt"]]
     check_columns([{**row, "prompt": prompt}], True)

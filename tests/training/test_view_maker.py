@@ -88,7 +88,7 @@ def test_views_made_ahead_equal_the_samplers_even_if_the_image_changes(batch, ro
     assert made[0] is not made[2]
 
 
-def test_views_of_gated_out_prompts_that_wait_are_not_made(batch, rows, tokens, process):
+def test_views_of_gated_out_prompts_that_wait_are_not_made(batch, tokens, process):
     sampler = WatchedSampler(3)
     begun = ViewMaker(sampler, 1, process).begin(batch, epoch=0)
     assert sampler.called.wait(30)  # the only thread waits at the gate with the first row
