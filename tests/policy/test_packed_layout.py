@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cppo.policy import packed as attention_module
 from cppo.policy import varlen as varlen_module
-from cppo.policy.packed import packed_attention, share_prompts
+from cppo.policy.packed import attend_packed, packed_attention
 from cppo.policy.packing import SharedPromptLayout
 from cppo.policy.varlen import no_varlen_reason, probe_varlen_attention
 from cppo.probing import failure
@@ -146,8 +146,8 @@ def test_the_original_implementation_sees_its_own_name():
     model = make_model("llava")
     config = model.config.get_text_config()
     config._attn_implementation = "flash_stand_in"
-    share_prompts(model)
-    share_prompts(model)
+    attend_packed(model)
+    attend_packed(model)
     assert config._attn_implementation == "flash_stand_in_shared_prompt"
     assert model.config.vision_config._attn_implementation == "sdpa"
     model(input_ids=torch.tensor([[3, 4, 5]]))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from cppo import CPPOConfig
 from cppo.errors import UserError
 from cppo.options.views import INPUT_VIEWS, PIXEL_NOISE
-from cppo.training.inside import admit_inside_views
+from cppo.training.fit import admit_inside_views
 
 
 @pytest.mark.parametrize("name", INPUT_VIEWS)

@@ -17,8 +17,8 @@ from rollout_stubs import (
 )
 from transformers import AutoProcessor
 
+from cppo.training.fit import ban_vision_placeholders
 from cppo.training.rollouts import GenerationBatch
-from cppo.training.setup import ban_vision_placeholders
 from cppo.training.trainer import CPPOTrainer
 from cppo.views import load_rgb
 

@@ -205,7 +205,7 @@ def test_views_without_gradients_take_no_backward_pass(make_trainer):
 
 def test_a_model_that_cannot_share_says_why_and_trains(make_trainer, caplog, monkeypatch):
     reason = "its text part attends through a sliding window"
-    monkeypatch.setattr("cppo.training.setup.unshared_reason", lambda config: reason)
+    monkeypatch.setattr("cppo.training.fit.unshared_reason", lambda config: reason)
     with caplog.at_level(logging.WARNING, logger="cppo.training.setup"):
         trainer = inject(make_trainer(make_rows([1, 0]), max_steps=1))
     line = f"rollouts and updates do not share prompts and images in a group: {reason}"

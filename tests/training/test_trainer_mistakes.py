@@ -19,7 +19,8 @@ from trl import GRPOConfig
 from cppo.errors import UserError
 from cppo.policy.prompts import canonical_row, prompt_messages
 from cppo.rewards import accuracy_reward
-from cppo.training.setup import check_columns, check_head, check_setup, keep_float32_outputs, share_prompts
+from cppo.training.fit import check_head, share_prompts
+from cppo.training.setup import check_columns, check_setup, keep_float32_outputs
 from cppo.training.trainer import CPPOTrainer
 
 

@@ -51,7 +51,7 @@ def add_shared_prompt_forward(model: PreTrainedModel, cast_lm_head_to_fp32: bool
         model: a transformers vision-language model without wrappers, of a family that `unshared_reason` accepts.
         cast_lm_head_to_fp32: as in TRL.
     """
-    share_prompts(model)
+    attend_packed(model)
     original_forward = model.forward
 
     # The signature must stay: `generate` checks its arguments against it.
@@ -97,7 +97,7 @@ def _hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
 # Attention
 
 
-def share_prompts(model: PreTrainedModel) -> None:
+def attend_packed(model: PreTrainedModel) -> None:
     """Let the text part of `model` (not its vision tower) attend over packed rows; everything else stays the same."""
     config: Any = model.config.get_text_config()
     base = config._attn_implementation

@@ -1,4 +1,4 @@
-"""Checks before a step: data, options, model, shared prompts, and a batch's images and rewards."""
+"""Checks before a step: data, options, rewards and model, and each batch's images and rewards."""
 
 import logging
 from collections.abc import Sequence
@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import AutocastKwargs, is_peft_model
+from accelerate.utils import AutocastKwargs
 from datasets import DatasetDict, IterableDatasetDict
-from peft import PeftType
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -21,10 +20,8 @@ from cppo.methods import get_method
 from cppo.options import check_gate_reward
 from cppo.policy import (
     adapts_tied_weights,
-    add_shared_prompt_forward,
     unshared_reason,
     unwrapped,
-    vision_placeholder_ids,
 )
 from cppo.policy.families import check_vision_rope
 from cppo.policy.prompts import Row, check_prompt, prompt_images
@@ -35,9 +32,7 @@ from cppo.upstream import (
     COLOCATED_PROMPTS,
     FSDP_OUTPUTS,
     LEARNING_RATE,
-    PACKED_ATTENTION,
     SAMPLER_ORDER,
-    SHARED_PREFILL,
     check_needed_parts,
 )
 
@@ -114,7 +109,7 @@ def _renamed(missing: Sequence[str], row: Row) -> str:
     return "".join(f", or `dataset.rename_column({theirs!r}, {ours!r})`" for theirs, ours in renames)
 
 
-# Options, model and sharing
+# Options, rewards and model
 
 
 def check_views_have_images(args: CPPOConfig, tools: Any, rollout_func: Any, environment_factory: Any) -> None:
@@ -232,58 +227,6 @@ def keep_float32_outputs(accelerator: Any) -> None:
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
-def learns_a_prompt(model: Any) -> bool:
-    """Whether a PEFT model learns virtual tokens instead of weights.
-
-    Raises UserError for prefix tuning: with it, TRL cannot score the responses of a vision-language model.
-    """
-    if not is_peft_model(model):
-        return False
-    config = model.active_peft_config
-    if config.peft_type == PeftType.PREFIX_TUNING:
-        raise UserError("peft_config: TRL cannot train a prefix of a vision-language model: use LoRA or prompt tuning")
-    return bool(config.is_prompt_learning)
-
-
-def share_prompts(trainer: Trainer) -> tuple[bool, bool]:
-    """Let policy and reference score packed rows, if requested and possible; returns whether updates and rollouts
-    share.
-
-    Raises UserError where they do not share although an option needs it.
-    """
-    if trainer.args.scorer != "shared":
-        return False, False
-    policy = unwrapped(trainer.model)
-    reason = unshared_reason(policy.config)
-    places = getattr(policy, "hf_device_map", None) or {}
-    if len(set(places.values())) > 1:
-        reason = (
-            "one process sees several GPUs and the model is split over them (launch one process per GPU, or set "
-            "CUDA_VISIBLE_DEVICES)"
-        )
-    if learns_a_prompt(trainer.model):
-        reason = "a prompt-learning adapter adds its own tokens before each row"
-    if trainer.aux_loss_enabled:
-        reason = "a mixture-of-experts model balances its experts over whole rows"
-    if reason is not None:
-        _check_unshared(trainer.args, reason)
-        go_without(trainer, f"rollouts and updates do not share prompts and images in a group: {reason}", sharing=True)
-        return False, False
-    rollouts = SHARED_PREFILL.missing(policy.config.model_type)
-    if rollouts is not None and _generates(trainer):
-        go_without(trainer, rollouts, sharing=True)
-    eager = policy.config.get_text_config()._attn_implementation.startswith("eager")
-    updates = PACKED_ATTENTION.missing(policy.config.model_type, "eager" if eager else "sdpa")
-    if updates is not None:
-        _check_unshared(trainer.args, updates)
-        go_without(trainer, updates, sharing=True)
-    else:
-        for model in (trainer.model, trainer.ref_model):
-            if model is not None:
-                add_shared_prompt_forward(unwrapped(model), trainer.args.cast_lm_head_to_fp32)
-    return updates is None, rollouts is None and _generates(trainer)
-
-
 def go_without(trainer: Trainer, line: str, sharing: bool = False) -> None:
     """Warn of a slower or coarser fallback, and record the line for its run.
 
@@ -293,46 +236,6 @@ def go_without(trainer: Trainer, line: str, sharing: bool = False) -> None:
         raise UserError(f"require_sharing = true, but {line}")
     logger.warning("%s", line)
     trainer.fallbacks.append(line)
-
-
-def _generates(trainer: Trainer) -> bool:
-    """Whether transformers' `generate` makes the rollouts."""
-    return not (trainer.use_vllm or trainer.use_transformers_continuous_batching)
-
-
-def _check_unshared(args: Any, reason: str) -> None:
-    if args.perception_memory == "sequential" and args.uses_perception:
-        raise UserError(f"perception_memory = 'sequential' needs shared prompts, but {reason}: use 'joint'")
-
-
-def check_head(trainer: Trainer, shares_prompts: bool) -> None:
-    """Raise UserError where TRL's fused head would get wrong gradients: with FSDP2, unless the head is tied.
-
-    Each process would train its part of the head only on its own rollouts.
-    """
-    if not trainer.accelerator.is_fsdp2 or shares_prompts or trainer.args.needs_logits:
-        return
-    model = unwrapped(trainer.model)
-    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-        raise UserError(
-            "scorer = 'kernel' is TRL's fused head, which with FSDP2 trains an untied output layer on part of the "
-            "rollouts: use 'shared' where the model can share prompts, else 'plain', or DeepSpeed"
-        )
-
-
-def ban_vision_placeholders(trainer: Trainer) -> list[int]:
-    """Ban tokens that represent an image from sampling; returns their ids."""
-    placeholders = vision_placeholder_ids(trainer.processing_class, trainer.model.config)
-    if not placeholders:
-        return placeholders
-    if trainer.use_vllm:
-        options = trainer.vllm_generation.generation_kwargs
-        options["logit_bias"] = {**dict.fromkeys(placeholders, -100.0), **(options.get("logit_bias") or {})}
-        return placeholders
-    ids = sorted({*placeholders, *(trainer.generation_config.suppress_tokens or [])})
-    trainer.generation_config.suppress_tokens = ids
-    trainer.generation_kwargs["suppress_tokens"] = ids
-    return placeholders
 
 
 # Each batch

@@ -32,7 +32,7 @@ from cppo.perception import (
     perception_loss,
     scored_views,
 )
-from cppo.policy import leave_out_frozen_tower, takes_images_a_row, unwrapped, vision_tower_parameters
+from cppo.policy import takes_images_a_row, unwrapped
 from cppo.policy.loading import whole_weights
 from cppo.policy.vision_inputs import prompt_vision, trimmed, without_empty_images
 from cppo.rewards import check_weights, guarded_rewards, named_rewards, reward_names, trainer_rewards
@@ -43,21 +43,17 @@ from cppo.training.before_updates import detect_tokens, join_scores, scores_of_v
 from cppo.training.colocated import ColocatedPrompts
 from cppo.training.config import CPPOConfig
 from cppo.training.early_signs import EarlySigns, FormWatch
-from cppo.training.inside import admit_ascent, admit_inside_views
-from cppo.training.kernels import choose_kernels
+from cppo.training.fit import fit_model
 from cppo.training.micro_batch import Rollouts, ScoredMicroBatch, ViewRequest
 from cppo.training.rollouts import GenerationBatch, shuffled_micro_batches
 from cppo.training.scoring import Scorer, score_under_views
 from cppo.training.setup import (
-    ban_vision_placeholders,
     check_castable_head,
     check_columns,
-    check_head,
     check_setup,
     check_views_have_images,
     keep_float32_outputs,
     keep_no_cast_weights,
-    share_prompts,
     tell_equal_weights,
     try_parts,
     warn_of_other_rewards,
@@ -155,16 +151,7 @@ class CPPOTrainer(AnswerTrainer):
         self._policy = unwrapped(self.model)
         try_parts(self)
         check_setup(self)
-        if args.freeze_vision_tower:
-            for parameter in vision_tower_parameters(self._policy):
-                parameter.requires_grad_(False)
-        leave_out_frozen_tower(self._policy)
-        self._placeholder_ids = ban_vision_placeholders(self)
-        self._shares_prompts, self._shares_rollouts = share_prompts(self)
-        self.kernels = choose_kernels(self, self._shares_prompts)
-        check_head(self, self._shares_prompts)
-        admit_inside_views(self)
-        admit_ascent(self)
+        self._placeholder_ids, self._shares_prompts, self._shares_rollouts, self.kernels = fit_model(self)
         # TRL's kernel cannot pass the number of images per row, which LLaVA-OneVision needs.
         self._counts_images = takes_images_a_row(self._policy.config)
 
