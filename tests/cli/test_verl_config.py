@@ -218,7 +218,7 @@ def test_what_is_printed_runs(tmp_path, monkeypatch, capsys):
     [
         ("--method vppo", "method = 'vppo' cannot run inside verl"),
         ("--method cppo --perception_divergence kl", "perception_divergence = 'kl'"),
-        ("--config cppo-paper", "perception_normalization = 'microbatch'"),
+        ("--config cppo-paper", "would depend on verl's mini-batches: use 'rollout', or train with `cppo train`"),
         ("--rewards accuracy length?max_completion_len=9&soft_punish_cache=3", "is TRL's"),
         ("--method vision-sr1", "needs ask_policy, which verl's reward workers do not have"),
         ("--trained_answers description_reward", "trained_answers = 'description_reward' asks the policy"),
@@ -254,7 +254,15 @@ def test_a_models_broken_configuration_is_one_line(text, told, tmp_path, refused
         assert told in refused("verl-config", "--model", str(tmp_path))
 
 
-@pytest.mark.parametrize("words", ["--save_strategy no", "--fp16 true --bf16 false", "--config micro-sft"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--save_strategy no",
+        "--fp16 true --bf16 false",
+        "--config micro-sft",
+        "--config cppo-paper --perception_normalization rollout",
+    ],
+)
 def test_options_that_others_make_idle_are_no_mistake(words):
     assert translation(words.split()).options
 

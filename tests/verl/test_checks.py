@@ -1,9 +1,10 @@
 """Mistakes that `python -m cppo.verl` refuses before Ray starts, in one line."""
 
 import sys
+from importlib.metadata import version
 
 import pytest
-from cpu_bed.launch import MODES
+from cpu_bed import launch
 from omegaconf import OmegaConf
 from ray.exceptions import RayTaskError
 from verl.trainer import main_ppo
@@ -11,8 +12,11 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 
 from cppo.assets import MICRO_DIR
 from cppo.errors import UserError
-from cppo.verl import checks, versions
+from cppo.verl import versions
 from cppo.verl.__main__ import PYTHON, main, user_mistake
+from cppo.verl.batches import MODES
+from cppo.verl.checks import check_config
+from cppo.verl.composed import check_choices, composed
 from cppo.verl.trainer import PREFIX
 
 OPTIONS = (f"actor_rollout_ref.model.path={MICRO_DIR}", "actor_rollout_ref.rollout.name=vllm")
@@ -31,7 +35,7 @@ def refused(capsys):
 
 
 def test_each_mode_of_verl_has_a_trainer_of_ours():
-    assert tuple(MODES) == checks.MODES
+    assert tuple(launch.MODES) == MODES
     for mode in MODES:
         assert issubclass(get_trainer_cls(PREFIX + mode), get_trainer_cls(mode))
 
@@ -40,7 +44,44 @@ def test_each_mode_of_verl_has_a_trainer_of_ours():
     ("option", "named"),
     [
         ("trainer.v1.trainer_mode=async", "trainer.v1.trainer_mode = 'async'"),
-        ("data.trian_files=a", "trian_files"),
+        (
+            "data.trian_files=a",
+            "data.trian_files: verl's configuration lists no such option; did you mean `train_files`?",
+        ),
+        ("data.new_option=a", "+NAME=VALUE gives it all the same"),
+        (
+            "+actor_rollout_ref.rollout.temperatur=1",
+            "rollout.temperatur: verl has no such option; did you mean `te",
+        ),
+        (
+            "+actor_rollout_ref.actor.fsdp_config.nothing=1",
+            "fsdp_config.nothing: verl has no such option; leave it",
+        ),
+        ("actor_rollout_ref.rollout.custom=5", "custom = 5: it holds options of its own: give"),
+        ("actor_rollout_ref.actor=5", "actor = 5: it holds options of its own"),
+        ("data=5", "Config group override"),
+        ("model_engine=none", "Could not find 'model_engine/none'"),
+        ("actor_rollout_ref.rollout.n=many", "actor_rollout_ref.rollout.n: expected a number, got 'many'"),
+        ("trainer.save_freq=[1]", "trainer.save_freq: expected a number, got [1]"),
+        ("data.shuffle=maybe", "data.shuffle: expected true or false, got 'maybe'"),
+        ("actor_rollout_ref.hybrid_engine=false", "leave it at true"),
+        (
+            "trainer.resume_mode=disabel",
+            "trainer.resume_mode = 'disabel': Invalid resume_mode: disabel. Must be 'auto",
+        ),
+        ("trainer.logger=[console,wandbb]", "did you mean `wandb`? choose one of clearml"),
+        ("algorithm.adv_estimator=grop", "algorithm.adv_estimator = 'grop': Unknown advantage estimator"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=vanila", "loss_mode = 'vanila': Unsupported loss mode"),
+        ("actor_rollout_ref.actor.kl_loss_type=k9", "kl_loss_type = 'k9': verl has no such value"),
+        ("actor_rollout_ref.actor.strategy=fsdp3", "actor.strategy = 'fsdp3': strategy fsdp3 not supported"),
+        ("actor_rollout_ref.actor.fsdp_config.dtype=bf61", "fsdp_config.dtype = 'bf61': unexpected precision"),
+        (
+            "actor_rollout_ref.actor.optim.lr_scheduler_type=linear",
+            "verl refuses it: assert self.lr_scheduler_type in ",
+        ),
+        ("actor_rollout_ref.rollout.name=vlm", "rollout.name = 'vlm': did you mean `vllm`?"),
+        ("actor_rollout_ref.rollout.mode=sync", "Rollout mode 'sync' has been removed"),
+        ("reward.reward_manager.name=naiv", "reward_manager.name = 'naiv': did you mean `naive`?"),
         ("data.train_files", "data.train_files"),
         ("data.train_files=[a.parquet]", "data.train_files: there is no file 'a.parquet'"),
         ("--nodes=2", "--nodes=2: write options of verl as NAME=VALUE"),
@@ -57,6 +98,33 @@ def test_each_mode_of_verl_has_a_trainer_of_ours():
 )
 def test_options(refused, option, named):
     assert named in refused(option)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "trainer.resume_mode=disable trainer.logger=file +trainer.remove_previous_ckpt_in_save=true",
+        "actor_rollout_ref.rollout.n=${data.train_batch_size} actor_rollout_ref.actor.kl_loss_type=k3+",
+        "algorithm.rollout_correction.rollout_is_threshold=0.5_2.0 actor_rollout_ref.actor.loss_agg_mode=token-sum",
+        "actor_rollout_ref.model.external_lib=a_module actor_rollout_ref.rollout.name=its_engine",
+        "+ray_kwargs.ray_init.num_gpus=1 +actor_rollout_ref.rollout.engine_kwargs.vllm.seed=1",
+        "trainer.v1.colocate_async.num_warmup_batches=1.5 trainer.total_training_steps=null",
+    ],
+)
+def test_options_that_verl_takes(words):
+    config = composed([*OPTIONS, *words.split()])
+    check_config(config)
+    check_choices(config)
+
+
+def test_the_micro_models_other_vision_tower(refused, tmp_path):
+    """verl 0.9 takes only versions of transformers that ignore the rotary base in its configuration."""
+    data = tmp_path / "rows.parquet"
+    data.write_bytes(b"")
+    files = (f"data.train_files={data}", f"data.val_files={data}")
+    line = refused(*files)
+    assert "rotary base 100 and uses 10000" in line
+    assert f"{version('transformers')} is installed, since verl {version('verl')} takes no later one" in line
 
 
 def test_a_file_of_options(tmp_path, capsys):
@@ -131,5 +199,6 @@ def test_rays_workers_start_from_a_folder_with_a_space(tmp_path, monkeypatch, fo
     seen = []
     monkeypatch.setattr(sys, "executable", f"{folder}/python")
     monkeypatch.setattr(main_ppo, "run_ppo", lambda config, runner: seen.append(OmegaConf.select(config, PYTHON)))
-    assert main([*OPTIONS, f"data.train_files={file}", f"data.val_files={file}", *given]) == 0
+    files = (f"data.train_files={file}", f"data.val_files={file}", "actor_rollout_ref.model.external_lib=cpu_bed.micro")
+    assert main([*OPTIONS, *files, *given]) == 0
     assert seen == [expected]

@@ -17,13 +17,13 @@ from verl_recipes import LOSSES, OTHERS, stored
 
 from cppo.assets import MICRO_DIR
 from cppo.verl.command import overrides, read_options, write_options
+from cppo.verl.composed import composed as composed_of
 from cppo.verl.options import options_from
 
 
 @cache
 def composed(name):
-    with initialize_config_dir(str(files("cppo.verl") / "config"), version_base=None):
-        return compose("cppo", overrides(stored()[name]))
+    return composed_of(overrides(stored()[name]))
 
 
 def plain(value):

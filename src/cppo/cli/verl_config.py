@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from cppo.cli.fields import parsed_recipe, recipe_parser
 from cppo.cli.parser import COUNT, Parser, check_output_file
 from cppo.errors import tell
+from cppo.verl.batches import MODES
 
 if TYPE_CHECKING:
     from cppo.verl.translate import Translation
 
 DEFAULT_RECIPE = "cppo-3b"
-MODES = ("sync", "colocate_async", "separate_async")
 DESCRIPTION = (
     "Prints the commands that train a recipe of `cppo train` inside verl. For each option that verl lacks it "
     "says what verl does instead. It needs neither verl nor a GPU."

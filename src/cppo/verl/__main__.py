@@ -3,9 +3,8 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from cppo.errors import UserError, first_line, one_line, tell_mistake
+from cppo.errors import UserError, tell_mistake
 from cppo.verl.command import read_options
 from cppo.verl.versions import check_versions
 
@@ -18,11 +17,6 @@ actor_rollout_ref.rollout.custom.cppo.method=cppo.
 `cppo verl-config --config cppo-3b` writes a recipe's options in either form, `cppo verl-data SPEC --out FILE.parquet`
 writes data in verl's layout. docs/scale/verl.md explains the rest."""
 
-HINTS = {
-    "Could not override": "write +NAME=VALUE for an option that verl's configuration does not list",
-    "Could not append": "write NAME=VALUE for an option that it lists",
-}
-"""Start of hydra's message -> what to do."""
 PYTHON = "ray_kwargs.ray_init.runtime_env.py_executable"
 """verl's option for the interpreter of Ray's workers. Ray passes it to a shell, and quotes none of its own choice."""
 
@@ -57,32 +51,19 @@ def _overrides(words: list[str]) -> list[str]:
 
 def _run(words: list[str]) -> None:
     import ray
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
     from ray.exceptions import RayTaskError
     from verl.trainer.main_ppo import run_ppo
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
     from verl.utils.device import auto_set_device
 
     from cppo.verl.checks import check_config, check_files
+    from cppo.verl.composed import check_choices, composed
     from cppo.verl.trainer import CPPOTaskRunner
 
-    try:
-        with initialize_config_dir(str(Path(__file__).parent / "config"), version_base=None):
-            config = compose("cppo", words)
-    except (HydraException, OmegaConfBaseException) as error:
-        text = first_line(error)
-        hint = next((f" ({hint})" for begin, hint in HINTS.items() if text.startswith(begin)), "")
-        raise UserError(text + hint) from error
+    config = composed(words)
     check_config(config)
     auto_set_device(config)
-    try:
-        validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, ValueError, HydraException) as error:  # verl refuses options this way
-        raise UserError(one_line(error.__cause__ or error)) from error
+    check_choices(config)
     check_files(config)
     if shlex.quote(sys.executable) != sys.executable and OmegaConf.select(config, PYTHON) is None:
         OmegaConf.update(config, PYTHON, shlex.quote(sys.executable), force_add=True)

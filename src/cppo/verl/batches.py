@@ -11,6 +11,8 @@ from cppo.verl.counterparts import ACTOR, ROLLOUT
 ROWS_OF_A_GROUP = 3
 """A rollout and its two views, which stay in one micro-batch."""
 DEFAULT_PROMPT_TOKENS = 2048
+MODES = ("sync", "colocate_async", "separate_async")
+"""verl's trainers; we have a counterpart of each."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Cluster:
     Attributes:
         recipe_gpus: the processes that the recipe's batch sizes assume; verl's batches count prompts on all GPUs.
         rollout_nodes: additional nodes that only generate, for the mode `separate_async`.
-        mode: verl's `trainer.v1.trainer_mode`.
+        mode: verl's `trainer.v1.trainer_mode`, one of `MODES`.
     """
 
     recipe_gpus: int = 8

@@ -10,11 +10,11 @@ from cppo.checkpoints import checkpoint_folders, is_own_checkpoint
 from cppo.errors import UserError, choose_one
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS
 from cppo.runs.checks import check_whole_model
+from cppo.verl.batches import MODES
 from cppo.verl.options import WHERE, options_from
 from cppo.verl.reward import load_rewards
+from cppo.verl.vision_base import check_base
 
-MODES = ("sync", "colocate_async", "separate_async")
-"""verl's trainers; we have a counterpart of each."""
 REWARD_MODULE = "pkg://cppo.verl.reward"
 """Name of our reward module in verl's configuration."""
 
@@ -22,11 +22,14 @@ REWARD_MODULE = "pkg://cppo.verl.reward"
 def check_config(config: DictConfig) -> None:
     """Refuse settings that would fail, or be ignored, during the run.
 
-    Raises UserError for an unknown mode, for CPPO's options and rewards, and for a checkpoint of `cppo train`.
+    Raises UserError for an unknown mode, an engine without rollouts, for CPPO's options and rewards, and for a
+    checkpoint of `cppo train`.
     """
     mode = config.trainer.v1.trainer_mode
     if mode not in MODES:
         raise UserError(f"trainer.v1.trainer_mode = {mode!r}: {choose_one(mode, MODES)}")
+    if not config.actor_rollout_ref.hybrid_engine:
+        raise UserError("actor_rollout_ref.hybrid_engine = false fails inside verl 0.9: leave it at true")
     options_from(_plain(config, WHERE))
     function = "reward.custom_reward_function"
     if OmegaConf.select(config, f"{function}.path") == REWARD_MODULE:
@@ -43,7 +46,9 @@ def check_config(config: DictConfig) -> None:
 
 
 def check_files(config: DictConfig) -> None:
-    """Refuse missing data and model folders. Paths with a scheme, such as hdfs://, are left to verl.
+    """Refuse missing data and model folders, and a model that becomes another one here.
+
+    Paths with a scheme, such as hdfs://, are left to verl.
 
     Raises UserError.
     """
@@ -56,7 +61,10 @@ def check_files(config: DictConfig) -> None:
         raise UserError("data.train_files: give the file to train from; `cppo verl-data SPEC --out FILE` writes one")
     model = str(config.actor_rollout_ref.model.path)
     if "://" not in model and (model[:1] in ("/", ".", "~") or Path(model).exists()):
-        check_whole_model(str(Path(model).expanduser()))
+        model = str(Path(model).expanduser())
+        check_whole_model(model)
+        if not config.actor_rollout_ref.model.external_lib:  # it may set the base
+            check_base("actor_rollout_ref.model.path", model)
 
 
 def _plain(config: DictConfig, name: str) -> Any:

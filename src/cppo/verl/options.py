@@ -28,9 +28,8 @@ WHERE = "actor_rollout_ref.rollout.custom.cppo"
 """The place of the options in verl's configuration."""
 NOT_OURS = EXECUTION_OPTIONS - {"view_threads"}
 """Options of how TRL's trainer computes."""
-
-
 SEEN = "inside verl the loss sees only log-probabilities and entropies of tokens"
+ELSE = ": choose another method"
 
 
 @dataclass
@@ -50,8 +49,7 @@ class VerlOptions(CPPOOptions):
         reason = _obstacle(self)
         if reason is not None:
             raise UserError(
-                f"{WHERE}: method = {self.method!r} cannot run inside verl: {reason}; choose another method, or train "
-                "with `cppo train`"
+                f"{WHERE}: method = {self.method!r} cannot run inside verl: {reason}, or train with `cppo train`"
             )
 
     @property
@@ -95,25 +93,27 @@ def options_from(mapping: Mapping[str, Any] | None) -> VerlOptions:
 
 
 def _obstacle(options: VerlOptions) -> str | None:
-    """Why the options cannot run inside verl; None if they can."""
+    """Why the options cannot run inside verl, and what to choose; None if they can."""
     if options.rollout_views:
-        return "rollout_views gives rollouts other images, but verl makes rollouts only from the images in its data"
+        return f"rollout_views gives rollouts other images, but verl makes them only from the images in its data{ELSE}"
     for family in input_views(vars(options)).values():
         where = "is inside the model, which" if family in INSIDE_VIEWS else "changes the model's inputs, but"
         return f"removing_views = ['{family}'] {where} verl runs it itself: use a view that is a picture"
     if options.perception_sink in SHAPINGS:
         return (
             f"perception_sink = {options.perception_sink!r} shapes advantages, but verl computes them where no view "
-            "is scored"
+            f"is scored{ELSE}"
         )
     if options.trained_answers is not None:
-        return f"trained_answers = {options.trained_answers!r} asks the policy, but verl's reward workers have none"
+        asks = f"trained_answers = {options.trained_answers!r} asks the policy"
+        return f"{asks}, but verl's reward workers have none{ELSE}"
     if options.schedules:
-        return f"schedules = {options.schedules} change weights by the step, but verl's loss does not know the step"
+        changes = f"schedules = {options.schedules} change weights by the step"
+        return f"{changes}, but verl's loss does not know the step: leave it out"
     if not options.adds_perception_loss:
         return None
     if options.perception_weight and options.perception_divergence in EXACT_DIVERGENCES:
-        return f"perception_divergence = {options.perception_divergence!r} needs logits, but {SEEN}"
+        return f"perception_divergence = {options.perception_divergence!r} needs logits, but {SEEN}: use 'k3'"
     for name, function in (
         ("perception_sink", TERMS[options.perception_sink]),
         ("perception_score", SCORES[options.perception_score]),
@@ -121,9 +121,9 @@ def _obstacle(options: VerlOptions) -> str | None:
     ):
         missing = needs_of(function) & needed(options) - {"response_mask"}
         if missing:
-            return f"{name} = {getattr(options, name)!r} needs {', '.join(sorted(missing))}, but {SEEN}"
+            return f"{name} = {getattr(options, name)!r} needs {', '.join(sorted(missing))}, but {SEEN}{ELSE}"
     if not options.kinds:
-        return f"perception_sink = {options.perception_sink!r} uses no view, but CPPO inside verl works on views"
+        return f"perception_sink = {options.perception_sink!r} uses no view, but CPPO inside verl works on views{ELSE}"
     if options.perception_selector_scope == "batch":
         return "perception_selector_scope = 'batch' would depend on verl's mini-batches: use 'rollout'"
     if options.perception_normalization == "microbatch":

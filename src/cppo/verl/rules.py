@@ -2,21 +2,19 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from cppo.assets import resolve_model
 from cppo.errors import UserError
 from cppo.methods import with_method
 from cppo.options import EXECUTION_OPTIONS, check_gate_reward, cppo_fields, schema
-from cppo.parsing import parse_json
 from cppo.rewards import check_rewards, chosen_rewards, reward_columns
-from cppo.runs.checks import check_whole_model
 from cppo.verl.batches import DEFAULT_PROMPT_TOKENS, Cluster, Values, batches, batches_of, updates_of_a_batch
 from cppo.verl.counterparts import ACTOR, CUSTOM, MODEL, ROLLOUT
 from cppo.verl.data import REWARD_COLUMNS
 from cppo.verl.options import options_from
 from cppo.verl.reward import load_rewards
+from cppo.verl.vision_base import lost_base
 
 LOSSES = {
     "dapo": ("vanilla", "token-mean"),
@@ -31,8 +29,6 @@ ENDLESS = 10**9
 """More steps and epochs than any run has."""
 UNCLIPPED = 1e9
 """verl's clip of the ratio for negative advantages; verl's ratios end at exp(20)."""
-VISION_BASE = 10000.0
-"""The rotary base in the vision towers of Qwen's models."""
 LOGGERS = ("clearml", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """Loggers with the same name in verl and TRL."""
 
@@ -155,12 +151,9 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
         f"{ACTOR}.entropy_from_logits_with_chunking": True,
         f"{ROLLOUT}.dtype": half,
     }
-    base = _vision_base(found[f"{MODEL}.path"])
-    if base not in (None, VISION_BASE):
-        values.instead["model"] = (
-            f"transformers before 5.11 ignores its vision tower's rotary base {base:g} and uses {VISION_BASE:g}, "
-            "which makes another model of it"
-        )
+    loss = lost_base(found[f"{MODEL}.path"])
+    if loss is not None:
+        values.instead["model"] = loss
     precision = f"{ACTOR}.fsdp_config.mixed_precision"
     if half != "bfloat16":
         found[f"{ACTOR}.fsdp_config.dtype"] = half
@@ -175,20 +168,6 @@ def _model(values: Values, cluster: Cluster) -> dict[str, Any]:
         else:
             values.instead["model_init_kwargs"] = "verl uses only its dtype, attn_implementation and trust_remote_code"
     return found | _adapter(values)
-
-
-def _vision_base(model: str) -> float | None:
-    """The rotary base of the vision tower in a folder's configuration, if it has one.
-
-    Raises UserError where the folder is not a complete model.
-    """
-    if not Path(model).exists():
-        return None
-    check_whole_model(model)
-    found = parse_json((Path(model) / "config.json").read_text(encoding="utf-8"))
-    for name in ("vision_config", "rope_parameters", "rope_theta"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, int | float) else None
 
 
 def _adapter(values: Values) -> dict[str, Any]:
