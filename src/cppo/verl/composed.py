@@ -162,7 +162,7 @@ def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
 def _check_kinds(
     given: Mapping[str, Any], own: Mapping[str, Any], place: str = "", types: Collection[type] = ()
 ) -> None:
-    """Compare options with verl's own of the same names, and with the fields of the class that verl makes of them.
+    """Compare options with verl's own of the same names, and with the fields of their class in verl.
 
     An option that refers to another one, `${...}`, is left out: the other one is compared.
 

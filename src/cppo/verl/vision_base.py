@@ -16,7 +16,7 @@ WITHOUT = 10000.0
 
 
 def lost_base(model: str) -> str | None:
-    """What earlier transformers makes of the model in a folder; None where nothing changes, or no folder is there.
+    """How earlier transformers changes the model in a folder; None where nothing changes, or no folder is there.
 
     Raises UserError where the folder is not a complete model.
     """
