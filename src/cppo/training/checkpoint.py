@@ -45,6 +45,10 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
     _train_sampler: RepeatSampler
     _stages: StagedSampler | None = None
 
+    @property
+    def _epoch(self) -> int:
+        return math.floor(self.state.epoch or 0)
+
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
         rows, stages = len(self._train_sampler.data_source), self.args.data_stages
@@ -58,8 +62,7 @@ class ResumableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     def save_progress(self, folder: Path) -> None:
         baseline = None if self.baseline is None else self.baseline.state()
-        epoch = math.floor(self.state.epoch or 0)
-        state = RolloutState(micro_step(self), epoch, unfinished_rollouts(self), baseline)
+        state = RolloutState(micro_step(self), self._epoch, unfinished_rollouts(self), baseline)
         state.save(str(folder), self.accelerator.process_index)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

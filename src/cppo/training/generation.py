@@ -4,7 +4,6 @@
 2. The gate selects the rollouts of the perception term. The processor then takes their prompts' views.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -34,7 +33,7 @@ from cppo.training.micro_batch import response_mask
 from cppo.training.rollouts import GenerationBatch, gated_rollouts, rollout_weights, token_draws
 from cppo.training.setup import agree_on_images, check_reward_size, go_without
 from cppo.training.telemetry import RolloutSamples
-from cppo.training.view_maker import RolloutViews, ViewMaker, shown_image
+from cppo.training.view_maker import BatchViews, RolloutViews, ViewMaker, shown_image
 from cppo.trl_surface import generation_batches, log_metric
 from cppo.upstream import SHARED_PREFILL
 
@@ -76,10 +75,6 @@ class RolloutTrainer(DrawingTrainer):
         if not self.model.training or self._rollout_views is None or not drawn:
             return batch.rows
         return self._rollout_views.mixed(batch, self.num_generations, self._epoch, self._progress(step))
-
-    @property
-    def _epoch(self) -> int:
-        return math.floor(self.state.epoch or 0)
 
     def _progress(self, step: int) -> float:
         """The share of the run that is done after training on the generation batch that began after `step` steps."""
@@ -236,9 +231,14 @@ class RolloutTrainer(DrawingTrainer):
             output["rollout_row"] = made.rows
         if self.baseline is not None:
             output["advantages"] = self._baseline_advantages(batch, summed)
-        if views is None:
-            return output
+        if views is not None:
+            self._add_perception(output, batch, views, rewards, summed)
+        return output
 
+    def _add_perception(
+        self, output: dict[str, Any], batch: GenerationBatch, views: BatchViews, rewards: Tensor, summed: Tensor
+    ) -> None:
+        """Add what the perception term needs: each rollout's weight, the views of gated-in rollouts, random draws."""
         gate = self._gate(output, batch, rewards, summed)
         all_gates = self.accelerator.gather(gate)
         batch_number = generation_batches(self)
@@ -255,7 +255,6 @@ class RolloutTrainer(DrawingTrainer):
             output["perception_draws"] = token_draws(shape, self.args.seed, batch_number, rank).to(weights.device)
         output["perception_num_rollouts"] = all_gates.sum()
         log_metric(self, "perception/gated_fraction", all_gates.float().mean().item())
-        return output
 
     def _put_images_together(self, output: dict[str, Any], batch: GenerationBatch) -> None:
         """Give rollouts their group ids and, where prompts are shared, the inputs of packing on the host.

@@ -262,6 +262,7 @@ def _read(
     selected = torch.zeros(batch.shape, dtype=torch.bool, device=hidden.device)
     selected[request.rollouts] = detected.token_mask
     places = {view: batch.places(view, selected) for view in request.kinds}
+    # The loss reads the other views at the selected tokens alone, unless their entropy counts at every token.
     for view in (view for view in request.kinds if view not in compared):
         everywhere = getattr(args, f"perception_{view}_entropy_weight")
         with torch.set_grad_enabled(view_gradients):
