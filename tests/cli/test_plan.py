@@ -77,6 +77,7 @@ def test_own_functions_say_how_many_views_they_take(tmp_path, capsys):
         (["--model", "no/such/model"], "model: "),
         (["--memory", "0.001"], "micro does not fit in 0.001 GiB on each of 2 GPUs, even with one rollout at a time"),
         (["--image_tokens", "40"], "--image_tokens 40 leaves no text in a prompt of 40 tokens"),
+        (["--micro_batch", "41"], "--micro_batch 41: each GPU has 40 rollouts in a step: give at most that many"),
         (["--method", "gpro"], "method = 'gpro': did you mean"),
         (["--gpus", "0"], "argument --gpus: expected a whole number in [1, inf)"),
         (["--memory", "-1"], "argument --memory: expected a number in (0, inf)"),
@@ -190,6 +191,16 @@ def test_the_commands_of_the_page_fit_gpus_of_80_gb(command, published):
     update, rollouts, free = taken(recipe, published[recipe.options.model], way, gpus)
     assert update <= 80 * (1 - RESERVE)
     assert rollouts <= 80 * free
+
+
+@pytest.mark.parametrize("micro_batch", ["2", "40"])
+def test_a_micro_batch_that_is_too_large_leaves_the_generation_slice(micro_batch, capsys):
+    """The reference would score it while rollouts are made; a micro-batch that fits is what counts."""
+    long = [*SIZES, "--memory", "0.2", "--response_tokens", "3000"]
+    assert main(["plan", *long, "--micro_batch", micro_batch]) == 0
+    shown = capsys.readouterr().out
+    assert figures(shown, "micro batch, at most") == ["1", "2", "1", "2", "of", "40"]
+    assert figures(shown, "generation slice, at most") == ["26", "28", "18", "29", "of", "320"]
 
 
 def test_rollouts_by_vllm_are_not_counted(capsys):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,9 @@ def run(argv: Sequence[str]) -> None:
     if work.generation_slice:
         generated = f"generation slice {work.generation_slice}"
         for way in WAYS:
-            fits[way.name]["generation_slice"] = largest_slice(shapes, way, work, budget)
+            # A reference scores the rollouts by micro-batches too.
+            fitting = replace(work, micro_batch=min(work.micro_batch, fits[way.name]["micro_batch"] or 1))
+            fits[way.name]["generation_slice"] = largest_slice(shapes, way, fitting, budget)
     print(f"{model}: {shapes.weights:,} weights; GPUs: {arguments.gpus} of {arguments.memory:g} GiB; GiB on each")
     print(
         f"rollouts of {work.prompt_tokens} + {work.response_tokens} tokens ({work.image_tokens} of an image), "

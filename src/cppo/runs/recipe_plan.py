@@ -31,7 +31,7 @@ def recipe_work(
         image_tokens: part of them; by default three quarters.
 
     Raises:
-        UserError: an image leaves no text in its prompt.
+        UserError: an image leaves no text in its prompt, or a micro-batch is larger than a step.
     """
     options = recipe.options
     assert isinstance(options, TrainOptions)
@@ -41,10 +41,13 @@ def recipe_work(
     image = prompt * 3 // 4 if image_tokens is None else image_tokens
     if image >= prompt:
         raise UserError(f"--image_tokens {image} leaves no text in a prompt of {prompt} tokens: give a longer prompt")
+    rollouts = config.per_device_train_batch_size
+    step = rollouts * config.gradient_accumulation_steps
+    if micro_batch is not None and micro_batch > step:
+        raise UserError(f"--micro_batch {micro_batch}: each GPU has {step} rollouts in a step: give at most that many")
     register_own(vars(config))
     adds_loss = adds_perception_loss(config)
     uses_views = adds_loss or config.perception_sink in SHAPINGS
-    rollouts = config.per_device_train_batch_size
     # Without steps_per_generation TRL uses gradient_accumulation_steps.
     batch = rollouts * (config.steps_per_generation or config.gradient_accumulation_steps)
     at_a_time = 0 if config.use_vllm else config.per_device_generation_batch_size or batch
@@ -55,7 +58,7 @@ def recipe_work(
         response_tokens=response_tokens or config.max_completion_length,
         num_generations=config.num_generations,
         micro_batch=micro_batch or rollouts,
-        step_rollouts=rollouts * config.gradient_accumulation_steps,
+        step_rollouts=step,
         batch_rollouts=batch,
         generation_slice=min(at_a_time, batch),
         views=len(scored_views(config)) if uses_views else 0,
