@@ -49,7 +49,7 @@ demo: $(STAMP) ## train the embedded micro VLM with CPPO, evaluate before and af
 	$(BIN)/cppo train --overwrite true
 
 docs: $(DOCS_STAMP) ## run the code of the pages and build their site; open site/index.html
-	$(BIN)/$(PYTEST) tests/test_documents.py
+	$(BIN)/$(PYTEST) tests/test_documents.py tests/test_site.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 test: $(STAMP) ## lint, type check and tests
