@@ -7,7 +7,8 @@ from small_model import SMALL
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from cppo.assets import resolve_model
-from cppo.assets.build import SPECIAL_TOKENS, build_micro, build_tokenizer, main
+from cppo.assets.__main__ import main
+from cppo.assets.build import SPECIAL_TOKENS, build_micro, build_tokenizer
 
 TWO_LAYERS = {**SMALL, "vision_layers": 2}
 TEXTS = ["What is the sum of the top row?", "<think> I see 3 and 5. 3 + 5 = 8. </think> \\boxed{8}"]

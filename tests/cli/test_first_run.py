@@ -46,9 +46,13 @@ def config_of(run):
 
 def test_few_rows_train_on_a_cpu_in_float32(pictures, small_model, tmp_path, capsys):
     run = tmp_path / "run"
-    train("--config", "few-rows", "--model", small_model, "--data", pictures, "--output_dir", run, *SHORT)
-    error = capsys.readouterr().err
-    assert error.count("training runs on the CPU, in float32") == 1
+    argv = ["--config", "few-rows", "--model", small_model, "--data", pictures, "--output_dir", run, *SHORT]
+    train(*argv, "--dry_run")
+    captured = capsys.readouterr()
+    assert captured.err.count("training runs on the CPU, with weights of dtype bfloat16") == 1
+    assert "weights trained, bfloat16 on cpu" in captured.out
+    train(*argv, "--model_init_kwargs", "{dtype: float32}")
+    assert capsys.readouterr().err.count("training runs on the CPU, in float32") == 1
     assert config_of(run)["bf16"] is False
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if "reward" in line] == [1, 2]

@@ -60,6 +60,7 @@ def test_results_table_and_page(write_study, stub_cells, capsys):
     assert difference["equal_time"]["mean"] == 0.5
     output = capsys.readouterr()
     assert "clean 75.0 (+50.0 [+50.0, +50.0])" in output.out
+    assert "(): points of difference from grpo, []: 95 % interval over seeds. An interval without width" in output.out
     assert "5/5  digits, cppo, seed 1  under 1 min left" in output.err
     assert "| cppo | 2 | +50.0 [+50.0, +50.0] {-41.9, +141.9} |" in (stub_cells.parent / "summary.md").read_text()
     assert "<svg" in (stub_cells.parent / "report.html").read_text()

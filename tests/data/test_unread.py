@@ -42,8 +42,12 @@ def test_only_what_looks_misspelt_is_reported(extra, columns, lines):
 
 
 def test_data_check_and_init_report_it(misspelt, tmp_path, capsys):
-    assert main(["data", "check", misspelt]) == 0
-    assert f"unread      {LINE}" in capsys.readouterr().out
+    assert main(["data", "check", misspelt]) == 1
+    captured = capsys.readouterr()
+    assert f"unread      {LINE}" in captured.out
+    assert captured.err.count("a misspelt column is not read") == 1
+    assert main(["data", "check", misspelt, "--columns", "{images: null}"]) == 0
+    assert "unread" not in capsys.readouterr().out
     out = tmp_path / "mine.yaml"
     assert main(["init", "--data", misspelt, "--model", "micro", "--machine", "cpu", "--out", str(out)]) == 0
     assert f"unread     {LINE}" in capsys.readouterr().out

@@ -1,12 +1,9 @@
 """Build the untrained micro VLM: a Qwen2.5-VL of 1.4 million parameters with its own tokenizer and processor.
 
-    python -m cppo.assets.build OUTPUT_DIR [--seed 0]
-
 Everything is derived from the generated tasks' text and a seed; nothing is downloaded. `cppo sft` trains it (recipes
 `micro-warmup` and `micro-sft`).
 """
 
-import argparse
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +23,6 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from cppo.progress import Progress
 from cppo.tasks import TASK_NAMES, make_item, parse_task_options
 
 SPECIAL_TOKENS = (
@@ -218,18 +214,3 @@ def build_micro(
     model.save_pretrained(folder)
     build_processor(tokenizer, shape).save_pretrained(folder)
     return folder
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """`python -m cppo.assets.build OUTPUT_DIR [--seed N]`."""
-    parser = argparse.ArgumentParser(description="Write the untrained micro VLM.")
-    parser.add_argument("output_dir")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    with Progress(desc="build the untrained model"):
-        folder = build_micro(options.output_dir, options.seed)
-    print(folder)
-
-
-if __name__ == "__main__":
-    main()

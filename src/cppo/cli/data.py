@@ -1,6 +1,5 @@
 """`cppo data`: `check` summarizes data and names every unusable row; `rate` is in `data_rate`."""
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from cppo.cli.console import quiet_libraries
 from cppo.cli.data_rate import add_rate_options, rate_data
 from cppo.cli.parser import COUNT, Parser, add_pixel_bounds, columns_option, number_in
 from cppo.data import BadRows, DataSummary, PixelBounds, RecordSource, check_columns, load_records, summarize
-from cppo.errors import UserError
+from cppo.errors import UserError, tell
 from cppo.progress import Progress
 from cppo.runs.checks import check_data, check_model
 
@@ -23,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _check(arguments: Namespace) -> None:
-    """Print the table and the bad rows; exit status 1 if there are too many. Raises UserError."""
+    """Print the table and the bad rows; exit status 1 for too many, or a misspelt column. Raises UserError."""
     check_data(arguments.specs)
     check_columns(arguments.columns)
     if arguments.against:
@@ -78,7 +77,12 @@ def _check(arguments: Namespace) -> None:
         shared = len(summary.images & other.images)
         print(f"overlap     {shared:,} of {len(summary.images):,} distinct images are also in {arguments.against}")
     if bad > arguments.max_bad_fraction * total:
-        print(f"cppo: more bad rows than max_bad_fraction = {arguments.max_bad_fraction:g} allows", file=sys.stderr)
+        tell(f"more bad rows than max_bad_fraction = {arguments.max_bad_fraction:g} allows")
+        raise SystemExit(1)
+    if source.unread:
+        tell(
+            "a misspelt column is not read: rename it, or map ours with --columns; {images: null} there leaves ours out"
+        )
         raise SystemExit(1)
 
 

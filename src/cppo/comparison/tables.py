@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PUBLISHED_SCORE = "entropy_shift"
+NO_WIDTH = "An interval without width means that the seeds agree exactly: seeds or items are too few."
 NAMED = 10
 """Number of unfinished cells that are named."""
 
@@ -61,8 +62,8 @@ def notes(results: Mapping[str, Any]) -> str:
         f"{finished} cell{'' if finished == 1 else 's'} finished, {len(unfinished)} not{named}. Accuracy in per cent "
         f"on {' or '.join(f'{number:,}' for number in results['items'])} held-out items, greedy decoding. [ ]: 95 % t "
         f"interval over seeds; differences are paired by seed against {study['control']}. {{ }}: 95 % interval over "
-        f"other seeds and other items both. For each task and seed all methods {prompts}. The cells were run by "
-        f"{len(codes)} version{'' if len(codes) == 1 else 's'} of the code.{doubt}"
+        f"other seeds and other items both. {NO_WIDTH} For each task and seed all methods {prompts}. The cells were "
+        f"run by {len(codes)} version{'' if len(codes) == 1 else 's'} of the code.{doubt}"
     )
 
 
@@ -130,17 +131,22 @@ def _detector_table(
 
 
 def difference_lines(results: Mapping[str, Any]) -> list[str]:
-    """For a terminal: each method's accuracies, with the differences from the control at equal steps."""
-    lines = []
+    """For a terminal: each method's accuracies, its differences from the control at equal steps, and a legend."""
+    lines, compared = [], []
     for task, found in results["comparison"].items():
         for label, method in found["methods"].items():
             texts = []
             for name, curve in method["curves"]["accuracy"].items():
                 difference = method.get("difference", {}).get(name)
                 shown = f" ({points(difference['equal_steps'])})" if difference else ""
+                compared += [difference["equal_steps"]] if difference else []
                 texts.append(f"{name} {100 * curve[-1]['mean']:.1f}{shown}")
             seeds = f"{len(method['seeds'])} seed{'' if len(method['seeds']) == 1 else 's'}"
             lines.append(f"{task}  {label}  {seeds}:  {',  '.join(texts)}")
+    if compared:
+        how = f"(): points of difference from {results['study']['control']}, []: 95 % interval over seeds."
+        no_width = any(one["low"] is not None and one["low"] == one["high"] for one in compared)
+        lines.append(f"{how} {NO_WIDTH}" if no_width else how)
     return lines
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cppo.errors import tell
 from cppo.runs.checks import launched_processes
-from cppo.training.config import FLOAT32_LINE, float32_on_cpu
+from cppo.training.config import cpu_precision_line, float32_on_cpu
 
 
 def lacks_gpu(config: Mapping[str, Any]) -> bool:
@@ -30,4 +30,4 @@ def cpu_options(config: Mapping[str, Any]) -> dict[str, Any]:
 def say_cpu_precision(config: Mapping[str, Any]) -> None:
     """Print a line if `cpu_options` decides the precision."""
     if "bf16" in cpu_options(config):
-        tell(FLOAT32_LINE)
+        tell(cpu_precision_line(config))

@@ -34,7 +34,15 @@ def _of_trl(name: str) -> Any:
     return field(default=Unset(plain_default(declared)), metadata=declared.metadata)
 
 
-FLOAT32_LINE = "training runs on the CPU, in float32; use_cpu: true and bf16: true would use bfloat16"
+def cpu_precision_line(config: Mapping[str, Any]) -> str:
+    """What to print if `float32_on_cpu`: the precision of the weights decides that of most arithmetic."""
+    loaded = str((config.get("model_init_kwargs") or {}).get("dtype") or "float32").removeprefix("torch.")
+    if loaded == "float32":
+        return "training runs on the CPU, in float32; use_cpu: true and bf16: true would use bfloat16"
+    return (
+        f"training runs on the CPU, with weights of dtype {loaded}, as model_init_kwargs says; "
+        "--model_init_kwargs '{dtype: float32}' computes in float32, which is faster on most CPUs"
+    )
 
 
 def float32_on_cpu(config: Mapping[str, Any]) -> bool:
@@ -69,7 +77,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
             self.num_generations, self.num_generations_eval = _accepted_group(self), self.num_generations_eval or 1
         if float32_on_cpu(vars(self)):
             self.bf16 = False
-            tell(FLOAT32_LINE)
+            tell(cpu_precision_line(vars(self)))
         take_later_names(self)
         super().__post_init__()
         if single:
