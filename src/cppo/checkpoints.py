@@ -87,9 +87,10 @@ def check_weights_written(checkpoint: Path, how: str) -> None:
     """
     found = next((name for name, pattern in WRITTEN.items() if any(checkpoint.glob(pattern))), PLAIN)
     if found != how:
+        model = str(checkpoint) if found == PLAIN else "and a complete model"
         raise UserError(
             f"resume_from_checkpoint: the weights in {checkpoint} were written {found}, but this run writes them "
-            f"{how}: launch as before, or start a new run from the weights of a complete model with --model"
+            f"{how}: launch as before, or start a new run with --model {model}"
         )
 
 

@@ -231,6 +231,13 @@ def test_a_checkpoint_whose_weights_were_written_another_way_is_refused(make_tra
         make_trainer(make_rows([1, 1]), max_steps=4).train(resume_from_checkpoint=str(folder))
 
 
+def test_a_plain_checkpoint_is_named_as_the_start_of_a_run_under_fsdp(saved):
+    folder = saved / "checkpoint-3"
+    with pytest.raises(UserError, match="written without FSDP and DeepSpeed, but this run writes them sharded") as told:
+        checkpoints.check_weights_written(folder, "sharded by FSDP")
+    assert str(told.value).endswith(f"or start a new run with --model {folder}")
+
+
 def test_older_checkpoints_go_when_the_new_one_is_whole(make_trainer, tmp_path, monkeypatch):
     seen = []
 

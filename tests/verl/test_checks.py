@@ -3,6 +3,8 @@
 import sys
 from importlib.metadata import version
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cpu_bed import launch
 from omegaconf import OmegaConf
@@ -11,12 +13,14 @@ from verl.trainer import main_ppo
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 from cppo.assets import MICRO_DIR
+from cppo.data import load_records
 from cppo.errors import UserError
 from cppo.verl import versions
 from cppo.verl.__main__ import PYTHON, main, user_mistake
 from cppo.verl.batches import MODES
 from cppo.verl.checks import check_config
 from cppo.verl.composed import check_choices, composed
+from cppo.verl.data import write_parquet
 from cppo.verl.trainer import PREFIX
 
 OPTIONS = (f"actor_rollout_ref.model.path={MICRO_DIR}", "actor_rollout_ref.rollout.name=vllm")
@@ -32,6 +36,14 @@ def refused(capsys):
         return line.removeprefix("cppo: error: ")
 
     return run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Options that name data in verl's layout."""
+    file = tmp_path / "rows.parquet"
+    write_parquet(load_records("tasks:digits", limit=2), file, "digits")
+    return [f"data.train_files={file}", f"data.val_files={file}"]
 
 
 def test_each_mode_of_verl_has_a_trainer_of_ours():
@@ -117,11 +129,8 @@ def test_options_that_verl_takes(words):
     check_choices(config)
 
 
-def test_the_micro_models_other_vision_tower(refused, tmp_path):
+def test_the_micro_models_other_vision_tower(refused, files):
     """verl 0.9 takes only versions of transformers that ignore the rotary base in its configuration."""
-    data = tmp_path / "rows.parquet"
-    data.write_bytes(b"")
-    files = (f"data.train_files={data}", f"data.val_files={data}")
     line = refused(*files)
     assert "rotary base 100 and uses 10000" in line
     assert f"{version('transformers')} is installed, since verl {version('verl')} takes no later one" in line
@@ -144,12 +153,18 @@ def test_a_file_of_options(tmp_path, capsys):
     assert f"`cppo verl-config --config {file} --out FILE.yaml`" in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there(refused, tmp_path):
-    data = tmp_path / "rows.parquet"
-    data.write_bytes(b"")
-    files = [f"data.train_files={data}", f"data.val_files={data}"]
+def test_a_model_that_is_not_there(refused, files, tmp_path):
     assert "no folder" in refused(*files, f"actor_rollout_ref.model.path={tmp_path / 'nothing'}")
     assert "not a model folder" in refused(*files, f"actor_rollout_ref.model.path={tmp_path}")
+
+
+def test_a_file_that_verl_cannot_read(refused, files, tmp_path):
+    other = tmp_path / "other.parquet"
+    other.write_text("no table")
+    named = f"data.val_files={other}"
+    assert f"data.val_files: {other} is no Parquet file that can be read" in refused(files[0], named)
+    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), other)
+    assert "lacks the columns data_source, reward_model (it has prompt, answer)" in refused(files[0], named)
 
 
 def test_what_verl_refuses_is_one_line(refused):
@@ -192,13 +207,10 @@ def test_a_mistake_that_an_actor_finds():
         ("/own env/bin", (f"{PYTHON}=/other/python",), "/other/python"),
     ],
 )
-def test_rays_workers_start_from_a_folder_with_a_space(tmp_path, monkeypatch, folder, given, expected):
+def test_rays_workers_start_from_a_folder_with_a_space(files, monkeypatch, folder, given, expected):
     """Ray hands the interpreter's name to a shell as it is."""
-    file = tmp_path / "rows.parquet"
-    file.touch()
     seen = []
     monkeypatch.setattr(sys, "executable", f"{folder}/python")
     monkeypatch.setattr(main_ppo, "run_ppo", lambda config, runner: seen.append(OmegaConf.select(config, PYTHON)))
-    files = (f"data.train_files={file}", f"data.val_files={file}", "actor_rollout_ref.model.external_lib=cpu_bed.micro")
-    assert main([*OPTIONS, *files, *given]) == 0
+    assert main([*OPTIONS, *files, "actor_rollout_ref.model.external_lib=cpu_bed.micro", *given]) == 0
     assert seen == [expected]

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cppo.checkpoints import checkpoint_folders, is_own_checkpoint
-from cppo.errors import UserError, choose_one
+from cppo.errors import UserError, choose_one, one_line
 from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS
 from cppo.runs.checks import check_whole_model
 from cppo.verl.batches import MODES
@@ -17,6 +17,7 @@ from cppo.verl.vision_base import check_base
 
 REWARD_MODULE = "pkg://cppo.verl.reward"
 """Name of our reward module in verl's configuration."""
+REWARD = "reward.custom_reward_function"
 
 
 def check_config(config: DictConfig) -> None:
@@ -31,16 +32,15 @@ def check_config(config: DictConfig) -> None:
     if not config.actor_rollout_ref.hybrid_engine:
         raise UserError("actor_rollout_ref.hybrid_engine = false fails inside verl 0.9: leave it at true")
     options_from(_plain(config, WHERE))
-    function = "reward.custom_reward_function"
-    if OmegaConf.select(config, f"{function}.path") == REWARD_MODULE:
-        given = _plain(config, f"{function}.reward_kwargs") or {}
+    if OmegaConf.select(config, f"{REWARD}.path") == REWARD_MODULE:
+        given = _plain(config, f"{REWARD}.reward_kwargs") or {}
         if not isinstance(given, dict):
-            raise UserError(f"{function}.reward_kwargs: expected rewards and weights, got {given!r}")
+            raise UserError(f"{REWARD}.reward_kwargs: expected rewards and weights, got {given!r}")
         rewards, weights = given.get("rewards", DEFAULT_REWARDS), given.get("weights", DEFAULT_WEIGHTS)
         for name, values, kinds in (("rewards", rewards, str), ("weights", weights or [], int | float)):
             if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values):
                 what = "names" if kinds is str else "numbers"
-                raise UserError(f"{function}.reward_kwargs.{name}: expected a list of {what}, got {values!r}")
+                raise UserError(f"{REWARD}.reward_kwargs.{name}: expected a list of {what}, got {values!r}")
         load_rewards(tuple(rewards), None if weights is None else tuple(weights))
     _check_checkpoints(config.trainer)
 
@@ -57,6 +57,8 @@ def check_files(config: DictConfig) -> None:
         for file in [given] if isinstance(given, str) else given or ():
             if "://" not in str(file) and not Path(str(file)).expanduser().exists():
                 raise UserError(f"{option}: there is no file {file!r}; `cppo verl-data SPEC --out FILE` writes one")
+            if str(file).endswith(".parquet") and "://" not in str(file) and not config.data.custom_cls.path:
+                _check_rows(option, Path(str(file)).expanduser(), config)
     if not config.data.train_files:
         raise UserError("data.train_files: give the file to train from; `cppo verl-data SPEC --out FILE` writes one")
     model = str(config.actor_rollout_ref.model.path)
@@ -65,6 +67,26 @@ def check_files(config: DictConfig) -> None:
         check_whole_model(model)
         if not config.actor_rollout_ref.model.external_lib:  # it may set the base
             check_base("actor_rollout_ref.model.path", model)
+
+
+def _check_rows(option: str, file: Path, config: DictConfig) -> None:
+    """Check that a Parquet file can be read and has the columns of verl's dataset and of our rewards."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_schema(file).names
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise UserError(f"{option}: {file} is no Parquet file that can be read: {one_line(error)}") from error
+    needed = [str(config.data.prompt_key)]
+    if OmegaConf.select(config, f"{REWARD}.path") == REWARD_MODULE:
+        needed += [str(config.data.reward_fn_key), "reward_model"]
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise UserError(
+            f"{option}: {file} lacks the columns {', '.join(missing)} (it has {', '.join(columns)}); `cppo verl-data "
+            "SPEC --out FILE` writes verl's layout"
+        )
 
 
 def _plain(config: DictConfig, name: str) -> Any:
