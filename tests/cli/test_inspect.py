@@ -140,6 +140,7 @@ def test_the_command(tmp_path, capsys):
     }
     assert needed <= items[0]["tokens"][0].keys()
     out = capsys.readouterr().out
+    assert "detectors  how well each score finds" in out
     assert "AUPRC" in out
     assert "responses  2 an item, sampled at temperature 1, as in training; `--samples 1` is greedy, as in" in out
     assert "not judged" not in out

@@ -274,7 +274,7 @@ def test_who_says_how_often_to_save_saves():
 @pytest.mark.parametrize(
     ("command", "name", "changed", "words"),
     [
-        ("sft", "micro-sft", {"model": "micro"}, "another command's run than `cppo sft`; start from its"),
+        ("sft", "micro-sft", {"model": "micro"}, "`cppo sft` did not write "),
         ("train", "micro", {"method": "papo"}, "of a run with method cppo; add --method cppo"),
         ("train", "micro", {"max_steps": 5}, "is at step 5 already; raise max_steps"),
     ],

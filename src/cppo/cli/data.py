@@ -80,9 +80,7 @@ def _check(arguments: Namespace) -> None:
         tell(f"more bad rows than max_bad_fraction = {arguments.max_bad_fraction:g} allows")
         raise SystemExit(1)
     if source.unread:
-        tell(
-            "a misspelt column is not read: rename it, or map ours with --columns; {images: null} there leaves ours out"
-        )
+        tell("a misspelt column is not read: rename it, or map it with --columns ({images: null} if none is meant)")
         raise SystemExit(1)
 
 

@@ -44,6 +44,8 @@ def rate_data(arguments: argparse.Namespace) -> None:
     if answering.processes.is_first:
         print(f"rated {len(ratings):,} rows, {arguments.samples} answers each: {arguments.out}")
         print("\n".join(_lines(ratings)))
+        bands = "--data_stages, --data_accuracy_band or --data_confidence_band"
+        print(f"use them with cppo train --data_ratings {arguments.out} and {bands}")
 
 
 def _rate(

@@ -90,11 +90,13 @@ def _devices() -> str:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{cores} CPU cores ({torch.get_num_threads()} threads)"]
+    parts = [f"{cores} CPU cores (threads: {torch.get_num_threads()})"]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         parts.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB of memory")
     if not torch.cuda.is_available():
-        return ", ".join([*parts, f"no GPU (torch for {torch.version.cuda or torch.version.hip or 'the CPU'})"])
+        built = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+        known = next((f"{name} {number}" for name, number in built.items() if number), "the CPU")
+        return ", ".join([*parts, f"no GPU (torch is built for {known})"])
     for number in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(number)
         parts.append(f"GPU {number}: {found.name}, {found.total_memory / 2**30:.0f} GiB, {found.major}.{found.minor}")

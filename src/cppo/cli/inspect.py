@@ -73,6 +73,8 @@ def run(argv: Sequence[str]) -> None:
     table = detector_table(items)
     if not table:
         print(f"detectors  not judged: {NO_TRUTH}")
+    else:
+        print("detectors  how well each score finds the tokens that are read from the image, of 1")
     for name, quality in table.items():
         rule = "none" if quality.precision is None else f"{quality.precision:.3f}"
         print(

@@ -77,7 +77,7 @@ def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
     header = run.config.read_text("utf-8", "replace").partition("\n")[0] if run.config.is_file() else ""
     if header.startswith(CONFIG_HEADER) and not header.startswith(config_header(recipe.command)):
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint} is of another command's run than `cppo {recipe.command}`; "
+            f"resume_from_checkpoint: `cppo {recipe.command}` did not write {checkpoint}; "
             f"start from its weights with --model {checkpoint}"
         )
     method = run.options().get("method", recipe.method)

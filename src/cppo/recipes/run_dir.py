@@ -134,7 +134,9 @@ class RunDirectory:
         if not write:
             existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
             if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-                raise UserError(f"output_dir: cannot write to {self.path}: {existing} is no folder to write in")
+                raise UserError(
+                    f"output_dir: cannot write to {self.path}: {existing} is not a folder that can be written"
+                )
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
