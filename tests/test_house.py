@@ -225,6 +225,7 @@ PLAIN_WORDS = {
     "is told|are told": "is reported, gets",
     "is said of|are said": "says, names",
     "of which": "begin a new sentence",
+    "(?<=[^.][.;] )of": "for, with, or the subject first",
     "but for": "except",
     "in (?:the|its|their) place of": "instead of",
     "makes of": "returns",

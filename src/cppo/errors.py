@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def tell(message: str) -> None:
-    """Print a line for the user on stderr; of a launcher's processes on one machine only the first prints it."""
+    """Print a line for the user on stderr; only the first of a launcher's processes on one machine prints it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"cppo: {message}", file=sys.stderr, flush=True)
 

@@ -207,7 +207,7 @@ def _parser() -> Parser:
         "--samples",
         type=COUNT,
         metavar="N",
-        help="1 (default; of a suite 16, of `quick` 1) is greedy; more: avg@N and pass@k",
+        help="answers an item (default: 1, for a suite 16, for `quick` 1); 1 is greedy, more give avg@N and pass@k",
     )
     parser.add_argument(
         "--temperature",
@@ -221,7 +221,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--pass_k", type=COUNT, nargs="+", metavar="K", help="k of pass@k (default: powers of two up to N)"
     )
-    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N items; of a suite N of each")
+    parser.add_argument(
+        "--limit", type=COUNT, metavar="N", help="only the first N items; with --suite N of each benchmark"
+    )
     parser.add_argument(
         "--blank",
         action="store_true",

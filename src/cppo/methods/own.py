@@ -9,7 +9,7 @@ from cppo.methods.published import cppo
 def static_view_js() -> Options:
     """CPPO with a picture of noise as I-, detecting by the exact Jensen-Shannon divergence from it.
 
-    Ours, after CPPO (arXiv 2601.00501). Of the scores and views tried, this pair finds the true perception tokens of
+    Ours, after CPPO (arXiv 2601.00501). Among the scores and views tried, this pair finds the true perception tokens of
     all task families (docs/results/detectors.md).
     """
     return {**cppo(), "removing_views": ["static"], "perception_score": "js"}

@@ -13,9 +13,9 @@ def sent() -> Options:
 
     Paper: beta KL(pi || reference), k3, on tokens with an entropy below a bound; the high beta applies where the
     covariance of log-probability and advantage exceeds another bound. Neither bounds nor betas were found. Its code,
-    and ours, takes the 80 % of a micro-batch's tokens of lowest entropy. Of these, the 0.02 % of largest covariance (at
-    least one) have 0.1 x 2.0 |log pi - log pi_old|, and as many of smallest covariance 0.1 x 0.5. The mean is over all
-    tokens, and ratios are not clipped. The penalty acts where rollouts serve several steps. The paper's form:
+    and ours, takes the 80 % of a micro-batch's tokens of lowest entropy. Among them the 0.02 % of largest covariance
+    (at least one) have 0.1 x 2.0 |log pi - log pi_old|, and as many of smallest covariance 0.1 x 0.5. The mean is over
+    all tokens, and ratios are not clipped. The penalty acts where rollouts serve several steps. The paper's form:
     `perception_kl_target: reference`, `perception_selector: band_values` with `perception_band` and
     `perception_covariance_threshold`. Published runs: beta 0.001, T = 1, and a curriculum of two stages by semantic
     entropy, which `data_ratings` and `data_stages: 2` add.
@@ -71,9 +71,9 @@ def mssr() -> Options:
 def tor() -> Options:
     """ToR (arXiv 2603.25077): the most uncertain tokens learn fully, the most image-dependent others by half.
 
-    Of all tokens of the generation batch, the 30 % of highest entropy, over the renormalized nucleus of 0.95, have
-    weight 1. Of the 30 % of largest |log p - log p(no image)|, those not in the first set have 0.5; all others 0. The
-    image and the tokens around it are removed from the prompt. No code is public; a third party reports that the
+    The 30 % of a generation batch's tokens with the highest entropy, over the renormalized nucleus of 0.95, have
+    weight 1. The 30 % with the largest |log p - log p(no image)| have 0.5 where the first set lacks them; all others 0.
+    The image and the tokens around it are removed from the prompt. No code is public; a third party reports that the
     nucleus is renormalized. Ours: rows without images keep their advantages. Published: G = 12, KL 0.01 to the
     reference.
     """

@@ -16,7 +16,7 @@ class ResponseScores:
         logits: that distribution's logits, [B, T, V], or None where the scorer does not keep them.
         aux_loss: load-balancing loss of a mixture-of-experts model, scalar, or None.
         hidden_states: the head's inputs, [B, T, H], where a score or a sink needs them.
-        exact: of a view, its exact divergences from the policy under the image, by name; of the image, the entropy of
+        exact: for a view its exact divergences from the policy under the image, by name; for the image the entropy of
             the nucleus as "nucleus_entropy"; [B, T], nats, where needed.
         similarities: cosines of each token's hidden states with those of the image tokens, by the name of
             `cppo.perception.SIMILARITIES`, [B, T], where needed; without gradient.

@@ -76,8 +76,8 @@ def compensated(
 ) -> Tensor:
     """The score with more weight on the best tokens late in a response: times `1 + strength t / (T - 1)`.
 
-    t is a token's index among the T response tokens, from 0. Tokens from `floor(start T)` on are late. Of n late
-    tokens, the `max(1, floor(top_fraction n))` best get the factor, and all that tie with the last of these.
+    t is a token's index among the T response tokens, from 0. Tokens from `floor(start T)` on are late. Among n
+    late tokens the `max(1, floor(top_fraction n))` best get the factor, and all that tie with the last of these.
 
     score: at least 0, [B, T]. response_mask: [B, T]. Returns [B, T], 0 outside the mask. Source: VGPO (arXiv
     2604.09349, eq. 5 and 6). Its code makes scores non-negative by the minimum of a micro-batch, its paper by (1 +

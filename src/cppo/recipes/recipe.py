@@ -40,7 +40,7 @@ class Recipe:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """Every option of CPPO, and the inherited ones that method and recipe set; of a recipe for "train"."""
+        """Every option of CPPO, and the inherited ones that method and recipe set; only for a "train" recipe."""
         return {**schema(self.command).defaults, **with_method(self.config, self.method)}
 
     @property
@@ -50,7 +50,7 @@ class Recipe:
 
     @property
     def rewards(self) -> list[str]:
-        """The names of the rewards, with the method's; of a recipe for "train"."""
+        """The names of the rewards, with the method's; only for a "train" recipe."""
         return self._rewards_and_weights[0]
 
     @property
