@@ -165,6 +165,29 @@ def test_a_file_that_verl_cannot_read(refused, files, tmp_path):
     assert f"data.val_files: {other} is no Parquet file that can be read" in refused(files[0], named)
     pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), other)
     assert "lacks the columns data_source, reward_model (it has prompt, answer)" in refused(files[0], named)
+    table = pq.read_table(tmp_path / "rows.parquet")
+    pq.write_table(table.slice(0, 0), other)
+    assert refused(files[0], named) == "data.val_files: the file has no rows"
+    pq.write_table(table.drop(["reward_model"]).append_column("reward_model", [["rule", "rule"]]), other)
+    assert "`reward_model` has no `ground_truth`" in refused(files[0], named)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (
+            "def mine(completions, facts, **_): return [1.0]",
+            "mine needs facts, but the row's `extra_info` does not have it",
+        ),
+        ("def mine(completions, **_): return [1 / 0]", "failed in own.py line 1: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_reward_that_fails_on_the_first_row(refused, files, tmp_path, function, told):
+    own, given = tmp_path / "own.py", "reward.custom_reward_function.reward_kwargs"
+    own.write_text(f"{function}\n")
+    line = refused(*files, f"{given}.rewards=['{own}:mine']", f"{given}.weights=[1]")
+    assert line.startswith("data.train_files, first row: ")
+    assert told in line
 
 
 def test_what_verl_refuses_is_one_line(refused):

@@ -12,7 +12,7 @@ from cppo.rewards import DEFAULT_REWARDS, DEFAULT_WEIGHTS
 from cppo.runs.checks import check_whole_model
 from cppo.verl.batches import MODES
 from cppo.verl.options import WHERE, options_from
-from cppo.verl.reward import load_rewards
+from cppo.verl.reward import compute_score, load_rewards
 from cppo.verl.vision_base import check_base
 
 REWARD_MODULE = "pkg://cppo.verl.reward"
@@ -32,21 +32,29 @@ def check_config(config: DictConfig) -> None:
     if not config.actor_rollout_ref.hybrid_engine:
         raise UserError("actor_rollout_ref.hybrid_engine = false fails inside verl 0.9: leave it at true")
     options_from(_plain(config, WHERE))
-    if OmegaConf.select(config, f"{REWARD}.path") == REWARD_MODULE:
-        given = _plain(config, f"{REWARD}.reward_kwargs") or {}
-        if not isinstance(given, dict):
-            raise UserError(f"{REWARD}.reward_kwargs: expected rewards and weights, got {given!r}")
-        rewards, weights = given.get("rewards", DEFAULT_REWARDS), given.get("weights", DEFAULT_WEIGHTS)
-        for name, values, kinds in (("rewards", rewards, str), ("weights", weights or [], int | float)):
-            if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values):
-                what = "names" if kinds is str else "numbers"
-                raise UserError(f"{REWARD}.reward_kwargs.{name}: expected a list of {what}, got {values!r}")
-        load_rewards(tuple(rewards), None if weights is None else tuple(weights))
+    if _has_our_rewards(config):
+        load_rewards(*_given_rewards(config))
     _check_checkpoints(config.trainer)
 
 
+def _has_our_rewards(config: DictConfig) -> bool:
+    return bool(OmegaConf.select(config, f"{REWARD}.path") == REWARD_MODULE)
+
+
+def _given_rewards(config: DictConfig) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+    given = _plain(config, f"{REWARD}.reward_kwargs") or {}
+    if not isinstance(given, dict):
+        raise UserError(f"{REWARD}.reward_kwargs: expected rewards and weights, got {given!r}")
+    rewards, weights = given.get("rewards", DEFAULT_REWARDS), given.get("weights", DEFAULT_WEIGHTS)
+    for name, values, kinds in (("rewards", rewards, str), ("weights", weights or [], int | float)):
+        if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values):
+            what = "names" if kinds is str else "numbers"
+            raise UserError(f"{REWARD}.reward_kwargs.{name}: expected a list of {what}, got {values!r}")
+    return tuple(rewards), None if weights is None else tuple(weights)
+
+
 def check_files(config: DictConfig) -> None:
-    """Refuse missing data and model folders, and a model that becomes another one here.
+    """Refuse data and models that are missing or broken, rewards that fail, and a model that becomes another one here.
 
     Paths with a scheme, such as hdfs://, are left to verl.
 
@@ -79,7 +87,7 @@ def _check_rows(option: str, file: Path, config: DictConfig) -> None:
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise UserError(f"{option}: {file} is no Parquet file that can be read: {one_line(error)}") from error
     needed = [str(config.data.prompt_key)]
-    if OmegaConf.select(config, f"{REWARD}.path") == REWARD_MODULE:
+    if _has_our_rewards(config):
         needed += [str(config.data.reward_fn_key), "reward_model"]
     missing = [name for name in needed if name not in columns]
     if missing:
@@ -87,6 +95,28 @@ def _check_rows(option: str, file: Path, config: DictConfig) -> None:
             f"{option}: {file} lacks the columns {', '.join(missing)} (it has {', '.join(columns)}); `cppo verl-data "
             "SPEC --out FILE` writes verl's layout"
         )
+    if _has_our_rewards(config):
+        _try_rewards(option, pq.ParquetFile(file), config)
+
+
+def _try_rewards(option: str, file: Any, config: DictConfig) -> None:
+    """Call our rewards once, on a right answer to the first row of a Parquet file.
+
+    Where they fail during a run, verl drops the rollouts, and only the log of a worker has the reason.
+    """
+    columns = [name for name in ("reward_model", "extra_info") if name in file.schema_arrow.names]
+    first = next(file.iter_batches(batch_size=1, columns=columns), None)
+    if first is None:
+        raise UserError(f"{option}: the file has no rows")
+    (row,) = first.to_pylist()
+    answer = row["reward_model"].get("ground_truth") if isinstance(row["reward_model"], dict) else None
+    if answer is None:
+        raise UserError(f"{option}: the first row's `reward_model` has no `ground_truth`, the answer to compare with")
+    response = f"<think>\n\n</think>\n\\boxed{{{answer}}}"
+    try:
+        compute_score("", response, answer, row.get("extra_info"), *_given_rewards(config))
+    except UserError as error:
+        raise UserError(f"{option}, first row: {error}") from error
 
 
 def _plain(config: DictConfig, name: str) -> Any:
