@@ -150,7 +150,9 @@ def _parser() -> Parser:
     check.add_argument(
         "--columns", type=columns_option, metavar="{..}", help="your column names {prompt: question, ...}, or a layout"
     )
-    check.add_argument("--split", default="train", choices=("train", "test"), help="for SPECs that name none")
+    check.add_argument(
+        "--split", default="train", choices=("train", "test"), help="split of SPECs that name none (default: train)"
+    )
     check.add_argument(
         "--max_bad_fraction",
         type=number_in("[0, 1]"),
@@ -160,8 +162,12 @@ def _parser() -> Parser:
     )
     check.add_argument("--against", metavar="SPEC", help="held-out data: count the images in both")
     check.add_argument("--model", metavar="DIR|NAME", help="count prompt tokens with this model's processor")
-    check.add_argument("--system_prompt", metavar="TEXT", help="count it too, for every prompt without one")
-    check.add_argument("--prompt_suffix", metavar="TEXT", help="count it too, at the end of every prompt")
+    check.add_argument(
+        "--system_prompt", metavar="TEXT", help="with --model, count this system message in prompts without one"
+    )
+    check.add_argument(
+        "--prompt_suffix", metavar="TEXT", help="with --model, count this text at the end of every prompt"
+    )
     add_pixel_bounds(check)
     check.add_argument(
         "--max_prompt_tokens", type=COUNT, metavar="N", help="name the rows that are longer (needs --model)"

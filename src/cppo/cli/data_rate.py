@@ -122,10 +122,14 @@ def add_rate_options(parser: argparse.ArgumentParser) -> None:
         "--samples", type=number_in("[2, inf)", whole=True), default=8, metavar="N", help="answers a row (default: 8)"
     )
     parser.add_argument(
-        "--temperature", type=number_in("(0, inf)"), default=1.0, metavar="X", help="of the sampling (default: 1)"
+        "--temperature", type=number_in("(0, inf)"), default=1.0, metavar="X", help="sampling temperature (default: 1)"
     )
     parser.add_argument(
-        "--top_p", type=number_in("(0, 1]"), default=1.0, metavar="X", help="of the sampling (default: 1)"
+        "--top_p",
+        type=number_in("(0, 1]"),
+        default=1.0,
+        metavar="X",
+        help="nucleus probability of sampling (default: 1)",
     )
     parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N rows")
     parser.add_argument(

@@ -216,7 +216,7 @@ def _parser() -> Parser:
         help="0 is greedy (default: 1 for several samples, else 0)",
     )
     parser.add_argument(
-        "--top_p", type=number_in("(0, 1]"), metavar="X", help="for sampling: the nucleus's probability (default: 1)"
+        "--top_p", type=number_in("(0, 1]"), metavar="X", help="nucleus probability of sampling (default: 1)"
     )
     parser.add_argument(
         "--pass_k", type=COUNT, nargs="+", metavar="K", help="k of pass@k (default: powers of two up to N)"

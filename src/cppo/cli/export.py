@@ -53,6 +53,6 @@ def _parser() -> Parser:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="of the weights, and of the merging (default: auto, as the model was saved)",
+        help="precision of the merge and of the written weights (default: auto, as the model was saved)",
     )
     return parser

@@ -136,7 +136,9 @@ def _parser() -> Parser:
         "--response_tokens", type=COUNT, metavar="N", help="tokens of a response (default: the longest)"
     )
     group = number_in("[2, inf)", whole=True)
-    parser.add_argument("--num_generations", type=group, metavar="N", help="rollouts of a prompt")
+    parser.add_argument(
+        "--num_generations", type=group, metavar="N", help="rollouts of a prompt (default: the recipe's)"
+    )
     parser.add_argument("--micro_batch", type=COUNT, metavar="N", help="rollouts of a backward pass on each GPU")
     parser.add_argument("--lora_r", type=COUNT, metavar="N", help="rank of the adapter")
     parser.add_argument("--json", metavar="FILE", help="write the counts as JSON, in bytes")

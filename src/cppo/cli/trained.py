@@ -40,9 +40,9 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"longest response (default: a run directory's own, else {DEFAULT_MAX_NEW_TOKENS})",
     )
-    for name in ("system_prompt", "prompt_suffix"):
-        words = name.replace("_", " ")
-        parser.add_argument(f"--{name}", metavar="TEXT", help=f"default: the {words} of the run directory's training")
+    texts = {"system_prompt": "system message of prompts that have none", "prompt_suffix": "added to every prompt"}
+    for name, what in texts.items():
+        parser.add_argument(f"--{name}", metavar="TEXT", help=f"{what} (default: a run directory's own)")
     add_pixel_bounds(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
     parser.add_argument(

@@ -53,7 +53,9 @@ def _parser() -> Parser:
         metavar="X",
         help="allowed fraction of bad rows, which are skipped",
     )
-    parser.add_argument("--split", default="train", choices=("train", "test"), help="for SPECs that name none")
+    parser.add_argument(
+        "--split", default="train", choices=("train", "test"), help="split of SPECs that name none (default: train)"
+    )
     parser.add_argument("--limit", type=COUNT, metavar="N", help="write only the first N good rows")
     parser.add_argument("--images_per_row", type=SEED, metavar="N", help="leave out rows with another number of images")
     parser.add_argument("--name", metavar="NAME", help="the data's name in verl's validation (default: the file's)")
