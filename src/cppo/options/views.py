@@ -193,7 +193,8 @@ def check_views(options: Mapping[str, Any]) -> None:
     noised = {*options["rollout_views"], *options["preserving_views"]}
     if options["view_diffusion_decay"] is not None and "diffusion_noise" not in noised:
         raise UserError(
-            "view_diffusion_decay fades out diffusion noise: add diffusion_noise to rollout_views or preserving_views"
+            "view_diffusion_decay fades out diffusion noise: add diffusion_noise to rollout_views or preserving_views, "
+            "or set view_diffusion_decay = null"
         )
     view_strengths(options)
 
