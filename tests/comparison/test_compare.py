@@ -50,7 +50,7 @@ def test_results_table_and_page(write_study, stub_cells, capsys):
     assert cell["steps"] == [0, 1, 2]
     assert cell["accuracy"]["clean"] == [0.25, 0.75, 0.75]  # the start is evaluated with the first method's recipe
     assert cell["training"]["reward"] == [0.25, 0.5]
-    assert results["same_prompts"] is True
+    assert results["other_prompts"] == []
     difference = results["comparison"]["digits"]["methods"]["cppo"]["difference"]["clean"]
     assert difference["equal_steps"]["mean"] == 0.5
     assert difference["equal_steps"]["n"] == 2
@@ -182,8 +182,11 @@ def test_equal_time_takes_the_mean_step():
 def test_other_prompts_are_told(write_study, stub_cells):
     other = {"label": "other", "method": "cppo", "learning_rate": 3.0}
     assert main(["compare", "--config", write_study(methods=["grpo", other])]) == 0
-    assert read(stub_cells.parent)["same_prompts"] is False
-    assert "all methods DID NOT SEE THE SAME PROMPTS" in (stub_cells.parent / "summary.md").read_text()
+    assert read(stub_cells.parent)["other_prompts"] == ["other"]
+    assert (
+        "all methods saw the same prompts in the same order, EXCEPT other. The"
+        in (stub_cells.parent / "summary.md").read_text()
+    )
 
 
 def test_changed_files_are_not_the_same_data(write_study, stub_cells, tmp_path, capsys):

@@ -38,7 +38,7 @@ def make_results():
     cost = {label: {**step, "compared_seconds": 1.0 if label == "grpo" else 2.0} for label in LABELS}
     study = {"name": ATTACK, "control": "grpo", "conditions": ["clean"], "eval_items": ITEMS}
     results = {"command": ATTACK, "study": study, "cells": cells, "cost": {"digits": cost}, "unfinished": []}
-    results |= {"same_prompts": True, "items": [ITEMS], "code": ["a"]}
+    results |= {"other_prompts": [], "items": [ITEMS], "code": ["a"]}
     results["comparison"] = {"digits": compare_task(results, "digits", items)}
     results["over_tasks"] = over_tasks(results["comparison"], "grpo", items)
     return results, items

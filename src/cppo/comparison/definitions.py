@@ -26,6 +26,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "method vppo": ("A view a rollout, tokens rounded up, weights by mini-batch, sampled entropies, dual clip.",),
     "method pgpo": ("DAPO's clip.", "The attention to the image is masked, not pixels."),
     "method tor": ("The image is removed from the prompt; before, it was black.",),
+    "method mssr": ("One rollout per prompt; before, as many as the recipe says.",),
     "method dvrp": ("Entropy penalties on both views, and noise that fades out from 500 steps.",),
     "method noisyrollout": ("Noise by the batch that begins, a frozen vision tower, an entropy bonus.",),
 }

@@ -25,7 +25,7 @@ def collect(study: Study, jobs: Sequence[Job], timing: Sequence[Job], command: S
         "configuration": _configuration(cells),
         "unfinished": [job.name for job in jobs if job.result() is None],
         "items": _distinct(len(marks) for result in cells for marks in result["evaluations"][-1]["correct"].values()),
-        "same_prompts": _same_prompts(cells),
+        "other_prompts": _other_prompts(cells, study.control),
         "cost": {task: _costs(study, task, cells, alone) for task in study.tasks},
         "cells": [_cell(result, starts.get(result["task"])) for result in cells],
     }
@@ -117,12 +117,12 @@ def _configuration(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any
     return found
 
 
-def _same_prompts(results: Sequence[dict[str, Any]]) -> bool:
-    """Whether all methods saw the same prompts in the same order, for each task and seed."""
-    seen: dict[tuple[str, int], set[str]] = {}
-    for result in results:
-        seen.setdefault((result["task"], result["seed"]), set()).add(result["prompts"])
-    return all(len(orders) == 1 for orders in seen.values())
+def _other_prompts(results: Sequence[dict[str, Any]], control: str) -> list[str]:
+    """The methods that saw other prompts than the control, or in another order, for the same task and seed."""
+    seen = {(one["task"], one["seed"]): one["prompts"] for one in results if one["label"] == control}
+    return _distinct(
+        one["label"] for one in results if one["prompts"] != seen.get((one["task"], one["seed"]), one["prompts"])
+    )
 
 
 def _definitions(finished: Sequence[tuple[Job, dict[str, Any]]]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def notes(results: Mapping[str, Any]) -> str:
     """How much has been run and how to read the intervals."""
     study, unfinished, codes = results["study"], results["unfinished"], results["code"]
     finished = len(results["cells"])
-    prompts = "saw the same prompts in the same order" if results["same_prompts"] else "DID NOT SEE THE SAME PROMPTS"
+    others = ", ".join(results["other_prompts"])
+    prompts = f"saw the same prompts in the same order{f', EXCEPT {others}' if others else ''}"
     mixed = ", ".join(part for part, numbers in results.get("definitions", {}).items() if len(numbers) > 1)
     doubt = f" CELLS OF SEVERAL DEFINITIONS ARE MIXED: {mixed}." if mixed else ""
     named = f": {'; '.join(unfinished[:NAMED])}{' ...' if len(unfinished) > NAMED else ''}" if unfinished else ""

@@ -1,8 +1,9 @@
 """The published methods, each a short declaration. Figures come from the papers and their code; the docstrings say
 which, and say where a figure was not found.
 
-A method leaves the options of a run to TRL's defaults: learning rate, group size, KL to a reference (`beta`) and
-others. So methods can be compared on the same run. The docstrings give their published values.
+A method leaves the options of a run to TRL's defaults: learning rate, KL to a reference (`beta`) and others; the group
+size too, except where the method has no groups. So methods can be compared on the same run. The docstrings give their
+published values.
 """
 
 from cppo.methods.blocks import Options

@@ -47,10 +47,11 @@ def mssr() -> Options:
     other way around than its code and ours: H times 0.4, |A| by 2. Eta lies within [0.875, 0.96]. In the paper it falls
     with the KL to the reference; in its code and ours it rises up to the target of 0.01 and drops to 0.875 beyond. Its
     configuration names a window of 20 batches, but uses 10. Ours: the KL is k3; a prompt that the first pass did not
-    see begins at 4 and 4; each of several rollouts per prompt counts. Published runs: `num_generations: 1`,
-    `beta: 0.01`, 2,048 prompts in updates of 128, gradient norm 0.5, accuracy the only reward.
+    see begins at 4 and 4; with `num_generations` above 1 each rollout counts. Published runs: `beta: 0.01`, 2,048
+    prompts in updates of 128, gradient norm 0.5, accuracy the only reward.
     """
     return {
+        "num_generations": 1,
         "epsilon": 0.2,
         "epsilon_high": 0.3,
         "advantage_baseline": "prompt",

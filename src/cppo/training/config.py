@@ -69,6 +69,7 @@ class CPPOConfig(CPPOOptions, GRPOConfig):
     delta: float | None = _of_trl("delta")
     entropy_coef: float = _of_trl("entropy_coef")
     beta: float = _of_trl("beta")
+    num_generations: int | None = _of_trl("num_generations")
 
     def __post_init__(self) -> None:
         resolve(self, get_method(self.method).options)
