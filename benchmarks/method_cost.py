@@ -1,10 +1,11 @@
 """Time of each method's step relative to GRPO's, from pairs of short trainings of the micro VLM, in turn.
 
 For each method, a round trains two fresh copies of the embedded micro VLM, one with GRPO and one with the method. Both
-have the same prompts and seed; the order changes from round to round. The options are those of the study
-`methods-micro` where it has the method, else the `micro` recipe's: 16 prompts x 8 rollouts. A step's time runs from the
-end of one optimizer step to the end of the next, without the first: data, rollouts, rewards, views, loss, backward and
-optimizer. Per method, the file keeps the ratios of the median steps: median, smallest and largest.
+have the same seed, data and number of rollouts; the order changes from round to round. The options are those of the
+study `methods-micro` where it has the method, else the `micro` recipe's: 16 prompts x 8 rollouts, or 128 x 1 for a
+method without groups. A step's time runs from the end of one optimizer step to the end of the next, without the first:
+data, rollouts, rewards, views, loss, backward and optimizer. Per method, the file keeps the ratios of the median steps:
+median, smallest and largest.
 
 The file is written after each pair. The same command continues a stopped measurement and keeps its pairs, unless
 `--anew` is given.

@@ -118,6 +118,16 @@ PUBLISHED = {
     },
 }
 PUBLISHED |= {
+    "mssr": {
+        "num_generations": 1,
+        "epsilon_high": 0.3,
+        "baseline_init_samples": 1,
+        "baseline_memory": [0.875, 0.96],
+        "baseline_kl_target": 0.01,
+        "baseline_kl_window": 10,
+        "perception_bonus_weight": 0.4,
+        "perception_bonus_limit": 0.5,
+    },
     "sent": {
         "epsilon": 1e6,
         "perception_weight": 0.1,
@@ -147,6 +157,9 @@ PUBLISHED |= {
         "schedules": ["perception_shaping_weight=linear:0:1"],
     },
     "vgpo": {"perception_advantage_floor": 0.9, "epsilon_high": 0.28},
+    "perception-r1": {"epsilon": 0.2, "epsilon_high": 0.3},
+    "vision-sr1-two-advantages": {"trained_answers_weight": 0.5, "loss_type": "grpo"},
+    "visionary-r1": {"beta": 0.04, "schedules": ["beta=cosine"], "loss_type": "grpo"},
 }
 """The figures of the papers and their code, written once more by hand."""
 
