@@ -44,8 +44,8 @@ class SelectionOptions:
     )
     perception_selector_scope: Literal["rollout", "batch"] = method_option(
         "rollout",
-        "Tokens that a selector compares. 'rollout': those of one rollout (published). 'batch': those of the "
-        "generation batch on all processes where the sink shapes advantages, those of a process's micro-batch in a "
+        "Tokens that a selector compares. 'rollout': all of one rollout (published). 'batch': all of the "
+        "generation batch on all processes where the sink shapes advantages, all of a process's micro-batch in a "
         "loss.",
     )
     perception_band: list[float] = method_option(
@@ -54,7 +54,7 @@ class SelectionOptions:
         "nats).",
     )
     perception_entropy_fraction: Annotated[float, "(0, 1]"] = method_option(
-        0.3, "Selector 'two_sets': fraction of tokens in the first set, those of highest entropy."
+        0.3, "Selector 'two_sets': fraction of tokens in the first set, the ones of highest entropy."
     )
     perception_nucleus: Annotated[float, "(0, 1]"] = method_option(
         0.95,

@@ -84,7 +84,7 @@ class SinkOptions:
     )
     perception_advantage_scope: Literal["batch", "minibatch"] = method_option(
         "batch",
-        "Sink 'mask_advantage': rollouts whose scores are compared. 'batch': those of the generation batch. "
+        "Sink 'mask_advantage': which rollouts' scores are compared. 'batch': all of the generation batch. "
         "'minibatch' (VPPO): the smallest and largest score come from a process's rollouts of one optimizer step; "
         "the mean weight is 1 in each micro-batch, so it depends on the micro-batch size.",
     )
