@@ -42,6 +42,11 @@ def test_a_micro_batch_waits_as_often_however_many_groups_it_holds(make_trainer,
     assert sum(waits.places.values()) == sum(waits.of(part) for part in BOUNDS)
 
 
+def test_a_reference_model_adds_one_wait(make_trainer):
+    """TRL logs the KL divergence from it."""
+    assert waits_of(make_trainer, [1], beta=0.1).of("trl/") == waits_of(make_trainer, [1]).of("trl/") + 1
+
+
 def test_a_tower_with_one_call_per_layer_waits_twice_at_any_depth(tiny_model):
     model = copy.deepcopy(tiny_model)
     attend_at_once(model)
