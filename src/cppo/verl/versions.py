@@ -14,7 +14,7 @@ OF_TRL = ("huggingface_hub", "tokenizers", "torch", "torchvision", "transformers
 """Requirements of TRL's part of cppo with versions that verl excludes, named as in pyproject.toml."""
 OF_VERL_TRAINER = ("TransferQueue>=0.1.10", "qwen-vl-utils")
 """Packages that verl's trainer imports, but pip installs only with an extra of verl."""
-REMEDY = "pip install -r constraints-verl.txt, then pip install --no-deps cppo (docs/scale/verl.md)"
+REMEDY = "in cppo's folder pip install -r constraints-verl.txt, then pip install --no-deps -e . (docs/scale/verl.md)"
 
 
 def check_versions() -> None:
