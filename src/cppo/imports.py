@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def check_own(path: str, what: str) -> None:
 
 
 def load_function(path: str, what: str) -> Callable[..., Any]:
-    """The function that `path` names; its file or module runs once per process. `what` begins an error's message.
+    """The function that `path` names; `what` begins an error's message. A file runs once, and after each change of it.
 
     Raises:
         UserError: it does not exist, cannot be imported, or is not a function.
@@ -73,7 +74,7 @@ def load_function(path: str, what: str) -> Callable[..., Any]:
 
 
 def import_object(path: str, what: str) -> Any:
-    """The object that `path` names; the first call in a process runs the code of the file or module.
+    """The object that `path` names. A file runs at the first call in a process and after each change of it.
 
     Raises:
         UserError: it cannot be imported, or the name does not exist.
@@ -81,7 +82,7 @@ def import_object(path: str, what: str) -> Any:
     module_name, _, name = path.rpartition(":")
     file = own_file(path)
     try:
-        module = _load_file(file.resolve()) if file else importlib.import_module(module_name)
+        module = _load_file(file.resolve(), file.stat().st_mtime_ns) if file else importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # user code may raise anything, also `sys.exit`
         raise UserError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
@@ -104,10 +105,10 @@ def _module_exists(name: str) -> bool:
 
 
 @cache
-def _load_file(path: Path) -> Any:
-    """The file as a module, one for all functions that options name in it."""
-    # A unique module name lets its dataclasses and pickles work, and hides no installed module.
-    name = f"cppo_own_file_{path.stem}"
+def _load_file(path: Path, changed: int) -> Any:
+    """The file as it was `changed` (in ns), as a module: one for all functions that options name in it."""
+    # A unique module name lets its dataclasses and pickles work, and hides no other module or file.
+    name = f"cppo_own_file_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

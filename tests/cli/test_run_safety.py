@@ -34,11 +34,9 @@ OPTIONS = {
 }
 # Sends the signal that CPPO_TEST_SIGNAL names while the second step's rewards are made.
 SIGNALLING = """
-import os, signal
-calls = []
-def reward(completions, **columns):
-    calls.append(1)
-    if len(calls) == 3:  # the first is the check of the reward before the run
+import os
+def reward(completions, trainer_state=None, **columns):
+    if trainer_state is not None and trainer_state.global_step == 1:
         os.kill(os.getpid(), int(os.environ["CPPO_TEST_SIGNAL"]))
     return [float(len(completion[0]["content"]) % 3) for completion in completions]
 """

@@ -1,5 +1,6 @@
 """The user's own scores, selectors and sinks: the same on every scoring path, and one clear line for every mistake."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -322,6 +323,16 @@ def test_a_file_runs_once_for_all_its_functions(tmp_path, monkeypatch):
     config(tmp_path, **own, removing_views=["shared.py:view"])
     named_rewards(["shared.py:reward"])
     assert (tmp_path / "runs").read_text() == "."
+    text = file.read_text()
+    file.write_text(f"{text}# changed\n")
+    os.utime(file, ns=(0, 0))  # a clock may be too coarse to show the change
+    named_rewards(["shared.py:reward"])
+    assert (tmp_path / "runs").read_text() == ".."
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "shared.py").write_text(text)
+    ours, theirs = named_rewards(["shared.py:reward", "other/shared.py:reward"])
+    assert ours.__module__ != theirs.__module__, "files of one name hide each other"
 
 
 def test_a_missing_file_is_found_before_torch_is_imported(tmp_path):
