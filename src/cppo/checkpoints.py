@@ -7,7 +7,7 @@ written last.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,21 @@ SET_ASIDE = "abandoned-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def write_manifest(checkpoint: Path, processes: int, rows: str | None = None) -> None:
+def write_manifest(
+    checkpoint: Path, processes: int, rows: str | None = None, code: Mapping[str, str] | None = None
+) -> None:
     """Declare the checkpoint complete.
 
     Args:
         checkpoint: its folder. All processes have written their files.
         processes: their number. A resume needs the same number.
         rows: the digest of the training rows (`RecordSource.digest`), if the run knows it.
+        code: the files of the user's own functions -> fingerprint, if the run knows them.
     """
     entries = _hashed(checkpoint, _files(checkpoint))
     files = {name: list(entry) for name, entry in sorted(entries.items())}
-    replace_text(
-        checkpoint / MANIFEST, json.dumps({"processes": processes, "rows": rows, "files": files}, indent=1) + "\n"
-    )
+    manifest = {"processes": processes, "rows": rows, "code": dict(code or {}), "files": files}
+    replace_text(checkpoint / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def begin_manifest(checkpoint: Path) -> None:
@@ -74,6 +76,12 @@ def has_other_rows(checkpoint: Path, rows: str) -> bool:
     False where the checkpoint does not say.
     """
     return _recorded(checkpoint, "rows") not in (None, rows)
+
+
+def changed_code(checkpoint: Path, code: Mapping[str, str]) -> list[str]:
+    """The files with the user's own functions that changed since the checkpoint, by name. `code`: as it is now."""
+    before = _recorded(checkpoint, "code") or {}
+    return [file for file, fingerprint in code.items() if before.get(file, fingerprint) != fingerprint]
 
 
 def check_weights_written(checkpoint: Path, how: str) -> None:

@@ -83,6 +83,21 @@ def test_a_signal_ends_a_run_after_its_step_and_auto_goes_on(workplace, tmp_path
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+def test_a_resume_names_changed_files_of_own_functions(workplace, tmp_path, monkeypatch, capsys):
+    """Only those: an unchanged file and other folders bring no warning."""
+    monkeypatch.setenv("CPPO_TEST_SIGNAL", "0")
+    resume = ("--resume_from_checkpoint", workplace / "run" / "checkpoint-2", "--final_eval_samples", 1)
+    assert train(workplace, tmp_path / "same", *resume) == 0
+    assert "has changed" not in capsys.readouterr().err
+    reward = workplace / "reward.py"
+    reward.write_text(f"{SIGNALLING}# changed\n")
+    try:
+        assert train(workplace, tmp_path / "other", *resume) == 0
+    finally:
+        reward.write_text(SIGNALLING)
+    assert f"other inputs than the original ({reward} has changed): it will differ" in capsys.readouterr().err
+
+
 def test_a_signal_ends_supervised_fine_tuning_too(small_model, tmp_path, monkeypatch, capsys):
     from cppo.runs.recorder import RunRecorder
 

@@ -50,7 +50,7 @@ def _run(recipe: Recipe) -> None:
     warn_of_unread(data)
     config = {**cpu_options(recipe.config), **recipe.config}
     if checkpoint is not None:
-        warn_of_changes(recipe, config, checkpoint, data.digest())
+        warn_of_changes(recipe, config, checkpoint, data.digest(), {})
     arguments = {name: value for name, value in recipe.config.items() if name != "output_dir"}
     recorder = RunRecorder(files, samples=tuple, quiet=options.quiet, report=write_report)
     trainer = sft_trainer(

@@ -11,17 +11,14 @@ from typing import Any
 from cppo.assets import resolve_model
 from cppo.comparison.definitions import evaluation_definitions, present_part, training_definitions
 from cppo.comparison.finished import DEFINITIONS, RESULT, flaws, read_archive, read_result
-from cppo.comparison.study import FIXED, Cell, Study, given_options
+from cppo.comparison.study import FIXED, Cell, Study
 from cppo.data.spec import PathSpec, parse_spec
 from cppo.errors import UserError
 from cppo.files import content_fingerprint, model_fingerprint, replace_text
-from cppo.imports import own_files
-from cppo.options import TrainOptions, cppo_fields, schema
-from cppo.recipes import Recipe
-from cppo.rewards import check_rewards
+from cppo.options import TrainOptions, schema
+from cppo.recipes import Recipe, function_files, given_options, own_code
 from cppo.values import present_value
 
-VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
 REQUEST, LOG, MODEL = "request.json", "log.txt", "model"
 REMEDY = "give --rerun to run such cells again, or another output_dir"
 
@@ -126,7 +123,7 @@ def start_job(study: Study, task: str, fingerprint: Callable[[Path], str] = cont
         "evaluation": study.evaluations[task],
         DEFINITIONS: evaluation_definitions(study.evaluations[task]),
         "start_weights": start_weights(recipe.options.model),
-        **_contents([*_data_files(recipe.options.eval_data), *_own_files(study.evaluations[task])], fingerprint),
+        **_contents([*_data_files(recipe.options.eval_data), *function_files(study.evaluations[task])], fingerprint),
     }
     request = {"task": task, "recipe": _recipe_values(recipe), "steps": [0]}
     return Job("start", f"{task}, start", study.output_dir, f"start/{task}", identity, request)
@@ -140,7 +137,7 @@ def cell_job(study: Study, cell: Cell, fingerprint: Callable[[Path], str] = cont
         DEFINITIONS: {**_definitions(cell.recipe), **evaluation_definitions(study.evaluations[cell.task])},
         "steps": study.evaluation_steps(cell.recipe),
         "start_weights": start_weights(cell.recipe.options.model),
-        **_contents([*_cell_files(cell.recipe), *_own_files(study.evaluations[cell.task])], fingerprint),
+        **_contents([*_cell_files(cell.recipe), *function_files(study.evaluations[cell.task])], fingerprint),
     }
     request = {
         "task": cell.task,
@@ -277,17 +274,9 @@ def _cell_files(recipe: Recipe) -> list[Path]:
     """The local files that training and evaluation read, with the user's own code."""
     options = recipe.options
     assert isinstance(options, TrainOptions)
-    rewards = [spec.file for spec in check_rewards(recipe.rewards, None) if spec.file]
     ratings = [Path(options.data_ratings)] if options.data_ratings else []
     data = [*_data_files(options.data), *_data_files(options.eval_data), *ratings]
-    return [*data, *rewards, *_own_files(given_options(recipe))]
-
-
-def _own_files(options: Mapping[str, Any]) -> list[Path]:
-    """The files of the user's own views, score, selector and sink."""
-    functions = [name for name, field in cppo_fields().items() if field.functions and name in options]
-    views = [one for name in VIEW_LISTS for one in options.get(name, ())]
-    return own_files([*views, *(options[name] for name in functions)])
+    return [*data, *own_code(recipe)]
 
 
 def _contents(files: list[Path], fingerprint: Callable[[Path], str]) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from typing import Any
 from cppo.comparison.options import StudyOptions
 from cppo.errors import UserError, choose_one
 from cppo.fields import option_fields
-from cppo.methods import with_method
 from cppo.options import Schema, schema
-from cppo.recipes import Recipe, load_recipe, packaged_names, packaged_or_file, read_mapping
+from cppo.recipes import Recipe, given_options, load_recipe, packaged_names, packaged_or_file, read_mapping
 from cppo.views import CONDITION_NAMES
 
 STUDIES_DIR = Path(__file__).parent / "studies"
@@ -253,12 +252,6 @@ def _check_task(recipe: Recipe, where: str) -> None:
 
 def _with_seed(spec: str, seed: int) -> str:
     return spec.replace("{seed}", str(seed))
-
-
-def given_options(recipe: Recipe) -> dict[str, Any]:
-    """The options that a recipe and its method set, by name."""
-    given = {**dataclasses.asdict(recipe.options), **with_method(recipe.config, recipe.method)}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def settings(study: Study) -> dict[str, Any]:

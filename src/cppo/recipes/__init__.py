@@ -1,5 +1,6 @@
 """Recipes: flat YAML, one per purpose, checked before torch is imported."""
 
+from cppo.recipes.own_code import code_fingerprints, function_files, given_options, own_code
 from cppo.recipes.recipe import (
     Recipe,
     accelerate_files,
@@ -23,9 +24,13 @@ __all__ = [
     "RunDirectory",
     "accelerate_files",
     "check_checkpoint",
+    "code_fingerprints",
     "dump_recipe",
+    "function_files",
+    "given_options",
     "load_recipe",
     "make_recipe",
+    "own_code",
     "packaged_names",
     "packaged_or_file",
     "read_mapping",

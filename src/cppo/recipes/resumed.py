@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cppo.checkpoints import checkpoint_step, has_other_rows
+from cppo.checkpoints import changed_code, checkpoint_step, has_other_rows
 from cppo.errors import UserError, tell
 from cppo.options import schema
 from cppo.recipes.recipe import Recipe, resolved_options
@@ -100,10 +100,13 @@ def check_checkpoint(recipe: Recipe, checkpoint: Path) -> None:
         raise UserError(f"resume_from_checkpoint: {checkpoint} is at step {step} already; raise max_steps")
 
 
-def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path, rows: str) -> None:
-    """Print on one line what differs from the checkpoint's run: the result of `changed_options`, and the rows.
+def warn_of_changes(
+    recipe: Recipe, config: Mapping[str, Any], checkpoint: Path, rows: str, code: Mapping[str, str]
+) -> None:
+    """Print on one line what differs from the checkpoint's run: options, training rows, and the user's own code.
 
-    rows: the digest of the training rows. Raises UserError for other rows under the same options.
+    rows: the digest of the training rows. code: the result of `code_fingerprints`. Raises UserError for other rows
+    under the same options.
     """
     changed = changed_options(recipe, config, checkpoint)
     other_rows = has_other_rows(checkpoint, rows)
@@ -113,12 +116,13 @@ def warn_of_changes(recipe: Recipe, config: Mapping[str, Any], checkpoint: Path,
             "file of `data` or `data_ratings` has changed since; restore it, or start from the checkpoint's weights "
             f"with --model {checkpoint}"
         )
-    if changed:
-        differences = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items()]
-        listed = "; ".join([*differences, *["other training rows"] * other_rows])
+    differences = [f"{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+    differences += ["other training rows"] * other_rows
+    differences += [f"{file} has changed" for file in changed_code(checkpoint, code)]
+    if differences:
         tell(
-            f"warning: the resumed run has other options than the original ({listed}): it will differ from "
-            "the interrupted run"
+            f"warning: the resumed run has other inputs than the original ({'; '.join(differences)}): it will differ "
+            "from the interrupted run"
         )
 
 

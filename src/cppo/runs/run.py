@@ -11,7 +11,7 @@ from cppo.checkpoints import check_processes
 from cppo.errors import tell
 from cppo.evaluation import BLANK, EvalResult, PairedDifference, paired_bootstrap
 from cppo.files import replace_text
-from cppo.recipes import Recipe, RunDirectory, dump_recipe, resolved_options, warn_of_changes
+from cppo.recipes import Recipe, RunDirectory, code_fingerprints, dump_recipe, resolved_options, warn_of_changes
 from cppo.reports.model_card import RunFacts
 from cppo.rewards import number_tolerance
 from cppo.runs.generation_slice import choose_slice
@@ -84,17 +84,17 @@ def run_training(
     files = RunDirectory(recipe.output_dir)
     prepared = prepare_run(recipe, sources)
     options, args, train, long = prepared.options, prepared.args, prepared.train, prepared.long
-    resolved, rows = resolved_config(recipe, args), train.digest()
+    resolved, rows, code = resolved_config(recipe, args), train.digest(), code_fingerprints(recipe)
     if checkpoint is not None:
         check_processes(checkpoint, args.world_size)
-        warn_of_changes(recipe, resolved, checkpoint, rows)
+        warn_of_changes(recipe, resolved, checkpoint, rows, code)
         tell(f"the run resumes from {checkpoint}")
     show_start(recipe, args, len(train))
     choose_slice(recipe, prepared)
     trainer = build_trainer(prepared, sources)
     if checkpoint is not None:
         trainer.check_launched_alike(checkpoint)
-    trainer.rows = rows
+    trainer.rows, trainer.code = rows, code
     main = trainer.is_world_process_zero()
     probes = sources.probes if may_probe(trainer, options) else None
     if main:

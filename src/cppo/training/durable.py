@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ class DurableTrainer(Trainer):
 
     Attributes:
         rows: the digest of the training rows, for checkpoints, where a run sets it.
+        code: the files of the user's own functions -> fingerprint, likewise.
     """
 
     model: Any  # never None: TRL builds it, of transformers or of PEFT
     optimizer: torch.optim.Optimizer  # asked for only in training
     rows: str | None = None
+    code: Mapping[str, str] | None = None
     _nonfinite_in_row = 0
     _losses: tuple[torch.Tensor, ...] = ()
 
@@ -109,7 +112,7 @@ class DurableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    write_manifest(folder, self.accelerator.num_processes, self.rows)
+                    write_manifest(folder, self.accelerator.num_processes, self.rows, self.code)
         except UserError as error:
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
