@@ -88,7 +88,9 @@ def test_a_resume_names_changed_files_of_own_functions(workplace, tmp_path, monk
     monkeypatch.setenv("CPPO_TEST_SIGNAL", "0")
     resume = ("--resume_from_checkpoint", workplace / "run" / "checkpoint-2", "--final_eval_samples", 1)
     assert train(workplace, tmp_path / "same", *resume) == 0
-    assert "has changed" not in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "has changed" not in err
+    assert "cppo: warning: 100% of the responses in the latest 1 logged steps reach the limit" in err
     reward = workplace / "reward.py"
     reward.write_text(f"{SIGNALLING}# changed\n")
     try:

@@ -11,6 +11,7 @@ from cppo import ReportCallback
 from cppo.cli.main import main
 from cppo.cli.trained import own_options
 from cppo.reports import read_run
+from cppo.reports.signs import metric_warnings
 
 
 def brevity(completions, **columns):
@@ -44,6 +45,9 @@ def test_a_trainer_shows_short_lines_and_writes_a_report(train, tmp_path, capsys
     assert all("  token " in line and "  brevity " in line for line in steps)
     run = read_run(tmp_path / "run")
     assert [row["step"] for row in run.metrics] == [1, 2]
+    signs = metric_warnings(run)
+    assert any("reach the limit" in text for text in signs)
+    assert all(f"cppo: warning: {text}" in captured.err for text in signs)
     assert run.samples
     assert run.config["method"] == "cppo"
     assert run.config["max_steps"] == 2

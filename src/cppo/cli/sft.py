@@ -35,7 +35,7 @@ def _run(recipe: Recipe) -> None:
         check_responses(evaluation)
     quiet_libraries()
 
-    from cppo.reports import write_report
+    from cppo.reports import tell_warnings, write_report
     from cppo.runs.notices import warn_of_unread
     from cppo.runs.precision import cpu_options
     from cppo.runs.recorder import RunRecorder
@@ -76,4 +76,5 @@ def _run(recipe: Recipe) -> None:
     if main:
         summary = {"seconds": round(time.monotonic() - started, 1), **left_out_summary(data, long)}
         replace_text(files.summary, json.dumps(summary) + "\n")
+        tell_warnings(files.path)
         print(f"model      {recipe.output_dir}\nreport     {write_report(files.path)}")

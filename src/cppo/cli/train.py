@@ -59,13 +59,14 @@ def _run(recipe: Recipe, named: bool) -> None:
             print("\n".join(lines))
         return
 
-    from cppo.reports import write_report
+    from cppo.reports import tell_warnings, write_report
     from cppo.runs.run import run_training
 
     with hint_where_to_go_on(recipe.output_dir):
         result = run_training(recipe, sources, write_report, checkpoint)
     if not result.is_main_process:
         return
+    tell_warnings(result.output_dir)
     report = write_report(result.output_dir)
     print(
         "\n".join(

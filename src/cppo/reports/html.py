@@ -7,13 +7,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cppo.errors import tell
 from cppo.files import replace_text
 from cppo.recipes import RunDirectory
 from cppo.reports.charts import interval_chart
 from cppo.reports.curves import run_figures
 from cppo.reports.page import render_page
 from cppo.reports.run_data import RunData, read_run
-from cppo.reports.signs import run_warnings
+from cppo.reports.signs import metric_warnings, run_warnings
 from cppo.reports.tokens import example, probed_items
 
 SHOWN_EXAMPLES = 8
@@ -32,6 +33,12 @@ def write_report(run_dir: str | os.PathLike[str], *, refresh: int | None = None)
     files = RunDirectory(run_dir)
     replace_text(files.report, render_report(read_run(files.path), refresh=refresh))
     return files.report
+
+
+def tell_warnings(run_dir: str | os.PathLike[str]) -> None:
+    """Print the report's warnings from a run's metrics. Raises UserError as `read_run`."""
+    for text in metric_warnings(read_run(run_dir)):
+        tell(f"warning: {text}")
 
 
 def render_report(run: RunData, *, refresh: int | None = None) -> str:

@@ -24,7 +24,12 @@ EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
 
 
 def run_warnings(run: RunData) -> list[str]:
-    """Fallbacks of the run, and warnings from its metrics, one or two sentences each; empty if there are none."""
+    """Fallbacks of the run, then `metric_warnings`; empty if there are none."""
+    return [f"{line[:1].upper()}{line[1:]}." for line in run.fallbacks] + metric_warnings(run)
+
+
+def metric_warnings(run: RunData) -> list[str]:
+    """Warnings from the metrics, one or two sentences each; empty if there are none."""
     signs: tuple[Callable[[RunData], str | None], ...] = (
         not_finite,
         without_form,
@@ -35,8 +40,7 @@ def run_warnings(run: RunData) -> list[str]:
         high_contrast,
         lengths_at_limit,
     )
-    fallbacks = [f"{line[:1].upper()}{line[1:]}." for line in run.fallbacks]
-    return fallbacks + [text for sign in signs if (text := sign(run)) is not None]
+    return [text for sign in signs if (text := sign(run)) is not None]
 
 
 def not_finite(run: RunData) -> str | None:

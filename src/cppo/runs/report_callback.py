@@ -12,7 +12,7 @@ from cppo.files import replace_text
 from cppo.policy import unwrapped
 from cppo.progress import say
 from cppo.recipes import RunDirectory
-from cppo.reports import write_report
+from cppo.reports import tell_warnings, write_report
 from cppo.reports.model_card import base_name, changed_options
 from cppo.runs.recorder import RunRecorder
 from cppo.training import package_versions
@@ -60,6 +60,7 @@ class ReportCallback(RunRecorder):
         super().on_train_end(args, state, control)
         if state.is_world_process_zero:
             self._write_report(state, refresh=None)
+            tell_warnings(self._files.path)
             say(f"report     {self._files.report}")
 
     def _options(self) -> dict[str, Any]:
