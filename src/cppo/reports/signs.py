@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from cppo.reports.charts import Point
@@ -18,7 +18,7 @@ CHANCE = 4.5
 LOW_ENTROPY = 0.005
 """Policy entropy in nats below which nearly all rollouts of a prompt are the same."""
 FAR_OUT = 10.0
-"""Above this mean `perception/cpl`, I+ changes the answers far more than I-; it is ln 2 without contrast."""
+"""Above this median `perception/cpl`, I+ changes the answers far more than I-; it is ln 2 without contrast."""
 PUBLISHED_TEMPERATURE = 0.1
 EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
 
@@ -173,10 +173,10 @@ def far_out(rows: Sequence[Mapping[str, Any]], temperature: float) -> str | None
     """The warning for a contrast `softplus((d+ - d-) / temperature)` far above ln 2, its value without contrast."""
     logged = [row.get("perception/cpl") for row in rows]
     values = [value for value in logged if value is not None and math.isfinite(value)]
-    if not values or (cpl := fmean(values)) <= FAR_OUT:
+    if not values or (cpl := median(values)) <= FAR_OUT:
         return None
     return (
-        f"the CPL is {cpl:.1f} on average in the latest steps (0.693 if I+ and I- change the answers equally, "
+        f"the median CPL of the latest steps is {cpl:.1f} (0.693 if I+ and I- change the answers equally, "
         f"lower is better): I+ changes the selected tokens by about {cpl * temperature:.1f} nats more than "
         f"I-, at perception_temperature {temperature:g}. Check both with `cppo views --data DATA --model "
         "MODEL`, and use a milder I+ (preserving_views and its strengths) or a stronger I-"

@@ -31,8 +31,8 @@ LENGTHS = (1024, 512, 256)
 GROUP = 5
 """Rollouts of a prompt on GPUs: the published number."""
 FORM_BUILT_IN = (
-    "\nIts tokenizer was made for the form of the responses, so no prompt asks for it. `micro` knows only the generated"
-    "\ntasks; teach it your pictures first: docs/start/micro.md."
+    "\nIts tokenizer was made for the form of the responses, so no prompt asks for it. By itself `micro` knows only the"
+    "\ngenerated tasks; docs/start/micro.md teaches it your pictures."
 )
 MICRO_GROUPS = 4
 """Limit of groups in a micro-batch."""
