@@ -129,7 +129,7 @@ def test_init_asks_for_the_form_only_where_instructions_help(pictures, small_mod
     for name, model in (("micro", "micro"), ("descendant", small_model)):
         text = init(tmp_path / f"{name}.yaml", *argv, "--model", model)
         assert "prompt_suffix" not in yaml.safe_load(text)
-        assert "teach it your pictures first: docs/start/micro.md" in text
+        assert "docs/start/micro.md teaches it your pictures" in text
     other = shutil.copytree(small_model, tmp_path / "other")
     file = other / "tokenizer.json"
     file.write_text(file.read_text().replace(json.dumps("| ?\\\\boxed\\{")[1:-1], ""))

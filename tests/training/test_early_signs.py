@@ -46,8 +46,10 @@ def test_a_far_contrast_is_reported_in_nats():
 
     assert far_out([row(cpl=softplus(0.0, 0.1))], 0.1) is None
     assert far_out([row(cpl=math.nan), row(cpl=None), {"reward": 1.0}], 0.1) is None
+    one_step = [row(cpl=cpl) for cpl in (3.474, 0.498, 1.94, 50.355, 0.356)]  # of a run with few selected tokens
+    assert far_out(one_step, 0.1) is None
     found = far_out([row(cpl=softplus(2.0, 0.1)), row(cpl=softplus(3.6, 0.1)), {"reward": 1.0}], 0.1)
-    assert "the CPL is 28.0 on average" in found
+    assert "the median CPL of the latest steps is 28.0" in found
     assert "by about 2.8 nats more than I-, at perception_temperature 0.1" in found
 
 
