@@ -35,7 +35,7 @@ def write_report(run_dir: str | os.PathLike[str], *, refresh: int | None = None)
     return files.report
 
 
-def tell_warnings(run_dir: str | os.PathLike[str]) -> None:
+def tell_warnings(run_dir: str | Path) -> None:
     """Print the report's warnings from a run's metrics. Raises UserError as `read_run`."""
     for text in metric_warnings(read_run(run_dir)):
         tell(f"warning: {text}")
