@@ -84,7 +84,7 @@ def test_a_signal_ends_a_run_after_its_step_and_auto_goes_on(workplace, tmp_path
 
 
 def test_a_resume_names_changed_files_of_own_functions(workplace, tmp_path, monkeypatch, capsys):
-    """Only those: an unchanged file and other folders bring no warning."""
+    """Only those: an unchanged file in another folder causes no warning."""
     monkeypatch.setenv("CPPO_TEST_SIGNAL", "0")
     resume = ("--resume_from_checkpoint", workplace / "run" / "checkpoint-2", "--final_eval_samples", 1)
     assert train(workplace, tmp_path / "same", *resume) == 0
