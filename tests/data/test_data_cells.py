@@ -144,6 +144,12 @@ def test_what_is_no_number_is_no_answer(value, field):
         load_rows([row])
 
 
+def test_a_whole_number_that_no_float_holds_is_an_answer(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "q", "answer": 10**400, "id": -(10**400)}) + "\n")
+    (record,) = load_records(str(tmp_path / "rows.jsonl"))
+    assert (record.answer, record.id) == ("1" + "0" * 400, "-1" + "0" * 400)
+
+
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 400 + ".0", "NaN", "-Infinity"])
 def test_a_json_number_that_no_float_holds(tmp_path, number):
     (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "q", "answer": {number}}}\n')

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from numbers import Real
+from numbers import Rational, Real
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,8 @@ def _number_as_text(value: Any, name: str) -> Any:
     """A number (also NumPy's or Decimal) as text; any other value unchanged."""
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return value
-    if not (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)):
+    is_exact = isinstance(value, Rational)  # a whole number may be too large for a float
+    if not (is_exact or (value.is_finite() if isinstance(value, Decimal) else math.isfinite(value))):
         raise RowError(f"{name} is {str(value).lower()}, not a number; write it as text if you mean the word")
     exponent = value.adjusted() if isinstance(value, Decimal) else MOST_DIGITS
     return f"{value:f}" if abs(exponent) < MOST_DIGITS else str(value)
