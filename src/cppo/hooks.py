@@ -8,8 +8,8 @@ in the run, is one line that names option, file and function.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -180,9 +180,9 @@ def register_own(options: Mapping[str, Any]) -> None:
 def try_own(options: Any) -> None:
     """Call the user's own functions of a configuration with trial tensors.
 
-    Raises UserError where one fails or its result has another shape or dtype, is not finite, or differs between two
-    calls. A result must not depend on values outside the response mask. A selector must stay inside the mask; a loss
-    term must have a gradient.
+    Raises UserError where one fails, changes its input, or its result has another shape or dtype, is not finite, or
+    differs between two calls. A result must not depend on values outside the response mask. A selector must stay inside
+    the mask; a loss term must have a gradient.
     """
     own = {option: getattr(options, option) for option in HOOKS if is_own(getattr(options, option))}
     if not own:
@@ -311,9 +311,14 @@ def _try_term(what: str, term: Callable[..., Tensor], found: Sequence[ViewScores
 def _tried(what: str, function: Callable[..., Tensor], arguments: Sequence[tuple[Any, ...]], where: Tensor) -> Tensor:
     """A function's result for the first of the arguments; the others differ from it only outside `where`.
 
-    Raises UserError where the result is not finite, changes between calls, or differs for the other arguments.
+    Raises UserError where the function changes its input, or where the result is not finite, changes between calls, or
+    differs for the other arguments.
     """
+    given = list(_tensors(arguments))
+    before = [tensor.detach().clone() for tensor in given]
     first, again, other = (function(*arguments[place]) for place in (0, 0, 1))
+    if not all(map(torch.equal, before, given)):
+        raise UserError(f"{what} changes a tensor that it is given, which the loss needs as it is: change a clone()")
     if not first[where].isfinite().all():
         raise UserError(f"{what} returns values that are not finite for ordinary scores: avoid 0 / 0 and log 0")
     if not torch.equal(first[where], again[where]):
@@ -327,3 +332,16 @@ def _tried(what: str, function: Callable[..., Tensor], arguments: Sequence[tuple
             "them, or fill them by response_mask first"
         )
     return first
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested sequences, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors(list(vars(value).values()))

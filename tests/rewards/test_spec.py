@@ -154,6 +154,18 @@ def test_what_is_no_reward_is_one_line(own, returned, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_reward_that_changes_its_arguments_changes_no_others(own):
+    text = "def {}(completions, answer, **columns):\n    {}\n    return [0.0, 0.0]\n"
+    Path("emptied.py").write_text(text.format("emptied", "completions.clear(), answer.clear()"))
+    Path("lowered.py").write_text(text.format("lowered", "completions[0][0]['content'] = ''; answer[1] = ''"))
+    completions = [[{"role": "assistant", "content": text}] for text in ("A", "B")]
+    answer = ["a", "b"]
+    for name in ("emptied", "lowered"):
+        assert load(f"{name}.py:{name}")(completions=completions, answer=answer) == [0.0, 0.0]
+    assert [completion[0]["content"] for completion in completions] == ["A", "B"]
+    assert answer == ["a", "b"]
+
+
 LEAVING = """
 import sys
 

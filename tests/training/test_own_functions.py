@@ -248,6 +248,12 @@ def config(tmp_path, **given):
             "needs attention, which a score does not get; it may need all_layers, hidden",
         ),
         ("score", "own.py:drawn", "returns other values for the same tensors"),
+        (
+            "score",
+            "own.py:clamped",
+            "which the loss needs as it is: change a clone()",
+        ),
+        ("selector", "own.py:filled", "changes a tensor that it is given"),
         ("score", "own.py:leaves", "failed in own.py line 95: SystemExit: 3"),
         ("selector", "own.py:everything", "selects tokens outside response_mask: return its selection & response_mask"),
         ("selector", "own.py:padded", "depends on values outside the response, which may be anything"),

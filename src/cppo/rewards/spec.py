@@ -5,6 +5,7 @@
 the named function is called with them and returns the reward function.
 """
 
+import copy
 import functools
 import inspect
 import math
@@ -196,7 +197,10 @@ def trainer_arguments(function: RewardFunction) -> list[str]:
 def _with_clear_errors(
     function: RewardFunction, what: str, caught: tuple[type[BaseException], ...] = (Exception, SystemExit)
 ) -> RewardFunction:
-    """The function; errors in `caught` and invalid rewards become a UserError that begins with `what`."""
+    """The function; errors in `caught` and invalid rewards become a UserError that begins with `what`.
+
+    The function gets copies of the completions and of the columns' lists, and may change them.
+    """
 
     def failed(error: BaseException) -> UserError:
         told = failure(error, what)
@@ -226,14 +230,14 @@ def _with_clear_errors(
 
     async def awaited(*, completions: Sequence[Any], **columns: Any) -> Any:
         try:
-            found = await function(completions=completions, **columns)
+            found = await function(**_copies(completions, columns))
         except caught as error:
             raise failed(error) from error
         return checked(found, completions)
 
     def called(*, completions: Sequence[Any], **columns: Any) -> Any:
         try:
-            found = function(completions=completions, **columns)
+            found = function(**_copies(completions, columns))
         except caught as error:
             raise failed(error) from error
         return checked(found, completions)
@@ -243,6 +247,12 @@ def _with_clear_errors(
     functools.update_wrapper(reward, function)  # its signature, for `reward_columns`
     reward.__name__ = _name(function)
     return reward
+
+
+def _copies(completions: Sequence[Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of one reward: without copies, a change would reach the rewards after it, and the log."""
+    lists = {name: list(value) if isinstance(value, list) else value for name, value in columns.items()}
+    return {"completions": copy.deepcopy(completions), **lists}
 
 
 def _name(function: RewardFunction) -> str:

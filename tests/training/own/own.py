@@ -160,3 +160,11 @@ def undeclared_advantages(scores, options):
 
 def mistaken(anchor, removing):
     return anchor.logps * removing.logits_of_js["kl"]
+
+
+def clamped(anchor, removing):
+    return removing.entropies - anchor.logps.clamp_(min=-1.0)
+
+
+def filled(score, response_mask, top_fraction, **_):
+    return score.masked_fill_(~response_mask, 0.0) > 0.5
