@@ -300,6 +300,13 @@ def test_a_closed_pipe_is_no_traceback():
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_runs_without_standard_streams(tmp_path, closed):
+    copied = f'exec "$0" -m cppo recipes copy micro {closed}'
+    assert subprocess.run(["sh", "-c", copied, sys.executable], cwd=tmp_path).returncode == 0
+    assert (tmp_path / "micro.yaml").is_file()
+
+
 def test_recipes_list_and_copy(capsys, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["recipes", "list"]) == 0

@@ -235,6 +235,7 @@ def test_a_folder_without_a_recipe_gets_the_published_options_and_a_line(tmp_pat
         (["--model", "micro", "--data", "gone.jsonl", "--out", "x.html"], "gone.jsonl"),
         (["--model", "micro", "--data", "tasks:digits", "--out", "no/x.html"], "--out: cannot write no/x.html"),
         (["--model", "micro", "--data", "tasks:digits", "--out", "x.html", "--samples", "0"], "[1, inf)"),
+        (["--model", "micro", "--data", "tasks:digits", "--out", "x.html", "--json", "./x.html"], "both name x.html"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, refused):

@@ -16,7 +16,7 @@ from cppo.cli.answering import (
 )
 from cppo.cli.console import quiet_libraries
 from cppo.cli.eval_report import category_rows, report_lines
-from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file, number_in
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file, check_two_files, number_in
 from cppo.cli.trained import ANY_MODEL, add_answer_options, answer_settings, asked_rows, trained_recipe
 from cppo.data import MissingColumns, RecordSource, first_prompts
 from cppo.errors import UserError, tell
@@ -108,8 +108,7 @@ def _check_files(arguments: Any) -> None:
     if arguments.suite is not None:
         return
     check_output_file("--responses", arguments.responses)
-    if arguments.json and arguments.responses and Path(arguments.json).resolve() == Path(arguments.responses).resolve():
-        raise UserError(f"--json and --responses both name {arguments.json}; give two files")
+    check_two_files("--json and --responses", arguments.json, arguments.responses)
 
 
 def _report(

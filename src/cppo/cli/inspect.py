@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from cppo.cli.console import quiet_libraries
-from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file
+from cppo.cli.parser import COUNT, SEED, Parser, add_data_options, check_output_file, check_two_files
 from cppo.cli.trained import (
     ANY_MODEL,
     add_answer_options,
@@ -31,6 +31,7 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--out: {arguments.out}: write a .html file (--json FILE writes the numbers)")
     check_output_file("--out", arguments.out)
     check_output_file("--json", arguments.json)
+    check_two_files("--out and --json", arguments.out, arguments.json)
     _, options, sampler = recipe_views(arguments)
     trained = trained_recipe(arguments.model)
     settings = answer_settings(arguments, trained)

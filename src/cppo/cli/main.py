@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C, 128 + N after signal N, 141 if nobody reads.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with it closed (`>&-`)
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     try:
         status = _run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()

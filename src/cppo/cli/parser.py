@@ -105,6 +105,12 @@ def check_output_file(option: str, name: str | None) -> None:
         raise UserError(f"{option}: cannot write {name}: {error.strerror}") from error
 
 
+def check_two_files(options: str, one: str | None, other: str | None) -> None:
+    """Raise UserError where two options, "--json and --out" in words, name one file."""
+    if one and other and Path(one).resolve() == Path(other).resolve():
+        raise UserError(f"{options} both name {one}; give two files")
+
+
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:
     """Add --data, --columns and --max_bad_fraction, for `cppo.data.load_records`."""
     what = "tasks:NAME[?option=value&...], a file, a folder or hub:ORG/NAME[:SPLIT]"
