@@ -24,15 +24,16 @@ EQUAL_GROUPS, AT_LIMIT, NOTHING_SELECTED = 0.75, 0.1, 0.25
 
 
 def run_warnings(run: RunData) -> list[str]:
-    """Fallbacks of the run, then `metric_warnings`; empty if there are none."""
-    return [f"{line[:1].upper()}{line[1:]}." for line in run.fallbacks] + metric_warnings(run)
+    """What the run reported when it came (fallbacks, form), then `metric_warnings`; empty if there are none."""
+    told = [f"{line[:1].upper()}{line[1:]}." for line in run.fallbacks]
+    form = without_form(run)
+    return [*told, *([form] if form else []), *metric_warnings(run)]
 
 
 def metric_warnings(run: RunData) -> list[str]:
     """Warnings from the metrics, one or two sentences each; empty if there are none."""
     signs: tuple[Callable[[RunData], str | None], ...] = (
         not_finite,
-        without_form,
         collapse,
         low_entropy,
         equal_groups,
