@@ -1,10 +1,11 @@
 """Recipes: flat YAML, one per purpose, checked before torch is imported."""
 
-from cppo.recipes.own_code import code_fingerprints, function_files, given_options, own_code
+from cppo.recipes.own_code import code_fingerprints, function_files, own_code
 from cppo.recipes.recipe import (
     Recipe,
     accelerate_files,
     dump_recipe,
+    given_options,
     load_recipe,
     make_recipe,
     packaged_names,

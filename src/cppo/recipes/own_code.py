@@ -1,24 +1,16 @@
 """The files of a user's own functions that a recipe names."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cppo.files import content_fingerprint
 from cppo.imports import own_files
-from cppo.methods import with_method
 from cppo.options import cppo_fields
-from cppo.recipes.recipe import Recipe
+from cppo.recipes.recipe import Recipe, given_options
 from cppo.rewards import check_rewards
 
 VIEW_LISTS = ("preserving_views", "removing_views", "rollout_views")
-
-
-def given_options(recipe: Recipe) -> dict[str, Any]:
-    """The options that a recipe and its method set, by name."""
-    given = {**dataclasses.asdict(recipe.options), **with_method(recipe.config, recipe.method)}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def function_files(options: Mapping[str, Any]) -> list[Path]:

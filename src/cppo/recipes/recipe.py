@@ -140,6 +140,12 @@ def _divided(command: str, name: str, values: Mapping[str, Any]) -> Recipe:
     return Recipe(name, command, run, config)
 
 
+def given_options(recipe: Recipe) -> dict[str, Any]:
+    """The options that a recipe and its method set, by name."""
+    given = {**dataclasses.asdict(recipe.options), **with_method(recipe.config, recipe.method)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def resolved_options(recipe: Recipe, config: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's options that define the run, with the trainer's fields from `config`."""
     run = dataclasses.asdict(recipe.options)
